@@ -1,0 +1,217 @@
+"""What was measured: versioned, immutable records, one per case; `None` always means not measured.
+
+Every quantity has one name, ends in its unit, is stored raw, and is formatted only for display.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from revsnn_bench.case import Case
+
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+
+
+class Status(StrEnum):
+    """How a case ended; none of these is a number."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    SKIPPED = "skipped"
+
+
+class SavedBytes(_Frozen):
+    """Unique storages packed for backward: `own`, or aliasing the caller's `input` or `output`."""
+
+    own: int
+    input: int
+    output: int
+
+
+class MemoryRecord(_Frozen):
+    """Bytes of one training step; on CPU from the profiler's timeline, exact to the byte.
+
+    Fields:
+        retained_bytes: alive after forward only because of the model (input dropped; output, parameters
+            and carried state not counted).
+        state_bytes: neuron state carried to the next call until `reset()`.
+        output_bytes: the output itself.
+        saved_bytes: what autograd packed, by whose storage it is.
+        peak_bytes: highest live tensor bytes during forward and backward, less what was alive before.
+        peak_by_category_bytes: the same peak by kind (input, output, retained, gradient, temporary, ...).
+        peak_phase, peak_module: where the peak occurred.
+        process_peak_bytes: what the operating system says: growth of the high-water mark in the step.
+        device_peak_bytes, device_reserved_bytes: what the device allocator says; None on CPU.
+        driver_peak_bytes: NVML per-process memory on NVIDIA; None elsewhere.
+    """
+
+    retained_bytes: int
+    state_bytes: int
+    output_bytes: int
+    saved_bytes: SavedBytes
+    peak_bytes: int
+    peak_by_category_bytes: dict[str, int]
+    peak_phase: str
+    peak_module: str
+    process_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    device_reserved_bytes: int | None = None
+    driver_peak_bytes: int | None = None
+
+
+class PhaseFlops(_Frozen):
+    """Operations of one phase: 1 per pointwise output element, 2 per multiply-accumulate."""
+
+    pointwise: int
+    multiply_accumulate: int
+
+    @property
+    def total(self) -> int:
+        """All operations of the phase."""
+        return self.pointwise + self.multiply_accumulate
+
+
+class FlopsRecord(_Frozen):
+    """Operations of one training step, phases apart; `fvcore_forward_flops` is the cross-check (2 per MAC)."""
+
+    forward: PhaseFlops
+    backward: PhaseFlops
+    recompute: PhaseFlops
+    fvcore_forward_flops: int | None = None
+
+
+class TimeRecord(_Frozen):
+    """Raw wall-time samples in seconds, interleaved with the standard LIF at the same point.
+
+    Fields:
+        forward_time_s, backward_time_s: one sample per accepted round, in order.
+        lif_forward_time_s, lif_backward_time_s: the standard LIF's samples of the same rounds, in the same
+            process; equal to the case's own samples where the case is the standard LIF.
+        rounds_rejected: rounds thrown away because other work held the processor.
+        load_before, load_after: load average over one minute.
+        threads: threads of intra-op parallelism.
+    """
+
+    forward_time_s: tuple[float, ...]
+    backward_time_s: tuple[float, ...]
+    lif_forward_time_s: tuple[float, ...] = ()
+    lif_backward_time_s: tuple[float, ...] = ()
+    rounds_rejected: int
+    load_before: float
+    load_after: float
+    threads: int
+
+
+class FidelityRecord(_Frozen):
+    """Is the gradient right? Relative L2 errors against float64 backpropagation of the same forward.
+
+    Fields:
+        gradient_error: of the gradient with respect to the input.
+        parameter_gradient_error: of all parameter gradients together; None without parameters.
+        output_error: of the output against the reference dynamics in the same dtype.
+        tolerance: largest gradient error that counts as right for this dtype.
+        reconstruction_error: worst absolute input error after inverting or decoding; None where nothing
+            is inverted.
+        flipped_spikes: spikes recovered wrongly; None where nothing is inverted.
+        predicted_error: what the node's own drift guard predicts; None where there is none.
+        warning: the warning that the node gave, word for word.
+        neurons: how many neurons were compared.
+    """
+
+    gradient_error: float
+    parameter_gradient_error: float | None = None
+    output_error: float
+    tolerance: float
+    reconstruction_error: float | None = None
+    flipped_spikes: int | None = None
+    predicted_error: float | None = None
+    warning: str | None = None
+    neurons: int
+
+
+class AccuracyRecord(_Frozen):
+    """Test accuracy, in [0, 1], after a fixed budget of training on real data."""
+
+    accuracy: float
+    stripped_accuracy: float | None = None
+    data: str
+    epochs: int
+    train_samples: int
+    test_samples: int
+    train_time_s: float
+
+
+class Conditions(_Frozen):
+    """What may change from case to case on one machine: load, clocks, temperature, throttling."""
+
+    load_before: float | None = None
+    load_after: float | None = None
+    gpu_before: dict[str, Any] | None = None
+    gpu_after: dict[str, Any] | None = None
+
+
+class Record(_Frozen):
+    """One case, how it ended, and what was measured of it."""
+
+    case: Case
+    status: Status
+    reason: str | None = None
+    memory: MemoryRecord | None = None
+    flops: FlopsRecord | None = None
+    time: TimeRecord | None = None
+    fidelity: FidelityRecord | None = None
+    accuracy: AccuracyRecord | None = None
+    conditions: Conditions = Conditions()
+    started_at: str
+    duration_s: float
+
+
+class Environment(_Frozen):
+    """Where a run took place; `incomparable_fields` names what must agree before two runs are compared."""
+
+    torch: str
+    python: str
+    platform: str
+    cpu_model: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    package: str
+    commit: str | None
+    dirty: bool | None
+    packages: dict[str, str]
+    cuda: str | None = None
+    driver: str | None = None
+    gpu: str | None = None
+    deterministic: bool
+    malloc: dict[str, str]
+
+
+class RunHeader(_Frozen):
+    """First line of a journal: what was asked for, and where."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    started_at: str
+    command: tuple[str, ...]
+    environment: Environment
+    settings: dict[str, Any]
+
+
+class Run(_Frozen):
+    """A header and its records, in the order in which the cases ended."""
+
+    header: RunHeader
+    records: tuple[Record, ...]
+
+    def __iter__(self) -> Iterator[Record]:  # type: ignore[override]
+        return iter(self.records)
