@@ -1,0 +1,249 @@
+"""The one table of metrics: name, unit, direction, label, and where a record holds the value.
+
+Reports, comparisons and the gate all read this table, so a quantity has one name and one meaning everywhere.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from revsnn_bench.metric_readers import (
+    Number,
+    Read,
+    Samples,
+    at,
+    median_of,
+    phase_samples,
+    step_samples,
+    total,
+)
+from revsnn_bench.records import Record
+
+Unit = Literal["B", "FLOP", "s", "1"]
+Family = Literal["memory", "flops", "time", "fidelity", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured quantity.
+
+    Fields:
+        name: stable key; ends in the unit, except for pure numbers.
+        unit: of the raw value; "1" for pure numbers.
+        family: the part of a record that holds it.
+        label: column heading for people.
+        meaning: how to read it, in one sentence.
+        better: the direction of progress; None where neither direction is.
+        deterministic: identical in repeated runs on one machine, so that any difference is a change.
+        read: the value in a record, or None where it was not measured.
+        samples: raw samples behind a time; None for every other metric.
+    """
+
+    name: str
+    unit: Unit
+    family: Family
+    label: str
+    meaning: str
+    better: Literal["lower", "higher"] | None
+    deterministic: bool
+    read: Read
+    samples: Callable[[Record], Samples | None] | None = None
+
+    @property
+    def has_ratio(self) -> bool:
+        """Whether the quantity is also reported as a ratio to the standard LIF."""
+        return self.better is not None and self.family in ("memory", "flops", "time")
+
+
+def _bytes(
+    name: str,
+    label: str,
+    meaning: str,
+    *,
+    path: str = "",
+    better: Literal["lower"] | None = "lower",
+    exact: bool = True,
+) -> Metric:
+    read = at(path or f"memory.{name}")
+    return Metric(name, "B", "memory", label, meaning, better, exact, read)
+
+
+def _flops(
+    name: str, label: str, meaning: str, *paths: str, better: Literal["lower"] | None = "lower"
+) -> Metric:
+    read = total(*(f"flops.{path}" for path in paths))
+    return Metric(name, "FLOP", "flops", label, meaning, better, True, read)
+
+
+def _time(name: str, label: str, meaning: str, samples: Callable[[Record], Samples | None]) -> Metric:
+    return Metric(name, "s", "time", label, meaning, "lower", False, median_of(samples), samples)
+
+
+def _fidelity(name: str, label: str, meaning: str, *, better: Literal["lower"] | None = "lower") -> Metric:
+    return Metric(name, "1", "fidelity", label, meaning, better, False, at(f"fidelity.{name}"))
+
+
+METRICS: tuple[Metric, ...] = (
+    _bytes(
+        "retained_bytes",
+        "retained",
+        "Bytes alive after forward only because of the node or model; input dropped, output, parameters "
+        "and carried state not counted.",
+    ),
+    _bytes("state_bytes", "state", "Neuron state carried to the next call until `reset()`."),
+    _bytes(
+        "output_bytes", "output", "The output itself; the same for every node that spikes alike.", better=None
+    ),
+    _bytes(
+        "saved_own_bytes",
+        "saved, own",
+        "Storages autograd packed for backward that belong to neither input nor output.",
+        path="memory.saved_bytes.own",
+    ),
+    _bytes(
+        "saved_input_bytes",
+        "saved, input",
+        "Packed storages that are the caller's input, kept alive by the graph.",
+        path="memory.saved_bytes.input",
+        better=None,
+    ),
+    _bytes(
+        "saved_output_bytes",
+        "saved, output",
+        "Packed storages that are the output: free where the next layer keeps its input anyway.",
+        path="memory.saved_bytes.output",
+        better=None,
+    ),
+    _bytes(
+        "peak_bytes",
+        "peak",
+        "Highest live tensor bytes during forward and backward, less what was alive before the step.",
+    ),
+    _bytes(
+        "process_peak_bytes",
+        "process peak",
+        "Growth of the process's high-water mark in the step, by the operating system; never exact.",
+        exact=False,
+    ),
+    _bytes("device_peak_bytes", "device peak", "Highest bytes by the device allocator; absent on CPU."),
+    _bytes(
+        "device_reserved_bytes",
+        "device reserved",
+        "Bytes the device allocator held; absent on CPU.",
+        exact=False,
+    ),
+    _bytes("driver_peak_bytes", "driver peak", "Bytes of this process by the NVIDIA driver.", exact=False),
+    _flops(
+        "forward_flops",
+        "forward FLOPs",
+        "Operations of forward: 1 per pointwise output element, 2 per multiply-accumulate.",
+        "forward.total",
+    ),
+    _flops(
+        "forward_pointwise_flops",
+        "forward pointwise FLOPs",
+        "The pointwise part of forward.",
+        "forward.pointwise",
+    ),
+    _flops(
+        "backward_flops", "backward FLOPs", "Operations of backward, without recomputation.", "backward.total"
+    ),
+    _flops(
+        "recompute_flops",
+        "recompute FLOPs",
+        "Operations spent on having forward values again.",
+        "recompute.total",
+    ),
+    _flops(
+        "backward_recompute_flops",
+        "backward + recompute FLOPs",
+        "All operations after forward: what the gradient costs.",
+        "backward.total",
+        "recompute.total",
+    ),
+    _flops(
+        "step_flops",
+        "step FLOPs",
+        "Forward, backward and recomputation together.",
+        "forward.total",
+        "backward.total",
+        "recompute.total",
+    ),
+    _flops(
+        "fvcore_forward_flops",
+        "fvcore forward FLOPs",
+        "Cross-check of the forward convolution and linear part by fvcore, at 2 per multiply-accumulate.",
+        "fvcore_forward_flops",
+        better=None,
+    ),
+    _time("forward_time_s", "forward time", "Median wall time of forward.", phase_samples("forward")),
+    _time("backward_time_s", "backward time", "Median wall time of backward.", phase_samples("backward")),
+    _time("step_time_s", "step time", "Median wall time of forward and backward together.", step_samples),
+    _fidelity(
+        "gradient_error",
+        "gradient error",
+        "Relative L2 error of the input's gradient against float64 backpropagation of the same forward.",
+    ),
+    _fidelity(
+        "parameter_gradient_error",
+        "parameter gradient error",
+        "The same error over all parameter gradients together.",
+    ),
+    _fidelity("output_error", "output error", "Error of the output against the reference dynamics."),
+    _fidelity(
+        "reconstruction_error",
+        "reconstruction error",
+        "Worst absolute input error after inverting or decoding.",
+    ),
+    _fidelity("flipped_spikes", "flipped spikes", "Spikes recovered wrongly."),
+    _fidelity(
+        "predicted_error",
+        "predicted error",
+        "Gradient error that the node's own guard predicts.",
+        better=None,
+    ),
+    Metric(
+        "accuracy",
+        "1",
+        "accuracy",
+        "accuracy",
+        "Test accuracy after a fixed budget of training on real data.",
+        "higher",
+        False,
+        at("accuracy.accuracy"),
+    ),
+    Metric(
+        "stripped_accuracy",
+        "1",
+        "accuracy",
+        "stripped accuracy",
+        "Test accuracy of the trained network with true binary spikes.",
+        "higher",
+        False,
+        at("accuracy.stripped_accuracy"),
+    ),
+    Metric(
+        "train_time_s",
+        "s",
+        "accuracy",
+        "training time",
+        "Wall time of that training, one sample.",
+        None,
+        False,
+        at("accuracy.train_time_s"),
+    ),
+)
+"""Every metric, in the order in which reports show them."""
+
+BY_NAME: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in METRICS})
+"""The same metrics by name."""
+
+
+def measured(record: Record) -> dict[str, Number]:
+    """Returns every metric that the record holds, by name; what was not measured is absent.
+
+    A measured NaN stays NaN: it is a result, not a gap.
+    """
+    values = {metric.name: metric.read(record) for metric in METRICS}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,198 @@
+"""What a run found, in sentences: who needs least memory, at what cost, and whose gradient is right."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from revsnn_bench.case import Case
+from revsnn_bench.metrics import BY_NAME
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.render import units
+from revsnn_bench.render.ratios import ratio_to_lif, standard_lifs
+from revsnn_bench.render.sweeps import fixed_part, neurons, variants
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence or two of plain text, and what they are about; the text may hold foreign characters."""
+
+    topic: str
+    text: str
+
+
+def findings(run: Run) -> list[Finding]:
+    """Returns the findings of a run, most important first; the first one counts how the cases ended."""
+    found = [Finding("Cases", overview(run))]
+    for group in _settings(run):
+        found += [
+            *_least(run, group, "retained_bytes", "Least retained memory"),
+            *_least(run, group, "peak_bytes", "Least peak memory"),
+            *_paper_ratio(run, group),
+        ]
+    return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_warnings(run)]
+
+
+def overview(run: Run) -> str:
+    """Returns how many cases ended in which way."""
+    if not run.records:
+        return "No case was recorded."
+    ended = {status: sum(record.status is status for record in run) for status in Status}
+    counts = ", ".join(f"{count} {status.value}" for status, count in ended.items() if count)
+    return f"{len(run.records)} in all: {counts}."
+
+
+def _settings(run: Run) -> list[list[Record]]:
+    """Records of one workload, dtype and device: ratios and rankings never cross these."""
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in run:
+        groups[record.case.workload, record.case.dtype, record.case.device].append(record)
+    return list(groups.values())
+
+
+def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Finding]:
+    """Ranks the cases that are `ok` at each point; tells the point with most nodes, then the largest one."""
+    metric = BY_NAME[name]
+    points: dict[Case, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        if record.status is Status.OK and metric.read(record) is not None:
+            points[record.case.point][record.case.variant] = record
+    ranked = {point: _winners(name, found) for point, found in points.items() if len(found) > 1}
+    if not ranked:
+        return []
+    point = max(ranked, key=lambda p: (len(points[p]), p.timesteps * neurons(p) * p.depth))
+    winners = ranked[point]
+    often = sum(set(winners) <= set(other) for other in ranked.values())
+    text = (
+        f"{fixed_part(point)}: {units.listing([record.case.variant for record in winners.values()])} with "
+        f"{units.number(metric, metric.read(next(iter(winners.values()))))} "
+        f"({_standard(run, point, name)}). "
+    )
+    text += " ".join(_cost(run, record) for record in winners.values())
+    return [
+        Finding(topic, f"{text} Least, alone or shared, at {often} of the {len(ranked)} points compared.")
+    ]
+
+
+def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
+    values = {variant: BY_NAME[name].read(record) for variant, record in found.items()}
+    least = min(value for value in values.values() if value is not None)
+    return {variant: found[variant] for variant, value in values.items() if value == least}
+
+
+def _standard(run: Run, point: Case, name: str) -> str:
+    """What the standard LIF needs at a point, or why that is not known."""
+    at_point = [record for record in run if record.case == point]
+    if not at_point:
+        return "lif not measured there"
+    if at_point[-1].status is not Status.OK:
+        return f"lif ended as {at_point[-1].status.value} there"
+    return f"lif: {units.number(BY_NAME[name], BY_NAME[name].read(at_point[-1]))}"
+
+
+def _cost(run: Run, record: Record) -> str:
+    lifs = standard_lifs(run)
+    costs = [
+        f"{units.ratio(found)} × lif in {BY_NAME[name].label}"
+        for name in ("step_flops", "step_time_s")
+        if (found := ratio_to_lif(BY_NAME[name], record, lifs))
+    ]
+    known = units.listing(costs) if costs else "not known against lif"
+    return f"Cost of {record.case.variant}: {known}."
+
+
+def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
+    """How many times less the paper's node retains than the standard LIF; it means nothing without its T."""
+    lifs, metric = standard_lifs(run), BY_NAME["retained_bytes"]
+    ratios = {
+        record.case.timesteps: 1 / found.value
+        for record in sorted(records, key=lambda record: record.case.timesteps)
+        if record.case.variant == "revlif" and (found := ratio_to_lif(metric, record, lifs)) and found.value
+    }
+    if not ratios:
+        return []
+    shown = ", ".join(f"{units.times(times)} times at T = {t}" for t, times in ratios.items())
+    case = records[0].case
+    place = f"{case.workload}, {case.dtype}, {case.device}"
+    return [
+        Finding("Memory ratio", f"{place}: lif retains more than revlif, {shown}; each holds at its T only.")
+    ]
+
+
+def _trust(run: Run) -> list[Finding]:
+    """One finding per node and dtype: where its gradient is right, and where it is not."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for variant in variants(run):
+        for record in run:
+            if record.case.variant == variant and record.fidelity is not None:
+                groups[variant, record.case.dtype].append(record)
+    found = []
+    for (variant, dtype), records in groups.items():
+        parts = [
+            _errors(word, [record for record in records if record.status is status])
+            for word, status in (("right", Status.OK), ("wrong", Status.WRONG))
+        ]
+        text = "; ".join(part for part in parts if part)
+        if text:
+            found.append(Finding("Gradient", f"{variant}, {dtype}: {text}."))
+    return found
+
+
+def _errors(word: str, records: list[Record]) -> str:
+    """Such as `right at T = 4, 8 (worst error 6.0e-06, tolerance 1.0e-03)`."""
+    known = [record.fidelity for record in records if record.fidelity is not None]
+    if not known:
+        return ""
+    at = ", ".join(str(t) for t in sorted({record.case.timesteps for record in records}))
+    worst = max(known, key=lambda f: math.inf if math.isnan(f.gradient_error) else f.gradient_error)
+    error = units.number(BY_NAME["gradient_error"], worst.gradient_error)
+    return f"{word} at T = {at} (worst error {error}, tolerance {worst.tolerance:.1e})"
+
+
+def _saving(run: Run) -> list[Finding]:
+    """The paper's claim: what the inverse gradient saves over RevNet's, at points where both are right."""
+    right = {record.case: record for record in run if record.status is Status.OK}
+    of_flops, of_time = [], []
+    for case, record in right.items():
+        revnet = right.get(case.model_copy(update={"node": "revlif-revnet"}))
+        if case.node != "revlif" or revnet is None:
+            continue
+        flops = [BY_NAME["backward_recompute_flops"].read(each) for each in (record, revnet)]
+        if flops[0] is not None and flops[1]:
+            of_flops.append(1 - flops[0] / flops[1])
+        took = [ratio_to_lif(BY_NAME["backward_time_s"], each, {}) for each in (record, revnet)]
+        if took[0] and took[1]:
+            of_time.append(1 - took[0].value / took[1].value)
+    claims = ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif"))
+    parts = [f"{_range(saved)} of {what} ({len(saved)} points)" for saved, what in claims if saved]
+    if not parts:
+        return []
+    text = f"revlif saves {units.listing(parts)} over revlif-revnet: 1 - revlif / revlif-revnet."
+    return [Finding("Inverse gradient", text)]
+
+
+def _range(fractions: Iterable[float]) -> str:
+    low, high = min(shown := list(fractions)), max(shown)
+    least, most = units.percent(low), units.percent(high)
+    return least if least == most else f"{least} to {most}"
+
+
+def _accuracy(run: Run) -> list[Finding]:
+    known = [record for record in run if record.accuracy is not None and record.status is Status.OK]
+    scores = [
+        f"{record.case.variant} {units.number(BY_NAME['accuracy'], BY_NAME['accuracy'].read(record))}"
+        for record in known
+    ]
+    return [Finding("Accuracy", f"{', '.join(scores)}.")] if scores else []
+
+
+def _warnings(run: Run) -> list[Finding]:
+    """Each warning once, with the nodes that gave it and the numbers of steps at which they did."""
+    given: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for record in run:
+        if record.fidelity is not None and record.fidelity.warning:
+            given[record.case.variant, record.fidelity.warning].add(record.case.timesteps)
+    return [
+        Finding("Warning", f"{variant} at T = {', '.join(map(str, sorted(at)))}: {warning}")
+        for (variant, warning), at in given.items()
+    ]
