@@ -1,0 +1,1 @@
+"""Small objects with one job: each measures one aspect of a training step and returns a frozen record."""

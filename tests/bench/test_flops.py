@@ -1,0 +1,313 @@
+"""The FLOPs meter against counts worked out by hand."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from revsnn_bench.meters.flops import UnknownOperation, measure_flops, register_flop_formula
+from revsnn_bench.meters.fvcore_check import fvcore_forward_flops
+from revsnn_bench.records import FlopsRecord, PhaseFlops
+
+
+class Step:
+    """The smallest training step: a module on fixed random data, gradient of ones."""
+
+    def __init__(self, model: nn.Module, *shape: int) -> None:
+        self.model = model
+        self.source = torch.randn(*shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def prepare(self) -> None:
+        self.source.grad = None
+        self.model.zero_grad(set_to_none=True)
+
+    def make_input(self) -> Tensor:
+        return self.source.clone()
+
+    def forward(self) -> Tensor:
+        output: Tensor = self.model(self.make_input())
+        return output
+
+    def backward(self, output: Tensor) -> None:
+        output.backward(torch.ones_like(output))
+
+    def reset_state(self) -> None: ...
+
+    def state_tensors(self) -> list[Tensor]:
+        return []
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function, *modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.modules_used = nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def measured(model: nn.Module, *shape: int) -> FlopsRecord:
+    return measure_flops(Step(model, *shape))
+
+
+def flops(pointwise: int, multiply_accumulate: int = 0) -> PhaseFlops:
+    return PhaseFlops(pointwise=pointwise, multiply_accumulate=multiply_accumulate)
+
+
+def test_linear_is_two_per_multiply_accumulate_and_its_bias_gradient_a_reduction():
+    record = measured(nn.Linear(7, 5), 3, 7)
+    macs = 3 * 7 * 5
+    assert record.forward == flops(0, 2 * macs)
+    assert record.backward == flops(3 * 5, 4 * macs)
+    assert record.recompute == flops(0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolution_counts_every_weight_at_every_position(groups, transposed):
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    record = measured(kind(4, 6, 3, padding=1, groups=groups), 2, 4, 8, 8)
+    macs = 2 * 8 * 8 * 4 * 6 * 9 // groups
+    assert record.forward == flops(0, 2 * macs)
+    assert record.backward == flops(2 * 6 * 64, 4 * macs)
+
+
+def test_a_convolution_whose_input_needs_no_gradient_does_half_of_the_backward():
+    step = Step(nn.Conv2d(4, 6, 3, bias=False), 2, 4, 8, 8)
+    step.source.requires_grad_(False)
+    record = measure_flops(step)
+    assert record.backward == record.forward == flops(0, 2 * 2 * 6 * 6 * 4 * 6 * 9)
+
+
+def test_pointwise_is_one_per_output_element_and_data_movement_is_free():
+    def function(x: Tensor) -> Tensor:
+        y = torch.cat([x, x]).flip(0).view(-1).clone()  # movement
+        y = torch.where(y > 0.5, y, torch.zeros_like(y))  # compare, select: 2 each
+        return y.mul(2).add_(1).sigmoid()  # 3
+
+    record = measured(Apply(function), 3, 4)
+    assert record.forward == flops(2 * 12 * 5)
+    # sigmoid, mul, select; the gradients of x's two uses in `cat` are added: half as many elements
+    assert record.backward == flops(2 * 12 * 3 + 12)
+
+
+def test_gradient_accumulation_is_an_addition_per_element_and_use():
+    record = measured(Apply(lambda x: x + x * 2 + x * 3), 10)
+    assert record.forward == flops(40)
+    assert record.backward == flops(10 * 2 + 10 * 2)
+
+
+def test_a_parameter_used_twice_accumulates_once():
+    linear = nn.Linear(4, 4, bias=False)
+    record = measured(nn.Sequential(linear, linear), 2, 4)
+    assert record.backward == flops(16, 2 * 4 * 32)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_costs_what_it_costs_written_out(affine):
+    """Forward: mean, variance, centre, scale, weight, bias."""
+
+    def written_out(x: Tensor) -> Tensor:
+        mean = x.mean(0)
+        y = (x - mean) * (x.var(0, correction=0) + 1e-5).rsqrt()
+        return y * norm.weight + norm.bias if affine else y
+
+    norm = nn.BatchNorm1d(6, affine=affine, track_running_stats=False)
+    record = measured(norm, 8, 6)
+    per_channel = 2 * 6  # the addition of eps and the root
+    assert record.forward.total == measured(Apply(written_out, norm), 8, 6).forward.total - per_channel
+    assert record.forward == flops((6 if affine else 4) * 48)
+    assert record.backward == flops(9 * 48)
+
+
+def test_tracking_statistics_adds_the_count_of_batches():
+    assert measured(nn.BatchNorm2d(3), 2, 3, 4, 4).forward == flops(6 * 96 + 1)
+
+
+def test_layer_and_group_norm():
+    for norm in (nn.LayerNorm(6), nn.GroupNorm(2, 6)):
+        record = measured(norm, 8, 6)
+        assert record.forward == flops(6 * 48)
+        assert record.backward == flops(13 * 48)
+
+
+@pytest.mark.parametrize(
+    ("pool", "forward", "backward"),
+    [
+        (nn.AvgPool2d(2), 4 * 48, 4 * 48),
+        (nn.MaxPool2d(2), 4 * 48, 48),
+        (nn.AdaptiveAvgPool2d(1), 192, 192),
+        (nn.AdaptiveAvgPool2d(2), 192, 192),
+    ],
+)
+def test_pooling_counts_the_elements_of_its_windows(pool, forward, backward):
+    record = measured(pool, 2, 6, 4, 4)
+    assert record.forward == flops(forward)
+    assert record.backward == flops(backward)
+
+
+def test_cross_entropy_in_backward_is_part_of_backward():
+    class Loss(Step):
+        def backward(self, output: Tensor) -> None:
+            F.cross_entropy(output, torch.tensor([0, 1, 2])).backward()
+
+    record = measure_flops(Loss(nn.Linear(4, 5, bias=False), 3, 4))
+    log_softmax, nll = 5 * 15 + 4 * 15, 3 + 3
+    assert record.forward == flops(0, 2 * 60)
+    assert record.backward == flops(log_softmax + nll, 4 * 60)
+
+
+def test_dropout_embedding_and_attention_have_counts():
+    assert measured(nn.Dropout(0.5), 10).forward == flops(30)
+    embedding = nn.Embedding(9, 4)
+    record = measured(Apply(lambda x: embedding(torch.arange(3)) + x.sum(), embedding), 2)
+    assert record.backward.pointwise >= 12
+    record = measured(Apply(lambda q: F.scaled_dot_product_attention(q, q, q)), 1, 2, 5, 8)
+    assert record.forward == flops(0, 2 * 2 * (2 * 5 * 5 * 8))
+
+
+def test_foreach_and_in_place_count_like_their_plain_forms():
+    def function(x: Tensor) -> Tensor:
+        parts = torch._foreach_mul([x, x], 2.0)
+        torch._foreach_add_(parts, 1.0)
+        return parts[0].lt_(0.5) + parts[1]
+
+    with torch.no_grad():
+        step = Step(Apply(function), 10)
+        step.backward = lambda output: None
+        assert measure_flops(step).forward == flops(20 + 20 + 10 + 10)
+
+
+def test_composites_are_counted_once_even_under_inference_mode():
+    with torch.inference_mode():
+        step = Step(nn.Linear(7, 5), 3, 7)
+        step.backward = lambda output: None
+        assert measure_flops(step).forward == flops(0, 2 * 105)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_segment_is_recomputed_in_full(reentrant):
+    """Recomputation equals the segment's forward; a sigmoid at its end makes autograd run all of it."""
+    segment = nn.Sequential(nn.Linear(6, 6), nn.Sigmoid(), nn.Linear(6, 6), nn.Sigmoid())
+    plain = measured(segment, 4, 6)
+    record = measured(
+        Apply(lambda x: checkpoint(segment, x, use_reentrant=reentrant, preserve_rng_state=False), segment),
+        4,
+        6,
+    )
+    assert record.forward == plain.forward == flops(2 * 24, 4 * 144)
+    assert record.recompute == record.forward
+    assert record.backward == plain.backward
+
+
+class Marked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        with torch.profiler.record_function("node: recompute"):
+            with torch.profiler.record_function("inner"):
+                y = x.sigmoid()
+            y = y * 1
+        return grad * y * (1 - y)
+
+
+def test_work_in_a_range_labelled_recompute_is_recomputation():
+    """Nested ranges keep the outer label; what follows the range is backward again."""
+    record = measured(Apply(Marked.apply), 10)
+    assert record.forward == flops(10)
+    assert record.recompute == flops(20)
+    assert record.backward == flops(30)
+
+
+def test_an_unknown_operation_is_refused_by_name():
+    with pytest.raises(
+        UnknownOperation, match=r"`aten::sort.*must have a FLOPs formula.*register_flop_formula"
+    ):
+        measured(Apply(lambda x: x.sort().values), 10)
+
+
+def test_an_unknown_operation_in_backward_is_refused_too():
+    class Sorting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> Tensor:
+            return grad.sort().values
+
+    with pytest.raises(UnknownOperation, match="aten::sort"):
+        measured(Apply(Sorting.apply), 10)
+
+
+@torch.library.custom_op("revsnn_test::twice", mutates_args=())
+def twice(x: Tensor, times: int = 2) -> Tensor:
+    """A fused kernel: what it runs inside is its own business."""
+    return (x * times).sort().values
+
+
+twice.register_autograd(lambda ctx, grad: (grad, None))
+
+
+def test_a_fused_kernel_counts_by_its_registered_formula():
+    module = Apply(lambda x: twice(x, times=3))
+    with pytest.raises(UnknownOperation, match="revsnn_test::twice"):
+        measured(module, 10)
+    register_flop_formula(twice, lambda x, times=2, *, out: times * out.numel())
+    assert measured(module, 10).forward == flops(30)
+    register_flop_formula("revsnn_test::twice", lambda x, times=2, *, out: flops(1, 2 * x.numel()))
+    assert measured(module, 10).forward == flops(1, 20)
+    register_flop_formula(torch.ops.revsnn_test.twice, lambda *args, out, **kwargs: 5)
+    assert measured(module, 10).forward == flops(5)
+    register_flop_formula(torch.ops.revsnn_test.twice.default, lambda *args, out, **kwargs: 6)
+    assert measured(module, 10).forward == flops(6)
+
+
+def test_a_formula_needs_a_qualified_name():
+    with pytest.raises(ValueError, match="`operator` must be a qualified name"):
+        register_flop_formula("add", lambda *args, out: 1)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.Sigmoid(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
+
+
+def test_repeated_measurements_agree_exactly():
+    step = Step(network(), 2, 3, 8, 8)
+    assert measure_flops(step) == measure_flops(step)
+
+
+def test_fvcore_agrees_on_convolutions_and_linear_layers():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record = measured(network(), 2, 3, 8, 8)
+    assert record.fvcore_forward_flops == record.forward.multiply_accumulate > 0
+
+
+def test_fvcore_answers_none_where_it_cannot_trace():
+    class NotTraceable(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.jit.is_tracing():
+                raise RuntimeError("works eagerly only")
+            return x
+
+    assert fvcore_forward_flops(NotTraceable(), torch.ones(2)) is None
