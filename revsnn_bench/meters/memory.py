@@ -1,0 +1,138 @@
+"""Bytes of one training step: retained after forward, peak in forward and backward, and who says so.
+
+On CPU the profiler's timeline is the truth (`timeline.py`); on CUDA the caching allocator's statistics are.
+Each quantity is read in a pass of its own, from the same prepared state.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revsnn_bench.meters.attribution import attribute_peak
+from revsnn_bench.meters.highwater import driver_bytes, process_peak_bytes
+from revsnn_bench.meters.saved import measure_saved
+from revsnn_bench.meters.storages import own_bytes, storage_of, unique_bytes
+from revsnn_bench.meters.timeline import quiet_gc, record_timeline
+from revsnn_bench.records import MemoryRecord
+from revsnn_bench.step import TrainingStep
+
+
+def measure_memory(step: TrainingStep) -> MemoryRecord:
+    """Measures one training step; the step is left prepared, with every gradient cleared.
+
+    The first forward and backward are not measured: buffers, caches and thread pools that are made once
+    belong to the process. The process's high-water mark comes next, before any profiler fills the heap.
+
+    Returns:
+        The record. Its categories sum to `peak_bytes`: `unattributed` is what the tracker does not see,
+        such as scratch inside kernels. Host readings are exact and repeat to the byte, except
+        `process_peak_bytes`. Raises:
+        ValueError: the source is neither on the CPU nor on a CUDA device.
+    """
+    device = step.source.device
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"`step.source` must be on cpu or cuda; got {device}. No exact allocator reading is known for "
+            "other devices. Move the case to one of these."
+        )
+    _full_pass(step)
+    fields = _measure_host(step) if device.type == "cpu" else _measure_cuda(step, device)
+    saved = measure_saved(step)
+    attribution = attribute_peak(step)
+    categories = dict(attribution.peak_by_category_bytes)
+    if unseen := fields["peak_bytes"] - attribution.peak_bytes:
+        categories["unattributed"] = unseen
+    return MemoryRecord(
+        **fields,
+        saved_bytes=saved,
+        peak_by_category_bytes=categories,
+        peak_phase=attribution.peak_phase,
+        peak_module=attribution.peak_module,
+    )
+
+
+def peak_bytes(step: TrainingStep) -> int:
+    """Highest live bytes of host tensors in forward and backward, less what was alive before: exact."""
+    step.prepare()
+    _, timeline = record_timeline(lambda: _forward_backward(step))
+    step.prepare()
+    return timeline.peak_bytes
+
+
+def retained_bytes(step: TrainingStep) -> tuple[int, int, int]:
+    """(retained, state, output) bytes of host tensors after one forward pass, exact.
+
+    An output that is a view is charged its own elements; the rest of its storage is retained memory.
+    """
+
+    def forward() -> tuple[Tensor, int]:
+        output = step.forward()
+        state = unique_bytes(step.state_tensors())
+        step.reset_state()
+        return output, state
+
+    step.prepare()
+    (output, state), timeline = record_timeline(forward)
+    made_here = storage_of(output).data_ptr() in timeline.live_blocks
+    retained = timeline.live_bytes - (own_bytes(output) if made_here else 0)
+    sizes = (retained, state, own_bytes(output))
+    del output
+    step.prepare()
+    return sizes
+
+
+def _measure_host(step: TrainingStep) -> dict[str, Any]:
+    with quiet_gc():
+        process = process_peak_bytes(lambda: _forward_backward(step))
+    retained, state, output = retained_bytes(step)
+    return {
+        "retained_bytes": retained,
+        "state_bytes": state,
+        "output_bytes": output,
+        "peak_bytes": peak_bytes(step),
+        "process_peak_bytes": process,
+    }
+
+
+def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:
+    """Reads the caching allocator; `requested_bytes` leaves out its rounding, `allocated_bytes` has it."""
+    step.prepare()
+    with quiet_gc():
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_stats(device)
+        output = step.forward()
+        state = unique_bytes(step.state_tensors())
+        step.reset_state()
+        forward = torch.cuda.memory_stats(device)
+        output_size = own_bytes(output)
+        del output
+        step.prepare()
+        torch.cuda.reset_peak_memory_stats(device)
+        _forward_backward(step)
+        torch.cuda.synchronize(device)
+        after = torch.cuda.memory_stats(device)
+        driver = driver_bytes(torch.cuda.current_device() if device.index is None else device.index)
+    step.prepare()
+    requested, allocated = "requested_bytes.all", "allocated_bytes.all"
+    return {
+        "retained_bytes": forward[f"{requested}.current"] - before[f"{requested}.current"] - output_size,
+        "state_bytes": state,
+        "output_bytes": output_size,
+        "peak_bytes": after[f"{requested}.peak"] - before[f"{requested}.current"],
+        "device_peak_bytes": after[f"{allocated}.peak"] - before[f"{allocated}.current"],
+        "device_reserved_bytes": after["reserved_bytes.all.peak"],
+        "driver_peak_bytes": driver,
+    }
+
+
+def _forward_backward(step: TrainingStep) -> None:
+    step.backward(step.forward())
+
+
+def _full_pass(step: TrainingStep) -> None:
+    step.prepare()
+    _forward_backward(step)
+    step.prepare()

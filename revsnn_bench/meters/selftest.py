@@ -1,0 +1,149 @@
+"""The measurement measures itself: a step whose bytes and operations are known in closed form.
+
+`linear -> sigmoid that recomputes itself -> relu`, with a carried state, on [n, f] -> [n, g] in float32. With
+A = 4 n f, B = 4 n g and W = 4 f g bytes, when 2 B > A - B + W the peak is in the backward of the sigmoid:
+
+    source  input  charge  relu output  state | output grad  relu grad  recomputed sigmoid  sigmoid grad
+    (alive)     A       B            B      B |           B          B                   B             B
+"""
+
+import torch
+from torch import Tensor, nn
+
+from revsnn_bench.records import SavedBytes
+
+_ITEMSIZE = 4
+
+
+class _RecomputedSigmoid(torch.autograd.Function):
+    """Keeps its input and computes its output again in backward."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, charge: Tensor) -> Tensor:
+        ctx.save_for_backward(charge)
+        return charge.sigmoid()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        (charge,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        with torch.profiler.record_function("recompute"):
+            output = charge.sigmoid()
+        return torch.ops.aten.sigmoid_backward(gradients[0], output)  # type: ignore[no-any-return]
+
+
+class SigmoidNode(nn.Module):
+    """A sigmoid that keeps its input, computes its output again, and carries its last output as state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: Tensor | None = None
+
+    def forward(self, charge: Tensor) -> Tensor:
+        """[n, g] -> [n, g], the sigmoid."""
+        output: Tensor = _RecomputedSigmoid.apply(charge)  # type: ignore[no-untyped-call]
+        self.state = output.detach().clone()
+        return output
+
+
+class SelfTestStep:
+    """A `TrainingStep` whose every measured quantity is known in closed form.
+
+    Args:
+        rows: n, the batch.
+        features: f, features of the input.
+        units: g, features of the output; large enough that the peak is in the sigmoid's backward.
+
+    Attributes:
+        expected_retained_bytes: input (kept by linear) and charge (kept by the sigmoid), A + B.
+        expected_state_bytes, expected_output_bytes: B each.
+        expected_saved_bytes: own B, input A, output B.
+        expected_peak_bytes: A + 7 B; see the table above.
+        expected_peak_by_category_bytes: the same, by kind.
+        expected_forward_flops: 2 n f g in linear, n g each in sigmoid and relu.
+        expected_backward_flops: 4 n f g in linear, n g each in sigmoid and relu; copies and fills are none.
+        expected_recompute_flops: n g.
+    """
+
+    def __init__(self, rows: int = 24, features: int = 16, units: int = 40) -> None:
+        a, b, w = (_ITEMSIZE * size for size in (rows * features, rows * units, features * units))
+        if 3 * b <= a + w:
+            raise ValueError(
+                f"`units` must make 3 n g > n f + f g; got n={rows}, f={features}, g={units}. Otherwise the "
+                "peak is in the linear layer's backward and the closed form does not hold. Pass more rows."
+            )
+        generator = torch.Generator().manual_seed(0)
+        self.model: nn.Module = nn.Sequential(
+            nn.Linear(features, units, bias=False), SigmoidNode(), nn.ReLU()
+        )
+        self.source = torch.randn(rows, features, generator=generator).requires_grad_()
+        self.expected_retained_bytes = a + b
+        self.expected_state_bytes = self.expected_output_bytes = b
+        self.expected_saved_bytes = SavedBytes(own=b, input=a, output=b)
+        self.expected_peak_bytes = a + 7 * b
+        self.expected_peak_by_category_bytes = {
+            "input": a,
+            "output": b,
+            "output gradient": b,
+            "state": b,
+            "retained": b,
+            "temporary": 3 * b,
+        }
+        macs, outputs = rows * features * units, rows * units
+        self.expected_forward_flops = 2 * macs + 2 * outputs
+        self.expected_backward_flops = 4 * macs + 2 * outputs
+        self.expected_recompute_flops = outputs
+
+    @property
+    def _node(self) -> SigmoidNode:
+        node = self.model.get_submodule("1")
+        assert isinstance(node, SigmoidNode)
+        return node
+
+    def prepare(self) -> None:
+        """Drops the state and clears every gradient."""
+        self.reset_state()
+        self.source.grad = None
+        self.model.zero_grad(set_to_none=True)
+
+    def make_input(self) -> Tensor:
+        """A copy of the source, [n, f]."""
+        return self.source.clone()
+
+    def forward(self) -> Tensor:
+        """Runs the model, [n, g]."""
+        output: Tensor = self.model(self.make_input())
+        return output
+
+    def backward(self, output: Tensor) -> None:
+        """Runs backward from a gradient of ones."""
+        output.backward(torch.ones_like(output))  # type: ignore[no-untyped-call]
+
+    def reset_state(self) -> None:
+        """Drops the carried state."""
+        self._node.state = None
+
+    def state_tensors(self) -> list[Tensor]:
+        """The carried state, [n, g]."""
+        return [] if self._node.state is None else [self._node.state]
+
+
+def run_memory_selftest() -> list[tuple[str, object, object]]:
+    """Measures the self-test step.
+
+    Returns:
+        (quantity, expected, measured) for each; the meter is right when all pairs are equal.
+    """
+    from revsnn_bench.meters.memory import measure_memory
+
+    step = SelfTestStep()
+    record = measure_memory(step)
+    names = (
+        "retained_bytes",
+        "state_bytes",
+        "output_bytes",
+        "saved_bytes",
+        "peak_bytes",
+        "peak_by_category_bytes",
+    )
+    pairs = [(name, getattr(step, f"expected_{name}"), getattr(record, name)) for name in names]
+    return [*pairs, ("peak_phase", "backward", record.peak_phase), ("peak_module", "1", record.peak_module)]
