@@ -1,0 +1,109 @@
+"""What the NVIDIA driver says, through NVML: name, clocks, temperature, throttling, memory of a process.
+
+Nothing here starts CUDA, so it may be called in a process that is about to fork. Without a driver, without
+a GPU, or where `CUDA_VISIBLE_DEVICES` hides them all, every function returns None.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pynvml
+
+_REASON_PREFIX = "nvmlClocksThrottleReason"
+_THROTTLE_REASONS = {
+    name.removeprefix(_REASON_PREFIX): bit
+    for name, bit in vars(pynvml).items()
+    if name.startswith(_REASON_PREFIX) and not name.endswith(("All", "None"))
+}
+
+
+@contextmanager
+def _first_visible_gpu() -> Iterator[Any]:
+    """Yields the NVML handle of what CUDA calls device 0, or None.
+
+    Numbers count in the order of the bus, which is also CUDA's where `CUDA_DEVICE_ORDER=PCI_BUS_ID`: the
+    runner sets this for its workers.
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield _find(os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _find(visible: str) -> Any:
+    first = visible.split(",")[0].strip()
+    try:
+        if first.startswith(("GPU-", "MIG-")):
+            return pynvml.nvmlDeviceGetHandleByUUID(first)
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit() else None
+    except pynvml.NVMLError:
+        return None
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver, such as `570.86.15`."""
+    with _first_visible_gpu() as handle:
+        return None if handle is None else str(pynvml.nvmlSystemGetDriverVersion())
+
+
+def gpu_name() -> str | None:
+    """Name of the first visible GPU, such as `NVIDIA H200`."""
+    with _first_visible_gpu() as handle:
+        return None if handle is None else str(pynvml.nvmlDeviceGetName(handle))
+
+
+def gpu_reading() -> dict[str, Any] | None:
+    """Clocks, temperature, power, use and throttle reasons of the first visible GPU, at this moment.
+
+    Returns:
+        `sm_clock_mhz`, `memory_clock_mhz`, `temperature_c`, `power_w`, `utilization_percent`, `used_bytes`
+        and `throttle_reasons` (a list, empty at full clocks); a quantity that this GPU does not report is
+        absent.
+    """
+    with _first_visible_gpu() as gpu:
+        if gpu is None:
+            return None
+        readers: dict[str, Callable[[], Any]] = {
+            "sm_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM),
+            "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
+            "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+            "utilization_percent": lambda: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+            "used_bytes": lambda: pynvml.nvmlDeviceGetMemoryInfo(gpu).used,
+            "throttle_reasons": lambda: _reasons(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
+        }
+        reading = {}
+        for name, read in readers.items():
+            with suppress(pynvml.NVMLError):
+                reading[name] = read()
+        return reading
+
+
+def _reasons(bits: int) -> list[str]:
+    return sorted(name for name, bit in _THROTTLE_REASONS.items() if bits & bit)
+
+
+def process_gpu_bytes(pid: int | None = None) -> int | None:
+    """Memory that the driver holds for a process on the first visible GPU: context, allocator and libraries.
+
+    Args:
+        pid: the process; None means this one.
+    Returns:
+        Bytes; None also where the driver does not tell, such as inside a container with its own process ids.
+    """
+    pid = os.getpid() if pid is None else pid
+    with _first_visible_gpu() as handle:
+        if handle is None:
+            return None
+        with suppress(pynvml.NVMLError):
+            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                if process.pid == pid and process.usedGpuMemory is not None:
+                    return int(process.usedGpuMemory)
+        return None

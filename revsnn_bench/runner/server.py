@@ -1,0 +1,150 @@
+"""The server: imports torch once, then forks one worker per call, watches it, and reports how it ended.
+
+Why not `multiprocessing`'s own forkserver: it starts Python before the environment of the workers can be set,
+and its workers import the caller's `__main__`, so a script without a main guard would run again in each of
+them. Here the server is a plain child process with one pipe to its client. When that pipe closes, for
+whatever reason, SIGKILL of the client included, it kills the worker and ends.
+
+The server never runs an operation itself: OpenMP threads and CUDA contexts do not survive a fork.
+"""
+
+import gc
+import importlib
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from typing import NamedTuple
+
+from revsnn_bench.records import Status
+from revsnn_bench.runner.outcomes import Outcome, of_exit, with_output
+from revsnn_bench.runner.worker import WHERE_ARE_YOU, work
+
+_KEPT_OUTPUT_BYTES = 4096
+_STACK_DUMP_S = 0.2
+
+
+class Request(NamedTuple):
+    """One call: pickle of (function, arguments), and its limits; only the worker unpickles it."""
+
+    call: bytes
+    timeout_s: float
+    memory_limit_bytes: int | None
+
+
+class ClientGone(Exception):
+    """The client closed its end: there is nobody left to work for."""
+
+
+def main(client: Connection) -> None:
+    """Serves one client until it closes the connection; the first message names the modules to import."""
+    try:
+        for name in client.recv():
+            importlib.import_module(name)
+    except Exception as error:
+        client.send(f"{error!r}\n\n{traceback.format_exc()}")
+        return
+    # What has been imported never becomes garbage; touching it would copy its pages in every worker.
+    gc.collect()
+    gc.freeze()
+    client.send(None)
+    with suppress(EOFError, OSError, ClientGone):
+        while True:
+            request: Request = client.recv()
+            client.send(_Worker(client, request).outcome())
+
+
+class _Worker:
+    """One forked process, from its start until it is dead and reaped."""
+
+    def __init__(self, client: Connection, request: Request) -> None:
+        self._client = client
+        self._timeout_s = request.timeout_s
+        self._deadline = time.monotonic() + request.timeout_s
+        self._answer, answer_end = multiprocessing.Pipe(duplex=False)
+        self._output, output_end = os.pipe()
+        self._printed = b""
+        self._output_open = True
+        ends_of_the_server = (client, self._answer)
+
+        def target() -> None:
+            for end in ends_of_the_server:
+                end.close()
+            os.close(self._output)
+            work(request.call, request.memory_limit_bytes, answer_end, output_end, server)
+
+        server = os.getpid()
+        self._process = ForkProcess(target=target)
+        self._process.start()
+        answer_end.close()
+        os.close(output_end)
+
+    def outcome(self) -> Outcome:
+        """Waits for the answer, the end of the process, the time limit, or the end of the client."""
+        try:
+            outcome = self._watch()
+        finally:
+            self._kill()
+            self._answer.close()
+            while self._output_open and wait([self._output], 0):
+                self._read_output()
+            os.close(self._output)
+        printed = self._printed.decode(errors="replace")
+        if outcome is None:
+            return of_exit(self._process.exitcode, printed)
+        if outcome.status is Status.TIMEOUT or outcome.status is Status.ERROR:
+            return outcome._replace(reason=with_output(outcome.reason or "", printed))
+        return outcome
+
+    def _watch(self) -> Outcome | None:
+        """The answer; None when the process ended without one."""
+        while True:
+            ready = self._wait(max(0.0, self._deadline - time.monotonic()))
+            if self._answer in ready or (self._process.sentinel in ready and self._answer.poll()):
+                try:
+                    answer: Outcome = self._answer.recv()
+                except EOFError:
+                    return None
+                return answer
+            if self._process.sentinel in ready:
+                return None
+            if not ready:
+                return self._timed_out()
+
+    def _wait(self, timeout_s: float) -> list[object]:
+        output = [self._output] if self._output_open else []
+        ready = wait([self._client, self._answer, self._process.sentinel, *output], timeout_s)
+        if self._client in ready:
+            raise ClientGone
+        if self._output in ready:
+            self._read_output()
+        return list(ready)
+
+    def _read_output(self) -> None:
+        """Keeps the end of what is printed; an empty read means that nobody can print any more."""
+        chunk = os.read(self._output, 65536)
+        self._output_open = bool(chunk)
+        self._printed = (self._printed + chunk)[-_KEPT_OUTPUT_BYTES:]
+
+    def _timed_out(self) -> Outcome:
+        """Asks the worker where it is, so that the reason says more than that it took too long."""
+        assert self._process.pid is not None
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid, WHERE_ARE_YOU)
+        while self._output_open and wait([self._output], _STACK_DUMP_S):
+            self._read_output()
+            if time.monotonic() > self._deadline + 1:
+                break
+        return Outcome(Status.TIMEOUT, reason=f"ran past the time limit of {self._timeout_s:g} s")
+
+    def _kill(self) -> None:
+        """Kills the worker's whole group, while its leader is not reaped and its number not used again."""
+        assert self._process.pid is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
