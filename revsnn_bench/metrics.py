@@ -91,7 +91,7 @@ METRICS: tuple[Metric, ...] = (
         "Bytes alive after forward only because of the node or model; input dropped, output, parameters "
         "and carried state not counted.",
     ),
-    _bytes("state_bytes", "state", "Neuron state carried to the next call until `reset()`."),
+    _bytes("state_bytes", "state", "Neuron state carried to the next call until reset()."),
     _bytes(
         "output_bytes", "output", "The output itself; the same for every node that spikes alike.", better=None
     ),

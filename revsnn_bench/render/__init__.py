@@ -32,7 +32,7 @@ def write_reports(run: Run, reports_dir: Path, formats: Sequence[str] = ("md", "
             "written. Leave the others out."
         )
     run_id = run.header.run_id
-    if not run_id or Path(run_id).name != run_id:
+    if run_id in ("", "..") or Path(run_id).name != run_id:
         raise ValueError(
             f"`run_id` must be a plain file name; got {run_id!r}. The reports would land outside of "
             "`reports_dir`. Rename the run."

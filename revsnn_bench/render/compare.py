@@ -72,11 +72,10 @@ def changed(frame: pd.DataFrame) -> pd.DataFrame:
     status = frame["metric"] == "status"
     lonely = set(frame["id"][status & frame["note"].isin([ONLY_BEFORE, ONLY_AFTER])])
     keep = [
-        (row.metric == "status" or row.id not in lonely)
-        and (bool(row.note) or not _same(row.before, row.after))
+        (row.metric == "status" or row.id not in lonely) and (bool(row.note) or not _same(row.before, row.after))
         for row in frame.itertuples()
     ]
-    return frame[keep]
+    return frame.loc[pd.Series(keep, index=frame.index, dtype=bool)]
 
 
 def render_comparison(a: Run, b: Run, console: Console | None = None) -> str:
@@ -86,7 +85,7 @@ def render_comparison(a: Run, b: Run, console: Console | None = None) -> str:
     """
     frame = compare(a, b)
     rows = changed(frame)
-    cells = [_cells(*row) for row in rows[list(COLUMNS)].itertuples(index=False, name=None)]
+    cells = [_cells(*row) for row in rows.itertuples(index=False, name=None)]
     title = f"{a.header.run_id} before, {b.header.run_id} after"
     places = [(name, *pair) for name, pair in differing_fields(a, b).items()]
     equal = f"{len(frame)} values compared; the {len(rows)} shown differ, or stand in one run only."
@@ -137,9 +136,7 @@ def _case_rows(case_id: str, before: _Values | None, after: _Values | None) -> l
     note = ONLY_AFTER if before is None else ONLY_BEFORE if after is None else ""
     statuses = (before.status if before else None, after.status if after else None)
     differs = "status differs" if not note and statuses[0] != statuses[1] else note
-    rows: list[dict[str, object]] = [
-        dict(zip(COLUMNS, (case_id, "status", *statuses, math.nan, differs), strict=True))
-    ]
+    rows: list[dict[str, object]] = [dict(zip(COLUMNS, (case_id, "status", *statuses, math.nan, differs), strict=True))]
     left, right = (before.numbers if before else {}), (after.numbers if after else {})
     for name in dict.fromkeys([*left, *right]):
         old, new = left.get(name), right.get(name)

@@ -84,8 +84,7 @@ def _failures(run: Run) -> list[str]:
         return []
     return [
         "## Cases that did not end well\n\nThey take part in no ranking and have no ratio; raw values of "
-        "wrong cases are in the CSV and JSON files.\n\n"
-        + table(("case", "status", "gradient error", "reason"), rows)
+        "wrong cases are in the CSV and JSON files.\n\n" + table(("case", "status", "gradient error", "reason"), rows)
     ]
 
 
@@ -94,8 +93,7 @@ def _sweep_sections(run: Run) -> list[str]:
     for axis in AXES:
         shown = columns(run, axis, compact=False)
         tables = [
-            f"### {units.markdown(sweep.title)}\n\n{_record_table(shown, sweep.records)}"
-            for sweep in sweeps(run, axis)
+            f"### {units.markdown(sweep.title)}\n\n{_record_table(shown, sweep.records)}" for sweep in sweeps(run, axis)
         ]
         if tables:
             sections.append("\n\n".join([f"## {_TITLES[axis]}", *tables]))

@@ -25,11 +25,7 @@ class Ratio:
 
 def standard_lifs(run: Run) -> dict[Case, Record]:
     """Returns the standard LIF of every point at which it ended well; the latest record counts."""
-    return {
-        record.case: record
-        for record in run
-        if record.status is Status.OK and record.case == record.case.point
-    }
+    return {record.case: record for record in run if record.status is Status.OK and record.case == record.case.point}
 
 
 def ratio_to_lif(metric: Metric, record: Record, lifs: Mapping[Case, Record]) -> Ratio | None:

@@ -69,9 +69,7 @@ def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Findi
         f"({_standard(run, point, name)}). "
     )
     text += " ".join(_cost(run, record) for record in winners.values())
-    return [
-        Finding(topic, f"{text} Least, alone or shared, at {often} of the {len(ranked)} points compared.")
-    ]
+    return [Finding(topic, f"{text} Least, alone or shared, at {often} of the {len(ranked)} points compared.")]
 
 
 def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
@@ -114,9 +112,7 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
     shown = ", ".join(f"{units.times(times)} times at T = {t}" for t, times in ratios.items())
     case = records[0].case
     place = f"{case.workload}, {case.dtype}, {case.device}"
-    return [
-        Finding("Memory ratio", f"{place}: lif retains more than revlif, {shown}; each holds at its T only.")
-    ]
+    return [Finding("Memory ratio", f"{place}: lif retains more than revlif, {shown}; each holds at its T only.")]
 
 
 def _trust(run: Run) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -40,7 +41,7 @@ def print_run(run: Run, console: Console) -> None:
 
 def grid(title: str, headings: Sequence[str], numbers: Sequence[bool]) -> Table:
     """Returns an empty table whose cells fold, so that nothing is cut off in a narrow terminal."""
-    table = Table(title=Text(units.one_line(title)), title_justify="left", pad_edge=False)
+    table = Table(title=Text(units.one_line(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, is_number in zip(headings, numbers, strict=True):
         table.add_column(Text(heading), justify="right" if is_number else "left", overflow="fold")
     return table

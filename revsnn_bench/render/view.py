@@ -1,8 +1,9 @@
 """The columns of a sweep table, shared by Markdown and terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
@@ -19,14 +20,14 @@ class Column:
     is_number: bool = True
 
 
-TRUSTED_ALWAYS = ("fidelity",)
-"""Families shown of a wrong case too: they say how wrong it is."""
+SHOWN_ALWAYS = ("fidelity",)
+"""Families that a wrong case shows too: they say how wrong it is."""
 
 
 def value_cell(name: str, record: Record) -> str:
     """Returns a value for people; memory, FLOPs and time of a case that is not `ok` are withheld."""
     metric = BY_NAME[name]
-    if record.status is not Status.OK and metric.family not in TRUSTED_ALWAYS:
+    if record.status is not Status.OK and metric.family not in SHOWN_ALWAYS:
         return units.ABSENT
     return units.number(metric, metric.read(record))
 
@@ -61,7 +62,9 @@ def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
         ratio("peak_bytes", "× lif"),
     ]
     if compact:
-        return [*shown, ratio("step_time_s", "time × lif"), value("gradient_error")]
+        time = Column("time × lif", lambda record: _bare_ratio("step_time_s", record, lifs))
+        error = Column("error", lambda record: value_cell("gradient_error", record))
+        return [*shown, time, error]
     return [
         *shown,
         value("state_bytes"),
@@ -73,6 +76,12 @@ def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
         ratio("step_time_s", "step time × lif"),
         value("gradient_error"),
     ]
+
+
+def _bare_ratio(name: str, record: Record, lifs: Mapping[Case, Record]) -> str:
+    """A ratio without its interval, which a terminal has no room for."""
+    found = ratio_to_lif(BY_NAME[name], record, lifs)
+    return units.ABSENT if found is None else units.times(found.value)
 
 
 def _point(record: Record) -> str:

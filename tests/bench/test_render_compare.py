@@ -1,0 +1,95 @@
+"""Two runs side by side: exact for bytes and operations, relative for times, nothing dropped."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from revsnn_bench.render.compare import changed, compare, differing_fields, render_comparison
+
+
+def grown(record, extra):
+    memory = record.memory.model_copy(update={"peak_bytes": record.memory.peak_bytes + extra})
+    return record.model_copy(update={"memory": memory})
+
+
+def test_a_run_equals_itself(sweep_run):
+    """No row differs, a measured NaN included."""
+    assert changed(compare(sweep_run, sweep_run)).empty
+
+
+def test_one_byte_is_a_change(make_record, make_run):
+    """Bytes are compared exactly, as integers."""
+    record = make_record(node="lif")
+    (row,) = changed(compare(make_run([record]), make_run([grown(record, 1)]))).to_dict("records")
+    assert (row["metric"], row["after"] - row["before"]) == ("peak_bytes", 1)
+    assert row["change"] == pytest.approx(1 / row["before"])
+
+
+def test_slower_machine_is_no_change(make_record, make_run):
+    """Times are compared as ratios to lif: twice the seconds everywhere is equal."""
+    record = make_record(node="revlif")
+    fields = ("forward_time_s", "backward_time_s", "lif_forward_time_s", "lif_backward_time_s")
+    doubled = {name: tuple(2 * sample for sample in getattr(record.time, name)) for name in fields}
+    slow = record.model_copy(update={"time": record.time.model_copy(update=doubled)})
+    frame = compare(make_run([record]), make_run([slow]))
+    assert changed(frame).empty
+    assert "step_time_s_ratio_to_lif" in set(frame["metric"])
+    assert not {"step_time_s", "train_time_s"} & set(frame["metric"])
+
+
+def test_case_in_one_run_only_is_listed(make_record, make_run):
+    """A case that vanished and one that is new each keep a row that says so."""
+    before, after = make_run([make_record(node="lif")]), make_run([make_record(node="revlif")])
+    rows = changed(compare(before, after))
+    assert list(rows["metric"]) == ["status", "status"]
+    assert list(rows["note"]) == ["only before", "only after"]
+    assert set(compare(before, after)["note"]) == {"only before", "only after"}
+
+
+def test_case_that_fails_now_is_a_change_of_status(make_record, make_run):
+    """ok to oom is told by status; its metrics are listed as only before, never as 0."""
+    before, after = make_run([make_record(node="lif")]), make_run([make_record(node="lif", status="oom")])
+    rows = changed(compare(before, after)).set_index("metric")
+    assert tuple(rows.loc["status", ["before", "after", "note"]]) == ("ok", "oom", "status differs")
+    assert rows.loc["peak_bytes", "after"] is None
+    assert rows.loc["peak_bytes", "note"] == "only before"
+
+
+def test_growth_from_zero_is_infinite_and_told_as_such(make_record, make_run):
+    """From 0 bytes there is no percentage: the change is infinite and shown as `from 0`."""
+    record = make_record(node="lif-carrier")
+    memory = record.memory.model_copy(update={"retained_bytes": 4})
+    runs = make_run([record]), make_run([record.model_copy(update={"memory": memory})])
+    (row,) = changed(compare(*runs)).to_dict("records")
+    assert math.isinf(row["change"])
+    assert "from 0" in render_comparison(*runs)
+
+
+def test_differing_environment_is_named(make_run):
+    """The comparison names the fields of the environment that differ, and only these."""
+    a, b = make_run([], "a"), make_run([], "b", torch="2.14.0")
+    assert differing_fields(a, b) == {"torch": ("2.13.0+cpu", "2.14.0")}
+    assert "2.14.0" in render_comparison(a, b)
+
+
+def test_terminal_and_markdown_show_the_same_change(make_record, make_run):
+    """Both outputs show before, after and percent, and the terminal keeps to 100 columns."""
+    record = make_record(node="revlif-anchored", workload="conv")
+    stream = io.StringIO()
+    report = render_comparison(
+        make_run([record], "a|b"), make_run([grown(record, 1024)]), Console(file=stream, width=100)
+    )
+    assert "a\\|b before, run-1 after" in report
+    for text in (report, stream.getvalue()):
+        assert "peak_bytes" in text
+        assert "+2.50 %" in text
+    assert max(map(len, stream.getvalue().splitlines())) <= 100
+
+
+def test_equal_runs_say_so(sweep_run):
+    """Equal runs give a comparison without a table of changes."""
+    report = render_comparison(sweep_run, sweep_run)
+    assert "the 0 shown differ" in report
+    assert "What changed" not in report

@@ -1,0 +1,123 @@
+"""Growth: exact lines are found exactly, powers are fitted, and the text says which."""
+
+from fractions import Fraction
+
+import pytest
+
+from revsnn_bench.render.growth import find_fit, growths
+
+
+def found(run, variant, metric, axis="timesteps"):
+    (growth,) = (g for g in growths(run, axis) if (g.variant, g.metric) == (variant, metric))
+    return growth
+
+
+@pytest.mark.parametrize(
+    ("variant", "formula"),
+    [
+        ("lif", "3.00 b N T"),
+        ("revlif-stored", "3.00 b N T"),
+        ("revlif", "1.00 b N, independent of T"),
+        ("revlif-revnet", "1.00 b N, independent of T"),
+        ("revlif-anchored", "0.25 b N T - 1.00 b N"),
+        ("lif-carrier", "0 B, independent of T"),
+    ],
+)
+def test_retained_bytes_are_told_in_closed_form(sweep_run, variant, formula):
+    """The formula of the report is the closed form that the bytes were made from."""
+    assert found(sweep_run, variant, "retained_bytes").formula() == formula
+
+
+def test_statement_names_where_it_was_measured_and_where_the_gradient_is_wrong(sweep_run):
+    """A statement gives its range, and points whose gradient is wrong are named."""
+    statement = found(sweep_run, "revlif", "retained_bytes").statement()
+    assert statement == (
+        "retained_bytes of revlif: 1.00 b N, independent of T "
+        "(measured over T = 4, 8, 16, 32; gradient wrong at T = 16, 32)"
+    )
+
+
+def test_checkpointing_is_no_line_and_gets_a_power(sweep_run):
+    """ceil(sqrt T) segments make no exact line: the growth is stated as a power below 1."""
+    fit = found(sweep_run, "lif-checkpoint", "retained_bytes").fit
+    assert fit.form == "power"
+    assert 0.9 < fit.exponent < 1.0
+    assert fit.r_squared > 0.99
+
+
+def test_times_get_an_exponent_and_only_where_the_gradient_is_right(sweep_run):
+    """Times never get an exact line, and times of wrong cases take no part."""
+    lif, revlif = (found(sweep_run, variant, "step_time_s") for variant in ("lif", "revlif"))
+    assert lif.formula() == "T^1.00 (r² = 1.000)"
+    assert revlif.at == (4, 8)
+    assert revlif.formula() == "T^1.00 (two points)"
+
+
+def test_operations_are_counted_per_neuron_and_step(sweep_run):
+    """FLOPs carry no itemsize: 6 per neuron and step is `6.00 N T`."""
+    assert found(sweep_run, "lif", "forward_flops").formula() == "6.00 N T"
+
+
+def test_batch_sweep_is_told_with_the_same_symbols(make_record, make_run):
+    """Along B, bytes in proportion to B are told as b N T too, since N holds the batch."""
+    run = make_run([make_record(node="lif", batch=b) for b in (2, 4, 8)])
+    assert found(run, "lif", "retained_bytes", "batch").formula() == "3.00 b N T"
+
+
+def test_depth_sweep_of_a_network_is_told_in_plain_units(make_record, make_run):
+    """A network has no single N, so its growth is told in bytes per block."""
+    run = make_run([make_record(node="lif", workload="conv", depth=d) for d in (1, 2, 4)])
+    assert found(run, "lif", "retained_bytes", "depth").formula() == "48.00 KiB D"
+
+
+def test_one_position_is_no_growth(make_record, make_run):
+    """Nothing is said about growth from a single position, or across different batches."""
+    run = make_run(
+        [make_record(node="lif", timesteps=4, batch=2), make_record(node="lif", timesteps=8, batch=4)]
+    )
+    assert growths(run, "timesteps") == growths(run, "batch") == []
+
+
+def test_failed_positions_take_no_part(make_record, make_run):
+    """A case out of memory does not bend the line towards 0."""
+    run = make_run(
+        [make_record(node="lif", timesteps=t, status="oom" if t == 32 else None) for t in (4, 8, 16, 32)]
+    )
+    growth = found(run, "lif", "retained_bytes")
+    assert growth.at == (4, 8, 16)
+    assert growth.formula() == "3.00 b N T"
+
+
+def test_small_intercept_is_shown_in_bytes(make_record, make_run):
+    """8 bytes beside 3 b N T are told as `8 B`, not as `0.00 b N`."""
+    records = []
+    for t in (4, 8, 16):
+        record = make_record(node="lif", timesteps=t)
+        memory = record.memory.model_copy(update={"retained_bytes": record.memory.retained_bytes + 8})
+        records.append(record.model_copy(update={"memory": memory}))
+    assert found(make_run(records), "lif", "retained_bytes").formula() == "3.00 b N T + 8 B"
+
+
+def test_line_is_exact_or_not_a_line():
+    """One byte off the line makes it a power; two points are never called a line."""
+    line = find_fit((4, 8, 16), (13, 25, 49))
+    assert (line.form, line.slope, line.intercept) == ("linear", Fraction(3), Fraction(1))
+    assert find_fit((4, 8, 16), (13, 25, 50)).form == "power"
+    assert find_fit((4, 8), (13, 25)).form == "power"
+
+
+def test_values_without_a_form_are_listed():
+    """Zero at some positions and not on a line: no form is claimed."""
+    assert find_fit((4, 8, 16), (0, 0, 64)).form == "irregular"
+
+
+def test_square_growth_is_found():
+    """T^2 comes back with exponent 2."""
+    fit = find_fit((4, 8, 16), (16.0, 64.0, 256.0))
+    assert fit.exponent == pytest.approx(2.0)
+    assert fit.r_squared == pytest.approx(1.0)
+
+
+def test_constant_times_have_exponent_zero():
+    """Equal float samples fit the power 0 without a warning."""
+    assert find_fit((4, 8, 16), (1.5, 1.5, 1.5)).exponent == 0.0

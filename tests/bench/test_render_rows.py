@@ -1,0 +1,161 @@
+"""Rows, frames and files: exact values, honest ratios, nothing lost."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from revsnn_bench.metrics import BY_NAME, METRICS, measured
+from revsnn_bench.records import TimeRecord
+from revsnn_bench.render import frame, tables, write_reports
+from revsnn_bench.render.ratios import ratio_of_medians
+
+
+def test_importing_the_reports_does_not_import_torch():
+    """Reports start fast and run where torch is absent: neither torch nor the nodes is imported."""
+    modules = "frame, compare, markdown, terminal, summary, growth, tables"
+    code = (
+        f"import sys; from revsnn_bench.render import {modules}; "
+        "sys.exit(bool({'torch', 'revsnn_nodes'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_metric_names_end_in_their_unit():
+    """A name is unique and tells its unit, so a column of a file needs no legend."""
+    endings = {"B": "_bytes", "FLOP": "_flops", "s": "_s"}
+    assert len(BY_NAME) == len(METRICS)
+    for metric in METRICS:
+        assert metric.name.endswith(endings.get(metric.unit, "")), metric.name
+
+
+def test_nothing_is_measured_of_a_case_that_ran_out_of_memory(make_record):
+    """A failed case has no metric at all: not zero, not NaN."""
+    assert measured(make_record(node="lif", status="oom")) == {}
+
+
+def test_wide_has_one_row_per_case_with_exact_bytes(sweep_run):
+    """Every case has its row, and bytes keep the integers of the record."""
+    wide = frame.wide(sweep_run)
+    assert list(wide["id"]) == [record.case.id for record in sweep_run]
+    row = wide[(wide["node"] == "lif") & (wide["timesteps"] == 16)].iloc[0]
+    assert row["retained_bytes"] == 3 * 4 * 8 * 64 * 16
+    assert row["shape"] == "64"
+    assert row["backward_recompute_flops"] == row["backward_flops"] + row["recompute_flops"]
+
+
+def test_memory_ratio_is_taken_at_the_same_point(sweep_run):
+    """revlif at T = 8 is divided by lif at T = 8: 1 / (3 T)."""
+    long = frame.long(sweep_run)
+    rows = long[(long["node"] == "revlif") & (long["timesteps"] == 8) & (long["metric"] == "retained_bytes")]
+    assert list(rows["ratio_to_lif"]) == [1 / 24]
+
+
+def test_time_ratio_comes_from_the_samples_of_the_same_record(make_record, make_run):
+    """The time ratio divides medians of interleaved samples; another record's lif does not matter."""
+    own = TimeRecord(
+        forward_time_s=(3.0, 3.0, 3.0),
+        backward_time_s=(5.0, 5.0, 5.0),
+        lif_forward_time_s=(1.0, 1.0, 1.0),
+        lif_backward_time_s=(3.0, 3.0, 3.0),
+        rounds_rejected=0,
+        load_before=0.0,
+        load_after=0.0,
+        threads=1,
+    )
+    run = make_run([make_record(node="lif"), make_record(node="lif-carrier", time=own)])
+    row = frame.wide(run).iloc[1]
+    assert row["forward_time_s_ratio_to_lif"] == 3.0
+    assert row["step_time_s"] == 8.0
+    assert row["step_time_s_ratio_to_lif"] == 2.0
+
+
+def test_time_without_lif_samples_has_no_ratio(make_record, make_run):
+    """Without interleaved samples there is no time ratio, even where lif was timed in its own record."""
+    time = make_record(node="lif").time.model_copy(
+        update={"lif_forward_time_s": (), "lif_backward_time_s": ()}
+    )
+    run = make_run([make_record(node="lif"), make_record(node="lif-carrier", time=time)])
+    row = frame.wide(run).iloc[1]
+    assert row["step_time_s"] > 0
+    assert math.isnan(row["step_time_s_ratio_to_lif"])
+
+
+def test_bootstrap_interval_holds_the_ratio_and_repeats():
+    """The interval encloses the ratio of medians and is the same at every call."""
+    own, lif = tuple(2.0 + 0.1 * (i % 7) for i in range(30)), tuple(1.0 + 0.1 * (i % 3) for i in range(30))
+    found = ratio_of_medians(own, lif)
+    assert found.low < found.value < found.high
+    ratio_of_medians.cache_clear()
+    assert ratio_of_medians(own, lif) == found
+
+
+def test_wrong_case_keeps_raw_values_and_has_no_ratio(make_record, make_run):
+    """A wrong gradient earns no ratio, in memory or time, while the raw record stays in the files."""
+    run = make_run([make_record(node="lif", timesteps=16), make_record(node="revlif", timesteps=16)])
+    row = frame.wide(run).iloc[1]
+    assert row["status"] == "wrong"
+    assert row["retained_bytes"] == 4 * 8 * 64
+    ratios = [name for name in row.index if name.endswith("_ratio_to_lif")]
+    assert ratios
+    assert row[ratios].isna().all()
+
+
+def test_failed_case_keeps_a_row_in_every_table(make_record, make_run):
+    """A case without a measurement is still listed, long and wide, with its status and no number."""
+    run = make_run([make_record(node="lif", status="timeout")])
+    (row,) = csv.DictReader(io.StringIO(tables.long_csv(run)))
+    assert (row["status"], row["metric"], row["value"]) == ("timeout", "", "")
+    (row,) = csv.DictReader(io.StringIO(tables.wide_csv(run)))
+    assert (row["status"], row["reason"], row["peak_bytes"]) == ("timeout", "ended as timeout", "")
+    assert len(frame.long(run)) == len(frame.wide(run)) == 1
+
+
+def test_measured_nan_is_told_apart_from_a_gap(make_record, make_run):
+    """A gradient measured as NaN is `nan` in CSV and "NaN" in JSON; a gap is empty and null."""
+    run = make_run([make_record(node="revlif", timesteps=256)])
+    (row,) = csv.DictReader(io.StringIO(tables.wide_csv(run)))
+    assert (row["gradient_error"], row["parameter_gradient_error"]) == ("nan", "")
+    (case,) = json.loads(tables.wide_json(run))["cases"]
+    assert (case["gradient_error"], case["parameter_gradient_error"]) == ("NaN", None)
+
+
+def test_csv_returns_hostile_text_unchanged(make_record, make_run):
+    """Commas, quotes, pipes and newlines in a reason survive the way through CSV."""
+    reason = 'a,"b"|c\nd'
+    run = make_run([make_record(node="lif", status="error", reason=reason)])
+    (row,) = csv.DictReader(io.StringIO(tables.wide_csv(run)))
+    assert row["reason"] == reason
+
+
+def test_reports_are_byte_stable(sweep_run, tmp_path):
+    """Two writings of one run give the same files, byte for byte."""
+    first = write_reports(sweep_run, tmp_path / "a")
+    ratio_of_medians.cache_clear()
+    second = write_reports(sweep_run, tmp_path / "b")
+    assert [path.name for path in first] == ["run-1.md", "run-1.csv", "run-1-long.csv", "run-1.json"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_only_the_asked_formats_are_written(sweep_run, tmp_path):
+    """`formats` limits what is written."""
+    assert [path.name for path in write_reports(sweep_run, tmp_path, ["json"])] == ["run-1.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run-1.json"]
+
+
+def test_unknown_format_is_refused_before_anything_is_written(sweep_run, tmp_path):
+    """A misspelt format is an error that names the known ones, and writes nothing."""
+    with pytest.raises(ValueError, match="`formats` must name formats among md, csv, json; got pdf"):
+        write_reports(sweep_run, tmp_path, ["md", "pdf"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("run_id", ["../outside", "", "a/b", ".."])
+def test_run_id_that_leaves_the_folder_is_refused(make_run, tmp_path, run_id):
+    """A run id cannot make the reports land elsewhere."""
+    with pytest.raises(ValueError, match="`run_id` must be a plain file name"):
+        write_reports(make_run([], run_id=run_id), tmp_path)

@@ -1,0 +1,188 @@
+"""Markdown and terminal: readable, honest about what failed, safe against the text of records."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from revsnn_bench.metrics import BY_NAME
+from revsnn_bench.render import markdown, units
+from revsnn_bench.render.ratios import Ratio
+from revsnn_bench.render.summary import findings
+from revsnn_bench.render.terminal import print_run
+
+HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
+
+
+def told(run, topic):
+    return [finding.text for finding in findings(run) if finding.topic == topic]
+
+
+def row_of(report, *cells):
+    """Returns the only table row that starts with these cells."""
+    pattern = r"\|\s*" + r"\s*\|\s*".join(map(re.escape, cells)) + r"\s*\|"
+    (line,) = (line for line in report.splitlines() if re.match(pattern, line))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def printed(run):
+    stream = io.StringIO()
+    print_run(run, Console(file=stream, width=100))
+    return stream.getvalue()
+
+
+def test_wrong_cases_are_not_ranked(make_record, make_run):
+    """revlif keeps least at T = 16 and is wrong there: the ranking passes it over."""
+    nodes = ("lif", "revlif", "revlif-anchored")
+    run = make_run([make_record(node=node, timesteps=16) for node in nodes])
+    (text,) = told(run, "Least retained memory")
+    assert "revlif-anchored with 6.00 KiB (lif: 96.00 KiB)" in text
+    assert told(run, "Memory ratio") == []
+
+
+def test_wrong_case_shows_its_error_and_no_saving(sweep_run):
+    """The row of a wrong case holds its gradient error and no memory, time or ratio."""
+    cells = row_of(markdown.render(sweep_run), "16", "revlif", "wrong")
+    assert cells[-1] == "4.3e+01"
+    assert set(cells[3:-1]) == {units.ABSENT}
+
+
+def test_winner_is_named_with_what_it_costs(sweep_run):
+    """The first finding about memory names node, point, bytes and price."""
+    (text,) = told(sweep_run, "Least retained memory")
+    assert text.startswith(
+        "layer, T = 8, B = 8, features 64, float32, cpu: lif-carrier with 0 B (lif: 48.00 KiB)."
+    )
+    assert "1.67 × lif in step FLOPs" in text
+    assert "at 4 of the 4 points" in text
+
+
+def test_memory_ratio_is_told_with_its_t(sweep_run):
+    """The ratio lif / revlif is 3 T, and is never told without T."""
+    (text,) = told(sweep_run, "Memory ratio")
+    assert "12.0 times at T = 4, 24.0 times at T = 8;" in text
+
+
+def test_inverse_gradient_saving_is_one_minus_the_quotient(sweep_run):
+    """saving = 1 - (14 + 10) / (16 + 19) with the operations of the two nodes."""
+    (text,) = told(sweep_run, "Inverse gradient")
+    assert f"{100 * (1 - 24 / 35):.1f} % of backward and recompute FLOPs (2 points)" in text
+    assert "20.0 % of backward time" in text
+
+
+def test_trust_tells_right_and_wrong_apart(sweep_run):
+    """Each node is told with the T at which its gradient is right, and at which it is wrong."""
+    text = next(text for text in told(sweep_run, "Gradient") if text.startswith("revlif,"))
+    assert "right at T = 4, 8 (worst error 6.6e-04" in text
+    assert "wrong at T = 16, 32 (worst error 1.8e+11" in text
+
+
+def test_nan_is_the_worst_error(make_record, make_run):
+    """A NaN gradient is never hidden behind a finite one, nor printed as nan."""
+    run = make_run([make_record(node="revlif", timesteps=t) for t in (16, 256, 32)])
+    assert "worst error not finite" in told(run, "Gradient")[0]
+    assert not re.search(r"\bnan\b", markdown.render(run) + printed(run), re.IGNORECASE)
+
+
+def test_warnings_of_nodes_are_told_once_each(sweep_run):
+    """One warning given at two T is one finding that names both."""
+    assert [text.split(":")[0] for text in told(sweep_run, "Warning")] == [
+        "revlif-revnet at T = 16, 32",
+        "revlif at T = 16, 32",
+    ]
+
+
+@pytest.mark.parametrize("status", ["oom", "timeout", "error", "skipped"])
+def test_failed_case_is_shown_as_what_it_is(make_record, make_run, status):
+    """A failed case appears in the table with its status and no number, and in the list with its reason."""
+    run = make_run(
+        [make_record(node="lif", timesteps=4), make_record(node="lif", timesteps=8, status=status)]
+    )
+    report = markdown.render(run)
+    cells = row_of(report, "8", "lif", status)
+    assert set(cells[3:]) == {units.ABSENT}
+    assert row_of(report, "layer/lif/T8-B8-N64/float32/cpu", status)[-1] == f"ended as {status}"
+    assert f"T8-B8-N64/float32/cpu {status}: ended as {status}" in printed(run)
+
+
+def test_winner_without_lif_says_why(make_record, make_run):
+    """Where the standard LIF ran out of memory the finding says so, instead of a ratio."""
+    nodes = [make_record(node=node) for node in ("revlif", "lif-carrier")]
+    run = make_run([make_record(node="lif", status="oom"), *nodes])
+    assert "lif ended as oom there" in told(run, "Least retained memory")[0]
+
+
+def test_hostile_text_stays_text_in_markdown(make_record, make_run):
+    """Pipes, tags, links, newlines and escape codes in a record change neither the table nor the page."""
+    record = make_record(node="bad|node`<b>", status="error", reason=HOSTILE)
+    report = markdown.render(make_run([record, make_record(node="lif")], run_id="r|<i>"))
+    assert "<" not in report
+    assert "\x1b" not in report
+    (line,) = (line for line in report.splitlines() if "alert" in line)
+    assert len(re.findall(r"(?<!\\)\|", line)) == 5
+    assert "\\[a\\](http" in line
+
+
+def test_hostile_text_stays_text_in_the_terminal(make_record, make_run):
+    """Rich markup and escape codes in a record are printed as text, or dropped."""
+    text = printed(make_run([make_record(node="lif", status="error", reason=HOSTILE)]))
+    assert "[bold]d[/bold]" in text
+    assert "\x1b" not in text
+
+
+def test_terminal_fits_100_columns(sweep_run, make_record, make_run):
+    """No line is wider than 100 columns, and each node's name stands on one line."""
+    lines = printed(sweep_run).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(line.split()[:3] == ["16", "revlif-anchored", "ok"] for line in lines)
+
+
+def test_every_case_is_in_the_report(sweep_run, make_record, make_run):
+    """A case outside of all sweeps has its row too."""
+    run = make_run([*sweep_run, make_record(node="lif", workload="conv", dtype="float16")])
+    assert row_of(markdown.render(run), "conv T8-B8-N64 float16 cpu", "lif", "ok")
+    assert "conv T8-B8-N64" in printed(run)
+
+
+def test_accuracy_is_shown_where_it_was_measured(make_record, make_run, make_accuracy):
+    """Accuracy appears as a finding and as a table, with the budget; a run without it has neither."""
+    records = [
+        make_record(node="lif", accuracy=make_accuracy(0.992)),
+        make_record(node="lif-carrier", accuracy=make_accuracy(0.991, stripped=0.992)),
+    ]
+    run = make_run(records)
+    assert told(run, "Accuracy") == ["lif 99.2 %, lif-carrier 99.1 %."]
+    cells = row_of(markdown.render(run), "layer/lif-carrier/T8-B8-N64/float32/cpu", "ok", "99.1 %")
+    assert cells[3:] == ["99.2 %", "12.50 s", "digits, 10 epochs", "1437", "360"]
+    assert "## Accuracy" not in markdown.render(make_run([make_record(node="lif")]))
+
+
+def test_environment_and_columns_are_explained(sweep_run):
+    """The report says where it was measured and what each quantity means."""
+    report = markdown.render(sweep_run)
+    assert row_of(report, "torch")[-1] == "2.13.0+cpu"
+    assert row_of(report, "retained_bytes", "retained")[2] == BY_NAME["retained_bytes"].meaning
+    assert "device_peak_bytes" not in report
+
+
+def test_empty_run_is_a_report(make_run):
+    """A run without a record says so, in both outputs."""
+    assert "No case was recorded." in markdown.render(make_run([]))
+    assert "No case was recorded." in printed(make_run([]))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (2**20 - 1, "1.00 MiB"), (3 * 2**19, "1.50 MiB")],
+)
+def test_bytes_are_binary_and_labelled_so(value, text):
+    """MiB is 2^20 bytes; small counts stay exact."""
+    assert units.number(BY_NAME["peak_bytes"], value) == text
+
+
+def test_ratio_shows_its_interval_unless_it_says_nothing():
+    """An interval that prints like its ratio is left out."""
+    assert units.ratio(Ratio(1.5, 1.4, 1.6)) == "1.50 [1.40, 1.60]"
+    assert units.ratio(Ratio(1.5, 1.4999, 1.5001)) == "1.50"
+    assert units.ratio(None) == units.ABSENT
