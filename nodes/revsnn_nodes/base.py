@@ -1,0 +1,160 @@
+"""What all nodes share: [T, N, *] input, step modes, and state that carries over between calls until reset."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from revsnn_nodes.parameters import LIFParameters, require
+from revsnn_nodes.surrogate import as_surrogate
+
+StepMode = Literal["s", "m"]
+P = TypeVar("P", bound=LIFParameters)
+
+
+class SpikingNode(nn.Module, Generic[P]):
+    """A neuron layer: takes input current, keeps a membrane, gives spikes.
+
+    Subclasses implement `multi_step_forward`; everything here is common to them.
+
+    Args:
+        neuron: the validated parameters of its equations; also read and set one by one, as `node.tau`.
+        surrogate_function: a surrogate of this package, of SpikingJelly, or any spike function with autograd.
+        step_mode: "m" takes `[T, N, *]`, "s" takes `[N, *]` once per call.
+    Attributes:
+        v: the membrane that the next call starts from: a float before the first call and after `reset()`,
+            then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
+    """
+
+    neuron: P
+    v: Tensor | float
+
+    def __init__(self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self.surrogate_function = as_surrogate(surrogate_function)
+        self.step_mode = step_mode
+        self.v = neuron.rest
+
+    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Runs T steps.
+
+        Args:
+            x_seq: input current, `[T, N, *]`.
+            v: the membrane to start from, `[N, *]`; None for rest.
+        Returns:
+            The output `[T, N, *]` and the last membrane `[N, *]`.
+        """
+        raise NotImplementedError
+
+    def reference(self) -> "SpikingNode[Any]":
+        """A fresh node of the same dynamics and parameters, by plain autograd: what its gradient is held against."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs one step `[N, *]` or T steps `[T, N, *]`, by `step_mode`, from the carried state.
+
+        Raises:
+            ValueError: input that is not floating or too small, or a carried state that does not fit it.
+        """
+        x_seq = x.unsqueeze(0) if self.step_mode == "s" else x
+        self._check_input(x_seq, x)
+        y_seq, self.v = self.multi_step_forward(x_seq, self._carried_state(x_seq))
+        return y_seq.squeeze(0) if self.step_mode == "s" else y_seq
+
+    def reset(self) -> None:
+        """Forgets the carried state: the next call starts from rest."""
+        self.v = self.neuron.rest
+
+    def detach(self) -> None:
+        """Cuts the carried state from the graph: the next call's gradient stops here (truncated BPTT)."""
+        if isinstance(self.v, Tensor):
+            self.v = self.v.detach()
+
+    def _check_input(self, x_seq: Tensor, given: Tensor) -> None:
+        shape = tuple(given.shape)
+        expected = "[N, *]" if self.step_mode == "s" else "[T, N, *]"
+        require(
+            x_seq.dim() >= 2 and x_seq.shape[0] > 0,
+            "x",
+            f"be {expected} with at least one step",
+            shape,
+            f'Step mode "{self.step_mode}" reads it so.',
+            'Add the missing dimension, or set step_mode="m" for sequences and "s" for single steps.',
+        )
+        require(
+            x_seq.is_floating_point(),
+            "x",
+            "be floating",
+            x_seq.dtype,
+            "The membrane integrates it.",
+            "Convert it with .float().",
+        )
+
+    def _carried_state(self, x_seq: Tensor) -> Tensor | None:
+        v = self.v
+        if not isinstance(v, Tensor):
+            return None if v == self.neuron.rest else torch.full_like(x_seq[0], v, requires_grad=False)
+        have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), x_seq.dtype, x_seq.device)
+        require(
+            have == need,
+            "x",
+            f"match the carried state's shape, dtype and device {have}",
+            need,
+            "The membrane of the last call is where this one starts.",
+            "Call reset() between independent batches.",
+        )
+        return v
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "step_mode":
+            require(
+                value in ("s", "m"),
+                name,
+                'be "s" or "m"',
+                value,
+                "It says what the input's first dimension is.",
+                'Pass "m" for [T, N, *].',
+            )
+        if name == "surrogate_function":
+            value = as_surrogate(value)
+        neuron = self.__dict__.get("neuron")
+        if neuron is not None and name in {field.name for field in fields(neuron)}:
+            name, value = "neuron", replace(neuron, **{name: value})
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        neuron = self.__dict__.get("neuron")
+        if neuron is not None and name in {field.name for field in fields(neuron)}:
+            return getattr(neuron, name)
+        return super().__getattr__(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNode[P]":
+        if isinstance(self.v, Tensor):
+            self.v = fn(self.v)
+        return cast("SpikingNode[P]", super()._apply(fn, recurse))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has the values of the state, not the graph that made them.
+        state = self.__dict__.copy()
+        if isinstance(self.v, Tensor):
+            state["v"] = self.v.detach().clone()
+        return state
+
+    def fresh(self, kind: "type[SpikingNode[Any]]", **changes: Any) -> "SpikingNode[Any]":
+        """A node of another kind with this one's parameters, surrogate, step mode and training mode, at rest."""
+        parameters = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
+        node = kind(
+            **(parameters | changes),
+            surrogate_function=copy.deepcopy(self.surrogate_function),
+            step_mode=self.step_mode,
+        )
+        return node.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Parameters and step mode, as they are passed to the constructor."""
+        parameters = ", ".join(f"{field.name}={getattr(self.neuron, field.name)}" for field in fields(self.neuron))
+        return f"{parameters}, step_mode={self.step_mode!r}"

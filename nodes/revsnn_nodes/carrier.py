@@ -1,0 +1,237 @@
+"""CarrierLIF: the standard LIF whose output carries its input, so that nothing else is kept.
+
+Equations: section "Carrier" of nodes/README.md. This node is our own. Contrast: the coupled nodes change the neuron to
+make it reversible; this one leaves it as it is and hides the input in the fraction of the output.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import hardtanh
+from torch.profiler import record_function
+
+from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.lif import lif_sequence, lif_step, neuronal_charge, neuronal_reset
+from revsnn_nodes.parameters import LIFParameters, require
+from revsnn_nodes.surrogate import SurrogateFunction, heaviside
+
+CarrierMode = Literal["train", "always"]
+
+KAPPA = 31 / 64
+"""Largest fraction that carries an input: below 1/2, and 1 + KAPPA is exact even in bfloat16, so that clamped inputs
+are recognised without error."""
+
+
+@dataclass(frozen=True)
+class CarrierParameters(LIFParameters):
+    """Parameters of the carrier neuron: those of the LIF, and how the output carries the input.
+
+    Args:
+        epsilon: scale of the carried input, a power of two below 1.
+        carrier: "train" emits spikes alone in `eval()`; "always" keeps the carrier there too.
+    Raises:
+        ValueError: epsilon is not a power of two in (0, 1), or carrier is another word.
+    """
+
+    epsilon: float = 1 / 16
+    carrier: CarrierMode = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < self.epsilon < 1 and math.frexp(self.epsilon)[0] == 0.5,
+            "epsilon",
+            "be a power of two in (0, 1)",
+            self.epsilon,
+            "Scaling by a power of two loses no bit of the carried input.",
+            "Pass for example 1/16 or 1/256.",
+        )
+        require(
+            self.carrier in ("train", "always"),
+            "carrier",
+            'be "train" or "always"',
+            self.carrier,
+            "It says when the output carries its input.",
+            'Pass "train" for binary spikes in eval().',
+        )
+
+    @property
+    def clamp(self) -> float:
+        """c: the input is clamped to [-c, c], so that the fraction never reaches the spike."""
+        return KAPPA / self.epsilon
+
+
+def decode_spikes(y: Tensor) -> Tensor:
+    """The spikes of a carrier output (or of plain spikes), any shape, in the dtype of y; exact."""
+    return (y > 0.5).to(y.dtype)
+
+
+def decode_input(y: Tensor, spike: Tensor, epsilon: float) -> Tensor:
+    """The clamped input that a carrier output holds, of its shape.
+
+    Exactness: to the bit where the neuron did not fire, to half an ulp(1) / epsilon where it did.
+    """
+    return (y - spike) * (1.0 / epsilon)
+
+
+def lif_step_vjp(
+    h: Tensor,
+    spike: Tensor,
+    sbar: Tensor,
+    vbar: Tensor,
+    neuron: LIFParameters,
+    phi: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Gradient at the charge of one LIF step, `[N, *]`.
+
+    Args:
+        h: charge.
+        spike: spikes of the step.
+        sbar: gradient that arrives at the spikes.
+        vbar: gradient that arrives at the membrane after the step.
+        neuron: parameters.
+        phi: surrogate derivative of charge minus threshold.
+    """
+    soft = neuron.v_reset is None
+    if not neuron.detach_reset:
+        above = neuron.v_threshold if soft else h - neuron.v_reset if neuron.v_reset else h
+        sbar = sbar - vbar * above
+    kept = vbar if soft else vbar * (1.0 - spike)
+    return kept + sbar * phi(h - neuron.v_threshold)
+
+
+class _DecodeAndMultiply(torch.autograd.Function):
+    """Keeps the output (an alias), and the state it started from where that was carried."""
+
+    @staticmethod
+    def forward(
+        x_seq: Tensor, v: Tensor | None, neuron: CarrierParameters, surrogate: SurrogateFunction
+    ) -> tuple[Tensor, Tensor]:
+        y_seq = torch.empty_like(x_seq)
+        membrane: Tensor | float = neuron.rest if v is None else v
+        for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
+            x = hardtanh(x, -neuron.clamp, neuron.clamp)
+            spike, membrane = lif_step(x, membrane, neuron, heaviside)
+            torch.add(spike, x, alpha=neuron.epsilon, out=out)
+        assert isinstance(membrane, Tensor)
+        return y_seq, membrane
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, v, ctx.neuron, ctx.surrogate = inputs
+        ctx.save_for_backward(output[0], v)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+        y_seq, v = ctx.saved_tensors
+        neuron, phi = ctx.neuron, ctx.surrogate.derivative
+        # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.
+        xbar_seq = torch.empty_like(y_seq)
+        with record_function("recompute"):
+            _regenerate_charges(y_seq, v, xbar_seq, neuron)
+        del v
+        vbar = torch.zeros_like(y_seq[0]) if vbar is None else vbar
+        for t in range(y_seq.shape[0] - 1, -1, -1):
+            with record_function("recompute"):
+                spike = decode_spikes(y_seq[t])
+                inside = decode_input(y_seq[t], spike, neuron.epsilon).abs() < neuron.clamp
+            ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
+            hbar = lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, phi)
+            vbar = neuron.keep * hbar
+            xbar_seq[t] = (neuron.input_gain * hbar + neuron.epsilon * ybar) * inside
+        return xbar_seq, vbar if ctx.needs_input_grad[1] else None, None, None
+
+
+def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neuron: CarrierParameters) -> None:
+    """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges: no spike can flip."""
+    membrane: Tensor | float = neuron.rest if v is None else v
+    for y, out in zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True):
+        spike = decode_spikes(y)
+        h = neuronal_charge(decode_input(y, spike, neuron.epsilon), membrane, neuron)
+        membrane = neuronal_reset(h, spike, neuron)
+        out.copy_(h)
+
+
+class CarrierNode(SpikingNode[CarrierParameters]):
+    """What the two carrier nodes share: parameters and what can be read from an output."""
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        detach_reset: bool = False,
+        step_mode: StepMode = "m",
+        epsilon: float = 1 / 16,
+        carrier: CarrierMode = "train",
+    ) -> None:
+        neuron = CarrierParameters(tau, decay_input, v_threshold, v_reset, detach_reset, epsilon, carrier)
+        super().__init__(neuron, surrogate_function, step_mode)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the output carries the input now: in training, and always with `carrier="always"`."""
+        return self.training or self.neuron.carrier == "always"
+
+    def decode(self, y_seq: Tensor) -> tuple[Tensor, Tensor]:
+        """The clamped input and the spikes of an output that carries, both of its shape."""
+        spike_seq = decode_spikes(y_seq)
+        return decode_input(y_seq, spike_seq, self.neuron.epsilon), spike_seq
+
+    def clamped_fraction(self, y_seq: Tensor) -> float:
+        """The share of inputs that the clamp cut, read from an output that carries."""
+        x_seq, _ = self.decode(y_seq)
+        return (x_seq.abs() >= self.neuron.clamp).double().mean().item()
+
+    def reference(self) -> SpikingNode[CarrierParameters]:
+        """A `StoredCarrierLIF` with these parameters."""
+        return self.fresh(StoredCarrierLIF)
+
+
+class StoredCarrierLIF(CarrierNode):
+    """The carrier's forward by plain autograd through time: the control for `CarrierLIF`.
+
+    Args: see `CarrierParameters` and `SpikingNode`.
+    Keeps for backward: every intermediate of every step, O(T).
+    Exactness: its output equals that of `CarrierLIF` bit for bit; its gradient is autograd's.
+    """
+
+    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.multi_step_forward`."""
+        # hardtanh, not clamp: no gradient passes at the borders, as in the closed form.
+        clamped = hardtanh(x_seq, -self.neuron.clamp, self.neuron.clamp)
+        spike_seq, v_last = lif_sequence(clamped, v, self.neuron, self.surrogate_function)
+        return torch.add(spike_seq, clamped, alpha=self.neuron.epsilon) if self.carries else spike_seq, v_last
+
+
+class CarrierLIF(CarrierNode):
+    """The standard LIF that keeps nothing: its training output is spike + epsilon x, and gives the input back.
+
+    In `eval()` the output is the spikes alone (`carrier="train"`); the gradient there, if any is asked for, is plain
+    autograd's, which keeps what `StandardLIF` keeps. `decode_spikes(y)` gives the spikes of a training output. Inputs
+    are clamped to [-c, c], c = (31/64) / epsilon = 7.75 by default; `clamped_fraction(y)` tells how often.
+
+    Args:
+        epsilon: scale of the carried input, a power of two.
+        carrier: "train", or "always" to carry in `eval()` too.
+        Others: see `LIFParameters` and `SpikingNode`.
+    Keeps for backward: nothing but its output, as an alias; b N bytes where it started from a carried state.
+        Transient in backward: O(N), since charges wait in the buffer of the input gradient.
+    Exactness: relative gradient error, flat in T: about 2e-7 in float32, 1e-3 in float16, 1e-2 in bfloat16
+        (epsilon = 1/16).
+    """
+
+    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.multi_step_forward`."""
+        if not self.carries:
+            return StoredCarrierLIF.multi_step_forward(self, x_seq, v)  # type: ignore[arg-type]
+        return _DecodeAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

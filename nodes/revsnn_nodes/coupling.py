@@ -1,0 +1,298 @@
+"""The coupled (reversible) step, its inverse in time and its vector-Jacobian product, as pure functions.
+
+Equations: section "Coupled LIF" of nodes/README.md: our reconstruction of the data flow summarised in Lei et al.,
+arXiv 2308.08649. A step's tensors are sequences of n parts, one per group, each a slice of `[N, *]`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import hardtanh
+
+from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.lif import neuronal_charge
+from revsnn_nodes.parameters import CoupledParameters, ResetGate, require
+from revsnn_nodes.surrogate import heaviside
+
+Parts = Sequence[Tensor]
+
+
+def split(x: Tensor, neuron: CoupledParameters) -> tuple[Tensor, ...]:
+    """The n parts of a step `[N, *]` along `group_dim`, as views.
+
+    Raises:
+        ValueError: `group_dim` is the batch or does not exist, or its size is not a multiple of `groups`.
+    """
+    dims = x.dim()
+    require(
+        -dims < neuron.group_dim < dims,
+        "group_dim",
+        f"name a feature dimension of a step [N, *] with {dims} dimensions",
+        neuron.group_dim,
+        "Dimension 0 is the batch, and samples must stay independent.",
+        "Pass 1 for channels or -1 for the last dimension.",
+    )
+    size = x.shape[neuron.group_dim]
+    require(
+        size % neuron.groups == 0,
+        "groups",
+        f"divide the size {size} of dimension {neuron.group_dim}",
+        neuron.groups,
+        "Each part's output carries an equal part of the input.",
+        f"Pass one of {[n for n in range(2, size + 1) if size % n == 0][:8] or 'another group_dim'}.",
+    )
+    return x.chunk(neuron.groups, neuron.group_dim)
+
+
+def join(parts: Parts, neuron: CoupledParameters) -> Tensor:
+    """The step `[N, *]` of its n parts."""
+    return torch.cat(tuple(parts), neuron.group_dim)
+
+
+def output_gate(y: Tensor) -> Tensor:
+    """How far output y opens the reset: g(y) = clamp(y, 0, 1), with derivative 0 < y < 1 (both strict)."""
+    # hardtanh, not clamp: its derivative is 0 at both borders, where outputs of binary inputs lie.
+    return hardtanh(y, 0.0, 1.0)
+
+
+def coupled_step(
+    x: Parts, v: Parts, neuron: CoupledParameters, fire: Callable[[Tensor], Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """One step forward, for the groups in order: charge, fire, output, reset.
+
+    Args:
+        x: input, n parts.
+        v: membrane before the step, n parts.
+        neuron: parameters.
+        fire: spike function of charge minus threshold.
+    Returns:
+        Output Y, membrane after the step, and charge M, n parts each.
+    """
+    outputs: list[Tensor] = []
+    membranes: list[Tensor] = []
+    charges: list[Tensor] = []
+    for i in range(neuron.groups):
+        charge = neuronal_charge(x[0] if i == 0 else outputs[i - 1], v[i], neuron)
+        spike = fire(charge - neuron.v_threshold)
+        y = spike + neuron.beta * x[(i + 1) % neuron.groups]
+        gate = spike if neuron.reset_gate == "spike" else output_gate(y)
+        if neuron.detach_reset:
+            gate = gate.detach()
+        outputs.append(y)
+        membranes.append(_reset(charge, gate, neuron))
+        charges.append(charge)
+    return outputs, membranes, charges
+
+
+def _reset(charge: Tensor, gate: Tensor, neuron: CoupledParameters) -> Tensor:
+    if neuron.v_reset is None:
+        return charge - (neuron.alpha * neuron.v_threshold) * gate
+    above = charge - neuron.v_reset if neuron.v_reset else charge
+    return charge - neuron.alpha * gate * above
+
+
+def invert_membranes(y: Parts, v_next: Parts, neuron: CoupledParameters) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """One step back in time: what the vector-Jacobian product needs of it.
+
+    Args:
+        y: output of the step, n parts.
+        v_next: membrane after the step, n parts.
+        neuron: parameters, with `reset_gate="output"`.
+    Returns:
+        The first input part X_1, the membrane before the step, and the charge M (n parts each).
+    Exactness: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) per step; see `revsnn_nodes.drift`.
+    """
+    n = neuron.groups
+    charges = [_undo_reset(v_next[i], y[i], neuron) for i in range(n)]
+    x_first = _carried_input(y[n - 1], charges[n - 1], neuron)
+    drives = [x_first, *y[: n - 1]]
+    return x_first, [_undo_charge(charges[i], drives[i], neuron) for i in range(n)], charges
+
+
+def recover_inputs(y: Parts, charges: Parts, neuron: CoupledParameters) -> list[Tensor]:
+    """The input, n parts, that output y carries, given the charges: X_(i+1) = (Y_i - S_i) / beta."""
+    carried = [_carried_input(y[i], charges[i], neuron) for i in range(neuron.groups)]
+    return [carried[-1], *carried[:-1]]
+
+
+def regenerate_step(y: Parts, v: Parts, neuron: CoupledParameters) -> tuple[list[Tensor], list[Tensor]]:
+    """One step forward in time from the output: Y gives every drive, and X_1 once M_n is known.
+
+    Args:
+        y: output of the step, n parts.
+        v: membrane before the step, n parts.
+        neuron: parameters.
+    Returns:
+        The membrane after the step and the charge M, n parts each.
+    Exactness: the charges of groups 2..n are those of the forward to the bit, so X_1 is decoded with the right spike;
+        only its rounding enters M_1, and the leak contracts it.
+    """
+    charges = [neuronal_charge(y[i - 1], v[i], neuron) for i in range(1, neuron.groups)]
+    x_first = _carried_input(y[-1], charges[-1], neuron)
+    charges.insert(0, neuronal_charge(x_first, v[0], neuron))
+    by_spike = neuron.reset_gate == "spike"
+    gates = [
+        heaviside(charge - neuron.v_threshold) if by_spike else output_gate(out)
+        for charge, out in zip(charges, y, strict=True)
+    ]
+    return [_reset(charge, gate, neuron) for charge, gate in zip(charges, gates, strict=True)], charges
+
+
+def _carried_input(y: Tensor, charge: Tensor, neuron: CoupledParameters) -> Tensor:
+    return (y - heaviside(charge - neuron.v_threshold)) / neuron.beta
+
+
+def _undo_reset(v_next: Tensor, y: Tensor, neuron: CoupledParameters) -> Tensor:
+    gate = output_gate(y)
+    if neuron.v_reset is None:
+        return v_next + (neuron.alpha * neuron.v_threshold) * gate
+    opened = neuron.alpha * gate
+    below = v_next - opened * neuron.v_reset if neuron.v_reset else v_next
+    return below / (1.0 - opened)
+
+
+def _undo_charge(charge: Tensor, drive: Tensor, neuron: CoupledParameters) -> Tensor:
+    undriven = charge - neuron.input_gain * drive
+    if neuron.rest:
+        undriven = undriven - neuron.rest / neuron.tau
+    return undriven / neuron.keep
+
+
+def coupled_step_vjp(
+    y: Parts,
+    charges: Parts,
+    ybar: Parts,
+    vbar_next: Parts,
+    neuron: CoupledParameters,
+    phi: Callable[[Tensor], Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Vector-Jacobian product of one step, for the groups from last to first; nothing of the forward is run again.
+
+    Args:
+        y: output of the step, n parts.
+        charges: its charges M, n parts.
+        ybar: gradient that arrives at the output, n parts.
+        vbar_next: gradient that arrives at the membrane after the step, n parts.
+        neuron: parameters.
+        phi: surrogate derivative of charge minus threshold.
+    Returns:
+        Gradients of the input and of the membrane before the step, n parts each.
+    """
+    n = neuron.groups
+    xbar: list[Tensor] = [torch.empty(0)] * n
+    vbar: list[Tensor] = [torch.empty(0)] * n
+    to_output: Tensor | None = None
+    for i in range(n - 1, -1, -1):
+        ybar_i = ybar[i] if to_output is None else ybar[i] + to_output
+        through_output, mbar = _reset_vjp(y[i], charges[i], ybar_i, vbar_next[i], neuron, phi)
+        vbar[i] = neuron.keep * mbar
+        xbar[(i + 1) % n] = neuron.beta * through_output
+        to_output = neuron.input_gain * mbar
+    assert to_output is not None
+    xbar[0] = xbar[0] + to_output
+    return xbar, vbar
+
+
+def _reset_vjp(
+    y: Tensor,
+    charge: Tensor,
+    ybar: Tensor,
+    vbar_next: Tensor,
+    neuron: CoupledParameters,
+    phi: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Gradient at the output with the reset's share added, and gradient at the charge."""
+    by_spike = neuron.reset_gate == "spike"
+    z = charge - neuron.v_threshold
+    gate = heaviside(z) if by_spike else output_gate(y)
+    into_gate: Tensor | None = None
+    if not neuron.detach_reset:
+        if neuron.v_reset is None:
+            into_gate = (neuron.alpha * neuron.v_threshold) * vbar_next
+        else:
+            above = charge - neuron.v_reset if neuron.v_reset else charge
+            into_gate = neuron.alpha * vbar_next * above
+    if into_gate is not None and not by_spike:
+        ybar = ybar - into_gate * ((y > 0) & (y < 1))
+    into_spike = ybar - into_gate if into_gate is not None and by_spike else ybar
+    kept = vbar_next if neuron.v_reset is None else vbar_next * (1.0 - neuron.alpha * gate)
+    return ybar, kept + into_spike * phi(z)
+
+
+def coupled_sequence(
+    x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, fire: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """T steps under autograd: output `[T, N, *]` and the last membrane `[N, *]`."""
+    steps = x_seq.unbind(0)
+    membranes: Parts = split(initial_membrane(steps[0], v, neuron), neuron)
+    outputs = []
+    for x in steps:
+        y, membranes, _ = coupled_step(split(x, neuron), membranes, neuron, fire)
+        outputs.append(join(y, neuron))
+    return torch.stack(outputs), join(membranes, neuron)
+
+
+def initial_membrane(x: Tensor, v: Tensor | None, neuron: CoupledParameters) -> Tensor:
+    """The membrane before the first step, `[N, *]`: the carried one, or rest."""
+    return torch.full_like(x, neuron.rest, requires_grad=False) if v is None else v
+
+
+class CoupledNode(SpikingNode[CoupledParameters]):
+    """What the coupled nodes share: parameters and constructor.
+
+    The output is real-valued: spikes plus `beta` times the partner group's input.
+
+    Args: see `CoupledParameters` and `SpikingNode`.
+    """
+
+    reset_gate_choice = False
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
+        detach_reset: bool = False,
+        step_mode: StepMode = "m",
+        groups: int = 2,
+        group_dim: int = -1,
+        alpha: float = 0.5,
+        beta: float = 1.0,
+        reset_gate: ResetGate = "output",
+    ) -> None:
+        neuron = CoupledParameters(
+            tau, decay_input, v_threshold, v_reset, detach_reset, groups, group_dim, alpha, beta, reset_gate
+        )
+        super().__init__(neuron, surrogate_function, step_mode)
+        require(
+            self.reset_gate_choice or reset_gate == "output",
+            "reset_gate",
+            f'be "output" for {type(self).__name__}',
+            reset_gate,
+            "It inverts the reset from its output alone.",
+            "Use AnchoredReversibleLIF, which never inverts the membrane.",
+        )
+
+    def reference(self) -> SpikingNode[CoupledParameters]:
+        """A `StoredCoupledLIF` with these parameters."""
+        return self.fresh(StoredCoupledLIF)
+
+
+class StoredCoupledLIF(CoupledNode):
+    """The coupled dynamics by plain autograd through time: the control for the three reversible nodes.
+
+    The output is real-valued: spikes plus `beta` times the partner group's input.
+
+    Args: see `CoupledParameters` and `SpikingNode`.
+    Keeps for backward: every intermediate of every step, O(T).
+    Exactness: its output equals that of the reversible nodes bit for bit; its gradient is autograd's.
+    """
+
+    reset_gate_choice = True
+
+    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.multi_step_forward`."""
+        return coupled_sequence(x_seq, v, self.neuron, self.surrogate_function)

@@ -1,0 +1,140 @@
+"""Validated, frozen neuron parameters: the numbers that every equation takes, and nothing that changes in a run."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+ResetGate = Literal["output", "spike"]
+
+
+def require(condition: bool, argument: str, rule: str, got: object, why: str, fix: str) -> None:
+    """Raises `ValueError` in the one form that every error of this package has, unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"`{argument}` must {rule}; got {got!r}. {why} {fix}")
+
+
+def _require_finite(argument: str, value: float) -> None:
+    require(
+        isinstance(value, int | float) and math.isfinite(value),
+        argument,
+        "be a finite number",
+        value,
+        "It enters the membrane equation.",
+        "Pass a float.",
+    )
+
+
+@dataclass(frozen=True)
+class LIFParameters:
+    """Parameters of the leaky integrate-and-fire neuron, with SpikingJelly's names and defaults.
+
+    Args:
+        tau: membrane time constant, in steps; must exceed 1.
+        decay_input: whether the input is scaled by 1/tau like the leak.
+        v_threshold: membrane value at which the neuron fires.
+        v_reset: membrane value after a spike and at rest; None for soft reset (subtract the threshold, rest at 0).
+        detach_reset: whether the spike is a constant in the reset equation's gradient.
+    Raises:
+        ValueError: tau <= 1, or a value that is not finite.
+    """
+
+    tau: float = 2.0
+    decay_input: bool = True
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    detach_reset: bool = False
+
+    def __post_init__(self) -> None:
+        _require_finite("tau", self.tau)
+        require(
+            self.tau > 1,
+            "tau",
+            "be > 1 step",
+            self.tau,
+            "The leak 1/tau would overshoot rest.",
+            "Pass tau in time steps, not seconds.",
+        )
+        _require_finite("v_threshold", self.v_threshold)
+        if self.v_reset is not None:
+            _require_finite("v_reset", self.v_reset)
+
+    @property
+    def rest(self) -> float:
+        """Membrane value towards which the leak pulls, and the initial state: v_reset, or 0 for soft reset."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    @property
+    def input_gain(self) -> float:
+        """Derivative of the charge with respect to the input."""
+        return 1.0 / self.tau if self.decay_input else 1.0
+
+    @property
+    def keep(self) -> float:
+        """Derivative of the charge with respect to the membrane: 1 - 1/tau."""
+        return 1.0 - 1.0 / self.tau
+
+
+@dataclass(frozen=True)
+class CoupledParameters(LIFParameters):
+    """Parameters of the coupled (reversible) dynamics.
+
+    Args:
+        groups: n, into how many equal parts `group_dim` is split; from 2 to the size of that dimension.
+        group_dim: dimension of one step `[N, *]` that is split; not the batch dimension 0.
+        alpha: strength of the reset, in (0, 1); 1 is allowed where V is never inverted (`reset_gate="spike"`).
+        beta: weight of the partner's input in the output; not 0.
+        reset_gate: what opens the reset: the clamped `output` (invertible), or the `spike` itself.
+    Raises:
+        ValueError: a value outside of its range.
+    """
+
+    groups: int = 2
+    group_dim: int = -1
+    alpha: float = 0.5
+    beta: float = 1.0
+    reset_gate: ResetGate = "output"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            isinstance(self.groups, int) and self.groups >= 2,
+            "groups",
+            "be an integer >= 2",
+            self.groups,
+            "Each group's output carries the next group's input.",
+            "Pass groups=2 for the plain reversible node.",
+        )
+        require(
+            self.group_dim != 0,
+            "group_dim",
+            "not be 0",
+            self.group_dim,
+            "Dimension 0 of a step [N, *] is the batch: its samples must stay independent.",
+            "Pass 1 for channels or -1 for the last dimension.",
+        )
+        require(
+            self.reset_gate in ("output", "spike"),
+            "reset_gate",
+            'be "output" or "spike"',
+            self.reset_gate,
+            "It names what opens the reset.",
+            'Pass "output" for the invertible dynamics.',
+        )
+        top = 1.0 if self.reset_gate == "spike" else math.nextafter(1.0, 0.0)
+        require(
+            0.0 < self.alpha <= top,
+            "alpha",
+            "lie in (0, 1)" if self.reset_gate == "output" else "lie in (0, 1]",
+            self.alpha,
+            "The inverse divides by 1 - alpha g(Y), and alpha = 0 never resets.",
+            "Pass for example 0.5.",
+        )
+        _require_finite("beta", self.beta)
+        require(
+            self.beta != 0.0,
+            "beta",
+            "not be 0",
+            self.beta,
+            "The output carries the partner's input times beta; the inverse divides by it.",
+            "Pass for example 1.0.",
+        )

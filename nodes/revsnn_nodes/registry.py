@@ -1,0 +1,80 @@
+"""Nodes by their short names, open to other packages through the entry-point group `revsnn_bench.nodes`."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import nn
+
+from revsnn_nodes.anchored import AnchoredReversibleLIF
+from revsnn_nodes.carrier import CarrierLIF
+from revsnn_nodes.checkpointed import CheckpointedLIF
+from revsnn_nodes.coupling import StoredCoupledLIF
+from revsnn_nodes.lif import StandardLIF
+from revsnn_nodes.reversible import ReversibleLIF
+from revsnn_nodes.revnet import RevNetLIF
+
+ENTRY_POINT_GROUP = "revsnn_bench.nodes"
+
+NodeFactory = Callable[..., nn.Module]
+
+_NODES: dict[str, NodeFactory] = {
+    "lif": StandardLIF,
+    "lif-checkpoint": CheckpointedLIF,
+    "revlif-stored": StoredCoupledLIF,
+    "revlif-revnet": RevNetLIF,
+    "revlif": ReversibleLIF,
+    "revlif-anchored": AnchoredReversibleLIF,
+    "lif-carrier": CarrierLIF,
+}
+
+
+def register_node(name: str, factory: NodeFactory) -> None:
+    """Adds a node for this process; packages add theirs for every process with an entry point.
+
+    Args:
+        name: short name, unused so far.
+        factory: class or function that takes the node's keywords and returns a module on `[T, N, *]`.
+    Raises:
+        ValueError: the name is taken.
+    """
+    if _NODES.get(name, factory) is not factory:
+        raise ValueError(
+            f"`name` must be unused; got {name!r}, which is {_NODES[name]!r}. Records refer to nodes by name. "
+            "Choose another name."
+        )
+    _NODES[name] = factory
+
+
+def node_names() -> list[str]:
+    """Short names of every node, those of this package first, in the order of the table in nodes/README.md."""
+    plugged = sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(_NODES))
+    return [*_NODES, *plugged]
+
+
+def node_factory(name: str) -> NodeFactory:
+    """The class, or other factory, registered under a short name.
+
+    Raises:
+        ValueError: no such node; says which names are near.
+    """
+    if name not in _NODES:
+        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            _NODES[name] = point.load()
+    if name not in _NODES:
+        near = get_close_matches(name, node_names(), 3) or node_names()
+        raise ValueError(
+            f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. "
+            f"Did you mean {' or '.join(near)}?"
+        )
+    return _NODES[name]
+
+
+def make_node(name: str, **options: Any) -> nn.Module:
+    """A new node by short name, with keywords of its constructor.
+
+    Raises:
+        ValueError: no such node, or an option that it refuses.
+    """
+    return node_factory(name)(**options)
