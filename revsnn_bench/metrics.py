@@ -69,9 +69,7 @@ def _bytes(
     return Metric(name, "B", "memory", label, meaning, better, exact, read)
 
 
-def _flops(
-    name: str, label: str, meaning: str, *paths: str, better: Literal["lower"] | None = "lower"
-) -> Metric:
+def _flops(name: str, label: str, meaning: str, *paths: str, better: Literal["lower"] | None = "lower") -> Metric:
     read = total(*(f"flops.{path}" for path in paths))
     return Metric(name, "FLOP", "flops", label, meaning, better, True, read)
 
@@ -92,9 +90,7 @@ METRICS: tuple[Metric, ...] = (
         "and carried state not counted.",
     ),
     _bytes("state_bytes", "state", "Neuron state carried to the next call until reset()."),
-    _bytes(
-        "output_bytes", "output", "The output itself; the same for every node that spikes alike.", better=None
-    ),
+    _bytes("output_bytes", "output", "The output itself; the same for every node that spikes alike.", better=None),
     _bytes(
         "saved_own_bytes",
         "saved, own",
@@ -146,9 +142,7 @@ METRICS: tuple[Metric, ...] = (
         "The pointwise part of forward.",
         "forward.pointwise",
     ),
-    _flops(
-        "backward_flops", "backward FLOPs", "Operations of backward, without recomputation.", "backward.total"
-    ),
+    _flops("backward_flops", "backward FLOPs", "Operations of backward, without recomputation.", "backward.total"),
     _flops(
         "recompute_flops",
         "recompute FLOPs",

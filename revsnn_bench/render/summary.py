@@ -30,7 +30,7 @@ def findings(run: Run) -> list[Finding]:
             *_least(run, group, "peak_bytes", "Least peak memory"),
             *_paper_ratio(run, group),
         ]
-    return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_warnings(run)]
+    return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
 
 
 def overview(run: Run) -> str:
@@ -180,6 +180,20 @@ def _accuracy(run: Run) -> list[Finding]:
         for record in known
     ]
     return [Finding("Accuracy", f"{', '.join(scores)}.")] if scores else []
+
+
+def _contention(run: Run) -> list[Finding]:
+    """Says where times were taken while other work held the processor."""
+    timed = [record.time for record in run if record.time is not None]
+    kept = [time for time in timed if time.rounds_contended]
+    if not kept:
+        return []
+    rounds = sum(time.rounds_contended for time in kept)
+    text = (
+        f"other work held the processor in {rounds} rounds that were kept, in {len(kept)} of {len(timed)} "
+        "timed cases: read their times with care."
+    )
+    return [Finding("Contention", text)]
 
 
 def _warnings(run: Run) -> list[Finding]:

@@ -72,17 +72,13 @@ def test_depth_sweep_of_a_network_is_told_in_plain_units(make_record, make_run):
 
 def test_one_position_is_no_growth(make_record, make_run):
     """Nothing is said about growth from a single position, or across different batches."""
-    run = make_run(
-        [make_record(node="lif", timesteps=4, batch=2), make_record(node="lif", timesteps=8, batch=4)]
-    )
+    run = make_run([make_record(node="lif", timesteps=4, batch=2), make_record(node="lif", timesteps=8, batch=4)])
     assert growths(run, "timesteps") == growths(run, "batch") == []
 
 
 def test_failed_positions_take_no_part(make_record, make_run):
     """A case out of memory does not bend the line towards 0."""
-    run = make_run(
-        [make_record(node="lif", timesteps=t, status="oom" if t == 32 else None) for t in (4, 8, 16, 32)]
-    )
+    run = make_run([make_record(node="lif", timesteps=t, status="oom" if t == 32 else None) for t in (4, 8, 16, 32)])
     growth = found(run, "lif", "retained_bytes")
     assert growth.at == (4, 8, 16)
     assert growth.formula() == "3.00 b N T"

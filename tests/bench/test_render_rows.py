@@ -76,9 +76,7 @@ def test_time_ratio_comes_from_the_samples_of_the_same_record(make_record, make_
 
 def test_time_without_lif_samples_has_no_ratio(make_record, make_run):
     """Without interleaved samples there is no time ratio, even where lif was timed in its own record."""
-    time = make_record(node="lif").time.model_copy(
-        update={"lif_forward_time_s": (), "lif_backward_time_s": ()}
-    )
+    time = make_record(node="lif").time.model_copy(update={"lif_forward_time_s": (), "lif_backward_time_s": ()})
     run = make_run([make_record(node="lif"), make_record(node="lif-carrier", time=time)])
     row = frame.wide(run).iloc[1]
     assert row["step_time_s"] > 0
@@ -103,6 +101,12 @@ def test_wrong_case_keeps_raw_values_and_has_no_ratio(make_record, make_run):
     ratios = [name for name in row.index if name.endswith("_ratio_to_lif")]
     assert ratios
     assert row[ratios].isna().all()
+
+
+def test_wrong_standard_lif_is_no_reference(make_record, make_run):
+    """A standard LIF whose own gradient is wrong gives no ratio to anyone."""
+    run = make_run([make_record(node="lif", status="wrong"), make_record(node="lif-carrier")])
+    assert math.isnan(frame.wide(run).iloc[1]["peak_bytes_ratio_to_lif"])
 
 
 def test_failed_case_keeps_a_row_in_every_table(make_record, make_run):

@@ -51,9 +51,7 @@ def test_wrong_case_shows_its_error_and_no_saving(sweep_run):
 def test_winner_is_named_with_what_it_costs(sweep_run):
     """The first finding about memory names node, point, bytes and price."""
     (text,) = told(sweep_run, "Least retained memory")
-    assert text.startswith(
-        "layer, T = 8, B = 8, features 64, float32, cpu: lif-carrier with 0 B (lif: 48.00 KiB)."
-    )
+    assert text.startswith("layer, T = 8, B = 8, features 64, float32, cpu: lif-carrier with 0 B (lif: 48.00 KiB).")
     assert "1.67 × lif in step FLOPs" in text
     assert "at 4 of the 4 points" in text
 
@@ -96,9 +94,7 @@ def test_warnings_of_nodes_are_told_once_each(sweep_run):
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "skipped"])
 def test_failed_case_is_shown_as_what_it_is(make_record, make_run, status):
     """A failed case appears in the table with its status and no number, and in the list with its reason."""
-    run = make_run(
-        [make_record(node="lif", timesteps=4), make_record(node="lif", timesteps=8, status=status)]
-    )
+    run = make_run([make_record(node="lif", timesteps=4), make_record(node="lif", timesteps=8, status=status)])
     report = markdown.render(run)
     cells = row_of(report, "8", "lif", status)
     assert set(cells[3:]) == {units.ABSENT}
@@ -156,6 +152,15 @@ def test_accuracy_is_shown_where_it_was_measured(make_record, make_run, make_acc
     cells = row_of(markdown.render(run), "layer/lif-carrier/T8-B8-N64/float32/cpu", "ok", "99.1 %")
     assert cells[3:] == ["99.2 %", "12.50 s", "digits, 10 epochs", "1437", "360"]
     assert "## Accuracy" not in markdown.render(make_run([make_record(node="lif")]))
+
+
+def test_contended_rounds_are_told(make_record, make_run):
+    """Times taken while other work held the processor are named as such; quiet runs say nothing."""
+    quiet = make_record(node="lif")
+    busy = quiet.model_copy(update={"time": quiet.time.model_copy(update={"rounds_contended": 3})})
+    (text,) = told(make_run([quiet, busy]), "Contention")
+    assert "in 3 rounds that were kept, in 1 of 2 timed cases" in text
+    assert told(make_run([quiet]), "Contention") == []
 
 
 def test_environment_and_columns_are_explained(sweep_run):
