@@ -1,0 +1,262 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from revsnn_bench.journal import (
+    DamagedFile,
+    Journal,
+    NotResumable,
+    RunInUse,
+    UnknownSchema,
+    load_run,
+    new_run_id,
+)
+from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader
+
+MakeRecord = Callable[..., Record]
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def header(make_run: MakeRun) -> RunHeader:
+    return make_run([]).header
+
+
+@pytest.fixture
+def records(make_record: MakeRecord) -> list[Record]:
+    """Three records; the middle one failed, the last one holds nan and a tuple of options."""
+    nan = make_record(node="revlif", timesteps=200)
+    return [make_record(node="lif"), make_record(node="revlif", status="oom"), nan]
+
+
+@pytest.fixture
+def journal_file(tmp_path: Path, header: RunHeader, records: list[Record]) -> Path:
+    """A journal of three records that was left unfinished."""
+    with Journal.create(tmp_path, header) as journal:
+        for record in records:
+            journal.append(record)
+    return journal.path
+
+
+def _json(run: Run) -> str:
+    # As text, because nan is not equal to itself.
+    return run.model_dump_json()
+
+
+def test_record_is_on_disk_when_append_returns(tmp_path: Path, header: RunHeader, records: list[Record]) -> None:
+    """Each append adds exactly one line, at once, readable by others while the journal is open."""
+    with Journal.create(tmp_path, header) as journal:
+        for count, record in enumerate(records, start=1):
+            journal.append(record)
+            assert journal.path.read_bytes().count(b"\n") == count + 1
+            assert _json(load_run(journal.path)) == _json(Run(header=header, records=tuple(records[:count])))
+
+
+def test_finished_run_reads_the_same(journal_file: Path, header: RunHeader, records: list[Record]) -> None:
+    """`finish` leaves one `.json` with what the journal held, nan included, and no journal."""
+    before = load_run(journal_file)
+    path = Journal.resume(journal_file, header).finish()
+    assert path.name == "run-1.json"
+    assert [file.name for file in path.parent.iterdir()] == ["run-1.json"]
+    assert _json(load_run(path)) == _json(before) == _json(Run(header=header, records=tuple(records)))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, 200])
+def test_torn_last_line_is_left_out_and_repaired(
+    journal_file: Path, header: RunHeader, records: list[Record], cut: int
+) -> None:
+    """Whatever part of the last line is missing, that record alone is lost, and appending goes on cleanly."""
+    os.truncate(journal_file, journal_file.stat().st_size - cut)
+    assert len(load_run(journal_file).records) == 2
+    with Journal.resume(journal_file, header) as journal:
+        assert len(journal.run.records) == 2
+        journal.append(records[2])
+    assert _json(load_run(journal_file)) == _json(Run(header=header, records=tuple(records)))
+
+
+KILLED_SWEEP = """
+import os, signal, sys
+from pathlib import Path
+from revsnn_bench.journal import Journal
+from revsnn_bench.records import Run
+
+run = Run.model_validate_json(sys.argv[2])
+journal = Journal.create(Path(sys.argv[1]), run.header)
+for record in run.records[:-1]:
+    journal.append(record)
+write = os.write
+def torn_write(descriptor, line):
+    write(descriptor, line[: len(line) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+os.write = torn_write
+journal.append(run.records[-1])
+"""
+
+
+def test_sweep_killed_in_the_middle_of_a_line_resumes(tmp_path: Path, header: RunHeader, records: list[Record]) -> None:
+    """After SIGKILL inside an append, the lock is free and all but the last record are there."""
+    run = Run(header=header, records=tuple(records))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_SWEEP, str(tmp_path), _json(run)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    assert killed.returncode == -9
+    path = tmp_path / "run-1.jsonl"
+    assert not path.read_bytes().endswith(b"\n")
+    with Journal.resume(path, header) as journal:
+        assert len(journal.run.records) == len(records) - 1
+        journal.append(records[-1])
+        assert _json(load_run(journal.finish())) == _json(run)
+
+
+def test_failed_write_leaves_whole_lines(
+    tmp_path: Path, header: RunHeader, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk fills up in the middle of a line, the half line is taken back and the error is raised."""
+    write = os.write
+    room = [100]
+
+    def write_until_full(descriptor: int, line: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        room[0] -= (count := write(descriptor, line[: room[0]]))
+        return count
+
+    with Journal.create(tmp_path, header) as journal:
+        journal.append(records[0])
+        content = journal.path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", write_until_full)
+            with pytest.raises(OSError, match="No space left"):
+                journal.append(records[1])
+        assert room == [0]
+        assert journal.path.read_bytes() == content
+        journal.append(records[1])
+    assert len(load_run(journal.path).records) == 2
+
+
+def test_second_writer_is_refused(tmp_path: Path, header: RunHeader) -> None:
+    """While one journal is open nobody else can write it; after it is closed, somebody can."""
+    with Journal.create(tmp_path, header) as journal:
+        with pytest.raises(RunInUse, match=r"run-1.jsonl is being written by another process"):
+            Journal.resume(journal.path, header)
+        with pytest.raises(RunInUse, match="`run_id` must be new; 'run-1' has a journal already"):
+            Journal.create(tmp_path, header)
+    Journal.resume(journal.path, header).finish()
+    with pytest.raises(RunInUse, match="'run-1' is a finished run"):
+        Journal.create(tmp_path, header)
+
+
+def test_closed_journal_takes_no_record(journal_file: Path, header: RunHeader, records: list[Record]) -> None:
+    """Appending after `close` is an error, not a lost record."""
+    journal = Journal.resume(journal_file, header)
+    journal.close()
+    journal.close()
+    with pytest.raises(ValueError, match=r"run-1.jsonl is closed. Resume it"):
+        journal.append(records[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"torch": "2.6.0"}, "`torch` was '2.13.0.cpu', is '2.6.0'"),
+        ({"threads": 7}, "`threads` was 2, is 7"),
+        ({"commit": "ffff"}, "`commit` was '0123abc', is 'ffff'"),
+        ({"cpu_model": "Other"}, "`cpu_model` was 'Some CPU', is 'Other'"),
+    ],
+)
+def test_resume_in_another_environment_is_refused(
+    journal_file: Path, make_run: MakeRun, changes: dict[str, Any], message: str
+) -> None:
+    """One run has one environment: the error names the field and both values, and the file stays as it was."""
+    content = journal_file.read_bytes()
+    with pytest.raises(NotResumable, match=message):
+        Journal.resume(journal_file, make_run([], **changes).header)
+    assert journal_file.read_bytes() == content
+
+
+def test_resume_with_other_settings_is_refused(journal_file: Path, header: RunHeader) -> None:
+    """Settings belong to the run, too; equal ones that JSON writes otherwise, such as tuples, are equal."""
+    with pytest.raises(NotResumable, match=r"`settings.rounds` was 12, is 5"):
+        Journal.resume(journal_file, header.model_copy(update={"settings": {"rounds": 5}}))
+
+
+def test_settings_survive_json(tmp_path: Path, header: RunHeader) -> None:
+    """A tuple among the settings is a list in the file, and still the same setting."""
+    header = header.model_copy(update={"settings": {"passes": ("memory", "flops")}})
+    Journal.create(tmp_path, header).close()
+    Journal.resume(tmp_path / "run-1.jsonl", header).close()
+
+
+@pytest.mark.parametrize(
+    ("line", "damage", "message"),
+    [
+        (3, "{broken", r"run-1.jsonl, line 3, column 2: not JSON"),
+        (3, "[1, 2]", r"run-1.jsonl, line 3: must be a JSON object; got list"),
+        (2, '{"status": "ok"}', r"run-1.jsonl, line 2: `case` is wrong \(Field required\)"),
+        (1, "{}", r"run-1.jsonl, line 1: no header with a `schema_version`"),
+    ],
+)
+def test_damaged_line_is_named(journal_file: Path, line: int, damage: str, message: str) -> None:
+    """A whole line that is wrong is never skipped: file, line and fault are in the error."""
+    lines = journal_file.read_text("utf-8").splitlines()
+    lines[line - 1] = damage
+    journal_file.write_text("\n".join(lines) + "\n", "utf-8")
+    with pytest.raises(DamagedFile, match=message):
+        load_run(journal_file)
+
+
+def test_damaged_finished_run_is_named(journal_file: Path, header: RunHeader) -> None:
+    """In a `.json` file the error names the line of broken JSON, or the field."""
+    path = Journal.resume(journal_file, header).finish()
+    data = json.loads(path.read_text("utf-8"))
+    path.write_text(path.read_text("utf-8")[:-20], "utf-8")
+    with pytest.raises(DamagedFile, match=r"run-1.json, line \d{2,}, column \d+: not JSON"):
+        load_run(path)
+    data["records"][1]["status"] = "great"
+    path.write_text(json.dumps(data), "utf-8")
+    with pytest.raises(DamagedFile, match=r"run-1.json: `records.1.status` is wrong"):
+        load_run(path)
+
+
+def test_empty_journal_is_damaged(tmp_path: Path) -> None:
+    """A journal killed before its header was written says so."""
+    (tmp_path / "a.jsonl").write_text('{"schema_ver', "utf-8")
+    with pytest.raises(DamagedFile, match=r"a.jsonl, line 1: the header is missing"):
+        load_run(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_newer_schema_is_refused(journal_file: Path, header: RunHeader, finished: bool) -> None:
+    """A file of a newer program is refused with both versions, before its unknown fields are looked at."""
+    path = Journal.resume(journal_file, header).finish() if finished else journal_file
+    text = path.read_text("utf-8")
+    newer = text.replace('"schema_version":', f'"new_field":1,"schema_version":{SCHEMA_VERSION + 1},"was":', 1)
+    path.write_text(newer, "utf-8")
+    message = f"schema version {SCHEMA_VERSION + 1}; this program reads {SCHEMA_VERSION}. Upgrade"
+    with pytest.raises(UnknownSchema, match=message):
+        load_run(path)
+
+
+@pytest.mark.parametrize("run_id", ["", "a/b", "../up", ".hidden", "a b"])
+def test_run_id_must_be_a_file_name(tmp_path: Path, header: RunHeader, run_id: str) -> None:
+    """A run id that would leave the folder or hide in it is refused."""
+    with pytest.raises(ValueError, match="`run_id` must be letters, digits"):
+        Journal.create(tmp_path, header.model_copy(update={"run_id": run_id}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_run_ids_are_unique_and_sort_by_time() -> None:
+    """A thousand ids made at once differ; their first part is the time, so that names sort by age."""
+    ids = [new_run_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    times = [run_id.split("-")[0] for run_id in ids]
+    assert times == sorted(times)
+    assert all(len(time) == len("20260101T000000Z") for time in times)
