@@ -97,6 +97,7 @@ class TimeRecord(_Frozen):
         lif_forward_time_s, lif_backward_time_s: the standard LIF's samples of the same rounds, in the same
             process; equal to the case's own samples where the case is the standard LIF.
         rounds_rejected: rounds thrown away because other work held the processor.
+        rounds_contended: rounds kept in spite of that, because too few were left alone.
         load_before, load_after: load average over one minute.
         threads: threads of intra-op parallelism.
     """
@@ -106,6 +107,7 @@ class TimeRecord(_Frozen):
     lif_forward_time_s: tuple[float, ...] = ()
     lif_backward_time_s: tuple[float, ...] = ()
     rounds_rejected: int
+    rounds_contended: int = 0
     load_before: float
     load_after: float
     threads: int

@@ -163,9 +163,7 @@ FORMULAS: dict[str, Formula] = {
     "addr": lambda call: _macs(elements(call.out)),
     "addbmm": lambda call: _macs(elements(call["batch1"]) * call["batch2"].shape[-1]),
     "_scaled_dot_product_flash_attention_for_cpu": _as_torch("_scaled_dot_product_flash_attention"),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": _as_torch(
-        "_scaled_dot_product_flash_attention_backward"
-    ),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _as_torch("_scaled_dot_product_flash_attention_backward"),
     **_each(
         "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
         "_batch_norm_with_update native_layer_norm native_group_norm",
@@ -206,8 +204,7 @@ FORMULAS: dict[str, Formula] = {
     "nll_loss2d_forward": _per_element_of("target"),
     "nll_loss2d_backward": _per_element_of("target"),
     **_each(
-        "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy "
-        "binary_cross_entropy_with_logits",
+        "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
         _loss,
     ),
     # Draw and compare N, scale the mask N, multiply N: what dropout written out counts

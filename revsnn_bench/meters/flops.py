@@ -90,7 +90,7 @@ def measure_flops(step: TrainingStep) -> FlopsRecord:
     return FlopsRecord(**counter.phases(), fvcore_forward_flops=check)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counter(TorchDispatchMode):
     """Adds up operations by phase; on devices, autograd's own threads call it too."""
 
     def __init__(self) -> None:
@@ -124,9 +124,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def phases(self) -> dict[Phase, PhaseFlops]:
         return {
-            phase: PhaseFlops(
-                pointwise=self._pointwise[phase], multiply_accumulate=self._multiply_accumulate[phase]
-            )
+            phase: PhaseFlops(pointwise=self._pointwise[phase], multiply_accumulate=self._multiply_accumulate[phase])
             for phase in self._pointwise
         }
 

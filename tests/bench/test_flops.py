@@ -231,9 +231,7 @@ def test_work_in_a_range_labelled_recompute_is_recomputation():
 
 
 def test_an_unknown_operation_is_refused_by_name():
-    with pytest.raises(
-        UnknownOperation, match=r"`aten::sort.*must have a FLOPs formula.*register_flop_formula"
-    ):
+    with pytest.raises(UnknownOperation, match=r"`aten::sort.*must have a FLOPs formula.*register_flop_formula"):
         measured(Apply(lambda x: x.sort().values), 10)
 
 

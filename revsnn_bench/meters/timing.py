@@ -1,0 +1,190 @@
+"""Wall time of one training step, interleaved round by round with the standard LIF at the same point.
+
+A round runs the step and then the reference, in the next round the other way round, so that whatever drifts
+(clock, temperature, page cache) meets both alike. Every backward follows a fresh forward. Preparation, garbage
+collection and the meter itself are outside of the clock.
+"""
+
+import ctypes
+import gc
+import math
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from revsnn_bench.meters.contention import CONTENDED_SHARE, RunDelay
+from revsnn_bench.records import TimeRecord
+from revsnn_bench.step import TrainingStep
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One forward and one backward, in seconds, and how long the process was kept from running meanwhile."""
+
+    forward_s: float
+    backward_s: float
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """The step and the reference, timed one right after the other; one sample where they are the same."""
+
+    step: Sample
+    reference: Sample
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """What was timed."""
+        return (self.step,) if self.reference is self.step else (self.step, self.reference)
+
+    @property
+    def wall_s(self) -> float:
+        """Timed seconds."""
+        return sum(sample.forward_s + sample.backward_s for sample in self.samples)
+
+    @property
+    def delay_share(self) -> float:
+        """Run delay as a share of the timed seconds."""
+        return sum(sample.delay_s for sample in self.samples) / self.wall_s
+
+
+def measure_time(
+    step: TrainingStep,
+    reference: TrainingStep | None,
+    *,
+    target_s: float = 0.3,
+    min_rounds: int = 5,
+    max_rounds: int = 50,
+) -> TimeRecord:
+    """Times forward and backward apart, in rounds; the step is left prepared.
+
+    Two rounds come first and are not counted: one pays for compilation and first use, the other sets the number
+    of rounds. Rounds in which other work held the processor (see `contention`) are rejected and run again, up to
+    twice the number of rounds in all.
+
+    Args:
+        reference: the standard LIF at the same point; None where `step` is it.
+        target_s: timed seconds to aim for, step and reference together.
+        min_rounds, max_rounds: bounds on the number of rounds.
+    Returns:
+        One sample per accepted round, in seconds. Where fewer than `min_rounds` passed, the least contended of
+        the others fill up to it; `rounds_contended` counts them.
+    Raises:
+        ValueError: bounds that no number of rounds meets.
+    """
+    if not 1 <= min_rounds <= max_rounds:
+        raise ValueError(
+            f"`min_rounds` must be at least 1 and at most `max_rounds`; got {min_rounds} and {max_rounds}. "
+            "Every case needs a sample. Pass for example 5 and 50."
+        )
+    load_before = psutil.getloadavg()[0]
+    with _quiet_garbage_collector():
+        _run_round(step, reference, step_first=True)
+        warm = _run_round(step, reference, step_first=False)
+        target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
+        rounds = _run_rounds(step, reference, target)
+    step.prepare()
+    kept = select_rounds(rounds, min_rounds)
+    return TimeRecord(
+        forward_time_s=tuple(each.step.forward_s for each in kept),
+        backward_time_s=tuple(each.step.backward_s for each in kept),
+        lif_forward_time_s=tuple(each.reference.forward_s for each in kept),
+        lif_backward_time_s=tuple(each.reference.backward_s for each in kept),
+        rounds_rejected=len(rounds) - len(kept),
+        rounds_contended=sum(is_contended(each) for each in kept),
+        load_before=load_before,
+        load_after=psutil.getloadavg()[0],
+        threads=torch.get_num_threads(),
+    )
+
+
+def is_contended(each: Round) -> bool:
+    """Whether other work held the processor for more than `CONTENDED_SHARE` of the round."""
+    return each.delay_share > CONTENDED_SHARE
+
+
+def select_rounds(rounds: Sequence[Round], min_rounds: int) -> list[Round]:
+    """The rounds that count, in order: those left alone, and if too few, the least contended up to `min_rounds`."""
+    alone = sum(not is_contended(each) for each in rounds)
+    ranked = sorted(range(len(rounds)), key=lambda index: rounds[index].delay_share)
+    return [rounds[index] for index in sorted(ranked[: max(alone, min_rounds)])]
+
+
+def set_steady_state_malloc() -> bool:
+    """Makes glibc keep freed blocks below 32 MiB, as it does by itself in a long-running process.
+
+    A low `MALLOC_MMAP_THRESHOLD_`, which memory passes need, would make every block a fresh mapping, and the page
+    faults of its first touch would be what is timed.
+
+    Returns:
+        Whether it was done; False where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20) and libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20))
+
+
+def _run_rounds(step: TrainingStep, reference: TrainingStep | None, target: int) -> list[Round]:
+    """Runs until `target` rounds were left alone, at most twice as many."""
+    rounds: list[Round] = []
+    alone = 0
+    while alone < target and len(rounds) < 2 * target:
+        rounds.append(_run_round(step, reference, step_first=len(rounds) % 2 == 0))
+        alone += not is_contended(rounds[-1])
+    return rounds
+
+
+def _run_round(step: TrainingStep, reference: TrainingStep | None, step_first: bool) -> Round:
+    if reference is None:
+        sample = _time(step)
+        return Round(sample, sample)
+    if step_first:
+        return Round(step=_time(step), reference=_time(reference))
+    sample = _time(reference)
+    return Round(step=_time(step), reference=sample)
+
+
+def _time(step: TrainingStep) -> Sample:
+    device = step.source.device
+    step.prepare()
+    gc.collect()
+    _synchronize(device)
+    delay = RunDelay()
+    start = time.perf_counter_ns()
+    output = step.forward()
+    _synchronize(device)
+    middle = time.perf_counter_ns()
+    step.backward(output)
+    _synchronize(device)
+    end = time.perf_counter_ns()
+    return Sample((middle - start) / 1e9, (end - middle) / 1e9, delay.elapsed_s())
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@contextmanager
+def _quiet_garbage_collector() -> Iterator[None]:
+    """No automatic collection; older objects are frozen, so that collecting between rounds is cheap."""
+    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen:
+            gc.unfreeze()
+        if enabled:
+            gc.enable()
