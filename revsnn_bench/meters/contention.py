@@ -12,8 +12,8 @@ in quiet ones of 5 ms), processor time over wall time (1.0 to 2.8 in quiet round
 1.0 to 1.3 in contended ones), and the load average, which lags by a minute.
 
 Time that a hypervisor takes away from the whole machine is no run delay; /proc/stat has it as steal, where the
-hypervisor tells, in ticks of 10 ms; its average over the cores is added. Threads of our own that outnumber the cores delay each
-other and read as contention too. Off Linux there is no signal and nothing is rejected.
+hypervisor tells, in ticks of 10 ms; its average over the cores is added. Threads of our own that outnumber the
+cores delay each other and read as contention too. Off Linux there is no signal and nothing is rejected.
 """
 
 import os
