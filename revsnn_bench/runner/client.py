@@ -223,7 +223,7 @@ def _require_positive(name: str, value: float | None, why: str) -> None:
 
 def _require_importable(measure: Callable[..., object]) -> None:
     module = getattr(measure, "__module__", None)
-    name = getattr(measure, "__qualname__", repr(measure))
+    name = getattr(measure, "__qualname__", type(measure).__qualname__)
     if module == "__main__" or "<" in name:
         raise ValueError(
             f"`measure` must be a function of an importable module; got {name} of {module}. A worker is "

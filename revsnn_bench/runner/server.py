@@ -15,6 +15,7 @@ import os
 import signal
 import time
 import traceback
+import warnings
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -48,6 +49,8 @@ def main(client: Connection) -> None:
     except Exception as error:
         client.send(f"{error!r}\n\n{traceback.format_exc()}")
         return
+    # The only threads are those of numpy's OpenBLAS, which restarts them after a fork.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     # What has been imported never becomes garbage; touching it would copy its pages in every worker.
     gc.collect()
     gc.freeze()

@@ -1,3 +1,4 @@
+import functools
 import importlib
 import os
 import signal
@@ -219,6 +220,12 @@ def test_limits_must_be_positive(measures: ModuleType, arguments: dict[str, Any]
     """Limits of zero or less are refused by name."""
     with pytest.raises(ValueError, match=message):
         Runner(measures.succeed, **arguments)
+
+
+def test_measure_may_be_a_partial(measures: ModuleType) -> None:
+    """Anything that pickles and can be called will do, such as a partial of an importable function."""
+    with Runner(functools.partial(measures.succeed), timeout_s=30, preload=("torch",)) as runner:
+        assert runner.run(CASE, 1).status is Status.OK
 
 
 def test_measure_must_be_importable() -> None:
