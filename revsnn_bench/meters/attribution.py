@@ -52,7 +52,7 @@ class _Roles:
             if isinstance(value, Tensor):
                 self.note(INPUT, value)
                 if value.requires_grad:
-                    value.register_hook(self.on_gradient(INPUT_GRADIENT))  # type: ignore[no-untyped-call]
+                    value.register_hook(self.on_gradient(INPUT_GRADIENT))
 
     def on_gradient(self, category: str) -> Any:
         return lambda gradient: self.note(category, gradient)
@@ -75,7 +75,7 @@ def attribute_peak(step: TrainingStep) -> Attribution:
             roles.note(STATE, *step.state_tensors())
             after_forward = tracker.live()
             if output.requires_grad:
-                output.register_hook(roles.on_gradient(OUTPUT_GRADIENT))  # type: ignore[no-untyped-call]
+                output.register_hook(roles.on_gradient(OUTPUT_GRADIENT))
             tracker.phase = "backward"
             step.backward(output)
             roles.note(PARAMETER_GRADIENT, *(parameter.grad for parameter in step.model.parameters()))

@@ -36,12 +36,11 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
     def note_inputs(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
-                inputs.setdefault(storage_of(value)._cdata, StorageWeakRef(storage_of(value)))  # type: ignore[no-untyped-call]
+                inputs.setdefault(storage_of(value)._cdata, StorageWeakRef(storage_of(value)))
 
     step.prepare()
-    alive_before = {
-        storage_of(t)._cdata for t in (step.source, *step.model.parameters(), *step.model.buffers())
-    }
+    older = (step.source, *step.model.parameters(), *step.model.buffers())
+    alive_before = {storage_of(tensor)._cdata for tensor in older}
     handle = step.model.register_forward_pre_hook(note_inputs, with_kwargs=True)
     try:
         with quiet_gc(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
@@ -65,4 +64,4 @@ def _note(packed: dict[int, tuple[StorageWeakRef, int]], tensor: Tensor) -> None
     # The weak reference keeps the address from being reused by a later storage, and nothing else.
     storage = storage_of(tensor)
     if storage._cdata not in packed:
-        packed[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
+        packed[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())

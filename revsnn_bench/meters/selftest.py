@@ -40,12 +40,51 @@ class SigmoidNode(nn.Module):
 
     def forward(self, charge: Tensor) -> Tensor:
         """[n, g] -> [n, g], the sigmoid."""
-        output: Tensor = _RecomputedSigmoid.apply(charge)  # type: ignore[no-untyped-call]
+        output: Tensor = _RecomputedSigmoid.apply(charge)
         self.state = output.detach().clone()
         return output
 
 
-class SelfTestStep:
+class ModuleStep:
+    """The `TrainingStep` of any module without state, on a copy of a given source.
+
+    Args:
+        model: any module that takes one tensor and returns one.
+        source: leaf that requires a gradient; the input is a copy of it.
+    """
+
+    def __init__(self, model: nn.Module, source: Tensor) -> None:
+        self.model = model
+        self.source = source
+
+    def prepare(self) -> None:
+        """Drops the state and clears every gradient."""
+        self.reset_state()
+        self.source.grad = None
+        self.model.zero_grad(set_to_none=True)
+
+    def make_input(self) -> Tensor:
+        """A copy of the source."""
+        return self.source.clone()
+
+    def forward(self) -> Tensor:
+        """Runs the model on a fresh input."""
+        output: Tensor = self.model(self.make_input())
+        return output
+
+    def backward(self, output: Tensor) -> None:
+        """Runs backward from a gradient of ones."""
+        output.backward(torch.ones_like(output))
+
+    def reset_state(self) -> None:
+        """Does nothing: there is no state."""
+
+    def state_tensors(self) -> list[Tensor]:
+        """Nothing is carried."""
+        return []
+
+
+class SelfTestStep(ModuleStep):
     """A `TrainingStep` whose every measured quantity is known in closed form.
 
     Args:
@@ -72,10 +111,9 @@ class SelfTestStep:
                 "peak is in the linear layer's backward and the closed form does not hold. Pass more rows."
             )
         generator = torch.Generator().manual_seed(0)
-        self.model: nn.Module = nn.Sequential(
-            nn.Linear(features, units, bias=False), SigmoidNode(), nn.ReLU()
-        )
-        self.source = torch.randn(rows, features, generator=generator).requires_grad_()
+        linear = nn.Linear(features, units, bias=False)
+        source = torch.randn(rows, features, generator=generator).requires_grad_()
+        super().__init__(nn.Sequential(linear, SigmoidNode(), nn.ReLU()), source)
         self.expected_retained_bytes = a + b
         self.expected_state_bytes = self.expected_output_bytes = b
         self.expected_saved_bytes = SavedBytes(own=b, input=a, output=b)
@@ -98,25 +136,6 @@ class SelfTestStep:
         node = self.model.get_submodule("1")
         assert isinstance(node, SigmoidNode)
         return node
-
-    def prepare(self) -> None:
-        """Drops the state and clears every gradient."""
-        self.reset_state()
-        self.source.grad = None
-        self.model.zero_grad(set_to_none=True)
-
-    def make_input(self) -> Tensor:
-        """A copy of the source, [n, f]."""
-        return self.source.clone()
-
-    def forward(self) -> Tensor:
-        """Runs the model, [n, g]."""
-        output: Tensor = self.model(self.make_input())
-        return output
-
-    def backward(self, output: Tensor) -> None:
-        """Runs backward from a gradient of ones."""
-        output.backward(torch.ones_like(output))  # type: ignore[no-untyped-call]
 
     def reset_state(self) -> None:
         """Drops the carried state."""

@@ -4,15 +4,17 @@ A dispatch mode sees every storage that an op returns, and a finalizer sees it d
 inside kernels nor wrapped Python numbers, so it attributes what the profiler measures and is not the truth.
 
 An active dispatch mode changes what it watches: autograd's engine adds gradients in place only while none is
-active (`isTensorSubclassLike` in `input_buffer.cpp`). Such an `add` is recognised (inside a graph task,
-outside of any node of it), and if the left operand dies before the next op, then the sum is booked in the
-operand's block, as the engine would have placed it.
+active (`can_accumulate_inplace` in torch/csrc/autograd/input_buffer.cpp). Such an `add` is recognised by
+its caller and its operand (`_engine_accumulates`); if the operand dies before the next op, then the sum is
+booked in the operand's block, as the engine would have placed it.
 """
 
+import sys
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,17 +25,21 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from revsnn_bench.meters.storages import storage_of
 
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+_TORCH = str(Path(torch.__file__).parent)
+
 OUTSIDE = "step"
 """Where code of the training step outside of any module is booked."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One storage: its bytes, and the phase and module in which it was made."""
+    """One storage: its bytes, and the phase, module and autograd node (-1: none) in which it was made."""
 
     nbytes: int
     phase: str
     module: str
+    node: int
 
 
 class ModuleClock:
@@ -62,16 +68,12 @@ class ModuleClock:
         """The module that runs now, given the autograd node that runs now (None in forward)."""
         name = self._stack[-1]
         if name == OUTSIDE and node is not None:
-            sequence = node._sequence_nr()
-            if (
-                sequence < torch._C._autograd._get_sequence_nr()
-            ):  # gradient accumulators have no number of their own
+            sequence, following = _sequence(node), torch._C._autograd._get_sequence_nr()
+            if sequence < following:  # gradient accumulators have no number of their own
                 self._last_in_backward = self._names[bisect_right(self._starts, sequence) - 1]
             name = self._last_in_backward
-            if (
-                torch.is_grad_enabled()
-            ):  # recomputation makes nodes; they belong where the recomputing node belongs
-                self._mark(torch._C._autograd._get_sequence_nr() - 1, name)
+            if torch.is_grad_enabled():  # nodes made by recomputation belong where the recomputing node does
+                self._mark(following - 1, name)
         return name
 
     def _enter(self, label: str) -> Callable[..., None]:
@@ -91,7 +93,7 @@ class ModuleClock:
             self._names.append(name)
 
 
-class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StorageTracker(TorchDispatchMode):
     """Logs the life of every storage made while it is active.
 
     Attributes:
@@ -101,18 +103,17 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.blocks: list[Block] = []
         self.log: list[int] = []
         self.phase = "forward"
         self._clock = ModuleClock(model)
         self._serials: Any = WeakIdKeyDictionary()  # UntypedStorage -> serial, or None for what is older
         self._finalizers: list[Any] = []
-        self._task_of_node: dict[int, int] = {}
         self._awaiting: tuple[int, weakref.ref[Any], int] | None = None
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        super().__exit__(*exception)
         self._settle()
         self._clock.close()
         for finalizer in self._finalizers:
@@ -138,26 +139,24 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._serials.setdefault(storage_of(leaf), None)
         out = func(*args, **(kwargs or {}))
         node = torch._C._current_autograd_node()
-        in_place = self._engine_accumulates(func, node) and storage_of(args[0]) is not storage_of(args[1])
-        replaced = self.serial(args[0]) if in_place else None
+        replaced = self._engine_accumulates(func, args, node)
         module = self._clock.now(node)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and storage_of(leaf) not in self._serials:
-                self._book(storage_of(leaf), module, replaced)
+                self._book(storage_of(leaf), module, node, replaced)
         return out
 
-    def _book(self, storage: torch.UntypedStorage, module: str, replaced: int | None) -> None:
+    def _book(self, storage: torch.UntypedStorage, module: str, node: Any, replaced: int | None) -> None:
         if storage.nbytes() == 0:
             return
-        if replaced is not None:
-            self._awaiting = (replaced, weakref.ref(storage), len(self.log))
-            self._serials[storage] = len(self.blocks)
-            self.blocks.append(Block(storage.nbytes(), self.phase, module))
-            return
         serial = len(self.blocks)
-        self.blocks.append(Block(storage.nbytes(), self.phase, module))
-        self.log.append(serial + 1)
-        self._watch(storage, serial)
+        self.blocks.append(Block(storage.nbytes(), self.phase, module, _sequence(node)))
+        if replaced is not None:
+            self._serials[storage] = serial
+            self._awaiting = (replaced, weakref.ref(storage), len(self.log))
+        else:
+            self.log.append(serial + 1)
+            self._watch(storage, serial)
 
     def _watch(self, storage: torch.UntypedStorage, serial: int) -> None:
         self._serials[storage] = serial
@@ -185,11 +184,39 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.log.insert(position, serial + 1)
             self._watch(storage, serial)
 
-    def _engine_accumulates(self, func: Any, node: Any) -> bool:
-        task = torch._C._current_graph_task_id()
-        if task < 0:
+    def _engine_accumulates(self, func: Any, args: tuple[Any, ...], node: Any) -> int | None:
+        """The block to which the engine would have added in place; None if this op is not the engine's
+        addition.
+
+        The engine adds right after a node ran, while that node still counts as the current one. Its
+        addition comes from no Python code, and its left operand comes from another node, or from this one
+        if it feeds one input twice. A node's own addition to its incoming gradient looks the same, but that
+        gradient outlives it.
+        """
+        if node is None or func is not torch.ops.aten.add.Tensor or not _called_by_engine():
+            return None
+        left, right = args[:2]
+        serial = self.serial(left)
+        if serial is None or not isinstance(right, Tensor) or storage_of(left) is storage_of(right):
+            return None
+        if self.blocks[serial].node == _sequence(node):
+            fed = [edge for edge in node.next_functions if edge[0] is not None]
+            if len(set(fed)) == len(fed):
+                return None
+        return serial
+
+
+def _sequence(node: Any) -> int:
+    return -1 if node is None else int(node._sequence_nr())
+
+
+def _called_by_engine() -> bool:
+    """Whether no Python code but torch's own lies between the running backward pass and the op."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is _ENGINE:
+            return True
+        if not frame.f_code.co_filename.startswith((_TORCH, __file__)):
             return False
-        if node is None:
-            return func is torch.ops.aten.add.Tensor
-        owner = self._task_of_node.setdefault(node._sequence_nr(), task)
-        return func is torch.ops.aten.add.Tensor and owner != task
+    return False
