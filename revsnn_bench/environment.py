@@ -106,9 +106,7 @@ def read_conditions() -> Reading:
 def conditions(before: Reading, after: Reading | None = None) -> Conditions:
     """Conditions around a case, from a reading before it and one after it (default: read now)."""
     after = read_conditions() if after is None else after
-    return Conditions(
-        load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu
-    )
+    return Conditions(load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu)
 
 
 def _version(package: str) -> str | None:

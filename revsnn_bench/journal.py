@@ -111,9 +111,7 @@ class Journal:
         try:
             _lock(descriptor, path)
             if not path.exists():
-                raise RunInUse(
-                    f"{path.name} was finished by another process a moment ago. Read its .json file."
-                )
+                raise RunInUse(f"{path.name} was finished by another process a moment ago. Read its .json file.")
             run, intact_bytes = parse_journal(path)
             _require_same_conditions(path, run.header, header)
             os.ftruncate(descriptor, intact_bytes)
@@ -199,9 +197,7 @@ def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> 
     ]
     if differences:
         listed = "; ".join(f"`{name}` was {before!r}, is {after!r}" for name, before, after in differences)
-        raise NotResumable(
-            f"{path.name} cannot be resumed: {listed}. One run has one environment. Start a new run."
-        )
+        raise NotResumable(f"{path.name} cannot be resumed: {listed}. One run has one environment. Start a new run.")
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -48,9 +48,7 @@ def parse_journal(path: Path) -> tuple[Run, int]:
     intact_bytes = content.rfind(b"\n") + 1
     lines = content[:intact_bytes].decode("utf-8", errors="replace").split("\n")[:-1]
     if not lines:
-        raise DamagedFile(
-            f"{path}, line 1: the header is missing. Nothing was measured yet; delete the file."
-        )
+        raise DamagedFile(f"{path}, line 1: the header is missing. Nothing was measured yet; delete the file.")
     parsed = [_parse_json(line, path, number) for number, line in enumerate(lines, start=1)]
     _require_schema(parsed[0], path)
     header = _validate(RunHeader, parsed[0], f"{path}, line 1")
@@ -74,9 +72,7 @@ def _parse_json(text: str, path: Path, line: int) -> dict[str, Any]:
 def _require_schema(header: Any, path: Path) -> None:
     version = header.get("schema_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
-        raise DamagedFile(
-            f"{path}, line 1: no header with a `schema_version`. Is this a run of revsnn-bench?"
-        )
+        raise DamagedFile(f"{path}, line 1: no header with a `schema_version`. Is this a run of revsnn-bench?")
     if version != SCHEMA_VERSION:
         advice = "Upgrade revsnn-bench." if version > SCHEMA_VERSION else "Measure it again."
         raise UnknownSchema(
