@@ -1,7 +1,7 @@
 """The measurement measures itself: a step whose bytes and operations are known in closed form.
 
 `linear -> sigmoid that recomputes itself -> relu`, with a carried state, on [n, f] -> [n, g] in float32. With
-A = 4 n f, B = 4 n g and W = 4 f g bytes, when 2 B > A - B + W the peak is in the backward of the sigmoid:
+A = 4 n f, B = 4 n g and W = 4 f g bytes, when 3 B > A + W the peak is in the backward of the sigmoid:
 
     source  input  charge  relu output  state | output grad  relu grad  recomputed sigmoid  sigmoid grad
     (alive)     A       B            B      B |           B          B                   B             B
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.records import SavedBytes
+from revsnn_bench.step import ModuleStep
 
 _ITEMSIZE = 4
 
@@ -43,45 +44,6 @@ class SigmoidNode(nn.Module):
         output: Tensor = _RecomputedSigmoid.apply(charge)
         self.state = output.detach().clone()
         return output
-
-
-class ModuleStep:
-    """The `TrainingStep` of any module without state, on a copy of a given source.
-
-    Args:
-        model: any module that takes one tensor and returns one.
-        source: leaf that requires a gradient; the input is a copy of it.
-    """
-
-    def __init__(self, model: nn.Module, source: Tensor) -> None:
-        self.model = model
-        self.source = source
-
-    def prepare(self) -> None:
-        """Drops the state and clears every gradient."""
-        self.reset_state()
-        self.source.grad = None
-        self.model.zero_grad(set_to_none=True)
-
-    def make_input(self) -> Tensor:
-        """A copy of the source."""
-        return self.source.clone()
-
-    def forward(self) -> Tensor:
-        """Runs the model on a fresh input."""
-        output: Tensor = self.model(self.make_input())
-        return output
-
-    def backward(self, output: Tensor) -> None:
-        """Runs backward from a gradient of ones."""
-        output.backward(torch.ones_like(output))
-
-    def reset_state(self) -> None:
-        """Does nothing: there is no state."""
-
-    def state_tensors(self) -> list[Tensor]:
-        """Nothing is carried."""
-        return []
 
 
 class SelfTestStep(ModuleStep):

@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
-from revsnn_bench.meters.selftest import ModuleStep
 from revsnn_bench.meters.tracker import StorageTracker
+from revsnn_bench.step import ModuleStep
 
 WRAPPED_NUMBERS_BYTES = 250
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.memory import measure_memory, peak_bytes, retained_bytes
-from revsnn_bench.meters.selftest import ModuleStep, SelfTestStep, run_memory_selftest
+from revsnn_bench.meters.selftest import SelfTestStep, run_memory_selftest
 from revsnn_bench.meters.timeline import record_timeline
+from revsnn_bench.step import ModuleStep
 
 ROWS, FEATURES = 6, 50
 SIZE = 4 * ROWS * FEATURES
@@ -170,7 +171,7 @@ import json, sys
 import torch
 from torch import nn
 from revsnn_bench.meters.memory import measure_memory
-from revsnn_bench.meters.selftest import ModuleStep
+from revsnn_bench.step import ModuleStep
 
 source = torch.rand(4096, 2048).requires_grad_()
 step = ModuleStep(nn.Sequential(nn.Sigmoid(), nn.ReLU()), source)
