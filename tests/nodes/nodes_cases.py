@@ -1,0 +1,128 @@
+"""Every node with the oracle's loop for it, and one way to run either with gradients at all ends."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import nodes_oracle as oracle
+import torch
+from torch import Tensor
+
+import revsnn_nodes as nodes
+
+LIF_FAMILY = ("lif", "lif-checkpoint", "lif-carrier")
+COUPLED = ("revlif-stored", "revlif-revnet", "revlif", "revlif-anchored")
+INVERTING = ("revlif-revnet", "revlif")
+CLOSED_FORM = ("revlif-revnet", "revlif", "revlif-anchored", "lif-carrier")
+ALL = (*LIF_FAMILY, *COUPLED)
+ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "lif": oracle.lif,
+    "lif-checkpoint": oracle.lif,
+    "lif-carrier": oracle.carrier,
+} | dict.fromkeys(COUPLED, oracle.coupled)
+
+
+def make(name: str, **options: Any) -> Any:
+    """A node by name; those that drift are told to be silent, unless `options` say otherwise."""
+    silent = {"on_drift": "ignore"} if name in INVERTING else {}
+    return nodes.make_node(name, **(silent | options))
+
+
+@dataclass
+class Ends:
+    """What one run gave at its ends: output, last membrane, and the gradients of input and initial membrane."""
+
+    y: Tensor
+    v: Tensor
+    x_grad: Tensor | None
+    v_grad: Tensor | None
+
+
+@dataclass
+class Problem:
+    """Input, initial membrane and arriving gradients of one run, in float64."""
+
+    steps: int = 5
+    shape: tuple[int, ...] = (2, 12)
+    seed: int = 0
+    carried: bool = True
+    mean: float = 0.8
+    x: Tensor = field(init=False)
+    v: Tensor | None = field(init=False)
+    y_bar: Tensor = field(init=False)
+    v_bar: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        rng = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+        self.x = 1.5 * normal(self.steps, *self.shape) + self.mean
+        self.v = normal(*self.shape) / 4 if self.carried else None
+        self.y_bar, self.v_bar = normal(self.steps, *self.shape), normal(*self.shape)
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        """The same problem rounded to a dtype."""
+        other = Problem(self.steps, self.shape, self.seed, self.carried, self.mean)
+        other.x, other.y_bar, other.v_bar = (part.to(dtype) for part in (self.x, self.y_bar, self.v_bar))
+        other.v = None if self.v is None else self.v.to(dtype)
+        return other
+
+
+def differentiate(
+    run: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], problem: Problem, through: str = "yv"
+) -> Ends:
+    """Runs forward and backward; `through` names the ends at which gradient arrives: output, membrane or both."""
+    x = problem.x.clone().requires_grad_()
+    v = None if problem.v is None else problem.v.clone().requires_grad_()
+    y, v_last = run(x, v)
+    loss = sum((end * bar).sum() for name, end, bar in (("y", y, problem.y_bar), ("v", v_last, problem.v_bar))
+               if name in through)  # fmt: skip
+    leaves = [x] if v is None else [x, v]
+    x_grad, *v_grad = torch.autograd.grad(loss, leaves)
+    return Ends(y.detach(), v_last.detach(), x_grad, v_grad[0] if v_grad else None)
+
+
+def run_node(node: Any) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """A node as a function of input and initial membrane."""
+
+    def run(x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        node.reset()
+        if v is not None:
+            node.v = v
+        return node(x), node.v
+
+    return run
+
+
+def run_oracle(name: str, **options: Any) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """The oracle of a node as a function of input and initial membrane, in float64."""
+    return lambda x, v: ORACLE[name](x, v, **options)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """L2 norm of the difference over that of the expectation, in float64; inf where it is not a number."""
+    difference, size = (got.double() - expected.double()).norm().item(), expected.double().norm().item()
+    if difference == 0:
+        return 0.0
+    return difference / size if size and difference == difference else float("inf")
+
+
+def assert_ends_close(got: Ends, expected: Ends, rtol: float) -> None:
+    """Output, membrane and both gradients agree within a relative L2 error."""
+    for end in ("y", "v", "x_grad", "v_grad"):
+        have, want = getattr(got, end), getattr(expected, end)
+        assert (have is None) == (want is None), end
+        if want is not None:
+            assert have.shape == want.shape
+            assert relative_error(have, want) <= rtol, f"{end}: {relative_error(have, want):.2e} > {rtol:.0e}"
+
+
+def foreign_import_is_silent() -> Any:
+    """SpikingJelly's modules, imported whatever they warn about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from spikingjelly.activation_based import neuron, surrogate
+    return neuron, surrogate
