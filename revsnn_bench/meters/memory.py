@@ -11,6 +11,7 @@ from torch import Tensor
 
 from revsnn_bench.meters.attribution import attribute_peak
 from revsnn_bench.meters.highwater import driver_bytes, process_peak_bytes
+from revsnn_bench.meters.peak import attribute_host_peak
 from revsnn_bench.meters.saved import measure_saved
 from revsnn_bench.meters.storages import own_bytes, storage_of, unique_bytes
 from revsnn_bench.meters.timeline import quiet_gc, record_timeline
@@ -39,7 +40,7 @@ def measure_memory(step: TrainingStep) -> MemoryRecord:
     _full_pass(step)
     fields = _measure_host(step) if device.type == "cpu" else _measure_cuda(step, device)
     saved = measure_saved(step)
-    attribution = attribute_peak(step)
+    attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
     categories = dict(attribution.peak_by_category_bytes)
     if unseen := fields["peak_bytes"] - attribution.peak_bytes:
         categories["unattributed"] = unseen

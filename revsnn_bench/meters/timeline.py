@@ -55,36 +55,41 @@ def record_timeline(work: Callable[[], Result]) -> tuple[Result, Timeline]:
         What `work` returned, still alive at the end of the timeline, and the timeline. Frees of blocks that
         are older than the call are not in it: drop what may be freed before.
     """
+    result, events = profiled_events(work)
+    return result, _replay(events)
+
+
+def profiled_events(work: Callable[[], Result]) -> tuple[Result, list[Any]]:
+    """Runs `work` under the profiler.
+
+    Returns:
+        What `work` returned, and the profiler's events in order of time: ops, marks, and the blocks of host
+        memory.
+    """
     with quiet_gc(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
         result = work()
     profiler = prof.profiler
     assert profiler is not None
     assert profiler.kineto_results is not None
-    return result, _replay(_host_blocks(profiler.kineto_results.experimental_event_tree()))
-
-
-def _host_blocks(roots: list[Any]) -> list[tuple[int, int]]:
-    """(address, bytes) of each allocation, (address, negative bytes) of each free, in order of time."""
-    found: list[tuple[int, int, int]] = []
-    pending = list(reversed(roots))
+    found: list[Any] = []
+    pending = list(reversed(profiler.kineto_results.experimental_event_tree()))
     while pending:
         event = pending.pop()
         pending.extend(reversed(event.children))
-        if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
-            fields = event.extra_fields
-            found.append((event.start_time_ns, fields.ptr, fields.alloc_size))
-    found.sort(key=lambda entry: entry[0])
-    return [(address, size) for _, address, size in found]
+        if event.tag != _EventType.Allocation or event.extra_fields.device.type == "cpu":
+            found.append(event)
+    found.sort(key=lambda event: event.start_time_ns)
+    return result, found
 
 
-def _replay(blocks: list[tuple[int, int]]) -> Timeline:
+def _replay(events: list[Any]) -> Timeline:
     live: dict[int, int] = {}
     now = peak = 0
-    for address, size in blocks:
-        if size > 0:
-            live[address] = size
-            now += size
+    for fields in (event.extra_fields for event in events if event.tag == _EventType.Allocation):
+        if fields.alloc_size > 0:
+            live[fields.ptr] = fields.alloc_size
+            now += fields.alloc_size
             peak = max(peak, now)
-        elif address in live:
-            now -= live.pop(address)
+        elif fields.ptr in live:
+            now -= live.pop(fields.ptr)
     return Timeline(peak_bytes=peak, live_bytes=now, live_blocks=live)

@@ -70,11 +70,15 @@ class ModuleClock:
         if name == OUTSIDE and node is not None:
             sequence, following = _sequence(node), torch._C._autograd._get_sequence_nr()
             if sequence < following:  # gradient accumulators have no number of their own
-                self._last_in_backward = self._names[bisect_right(self._starts, sequence) - 1]
+                self._last_in_backward = self.at(sequence)
             name = self._last_in_backward
             if torch.is_grad_enabled():  # nodes made by recomputation belong where the recomputing node does
                 self._mark(following - 1, name)
         return name
+
+    def at(self, sequence: int) -> str:
+        """The module that made the graph node with this sequence number."""
+        return self._names[bisect_right(self._starts, sequence) - 1]
 
     def _enter(self, label: str) -> Callable[..., None]:
         def enter(*_: Any) -> None:

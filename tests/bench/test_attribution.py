@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
+from revsnn_bench.meters.peak import attribute_host_peak
 from revsnn_bench.meters.tracker import StorageTracker
 from revsnn_bench.step import ModuleStep
 
@@ -156,9 +157,35 @@ def test_retained_by_module_sums_to_retained(step: ModuleStep) -> None:
     assert abs(difference) <= WRAPPED_NUMBERS_BYTES
 
 
+def test_host_attribution_is_exact(step: ModuleStep) -> None:
+    """From the allocator's events, the categories sum to the peak to the byte, and name a module of the model."""
+    found = attribute_host_peak(step)
+    assert found.peak_bytes == sum(found.peak_by_category_bytes.values()) == peak_bytes(step)
+    names = {name for name, _ in step.model.named_modules()} | {type(step.model).__name__}
+    assert found.peak_module in names
+
+
 def test_repeats_are_identical(step: ModuleStep) -> None:
     """Two attributions of one step are equal."""
     assert attribute_peak(step) == attribute_peak(step)
+    assert attribute_host_peak(step) == attribute_host_peak(step)
+
+
+def test_host_attribution_and_tracker_agree() -> None:
+    """Where there is neither scratch nor a wrapped number, two independent methods name the same bytes."""
+    step = _step(nn.Sequential(nn.Linear(100, 200), nn.Sigmoid(), nn.Linear(200, 10)), 32, 100)
+    assert attribute_host_peak(step) == attribute_peak(step)
+
+
+def test_scratch_inside_a_kernel_is_found_at_its_module() -> None:
+    """The peak of a convolution's backward includes scratch that no dispatch mode sees."""
+    network = nn.Sequential(nn.Tanh(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    step = _step(network, 4, 8, 16, 16)
+    peak_bytes(step)
+    found = attribute_host_peak(step)
+    assert found.peak_bytes == sum(found.peak_by_category_bytes.values()) == peak_bytes(step)
+    assert (found.peak_phase, found.peak_module) == ("backward", "1")
+    assert found.peak_bytes > attribute_peak(step).peak_bytes
 
 
 @pytest.mark.parametrize("name", ["fan-out", "nested", "square"])
@@ -180,14 +207,16 @@ def test_retained_by_module_names_the_maker() -> None:
 def test_peak_module_is_nested_and_by_phase() -> None:
     """A peak in backward is named by the module whose forward made the graph node."""
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(_FanOut(), nn.ReLU()))
-    found = attribute_peak(_step(model, 64, 8))
-    assert (found.peak_phase, found.peak_module) == ("backward", "1.0")
+    step = _step(model, 64, 8)
+    for found in (attribute_peak(step), attribute_host_peak(step)):
+        assert (found.peak_phase, found.peak_module) == ("backward", "1.0")
 
 
 def test_recomputation_belongs_to_the_recomputing_module() -> None:
     """Nodes made inside backward by a module without hooks of its own go by the module that recomputes."""
-    found = attribute_peak(_step(nn.Sequential(nn.Tanh(), _Nested(), nn.ReLU()), 8, 500))
-    assert (found.peak_phase, found.peak_module) == ("backward", "1")
+    step = _step(nn.Sequential(nn.Tanh(), _Nested(), nn.ReLU()), 8, 500)
+    for found in (attribute_peak(step), attribute_host_peak(step)):
+        assert (found.peak_phase, found.peak_module) == ("backward", "1")
 
 
 def test_peak_in_forward_is_found() -> None:
@@ -216,6 +245,7 @@ def test_no_hook_stays_behind() -> None:
     """The model has no hook and the step no gradient afterwards."""
     step = _step(nn.Sequential(nn.Linear(5, 5)), 2, 5)
     attribute_peak(step)
+    attribute_host_peak(step)
     retained_by_module(step)
     for module in step.model.modules():
         assert not module._forward_pre_hooks
