@@ -26,9 +26,10 @@ def measure_memory(step: TrainingStep) -> MemoryRecord:
     belong to the process. The process's high-water mark comes next, before any profiler fills the heap.
 
     Returns:
-        The record. Its categories sum to `peak_bytes`: `unattributed` is what the tracker does not see,
-        such as scratch inside kernels. Host readings are exact and repeat to the byte, except
-        `process_peak_bytes`. Raises:
+        The record. Its categories sum to `peak_bytes`; on CUDA, where they come from a dispatch mode, the
+        entry `unattributed` is what that does not see. Host readings repeat to the byte, except
+        `process_peak_bytes`.
+    Raises:
         ValueError: the source is neither on the CPU nor on a CUDA device.
     """
     device = step.source.device

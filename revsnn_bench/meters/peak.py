@@ -1,5 +1,4 @@
-"""What the host peak is made of and where it happens, from the allocator's own events: exact, kernel
-scratch included.
+"""What the host peak is made of and where it happens, exact: from the allocator's events, with kernel scratch.
 
 Marks (empty `record_function` ranges) tie what Python knows, which tensor plays which part and which module
 runs, to the clock of the profiler. `attribution.py` answers the same for any device, from what a dispatch

@@ -4,8 +4,8 @@ The allocator itself reports each block to `torch.profiler(profile_memory=True)`
 included, so nothing is estimated. The event tree is read rather than `kineto_results.events()` or the
 running total `total_allocated`, because it alone names the address of a block: the allocator's table of
 sizes outlives a profile, and a block that was freed after one profile and handed out again before the next
-would otherwise be subtracted from a step that never made it. `_memory_profile().timeline` needs shapes and
-stacks, which keep tensors alive, and rounds to its own categories.
+would otherwise be subtracted from a step that never made it. `_memory_profile()` refuses to
+run without recording shapes and stacks, which nothing here needs.
 """
 
 import gc

@@ -189,8 +189,7 @@ class StorageTracker(TorchDispatchMode):
             self._watch(storage, serial)
 
     def _engine_accumulates(self, func: Any, args: tuple[Any, ...], node: Any) -> int | None:
-        """The block to which the engine would have added in place; None if this op is not the engine's
-        addition.
+        """The block to which the engine would have added in place; None if this op is no such addition.
 
         The engine adds right after a node ran, while that node still counts as the current one. Its
         addition comes from no Python code, and its left operand comes from another node, or from this one
