@@ -2,8 +2,9 @@
 
 A leaky membrane contracts forward, so its inverse expands: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) with
 every step back, g in [0, 1] being how far the reset's gate is open. Averaged over neurons this is
-(1 - alpha)^-gate / (1 - 1/tau) with an exponent `gate` near the mean of g. The three constants below were fitted to
-the measured error over T, tau, alpha and dtype at input N(0.3, 1); the test of this file measures it again.
+(1 - alpha)^-gate / (1 - 1/tau) with an exponent `gate` near the mean of g. The constants below, and the powers of tau,
+were fitted to the measured error over T, tau, alpha and dtype at input N(0.3, 1); the test of this file measures it
+again.
 """
 
 import warnings
@@ -18,11 +19,8 @@ OnDrift = Literal["warn", "error", "ignore"]
 GATE = 0.55
 """Effective opening of the reset's gate for a drive scaled by 1/tau."""
 
-GATE_UNDECAYED = 0.75
+GATE_UNDECAYED = 0.67
 """The same where `decay_input=False`: the drive is tau times stronger, and gates are open more often."""
-
-ONSET = 1.5
-"""Scale of the error of the first inverted step, in units of rounding."""
 
 
 class DriftWarning(UserWarning):
@@ -46,7 +44,8 @@ def predicted_gradient_error(timesteps: int, neuron: CoupledParameters, dtype: t
     """
     gate = GATE if neuron.decay_input else GATE_UNDECAYED
     reset_growth = 1.0 if neuron.v_reset is None else (1.0 - neuron.alpha) ** -gate
-    onset = ONSET * (neuron.tau**-1.5 if neuron.decay_input else 1.0)
+    # The error of the first inverted step, in units of rounding: it grows with the share of the drive in the charge.
+    onset = neuron.tau**-1.5 if neuron.decay_input else neuron.tau
     rounding = torch.finfo(dtype).eps / 2
     try:
         growth = (reset_growth / neuron.keep) ** timesteps

@@ -1,15 +1,15 @@
 """Every node with the oracle's loop for it, and one way to run either with gradients at all ends."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import nodes_oracle as oracle
+import revsnn_nodes as nodes
 import torch
 from torch import Tensor
-
-import revsnn_nodes as nodes
 
 LIF_FAMILY = ("lif", "lif-checkpoint", "lif-carrier")
 COUPLED = ("revlif-stored", "revlif-revnet", "revlif", "revlif-anchored")
@@ -64,8 +64,8 @@ class Problem:
         self.y_bar, self.v_bar = normal(self.steps, *self.shape), normal(*self.shape)
 
     def to(self, dtype: torch.dtype) -> "Problem":
-        """The same problem rounded to a dtype."""
-        other = Problem(self.steps, self.shape, self.seed, self.carried, self.mean)
+        """The same problem in another dtype."""
+        other = copy.copy(self)
         other.x, other.y_bar, other.v_bar = (part.to(dtype) for part in (self.x, self.y_bar, self.v_bar))
         other.v = None if self.v is None else self.v.to(dtype)
         return other

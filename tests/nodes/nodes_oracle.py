@@ -22,7 +22,7 @@ PHI: dict[str, tuple[float, Callable[[Tensor, float], Tensor]]] = {
     "SoftSign": (2.0, lambda z, a: a / (2.0 * (1.0 + a * z.abs()) ** 2)),
     "SuperSpike": (1.0, lambda z, a: a / (1.0 + z.abs()) ** 2),
     "Erf": (2.0, lambda z, a: a / math.sqrt(math.pi) * torch.exp(-((a * z) ** 2))),
-    "Rect": (1.0, lambda z, a: torch.where(z.abs() < 1 / (2 * a), a, 0.0)),
+    "Rect": (1.0, lambda z, a: a * (z.abs() < 1 / (2 * a)).to(z)),
 }
 """Default sharpness and derivative of each surrogate, by the name it has in SpikingJelly too."""
 
