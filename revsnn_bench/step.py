@@ -22,8 +22,14 @@ class TrainingStep(Protocol):
     def make_input(self) -> Tensor:
         """Returns a fresh non-leaf input with storage of its own, connected to `source`."""
 
+    def run(self, x: Tensor) -> Tensor:
+        """Runs the model, and the loss where there is one, on an input of `make_input`; returns the output."""
+
     def forward(self) -> Tensor:
-        """Runs the model on a fresh input, drops the input and returns the output."""
+        """Runs on a fresh input, drops the input and returns the output."""
+
+    def output_gradient(self, output: Tensor) -> Tensor:
+        """Makes the gradient that arrives at the output."""
 
     def backward(self, output: Tensor) -> None:
         """Makes the output's gradient and runs backward through the step."""
@@ -33,3 +39,50 @@ class TrainingStep(Protocol):
 
     def state_tensors(self) -> list[Tensor]:
         """The neuron state that is carried to the next call."""
+
+
+class ModuleStep:
+    """The training step of any module that takes one tensor and returns one, without state.
+
+    Args:
+        model: the module.
+        source: leaf that requires a gradient; the input is a copy of it.
+    """
+
+    def __init__(self, model: nn.Module, source: Tensor) -> None:
+        self.model = model
+        self.source = source
+
+    def prepare(self) -> None:
+        """Drops the state and clears every gradient."""
+        self.reset_state()
+        self.source.grad = None
+        self.model.zero_grad(set_to_none=True)
+
+    def make_input(self) -> Tensor:
+        """A copy of the source."""
+        return self.source.clone()
+
+    def run(self, x: Tensor) -> Tensor:
+        """Runs the model."""
+        output: Tensor = self.model(x)
+        return output
+
+    def forward(self) -> Tensor:
+        """Runs on a fresh input, which nobody but the graph holds afterwards."""
+        return self.run(self.make_input())
+
+    def output_gradient(self, output: Tensor) -> Tensor:
+        """A gradient of ones."""
+        return output.new_ones(output.shape)
+
+    def backward(self, output: Tensor) -> None:
+        """Runs backward from `output_gradient`."""
+        output.backward(self.output_gradient(output))
+
+    def reset_state(self) -> None:
+        """Does nothing: there is no state."""
+
+    def state_tensors(self) -> list[Tensor]:
+        """Nothing is carried."""
+        return []

@@ -30,6 +30,8 @@ from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 class _RegenerateAndMultiply(torch.autograd.Function):
     """Keeps the output (an alias), the state it started from if carried, and one membrane per later segment."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction, every: int

@@ -148,6 +148,23 @@ class _DecodeAndMultiply(torch.autograd.Function):
             xbar_seq[t] = (neuron.input_gain * hbar + neuron.epsilon * ybar) * inside
         return xbar_seq, vbar if ctx.needs_input_grad[1] else None, None, None
 
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x_seq: Tensor,
+        v: Tensor | None,
+        neuron: CarrierParameters,
+        surrogate: SurrogateFunction,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        # The neuron is pointwise, so the mapped dimension is one more dimension of N.
+        x_dim, v_dim = in_dims[:2]
+        x_seq = x_seq.unsqueeze(1) if x_dim is None else x_seq.movedim(x_dim, 1)
+        x_seq = x_seq.expand(-1, info.batch_size, *x_seq.shape[2:])
+        if v is not None:
+            v = (v.unsqueeze(0) if v_dim is None else v.movedim(v_dim, 0)).expand_as(x_seq[0])
+        return _DecodeAndMultiply.apply(x_seq, v, neuron, surrogate), (1, 0)  # type: ignore[no-any-return]
+
 
 def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neuron: CarrierParameters) -> None:
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges: no spike can flip."""

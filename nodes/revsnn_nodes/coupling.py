@@ -276,6 +276,13 @@ class CoupledNode(SpikingNode[CoupledParameters]):
             "Use AnchoredReversibleLIF, which never inverts the membrane.",
         )
 
+    def spikes(self, x_seq: Tensor, y_seq: Tensor) -> Tensor:
+        """The spikes in an output, given its input; both, and the result, `[T, N, *]`."""
+        dim = self.neuron.group_dim + 1 if self.neuron.group_dim > 0 else self.neuron.group_dim
+        first, *others = x_seq.chunk(self.neuron.groups, dim)
+        carried = torch.cat([*others, first], dim)
+        return (y_seq - self.neuron.beta * carried > 0.5).to(y_seq.dtype)
+
     def reference(self) -> SpikingNode[CoupledParameters]:
         """A `StoredCoupledLIF` with these parameters."""
         return self.fresh(StoredCoupledLIF)

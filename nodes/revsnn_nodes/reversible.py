@@ -22,7 +22,7 @@ from revsnn_nodes.coupling import (
     recover_inputs,
     split,
 )
-from revsnn_nodes.drift import DriftGuard, OnDrift
+from revsnn_nodes.drift import DriftGuard, OnDrift, predicted_gradient_error
 from revsnn_nodes.parameters import CoupledParameters, require
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
@@ -50,6 +50,8 @@ def arriving(grad: Tensor | None, like: Tensor) -> Tensor:
 
 class _InvertAndMultiply(torch.autograd.Function):
     """Keeps the output (an alias) and the last membrane; inverts step by step."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -115,6 +117,10 @@ class InvertingNode(CoupledNode):
     def reversible_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """T steps through this node's autograd Function."""
         raise NotImplementedError
+
+    def predicted_error(self, timesteps: int, dtype: torch.dtype) -> float:
+        """Relative gradient error predicted for one call of `timesteps` steps; see `revsnn_nodes.drift`."""
+        return predicted_gradient_error(timesteps, self.neuron, dtype)
 
     @torch.no_grad()
     def invert(self, y_seq: Tensor, v_last: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

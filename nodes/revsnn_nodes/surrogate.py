@@ -22,6 +22,8 @@ def heaviside(z: Tensor) -> Tensor:
 class _Spike(torch.autograd.Function):
     """Theta forward, phi backward; keeps z."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(z: Tensor, derivative: Callable[[Tensor], Tensor]) -> Tensor:
         return heaviside(z)

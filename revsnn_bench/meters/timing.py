@@ -1,8 +1,8 @@
 """Wall time of one training step, interleaved round by round with the standard LIF at the same point.
 
 A round runs the step and then the reference, in the next round the other way round, so that whatever drifts
-(clock, temperature, page cache) meets both alike. Every backward follows a fresh forward. Preparation, garbage
-collection and the meter itself are outside of the clock.
+(clock, temperature, page cache) meets both alike. Every backward follows a fresh forward. Preparation, making
+the input and the output's gradient, garbage collection and the meter itself are outside of the clock.
 """
 
 import ctypes
@@ -156,17 +156,21 @@ def _run_round(step: TrainingStep, reference: TrainingStep | None, step_first: b
 def _time(step: TrainingStep) -> Sample:
     device = step.source.device
     step.prepare()
+    x = step.make_input()
     gc.collect()
     _synchronize(device)
     delay = RunDelay()
     start = time.perf_counter_ns()
-    output = step.forward()
+    output = step.run(x)
     _synchronize(device)
-    middle = time.perf_counter_ns()
-    step.backward(output)
+    forward_s = (time.perf_counter_ns() - start) / 1e9
+    gradient = step.output_gradient(output)
     _synchronize(device)
-    end = time.perf_counter_ns()
-    return Sample((middle - start) / 1e9, (end - middle) / 1e9, delay.elapsed_s())
+    start = time.perf_counter_ns()
+    output.backward(gradient)
+    _synchronize(device)
+    backward_s = (time.perf_counter_ns() - start) / 1e9
+    return Sample(forward_s, backward_s, delay.elapsed_s())
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,0 +1,1 @@
+"""Real data, read from where it lies; nothing is downloaded."""

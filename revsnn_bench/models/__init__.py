@@ -1,0 +1,1 @@
+"""Spiking networks that take any registered node."""

@@ -1,0 +1,86 @@
+"""What the fidelity of a case is judged by: its reference model, and how its node recovers its input."""
+
+import copy
+from typing import Any
+
+import torch
+from revsnn_nodes import CarrierLIF, SpikingNode
+from revsnn_nodes.reversible import InvertingNode
+from torch import Tensor, nn
+
+from revsnn_bench.case import Case
+from revsnn_bench.meters.fidelity import Reconstruction, Subject
+from revsnn_bench.workloads import WorkloadStep, build
+
+LARGEST_REFERENCE = 1 << 21
+"""Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
+
+
+def subject_of(case: Case) -> Subject:
+    """Builds the step and its reference.
+
+    A single layer that is too large is judged on a slice of its samples: neurons of different samples are
+    independent.
+    """
+    step = build(_slice(case))
+    node = step.model if isinstance(step.model, SpikingNode) else None
+    return Subject(
+        step=step,
+        reference=reference_of(step.model),
+        spikes=_spike_functions,
+        reconstruct=None if node is None else _reconstruction(node),
+        predicted_error=_predicted_error(step),
+    )
+
+
+def reference_of(model: nn.Module) -> nn.Module:
+    """A copy of a model in which every node is its own reference by plain autograd.
+
+    A node of another package has no reference of its own: its copy stands for it, and only its precision is judged.
+    """
+    if isinstance(model, SpikingNode):
+        return model.reference()
+    reference = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, SpikingNode):
+            reference.set_submodule(name, module.reference())
+    return reference
+
+
+def _slice(case: Case) -> Case:
+    if case.workload != "layer":
+        return case
+    per_sample = case.timesteps * torch.Size(case.shape).numel()
+    return case.model_copy(update={"batch": max(1, min(case.batch, LARGEST_REFERENCE // per_sample))})
+
+
+def _spike_functions(model: nn.Module) -> list[nn.Module]:
+    return [module.surrogate_function for module in model.modules() if isinstance(module, SpikingNode)]
+
+
+def _predicted_error(step: WorkloadStep) -> float | None:
+    guards = [module for module in step.model.modules() if isinstance(module, InvertingNode)]
+    if not guards:
+        return None
+    return max(node.predicted_error(step.source.shape[0], step.source.dtype) for node in guards)
+
+
+def _reconstruction(node: SpikingNode[Any]) -> Any:
+    def inverted(x: Tensor, y: Tensor) -> Reconstruction:
+        assert isinstance(node, InvertingNode)
+        x_back, spikes, _ = node.invert(y)
+        return x_back, spikes, x, node.spikes(x, y)
+
+    def decoded(x: Tensor, y: Tensor) -> Reconstruction:
+        assert isinstance(node, CarrierLIF)
+        x_back, spikes = node.decode(y)
+        clamped = x.clamp(-node.neuron.clamp, node.neuron.clamp)
+        with torch.no_grad():
+            fired = node.reference().eval()(x)
+        return x_back, spikes, clamped, fired
+
+    if isinstance(node, InvertingNode):
+        return inverted
+    if isinstance(node, CarrierLIF):
+        return decoded
+    return None
