@@ -1,0 +1,51 @@
+"""Figures from records: matplotlib, SVG, byte-stable, one panel each so that a phone shows them too."""
+
+from pathlib import Path
+
+from revsnn_bench.records import Run
+from revsnn_bench.render.figures.breakdown import breakdown_figures
+from revsnn_bench.render.figures.canvas import Figure, dark_rules
+from revsnn_bench.render.figures.fidelity import fidelity_figures
+from revsnn_bench.render.figures.pareto import pareto_figures
+from revsnn_bench.render.figures.scaling import scaling_figures
+from revsnn_bench.render.figures.series import looks
+
+__all__ = ["Figure", "dark_rules", "draw_figures", "write_figures"]
+
+
+def draw_figures(run: Run) -> list[Figure]:
+    """Draws every figure for which the run has data; none for an empty run.
+
+    Returns:
+        The front of time against memory first, then gradient errors, growth of memory, and what the peak
+        is made of. The same run gives the same bytes.
+    """
+    known = looks(run)
+    index = {record.case: number for number, record in enumerate(run)}
+    return [
+        *pareto_figures(run, known, index),
+        *fidelity_figures(run, known, index),
+        *scaling_figures(run, known, index),
+        *breakdown_figures(run, known),
+    ]
+
+
+def write_figures(run: Run, folder: Path, figures: list[Figure] | None = None) -> list[Path]:
+    """Writes each figure to `<folder>/<run id>-<figure name>.svg`; the folder must exist.
+
+    Args:
+        run: gives the file names.
+        folder: where to write.
+        figures: what `draw_figures` returned, where that was called already.
+    """
+    written = []
+    for figure in draw_figures(run) if figures is None else figures:
+        path = folder / file_name(run, figure)
+        path.write_text(figure.standalone(), encoding="utf-8", newline="\n")
+        written.append(path)
+    return written
+
+
+def file_name(run: Run, figure: Figure) -> str:
+    """Returns the name of a figure's file, beside the reports."""
+    return f"{run.header.run_id}-{figure.name}.svg"
