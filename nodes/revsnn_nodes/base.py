@@ -65,6 +65,13 @@ class SpikingNode(nn.Module, Generic[P]):
         y_seq, self.v = self.multi_step_forward(x_seq, self._carried_state(x_seq))
         return y_seq.squeeze(0) if self.step_mode == "s" else y_seq
 
+    def check_neuron(self, neuron: P) -> None:
+        """Refuses parameters that are valid but not for this kind of node.
+
+        Raises:
+            ValueError: such a parameter, in the constructor or assigned later.
+        """
+
     def reset(self) -> None:
         """Forgets the carried state: the next call starts from rest."""
         self.v = self.neuron.rest
@@ -124,6 +131,8 @@ class SpikingNode(nn.Module, Generic[P]):
         neuron = self.__dict__.get("neuron")
         if neuron is not None and name in {field.name for field in fields(neuron)}:
             name, value = "neuron", replace(neuron, **{name: value})
+        if name == "neuron":
+            self.check_neuron(value)
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -156,5 +165,5 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def extra_repr(self) -> str:
         """Parameters and step mode, as they are passed to the constructor."""
-        parameters = ", ".join(f"{field.name}={getattr(self.neuron, field.name)}" for field in fields(self.neuron))
+        parameters = ", ".join(f"{field.name}={getattr(self.neuron, field.name)!r}" for field in fields(self.neuron))
         return f"{parameters}, step_mode={self.step_mode!r}"

@@ -267,11 +267,14 @@ class CoupledNode(SpikingNode[CoupledParameters]):
             tau, decay_input, v_threshold, v_reset, detach_reset, groups, group_dim, alpha, beta, reset_gate
         )
         super().__init__(neuron, surrogate_function, step_mode)
+
+    def check_neuron(self, neuron: CoupledParameters) -> None:
+        """See `SpikingNode.check_neuron`: a node that inverts its membrane has no other gate than the output."""
         require(
-            self.reset_gate_choice or reset_gate == "output",
+            self.reset_gate_choice or neuron.reset_gate == "output",
             "reset_gate",
             f'be "output" for {type(self).__name__}',
-            reset_gate,
+            neuron.reset_gate,
             "It inverts the reset from its output alone.",
             "Use AnchoredReversibleLIF, which never inverts the membrane.",
         )

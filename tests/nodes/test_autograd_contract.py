@@ -1,0 +1,162 @@
+"""What autograd users rely on: memory layouts, leaves, second and double backward, in-place checks."""
+
+import pytest
+import torch
+from nodes_cases import (
+    ALL,
+    CLOSED_FORM,
+    INVERTING,
+    Problem,
+    assert_ends_close,
+    differentiate,
+    make,
+    relative_error,
+    run_node,
+    run_oracle,
+)
+from nodes_tolerances import INVERSE_RTOL_FLOAT64
+
+TOLERANCE = INVERSE_RTOL_FLOAT64
+LAYOUTS = {
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "every second": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "expanded": lambda x: x[:1].expand(x.shape),
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last_3d),
+    "frames channels last": lambda x: torch.stack([s.contiguous(memory_format=torch.channels_last) for s in x]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ALL)
+def test_any_memory_layout(name, layout):
+    """Strided, expanded and channels-last inputs and arriving gradients give the values of contiguous ones."""
+    problem = Problem(steps=4, shape=(2, 4, 3, 5))
+    strided = Problem(steps=4, shape=(2, 4, 3, 5))
+    strided.x, strided.y_bar = LAYOUTS[layout](problem.x), LAYOUTS[layout](problem.y_bar)
+    problem.x, problem.y_bar = strided.x.contiguous(), strided.y_bar.contiguous()
+    options = {} if name.startswith("lif") else {"group_dim": 1}
+    node = make(name, **options)
+
+    def through_layout(x, v):
+        return run_node(node)(LAYOUTS[layout](x) if layout != "expanded" else x, v)
+
+    assert not strided.x.is_contiguous() or layout == "frames channels last"
+    assert_ends_close(
+        differentiate(through_layout, strided), differentiate(run_oracle(name, **options), problem), TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_leaf_and_intermediate_inputs(name):
+    """A leaf's gradient lands in .grad; one computed from a parameter passes on through the chain rule."""
+    problem, node = Problem(), make(name)
+    expected = differentiate(run_oracle(name), problem, "y")
+    leaf = problem.x.clone().requires_grad_()
+    run_node(node)(leaf, problem.v)[0].backward(problem.y_bar)
+    assert relative_error(leaf.grad, expected.x_grad) < TOLERANCE
+    scale = torch.ones(12, dtype=torch.float64, requires_grad=True)
+    run_node(node)(problem.x * scale, problem.v)[0].backward(problem.y_bar)
+    assert relative_error(scale.grad, (expected.x_grad * problem.x).sum((0, 1))) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_alone_may_need_a_gradient(name):
+    """An input without grad and an initial state with grad: the state gets its gradient."""
+    problem = Problem()
+    expected = differentiate(run_oracle(name), problem)
+    v = problem.v.clone().requires_grad_()
+    y, v_last = run_node(make(name))(problem.x, v)
+    ((y * problem.y_bar).sum() + (v_last * problem.v_bar).sum()).backward()
+    assert relative_error(v.grad, expected.v_grad) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_input_alone_may_need_a_gradient(name):
+    """A carried state without grad changes nothing for the input's gradient."""
+    problem = Problem()
+    expected = differentiate(run_oracle(name), problem, "y")
+    x = problem.x.clone().requires_grad_()
+    y, _ = run_node(make(name))(x, problem.v)
+    assert relative_error(torch.autograd.grad(y, x, problem.y_bar)[0], expected.x_grad) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_inputs_and_gradients_of_the_caller_are_untouched(name):
+    """Neither forward nor backward writes to the input, the state or the arriving gradient."""
+    problem, kept = Problem(), Problem()
+    differentiate(run_node(make(name)), problem)
+    for given, copy in zip((problem.x, problem.v, problem.y_bar), (kept.x, kept.v, kept.y_bar), strict=True):
+        assert torch.equal(given, copy)
+        assert given._version == copy._version == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_second_backward(name):
+    """Without retain_graph it raises autograd's error; with it, the gradient is the same again."""
+    problem, node = Problem(carried=False), make(name)
+    x = problem.x.clone().requires_grad_()
+    y = node(x)
+    (first,) = torch.autograd.grad(y, x, problem.y_bar, retain_graph=True)
+    (again,) = torch.autograd.grad(y, x, problem.y_bar)
+    assert torch.equal(first, again)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(y, x, problem.y_bar)
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_double_backward_is_refused_by_closed_forms(name):
+    """A gradient penalty through a closed-form node raises, also where the arriving gradient is a constant."""
+    x = Problem(carried=False).x.requires_grad_()
+    (grad,) = torch.autograd.grad((make(name)(x) ** 2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice a function that was marked with @once_differentiable"):
+        grad.sum().backward()
+    (grad,) = torch.autograd.grad(make(name)(x).sum(), x, create_graph=True)
+    assert not grad.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("neuron", [{}, {"v_reset": None}, {"detach_reset": True}], ids=str)
+@pytest.mark.parametrize("name", [n for n in ALL if n not in CLOSED_FORM])
+def test_double_backward_works_under_plain_autograd(name, neuron):
+    """The second derivative of the stored and checkpointed nodes is that of the loop, phi's own slope included."""
+    problem = Problem(steps=3, carried=False)
+
+    def second(run):
+        x = problem.x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad((run(x, None)[0] ** 2 * problem.y_bar).sum(), x, create_graph=True)
+        return torch.autograd.grad((grad**2).sum(), x)[0]
+
+    expected = second(run_oracle(name, **neuron))
+    assert expected.norm() > 1
+    assert relative_error(second(run_node(make(name, **neuron))), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("step_mode", ["m", "s"])
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_writing_into_the_output_is_caught(name, step_mode):
+    """The output is what backward works from: autograd's version check refuses one that was modified in place."""
+    x = Problem(carried=False).x.requires_grad_()
+    y = make(name, step_mode=step_mode)(x)
+    y.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("name", INVERTING)
+def test_writing_into_the_carried_state_is_caught(name):
+    """The last membrane is kept for backward by nodes that invert: the same check holds for it."""
+    node, x = make(name), Problem(carried=False).x.requires_grad_()
+    y = node(x)
+    node.v.detach().mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_empty_batches_pass(name):
+    """A batch of no samples gives an output and gradients of no samples."""
+    x = torch.empty(3, 0, 4, requires_grad=True)
+    y = make(name)(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == (3, 0, 4)
