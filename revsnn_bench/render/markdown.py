@@ -1,6 +1,8 @@
 """A run as a Markdown report for someone who has not read the code."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
 
 from tabulate import tabulate
 
@@ -16,12 +18,22 @@ _TITLES = {"timesteps": "Time steps T", "batch": "Batch B", "depth": "Depth D"}
 _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
 
 
-def render(run: Run) -> str:
-    """Returns the report; the same run always gives the same text."""
+@dataclass(frozen=True)
+class Picture:
+    """A figure that lies beside the report: its file name, title and caption."""
+
+    file: str
+    title: str
+    caption: str
+
+
+def render(run: Run, pictures: Sequence[Picture] = ()) -> str:
+    """Returns the report, with the pictures that lie beside it; the same run always gives the same text."""
     sections = [
         f"# Benchmark report {units.markdown(run.header.run_id)}",
         _intro(run),
         "## Findings\n\n" + bullets(f"**{f.topic}.** {units.markdown(f.text)}" for f in findings(run)),
+        *_pictures(pictures),
         *_failures(run),
         *_sweep_sections(run),
         *_rest_section(run),
@@ -50,6 +62,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], numbers: Se
         disable_numparse=True,
         colalign=aligned if cells else None,
     )
+
+
+def _pictures(pictures: Sequence[Picture]) -> list[str]:
+    """The figures, each with its caption; they follow the reader's light or dark setting by themselves."""
+    shown = [
+        f"### {units.markdown(p.title)}\n\n![{units.markdown(p.title)}]({quote(p.file)})\n\n{units.markdown(p.caption)}"
+        for p in pictures
+    ]
+    return ["\n\n".join(["## Figures", *shown])] if shown else []
 
 
 def _record_table(shown: Sequence[Column], records: Iterable[Record]) -> str:

@@ -141,7 +141,13 @@ def test_reports_are_byte_stable(sweep_run, tmp_path):
     first = write_reports(sweep_run, tmp_path / "a")
     ratio_of_medians.cache_clear()
     second = write_reports(sweep_run, tmp_path / "b")
-    assert [path.name for path in first] == ["run-1.md", "run-1.csv", "run-1-long.csv", "run-1.json"]
+    assert [path.name for path in first] == [
+        "run-1.md",
+        "run-1.csv",
+        "run-1-long.csv",
+        "run-1-columns.csv",
+        "run-1.json",
+    ]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -153,7 +159,7 @@ def test_only_the_asked_formats_are_written(sweep_run, tmp_path):
 
 def test_unknown_format_is_refused_before_anything_is_written(sweep_run, tmp_path):
     """A misspelt format is an error that names the known ones, and writes nothing."""
-    with pytest.raises(ValueError, match="`formats` must name formats among md, csv, json; got pdf"):
+    with pytest.raises(ValueError, match="`formats` must name formats among md, csv, json, html, svg; got pdf"):
         write_reports(sweep_run, tmp_path, ["md", "pdf"])
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 """What the peak is made of: one stacked bar per node, at the point where most nodes are right."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.records import Record, Run
@@ -11,7 +12,8 @@ from revsnn_bench.render.figures.series import Look, in_order
 from revsnn_bench.render.sweeps import fixed_part
 
 _COLOURS = ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#999999", "#ffffff")
-_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "|||", "++")
+# Lines only: matplotlib spells every dot of a dotted hatch out, in 100 KB.
+_HATCHES = ("", "///", "---", "\\\\\\", "xxx", "|||", "++", "//")
 _BAR_IN = 0.33
 
 
@@ -36,9 +38,9 @@ def _draw(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Ma
     from matplotlib.patches import Patch
 
     shown = in_order(dict(known), found)
-    kinds = [kind for kind in dict.fromkeys(k for parts in found.values() for k in parts)]
-    kinds = [kind for kind in kinds if any(found[variant].get(kind) for variant in shown)]
-    styles = {
+    named = dict.fromkeys(kind for parts in found.values() for kind in parts)
+    kinds = [kind for kind in named if any(found[variant].get(kind) for variant in shown)]
+    styles: dict[str, dict[str, Any]] = {
         kind: {"facecolor": _COLOURS[i % 8], "hatch": _HATCHES[i % 8], "edgecolor": INK, "linewidth": 0.6}
         for i, kind in enumerate(kinds)
     }

@@ -22,7 +22,7 @@ WIDTH_IN, PLOT_HEIGHT_IN = 5.2, 3.0
 _LEFT_IN, _RIGHT_IN, _TOP_IN, _BOTTOM_IN, _ROW_IN = 0.95, 0.14, 0.12, 0.5, 0.205
 _CASE_URL = re.compile(r'<a (?:xlink:)?href="case:(\d+)"(?: target="[^"]*")?>')
 _NAME_LENGTH = 30
-_RC: dict[str, Any] = {
+_RC: Any = {
     "svg.hashsalt": "revsnn-bench",
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -84,7 +84,7 @@ class Figure:
 
         def link(found: re.Match[str]) -> str:
             label = escape(units.one_line(labels[int(found[1])]))
-            return f'<a href="#case-{found[1]}" aria-label="{label}"><title>{label}</title>'
+            return f'<a href="#case-{found[1]}"><title>{label}</title>'
 
         body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", self.svg)
         return _CASE_URL.sub(link, body)
@@ -124,13 +124,13 @@ def to_svg(axes: "Axes") -> str:
     """Returns the drawing; the same content gives the same bytes."""
     text = io.StringIO()
     axes.yaxis.set_label_coords(0.13 / WIDTH_IN, axes.get_position().y0 + axes.get_position().height / 2, _whole(axes))
-    axes.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    _drawing(axes).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return tidy(text.getvalue())
 
 
 def legend(axes: "Axes", handles: list[Any], columns: int = 2, title: str | None = None) -> None:
     """Puts a legend below the axis label, in the room that `panel` reserved."""
-    below = axes.get_position().y0 - (_BOTTOM_IN - 0.02) / axes.figure.get_figheight()
+    below = axes.get_position().y0 - (_BOTTOM_IN - 0.02) / _drawing(axes).get_figheight()
     axes.legend(
         handles=handles,
         ncols=columns,
@@ -147,8 +147,12 @@ def legend(axes: "Axes", handles: list[Any], columns: int = 2, title: str | None
     )
 
 
+def _drawing(axes: "Axes") -> Any:
+    return axes.figure
+
+
 def _whole(axes: "Axes") -> Any:
-    return axes.figure.transFigure
+    return _drawing(axes).transFigure
 
 
 def legend_rows(entries: int, columns: int = 2, *, titled: bool = False) -> int:

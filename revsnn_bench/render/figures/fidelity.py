@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.records import Record, Run
@@ -35,7 +36,7 @@ def _draw(dtype: str, records: list[Record], known: Mapping[str, Look], index: M
         for tolerance in tolerances:
             axes.axhline(places.place(tolerance), color=INK, linewidth=1, linestyle=(0, (6, 3)))
             label = f"tolerance {tolerance:.0e}"
-            spot = {"xy": (1, places.place(tolerance)), "xycoords": axes.get_yaxis_transform()}
+            spot: dict[str, Any] = {"xy": (1, places.place(tolerance)), "xycoords": axes.get_yaxis_transform()}
             axes.annotate(label, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
         for variant in shown:
             look, points = known[variant], sorted(lines[variant].items())

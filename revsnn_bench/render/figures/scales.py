@@ -69,6 +69,7 @@ class Names:
         self.base, self.unit = base, unit
 
     def __call__(self, exponent: int) -> str:
+        """Returns the name of `base ** exponent`."""
         if self.unit == "B":
             return _binary(exponent)
         return f"1e{exponent}" if abs(exponent) > 2 else f"{float(self.base) ** exponent:g}"

@@ -23,11 +23,15 @@ def render_page(template: str, **values: object) -> str:
         One HTML file that needs no other and asks no server for anything.
     """
     script = _asset("page.js")
-    return _environment().get_template(f"{template}.html.j2").render(
-        style=Markup(_asset("page.css") + dark_rules("@media screen and (prefers-color-scheme: dark)")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **values,
+    return (
+        _environment()
+        .get_template(f"{template}.html.j2")
+        .render(
+            style=Markup(_asset("page.css") + dark_rules("@media screen and (prefers-color-scheme: dark)")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **values,
+        )
     )
 
 

@@ -48,13 +48,20 @@ def render_html(run: Run, figures: Sequence[Figure] | None = None) -> str:
         counts=[(s.value, n) for s in Status if (n := sum(r.status is s for r in run))],
         points=points,
         first=first,
-        findings=findings(run),
-        figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],  # noqa: S704
+        findings=_by_topic(run),
+        figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],
         table=_cases(run, standard_lifs(run)),
         metrics=_metrics(run),
         places=environment_rows(run),
         absent=units.ABSENT,
     )
+
+
+def _by_topic(run: Run) -> list[tuple[str, list[str]]]:
+    found: dict[str, list[str]] = {}
+    for finding in findings(run):
+        found.setdefault(finding.topic, []).append(finding.text)
+    return list(found.items())
 
 
 def environment_rows(run: Run) -> list[tuple[str, str]]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from markupsafe import Markup
+
 from revsnn_bench.metric_readers import Number
 
 _MOST_OPTIONS = 40
@@ -13,7 +15,7 @@ _MOST_OPTIONS = 40
 class Cell:
     """What a cell shows, and the number by which it is sorted; None sorts by the text, absent ones last."""
 
-    text: str
+    text: str | Markup
     value: Number | None = None
     link: str | None = None
 
@@ -51,7 +53,6 @@ class Filter:
     title: str
     column: int
     options: Sequence[str]
-    chosen: str = ""
 
 
 @dataclass(frozen=True)
