@@ -134,23 +134,24 @@ def lif_backward(
             vbar0[a:b] = w[: b - a]
 
 
-@exact
+@contracted
 def _regenerate_row(
-    y: Any, v: Any, charge: Any, tau: Any, threshold: Any, rest: Any, decoding: Any, decay: bool, soft: bool
+    y: Any, v: Any, charge: Any, keep: Any, gain: Any, threshold: Any, rest: Any, decoding: Any, soft: bool
 ) -> None:
-    one = type(tau)(1)
-    half = type(tau)(0.5)
-    zero = type(tau)(0)
+    one = type(keep)(1)
+    half = type(keep)(0.5)
+    zero = type(keep)(0)
+    inflow = rest - keep * rest
     for j in range(y.shape[0]):
         s = one if y[j] > half else zero
-        h = charge_of((y[j] - s) * decoding, v[j], tau, rest, decay)
+        h = keep * v[j] + gain * ((y[j] - s) * decoding) + inflow
         charge[j] = h
         v[j] = reset_of(h, s, threshold, rest, soft)
 
 
 @contracted
 def _carrier_gradient_row(
-    y: Any, ybar: Any, vbar: Any, xbar: Any,
+    y: Any, ybar: Any, charge: Any, vbar: Any, xbar: Any,
     kind: Any, height: Any, scale: Any, threshold: Any, rest: Any, keep: Any, gain: Any,
     epsilon: Any, clamp: Any, decoding: Any, soft: bool, detach: bool,
 ) -> None:  # fmt: skip
@@ -160,7 +161,7 @@ def _carrier_gradient_row(
     for j in range(y.shape[0]):
         s = one if y[j] > half else zero
         hbar = _gradient_at_charge(
-            xbar[j], s, ybar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
+            charge[j], s, ybar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
         )  # fmt: skip
         vbar[j] = keep * hbar
         inside = abs((y[j] - s) * decoding) < clamp
@@ -169,24 +170,25 @@ def _carrier_gradient_row(
 
 @contracted
 def carrier_backward(
-    y: Any, v0: Any, ybar: Any, vbar: Any, p: Any, kind: Any, decay: bool, soft: bool, detach: bool,
+    y: Any, v0: Any, ybar: Any, vbar: Any, p: Any, kind: Any, soft: bool, detach: bool,
     xbar: Any, vbar0: Any, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """As `lif_backward`, from the output alone: charges wait in `xbar` until the gradient overwrites them."""
-    tau, threshold, rest, keep, gain, height, scale = p[0], p[1], p[2], p[3], p[4], p[5], p[6]
+    """As `lif_backward`, from the output alone: the charges of a block are regenerated into scratch, `[T, block]`."""
+    threshold, rest, keep, gain, height, scale = p[1], p[2], p[3], p[4], p[5], p[6]
     epsilon, clamp = p[7], p[8]
     decoding = type(epsilon)(1) / epsilon
     w = np.empty(block, y.dtype)  # membrane, then the gradient at it
+    charge = np.empty((y.shape[0], block), y.dtype)
     zero = type(rest)(0)
     for a in range(start, stop, block):
         b = min(a + block, stop)
         start_membrane(w[: b - a], v0[a:b], rest)
         for t in range(y.shape[0]):
-            _regenerate_row(y[t, a:b], w, xbar[t, a:b], tau, threshold, rest, decoding, decay, soft)
+            _regenerate_row(y[t, a:b], w, charge[t], keep, gain, threshold, rest, decoding, soft)
         start_membrane(w[: b - a], vbar[a:b], zero)
         for t in range(y.shape[0] - 1, -1, -1):
             _carrier_gradient_row(
-                y[t, a:b], ybar[t, a:b], w, xbar[t, a:b],
+                y[t, a:b], ybar[t, a:b], charge[t], w, xbar[t, a:b],
                 kind, height, scale, threshold, rest, keep, gain, epsilon, clamp, decoding, soft, detach,
             )  # fmt: skip
         if vbar0.shape[0]:

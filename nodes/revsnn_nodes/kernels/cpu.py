@@ -1,0 +1,167 @@
+"""The operators on the CPU: tensors to arrays, sizes of blocks, and the compiled kernels run over all columns.
+
+Every function fills the results that it is given; the rest of its arguments are the operator's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from revsnn_nodes.kernels import cpu_coupled, cpu_coupled_backward, cpu_lif
+from revsnn_nodes.kernels.operators import grouped
+from revsnn_nodes.kernels.threads import run_columns
+
+Results = tuple[Tensor, ...]
+
+MOST_COLUMNS = 4096
+"""Columns of a block, at most: a few rows of them fit the first-level cache."""
+
+SCRATCH_BYTES = 1 << 19
+"""A block keeps its scratch in the second-level cache, if the sequence is not too long for that."""
+
+FEWEST_COLUMNS = 128
+
+
+def block_columns(rows: int, itemsize: int) -> int:
+    """Columns of a block that has `rows` scratch rows: a power of two."""
+    block = MOST_COLUMNS
+    while block > FEWEST_COLUMNS and rows * block * itemsize > SCRATCH_BYTES:
+        block //= 2
+    return block
+
+
+def _array(tensor: Tensor | None, like: Tensor, *shape: int) -> Any:
+    """A view as an array, or the empty array that stands for none; copied only where not contiguous."""
+    if tensor is None:
+        return np.empty((0,) * len(shape), dtype=str(like.dtype).removeprefix("torch."))
+    # An optional result that was left out is empty too.
+    given = tensor.detach().contiguous()
+    return given.view(shape).numpy() if given.numel() or not like.numel() else given.view((0,) * len(shape)).numpy()
+
+
+def _arriving(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tensor is None else tensor
+
+
+def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, columns: int, block: int) -> None:
+    run_columns(kernel, (*arguments, block), columns, block, like.numel())
+
+
+def _numbers(p: list[float], like: Tensor) -> Any:
+    return np.array(p, dtype=np.float32 if like.dtype is torch.float32 else np.float64)
+
+
+def lif_forward(
+    made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool, keep: bool
+) -> None:
+    """See `cpu_lif.lif_forward`."""
+    steps, columns = x_seq.shape[0], x_seq[0].numel()
+    whole = (steps, columns)
+    spike, v_last, charge = made
+    arguments = (
+        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), _numbers(p, x_seq), decay, soft,
+        _array(spike, x_seq, *whole), _array(v_last, x_seq, columns), _array(charge if keep else None, x_seq, *whole),
+    )  # fmt: skip
+    _run(cpu_lif.lif_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize))
+
+
+def lif_backward(
+    made: Results, charge_seq: Tensor, sbar_seq: Tensor | None, vbar: Tensor | None, p: list[float], kind: int,
+    soft: bool, detach: bool, need_v: bool,
+) -> None:  # fmt: skip
+    """See `cpu_lif.lif_backward`."""
+    columns = charge_seq[0].numel()
+    whole = (charge_seq.shape[0], columns)
+    arguments = (
+        _array(charge_seq, charge_seq, *whole), _array(_arriving(sbar_seq, charge_seq), charge_seq, *whole),
+        _array(vbar, charge_seq, columns), _numbers(p, charge_seq), (0,) * kind, soft, detach,
+        _array(made[0], charge_seq, *whole), _array(made[1] if need_v else None, charge_seq, columns),
+    )  # fmt: skip
+    _run(cpu_lif.lif_backward, arguments, charge_seq, columns, block_columns(1, charge_seq.itemsize))
+
+
+def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool) -> None:
+    """See `cpu_lif.carrier_forward`."""
+    columns = x_seq[0].numel()
+    whole = (x_seq.shape[0], columns)
+    arguments = (
+        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), _numbers(p, x_seq), decay, soft,
+        _array(made[0], x_seq, *whole), _array(made[1], x_seq, columns),
+    )  # fmt: skip
+    _run(cpu_lif.carrier_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize))
+
+
+def carrier_backward(
+    made: Results, y_seq: Tensor, v: Tensor | None, ybar_seq: Tensor | None, vbar: Tensor | None, p: list[float],
+    kind: int, soft: bool, detach: bool, need_v: bool,
+) -> None:  # fmt: skip
+    """See `cpu_lif.carrier_backward`."""
+    steps, columns = y_seq.shape[0], y_seq[0].numel()
+    whole = (steps, columns)
+    arguments = (
+        _array(y_seq, y_seq, *whole), _array(v, y_seq, columns), _array(_arriving(ybar_seq, y_seq), y_seq, *whole),
+        _array(vbar, y_seq, columns), _numbers(p, y_seq), (0,) * kind, soft, detach,
+        _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, columns),
+    )  # fmt: skip
+    _run(cpu_lif.carrier_backward, arguments, y_seq, columns, block_columns(steps, y_seq.itemsize))
+
+
+def coupled_forward(
+    made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool, by_spike: bool,
+    groups: int, group_dim: int, every: int,
+) -> None:  # fmt: skip
+    """See `cpu_coupled.coupled_forward`."""
+    state = grouped(x_seq.shape[1:], groups, group_dim)
+    whole = (x_seq.shape[0], *state)
+    arguments = (
+        _array(x_seq, x_seq, *whole), _array(v, x_seq, *state), _numbers(p, x_seq), decay, soft, by_spike, every,
+        _array(made[0], x_seq, *whole), _array(made[1], x_seq, *state),
+        _array(made[2], x_seq, made[2].shape[0], *state),
+    )  # fmt: skip
+    _run_coupled(cpu_coupled.coupled_forward, arguments, x_seq, state, rows=1)
+
+
+def inverse_backward(
+    made: Results, y_seq: Tensor, v_last: Tensor, ybar_seq: Tensor | None, vbar: Tensor | None, p: list[float],
+    kind: int, soft: bool, detach: bool, groups: int, group_dim: int, need_v: bool,
+) -> None:  # fmt: skip
+    """See `cpu_coupled_backward.inverse_backward`."""
+    state = grouped(y_seq.shape[1:], groups, group_dim)
+    whole = (y_seq.shape[0], *state)
+    arguments = (
+        _array(y_seq, y_seq, *whole), _array(v_last, y_seq, *state), _array(_arriving(ybar_seq, y_seq), y_seq, *whole),
+        _array(vbar, y_seq, *state), _numbers(p, y_seq), (0,) * kind, soft, detach,
+        _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, *state),
+    )  # fmt: skip
+    _run_coupled(cpu_coupled_backward.inverse_backward, arguments, y_seq, state, rows=3 * groups)
+
+
+def anchored_backward(
+    made: Results, y_seq: Tensor, v: Tensor | None, anchors: Tensor, ybar_seq: Tensor | None, vbar: Tensor | None,
+    p: list[float], kind: int, decay: bool, soft: bool, detach: bool, by_spike: bool,
+    groups: int, group_dim: int, every: int, need_v: bool,
+) -> None:  # fmt: skip
+    """See `cpu_coupled_backward.anchored_backward`."""
+    state = grouped(y_seq.shape[1:], groups, group_dim)
+    whole = (y_seq.shape[0], *state)
+    arguments = (
+        _array(y_seq, y_seq, *whole), _array(v, y_seq, *state), _array(anchors, y_seq, anchors.shape[0], *state),
+        _array(_arriving(ybar_seq, y_seq), y_seq, *whole), _array(vbar, y_seq, *state), _numbers(p, y_seq),
+        (0,) * kind, decay, soft, detach, by_spike, every,
+        _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, *state),
+    )  # fmt: skip
+    rows = groups * min(every, y_seq.shape[0])
+    _run_coupled(cpu_coupled_backward.anchored_backward, arguments, y_seq, state, rows)
+
+
+def _run_coupled(
+    kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, state: tuple[int, int, int], rows: int
+) -> None:
+    outer, _, inner = state
+    block = block_columns(rows, like.itemsize)
+    # Pieces begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
+    unit = block if inner >= block else inner * max(1, block // max(inner, 1))
+    run_columns(kernel, (*arguments, block), outer * inner, unit, like.numel())

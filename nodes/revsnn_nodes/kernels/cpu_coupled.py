@@ -1,0 +1,73 @@
+"""Fused coupled LIF for the CPU: forward, and the two backward passes, by inverse in time and from anchors.
+
+Equations: section "Coupled LIF" of nodes/README.md; `revsnn_nodes.coupling` in compiled code. Sequences are
+`[T, outer, groups, inner]`, states `[outer, groups, inner]`, all contiguous; one call does the columns `start` to
+`stop` of `[outer, inner]`, in blocks that `block_end` cuts. `p` holds the parameters in the type of the data, in the
+order of `selection.coupled_parameters`.
+"""
+
+from typing import Any
+
+from revsnn_nodes.kernels.cpu_rows import charge_of, clamped, fired
+from revsnn_nodes.kernels.jit import exact
+
+
+@exact
+def block_end(column: int, stop: int, inner: int, block: int) -> int:
+    """A block is a piece of one inner row, or whole inner rows where these are short."""
+    if inner >= block:
+        return min(column + block, stop, (column // inner + 1) * inner)
+    return min(column + (block // inner) * inner, stop)
+
+
+@exact
+def gate_of(y: Any, charge: Any, threshold: Any, by_spike: bool) -> Any:
+    if by_spike:
+        return fired(charge, threshold)
+    return clamped(y, type(y)(0), type(y)(1))
+
+
+@exact
+def reset_membrane(charge: Any, gate: Any, rest: Any, alpha: Any, drop: Any, soft: bool) -> Any:
+    """See `revsnn_nodes.coupling._reset`; `drop` is alpha times the threshold."""
+    if soft:
+        return charge - drop * gate
+    return charge - alpha * gate * (charge - rest)
+
+
+@exact
+def _forward_row(drive: Any, partner: Any, v: Any, y: Any, p: Any, decay: bool, soft: bool, by_spike: bool) -> None:
+    tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[7], p[8], p[9]
+    for j in range(y.shape[0]):
+        charge = charge_of(drive[j], v[j], tau, rest, decay)
+        out = fired(charge, threshold) + beta * partner[j]
+        v[j] = reset_membrane(charge, gate_of(out, charge, threshold, by_spike), rest, alpha, drop, soft)
+        y[j] = out
+
+
+@exact
+def coupled_forward(
+    x: Any, v0: Any, p: Any, decay: bool, soft: bool, by_spike: bool, every: int,
+    y: Any, v: Any, anchors: Any, block: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Writes the output, the last membrane, and the membrane before steps every, 2 every, ... into `anchors`."""
+    groups, inner = x.shape[2], x.shape[3]
+    column = start
+    while column < stop:
+        end = block_end(column, stop, inner, block)
+        first, last, a = column // inner, (end - 1) // inner + 1, column % inner
+        b = min(inner, a + end - column)
+        if v0.shape[0]:
+            v[first:last, :, a:b] = v0[first:last, :, a:b]
+        else:
+            v[first:last, :, a:b] = p[2]
+        for t in range(x.shape[0]):
+            if t % every == 0 and 0 < t // every <= anchors.shape[0]:
+                anchors[t // every - 1, first:last, :, a:b] = v[first:last, :, a:b]
+            for o in range(first, last):
+                for i in range(groups):
+                    drive = x[t, o, 0, a:b] if i == 0 else y[t, o, i - 1, a:b]
+                    _forward_row(
+                        drive, x[t, o, (i + 1) % groups, a:b], v[o, i, a:b], y[t, o, i, a:b], p, decay, soft, by_spike
+                    )  # fmt: skip
+        column = end
