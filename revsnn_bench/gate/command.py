@@ -1,0 +1,133 @@
+"""The command `revsnn-bench gate`: reads a run and its baseline, says the verdict, ends with its exit code."""
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from revsnn_bench.gate.baseline import (
+    DEFAULT_BASELINE,
+    BaselineRefused,
+    MissingBaseline,
+    find_run,
+    load_baseline,
+    update_baseline,
+)
+from revsnn_bench.gate.findings import ExitCode, Verdict
+from revsnn_bench.gate.outputs import RENDERERS, Format, wording
+from revsnn_bench.gate.outputs.table import print_verdict
+from revsnn_bench.gate.policy import Policy
+from revsnn_bench.gate.verdict import gate
+from revsnn_bench.records import Run
+from revsnn_bench.runfile import JournalError, UnknownSchema, load_run
+
+
+def gate_command(
+    run: Annotated[str, typer.Argument(help="Run id, path of a run, or latest.")] = "latest",
+    baseline: Annotated[Path, typer.Option(help="The run to hold it against.")] = DEFAULT_BASELINE,
+    tolerance: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC=PERCENT", help="Let a metric grow by so much; default 0.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Case id or pattern that may be added, removed, skipped or failing."),
+    ] = None,
+    allow_environment: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="Compare although this field of the environment differs.")
+    ] = None,
+    time_ratio: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="Gate time relative to the standard LIF, beyond so much; default off."),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How to say it.")] = Format.TABLE,
+    output: Annotated[Path | None, typer.Option(help="File to write it to, in place of the terminal.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update-baseline", help="Make this run the baseline, if it passes.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make it the baseline even if it does not pass.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("results"),
+) -> None:
+    """Fail if a run needs more memory or operations than its baseline, or lost a case.
+
+    Exit codes: 0 pass, 1 regression, 2 usage, 3 no baseline, 4 not comparable, 5 some case newly failed.
+    """
+    policy = _policy(tolerance or [], allow or [], allow_environment or [], time_ratio)
+    if force and not update:
+        raise typer.BadParameter("`--force` must come with --update-baseline. It does nothing else.")
+    measured = _load_run(run, results)
+    if update and not baseline.exists():
+        _update(measured, baseline, None, force)
+        return
+    verdict = gate(measured, _load_baseline(baseline, run), policy)
+    _say(verdict, measured, format, output)
+    if update:
+        _update(measured, baseline, verdict, force)
+        return
+    raise typer.Exit(verdict.exit_code)
+
+
+def _policy(tolerance: list[str], allow: list[str], fields: list[str], time_ratio: float | None) -> Policy:
+    try:
+        return Policy(
+            tolerance_percent=dict(map(_tolerance, tolerance)),
+            allow=tuple(allow),
+            allow_environment=tuple(fields),
+            time_ratio_percent=time_ratio,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, _, percent = text.partition("=")
+    try:
+        return name.strip(), float(percent.strip().removesuffix("%"))
+    except ValueError:
+        raise ValueError(
+            f"`tolerance` must be METRIC=PERCENT; got {text!r}. It says by how much one metric may grow. "
+            "Pass for example peak_bytes=2."
+        ) from None
+
+
+def _load_run(name: str, results: Path) -> Run:
+    try:
+        return load_run(find_run(name, results))
+    except UnknownSchema as error:
+        _end(error, ExitCode.NOT_COMPARABLE)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _load_baseline(path: Path, run: str) -> Run:
+    try:
+        return load_baseline(path, run)
+    except UnknownSchema as error:
+        _end(error, ExitCode.NOT_COMPARABLE)
+    except (MissingBaseline, JournalError) as error:
+        _end(error, ExitCode.NO_BASELINE)
+
+
+def _say(verdict: Verdict, run: Run, format: Format, output: Path | None) -> None:
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(RENDERERS[format](verdict, run), encoding="utf-8", newline="\n")
+        typer.echo(wording.headline(verdict))
+    elif format is Format.TABLE:
+        print_verdict(verdict, Console())
+    else:
+        typer.echo(RENDERERS[format](verdict, run), nl=False)
+
+
+def _update(run: Run, path: Path, verdict: Verdict | None, force: bool) -> None:
+    try:
+        update_baseline(run, path, verdict=verdict, force=force)
+    except BaselineRefused as error:
+        _end(error, error.exit_code)
+    # Not on standard output, which may be a document.
+    typer.echo(f"{path} is now the run {run.header.run_id}. Commit it.", err=True)
+
+
+def _end(error: Exception, code: ExitCode) -> NoReturn:
+    typer.echo(str(error), err=True)
+    raise typer.Exit(code)
