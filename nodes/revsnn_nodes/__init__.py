@@ -14,9 +14,11 @@ from revsnn_nodes.checkpointed import CheckpointedLIF
 from revsnn_nodes.coupling import StoredCoupledLIF
 from revsnn_nodes.drift import DriftError, DriftWarning, predicted_gradient_error
 from revsnn_nodes.lif import StandardLIF
+from revsnn_nodes.norm_carrier import NormCarrierLIF
 from revsnn_nodes.registry import make_node, node_factory, node_names, register_node
 from revsnn_nodes.reversible import ReversibleLIF
 from revsnn_nodes.revnet import RevNetLIF
+from revsnn_nodes.stored_norm_carrier import NormCarrierNode, StoredNormCarrierLIF
 
 __all__ = [
     "AnchoredReversibleLIF",
@@ -24,12 +26,15 @@ __all__ = [
     "CheckpointedLIF",
     "DriftError",
     "DriftWarning",
+    "NormCarrierLIF",
+    "NormCarrierNode",
     "RevNetLIF",
     "ReversibleLIF",
     "SpikingNode",
     "StandardLIF",
     "StoredCarrierLIF",
     "StoredCoupledLIF",
+    "StoredNormCarrierLIF",
     "decode_spikes",
     "make_node",
     "node_factory",
