@@ -4,7 +4,9 @@ Equations: section "Carrier with its norm" of nodes/README.md. Names and state_d
 that weights move between these nodes and an ordinary norm.
 """
 
+import copy
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Self, overload
 
 import torch
@@ -114,9 +116,12 @@ class NormCarrierNode(CarrierNode):
 
     def reference(self) -> "StoredNormCarrierLIF":
         """A `StoredNormCarrierLIF` with these parameters and statistics, in storage of its own."""
+        neuron = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
         settings = {name: getattr(self, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
-        node = self.fresh(StoredNormCarrierLIF, num_features=self.num_features, **settings)
-        assert isinstance(node, StoredNormCarrierLIF)
+        surrogate = copy.deepcopy(self.surrogate_function)
+        node = StoredNormCarrierLIF(
+            self.num_features, **settings, **neuron, surrogate_function=surrogate, step_mode=self.step_mode
+        )
         return node._with_values_of(self)
 
     def forward(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
