@@ -6,7 +6,7 @@ from pathlib import Path
 from revsnn_bench.gate.findings import ExitCode, Verdict
 from revsnn_bench.gate.verdict import FAILED
 from revsnn_bench.records import Run
-from revsnn_bench.runfile import JournalError, load_run
+from revsnn_bench.runfile import load_run
 
 DEFAULT_BASELINE = Path("results/baselines/default.json")
 """The baseline that is taken where none is named."""
@@ -66,42 +66,6 @@ def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: boo
     temporary.write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8", newline="\n")
     os.replace(temporary, path)
     return path
-
-
-def find_run(name: str, results_dir: Path) -> Path:
-    """The file of a run.
-
-    Args:
-        name: a path; a run id in `results_dir`; or `latest`, the run in `results_dir` that was started last.
-    Raises:
-        ValueError: no such run; says what was looked for.
-    """
-    if name == "latest":
-        return _latest(results_dir)
-    candidates = [Path(name), results_dir / f"{name}.json", results_dir / f"{name}.jsonl"]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise ValueError(
-        f"`run` must be a path, a run id in {results_dir}, or latest; got {name!r}. None of "
-        f"{', '.join(map(str, candidates))} is a file. Measure one with: revsnn-bench run"
-    )
-
-
-def _latest(results_dir: Path) -> Path:
-    started = []
-    for path in [*results_dir.glob("*.json"), *results_dir.glob("*.jsonl")]:
-        try:
-            started.append((load_run(path).header.started_at, path))
-        except JournalError:
-            # Damaged, or of another version: nobody asked for this one by name.
-            continue
-    if not started:
-        raise ValueError(
-            f"`run` must be a path or a run id where {results_dir} holds no run; got 'latest'. "
-            "Measure one with: revsnn-bench run"
-        )
-    return max(started)[1]
 
 
 def _require_verdict(run: Run, path: Path, verdict: Verdict | None) -> None:

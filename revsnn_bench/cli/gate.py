@@ -1,30 +1,31 @@
-"""The command `revsnn-bench gate`: reads a run and its baseline, says the verdict, ends with its exit code."""
+"""`revsnn-bench gate`: holds a saved run against its baseline, says the verdict, ends with its exit code."""
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.find import find_run
 from revsnn_bench.gate.baseline import (
     DEFAULT_BASELINE,
     BaselineRefused,
     MissingBaseline,
-    find_run,
     load_baseline,
     update_baseline,
 )
-from revsnn_bench.gate.findings import ExitCode, Verdict
+from revsnn_bench.gate.findings import Verdict
 from revsnn_bench.gate.outputs import RENDERERS, Format, wording
 from revsnn_bench.gate.outputs.table import print_verdict
 from revsnn_bench.gate.policy import Policy
 from revsnn_bench.gate.verdict import gate
 from revsnn_bench.records import Run
-from revsnn_bench.runfile import JournalError, UnknownSchema, load_run
+from revsnn_bench.runfile import JournalError, UnknownSchema
 
 
 def gate_command(
-    run: Annotated[str, typer.Argument(help="Run id, path of a run, or latest.")] = "latest",
+    run: Annotated[str, typer.Argument(help="Run id, file, or `latest`.")] = "latest",
     baseline: Annotated[Path, typer.Option(help="The run to hold it against.")] = DEFAULT_BASELINE,
     tolerance: Annotated[
         list[str] | None, typer.Option(metavar="METRIC=PERCENT", help="Let a metric grow by so much; default 0.")
@@ -54,8 +55,8 @@ def gate_command(
     """
     policy = _policy(tolerance or [], allow or [], allow_environment or [], time_ratio)
     if force and not update:
-        raise typer.BadParameter("`--force` must come with --update-baseline. It does nothing else.")
-    measured = _load_run(run, results)
+        raise failure("`--force` must come with --update-baseline. It does nothing else.", Exit.USAGE)
+    measured = find_run(run, results)
     if update and not baseline.exists():
         _update(measured, baseline, None, force)
         return
@@ -76,7 +77,7 @@ def _policy(tolerance: list[str], allow: list[str], fields: list[str], time_rati
             time_ratio_percent=time_ratio,
         )
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise failure(str(error), Exit.USAGE) from None
 
 
 def _tolerance(text: str) -> tuple[str, float]:
@@ -90,22 +91,13 @@ def _tolerance(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _load_run(name: str, results: Path) -> Run:
-    try:
-        return load_run(find_run(name, results))
-    except UnknownSchema as error:
-        _end(error, ExitCode.NOT_COMPARABLE)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 def _load_baseline(path: Path, run: str) -> Run:
     try:
         return load_baseline(path, run)
     except UnknownSchema as error:
-        _end(error, ExitCode.NOT_COMPARABLE)
+        raise failure(str(error), Exit.NOT_COMPARABLE) from None
     except (MissingBaseline, JournalError) as error:
-        _end(error, ExitCode.NO_BASELINE)
+        raise failure(str(error), Exit.NO_BASELINE) from None
 
 
 def _say(verdict: Verdict, run: Run, format: Format, output: Path | None) -> None:
@@ -123,11 +115,6 @@ def _update(run: Run, path: Path, verdict: Verdict | None, force: bool) -> None:
     try:
         update_baseline(run, path, verdict=verdict, force=force)
     except BaselineRefused as error:
-        _end(error, error.exit_code)
+        raise failure(str(error), Exit(error.exit_code)) from None
     # Not on standard output, which may be a document.
     typer.echo(f"{path} is now the run {run.header.run_id}. Commit it.", err=True)
-
-
-def _end(error: Exception, code: ExitCode) -> NoReturn:
-    typer.echo(str(error), err=True)
-    raise typer.Exit(code)

@@ -1,0 +1,210 @@
+"""The gate: each planted regression is found, named with both values, and ends with its own exit code."""
+
+import pytest
+
+from revsnn_bench.gate import ExitCode, Kind, Policy, gate
+from revsnn_bench.gate.outputs import wording
+from revsnn_bench.records import PhaseFlops, Status
+
+
+def with_memory(record, **more):
+    memory = {name: getattr(record.memory, name) + extra for name, extra in more.items()}
+    return record.model_copy(update={"memory": record.memory.model_copy(update=memory)})
+
+
+def with_recompute(record, pointwise):
+    recompute = PhaseFlops(pointwise=pointwise, multiply_accumulate=0)
+    return record.model_copy(update={"flops": record.flops.model_copy(update={"recompute": recompute})})
+
+
+@pytest.fixture
+def record(make_record):
+    return make_record(node="lif-checkpoint", timesteps=4, batch=8)
+
+
+def test_run_passes_against_itself(sweep_run):
+    """Wrong cases included, nothing differs and every gated value that was measured was compared."""
+    verdict = gate(sweep_run, sweep_run)
+    assert verdict.exit_code is ExitCode.PASS
+    assert {finding.kind for finding in verdict.findings} == {Kind.NOTE}
+    assert verdict.values_compared == len(sweep_run.records) * 10
+    assert not wording.advice(verdict)
+
+
+def test_one_tensor_more_per_step_is_a_regression(make_run, record):
+    """A membrane more kept at each of 4 steps: the message has case, metric, both values and the bytes added."""
+    extra = 4 * 4 * 8 * 64
+    worse = with_memory(record, retained_bytes=extra, peak_bytes=extra)
+    verdict = gate(make_run([worse]), make_run([record]))
+    assert verdict.exit_code is ExitCode.REGRESSION
+    assert [finding.metric for finding in verdict.failures] == ["retained_bytes", "peak_bytes"]
+    assert wording.sentence(verdict.failures[0]) == (
+        "layer/lif-checkpoint/T4-B8-N64/float32/cpu: retained_bytes 10,240 B -> 18,432 B, +8,192 B (+80 %); grew"
+    )
+
+
+def test_extra_recomputation_is_a_regression(make_run, record):
+    """Recomputing twice is told once, under the metric that it belongs to."""
+    before = record.flops.recompute.total
+    verdict = gate(make_run([with_recompute(record, 2 * before)]), make_run([record]))
+    (finding,) = verdict.failures
+    assert (finding.metric, finding.before, finding.after) == ("recompute_flops", before, 2 * before)
+    assert verdict.exit_code is ExitCode.REGRESSION
+
+
+def test_one_byte_fails_and_a_tolerance_excuses_it(make_run, record):
+    """The default is exact; a tolerance holds for its own metric, up to and including its percentage."""
+    baseline = make_run([record])
+    percent = record.memory.peak_bytes // 100
+    assert gate(make_run([with_memory(record, peak_bytes=1)]), baseline).exit_code is ExitCode.REGRESSION
+    for grown, tolerance, code in (
+        (percent, {"peak_bytes": 1}, ExitCode.PASS),
+        (percent + 1, {"peak_bytes": 1}, ExitCode.REGRESSION),
+        (percent, {"retained_bytes": 1}, ExitCode.REGRESSION),
+    ):
+        run = make_run([with_memory(record, peak_bytes=grown)])
+        assert gate(run, baseline, Policy(tolerance_percent=tolerance)).exit_code is code
+
+
+def test_growth_from_zero_is_beyond_every_percentage(make_run, make_record):
+    """A node that kept nothing and now keeps one byte fails under any tolerance."""
+    carrier = make_record(node="lif-carrier")
+    run = make_run([with_memory(carrier, retained_bytes=1)])
+    verdict = gate(run, make_run([carrier]), Policy(tolerance_percent={"retained_bytes": 1000}))
+    assert verdict.exit_code is ExitCode.REGRESSION
+    assert "0 B -> 1 B, +1 B (from 0)" in wording.sentence(verdict.failures[0])
+
+
+def test_improvement_is_reported_and_passes(make_run, record):
+    """Fewer bytes pass, and the advice is to keep them."""
+    verdict = gate(make_run([with_memory(record, retained_bytes=-2048)]), make_run([record]))
+    assert verdict.passed
+    assert [finding.metric for finding in verdict.improvements] == ["retained_bytes"]
+    assert any("--update-baseline" in line and "--force" not in line for line in wording.advice(verdict))
+
+
+def test_metric_that_was_lost_is_a_regression(make_run, record):
+    """A run measured without FLOPs does not pass for one that needs none."""
+    verdict = gate(make_run([record.model_copy(update={"flops": None})]), make_run([record]))
+    assert {finding.kind for finding in verdict.failures} == {Kind.UNMEASURED}
+    assert {finding.metric for finding in verdict.failures} == {"forward_flops", "backward_flops", "recompute_flops"}
+    assert gate(make_run([record]), make_run([record.model_copy(update={"flops": None})])).passed
+
+
+def test_renamed_case_is_removed_and_added(make_run, record):
+    """A rename fails twice, until both names are allowed."""
+    renamed = record.model_copy(update={"case": record.case.model_copy(update={"node": "checkpointed"})})
+    run, baseline = make_run([renamed]), make_run([record])
+    verdict = gate(run, baseline)
+    assert [(f.kind, f.case) for f in verdict.failures] == [
+        (Kind.REMOVED, record.case.id),
+        (Kind.ADDED, renamed.case.id),
+    ]
+    assert verdict.exit_code is ExitCode.REGRESSION
+    assert not gate(run, baseline, Policy(allow=(record.case.id,))).passed
+    assert gate(run, baseline, Policy(allow=(record.case.id, "layer/checkpointed/*"))).passed
+
+
+def test_case_with_brackets_in_its_id_is_allowed_by_its_id(make_run, make_record):
+    """An id is taken literally, although brackets mean something in patterns."""
+    case = make_record(node="revlif-anchored", node_options={"anchor_every": 2})
+    assert "[" in case.case.id
+    assert gate(make_run([case]), make_run([]), Policy(allow=(case.case.id,))).passed
+
+
+@pytest.mark.parametrize("status", ["error", "oom", "timeout"])
+def test_newly_failing_case_has_its_own_exit_code(make_run, make_record, status):
+    """A crash, a lack of memory and a timeout end with 5, say the reason, and are excused by name alone."""
+    good = make_record(node="revlif")
+    run, baseline = make_run([make_record(node="revlif", status=status)]), make_run([good])
+    verdict = gate(run, baseline)
+    assert verdict.exit_code is ExitCode.CASE_FAILED
+    assert f"status ok -> {status}; newly failing; ended as {status}" in wording.sentence(verdict.failures[0])
+    assert gate(run, baseline, Policy(allow=("layer/revlif/*",))).passed
+    assert gate(run, make_run([]), Policy()).exit_code is ExitCode.CASE_FAILED
+
+
+def test_failed_case_outranks_a_regression(make_run, make_record, record):
+    """With both, the exit code says that not everything was compared; both are listed."""
+    good, bad = make_record(node="revlif"), make_record(node="revlif", status="error")
+    worse = with_memory(record, peak_bytes=1)
+    verdict = gate(make_run([worse, bad]), make_run([record, good]))
+    assert verdict.exit_code is ExitCode.CASE_FAILED
+    assert {finding.kind for finding in verdict.failures} == {Kind.GREW, Kind.FAILED}
+
+
+def test_case_that_fails_in_both_passes_unless_it_fails_otherwise(make_run, make_record):
+    """A known lack of memory is no news; a crash in its place is."""
+    oom, error = make_record(status="oom", node="lif"), make_record(status="error", node="lif")
+    assert gate(make_run([oom]), make_run([oom])).passed
+    assert gate(make_run([error]), make_run([oom])).exit_code is ExitCode.CASE_FAILED
+
+
+def test_skipped_case_is_a_vanished_measurement(make_run, make_record):
+    """A case that was measured and is now skipped fails; one that was skipped before does not."""
+    good, skipped = make_record(node="lif"), make_record(node="lif", status="skipped")
+    assert gate(make_run([skipped]), make_run([good])).exit_code is ExitCode.REGRESSION
+    assert gate(make_run([skipped]), make_run([good]), Policy(allow=("*",))).passed
+    assert gate(make_run([skipped]), make_run([skipped])).passed
+    assert gate(make_run([good]), make_run([skipped])).passed
+
+
+def test_newly_wrong_gradient_is_never_allowed_by_name(make_run, record):
+    """A gradient that became wrong fails under every pattern."""
+    wrong = record.model_copy(update={"status": Status.WRONG, "reason": "gradient_error 0.3"})
+    verdict = gate(make_run([wrong]), make_run([record]), Policy(allow=("*",)))
+    assert verdict.exit_code is ExitCode.REGRESSION
+    assert wording.sentence(verdict.failures[0]).endswith("status ok -> wrong; newly wrong; gradient_error 0.3")
+    assert gate(make_run([record]), make_run([wrong])).passed
+
+
+def test_case_wrong_in_both_is_compared_all_the_same(make_run, make_record):
+    """Bytes of a wrong case are exact, so they are gated; that it is wrong is said."""
+    wrong = make_record(node="revlif", timesteps=32)
+    assert wrong.status is Status.WRONG
+    verdict = gate(make_run([with_memory(wrong, retained_bytes=4)]), make_run([wrong]))
+    assert [finding.metric for finding in verdict.failures] == ["retained_bytes"]
+    assert ["the same in the baseline" in finding.detail for finding in verdict.remarks] == [True]
+
+
+def test_other_torch_is_not_comparable(make_run, record):
+    """The field is named with both values, nothing is compared, and a flag compares in spite of it."""
+    run, baseline = make_run([record]), make_run([record], torch="2.6.0+cpu")
+    verdict = gate(run, baseline)
+    assert verdict.exit_code is ExitCode.NOT_COMPARABLE
+    assert "torch is 2.6.0+cpu in the baseline and 2.13.0+cpu in the run" in wording.headline(verdict)
+    assert verdict.values_compared == 0
+    assert any("--allow-environment torch" in line for line in wording.advice(verdict))
+    told = gate(run, baseline, Policy(allow_environment=("torch",)))
+    assert told.passed
+    assert told.allowed_differences == (("torch", "2.6.0+cpu", "2.13.0+cpu"),)
+
+
+def test_pattern_that_names_nothing_is_said(make_run, record):
+    """A typing error in a pattern does not pass in silence; two patterns for one case are both in use."""
+    run = make_run([record])
+    (remark,) = gate(run, run, Policy(allow=("layer/*", "*", "layr/*"))).remarks
+    assert "'layr/*'" in remark.detail
+
+
+def test_last_record_of_a_case_counts(make_run, record):
+    """A case measured again replaces its first attempt."""
+    worse = with_memory(record, peak_bytes=1)
+    assert gate(make_run([worse, record]), make_run([record])).passed
+    assert not gate(make_run([record, worse]), make_run([record])).passed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance_percent": {"retained_byte": 1}}, "Did you mean retained_bytes"),
+        ({"tolerance_percent": {"step_time_s": 1}}, "must name a metric that repeats exactly; got 'step_time_s'"),
+        ({"tolerance_percent": {"peak_bytes": -1}}, "tolerance of peak_bytes` must be a percentage of at least 0"),
+        ({"time_ratio_percent": float("nan")}, "time_ratio_percent` must be a percentage"),
+        ({"allow_environment": ("pytorch",)}, "Did you mean torch"),
+    ],
+)
+def test_policy_refuses_what_it_cannot_mean(options, message):
+    """A typing error in a policy is an error, not a gate that looks away."""
+    with pytest.raises(ValueError, match=message):
+        Policy(**options)

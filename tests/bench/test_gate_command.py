@@ -1,0 +1,171 @@
+"""`revsnn-bench gate` on files: its exit codes, its messages, and who may become the baseline."""
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from revsnn_bench.cli.gate import gate_command
+from revsnn_bench.gate import BaselineRefused, gate, load_baseline, update_baseline
+from revsnn_bench.runfile import load_run
+
+
+@pytest.fixture
+def cli():
+    """Runs the command; `.exit_code`, `.stdout` and `.stderr` are its own."""
+    app = typer.Typer()
+    app.command()(gate_command)
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return call
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Writes a run to a file."""
+
+    def save(run, name):
+        path = tmp_path / name
+        path.write_text(run.model_dump_json(), encoding="utf-8")
+        return path
+
+    return save
+
+
+@pytest.fixture
+def runs(make_run, make_record, saved):
+    """A good run, one with a byte more at the peak, one with fewer, and one with a crash."""
+    good = make_record(node="lif")
+
+    def peak(extra):
+        return good.model_copy(
+            update={"memory": good.memory.model_copy(update={"peak_bytes": good.memory.peak_bytes + extra})}
+        )
+
+    records = {"good": good, "worse": peak(1), "better": peak(-1), "crash": make_record(node="lif", status="error")}
+    return {name: saved(make_run([record], run_id=name), f"{name}.json") for name, record in records.items()}
+
+
+def test_pass_and_regression(cli, runs):
+    """0 and 1, with case, metric and both values on standard output."""
+    assert cli(runs["good"], "--baseline", runs["good"]).exit_code == 0
+    failed = cli(runs["worse"], "--baseline", runs["good"], "--format", "github")
+    assert failed.exit_code == 1
+    before = load_run(runs["good"]).records[0].memory.peak_bytes
+    assert f"layer/lif/T8-B8-N64/float32/cpu: peak_bytes {before:,} B -> {before + 1:,} B" in failed.stdout
+    assert cli(runs["worse"], "--baseline", runs["good"], "--tolerance", "peak_bytes=1%").exit_code == 0
+
+
+def test_crash_ends_with_five(cli, runs):
+    """The failed case has its own code, until it is allowed."""
+    assert cli(runs["crash"], "--baseline", runs["good"]).exit_code == 5
+    assert cli(runs["crash"], "--baseline", runs["good"], "--allow", "layer/lif/*").exit_code == 0
+
+
+def test_missing_baseline_names_the_command_that_makes_one(cli, runs, tmp_path):
+    """3; and the command in the message works."""
+    path = tmp_path / "baselines" / "cpu.json"
+    missing = cli(runs["good"], "--baseline", path)
+    assert missing.exit_code == 3
+    command = missing.stderr.rstrip().partition("revsnn-bench gate ")[2].split()
+    assert command == [str(runs["good"]), "--baseline", str(path), "--update-baseline"]
+    assert cli(*command).exit_code == 0
+    assert load_run(path) == load_run(runs["good"])
+    assert cli(runs["good"], "--baseline", path).exit_code == 0
+
+
+def test_other_torch_ends_with_four(cli, runs, saved, make_run, make_record):
+    """The field and both values are named; the flag compares all the same."""
+    old = saved(make_run([make_record(node="lif")], torch="2.6.0+cpu"), "old.json")
+    refused = cli(runs["good"], "--baseline", old, "--format", "markdown")
+    assert refused.exit_code == 4
+    assert "torch is 2.6.0+cpu in the baseline and 2.13.0+cpu in the run" in refused.stdout
+    assert cli(runs["good"], "--baseline", old, "--allow-environment", "torch").exit_code == 0
+
+
+def test_baseline_of_another_schema_ends_with_four(cli, runs, tmp_path):
+    """A file of another version is not comparable; a damaged one is no baseline."""
+    other, damaged = tmp_path / "other.json", tmp_path / "damaged.json"
+    other.write_text(runs["good"].read_text().replace('"schema_version":1', '"schema_version":99'))
+    damaged.write_text("{")
+    assert cli(runs["good"], "--baseline", other).exit_code == 4
+    assert cli(runs["good"], "--baseline", damaged).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--tolerance", "peak_bytes"),
+        ("--tolerance", "peak_bytes=much"),
+        ("--tolerance", "step_time_s=5"),
+        ("--allow-environment", "pytorch"),
+        ("--time-ratio", "-1"),
+        ("--force",),
+        ("--format", "yaml"),
+    ],
+)
+def test_usage_errors_end_with_two(cli, runs, arguments):
+    """What cannot be meant is refused before anything is compared."""
+    refused = cli(runs["worse"], "--baseline", runs["good"], *arguments)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+
+
+def test_unknown_run_ends_with_two(cli, runs):
+    """A run that does not exist is a usage error, not a pass."""
+    assert cli("no-such-run", "--baseline", runs["good"]).exit_code == 2
+
+
+def test_output_goes_to_a_file_and_the_headline_to_the_terminal(cli, runs, tmp_path):
+    """The exit code is the same."""
+    path = tmp_path / "reports" / "gate.xml"
+    failed = cli(runs["worse"], "--baseline", runs["good"], "--format", "junit", "--output", path)
+    assert failed.exit_code == 1
+    assert path.read_text().startswith("<?xml")
+    assert failed.stdout.startswith("FAIL: worse against the baseline good")
+
+
+@pytest.mark.parametrize(("name", "code"), [("worse", 1), ("crash", 5)])
+def test_bad_run_never_becomes_the_baseline_unless_forced(cli, runs, name, code):
+    """The baseline keeps every byte of its file, the message says what to do, and force does it."""
+    before = runs["good"].read_bytes()
+    refused = cli(runs[name], "--baseline", runs["good"], "--update-baseline")
+    assert (refused.exit_code, runs["good"].read_bytes()) == (code, before)
+    assert "is unchanged" in refused.stderr
+    assert "--force" in refused.stderr
+    assert cli(runs[name], "--baseline", runs["good"], "--update-baseline", "--force").exit_code == 0
+    assert load_run(runs["good"]) == load_run(runs[name])
+
+
+def test_gate_alone_never_writes(cli, runs):
+    """A better run passes and leaves the baseline as it is, until it is asked to replace it."""
+    before = runs["good"].read_bytes()
+    assert cli(runs["better"], "--baseline", runs["good"]).exit_code == 0
+    assert runs["good"].read_bytes() == before
+    assert cli(runs["better"], "--baseline", runs["good"], "--update-baseline").exit_code == 0
+    assert cli(runs["good"], "--baseline", runs["good"]).exit_code == 0
+    assert load_run(runs["good"]).header.run_id == "better"
+
+
+def test_first_baseline_has_no_failed_case_unless_forced(make_run, make_record, tmp_path):
+    """A crash would be expected from then on; an empty run would be expected to stay empty."""
+    path = tmp_path / "baseline.json"
+    crash = make_run([make_record(node="lif", status="error")])
+    with pytest.raises(BaselineRefused, match=r"failed cases: layer/lif/.*\(error\).*--force"):
+        update_baseline(crash, path, verdict=None)
+    with pytest.raises(BaselineRefused, match="no case at all"):
+        update_baseline(make_run([]), path, verdict=None)
+    assert not path.exists()
+    update_baseline(crash, path, verdict=None, force=True)
+    assert load_baseline(path) == crash
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_verdict_must_be_about_the_run_that_replaces(make_run, make_record, tmp_path):
+    """Neither no verdict nor that of another run opens the way, not even with force."""
+    run, other = make_run([make_record(node="lif")]), make_run([make_record(node="lif")], run_id="other")
+    path = update_baseline(run, tmp_path / "baseline.json", verdict=None)
+    with pytest.raises(ValueError, match="must be given where there is a baseline"):
+        update_baseline(run, path, verdict=None, force=True)
+    with pytest.raises(ValueError, match="got one on 'other' for 'run-1'"):
+        update_baseline(run, path, verdict=gate(other, run), force=True)

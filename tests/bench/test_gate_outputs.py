@@ -1,0 +1,112 @@
+"""What the gate writes can be read by whom it is for, hostile text included."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from revsnn_bench.gate import gate
+from revsnn_bench.gate.outputs import RENDERERS, Format
+
+HOSTILE = 'a<b> & "c", 5% | `x`: 1::error\n::set-output\x1b[31m\x00'
+
+
+@pytest.fixture
+def judged(make_run, make_record):
+    """One of everything: a regression, an improvement, a crash with a hostile reason, a removed and a kept case."""
+    lif, gone, crashed, kept = (make_record(node=node) for node in ("lif", "revlif-stored", "revlif", "lif-carrier"))
+    memory = lif.memory.model_copy(update={"retained_bytes": lif.memory.retained_bytes + 1, "peak_bytes": 1})
+    error = make_record(node="revlif", status="error", reason=HOSTILE)
+    run = make_run([lif.model_copy(update={"memory": memory}), error, kept], run_id="now")
+    return gate(run, make_run([lif, gone, crashed, kept], run_id="then")), run
+
+
+def test_every_format_has_a_renderer():
+    """No format of the command line is without one."""
+    assert set(RENDERERS) == set(Format)
+
+
+def test_table_and_markdown_name_case_metric_before_and_after(judged):
+    """Both tell the regression exactly, the improvement, and what to do."""
+    before = judged[0].failures[0].before
+    for name in (Format.TABLE, Format.MARKDOWN):
+        text = " ".join(RENDERERS[name](*judged).split())
+        for words in (
+            "FAIL: now against",
+            "retained_bytes",
+            f"{before:,} B",
+            f"{before + 1:,} B",
+            "removed",
+            "-\\-force",
+        ):
+            assert words in text or words.replace("\\", "") in text, (name, words)
+        assert "What became better" in text
+
+
+def test_markdown_row_survives_hostile_text(judged):
+    """A reason with pipes and newlines stays in its cell."""
+    rows = [line for line in RENDERERS[Format.MARKDOWN](*judged).splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7}
+    assert "<b>" not in "".join(rows)
+
+
+def test_junit_counts_and_places_what_happened(judged):
+    """One test case per case; a crash is an error, a regression a failure, in well-formed XML."""
+    suite = ElementTree.fromstring(RENDERERS[Format.JUNIT](*judged)).find("testsuite")
+    assert [suite.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "2", "1", "0"]
+    found = {case.get("name").split("/")[0]: [child.tag for child in case] for case in suite.iter("testcase")}
+    assert found == {
+        "lif": ["failure", "system-out"],
+        "revlif-stored": ["failure"],
+        "revlif": ["error"],
+        "lif-carrier": [],
+    }
+    assert HOSTILE[:10] in suite.find(".//error").get("message")
+
+
+def test_junit_of_a_run_that_is_not_comparable(make_run, make_record):
+    """The field is the error, and no case counts as passed."""
+    run = make_run([make_record(node="lif")])
+    verdict = gate(run, make_run([make_record(node="lif")], torch="2.6.0"))
+    suite = ElementTree.fromstring(RENDERERS[Format.JUNIT](verdict, run)).find("testsuite")
+    assert suite.find("testcase/error").get("message") == "torch is 2.6.0 in the baseline and 2.13.0+cpu in the run"
+    assert (suite.get("tests"), suite.get("errors"), suite.get("skipped")) == ("2", "1", "1")
+
+
+def test_annotations_are_one_line_each_and_escaped(judged):
+    """Three errors and a notice; nothing in a reason can start a command of its own."""
+    lines = RENDERERS[Format.GITHUB](*judged).splitlines()
+    commands = [re.fullmatch(r"::(\w+) title=([^:,\n]*)::(.*)", line) for line in lines]
+    assert [match[1] for match in commands] == ["error", "error", "error", "notice"]
+    assert commands[0][2] == "layer/lif/T8-B8-N64/float32/cpu%3A retained_bytes grew"
+    assert "5%25" in lines[2]
+
+
+def test_annotations_of_a_run_that_is_not_comparable(make_run, make_record):
+    """The error names the field and both values."""
+    run = make_run([make_record(node="lif")])
+    text = RENDERERS[Format.GITHUB](gate(run, make_run([], torch="2.6.0")), run)
+    assert text.startswith("::error title=Not comparable%3A torch::torch is 2.6.0 in the baseline and 2.13.0+cpu")
+
+
+def test_custom_smaller_is_better_is_a_list_of_named_values(judged):
+    """Exact integers with their unit, a range for what varies, and nothing for a case that crashed."""
+    entries = json.loads(RENDERERS[Format.CUSTOM_SMALLER_IS_BETTER](*judged))
+    assert all(
+        {"name", "unit", "value"} <= set(entry) <= {"name", "unit", "value", "range", "extra"} for entry in entries
+    )
+    values = {entry["name"]: (entry["value"], entry["unit"]) for entry in entries}
+    assert values["layer/lif-carrier/T8-B8-N64/float32/cpu retained_bytes"] == (0, "bytes")
+    assert "layer/lif-carrier/T8-B8-N64/float32/cpu forward_time_s_ratio_to_lif" in values
+    assert not [name for name in values if "/revlif/" in name]
+
+
+def test_bencher_document_has_values_and_bounds(judged):
+    """Benchmark, measure, value; bounds hold the value; names are within Bencher's limits."""
+    document = json.loads(RENDERERS[Format.BENCHER](*judged))
+    assert set(document) == {"layer/lif/T8-B8-N64/float32/cpu", "layer/lif-carrier/T8-B8-N64/float32/cpu"}
+    time = document["layer/lif-carrier/T8-B8-N64/float32/cpu"]["backward_time_s_ratio_to_lif"]
+    assert time["lower_value"] <= time["value"] <= time["upper_value"]
+    assert document["layer/lif/T8-B8-N64/float32/cpu"]["peak_bytes"] == {"value": 1}
+    assert all(len(measure) <= 64 for case in document.values() for measure in case)
