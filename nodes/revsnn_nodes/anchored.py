@@ -22,6 +22,7 @@ from revsnn_nodes.coupling import (
     regenerate_step,
     split,
 )
+from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require
 from revsnn_nodes.reversible import arriving, write
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -119,10 +120,11 @@ class AnchoredReversibleLIF(CoupledNode):
         beta: float = 1.0,
         reset_gate: ResetGate = "output",
         anchor_every: int | None = None,
+        backend: Backend = DEFAULT_BACKEND,
     ) -> None:
         super().__init__(
             tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode,
-            groups, group_dim, alpha, beta, reset_gate,
+            groups, group_dim, alpha, beta, reset_gate, backend,
         )  # fmt: skip
         require(
             anchor_every is None or anchor_every >= 1,
@@ -138,6 +140,15 @@ class AnchoredReversibleLIF(CoupledNode):
         """See `SpikingNode.multi_step_forward`."""
         every = self.anchor_every or x_seq.shape[0]
         y_seq, v_last, *_ = _RegenerateAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function, every)
+        return y_seq, v_last
+
+    def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.fused_sequence`."""
+        from revsnn_nodes.kernels.functions import FusedAnchored
+
+        split(x_seq[0], self.neuron)  # refuses what does not divide into groups
+        every = self.anchor_every or x_seq.shape[0]
+        y_seq, v_last, _ = FusedAnchored.apply(x_seq, v, self.neuron, self.surrogate_function, every)
         return y_seq, v_last
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require
 from revsnn_nodes.surrogate import as_surrogate
 
@@ -20,11 +21,18 @@ class SpikingNode(nn.Module, Generic[P]):
 
     Subclasses implement `multi_step_forward`; everything here is common to them.
 
+    `torch.func.grad` and `torch.vmap` work, but not on `RevNetLIF`, nor `grad` on `CheckpointedLIF`, whose backward passes
+    run autograd inside; forward mode does not. torch's error says so.
+
     Args:
         neuron: the validated parameters of its equations; also read and set one by one, as `node.tau`.
         surrogate_function: a surrogate of this package, of SpikingJelly, or any spike function with autograd.
         step_mode: "m" takes `[T, N, *]`, "s" takes `[N, *]` once per call.
+        backend: "torch" for the reference, "fused" for the fused kernels, "auto" for these where they are installed
+            and support the case, and the reference elsewhere.
     Attributes:
+        backend_in_use: "torch" or "fused", what the last call ran on; None before the first.
+        backend_reason: why the last call did not run on the fused kernels; empty where it did.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
             then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
     """
@@ -32,11 +40,20 @@ class SpikingNode(nn.Module, Generic[P]):
     neuron: P
     v: Tensor | float
 
-    def __init__(self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode) -> None:
+    def __init__(
+        self,
+        neuron: P,
+        surrogate_function: Callable[[Tensor], Tensor] | None,
+        step_mode: StepMode,
+        backend: Backend = DEFAULT_BACKEND,
+    ) -> None:
         super().__init__()
         self.neuron = neuron
         self.surrogate_function = as_surrogate(surrogate_function)
         self.step_mode = step_mode
+        self.backend = backend
+        self.backend_in_use: BackendInUse | None = None
+        self.backend_reason = ""
         self.v = neuron.rest
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -50,6 +67,10 @@ class SpikingNode(nn.Module, Generic[P]):
         """
         raise NotImplementedError
 
+    def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `multi_step_forward` does, by the fused kernels; for nodes that have some."""
+        raise NotImplementedError
+
     def reference(self) -> "SpikingNode[Any]":
         """A fresh node of the same dynamics and parameters, by plain autograd: what its gradient is held against."""
         raise NotImplementedError
@@ -58,11 +79,15 @@ class SpikingNode(nn.Module, Generic[P]):
         """Runs one step `[N, *]` or T steps `[T, N, *]`, by `step_mode`, from the carried state.
 
         Raises:
-            ValueError: input that is not floating or too small, or a carried state that does not fit it.
+            ValueError: input that is not floating or too small, a carried state that does not fit it, or
+                `backend="fused"` where there are no fused kernels for the case.
         """
         x_seq = x.unsqueeze(0) if self.step_mode == "s" else x
         self._check_input(x_seq, x)
-        y_seq, self.v = self.multi_step_forward(x_seq, self._carried_state(x_seq))
+        v = self._carried_state(x_seq)
+        self.backend_in_use, self.backend_reason = choose_backend(self, x_seq)
+        run = self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
+        y_seq, self.v = run(x_seq, v)
         return y_seq.squeeze(0) if self.step_mode == "s" else y_seq
 
     def check_neuron(self, neuron: P) -> None:
@@ -126,6 +151,15 @@ class SpikingNode(nn.Module, Generic[P]):
                 "It says what the input's first dimension is.",
                 'Pass "m" for [T, N, *].',
             )
+        if name == "backend":
+            require(
+                value in ("auto", "torch", "fused"),
+                name,
+                'be "auto", "torch" or "fused"',
+                value,
+                "It says what the node runs on.",
+                'Pass "auto" for the fused kernels where they support the case.',
+            )
         if name == "surrogate_function":
             value = as_surrogate(value)
         neuron = self.__dict__.get("neuron")
@@ -154,16 +188,20 @@ class SpikingNode(nn.Module, Generic[P]):
         return state
 
     def fresh(self, kind: "type[SpikingNode[Any]]", **changes: Any) -> "SpikingNode[Any]":
-        """A node of another kind with this one's parameters, surrogate, step mode and training mode, at rest."""
+        """A node of another kind with this one's parameters, surrogate, step mode and training mode, at rest.
+
+        It runs on the reference backend.
+        """
         parameters = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
         node = kind(
             **(parameters | changes),
             surrogate_function=copy.deepcopy(self.surrogate_function),
             step_mode=self.step_mode,
         )
+        node.backend = "torch"
         return node.train(self.training)
 
     def extra_repr(self) -> str:
-        """Parameters and step mode, as they are passed to the constructor."""
+        """Parameters, step mode and backend, as they are passed to the constructor."""
         parameters = ", ".join(f"{field.name}={getattr(self.neuron, field.name)!r}" for field in fields(self.neuron))
-        return f"{parameters}, step_mode={self.step_mode!r}"
+        return f"{parameters}, step_mode={self.step_mode!r}, backend={self.backend!r}"

@@ -16,6 +16,7 @@ from torch.nn.functional import hardtanh
 from torch.profiler import record_function
 
 from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
 from revsnn_nodes.lif import lif_sequence, lif_step, neuronal_charge, neuronal_reset
 from revsnn_nodes.parameters import LIFParameters, require
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -74,7 +75,8 @@ def decode_spikes(y: Tensor) -> Tensor:
 def decode_input(y: Tensor, spike: Tensor, epsilon: float) -> Tensor:
     """The clamped input that a carrier output holds, of its shape.
 
-    Exactness: to the bit where the neuron did not fire, to half an ulp(1) / epsilon where it did.
+    Exactness: to half an ulp(1) / epsilon where the neuron fired; to the bit where it did not, unless epsilon x is
+        subnormal (in float16 below 6e-5).
     """
     return (y - spike) * (1.0 / epsilon)
 
@@ -190,9 +192,10 @@ class CarrierNode(SpikingNode[CarrierParameters]):
         step_mode: StepMode = "m",
         epsilon: float = 1 / 16,
         carrier: CarrierMode = "train",
+        backend: Backend = DEFAULT_BACKEND,
     ) -> None:
         neuron = CarrierParameters(tau, decay_input, v_threshold, v_reset, detach_reset, epsilon, carrier)
-        super().__init__(neuron, surrogate_function, step_mode)
+        super().__init__(neuron, surrogate_function, step_mode, backend)
 
     @property
     def carries(self) -> bool:
@@ -252,3 +255,12 @@ class CarrierLIF(CarrierNode):
         if not self.carries:
             return StoredCarrierLIF.multi_step_forward(self, x_seq, v)  # type: ignore[arg-type]
         return _DecodeAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
+
+    def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.fused_sequence`."""
+        from revsnn_nodes.kernels.functions import FusedCarrier, fused_lif
+
+        if not self.carries:
+            clamped = hardtanh(x_seq, -self.neuron.clamp, self.neuron.clamp)
+            return fused_lif(clamped, v, self.neuron, self.surrogate_function)
+        return FusedCarrier.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
 from revsnn_nodes.lif import StandardLIF, lif_sequence
 from revsnn_nodes.parameters import LIFParameters, require
 
@@ -37,9 +38,10 @@ class CheckpointedLIF(SpikingNode[LIFParameters]):
         detach_reset: bool = False,
         step_mode: StepMode = "m",
         checkpoint_every: int | None = None,
+        backend: Backend = DEFAULT_BACKEND,
     ) -> None:
         neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
-        super().__init__(neuron, surrogate_function, step_mode)
+        super().__init__(neuron, surrogate_function, step_mode, backend)
         require(
             checkpoint_every is None or checkpoint_every >= 1,
             "checkpoint_every",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import hardtanh
 
 from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
 from revsnn_nodes.lif import neuronal_charge
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require
 from revsnn_nodes.surrogate import heaviside
@@ -262,11 +263,12 @@ class CoupledNode(SpikingNode[CoupledParameters]):
         alpha: float = 0.5,
         beta: float = 1.0,
         reset_gate: ResetGate = "output",
+        backend: Backend = DEFAULT_BACKEND,
     ) -> None:
         neuron = CoupledParameters(
             tau, decay_input, v_threshold, v_reset, detach_reset, groups, group_dim, alpha, beta, reset_gate
         )
-        super().__init__(neuron, surrogate_function, step_mode)
+        super().__init__(neuron, surrogate_function, step_mode, backend)
 
     def check_neuron(self, neuron: CoupledParameters) -> None:
         """See `SpikingNode.check_neuron`: a node that inverts its membrane has no other gate than the output."""

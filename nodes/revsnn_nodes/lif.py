@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import LIFParameters
 
 
@@ -68,8 +69,9 @@ class StandardLIF(SpikingNode[LIFParameters]):
 
     Args: see `LIFParameters` and `SpikingNode`.
     Keeps for backward: three tensors per step (h, h - v_threshold, 1 - s), 3 b N T bytes with itemsize b and N
-        elements per step; 2 b N T with `detach_reset`, and 1 b N T with soft reset.
-    Exactness: it defines the forward; its gradient is autograd's.
+        elements per step; 2 b N T with `detach_reset`, and 1 b N T with soft reset. Fused: h alone, 1 b N T.
+    Exactness: it defines the forward; its gradient is autograd's. Fused: the same forward bit for bit, the gradient to
+        rounding; it cannot be differentiated twice.
     """
 
     def __init__(
@@ -81,13 +83,20 @@ class StandardLIF(SpikingNode[LIFParameters]):
         surrogate_function: Callable[[Tensor], Tensor] | None = None,
         detach_reset: bool = False,
         step_mode: StepMode = "m",
+        backend: Backend = DEFAULT_BACKEND,
     ) -> None:
         neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
-        super().__init__(neuron, surrogate_function, step_mode)
+        super().__init__(neuron, surrogate_function, step_mode, backend)
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.multi_step_forward`."""
         return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
+
+    def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.fused_sequence`."""
+        from revsnn_nodes.kernels.functions import fused_lif
+
+        return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
 
     def reference(self) -> "SpikingNode[LIFParameters]":
         """A fresh node like this one: the standard is its own reference."""

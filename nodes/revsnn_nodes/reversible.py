@@ -110,9 +110,12 @@ class InvertingNode(CoupledNode):
         Raises:
             DriftError: the predicted gradient error exceeds the tolerance and `on_drift="error"`.
         """
+        self._check_drift(x_seq, v)
+        return self.reversible_sequence(x_seq, v)
+
+    def _check_drift(self, x_seq: Tensor, v: Tensor | None) -> None:
         if torch.is_grad_enabled() and (x_seq.requires_grad or (v is not None and v.requires_grad)):
             self.drift_guard.check(x_seq.shape[0], self.neuron, x_seq.dtype, type(self).__name__)
-        return self.reversible_sequence(x_seq, v)
 
     def reversible_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """T steps through this node's autograd Function."""
@@ -169,3 +172,11 @@ class ReversibleLIF(InvertingNode):
     def reversible_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `InvertingNode.reversible_sequence`."""
         return _InvertAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
+
+    def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.fused_sequence`; raises what `multi_step_forward` does."""
+        from revsnn_nodes.kernels.functions import FusedInverse
+
+        self._check_drift(x_seq, v)
+        split(x_seq[0], self.neuron)  # refuses what does not divide into groups
+        return FusedInverse.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

@@ -29,11 +29,11 @@ def test_values_and_gradients_are_lifnodes(v_reset, decay_input, detach_reset, d
 
 
 def test_constructor_has_lifnodes_names_and_defaults():
-    """A LIFNode's keywords and defaults are StandardLIF's; only step_mode differs, which is "m" here."""
+    """A LIFNode's keywords and defaults are StandardLIF's; only step_mode differs ("m" here), and `backend` is ours."""
     neuron, theirs = foreign_import_is_silent()
     foreign = inspect.signature(neuron.LIFNode).parameters
     for name, parameter in inspect.signature(StandardLIF).parameters.items():
-        if name not in ("step_mode", "surrogate_function"):
+        if name not in ("step_mode", "surrogate_function", "backend"):
             assert foreign[name].default == parameter.default, name
     assert isinstance(neuron.LIFNode().surrogate_function, theirs.Sigmoid)
     assert isinstance(StandardLIF().surrogate_function, surrogate.Sigmoid)

@@ -36,10 +36,8 @@ def block_columns(rows: int, itemsize: int) -> int:
 def _array(tensor: Tensor | None, like: Tensor, *shape: int) -> Any:
     """A view as an array, or the empty array that stands for none; copied only where not contiguous."""
     if tensor is None:
-        return np.empty((0,) * len(shape), dtype=str(like.dtype).removeprefix("torch."))
-    # An optional result that was left out is empty too.
-    given = tensor.detach().contiguous()
-    return given.view(shape).numpy() if given.numel() or not like.numel() else given.view((0,) * len(shape)).numpy()
+        return np.empty((0,) * len(shape), np.float32 if like.dtype is torch.float32 else np.float64)
+    return tensor.detach().contiguous().numpy().reshape(shape)
 
 
 def _arriving(tensor: Tensor | None, like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ def block_end(column: int, stop: int, inner: int, block: int) -> int:
 
 @exact
 def gate_of(y: Any, charge: Any, threshold: Any, by_spike: bool) -> Any:
+    """How far the reset is open: by the spike, or by the clamped output."""
     if by_spike:
         return fired(charge, threshold)
     return clamped(y, type(y)(0), type(y)(1))

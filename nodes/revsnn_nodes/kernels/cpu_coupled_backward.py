@@ -157,9 +157,7 @@ def inverse_backward(
 
 
 @exact
-def _regenerate_row(
-    y: Any, drive: Any, v: Any, charge: Any, p: Any, decay: bool, soft: bool, by_spike: bool
-) -> None:
+def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, decay: bool, soft: bool, by_spike: bool) -> None:
     tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[7], p[9]
     for j in range(y.shape[0]):
         m = charge_of(drive[j], v[j], tau, rest, decay)

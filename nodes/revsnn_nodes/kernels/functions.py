@@ -60,6 +60,15 @@ class FusedLIF(torch.autograd.Function):
         return xbar_seq, _state_gradient(ctx, vbar), None, None, None
 
 
+def fused_lif(
+    x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction
+) -> tuple[Tensor, Tensor]:
+    """Spikes `[T, N, *]` and the last membrane; charges are kept where a gradient can be asked for."""
+    keep = torch.is_grad_enabled() and (x_seq.requires_grad or (v is not None and v.requires_grad))
+    spike_seq, v_last, _ = FusedLIF.apply(x_seq, v, neuron, surrogate, keep)
+    return spike_seq, v_last
+
+
 class FusedCarrier(torch.autograd.Function):
     """Keeps the output (an alias), and the state it started from where that was carried."""
 

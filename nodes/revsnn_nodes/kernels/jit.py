@@ -10,7 +10,7 @@ _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def exact(function: Callable[..., Any]) -> Any:
-    """Compiles with IEEE arithmetic, operation by operation: its results are those of the torch reference, bit for bit."""
+    """Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
     return _cached(function, fastmath=False)
 
 

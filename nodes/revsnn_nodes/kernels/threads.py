@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-SERIAL_ELEMENTS = 32_768
+SERIAL_ELEMENTS = 1 << 17
 """Elements of a sequence up to which the calling thread does all of the work."""
 
 PIECES_PER_THREAD = 4
@@ -38,7 +38,9 @@ def _helpers(count: int) -> ThreadPoolExecutor:
     return _pool
 
 
-def run_columns(kernel: Callable[..., None], arguments: tuple[Any, ...], columns: int, unit: int, elements: int) -> None:
+def run_columns(
+    kernel: Callable[..., None], arguments: tuple[Any, ...], columns: int, unit: int, elements: int
+) -> None:
     """Calls `kernel(*arguments, start, stop)` until all columns are done.
 
     Args:
@@ -65,4 +67,5 @@ def run_columns(kernel: Callable[..., None], arguments: tuple[Any, ...], columns
         work(pieces)
     finally:
         for helper in helpers:
-            helper.result()
+            if not helper.cancel():  # one that has not woken up yet has nothing left to do
+                helper.result()

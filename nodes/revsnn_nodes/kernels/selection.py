@@ -1,0 +1,76 @@
+"""Which backend a node runs on: the fused kernels where they are installed and support the case, else the reference."""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from revsnn_nodes.kernels.coefficients import surrogate_code
+from revsnn_nodes.parameters import require
+
+if TYPE_CHECKING:
+    from revsnn_nodes.base import SpikingNode
+
+Backend = Literal["auto", "torch", "fused"]
+BackendInUse = Literal["torch", "fused"]
+
+DEFAULT_BACKEND: Backend = "torch"
+"""What a node is made with unless told otherwise."""
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def choose_backend(node: "SpikingNode[Any]", x_seq: Tensor) -> tuple[BackendInUse, str]:
+    """The backend for one call, and why it is not the fused one ("" where it is).
+
+    Args:
+        node: its `backend` is "torch", "fused" or "auto" (fused where possible).
+        x_seq: input, `[T, N, *]`.
+    Raises:
+        ValueError: `backend="fused"`, and it is not possible.
+    """
+    if node.backend == "torch":
+        return "torch", 'backend="torch" was asked for'
+    obstacle = fused_obstacle(node, x_seq)
+    require(
+        not obstacle or node.backend == "auto",
+        "backend",
+        'be "auto" or "torch" here',
+        node.backend,
+        f"There are no fused kernels for this case: {obstacle}.",
+        'Pass "auto" to fall back to the reference.',
+    )
+    return ("torch", obstacle) if obstacle else ("fused", "")
+
+
+def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
+    """What keeps the fused kernels from running this node on this input; "" where nothing does."""
+    if not _has_kernel(type(node)):
+        return f"{type(node).__name__} has no fused kernel"
+    if x_seq.device.type != "cpu":
+        return f"no fused kernel for the device {x_seq.device.type}"
+    if not _numba_installed():
+        return "numba is not installed (pip install revsnn-bench[cpu])"
+    if x_seq.dtype not in _DTYPES:
+        return f"the fused kernels take float32 and float64, not {str(x_seq.dtype).removeprefix('torch.')}"
+    if surrogate_code(node.surrogate_function) is None:
+        return f"the fused kernels do not know the surrogate {node.surrogate_function!r}"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside a torch.func transform"
+    return ""
+
+
+@cache
+def _has_kernel(kind: type) -> bool:
+    """Whether the class has a fused sequence that was written for its own reference sequence, not for a base's."""
+    order = [vars(each) for each in kind.__mro__]
+    fused = next(i for i, names in enumerate(order) if "fused_sequence" in names)
+    reference = next(i for i, names in enumerate(order) if "multi_step_forward" in names)
+    return fused <= reference and kind.__mro__[fused].__name__ != "SpikingNode"
+
+
+@cache
+def _numba_installed() -> bool:
+    return find_spec("numba") is not None
