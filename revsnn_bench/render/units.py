@@ -79,7 +79,10 @@ def percent(fraction: Number) -> str:
 
 def one_line(text: object) -> str:
     """Returns foreign text as one printable line: no newlines, no control or escape characters."""
-    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(text))).strip()
+    line = str(text)
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else " " for c in line)
+    return " ".join(line.split())
 
 
 def markdown(text: object) -> str:

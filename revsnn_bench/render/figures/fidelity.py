@@ -12,6 +12,8 @@ from revsnn_bench.render.figures.canvas import INK, Figure, legend, legend_rows,
 from revsnn_bench.render.figures.scales import PLAIN, LogRange, positions
 from revsnn_bench.render.figures.series import Look, in_order
 
+_LIMIT = 100
+
 Worst = dict[int, tuple[float, int, bool]]
 """By T: the worst error, the index of its record, and whether it is within tolerance."""
 
@@ -28,11 +30,11 @@ def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, i
 def _draw(dtype: str, records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int]) -> Figure:
     lines = _worst(records, index)
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
-    errors = [error for points in lines.values() for error, _, _ in points.values()]
+    errors = [_shown(error) for points in lines.values() for error, _, _ in points.values()]
     places = LogRange([*errors, *tolerances], base=10)
     shown = in_order(dict(known), lines)
     with panel(legend_rows(len(shown))) as axes:
-        places.apply(axes, axes.yaxis, "exact", "not finite", PLAIN)
+        places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", PLAIN)
         for tolerance in tolerances:
             axes.axhline(places.place(tolerance), color=INK, linewidth=1, linestyle=(0, (6, 3)))
             label = f"tolerance {tolerance:.0e}"
@@ -40,9 +42,10 @@ def _draw(dtype: str, records: list[Record], known: Mapping[str, Look], index: M
             axes.annotate(label, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
         for variant in shown:
             look, points = known[variant], sorted(lines[variant].items())
-            axes.plot([t for t, _ in points], [places.place(error) for _, (error, _, _) in points], **look.line())
-            for t, (error, i, right) in points:
-                axes.plot([t], [places.place(error)], url=f"case:{i}", **look.point(filled=right))
+            heights = [places.place(_shown(error)) for _, (error, _, _) in points]
+            axes.plot([t for t, _ in points], heights, **look.line())
+            for (t, (_, i, right)), height in zip(points, heights, strict=True):
+                axes.plot([t], [height], url=f"case:{i}", **look.point(filled=right))
         positions(axes, [t for points in lines.values() for t in points])
         axes.set_xlabel("time steps T")
         axes.set_ylabel("gradient error (relative L2)")
@@ -50,7 +53,8 @@ def _draw(dtype: str, records: list[Record], known: Mapping[str, Look], index: M
         svg = to_svg(axes)
     caption = (
         "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T. "
-        "Hollow: above the tolerance, so the gradient is wrong."
+        f"Hollow: above the tolerance, so the gradient is wrong. Errors above {_LIMIT}, and those that are not "
+        "finite, stand at the top."
     )
     return Figure(f"gradient-{units.one_line(dtype)}", f"Gradient error against T, {dtype}", caption, svg)
 
@@ -65,6 +69,11 @@ def _worst(records: list[Record], index: Mapping[Case, int]) -> dict[str, Worst]
         if record.case.timesteps not in points or _badness(error) > _badness(points[record.case.timesteps][0]):
             points[record.case.timesteps] = (error, index[record.case], error <= fidelity.tolerance)
     return dict(found)
+
+
+def _shown(error: float) -> float:
+    """Beyond the limit an error says nothing more, and would take the room of those that do."""
+    return error if error <= _LIMIT else math.inf
 
 
 def _badness(error: float) -> float:

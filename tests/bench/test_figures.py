@@ -1,0 +1,185 @@
+"""Figures: byte-stable, labelled, honest about zeros, wrong gradients and failed cases."""
+
+import math
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from revsnn_bench.render.figures import draw_figures, write_figures
+from revsnn_bench.render.figures.pareto import front
+from revsnn_bench.render.figures.scales import BYTES, LogRange
+from revsnn_bench.render.figures.series import looks
+
+HOSTILE = "a$\\frac{1$<script>alert(1)</script>\"'&;]]> \U0001f600\x07" + "x" * 500
+
+
+def figure(run, name):
+    (found,) = (each for each in draw_figures(run) if each.name == name)
+    return found
+
+
+def words(svg):
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("}text")]
+
+
+@pytest.fixture
+def timed_run(make_record, make_run):
+    """Three nodes at one point: `lif` fast and large, `lif-carrier` slow and small, `revlif-stored` neither."""
+    return make_run([make_record(node=node) for node in ("lif", "lif-carrier", "revlif-stored")])
+
+
+def test_importing_the_figures_does_not_import_matplotlib():
+    """Text reports start fast: matplotlib is imported when the first figure is drawn."""
+    code = "import sys; import revsnn_bench.render.figures; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_figures_are_byte_stable(sweep_run):
+    """Two drawings of one run are the same, byte for byte."""
+    assert [each.standalone() for each in draw_figures(sweep_run)] == [
+        each.standalone() for each in draw_figures(sweep_run)
+    ]
+
+
+def test_figures_cover_what_was_measured(sweep_run):
+    """A sweep over T gives front, gradient, retained and peak bytes against T, and the parts of the peak."""
+    names = [each.name for each in draw_figures(sweep_run)]
+    assert names == [
+        "pareto-1",
+        "gradient-float32",
+        "retained_bytes-timesteps-1",
+        "peak_bytes-timesteps-1",
+        "breakdown-1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("pareto-1", {"peak bytes", "step time (ms)"}),
+        ("gradient-float32", {"time steps T", "gradient error (relative L2)", "tolerance 1e-03"}),
+        ("retained_bytes-timesteps-1", {"time steps T", "retained bytes"}),
+        ("breakdown-1", {"live bytes at the peak (KiB)", "retained", "output", "temporary"}),
+    ],
+)
+def test_axes_are_labelled_with_their_unit(sweep_run, name, labels):
+    """Each axis says what it shows, and in what."""
+    assert labels <= set(words(figure(sweep_run, name).svg))
+
+
+def test_slopes_are_those_of_the_closed_forms(sweep_run):
+    """Retained bytes grow with T for lif, stay for revlif, and are always 0 for the carrier."""
+    shown = words(figure(sweep_run, "retained_bytes-timesteps-1").svg)
+    assert {"lif · 1.00", "revlif · 0.00", "lif-carrier · always 0"} <= set(shown)
+
+
+def test_zero_has_a_place_of_its_own(sweep_run, make_record, make_run):
+    """0 bytes stand on a tick named so, below every positive value; without zeros there is no such tick."""
+    assert "0 B" in words(figure(sweep_run, "retained_bytes-timesteps-1").svg)
+    run = make_run([make_record(node="lif", timesteps=t) for t in (4, 8)])
+    assert "0 B" not in words(figure(run, "retained_bytes-timesteps-1").svg)
+    places = LogRange([0, 64, 4096], base=2)
+    assert 0 < places.place(0) < places.place(64) < places.place(4096)
+
+
+def test_lost_gradients_stand_at_the_top(make_record, make_run):
+    """A NaN error is drawn, above every finite one."""
+    run = make_run([make_record(node="revlif", timesteps=t) for t in (4, 256)])
+    assert "> 100" in words(figure(run, "gradient-float32").svg)
+    places = LogRange([1e-8, math.nan, math.inf], base=10)
+    assert places.place(math.nan) == places.place(math.inf) > places.place(1e-8)
+
+
+def test_every_case_of_a_line_is_linked(sweep_run):
+    """Each point leads to its own case, by its index in the run; the file of its own has no links."""
+    drawn = figure(sweep_run, "retained_bytes-timesteps-1")
+    assert sorted(map(int, re.findall(r"case:(\d+)", drawn.svg))) == list(range(len(sweep_run.records)))
+    assert "<a" not in drawn.standalone()
+
+
+def test_wrong_gradients_are_hollow(sweep_run):
+    """Only the points of wrong cases have the colour of the page inside."""
+    svg = figure(sweep_run, "retained_bytes-timesteps-1").svg
+    points = re.findall(r'href="case:(\d+)"[^>]*><use [^>]*style="fill:(#\w+)', re.sub(r"<defs>.*?</defs>\n?", "", svg))
+    hollow = {int(i) for i, fill in points if fill == "#ffffff"}
+    assert hollow == {i for i, record in enumerate(sweep_run) if record.status.value == "wrong"}
+
+
+def test_beaten_nodes_are_faded_and_named_so(timed_run):
+    """The stored coupled node needs as much as lif and more time: it is not on the front."""
+    drawn = figure(timed_run, "pareto-1")
+    assert "revlif-stored (beaten)" in words(drawn.svg)
+    assert {"lif", "lif-carrier"} <= set(words(drawn.svg))
+    assert "opacity" in drawn.svg
+
+
+def test_front_keeps_what_no_other_beats():
+    """Less memory at the same cost beats; equal points both stay; the order is by memory."""
+    points = {"a": (4, 1), "b": (2, 2), "c": (4, 2), "d": (2, 2), "e": (1, 9)}
+    assert front(points) == ["e", "b", "d", "a"]
+
+
+def test_front_takes_operations_where_no_time_was_measured(make_record, make_run):
+    """Without times the figure shows FLOPs, and says so."""
+    run = make_run([make_record(node=node, time=None) for node in ("lif", "lif-carrier")])
+    drawn = figure(run, "pareto-1")
+    assert "step FLOPs (kFLOP)" in words(drawn.svg)
+    assert drawn.title.startswith("Operations against memory")
+
+
+def test_nodes_differ_without_colour(make_record, make_run):
+    """Of twenty nodes no two share marker and dash, so that black and white is enough."""
+    run = make_run([make_record(node="lif", node_options={"k": k}) for k in range(20)])
+    styles = {(look.marker, str(look.dash)) for look in looks(run).values()}
+    assert len(styles) == 20
+
+
+def test_known_nodes_look_alike_in_every_run(sweep_run, make_record, make_run):
+    """A node keeps its colour and marker whatever else was measured."""
+    alone = looks(make_run([make_record(node="lif-carrier")]))["lif-carrier"]
+    assert alone == looks(sweep_run)["lif-carrier"]
+
+
+@pytest.mark.parametrize("status", ["oom", "timeout", "error", "skipped"])
+def test_failed_cases_are_not_drawn(make_record, make_run, status):
+    """A failed case is no point, in particular none at 0; a run of failures has no figure."""
+    records = [make_record(node="lif", timesteps=t) for t in (4, 8)]
+    run = make_run([*records, make_record(node="lif", timesteps=16, status=status)])
+    assert "case:2" not in figure(run, "retained_bytes-timesteps-1").svg
+    assert draw_figures(make_run([make_record(node="lif", status=status)])) == []
+
+
+def test_empty_run_has_no_figures(make_run):
+    """Nothing measured, nothing drawn."""
+    assert draw_figures(make_run([])) == []
+
+
+def test_hostile_names_stay_text(make_record, make_run, tmp_path):
+    """Formulas, tags, unknown glyphs and very long names are drawn as short text, in valid XML."""
+    records = []
+    for t in (4, 8):
+        plain = make_record(node="lif", timesteps=t)
+        records += [plain, plain.model_copy(update={"case": plain.case.model_copy(update={"node": HOSTILE})})]
+    run = make_run(records)
+    assert len(draw_figures(run)) == 5
+    for path in write_figures(run, tmp_path):
+        text = path.read_text(encoding="utf-8")
+        ElementTree.fromstring(text)
+        assert "<script" not in text
+        assert max(len(word or "") for word in words(text)) < 120
+
+
+def test_dark_readers_get_light_ink(sweep_run):
+    """The file follows the reader's colour scheme, and names no colour that it does not replace."""
+    text = figure(sweep_run, "pareto-1").standalone()
+    assert "@media (prefers-color-scheme: dark)" in text
+    assert 'svg [style*="fill:#1c1e22"]{fill:#eceef1!important}' in text
+    assert "black" not in text
+
+
+def test_byte_ticks_are_binary():
+    """2^20 is named 1 MiB."""
+    assert [BYTES(n) for n in (0, 9, 10, 20, 33, 44)] == ["1 B", "512 B", "1 KiB", "1 MiB", "8 GiB", "16 TiB"]

@@ -1,0 +1,254 @@
+"""Pages in a real browser: they answer, sort, filter and compare by real clicks and keys, and stay silent."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from revsnn_bench.render.html import render_comparison_html, render_gallery, render_html
+
+HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\"> \"'`" + "y" * 3000
+_ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # A click must not race with a smooth scroll.
+    "--force-prefers-reduced-motion",
+    "--window-size=1280,1000",
+)
+_MISSING = "{} is not installed; install Debian's chromium and chromium-driver, and selenium"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One Chromium for all tests, which logs its console and its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason=_MISSING.format("selenium"))
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip(_MISSING.format("chromium" if chromium is None else "chromedriver"))
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (*_ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens a page: `opened(text, width=390)`; afterwards proves that it was silent and stayed local."""
+
+    def open_page(text: str, width: int = 1280) -> Any:
+        path = tmp_path / "page.html"
+        path.write_text(text, encoding="utf-8")
+        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get_log("performance")
+        browser.get(path.as_uri())
+        return browser
+
+    yield open_page
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert asked
+    assert all(url.startswith(("file:", "data:")) for url in asked), asked
+
+
+def find(browser, selector):
+    return browser.find_element("css selector", selector)
+
+
+def shown(browser, selector):
+    return [element for element in browser.find_elements("css selector", selector) if element.is_displayed()]
+
+
+def texts(browser, selector):
+    return [element.text for element in shown(browser, selector)]
+
+
+def choose(browser, selector, text):
+    from selenium.webdriver.support.select import Select
+
+    Select(find(browser, selector)).select_by_visible_text(text)
+
+
+def column(browser, title):
+    """Returns the texts of a column of the first table, top to bottom."""
+    headings = [button.text for button in browser.find_elements("css selector", "[data-table] thead button")]
+    return texts(browser, f"[data-table] tbody td:nth-child({headings.index(title) + 1})")
+
+
+def press(browser, title):
+    (button,) = (b for b in browser.find_elements("css selector", "[data-table] thead button") if b.text == title)
+    button.click()
+
+
+def too_wide(browser, width):
+    """Returns what sticks out to the right, unless it is in a box that scrolls by itself."""
+    return browser.execute_script(
+        """if (document.documentElement.scrollWidth <= arguments[0]) return [];
+        return [...document.querySelectorAll("body *")]
+          .filter((e) => e.getBoundingClientRect().right > arguments[0] && !e.closest(".scroll"))
+          .map((e) => `${e.tagName}.${e.className}`);""",
+        width,
+    )
+
+
+def narrow(browser, title, value):
+    labels = browser.find_elements("css selector", "[data-table] label")
+    (label,) = (label for label in labels if label.text.startswith(title))
+    label.find_element("css selector", "select").send_keys(value)
+
+
+def test_answer_is_on_the_first_screen(opened, sweep_run):
+    """Node, memory, cost and gradient are visible before anything is touched."""
+    browser = opened(render_html(sweep_run))
+    (point,) = shown(browser, ".point")
+    assert find(browser, ".point:not([hidden]) h3").text.startswith("lif-carrier")
+    assert point.rect["y"] + point.rect["height"] < 1000
+    for words in ("Peak 38.00 KiB", "1.53 × lif in step time", "is right: relative error 4.0e-08"):
+        assert words in point.text
+
+
+def test_choosing_t_changes_the_answer(opened, sweep_run):
+    """Another T shows the nodes measured there, with the wrong ones named."""
+    browser = opened(render_html(sweep_run))
+    choose(browser, "select[name=t]", "32")
+    (point,) = shown(browser, ".point")
+    assert "T = 32" in point.text
+    assert texts(browser, ".point:not([hidden]) tr.wrong td:first-child") == ["revlif-revnet", "revlif"]
+
+
+def test_budget_picks_the_cheapest_node_that_fits(opened, sweep_run):
+    """A budget between the carrier and checkpointing leaves the carrier; a tiny one leaves none."""
+    browser = opened(render_html(sweep_run))
+    choose(browser, "select[name=unit]", "KiB")
+    budget = find(browser, "input[name=budget]")
+    budget.send_keys("60")
+    assert (
+        "Within 60 KiB, lif-checkpoint is the cheapest node whose gradient is right. It takes 1.27 × lif"
+        in find(browser, ".verdict").text
+    )
+    assert texts(browser, ".point:not([hidden]) tr.over td:first-child") == ["lif", "revlif-stored"]
+    budget.clear()
+    budget.send_keys("1")
+    assert find(browser, ".verdict").text == "No node that was measured here fits in 1 KiB."
+
+
+def test_sorting_by_click(opened, sweep_run):
+    """A click on a heading sorts by the exact number, the next one turns it round; what is absent stays last."""
+    browser = opened(render_html(sweep_run))
+    press(browser, "peak")
+    rising = column(browser, "peak")
+    assert rising[:2] == ["22.00 KiB", "22.00 KiB"]
+    assert rising[-4:] == ["–"] * 4
+    press(browser, "peak")
+    falling = column(browser, "peak")
+    assert falling[:2] == ["326.00 KiB", "326.00 KiB"]
+    assert falling[-4:] == ["–"] * 4
+    assert find(browser, "[data-table] th[aria-sort]").get_attribute("aria-sort") == "descending"
+
+
+def test_sorting_by_keyboard(opened, sweep_run):
+    """Headings take the focus and answer to Enter."""
+    browser = opened(render_html(sweep_run))
+    find(browser, "[data-table] thead button").send_keys("\ue007")
+    assert column(browser, "node") == sorted(column(browser, "node"))
+
+
+def test_filtering_and_searching(opened, sweep_run):
+    """A filter and a search narrow the table together, the count tells, and Clear brings all back."""
+    browser = opened(render_html(sweep_run))
+    (status,) = (
+        label
+        for label in browser.find_elements("css selector", "[data-table] label")
+        if label.text.startswith("status")
+    )
+    status.find_element("css selector", "select").send_keys("wrong")
+    assert set(column(browser, "status")) == {"wrong"}
+    search = find(browser, "[data-table] input[type=search]")
+    search.send_keys("REVNET")
+    assert column(browser, "node") == ["revlif-revnet", "revlif-revnet"]
+    assert find(browser, "[data-table] output").text == "2 of 28"
+    search.send_keys(" nothing like this")
+    assert texts(browser, ".empty") == ["No row matches. Clear the search and the filters to see all."]
+    find(browser, "[data-table] .clear").click()
+    assert find(browser, "[data-table] output").text == "28 of 28"
+
+
+def test_point_of_a_figure_leads_to_its_case(opened, sweep_run):
+    """A click on a point shows and marks its row, even where a filter hid it."""
+    browser = opened(render_html(sweep_run))
+    find(browser, "[data-table] input[type=search]").send_keys("nothing like this")
+    link = find(browser, '#figure-gradient-float32 a[href="#case-6"]')
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", link)
+    link.click()
+    assert browser.switch_to.active_element.get_attribute("id") == "case-6"
+    (row,) = shown(browser, "#case-6")
+    assert row.text.startswith("lif-carrier")
+
+
+def test_comparing_by_click(opened, sweep_run, make_record, make_run):
+    """The comparison narrows to what got worse, and sorts by how much."""
+    records = [
+        record.model_copy(update={"memory": record.memory.model_copy(update={"peak_bytes": 100 + i})})
+        for i, record in enumerate(sweep_run)
+    ]
+    more = make_record(node="lif", timesteps=4)
+    more = more.model_copy(update={"memory": more.memory.model_copy(update={"peak_bytes": 2 * more.memory.peak_bytes})})
+    browser = opened(render_comparison_html(sweep_run, make_run([more, *records[1:]], run_id="run-2")))
+    assert texts(browser, ".verdicts dt") == ["1 worse", "27 better"]
+    (verdict,) = (
+        label
+        for label in browser.find_elements("css selector", "[data-table] label")
+        if label.text.startswith("verdict")
+    )
+    verdict.find_element("css selector", "select").send_keys("worse")
+    assert column(browser, "case") == ["layer/lif/T4-B8-N64/float32/cpu"]
+    assert column(browser, "change") == ["+100.00 %"]
+    find(browser, "[data-table] .clear").click()
+    press(browser, "change")
+    assert column(browser, "change")[-1] == "+100.00 %"
+
+
+def test_gallery_lists_runs(opened, sweep_run, make_run):
+    """Runs can be searched."""
+    browser = opened(render_gallery([sweep_run, make_run([], run_id="another")]))
+    find(browser, "#runs input[type=search]").send_keys("another")
+    assert texts(browser, "#runs tbody td:first-child") == ["another"]
+
+
+def test_hostile_records_do_nothing(opened, make_record, make_run):
+    """Scripts in names, reasons and the environment do not run, and long names do not widen the page."""
+    good = make_record(node="lif", timesteps=4)
+    named = good.model_copy(update={"case": good.case.model_copy(update={"node": HOSTILE})})
+    bad = make_record(node="revlif", timesteps=256, reason=HOSTILE)
+    run = make_run([good, named, bad, make_record(node="revlif", status="oom", reason=HOSTILE)], cpu_model=HOSTILE)
+    browser = opened(render_html(run))
+    assert browser.title == "Benchmark report run-1"
+    assert not browser.find_elements("css selector", "img")
+    assert too_wide(browser, 1280) == []
+
+
+@pytest.mark.parametrize("width", [360, 390, 768])
+def test_small_screens_scroll_down_only(opened, sweep_run, width):
+    """On a phone the page is as wide as the screen; tables scroll by themselves."""
+    browser = opened(render_html(sweep_run), width=width)
+    assert too_wide(browser, width) == []
+
+
+def test_empty_run_is_a_page(opened, make_run):
+    """A run without a record opens without an error."""
+    browser = opened(render_html(make_run([])))
+    assert "No case was recorded." in find(browser, "#answer").text

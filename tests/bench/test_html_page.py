@@ -1,0 +1,281 @@
+"""Pages: valid, self-contained, safe against the text of records, honest about what failed, small and quick."""
+
+import base64
+import hashlib
+import re
+import time
+from collections import Counter
+
+import html5lib
+import pytest
+
+from revsnn_bench.records import FidelityRecord
+from revsnn_bench.render import write_reports
+from revsnn_bench.render.html import render_comparison_html, render_gallery, render_html
+from revsnn_bench.render.html.answers import answers
+
+HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=alert(1)> \"'`&amp;{{7*7}}\n\x1b[31m"
+NAMESPACE = "{http://www.w3.org/1999/xhtml}"
+
+
+def parsed(page):
+    """Parses strictly: any error of syntax or nesting raises."""
+    return html5lib.HTMLParser(strict=True).parse(page)
+
+
+def rows(page, table="cases"):
+    """Returns the cells of each row of a table, as texts."""
+    (box,) = (box for box in parsed(page).iter() if box.get("data-table") == table)
+    return [["".join(cell.itertext()) for cell in row] for row in box.iter(f"{NAMESPACE}tr")]
+
+
+def indexed(run):
+    return {record.case: number for number, record in enumerate(run)}
+
+
+@pytest.fixture
+def before_and_after(make_record, make_run):
+    """lif grows, revlif shrinks, one case goes, one comes, one breaks."""
+
+    def resized(record, by):
+        return record.model_copy(
+            update={"memory": record.memory.model_copy(update={"peak_bytes": record.memory.peak_bytes + by})}
+        )
+
+    lif, revlif = make_record(node="lif"), make_record(node="revlif", timesteps=4)
+    old = [lif, revlif, make_record(node="lif-carrier"), make_record(node="lif", timesteps=2)]
+    new = [resized(lif, 512), resized(revlif, -512), make_record(node="lif-carrier", status="oom")]
+    return make_run(old, run_id="a"), make_run([*new, make_record(node="lif", timesteps=64)], run_id="b", torch="9.9")
+
+
+@pytest.fixture
+def pages(sweep_run, make_run, before_and_after):
+    """Each kind of page, and each of an empty run."""
+    empty = make_run([], run_id="empty")
+    return {
+        "report": render_html(sweep_run),
+        "empty report": render_html(empty),
+        "comparison": render_comparison_html(*before_and_after),
+        "equal comparison": render_comparison_html(sweep_run, sweep_run),
+        "empty comparison": render_comparison_html(empty, empty),
+        "gallery": render_gallery([sweep_run, *before_and_after]),
+        "empty gallery": render_gallery([]),
+    }
+
+
+def test_pages_are_valid_html(pages):
+    """A strict parser finds no error, no id occurs twice, and each link within a page has its target."""
+    for name, page in pages.items():
+        elements = list(parsed(page).iter())
+        ids = Counter(element.get("id") for element in elements if element.get("id"))
+        assert not [id for id, count in ids.items() if count > 1], name
+        links = {element.get("href") for element in elements} | {
+            element.get("{http://www.w3.org/1999/xlink}href") for element in elements
+        }
+        assert {link[1:] for link in links if link and link.startswith("#")} <= set(ids), name
+
+
+def test_pages_ask_no_server_for_anything(pages):
+    """No address but namespaces, no external resource; the policy allows nothing but the page's own script."""
+    for page in pages.values():
+        assert set(re.findall(r"https?://[^\"' <]+", page)) <= {
+            "http://www.w3.org/2000/svg",
+            "http://www.w3.org/1999/xlink",
+        }
+        assert not re.search(r"<(img|iframe|object|embed)\b|\bsrc=|@import|\son\w+=", page)
+        (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+
+
+def test_pages_are_byte_stable(sweep_run):
+    """One run gives one page."""
+    assert render_html(sweep_run) == render_html(sweep_run)
+
+
+def test_every_case_has_its_row(sweep_run):
+    """The table holds each case once, in the order of the run, and names what is the same everywhere."""
+    page = render_html(sweep_run)
+    heading, *body = rows(page)
+    assert heading[:4] == ["node", "T", "status", "retained"]
+    assert [row[0] for row in body] == [record.case.variant for record in sweep_run]
+    assert "workload layer, B 8, features 64" in page
+
+
+def test_wrong_case_shows_its_error_and_no_saving(sweep_run):
+    """Memory, FLOPs, time and ratios of a wrong case are withheld; its error and reason are shown."""
+    heading, *body = rows(render_html(sweep_run))
+    row = dict(zip(heading, next(row for row in body if row[:2] == ["revlif", "32"]), strict=True))
+    assert row["status"] == "wrong"
+    assert row["gradient error"] == "1.8e+11"
+    assert {row[name] for name in ("retained", "peak", "× lif", "step time", "step FLOPs")} == {"–"}
+    assert "The inverse in time loses the gradient" in row["note"]
+
+
+def test_answer_names_the_node_its_cost_and_its_gradient(sweep_run):
+    """At T = 8 the carrier needs least peak memory, and the answer says what it costs and whether it is right."""
+    points, first = answers(sweep_run, indexed(sweep_run))
+    assert [point.timesteps for point in points] == [4, 8, 16, 32]
+    point = points[first]
+    assert (point.timesteps, point.winner) == (8, "lif-carrier")
+    assert point.memory == "Peak 38.00 KiB, retained 0 B; lif: 86.00 KiB and 48.00 KiB."
+    assert point.cost == "lif-carrier costs 1.53 × lif in step time and 1.67 × lif in step FLOPs."
+    assert point.trust == "lif-carrier is right: relative error 4.0e-08, tolerance 1e-03."
+
+
+def test_answer_never_recommends_a_wrong_node(sweep_run):
+    """At T = 32 revlif keeps little and is wrong: it is listed after all right ones, and named as wrong."""
+    point = answers(sweep_run, indexed(sweep_run))[0][-1]
+    assert [c.node for c in point.candidates if c.status == "wrong"] == ["revlif-revnet", "revlif"]
+    assert [c.status for c in point.candidates] == ["ok"] * 5 + ["wrong"] * 2
+    assert "Wrong here, and ranked nowhere: revlif-revnet and revlif." in point.trust
+    assert {c.peak_bytes for c in point.candidates if c.status == "wrong"} == {None}
+
+
+def test_budget_steps_trade_memory_for_time(sweep_run):
+    """More memory buys less time, up to the standard LIF; no node is listed that another beats."""
+    point = answers(sweep_run, indexed(sweep_run))[0][1]
+    assert [step.node for step in point.steps] == ["lif-carrier", "lif-checkpoint", "lif"]
+    assert [step.cost for step in point.steps] == ["1.53", "1.27", "1.00"]
+
+
+def test_point_without_a_right_node_recommends_none(make_record, make_run):
+    """Where all failed the answer says so."""
+    run = make_run([make_record(node="lif", status="oom"), make_record(node="revlif", timesteps=8, status="error")])
+    (point,), _ = answers(run, indexed(run))
+    assert (point.winner, point.steps) == ("", [])
+    assert point.memory == "No node ended well here, so none can be recommended."
+    parsed(render_html(run))
+
+
+def test_answer_survives_missing_measurements(make_record, make_run):
+    """Without lif, times, fidelity or memory the answer names what is not known, and nothing fails."""
+    bare = make_record(node="revlif", time=None, fidelity=None, flops=None)
+    run = make_run([bare, make_record(node="lif-carrier", memory=None), make_record(node="lif", status="timeout")])
+    (point,), _ = answers(run, indexed(run))
+    assert point.winner == "revlif"
+    assert point.memory.endswith("lif ended as timeout here.")
+    assert "not known against lif" in point.cost
+    assert point.trust == "The gradient of revlif was not compared."
+    parsed(render_html(run))
+
+
+def test_hostile_text_stays_text(make_record, make_run):
+    """Tags, quotes, template syntax and control characters of a record reach no page as markup."""
+    good = make_record(node="lif", timesteps=4)
+    fidelity = FidelityRecord(gradient_error=float("nan"), output_error=0.0, tolerance=1e-3, warning=HOSTILE, neurons=1)
+    named = good.model_copy(update={"case": good.case.model_copy(update={"node": HOSTILE, "workload": HOSTILE})})
+    bad = make_record(node="revlif", status="wrong", reason=HOSTILE * 20, fidelity=fidelity)
+    run = make_run([good, named, bad], run_id="r", cpu_model=HOSTILE, commit=HOSTILE, torch=HOSTILE)
+    other = make_run([named, good], run_id="s")
+    for page in (render_html(run), render_comparison_html(run, other), render_gallery([run, other])):
+        tree = parsed(page)
+        assert len(list(tree.iter(f"{NAMESPACE}script"))) == 1
+        assert not list(tree.iter(f"{NAMESPACE}img"))
+        assert "document.title='hit'" in "".join(tree.itertext())
+        assert "\x1b" not in page
+        assert "{{7*7}}" in page
+
+
+def test_run_id_is_no_scheme_in_a_link(make_run):
+    """A run called like a script address links to a file of that name."""
+    page = render_gallery([make_run([], run_id="javascript:alert(1)")])
+    assert 'href="./javascript%3Aalert%281%29.html"' in page
+
+
+def test_comparison_marks_better_and_worse(before_and_after):
+    """Exact quantities count at any difference, a lost case is gone, a new one new, a failure worse."""
+    found = {
+        (row[0].split("/", 1)[1].rsplit("/", 2)[0], row[1]): row[2:]
+        for row in rows(render_comparison_html(*before_and_after), "changes")[1:]
+    }
+    assert found["lif/T8-B8-N64", "peak_bytes"] == ["86.00 KiB", "86.50 KiB", "+0.58 %", "worse"]
+    assert found["revlif/T4-B8-N64", "peak_bytes"][-1] == "better"
+    assert found["lif-carrier/T8-B8-N64", "status"] == ["ok", "oom", "–", "worse"]
+    assert found["lif/T2-B8-N64", "status"][-1] == "gone"
+    assert found["lif/T64-B8-N64", "status"][-1] == "new"
+    assert ("revlif/T4-B8-N64", "retained_bytes") not in found
+
+
+def test_comparison_names_what_differs_beside_the_results(before_and_after):
+    """Another torch version is shown before the numbers."""
+    page = render_comparison_html(*before_and_after)
+    assert page.index("differ in more than their results") < page.index("Every change")
+    assert "<td>torch</td><td>2.13.0+cpu</td><td>9.9</td>" in page
+
+
+def test_times_within_their_noise_are_no_change(make_record, make_run):
+    """A ratio of times is better or worse only where the intervals do not overlap."""
+    base = make_record(node="revlif", timesteps=4)
+
+    def slowed(factor):
+        own = tuple(factor * sample for sample in base.time.backward_time_s)
+        jittered = tuple(s * (1 + 0.02 * (i % 3)) for i, s in enumerate(own))
+        return make_run([base.model_copy(update={"time": base.time.model_copy(update={"backward_time_s": jittered})})])
+
+    def verdict(factor):
+        table = rows(render_comparison_html(slowed(1.0), slowed(factor)), "changes")
+        return next(row[-1] for row in table if row[1] == "backward_time_s_ratio_to_lif")
+
+    assert [verdict(1.001), verdict(2.0), verdict(0.5)] == ["varies", "worse", "better"]
+
+
+def test_gallery_tells_where_an_exact_quantity_changed(before_and_after):
+    """A changed peak is told with both values and the commit; runs are in order of date, newest first."""
+    a, b = before_and_after
+    environment = b.header.environment.model_copy(update={"commit": "feed5eed"})
+    later = b.header.model_copy(update={"started_at": "2026-02-01T00:00:00Z", "environment": environment})
+    page = render_gallery([b.model_copy(update={"header": later}), a])
+    assert [row[0] for row in rows(page, "runs")[1:]] == ["b", "a"]
+    (lif,) = (row for row in rows(page, "moves") if "/lif/T8" in row[0])
+    assert lif[1:4] == ["peak_bytes", "86.00 KiB", "86.50 KiB"]
+    assert lif[-1] == "feed5eed: 86.00 KiB to 86.50 KiB"
+    assert {row[0] for row in rows(page, "steady")[1:]} >= {"layer/lif/T2-B8-N64/float32/cpu"}
+
+
+def test_reports_lie_beside_their_figures(sweep_run, tmp_path):
+    """Markdown shows each SVG file by its name; the same run writes the same bytes."""
+    written = write_reports(sweep_run, tmp_path / "a", ["md", "html", "svg"])
+    report = (tmp_path / "a" / "run-1.md").read_text(encoding="utf-8")
+    assert re.findall(r"\]\(([^)]+\.svg)\)", report) == [path.name for path in written if path.suffix == ".svg"]
+    again = write_reports(sweep_run, tmp_path / "b", ["md", "html", "svg"])
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
+
+
+def test_markdown_alone_has_no_broken_pictures(sweep_run, tmp_path):
+    """Without the SVG files the Markdown report does not point at them."""
+    (path,) = write_reports(sweep_run, tmp_path, ["md"])
+    assert "![" not in path.read_text(encoding="utf-8")
+
+
+def test_data_dictionary_describes_every_column(sweep_run, tmp_path):
+    """Each column of the two CSV files has a meaning, and quantities have a unit."""
+    wide, long, columns = write_reports(sweep_run, tmp_path, ["csv"])
+    lines = [line.split(",", 4) for line in columns.read_text(encoding="utf-8").splitlines()[1:]]
+    described = {name: (unit, meaning) for name, _, unit, meaning, *_ in lines}
+    headings = {*wide.read_text().splitlines()[0].split(","), *long.read_text().splitlines()[0].split(",")}
+    assert set(described) == headings
+    assert all(meaning for _, meaning in described.values())
+    assert described["peak_bytes"][0] == "B"
+
+
+def test_a_thousand_cases_stay_small_and_quick(make_record, make_run):
+    """1,008 cases render in under 5 s of processor time, to a page of less than 2 MB."""
+    nodes = ("lif", "lif-checkpoint", "revlif-stored", "revlif-revnet", "revlif", "revlif-anchored", "lif-carrier")
+    records = []
+    for node in nodes:
+        for i in range(144):
+            record = make_record(
+                node=node,
+                timesteps=2 ** (2 + i % 6),
+                batch=2 ** (i // 6 % 6),
+                dtype=("float32", "float64", "float16", "bfloat16")[i // 36],
+            )
+            own = tuple(s * (1 + 1e-5 * len(records)) for s in record.time.backward_time_s)
+            records.append(record.model_copy(update={"time": record.time.model_copy(update={"backward_time_s": own})}))
+    run = make_run(records)
+    started = time.process_time()
+    page = render_html(run)
+    assert time.process_time() - started < 5
+    assert len(page.encode()) < 2_000_000
+    assert page.count('id="case-') == len(records) == 1008
