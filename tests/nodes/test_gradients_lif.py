@@ -71,3 +71,16 @@ def test_carrier_at_any_scale_with_inputs_past_the_clamp(v_reset, epsilon, sprea
     outside = problem.x.abs() >= border
     assert torch.equal(got.x_grad == 0, outside)
     assert node.clamped_fraction(got.y) == pytest.approx(outside.double().mean().item())
+
+
+@pytest.mark.parametrize("neuron", [*NEURONS, {"epsilon": 1 / 256}, {"carrier": "always"}], ids=str)
+def test_stored_carrier_is_the_carrier_by_plain_autograd(neuron):
+    """The control of CarrierLIF: the same output and membrane to the bit in float32, and the loop's gradients."""
+    node = make("lif-carrier", **neuron)
+    stored = node.reference()
+    assert type(stored).__name__ == "StoredCarrierLIF"
+    single = Problem(steps=20).to(torch.float32)
+    for end in ("y", "v"):
+        got, expected = (getattr(differentiate(run_node(n), single), end) for n in (node, stored))
+        assert torch.equal(got, expected)
+    assert_ends_close(differentiate(run_node(node), Problem()), differentiate(run_node(stored), Problem()), TIGHT)

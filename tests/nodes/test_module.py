@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from nodes_cases import ALL, COUPLED, Problem, make
-from revsnn_nodes import StandardLIF, decode_spikes
+from revsnn_nodes import StandardLIF, decode_spikes, surrogate
 from torch import nn
 
 
@@ -31,6 +31,18 @@ def test_state_dict_is_empty_and_loads(name):
     assert node.state_dict() == {}
     assert list(node.parameters()) == list(node.buffers()) == []
     node.load_state_dict({}, strict=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_reference_is_a_fresh_node_of_the_same_dynamics(name):
+    """reference() takes over parameters, surrogate and training mode, starts at rest, and gives the same output."""
+    node = make(name, tau=1.6, v_reset=-0.2, surrogate_function=surrogate.ATan(3.0)).eval()
+    y = node(Problem().x)
+    reference = node.reference()
+    assert reference.v == -0.2
+    assert (reference.tau, reference.training, reference.surrogate_function.alpha) == (1.6, False, 3.0)
+    assert reference.surrogate_function is not node.surrogate_function
+    assert torch.equal(reference(Problem().x), y)
 
 
 def _pickled(node):

@@ -1,0 +1,40 @@
+"""One process of a data-parallel training step: its share of the batch through a network with a node."""
+
+from pathlib import Path
+from typing import Any
+
+import nodes_cases
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def network(name: str) -> nn.Sequential:
+    """Linear, node, linear, node; the same weights in every process."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(6, 8), nodes_cases.make(name), nn.Linear(8, 4), nodes_cases.make(name)
+    ).double()  # fmt: skip
+
+
+def batch() -> torch.Tensor:
+    """Input `[T, N, features]` of the whole batch."""
+    return torch.randn(4, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 8
+
+
+def gradients(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of the mean squared distance of the output from 1."""
+    (model(x) - 1).square().mean().backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def work(rank: int, processes: int, names: tuple[str, ...], folder: str) -> None:
+    """Runs every network on this process's share and lets rank 0 write the reduced gradients."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    share = batch().chunk(processes, 1)[rank].contiguous()
+    reduced = {name: gradients(DistributedDataParallel(network(name)), share) for name in names}
+    if rank == 0:
+        torch.save(reduced, Path(folder) / "gradients.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,105 @@
+"""Every refusal of the nodes: the rule, the value, the reason and the fix, before anything is computed."""
+
+import pytest
+import torch
+from nodes_cases import ALL, COUPLED, make
+from revsnn_nodes import register_node
+
+NAN = float("nan")
+ANY_NODE = [
+    ({"tau": 1.0}, r"`tau` must be > 1 step; got 1\.0\. The leak 1/tau would overshoot rest\. Pass tau in time steps"),
+    ({"tau": 0.5}, r"`tau` must be > 1 step; got 0\.5"),
+    ({"tau": NAN}, r"`tau` must be a finite number; got nan"),
+    ({"tau": float("inf")}, r"`tau` must be a finite number; got inf"),
+    ({"tau": "2"}, r"`tau` must be a finite number; got '2'"),
+    ({"v_threshold": NAN}, r"`v_threshold` must be a finite number; got nan"),
+    ({"v_reset": NAN}, r"`v_reset` must be a finite number; got nan"),
+    ({"step_mode": "multi"}, r'`step_mode` must be "s" or "m"; got \'multi\'.*Pass "m" for \[T, N, \*\]'),
+]
+COUPLING = [
+    ({"groups": 1}, r"`groups` must be an integer >= 2; got 1\..*Pass groups=2"),
+    ({"groups": 2.0}, r"`groups` must be an integer >= 2; got 2\.0"),
+    ({"group_dim": 0}, r"`group_dim` must not be 0; got 0\..*samples must stay independent.*Pass 1 for channels"),
+    ({"alpha": 0.0}, r"`alpha` must lie in \(0, 1\); got 0\.0"),
+    ({"alpha": 1.0}, r"`alpha` must lie in \(0, 1\); got 1\.0\. The inverse divides by 1 - alpha g"),
+    ({"alpha": NAN}, r"`alpha` must lie in \(0, 1\); got nan"),
+    ({"beta": 0.0}, r"`beta` must not be 0; got 0\.0\..*the inverse divides by it"),
+    ({"beta": float("inf")}, r"`beta` must be a finite number; got inf"),
+    ({"reset_gate": "v"}, r'`reset_gate` must be "output" or "spike"; got \'v\''),
+]
+OWN = [
+    (
+        "lif-checkpoint",
+        {"checkpoint_every": 0},
+        r"`checkpoint_every` must be at least 1 step; got 0.*ceil",
+    ),
+    ("revlif-anchored", {"anchor_every": 0}, r"`anchor_every` must be at least 1 step; got 0.*Leave it out"),
+    ("revlif-anchored", {"reset_gate": "spike", "alpha": 1.1}, r"`alpha` must lie in \(0, 1\]; got 1\.1"),
+    (
+        "lif-carrier",
+        {"epsilon": 0.1},
+        r"`epsilon` must be a power of two in \(0, 1\); got 0\.1\..*1/16",
+    ),
+    ("lif-carrier", {"epsilon": 2.0}, r"`epsilon` must be a power of two in \(0, 1\); got 2\.0"),
+    ("lif-carrier", {"epsilon": 0.0}, r"`epsilon` must be a power of two in \(0, 1\); got 0\.0"),
+    ("lif-carrier", {"carrier": "eval"}, r'`carrier` must be "train" or "always"; got \'eval\''),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), ANY_NODE, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize("name", ALL)
+def test_neuron_parameters_are_checked(name, options, message):
+    """Every node refuses what no LIF can be."""
+    with pytest.raises(ValueError, match=message):
+        make(name, **options)
+
+
+@pytest.mark.parametrize(("options", "message"), COUPLING, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize("name", COUPLED)
+def test_coupling_parameters_are_checked(name, options, message):
+    """Every coupled node refuses what cannot be coupled or inverted."""
+    with pytest.raises(ValueError, match=message):
+        make(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options", "message"), OWN, ids=lambda value: str(value)[:24])
+def test_a_nodes_own_parameters_are_checked(name, options, message):
+    """Segments, anchors and carriers have their rules too."""
+    with pytest.raises(ValueError, match=message):
+        make(name, **options)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_inputs_are_checked(name):
+    """Too few dimensions, no step, or integers: named with shape or dtype, and what to do."""
+    node = make(name)
+    with pytest.raises(ValueError, match=r"`x` must be \[T, N, \*\] with at least one step; got \(4,\).*step_mode"):
+        node(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"with at least one step; got \(0, 2, 4\)"):
+        node(torch.zeros(0, 2, 4))
+    with pytest.raises(ValueError, match=r"`x` must be floating; got torch.int64\..*\.float\(\)"):
+        node(torch.zeros(3, 2, 4, dtype=torch.int64))
+    single = make(name, step_mode="s")
+    with pytest.raises(ValueError, match=r"`x` must be \[N, \*\] with at least one step; got \(\)"):
+        single(torch.zeros(()))
+    assert node.v == single.v == 0.0
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_groups_must_fit_the_input(name):
+    """A dimension that the groups do not divide, or that a step does not have, or that is the batch."""
+    x = torch.zeros(3, 2, 6)
+    with pytest.raises(ValueError, match=r"`groups` must divide the size 6 of dimension -1; got 4\..*\[2, 3, 6\]"):
+        make(name, groups=4)(x)
+    with pytest.raises(ValueError, match=r"`groups` must divide the size 1 of dimension -1.*another group_dim"):
+        make(name)(x[..., :1])
+    for dim in (2, -2, -3):
+        with pytest.raises(ValueError, match=rf"`group_dim` must name a feature dimension.*2 dimensions; got {dim}\."):
+            make(name, group_dim=dim)(x)
+
+
+def test_a_taken_name_is_refused():
+    """Registering another factory under a known name; the same factory again is fine."""
+    with pytest.raises(ValueError, match=r"`name` must be unused; got 'lif'.*Choose another name"):
+        register_node("lif", dict)
+    register_node("lif", type(make("lif")))

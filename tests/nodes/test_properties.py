@@ -1,0 +1,82 @@
+"""Properties over shapes and parameters drawn by hypothesis."""
+
+import math
+
+import nodes_oracle as oracle
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nodes_cases import LIF_FAMILY, Problem, assert_ends_close, differentiate, make, run_node, run_oracle
+from nodes_tolerances import RTOL
+from revsnn_nodes import decode_spikes, surrogate
+
+bounded = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+neurons = st.fixed_dictionaries(
+    {
+        "tau": st.floats(1.05, 30.0),
+        "decay_input": st.booleans(),
+        "v_threshold": st.floats(0.1, 3.0),
+        "v_reset": st.none() | st.floats(-1.0, 0.05),
+        "detach_reset": st.booleans(),
+        "phi": st.sampled_from(list(oracle.PHI)),
+    }
+)
+shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
+
+
+def _check(name, problem, neuron, **options):
+    options = dict(options)
+    own = {key: options.pop(key) for key in ("anchor_every", "checkpoint_every") if key in options}
+    expected = differentiate(run_oracle(name, **neuron, **options), problem)
+    node_options = {key: value for key, value in neuron.items() if key != "phi"}
+    node = make(name, surrogate_function=getattr(surrogate, neuron["phi"])(), **node_options, **options, **own)
+    assert_ends_close(differentiate(run_node(node), problem), expected, 100 * RTOL[torch.float64])
+
+
+@bounded
+@given(
+    name=st.sampled_from(LIF_FAMILY), neuron=neurons, steps=st.integers(1, 9), shape=shapes,
+    carried=st.booleans(), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_lif_family_is_the_loop_for_any_parameters(name, neuron, steps, shape, carried, seed):
+    """Any neuron, surrogate, T and shape, from scalars per sample to images: outputs and gradients of the loop."""
+    _check(name, Problem(steps, (2, *shape), seed, carried), neuron)
+
+
+@bounded
+@given(
+    neuron=neurons, steps=st.integers(1, 9), seed=st.integers(0, 999), carried=st.booleans(),
+    groups=st.integers(2, 5), width=st.integers(1, 3), dim=st.integers(1, 3), last=st.booleans(),
+    alpha=st.floats(0.01, 0.99), beta=st.sampled_from([-2.0, -0.5, 0.25, 1.0, 4.0]),
+    gate=st.sampled_from(["output", "spike"]), every=st.none() | st.integers(1, 10),
+)  # fmt: skip
+def test_regeneration_is_the_loop_for_any_parameters(
+    neuron, steps, seed, carried, groups, width, dim, last, alpha, beta, gate, every
+):
+    """Any coupling, grouping, gate and distance of anchors: outputs and gradients of the loop."""
+    shape = [2, 2, 3, 2]
+    shape[dim] = groups * width
+    coupling = {"groups": groups, "group_dim": dim - 4 if last else dim, "alpha": alpha, "beta": beta}
+    problem = Problem(steps, tuple(shape), seed, carried)
+    _check("revlif-anchored", problem, neuron, reset_gate=gate, anchor_every=every, **coupling)
+
+
+@bounded
+@given(
+    exponent=st.integers(1, 10), seed=st.integers(0, 999), scale=st.floats(0.01, 1000.0),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+)  # fmt: skip
+def test_carrier_gives_back_what_it_was_given(exponent, seed, scale, dtype):
+    """Spikes to the bit; inputs to half an ulp(1) over epsilon, and to the bit where silent and epsilon x is normal."""
+    x = (scale * torch.randn(6, 2, 16, generator=torch.Generator().manual_seed(seed))).to(dtype)
+    node = make("lif-carrier", epsilon=2.0**-exponent)
+    y = node(x)
+    held, spikes = node.decode(y)
+    clamped = x.clamp(-node.neuron.clamp, node.neuron.clamp)
+    assert torch.equal(spikes, make("lif")(clamped))
+    assert torch.equal(decode_spikes(y), spikes)
+    exact = (spikes == 0) & (clamped.abs() * 2.0**-exponent >= torch.finfo(dtype).tiny)
+    assert torch.equal(held[exact], clamped[exact])
+    ulp = torch.finfo(dtype).eps * 2.0**exponent
+    assert (held.double() - clamped.double()).abs().max().item() <= ulp / 2
+    assert math.isclose(node.clamped_fraction(y), (x.abs() >= node.neuron.clamp).double().mean().item(), abs_tol=0.02)

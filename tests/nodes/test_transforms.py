@@ -1,0 +1,202 @@
+"""Nodes under torch.func, autocast, torch.compile and DistributedDataParallel: what works, and the clear refusals."""
+
+import nodes_ddp_worker as ddp
+import pytest
+import torch
+from nodes_cases import (
+    ALL,
+    COUPLED,
+    INVERTING,
+    Problem,
+    assert_ends_close,
+    differentiate,
+    make,
+    relative_error,
+    run_node,
+)
+from nodes_tolerances import INVERSE_RTOL_FLOAT64, RTOL
+from revsnn_nodes import AnchoredReversibleLIF, CarrierLIF, DriftError, DriftWarning, StandardLIF
+
+NO_FUNC_GRAD = {"lif-checkpoint": "saved tensor hooks", "revlif-revnet": r"Tensor.requires_grad_\(\)"}
+
+
+def _loss(name, **options):
+    """A stateless function of the input: node, output, sum of squares."""
+
+    def loss(x):
+        return make(name, **options)(x).square().sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n not in NO_FUNC_GRAD])
+def test_func_grad_is_autograd(name):
+    """torch.func.grad gives the gradient of backward()."""
+    x = Problem(carried=False).x
+    leaf = x.clone().requires_grad_()
+    expected = torch.autograd.grad(_loss(name)(leaf), leaf)[0]
+    assert torch.equal(torch.func.grad(_loss(name))(x), expected)
+
+
+@pytest.mark.parametrize(("name", "message"), NO_FUNC_GRAD.items())
+def test_func_grad_is_refused_where_backward_runs_autograd(name, message):
+    """Nodes that differentiate within their backward pass cannot be transformed; torch says so."""
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.grad(_loss(name))(Problem(carried=False).x)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "revlif-revnet"])
+def test_vmap_is_a_loop(name):
+    """torch.vmap over any input dimension equals a loop over it, with and without a carried state."""
+    x, v = Problem(shape=(2, 3, 8)).x, Problem(shape=(2, 8)).v
+
+    def run(x, v=None):
+        node = make(name)
+        if v is not None:
+            node.v = v
+        return node(x), node.v
+
+    for dim in (1, 2):
+        expected = [run(part) for part in x.unbind(dim)]
+        y, v_last = torch.vmap(run, in_dims=dim)(x)
+        assert torch.equal(y, torch.stack([each[0] for each in expected]))
+        assert torch.equal(v_last, torch.stack([each[1] for each in expected]))
+    y, _ = torch.vmap(run, in_dims=(2, None))(x, v)
+    assert torch.equal(y, torch.stack([run(part, v)[0] for part in x.unbind(2)]))
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "revlif-revnet"])
+def test_vmap_over_the_state_alone(name):
+    """One input from many initial states: a loop over them, or torch's refusal to write into an unmapped output."""
+    x, states = Problem(shape=(2, 8)).x, torch.randn(3, 2, 8, dtype=torch.float64)
+
+    def run(v):
+        node = make(name)
+        node.v = v
+        return node(x)
+
+    if name in ("revlif", "revlif-anchored"):
+        with pytest.raises(RuntimeError, match="vmap: inplace arithmetic"):
+            torch.vmap(run)(states)
+    else:
+        assert torch.equal(torch.vmap(run)(states), torch.stack([run(state) for state in states]))
+
+
+def test_vmap_over_revnet_is_refused():
+    """RevNet's backward pass runs autograd inside, and it has no vmap rule: torch says so."""
+    with pytest.raises(RuntimeError, match="vmap over _InvertAndRerun"):
+        torch.vmap(make("revlif-revnet"), in_dims=1)(Problem().x.unsqueeze(2))
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n not in NO_FUNC_GRAD])
+def test_per_sample_gradients(name):
+    """vmap(grad) over samples, with respect to a weight in front of the node, equals one backward per sample."""
+    x, weight = Problem(steps=4, carried=False).x, torch.eye(12, dtype=torch.float64) + 0.1
+
+    def loss(weight, sample):
+        return _loss(name)(sample.unsqueeze(1) @ weight)
+
+    got = torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(weight, x)
+    for sample in range(2):
+        leaf = weight.clone().requires_grad_()
+        expected = torch.autograd.grad(loss(leaf, x[:, sample]), leaf)[0]
+        assert relative_error(got[sample], expected) < RTOL[torch.float64]
+
+
+# Warnings of torch's own about its own use of deprecated names.
+_TORCH_ITSELF = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute of a Tensor"
+)
+
+
+@_TORCH_ITSELF
+@pytest.mark.parametrize("name", ALL)
+def test_forward_mode_is_refused(name):
+    """Forward-mode derivatives are not implemented; torch says so."""
+    x = Problem(carried=False).x
+    with pytest.raises(NotImplementedError, match="implement the jvp function"):
+        torch.func.jvp(lambda x: make(name)(x), (x,), (torch.ones_like(x),))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_autocast_runs_in_the_inputs_dtype(name):
+    """Under bfloat16 autocast a node takes what the layer before gives; weights get nearly the gradients of float32."""
+    torch.manual_seed(3)
+    layer, x = torch.nn.Linear(8, 16), 3 * torch.randn(3, 16, 8)
+
+    def weight_gradient(enabled):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = make(name)(layer(x))
+        assert y.dtype == (torch.bfloat16 if enabled else torch.float32)
+        y.float().sum().backward()
+        return layer.weight.grad.clone()
+
+    # A tenth, not a rounding: some spikes flip in bfloat16.
+    assert relative_error(weight_gradient(True), weight_gradient(False)) < 0.1
+
+
+@pytest.fixture
+def _fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@_TORCH_ITSELF
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("name", ALL)
+def test_compiled_nodes_are_the_eager_ones(name):
+    """torch.compile keeps outputs to the bit and gradients; in one graph, save for RevNet, which breaks it."""
+    problem, node = Problem(steps=3, carried=False), make(name)
+    compiled = torch.compile(node, backend="aot_eager", fullgraph=name != "revlif-revnet")
+
+    def run(x, v):
+        node.reset()
+        return compiled(x), node.v
+
+    got, expected = differentiate(run, problem), differentiate(run_node(make(name)), problem)
+    assert torch.equal(got.y, expected.y)
+    assert_ends_close(got, expected, INVERSE_RTOL_FLOAT64 if name in INVERTING else RTOL[torch.float64])
+
+
+@_TORCH_ITSELF
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_revnet_has_no_full_graph():
+    """fullgraph=True on RevNet raises torch's own explanation: it calls autograd in its backward pass."""
+    compiled = torch.compile(make("revlif-revnet"), backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch.autograd.grad"):
+        compiled(Problem(steps=2).x.requires_grad_())
+
+
+@_TORCH_ITSELF
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_drift_guard_speaks_in_compiled_nodes():
+    """The warning, and the error, come through torch.compile."""
+    x = Problem(steps=5, shape=(1, 2)).x.float().requires_grad_()
+    with pytest.raises(DriftError):
+        torch.compile(make("revlif", on_drift="error", drift_tolerance=1e-9), backend="aot_eager")(x)
+    with pytest.warns(DriftWarning, match="inverts its membrane"):
+        torch.compile(make("revlif", on_drift="warn", drift_tolerance=1e-9), backend="aot_eager")(x)
+
+
+@pytest.mark.parametrize("kind", [StandardLIF, CarrierLIF, AnchoredReversibleLIF])
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_anomaly_mode_finds_nothing(kind):
+    """torch's anomaly detection passes a training step."""
+    x = Problem(carried=False).x.requires_grad_()
+    with torch.autograd.set_detect_anomaly(True, check_nan=True):
+        kind()(x).sum().backward()
+
+
+def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
+    """Two gloo processes with half of the batch each: the reduced gradients equal those of the whole batch in one."""
+    names = ("lif", "lif-checkpoint", "lif-carrier", "revlif", "revlif-anchored")
+    torch.multiprocessing.spawn(ddp.work, args=(2, names, str(tmp_path)), nprocs=2)
+    reduced = torch.load(tmp_path / "gradients.pt")
+    for name in names:
+        expected = ddp.gradients(ddp.network(name), ddp.batch())
+        assert max(grad.abs().max() for grad in expected) > 0
+        for got, want in zip(reduced[name], expected, strict=True):
+            assert relative_error(got, want) < INVERSE_RTOL_FLOAT64
+    assert set(names) & set(COUPLED)
