@@ -94,6 +94,12 @@ def press(browser, title):
     button.click()
 
 
+def wait(browser, condition):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 10).until(condition)
+
+
 def too_wide(browser, width):
     """Returns what sticks out to the right, unless it is in a box that scrolls by itself."""
     return browser.execute_script(
@@ -194,7 +200,7 @@ def test_point_of_a_figure_leads_to_its_case(opened, sweep_run):
     link = find(browser, '#figure-gradient-float32 a[href="#case-6"]')
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", link)
     link.click()
-    assert browser.switch_to.active_element.get_attribute("id") == "case-6"
+    wait(browser, lambda _: browser.switch_to.active_element.get_attribute("id") == "case-6")
     (row,) = shown(browser, "#case-6")
     assert row.text.startswith("lif-carrier")
 

@@ -10,7 +10,6 @@ import html5lib
 import pytest
 
 from revsnn_bench.records import FidelityRecord
-from revsnn_bench.render import write_reports
 from revsnn_bench.render.html import render_comparison_html, render_gallery, render_html
 from revsnn_bench.render.html.answers import answers
 
@@ -231,32 +230,6 @@ def test_gallery_tells_where_an_exact_quantity_changed(before_and_after):
     assert lif[1:4] == ["peak_bytes", "86.00 KiB", "86.50 KiB"]
     assert lif[-1] == "feed5eed: 86.00 KiB to 86.50 KiB"
     assert {row[0] for row in rows(page, "steady")[1:]} >= {"layer/lif/T2-B8-N64/float32/cpu"}
-
-
-def test_reports_lie_beside_their_figures(sweep_run, tmp_path):
-    """Markdown shows each SVG file by its name; the same run writes the same bytes."""
-    written = write_reports(sweep_run, tmp_path / "a", ["md", "html", "svg"])
-    report = (tmp_path / "a" / "run-1.md").read_text(encoding="utf-8")
-    assert re.findall(r"\]\(([^)]+\.svg)\)", report) == [path.name for path in written if path.suffix == ".svg"]
-    again = write_reports(sweep_run, tmp_path / "b", ["md", "html", "svg"])
-    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
-
-
-def test_markdown_alone_has_no_broken_pictures(sweep_run, tmp_path):
-    """Without the SVG files the Markdown report does not point at them."""
-    (path,) = write_reports(sweep_run, tmp_path, ["md"])
-    assert "![" not in path.read_text(encoding="utf-8")
-
-
-def test_data_dictionary_describes_every_column(sweep_run, tmp_path):
-    """Each column of the two CSV files has a meaning, and quantities have a unit."""
-    wide, long, columns = write_reports(sweep_run, tmp_path, ["csv"])
-    lines = [line.split(",", 4) for line in columns.read_text(encoding="utf-8").splitlines()[1:]]
-    described = {name: (unit, meaning) for name, _, unit, meaning, *_ in lines}
-    headings = {*wide.read_text().splitlines()[0].split(","), *long.read_text().splitlines()[0].split(",")}
-    assert set(described) == headings
-    assert all(meaning for _, meaning in described.values())
-    assert described["peak_bytes"][0] == "B"
 
 
 def test_a_thousand_cases_stay_small_and_quick(make_record, make_run):
