@@ -9,6 +9,7 @@ run without recording shapes and stacks, which nothing here needs.
 """
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 Result = TypeVar("Result")
 
+# The profiler's own log would print two lines per profile on stderr.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -28,11 +32,13 @@ class Timeline:
         peak_bytes: highest live bytes among the blocks that were allocated in it.
         live_bytes: bytes of those blocks that are still alive at its end.
         live_blocks: the same, by address.
+        peak_blocks: bytes of the blocks that were alive at the peak, by address.
     """
 
     peak_bytes: int
     live_bytes: int
     live_blocks: dict[int, int]
+    peak_blocks: dict[int, int]
 
 
 @contextmanager
@@ -46,6 +52,22 @@ def quiet_gc() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+class Watch:
+    """What `watch_timeline` saw, once its block has ended."""
+
+    timeline: Timeline
+
+
+@contextmanager
+def watch_timeline() -> Iterator[Watch]:
+    """Watches the code of a `with` block; objects that are alive where it ends count as live."""
+    watch = Watch()
+    with quiet_gc():
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
+            yield watch
+        watch.timeline = _replay(_events_of(prof))
 
 
 def record_timeline(work: Callable[[], Result]) -> tuple[Result, Timeline]:
@@ -68,28 +90,38 @@ def profiled_events(work: Callable[[], Result]) -> tuple[Result, list[Any]]:
     """
     with quiet_gc(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as prof:
         result = work()
+    return result, _events_of(prof)
+
+
+def _events_of(prof: profile) -> list[Any]:
     profiler = prof.profiler
     assert profiler is not None
     assert profiler.kineto_results is not None
     found: list[Any] = []
-    pending = list(reversed(profiler.kineto_results.experimental_event_tree()))
+    pending: list[Any] = list(reversed(profiler.kineto_results.experimental_event_tree()))
     while pending:
         event = pending.pop()
         pending.extend(reversed(event.children))
         if event.tag != _EventType.Allocation or event.extra_fields.device.type == "cpu":
             found.append(event)
     found.sort(key=lambda event: event.start_time_ns)
-    return result, found
+    return found
 
 
 def _replay(events: list[Any]) -> Timeline:
     live: dict[int, int] = {}
+    at_peak: dict[int, int] = {}
     now = peak = 0
+    rising = False
     for fields in (event.extra_fields for event in events if event.tag == _EventType.Allocation):
         if fields.alloc_size > 0:
             live[fields.ptr] = fields.alloc_size
             now += fields.alloc_size
+            rising = rising or now > peak
             peak = max(peak, now)
         elif fields.ptr in live:
+            # Copied where a peak ends, not at every step up to it.
+            if rising:
+                at_peak, rising = dict(live), False
             now -= live.pop(fields.ptr)
-    return Timeline(peak_bytes=peak, live_bytes=now, live_blocks=live)
+    return Timeline(peak, now, live, dict(live) if rising else at_peak)

@@ -1,0 +1,24 @@
+"""`revsnn-bench compare`: two saved runs, case by case and metric by metric."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from revsnn_bench.cli.find import find_run
+from revsnn_bench.render.compare import render_comparison
+
+
+def compare(
+    before: Annotated[str, typer.Argument(help="Run id, file, or `latest`.", metavar="A")],
+    after: Annotated[str, typer.Argument(help="Run id, file, or `latest`.", metavar="B")],
+    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+) -> None:
+    """Show what changed from run A to run B: bytes and FLOPs exactly, times as ratios to the standard LIF."""
+    a, b = find_run(before, results), find_run(after, results)
+    if markdown:
+        typer.echo(render_comparison(a, b))
+    else:
+        render_comparison(a, b, console=Console())

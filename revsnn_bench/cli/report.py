@@ -1,0 +1,38 @@
+"""`revsnn-bench report`: reports of saved runs, without measuring anything."""
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.find import find_run
+from revsnn_bench.render import write_reports
+from revsnn_bench.render.terminal import print_run
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Run ids, files, or `latest`.", metavar="RUN...")],
+    format: Annotated[str, typer.Option(help="Formats to write, separated by commas.")] = "md,csv,json",
+    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
+    reports: Annotated[Path, typer.Option(help="Where reports go.")] = Path("reports"),
+    open_page: Annotated[bool, typer.Option("--open", help="Open the first report when it is written.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the files alone, not the tables.")] = False,
+) -> None:
+    """Write the reports of saved runs, and show them in the terminal."""
+    written: list[Path] = []
+    for name in runs:
+        run = find_run(name, results)
+        if not quiet:
+            print_run(run, Console())
+        try:
+            written += write_reports(run, reports, [part.strip() for part in format.split(",") if part.strip()])
+        except ValueError as error:
+            raise failure(str(error), Exit.USAGE) from None
+    for path in written:
+        typer.echo(path)
+    if open_page and written:
+        pages = [path for path in written if path.suffix == ".html"] or written
+        webbrowser.open(pages[0].resolve().as_uri())

@@ -1,0 +1,152 @@
+"""The pytest plugin: sweeps as parameters, cases measured in workers, numbers in the terminal and in a file.
+
+    def test_my_node_keeps_nothing(measure_case):
+        record = measure_case(Case(node="my-node", timesteps=16))
+        assert record.memory.retained_bytes == 0
+
+With `--benchmark` cases are measured in full, saved and reported; without it every case runs once, small and fast.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from revsnn_bench.plugin import budget, options, progress, replay
+from revsnn_bench.sweep import Sweep
+
+if TYPE_CHECKING:
+    from revsnn_bench.case import Case
+    from revsnn_bench.records import Record
+    from revsnn_bench.session import BenchSession
+
+SESSION = pytest.StashKey["BenchSession"]()
+FILES = pytest.StashKey[list[str]]()
+
+MARKERS = (
+    "sweep(quick, full, workload, nodes, **fixed): parametrize `case` over nodes and axes, as revsnn_bench.sweep.Sweep",
+    'memory_budget(retained="4 MiB", peak="64 MiB"): fail where a measured case, or else the test itself, takes more',
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--benchmark`, the axes of the sweeps, and how runs are carried out."""
+    options.add(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the markers known, and shows progress where the command line asked for it."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    if config.getoption("run_progress"):
+        config.pluginmanager.register(progress.Progress(), "revsnn-bench-progress")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrizes `case` for every test that declares a sweep."""
+    marker = metafunc.definition.get_closest_marker("sweep")
+    if marker is None or "case" not in metafunc.fixturenames:
+        return
+    from revsnn_nodes import node_names
+
+    sweep = Sweep.of_marker(*marker.args, **marker.kwargs)
+    cases = sweep.cases(
+        options.preset(metafunc.config),
+        options.axes(metafunc.config),
+        node_names(),
+        options.nodes(metafunc.config, node_names()),
+    )
+    metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+
+
+@pytest.fixture
+def measure_case(request: pytest.FixtureRequest) -> "Callable[[Case], Record]":
+    """Measures a case in a fresh process and returns its record.
+
+    The test fails where the case ended in `error`, `timeout` or `oom`, or its gradient is wrong though nothing warned
+    of it; it is skipped where the case cannot run here, and marked as expected failure where the node itself warned.
+    """
+    config = request.config
+    timer = replay.ReplayTimer()
+    benchmark = _benchmark_of(request, timer) if config.getoption("benchmark") else None
+
+    def measure(case: "Case") -> "Record":
+        record = session_of(config).measure(case)
+        if benchmark is not None:
+            replay.replay(benchmark, timer, record)
+        _judge(record)
+        budget.check(request.node, record)
+        return record
+
+    return measure
+
+
+def session_of(config: pytest.Config) -> "BenchSession":
+    """The run of this pytest session, started with its first case."""
+    if SESSION not in config.stash:
+        from revsnn_bench.session import BenchSession
+
+        config.stash[SESSION] = BenchSession(options.run_options(config))
+    return config.stash[SESSION]
+
+
+def _benchmark_of(request: pytest.FixtureRequest, timer: replay.ReplayTimer) -> Any:
+    """The fixture of pytest-benchmark, which takes its timer and its group from the test's marker."""
+    callspec = getattr(request.node, "callspec", None)
+    case = None if callspec is None else callspec.params.get("case")
+    group = None if case is None else f"{case.workload} {case.size} {case.dtype} {case.device}"
+    request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
+    return request.getfixturevalue("benchmark")
+
+
+def _judge(record: "Record") -> None:
+    reason = f"{record.case.id} {record.status.value}: {record.reason}"
+    if record.status.value == "skipped":
+        pytest.skip(reason)
+    if record.status.value in ("error", "timeout", "oom"):
+        pytest.fail(reason, pytrace=False)
+    if record.status.value == "wrong":
+        warned = record.fidelity is not None and record.fidelity.warning
+        if not warned:
+            pytest.fail(reason, pytrace=False)
+        pytest.xfail(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Holds a test with a memory budget, that measures no case, to that budget."""
+    if budget.applies_to_test(item):
+        with budget.watched(item):
+            return (yield)
+    return (yield)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Ends the workers, saves the run and writes its reports, also after an interrupt."""
+    stash = session.config.stash
+    if SESSION in stash:
+        interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+        stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Shows what was measured, as findings and tables, and where it was saved."""
+    files = config.stash.get(FILES, [])
+    if not files:
+        return
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from revsnn_bench.render.terminal import print_run
+    from revsnn_bench.runfile import load_run
+
+    terminalreporter.section("revsnn-bench")
+    width = max(100, terminalreporter._tw.fullwidth)
+    console = Console(file=terminalreporter._tw._file, width=width, no_color=not terminalreporter._tw.hasmarkup)
+    print_run(load_run(Path(files[0])), console)
+    terminalreporter.write_line(f"run:     {files[0]}")
+    for path in files[1:]:
+        terminalreporter.write_line(f"report:  {path}")
+    if files[0].endswith(".jsonl"):
+        terminalreporter.write_line(f"interrupted; go on with --run-resume {files[0]}")

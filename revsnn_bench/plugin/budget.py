@@ -1,0 +1,73 @@
+"""`@pytest.mark.memory_budget(retained="4 MiB", peak="64 MiB")`: a limit on bytes that are exact."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from revsnn_bench.records import Record
+from revsnn_bench.sizes import parse_size
+
+_LARGEST = 5
+
+
+def limits(item: pytest.Item) -> dict[str, int]:
+    """The limits in bytes that a test declares, by `retained` and `peak`.
+
+    Raises:
+        pytest.UsageError: another keyword, or a size that cannot be read.
+    """
+    marker = item.get_closest_marker("memory_budget")
+    if marker is None:
+        return {}
+    if marker.args or not marker.kwargs or not set(marker.kwargs) <= {"retained", "peak"}:
+        raise pytest.UsageError('memory_budget takes retained="4 MiB", peak="64 MiB", or both')
+    try:
+        return {name: parse_size(size) for name, size in marker.kwargs.items()}
+    except ValueError as error:
+        raise pytest.UsageError(f"memory_budget: {error}") from None
+
+
+def check(item: pytest.Item, record: Record) -> None:
+    """Fails the test where a measured case takes more than the test allows."""
+    for name, limit in limits(item).items():
+        if record.memory is None:
+            pytest.fail(f"{record.case.id}: memory_budget needs the memory pass, which did not run", pytrace=False)
+        if name == "retained":
+            saved = record.memory.saved_bytes
+            parts = {"saved, own": saved.own, "aliasing the input": saved.input, "aliasing the output": saved.output}
+            _hold(record.case.id, name, record.memory.retained_bytes, limit, parts)
+        else:
+            _hold(record.case.id, name, record.memory.peak_bytes, limit, record.memory.peak_by_category_bytes)
+
+
+def applies_to_test(item: pytest.Item) -> bool:
+    """Whether the test itself is what the budget is about: it measures no case."""
+    return bool(limits(item)) and "measure_case" not in getattr(item, "fixturenames", ())
+
+
+@contextmanager
+def watched(item: pytest.Item) -> Iterator[None]:
+    """Runs the test's body under the allocator's timeline: host tensors that it makes, and what of them it leaves."""
+    from revsnn_bench.meters.timeline import watch_timeline
+
+    with watch_timeline() as watch:
+        yield
+    timeline = watch.timeline
+    found = {"peak": timeline.peak_bytes, "retained": timeline.live_bytes}
+    blocks = {"peak": timeline.peak_blocks, "retained": timeline.live_blocks}
+    for name, limit in limits(item).items():
+        sizes = sorted(blocks[name].values(), reverse=True)
+        _hold(item.name, name, found[name], limit, {f"block {i + 1}": size for i, size in enumerate(sizes)})
+
+
+def _hold(what: str, name: str, found: int, limit: int, parts: dict[str, int]) -> None:
+    if found <= limit:
+        return
+    largest = sorted(parts.items(), key=lambda part: part[1], reverse=True)[:_LARGEST]
+    contributors = ", ".join(f"{part} {size:,} B" for part, size in largest if size)
+    pytest.fail(
+        f"{what}: {name} memory is {found:,} B, {found - limit:,} B over the budget of {limit:,} B. "
+        f"Largest contributors: {contributors or 'none known'}",
+        pytrace=False,
+    )

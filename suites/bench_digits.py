@@ -1,0 +1,14 @@
+"""What does a small network on real handwritten digits keep, cost and learn with each node?"""
+
+import pytest
+
+
+@pytest.mark.sweep(
+    quick={"timesteps": (4, 8)},
+    full={"timesteps": (4, 8, 16, 32)},
+    workload="digits-net",
+    batch=32,
+    shape=(1, 8, 8),
+)
+def test_digits(case, measure_case):
+    measure_case(case)
