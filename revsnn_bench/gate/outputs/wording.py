@@ -59,7 +59,7 @@ def headline(verdict: Verdict) -> str:
     pair = f"{verdict.run_id} against the baseline {verdict.baseline_id}"
     if verdict.incomparable:
         return f"NOT COMPARABLE: {pair}: {'; '.join(map(difference, verdict.incomparable))}."
-    compared = f"{verdict.values_compared} values of {len(verdict.cases)} cases compared"
+    compared = f"{verdict.values_compared} values compared over {len(verdict.cases)} cases"
     better = f", {len(verdict.improvements)} better" if verdict.improvements else ""
     if verdict.passed:
         return f"PASS: {pair}: {compared}{better}, none worse."
