@@ -1,5 +1,6 @@
 """`revsnn-bench gate`: holds a saved run against its baseline, says the verdict, ends with its exit code."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ from revsnn_bench.gate.policy import Policy
 from revsnn_bench.gate.verdict import gate
 from revsnn_bench.records import Run
 from revsnn_bench.runfile import JournalError, UnknownSchema
+
+RESULTS = Path("results")
 
 
 def gate_command(
@@ -47,7 +50,7 @@ def gate_command(
         bool, typer.Option("--update-baseline", help="Make this run the baseline, if it passes.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make it the baseline even if it does not pass.")] = False,
-    results: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = RESULTS,
 ) -> None:
     """Fail if a run needs more memory or operations than its baseline, or lost a case.
 
@@ -60,7 +63,7 @@ def gate_command(
     if update and not baseline.exists():
         _update(measured, baseline, None, force)
         return
-    verdict = gate(measured, _load_baseline(baseline, run), policy)
+    verdict = gate(measured, _load_baseline(baseline, _words(run, results)), policy)
     _say(verdict, measured, format, output)
     if update:
         _update(measured, baseline, verdict, force)
@@ -89,6 +92,11 @@ def _tolerance(text: str) -> tuple[str, float]:
             f"`tolerance` must be METRIC=PERCENT; got {text!r}. It says by how much one metric may grow. "
             "Pass for example peak_bytes=2."
         ) from None
+
+
+def _words(run: str, results: Path) -> str:
+    """The run as this command takes it, so that a command in a message works where it is read."""
+    return shlex.join([run] if results == RESULTS else [run, "--results", str(results)])
 
 
 def _load_baseline(path: Path, run: str) -> Run:

@@ -1,6 +1,7 @@
 """Baselines: finished runs kept under `results/baselines/`, replaced only when asked, and never by a bad run."""
 
 import os
+import shlex
 from pathlib import Path
 
 from revsnn_bench.gate.findings import ExitCode, Verdict
@@ -29,7 +30,7 @@ def load_baseline(path: Path, run: str = "latest") -> Run:
 
     Args:
         path: the file.
-        run: what the command in the message makes the baseline from.
+        run: the run as the command in the message names it.
     Raises:
         MissingBaseline: no such file.
         DamagedFile, UnknownSchema: see `load_run`.
@@ -38,7 +39,7 @@ def load_baseline(path: Path, run: str = "latest") -> Run:
         raise MissingBaseline(
             f"`baseline` must be the file of a run; {path} does not exist. Without one there is nothing to hold "
             f"the run against. Make it from this run, and commit it: "
-            f"revsnn-bench gate {run} --baseline {path} --update-baseline"
+            f"revsnn-bench gate {run} --baseline {shlex.quote(str(path))} --update-baseline"
         )
     return load_run(path)
 

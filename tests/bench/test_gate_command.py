@@ -1,5 +1,7 @@
 """`revsnn-bench gate` on files: its exit codes, its messages, and who may become the baseline."""
 
+import shlex
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -64,12 +66,12 @@ def test_crash_ends_with_five(cli, runs):
 
 
 def test_missing_baseline_names_the_command_that_makes_one(cli, runs, tmp_path):
-    """3; and the command in the message works."""
-    path = tmp_path / "baselines" / "cpu.json"
-    missing = cli(runs["good"], "--baseline", path)
+    """3; and the command in the message works, from a folder of runs of one's own too."""
+    path = tmp_path / "base lines" / "cpu.json"
+    missing = cli("good", "--results", tmp_path, "--baseline", path)
     assert missing.exit_code == 3
-    command = missing.stderr.rstrip().partition("revsnn-bench gate ")[2].split()
-    assert command == [str(runs["good"]), "--baseline", str(path), "--update-baseline"]
+    command = shlex.split(missing.stderr.partition("revsnn-bench gate ")[2])
+    assert command == ["good", "--results", str(tmp_path), "--baseline", str(path), "--update-baseline"]
     assert cli(*command).exit_code == 0
     assert load_run(path) == load_run(runs["good"])
     assert cli(runs["good"], "--baseline", path).exit_code == 0
