@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
@@ -68,6 +68,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--run-timeout", type=float, default=300.0, metavar="SECONDS", help="time limit per case")
     group.addoption("--run-memory-limit", type=_size, metavar="SIZE", help='memory limit per case, such as "2 GiB"')
     group.addoption("--run-threads", type=int, metavar="N", help="threads of each worker")
+    group.addoption("--run-passes", type=_each(str), metavar="PASSES", help="among memory, flops, fidelity, time")
     group.addoption("--run-target", type=float, default=0.2, metavar="SECONDS", help="timed seconds per case")
     group.addoption("--run-epochs", type=int, default=3, metavar="N", help="epochs of training for accuracy")
     group.addoption(
@@ -106,11 +107,15 @@ def nodes(config: pytest.Config, known: Sequence[str]) -> tuple[str, ...] | None
 
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
-    from revsnn_bench.measure import Settings
+    from revsnn_bench.measure import Pass, Settings
     from revsnn_bench.session import RunOptions
 
     measured = config.getoption("benchmark")
-    full = Settings(target_s=config.getoption("run_target"), epochs=config.getoption("run_epochs"))
+    passes = config.getoption("run_passes") or get_args(Pass)
+    unknown = set(passes) - set(get_args(Pass))
+    if unknown:
+        raise pytest.UsageError(f"--run-passes takes {', '.join(get_args(Pass))}; got {', '.join(sorted(unknown))}")
+    full = Settings(passes=passes, target_s=config.getoption("run_target"), epochs=config.getoption("run_epochs"))
     smoke = Settings(target_s=0.001, min_rounds=1, max_rounds=1)
     return RunOptions(
         settings=full if measured else smoke,
