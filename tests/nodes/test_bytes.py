@@ -9,7 +9,7 @@ from nodes_memory import bytes_after_forward, peak_of_backward
 
 STATE = (4, 1024)
 N = math.prod(STATE)
-STEPS = (1, 4, 25)
+STEPS = (1, 8, 25)
 
 
 def _states(node, steps, dtype=torch.float32, **how):

@@ -42,12 +42,13 @@ def test_any_number_of_groups_along_any_feature_dimension(name, groups, group_di
     _check(name, problem, groups=groups, group_dim=group_dim, v_reset=v_reset)
 
 
+@pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
 @pytest.mark.parametrize("through", ["y", "v"])
 @pytest.mark.parametrize("carried", [True, False])
 @pytest.mark.parametrize("name", COUPLED)
-def test_gradient_may_arrive_at_one_end_only(name, carried, through):
-    """A loss on the output alone, or on the last membrane alone, from a carried state or from rest."""
-    _check(name, Problem(carried=carried), through, groups=3)
+def test_gradient_may_arrive_at_one_end_only(name, carried, through, v_reset):
+    """A loss on the output alone, or on the last membrane alone, from a carried state or from any rest."""
+    _check(name, Problem(carried=carried), through, groups=3, v_reset=v_reset)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.05, 1.0), (0.8, 1.0), (0.5, -0.7), (0.5, 3.0)])

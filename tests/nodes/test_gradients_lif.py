@@ -24,14 +24,15 @@ def test_every_gradient_is_the_loops(name, neuron, steps):
     assert_ends_close(differentiate(run_node(make(name, tau=1.7, **neuron)), problem), expected, TIGHT)
 
 
+@pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
 @pytest.mark.parametrize("through", ["y", "v"])
 @pytest.mark.parametrize("carried", [True, False])
 @pytest.mark.parametrize("name", LIF_FAMILY)
-def test_gradient_may_arrive_at_one_end_only(name, carried, through):
-    """A loss on the output alone, or on the last membrane alone, from a carried state or from rest."""
+def test_gradient_may_arrive_at_one_end_only(name, carried, through, v_reset):
+    """A loss on the output alone, or on the last membrane alone, from a carried state or from any rest."""
     problem = Problem(carried=carried)
-    expected = differentiate(run_oracle(name), problem, through)
-    assert_ends_close(differentiate(run_node(make(name)), problem, through), expected, TIGHT)
+    expected = differentiate(run_oracle(name, v_reset=v_reset), problem, through)
+    assert_ends_close(differentiate(run_node(make(name, v_reset=v_reset)), problem, through), expected, TIGHT)
 
 
 @pytest.mark.parametrize("v_reset", [0.0, 0.4, None])

@@ -56,7 +56,7 @@ def _saved(node):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, _pickled, _saved])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, _pickled, _saved])
 @pytest.mark.parametrize("name", ALL)
 def test_copies_after_a_training_step(name, duplicate):
     """A copy made in mid-training has parameters and state values of its own, goes on alike, and shares no graph."""
