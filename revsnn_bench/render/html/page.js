@@ -127,5 +127,6 @@
     budget.addEventListener("input", show);
     form.addEventListener("submit", (event) => event.preventDefault());
   }
-  reveal();
+  // After the browser has scrolled to the address by itself.
+  addEventListener("load", reveal);
 })();

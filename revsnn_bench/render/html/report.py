@@ -19,14 +19,14 @@ from revsnn_bench.render.view import value_cell
 _SHOWN = (
     ("retained_bytes", True),
     ("peak_bytes", True),
-    ("state_bytes", False),
-    ("forward_flops", False),
-    ("backward_flops", False),
-    ("recompute_flops", False),
-    ("step_flops", True),
     ("step_time_s", True),
     ("gradient_error", False),
     ("accuracy", False),
+    ("step_flops", True),
+    ("forward_flops", False),
+    ("backward_flops", False),
+    ("recompute_flops", False),
+    ("state_bytes", False),
 )
 
 
@@ -142,7 +142,7 @@ def _cells(record: Record, lifs: Mapping[Case, Record]) -> list[Cell]:
             ratio = ratio_to_lif(BY_NAME[name], record, lifs)
             cells.append(Cell(units.ratio(ratio), ratio.value if ratio else None))
     notes = [record.reason, record.fidelity.warning if record.fidelity else None]
-    return [*cells, Cell(" ".join(note for note in notes if note))]
+    return [*cells, Cell("; ".join(note for note in notes if note))]
 
 
 def _metrics(run: Run) -> list[tuple[str, str, str, str, str]]:
