@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
+from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.workloads import WorkloadStep, build
 
 LARGEST_REFERENCE = 1 << 21
@@ -34,13 +35,18 @@ def subject_of(case: Case) -> Subject:
 
 
 def reference_of(model: nn.Module) -> nn.Module:
-    """A copy of a model in which every node is its own reference by plain autograd.
+    """A copy of a model in which every node is its own reference by plain autograd, and every block keeps everything.
 
     A node of another package has no reference of its own: its copy stands for it, and only its precision is judged.
     """
     if isinstance(model, SpikingNode):
         return model.reference()
     reference = copy.deepcopy(model)
+    if isinstance(reference, ConvBlock):
+        reference = reference.plain()
+    for name, module in list(reference.named_modules()):
+        if name and isinstance(module, ConvBlock):
+            reference.set_submodule(name, module.plain())
     for name, module in model.named_modules():
         if isinstance(module, SpikingNode):
             reference.set_submodule(name, module.reference())

@@ -3,16 +3,17 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
-from revsnn_nodes import CarrierLIF, make_node
+from revsnn_nodes.carrier import CarrierNode
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
-from revsnn_bench.data.digits import Split, digits, direct_encoding
+from revsnn_bench.data.digits import Split, digits
+from revsnn_bench.data.encoding import direct_encoding
 from revsnn_bench.models.digits_net import digits_net
+from revsnn_bench.models.strategies import strategy
 from revsnn_bench.records import AccuracyRecord
 from revsnn_bench.workloads import is_neuron
 
@@ -32,12 +33,12 @@ def train_digits(case: Case, epochs: int) -> AccuracyRecord:
     """
     data = digits()
     torch.manual_seed(case.seed)
-    model = digits_net(partial(make_node, case.node, **case.options), size=case.shape[1])
+    model = digits_net(strategy(case.node, **case.options), size=case.shape[1])
     model.to(case.device, getattr(torch, case.dtype))
     start = time.perf_counter()
     _fit(model, data, case, epochs)
     elapsed = time.perf_counter() - start
-    carriers = [module for module in model.modules() if isinstance(module, CarrierLIF)]
+    carriers = [module for module in model.modules() if isinstance(module, CarrierNode)]
     with _carrying(carriers):
         accuracy = _accuracy(model, data, case)
     return AccuracyRecord(
@@ -80,7 +81,7 @@ def _run(model: nn.Module, images: Tensor, case: Case) -> Tensor:
 
 
 @contextmanager
-def _carrying(nodes: list[CarrierLIF]) -> Iterator[None]:
+def _carrying(nodes: list[CarrierNode]) -> Iterator[None]:
     """Keeps the carrier in `eval()` for a while."""
     modes = [node.neuron.carrier for node in nodes]
     for node in nodes:

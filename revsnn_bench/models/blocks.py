@@ -1,6 +1,8 @@
 """Blocks of spiking networks: everything but the node sees the time steps as one large batch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -19,9 +21,90 @@ class TimeDistributed(nn.Module):
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Folds time into the batch, applies the modules, unfolds."""
-        steps, batch = x_seq.shape[:2]
-        y: Tensor = self.inner(x_seq.flatten(0, 1))
-        return y.view(steps, batch, *y.shape[1:])
+        return over_time(x_seq, self.inner)
+
+
+def over_time(x_seq: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
+    """Applies functions that know no time, one after the other: `[T, B, *]` in and out."""
+    steps, batch = x_seq.shape[:2]
+    y = x_seq.flatten(0, 1)
+    for function in functions:
+        y = function(y)
+    return y.view(steps, batch, *y.shape[1:])
+
+
+class ConvBlock(nn.Module):
+    """Pooling, convolution, norm, shortcut, node: `[T, B, C, H, W]` in and out; keeps what autograd keeps.
+
+    Subclasses compute the same and keep less; state_dict keys are the same in all of them.
+
+    Args:
+        conv: convolution, without bias.
+        norm: batch norm of its output.
+        node: neuron layer; None where `norm` is one.
+        pool: what the input passes first; None for nothing.
+        shortcut: what the block's second input passes before it is added to the norm's output; None for nothing.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        norm: nn.Module,
+        node: nn.Module | None,
+        pool: nn.Module | None = None,
+        shortcut: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.pool = nn.Identity() if pool is None else pool
+        self.conv, self.norm = conv, norm
+        self.shortcut = nn.Identity() if shortcut is None else shortcut
+        self.node = node
+
+    @classmethod
+    def assemble(
+        cls, conv: nn.Conv2d, make_node: NodeMaker, pool: nn.Module | None, shortcut: nn.Module | None
+    ) -> Self:
+        """A block of this kind around a convolution, with a node of `make_node`."""
+        return cls(conv, nn.BatchNorm2d(conv.out_channels), make_node(), pool, shortcut)
+
+    def plain(self) -> "ConvBlock":
+        """The block that computes the same by plain autograd, with the same modules."""
+        return ConvBlock(self.conv, self.norm, self.node, self.pool, self.shortcut).train(self.training)
+
+    def current(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
+        """What the node takes: the normalised convolution of `x_seq`, plus the shortcut of `skip`."""
+        z_seq = over_time(x_seq, self.pool, self.conv, self.norm)
+        return z_seq if skip is None else z_seq + over_time(skip, self.shortcut)
+
+    def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Runs the block.
+
+        Args:
+            x_seq: `[T, B, C_in, H, W]`.
+            skip: second input, for blocks that end a residual branch.
+        Returns:
+            `[T, B, C_out, H', W']`.
+        """
+        assert self.node is not None
+        y: Tensor = self.node(self.current(x_seq, skip))
+        return y
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How to build a network: which node, in which kind of block. Calling it makes a node, as any node maker does.
+
+    Args:
+        make_node: makes one node layer.
+        block: what convolutions with a node become.
+    """
+
+    make_node: NodeMaker
+    block: type[ConvBlock] = ConvBlock
+
+    def __call__(self) -> nn.Module:
+        """Makes one node layer."""
+        return self.make_node()
 
 
 def linear_block(features_in: int, features_out: int, make_node: NodeMaker) -> nn.Sequential:
@@ -29,10 +112,23 @@ def linear_block(features_in: int, features_out: int, make_node: NodeMaker) -> n
     return nn.Sequential(TimeDistributed(nn.Linear(features_in, features_out)), make_node())
 
 
-def conv_block(channels_in: int, channels_out: int, make_node: NodeMaker) -> nn.Sequential:
-    """3x3 convolution, batch norm, node: `[T, B, C, H, W]`, height and width kept."""
-    conv = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
-    return nn.Sequential(TimeDistributed(conv, nn.BatchNorm2d(channels_out)), make_node())
+def conv_block(
+    channels_in: int,
+    channels_out: int,
+    make_node: NodeMaker,
+    stride: int = 1,
+    pool: nn.Module | None = None,
+    shortcut: nn.Module | None = None,
+) -> ConvBlock:
+    """3x3 convolution, batch norm, node: `[T, B, C, H, W]`, height and width divided by the stride.
+
+    Args:
+        make_node: makes the node; a `Strategy` also says which kind of block it is put into.
+        pool, shortcut: see `ConvBlock`.
+    """
+    conv = nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False)
+    kind = make_node.block if isinstance(make_node, Strategy) else ConvBlock
+    return kind.assemble(conv, make_node, pool, shortcut)
 
 
 class ReadOut(nn.Module):

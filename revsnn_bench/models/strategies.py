@@ -1,0 +1,188 @@
+"""What a block keeps for its backward pass: everything, its input, its input in bits, or its output alone.
+
+A strategy is chosen by the name of the node, so that each is a row of a comparison:
+
+    lif                           a plain block: everything that autograd keeps
+    lif+checkpoint                its input; convolution, norm and node run again (torch.utils.checkpoint)
+    lif+bitpack                   the same, a binary input at one bit per spike
+    lif-carrier+checkpoint-conv   its input and output; convolution and norm run again
+    norm-carrier                  its output and the pooled input: `NormCarrierLIF`, nothing is convolved again
+
+Any node may stand before the `+`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Self
+
+from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_names
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
+
+from revsnn_bench.models.bits import Packed, pack_bits, unpack_bits
+from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
+
+NORM_CARRIER = "norm-carrier"
+
+
+class CheckpointConvBlock(ConvBlock):
+    """Runs pooling, convolution, norm and shortcut again in the backward pass; the node keeps what it keeps.
+
+    Keeps for backward: its inputs, and what the node keeps. Running statistics are updated once.
+    """
+
+    def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
+        """See `ConvBlock`."""
+        assert self.node is not None
+        y: Tensor = self.node(self.checkpointed(self.current, x_seq, skip))
+        return y
+
+    def checkpointed(self, function: Any, *args: Any) -> Any:
+        """Calls a function of this block whose intermediates are computed again in the backward pass."""
+        return checkpoint(
+            function,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), self._again()),
+        )
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """A second run of a forward that already happened: its batch statistics go to copies, its state nowhere."""
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        statistics = [dict(norm.named_buffers()) for norm in norms]
+        state: Any = getattr(self.node, "v", None)
+        for norm, buffers in zip(norms, statistics, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
+        try:
+            with record_function("recompute"):
+                yield
+        finally:
+            for norm, buffers in zip(norms, statistics, strict=True):
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer)
+            if self.node is not None:
+                self.node.v = state
+
+
+class CheckpointBlock(CheckpointConvBlock):
+    """Runs the whole block again in the backward pass, its node from the membrane that it started from.
+
+    Keeps for backward: its inputs, and a carried state (b N) where the node started from one.
+    """
+
+    def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
+        """See `ConvBlock`."""
+        assert self.node is not None
+        y: Tensor
+        y, self.node.v = self.checkpointed(self._from_state, x_seq, skip, self.node.v)
+        return y
+
+    def _from_state(self, x_seq: Tensor, skip: Tensor | None, v: Any) -> tuple[Tensor, Any]:
+        assert self.node is not None
+        self.node.v = v
+        return ConvBlock.forward(self, x_seq, skip), self.node.v
+
+
+class BitPackBlock(CheckpointBlock):
+    """A checkpointed block whose inputs are kept at one bit per spike where they are binary.
+
+    Whether they are is looked at in every forward pass; inputs that are not, such as images, are kept as they are.
+
+    Keeps for backward: N T / 8 bytes per binary input.
+    Attributes:
+        packed_inputs: how many tensors the last forward packed.
+    """
+
+    packed_inputs = 0
+
+    def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
+        """See `ConvBlock`."""
+        self.packed_inputs = 0
+        # The checkpoint saves its inputs under these hooks, and everything inside of it under its own.
+        with saved_tensors_hooks(self._pack, self._unpack):
+            return super().forward(x_seq, skip)
+
+    def _pack(self, x: Tensor) -> Tensor | Packed:
+        packed = pack_bits(x) if x.numel() else None
+        self.packed_inputs += packed is not None
+        return x if packed is None else packed
+
+    def _unpack(self, kept: Tensor | Packed) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with record_function("recompute"):
+            return unpack_bits(kept)
+
+
+class NormCarrierBlock(ConvBlock):
+    """Convolution, then norm and node in one layer that keeps its output alone.
+
+    Keeps for backward: the convolution's input and the block's output, which is the next block's input.
+    """
+
+    @classmethod
+    def assemble(
+        cls, conv: nn.Conv2d, make_node: NodeMaker, pool: nn.Module | None, shortcut: nn.Module | None
+    ) -> Self:
+        """A block around a convolution, with the parameters of the `CarrierLIF` that `make_node` makes."""
+        node = make_node()
+        assert isinstance(node, CarrierLIF)
+        norm = NormCarrierLIF(
+            conv.out_channels,
+            **asdict(node.neuron),
+            surrogate_function=node.surrogate_function,
+            step_mode=node.step_mode,
+        )
+        return cls(conv, norm, None, pool, shortcut)
+
+    def plain(self) -> ConvBlock:
+        """The block itself: its layer has a reference of its own."""
+        return self
+
+    def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
+        """See `ConvBlock`."""
+        z_seq = over_time(x_seq, self.pool, self.conv)
+        y: Tensor = self.norm(z_seq, None if skip is None else over_time(skip, self.shortcut))
+        return y
+
+
+BLOCKS: dict[str, type[ConvBlock]] = {
+    "checkpoint": CheckpointBlock,
+    "bitpack": BitPackBlock,
+    "checkpoint-conv": CheckpointConvBlock,
+}
+
+
+def strategy(name: str, **options: Any) -> Strategy:
+    """The strategy of a name: `node`, `node+strategy` or `norm-carrier`.
+
+    Args:
+        name: as in the table of this module.
+        options: keywords of the node.
+    Raises:
+        ValueError: no such strategy; an unknown node is refused by its registry.
+    """
+    if name == NORM_CARRIER:
+        return Strategy(partial(CarrierLIF, **options), NormCarrierBlock)
+    node, plus, kind = name.partition("+")
+    if plus and kind not in BLOCKS:
+        near = get_close_matches(kind, BLOCKS, 3) or list(BLOCKS)
+        raise ValueError(
+            f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
+            f"{' or '.join(f'{node}+{each}' for each in near)}?"
+        )
+    return Strategy(partial(make_node, node, **options), BLOCKS.get(kind, ConvBlock))
+
+
+def strategy_names() -> list[str]:
+    """The strategies that are rows of a comparison: every plain node, and those worth their name beside them."""
+    return [*node_names(), "lif+checkpoint", "lif+bitpack", "lif-carrier+checkpoint-conv", NORM_CARRIER]
