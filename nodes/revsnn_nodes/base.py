@@ -21,8 +21,7 @@ class SpikingNode(nn.Module, Generic[P]):
 
     Subclasses implement `multi_step_forward`; everything here is common to them.
 
-    `torch.func.grad` and `torch.vmap` work, but not on `RevNetLIF`, nor `grad` on `CheckpointedLIF`, whose backward passes
-    run autograd inside; forward mode does not. torch's error says so.
+    `torch.func.grad` and `vmap` work, save on `RevNetLIF`, and `grad` on `CheckpointedLIF`; forward mode does not.
 
     Args:
         neuron: the validated parameters of its equations; also read and set one by one, as `node.tau`.

@@ -24,9 +24,9 @@ ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def make(name: str, **options: Any) -> Any:
-    """A node by name; those that drift are told to be silent, unless `options` say otherwise."""
+    """A node by name, on the reference backend and silent about drift, unless `options` say otherwise."""
     silent = {"on_drift": "ignore"} if name in INVERTING else {}
-    return nodes.make_node(name, **(silent | options))
+    return nodes.make_node(name, **({"backend": "torch"} | silent | options))
 
 
 @dataclass

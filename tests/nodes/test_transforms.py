@@ -162,6 +162,17 @@ def test_compiled_nodes_are_the_eager_ones(name):
 
 @_TORCH_ITSELF
 @pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_nodes_run_on_the_reference():
+    """backend="auto" does not break the graph: inside torch.compile the node takes its reference, and says why."""
+    x, node = Problem(steps=2).x.requires_grad_(), make("lif-carrier", backend="auto")
+    y = torch.compile(node, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(y, make("lif-carrier")(x))
+    assert node.backend_in_use == "torch"
+    assert "inside torch.compile" in node.backend_reason
+
+
+@_TORCH_ITSELF
+@pytest.mark.usefixtures("_fresh_compiler")
 def test_compiled_revnet_has_no_full_graph():
     """fullgraph=True on RevNet raises torch's own explanation: it calls autograd in its backward pass."""
     compiled = torch.compile(make("revlif-revnet"), backend="aot_eager", fullgraph=True)
