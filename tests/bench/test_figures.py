@@ -180,6 +180,11 @@ def test_dark_readers_get_light_ink(sweep_run):
     assert "black" not in text
 
 
+def test_short_range_of_bytes_has_more_ticks(timed_run):
+    """Within an octave or two, parts of an octave are named too."""
+    assert {"32 KiB", "48 KiB", "64 KiB", "96 KiB", "128 KiB"} <= set(words(figure(timed_run, "pareto-1").svg))
+
+
 def test_byte_ticks_are_binary():
     """2^20 is named 1 MiB."""
     assert [BYTES(n) for n in (0, 9, 10, 20, 33, 44)] == ["1 B", "512 B", "1 KiB", "1 MiB", "8 GiB", "16 TiB"]

@@ -131,6 +131,14 @@ def test_answer_never_recommends_a_wrong_node(sweep_run):
     assert {c.peak_bytes for c in point.candidates if c.status == "wrong"} == {None}
 
 
+def test_contended_time_is_named_beside_the_cost(make_record, make_run):
+    """A time taken while other work held the processor is not shown as if it were sure."""
+    busy = make_record(node="lif-carrier")
+    busy = busy.model_copy(update={"time": busy.time.model_copy(update={"rounds_contended": 2})})
+    run = make_run([make_record(node="lif"), busy])
+    assert answers(run, indexed(run))[0][0].cost.endswith("in some rounds: read its time with care.")
+
+
 def test_budget_steps_trade_memory_for_time(sweep_run):
     """More memory buys less time, up to the standard LIF; no node is listed that another beats."""
     point = answers(sweep_run, indexed(sweep_run))[0][1]

@@ -43,11 +43,18 @@ class LogRange:
             return float(self.base ** (self.last + self._gap))
         return float(value) if value > 0 else float(self.base ** (self.first - self._gap))
 
+    def _ticks(self) -> list[tuple[int, float]]:
+        """Powers of the base; where bytes span two octaves at most, parts of them as well."""
+        octaves = self.last - self.first
+        parts = {1: (1, 1.25, 1.5, 1.75), 2: (1, 1.5)}.get(octaves, (1,)) if self.base == 2 else (1,)
+        powers = range(self.first, self.last + 1, self.step)
+        return [(power, part) for power in powers for part in parts if power < self.last or part == 1]
+
     def apply(self, axes: "Axes", axis: "Axis", zero: str, lost: str, tick_name: "Names") -> None:
         """Sets scale, limits and ticks of `axes.xaxis` or `axes.yaxis`."""
-        exponents = range(self.first, self.last + 1, self.step)
-        places = [float(self.base**exponent) for exponent in exponents]
-        names = [tick_name(exponent) for exponent in exponents]
+        ticks = self._ticks()
+        places = [float(self.base**exponent) * part for exponent, part in ticks]
+        names = [tick_name(exponent, part) for exponent, part in ticks]
         low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
         draw = axes.axhline if axis is axes.yaxis else axes.axvline
         if self.has_zero:
@@ -63,15 +70,15 @@ class LogRange:
 
 
 class Names:
-    """Names the tick at a power of the base."""
+    """Names the tick at a power of the base, or at a multiple of one."""
 
     def __init__(self, base: int, unit: str) -> None:
         self.base, self.unit = base, unit
 
-    def __call__(self, exponent: int) -> str:
-        """Returns the name of `base ** exponent`."""
+    def __call__(self, exponent: int, part: float = 1) -> str:
+        """Returns the name of `part * base ** exponent`."""
         if self.unit == "B":
-            return _binary(exponent)
+            return _binary(exponent, part)
         return f"1e{exponent}" if abs(exponent) > 2 else f"{float(self.base) ** exponent:g}"
 
 
@@ -106,8 +113,6 @@ def _logarithmic(axes: "Axes", axis: "Axis", base: int) -> None:
     (axes.set_yscale if axis is axes.yaxis else axes.set_xscale)("log", base=base)
 
 
-def _binary(exponent: int) -> str:
-    if exponent < 0:
-        return f"2^{exponent} B"
-    index = min(exponent // 10, len(units.BINARY) - 1)
-    return f"{2 ** (exponent - 10 * index)} {units.BINARY[index]}"
+def _binary(exponent: int, part: float) -> str:
+    index = min(max(exponent, 0) // 10, len(units.BINARY) - 1)
+    return f"{part * 2.0 ** (exponent - 10 * index):.10g} {units.BINARY[index]}"

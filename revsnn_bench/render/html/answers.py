@@ -139,7 +139,9 @@ def _cost(record: Record, lifs: Mapping[Case, Record]) -> str:
         for name in ("step_time_s", "step_flops")
         if (found := ratio_to_lif(BY_NAME[name], record, lifs))
     ]
-    return f"{record.case.variant} costs {units.listing(parts) if parts else 'an amount not known against lif'}."
+    text = f"{record.case.variant} costs {units.listing(parts) if parts else 'an amount not known against lif'}."
+    held = record.time is not None and record.time.rounds_contended
+    return f"{text} Other work held the processor in some rounds: read its time with care." if held else text
 
 
 def _trust(best: list[Record], others: list[Record]) -> str:
