@@ -7,7 +7,7 @@ from pathlib import Path
 
 from revsnn_bench.case import Case
 from revsnn_bench.journal import Journal, new_run_id
-from revsnn_bench.measure import Settings, measure
+from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.render import write_reports
 from revsnn_bench.runner import Runner
@@ -53,7 +53,7 @@ class BenchSession:
             measure,
             timeout_s=options.timeout_s,
             memory_limit_bytes=options.memory_limit_bytes,
-            preload=("torch", "revsnn_bench.measure", *options.preload),
+            preload=("torch", "revsnn_bench.measuring", *options.preload),
             threads=options.threads,
         )
         self._journal: Journal | None = None

@@ -6,15 +6,23 @@ nothing. Source: torch.utils.checkpoint (Chen et al. 2016, arXiv 1604.06174).
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_nodes.base import SpikingNode, StepMode
 from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
 from revsnn_nodes.lif import StandardLIF, lif_sequence
 from revsnn_nodes.parameters import LIFParameters, require
+
+
+def _label_recomputation() -> tuple[nullcontext[None], record_function]:
+    """Contexts of the first run of a segment and of the second."""
+    return nullcontext(), record_function("recompute")
 
 
 class CheckpointedLIF(SpikingNode[LIFParameters]):
@@ -57,6 +65,8 @@ class CheckpointedLIF(SpikingNode[LIFParameters]):
         if not torch.is_grad_enabled():
             return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
         steps = self.checkpoint_every or math.ceil(math.sqrt(x_seq.shape[0]))
+        # The label tells profilers and counters what runs a second time; torch.compile takes no such context.
+        labelled: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": _label_recomputation}
         outputs = []
         for segment in x_seq.split(steps):
             spikes, v = checkpoint(
@@ -67,6 +77,7 @@ class CheckpointedLIF(SpikingNode[LIFParameters]):
                 self.surrogate_function,
                 use_reentrant=False,
                 preserve_rng_state=False,
+                **labelled,
             )
             outputs.append(spikes)
         assert v is not None

@@ -56,7 +56,7 @@ class _InvertAndRerun(torch.autograd.Function):
 def _rerun_and_differentiate(
     x: Parts, v: Parts, ybar: Parts, vbar: Parts, neuron: CoupledParameters, surrogate: SurrogateFunction
 ) -> tuple[Parts, Parts]:
-    with torch.enable_grad():
+    with record_function("recompute"), torch.enable_grad():
         leaves = [part.detach().requires_grad_() for part in (*x, *v)]
         inputs, membranes = leaves[: neuron.groups], leaves[neuron.groups :]
         y, v_next, _ = coupled_step(inputs, membranes, neuron, surrogate)

@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Makes the markers known, and shows progress where the command line asked for it."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    options.check_nodes(config)
     if config.getoption("run_progress"):
         config.pluginmanager.register(progress.Progress(), "revsnn-bench-progress")
 
@@ -54,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         options.preset(metafunc.config),
         options.axes(metafunc.config),
         node_names(),
-        options.nodes(metafunc.config, node_names()),
+        metafunc.config.getoption("sweep_node"),
     )
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 

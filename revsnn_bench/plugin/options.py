@@ -1,8 +1,7 @@
 """Options of the pytest plugin, and what they mean: the preset, the axes, and how a run is carried out."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -91,23 +90,23 @@ def axes(config: pytest.Config) -> dict[str, tuple[Any, ...]]:
     return {name: values for name, values in given.items() if values}
 
 
-def nodes(config: pytest.Config, known: Sequence[str]) -> tuple[str, ...] | None:
-    """The nodes that the user asked for; None for those that the sweep names.
+def check_nodes(config: pytest.Config) -> None:
+    """Stops before collection where the user asked for a node that is not registered; says which names are near."""
+    asked: tuple[str, ...] = config.getoption("sweep_node") or ()
+    if not asked:
+        return
+    from revsnn_nodes import node_factory
 
-    Raises:
-        pytest.UsageError: one of them is not registered; says which names are near.
-    """
-    asked: tuple[str, ...] | None = config.getoption("sweep_node")
-    for name in asked or ():
-        if name not in known:
-            near = get_close_matches(name, known, 3) or known
-            raise pytest.UsageError(f"no node {name!r} is registered. Did you mean {' or '.join(near)}?")
-    return asked
+    for name in asked:
+        try:
+            node_factory(name)
+        except ValueError as error:
+            raise pytest.UsageError(f"--sweep-node: {error}") from None
 
 
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
-    from revsnn_bench.measure import Pass, Settings
+    from revsnn_bench.measuring import Pass, Settings
     from revsnn_bench.session import RunOptions
 
     measured = config.getoption("benchmark")

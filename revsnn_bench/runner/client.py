@@ -53,7 +53,7 @@ class Runner:
         *,
         timeout_s: float,
         memory_limit_bytes: int | None = None,
-        preload: Sequence[str] = ("torch", "revsnn_bench.measure"),
+        preload: Sequence[str] = ("torch", "revsnn_bench.measuring"),
         threads: int | None = None,
     ) -> None:
         _require_positive("timeout_s", timeout_s, "It is the time that a case may take, in seconds.")

@@ -1,0 +1,158 @@
+"""A case measured end to end: the nodes' bytes and operations against closed forms, and how a case can end."""
+
+import pytest
+import torch
+
+from revsnn_bench import Case, Settings, measure
+from revsnn_bench.records import PhaseFlops, Status
+from revsnn_bench.runner import SkipCase
+from revsnn_bench.workloads import build
+
+T, B, N = 5, 2, 16
+STEP = B * N
+NODES = ("lif", "lif-checkpoint", "revlif-stored", "revlif-revnet", "revlif", "revlif-anchored", "lif-carrier")
+BYTES = Settings(passes=("memory",))
+FLOPS = Settings(passes=("flops",))
+
+
+def case(node, **more):
+    return Case(node=node, **({"timesteps": T, "batch": B, "shape": (N,), "node_options": {"backend": "torch"}} | more))
+
+
+# Operations per neuron and step, forward: charge 3 (subtract, divide, add), threshold 1, compare 1, reset 2
+# (1 - s, product); the cast of a comparison to floating point moves data.
+LIF_FORWARD = 7
+# Coupled: charge 3, threshold 1, compare 1, output 2 (beta x, add), gate 1, reset 3 (alpha g, product, subtract).
+COUPLED_FORWARD = 11
+# Sigmoid surrogate: alpha z, sigmoid, 1 - s, two products.
+PHI = 5
+
+
+@pytest.mark.parametrize(
+    ("node", "forward"),
+    [
+        ("lif", LIF_FORWARD),
+        ("lif-checkpoint", LIF_FORWARD),
+        ("lif-carrier", LIF_FORWARD + 2),
+        ("revlif-stored", COUPLED_FORWARD),
+        ("revlif-revnet", COUPLED_FORWARD),
+        ("revlif", COUPLED_FORWARD),
+        ("revlif-anchored", COUPLED_FORWARD),
+    ],
+)
+def test_forward_operations_have_a_closed_form(node, forward):
+    """Every node's forward takes a fixed number of operations per neuron and step; the carrier adds clamp and sum."""
+    flops = measure(case(node), FLOPS).flops
+    assert flops.forward == PhaseFlops(pointwise=forward * STEP * T, multiply_accumulate=0)
+
+
+def test_backward_operations_of_the_inverting_nodes_have_a_closed_form():
+    """The product and the inverse take a fixed number of operations; RevNet runs inverse, inputs and forward again."""
+    revlif, revnet = (measure(case(node), FLOPS).flops for node in ("revlif", "revlif-revnet"))
+    # Inverse: gate, alpha g, 1 - alpha g, division; gain D, subtraction, division; and for X_1, one of two groups,
+    # threshold, compare, subtraction, division.
+    inverse = (4 + 3) * STEP + 4 * STEP // 2
+    # Product: threshold, gate, into the gate 2, its opening 5 (y > 0, y < 1, and, product, subtraction), kept 3, phi,
+    # product and sum 2; then keep m, beta y, gain m; and an addition for Y_1 and one for X_1, one group each.
+    product = (1 + 1 + 2 + 5 + 3 + PHI + 2 + 3 + 1) * STEP
+    assert revlif.recompute.pointwise == inverse * T
+    assert revlif.backward.pointwise == product * T
+    # RevNet recovers both inputs: four operations more for the other half. Then a step of the forward.
+    again = inverse + 4 * STEP + COUPLED_FORWARD * STEP
+    assert revnet.recompute.pointwise == again * T
+    both = [each.backward.total + each.recompute.total for each in (revlif, revnet)]
+    assert 1 - both[0] / both[1] > 0.2
+
+
+def test_operations_of_the_carrier_have_a_closed_form():
+    """The carrier decodes twice and runs charge and reset again: its recomputation needs no surrogate."""
+    flops = measure(case("lif-carrier"), FLOPS).flops
+    decode = 1 + 2  # compare; subtraction, scaling
+    # To regenerate: decode, charge 3, reset 2; at every product: decode, magnitude, compare.
+    assert flops.recompute.pointwise == ((decode + 3 + 2) + (decode + 2)) * STEP * T
+    # sbar - vbar h 2, kept 2, threshold 1, phi 5, product and sum 2; keep h 1; gain h, eps y, sum, mask 4.
+    assert flops.backward.pointwise == (2 + 2 + 1 + PHI + 2 + 1 + 4) * STEP * T
+
+
+def test_retained_bytes_have_a_closed_form():
+    """The table of the nodes' README, to the byte; autograd keeps one number per division by tau on top."""
+    retained = {node: measure(case(node), BYTES).memory for node in NODES}
+    b = 4 * STEP
+    assert retained["lif"].retained_bytes == b * (3 * T - 2) + 8 * T
+    segments = 2  # ceil(5 / ceil(sqrt 5))
+    assert retained["lif-checkpoint"].retained_bytes == b * T + b * (segments - 1) + 8 * T
+    assert retained["revlif"].retained_bytes == retained["revlif-revnet"].retained_bytes == b
+    assert retained["revlif-anchored"].retained_bytes == retained["lif-carrier"].retained_bytes == 0
+    assert {each.state_bytes for each in retained.values()} == {b}
+    assert {each.output_bytes for each in retained.values()} == {b * T}
+
+
+@pytest.mark.parametrize("timesteps", [1, 4, 64])
+def test_retained_bytes_of_revlif_do_not_depend_on_time(timesteps):
+    """One membrane, whatever T is."""
+    assert measure(case("revlif", timesteps=timesteps), BYTES).memory.retained_bytes == 4 * STEP
+
+
+@pytest.mark.parametrize("workload", ["layer", "linear-blocks", "conv-blocks", "digits-net"])
+def test_bytes_and_operations_repeat_exactly(workload):
+    """Two measurements of one case agree in every byte and every operation."""
+    shape = {"conv-blocks": (2, 4, 4), "digits-net": (1, 8, 8)}.get(workload, (8,))
+    settings = Settings(passes=("memory", "flops"))
+    a, b = (measure(case("lif-carrier", workload=workload, shape=shape), settings) for _ in range(2))
+    assert a.flops == b.flops
+    assert a.memory.model_copy(update={"process_peak_bytes": None}) == b.memory.model_copy(
+        update={"process_peak_bytes": None}
+    )
+
+
+@pytest.mark.parametrize("node", ["lif-carrier", "revlif-anchored"])
+@pytest.mark.parametrize("timesteps", [4, 1024])
+def test_gradients_are_right_at_every_length(node, timesteps):
+    """In float32 the gradient error stays below 1e-5 from 4 to 1,024 steps."""
+    record = measure(case(node, timesteps=timesteps), Settings(passes=("fidelity",)))
+    assert record.status is Status.OK
+    assert record.fidelity.gradient_error < 1e-5
+
+
+def test_a_drifted_gradient_is_wrong_and_says_why():
+    """Beyond a dozen steps revlif ends as `wrong`, with its own warning and the spikes it recovered wrongly."""
+    record = measure(case("revlif", timesteps=24, shape=(256,)), Settings(passes=("fidelity",)))
+    assert record.status is Status.WRONG
+    assert record.reason.startswith("gradient_error")
+    assert record.fidelity.flipped_spikes > 0
+    assert record.fidelity.predicted_error > record.fidelity.tolerance
+    assert "lif-carrier" in record.fidelity.warning or "CarrierLIF" in record.fidelity.warning
+
+
+def test_accuracy_comes_from_training_on_digits():
+    """A short training on real digits reaches far more than chance, and the carrier is tested stripped too."""
+    record = measure(
+        case("lif-carrier", workload="digits-net", shape=(1, 8, 8), timesteps=2), Settings(passes=(), epochs=2)
+    )
+    assert record.accuracy.accuracy > 0.6
+    assert record.accuracy.stripped_accuracy > 0.6
+    assert record.accuracy.train_samples + record.accuracy.test_samples == 1797
+
+
+def test_a_layer_that_is_too_large_is_judged_on_fewer_samples():
+    """Neurons of different samples are independent: the float64 reference runs on a slice of the batch."""
+    from revsnn_bench.subjects import LARGEST_REFERENCE, subject_of
+
+    features = LARGEST_REFERENCE // 4
+    subject = subject_of(Case(node="lif", timesteps=2, batch=8, shape=(features,)))
+    assert subject.step.source.shape == (2, 2, features)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_case_for_another_device_is_skipped():
+    """A case that cannot run here says so instead of failing."""
+    with pytest.raises(SkipCase, match="no CUDA device"):
+        measure(case("lif", device="cuda"))
+
+
+def test_unknown_names_are_refused_with_suggestions():
+    """A misspelt workload or node names its neighbours."""
+    with pytest.raises(ValueError, match="Did you mean layer"):
+        build(case("lif", workload="layers"))
+    with pytest.raises(ValueError, match="Did you mean revlif"):
+        build(case("revlfi"))

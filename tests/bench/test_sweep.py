@@ -1,0 +1,61 @@
+"""From a declared sweep and the user's overrides to cases."""
+
+import pytest
+
+from revsnn_bench.sizes import parse_size
+from revsnn_bench.sweep import Sweep
+
+NODES = ["lif", "revlif", "lif-carrier"]
+
+
+def timesteps_sweep(**more):
+    return Sweep.of_marker(quick={"timesteps": (4, 8)}, full={"timesteps": (4, 64)}, batch=16, shape=(32,), **more)
+
+
+def test_nodes_of_one_point_stand_together():
+    """Cases come point by point, every node at each point."""
+    cases = timesteps_sweep().cases("quick", {}, NODES)
+    assert [(case.timesteps, case.node) for case in cases] == [(t, n) for t in (4, 8) for n in NODES]
+    assert {(case.batch, case.shape) for case in cases} == {(16, (32,))}
+
+
+def test_full_replaces_the_values_of_quick():
+    """The full preset takes its own values for the axes it names."""
+    assert {case.timesteps for case in timesteps_sweep().cases("full", {}, NODES)} == {4, 64}
+
+
+def test_smoke_takes_one_small_point():
+    """Without --benchmark every node runs once, at the first value, on a small batch and shape."""
+    cases = timesteps_sweep().cases("smoke", {}, NODES)
+    assert [(case.node, case.timesteps, case.batch, case.shape) for case in cases] == [(n, 4, 2, (8,)) for n in NODES]
+
+
+def test_values_given_replace_a_swept_axis_and_fix_another():
+    """A swept axis takes all values given; an axis that the suite keeps fixed takes the first."""
+    cases = timesteps_sweep().cases("quick", {"timesteps": (2, 3), "batch": (5, 6)}, ["lif"])
+    assert [(case.timesteps, case.batch) for case in cases] == [(2, 5), (3, 5)]
+
+
+def test_other_axes_are_options_of_the_node():
+    """An axis that is no field of a case becomes a constructor argument."""
+    sweep = Sweep.of_marker(quick={"groups": (2, 4)}, nodes=("revlif",), shape=(8,))
+    assert [case.options for case in sweep.cases("quick", {}, NODES)] == [{"groups": 2}, {"groups": 4}]
+
+
+def test_a_sweep_that_names_its_nodes_keeps_to_them():
+    """Nodes that the user asks for are intersected with those that the sweep is about."""
+    sweep = Sweep.of_marker(quick={"timesteps": (4,)}, nodes=("revlif", "lif"))
+    assert [case.node for case in sweep.cases("quick", {}, NODES, ["lif-carrier", "revlif"])] == ["revlif"]
+
+
+@pytest.mark.parametrize(("text", "size"), [("4 MiB", 4 << 20), ("1.5GiB", 3 << 29), ("512", 512), ("0 B", 0)])
+def test_sizes_are_read_with_binary_units(text, size):
+    """A size is a number with a unit of 1024."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["4 MB", "MiB", "-1 KiB", "1e3"])
+def test_ambiguous_sizes_are_refused(text):
+    """A unit that is read as 1000 by some and 1024 by others is an error, and so is no number."""
+    with pytest.raises(ValueError, match="`size` must be a number with B, KiB, MiB"):
+        parse_size(text)
