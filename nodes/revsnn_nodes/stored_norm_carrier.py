@@ -15,6 +15,7 @@ from torch.nn.functional import batch_norm, hardtanh
 
 from revsnn_nodes.base import StepMode
 from revsnn_nodes.carrier import CarrierMode, CarrierNode
+from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend, choose_backend
 from revsnn_nodes.lif import lif_sequence
 from revsnn_nodes.parameters import require
 
@@ -79,10 +80,10 @@ class NormCarrierNode(CarrierNode):
         step_mode: StepMode = "m",
         epsilon: float = 1 / 16,
         carrier: CarrierMode = "train",
+        backend: Backend = DEFAULT_BACKEND,
     ) -> None:
-        super().__init__(
-            tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode, epsilon, carrier
-        )
+        neuron = (tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset)
+        super().__init__(*neuron, step_mode, epsilon, carrier, backend)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
@@ -131,12 +132,14 @@ class NormCarrierNode(CarrierNode):
             z: `[T, N, C, *]`, or `[N, C, *]` in step mode "s".
             residual: added to the normalised input before the neuron, of the shape of z.
         Raises:
-            ValueError: wrong shape or dtype, a carried state that does not fit, or one value per channel in training.
+            ValueError: wrong shape or dtype, a carried state that does not fit, one value per channel in training, or
+                `backend="fused"`, for which there are no kernels.
         """
         single = self.step_mode == "s"
         z_seq = z.unsqueeze(0) if single else z
         self._check_input(z_seq, z)
         self._check_channels(z_seq, z)
+        self.backend_in_use, self.backend_reason = choose_backend(self, z_seq)
         residual_seq = residual.unsqueeze(0) if single and residual is not None else residual
         y_seq, self.v = self.multi_step_forward(z_seq, self._carried_state(z_seq), residual_seq)
         return y_seq.squeeze(0) if single else y_seq

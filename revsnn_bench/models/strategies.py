@@ -141,6 +141,7 @@ class NormCarrierBlock(ConvBlock):
             **asdict(node.neuron),
             surrogate_function=node.surrogate_function,
             step_mode=node.step_mode,
+            backend=node.backend,
         )
         return cls(conv, norm, None, pool, shortcut)
 
