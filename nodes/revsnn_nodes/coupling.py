@@ -35,14 +35,16 @@ def split(x: Tensor, neuron: CoupledParameters) -> tuple[Tensor, ...]:
         "Pass 1 for channels or -1 for the last dimension.",
     )
     size = x.shape[neuron.group_dim]
-    require(
-        size % neuron.groups == 0,
-        "groups",
-        f"divide the size {size} of dimension {neuron.group_dim}",
-        neuron.groups,
-        "Each part's output carries an equal part of the input.",
-        f"Pass one of {[n for n in range(2, size + 1) if size % n == 0][:8] or 'another group_dim'}.",
-    )
+    if size % neuron.groups:  # the divisors of a large size take longer to list than the step takes to compute
+        divisors = [n for n in range(2, size + 1) if size % n == 0][:8]
+        require(
+            False,
+            "groups",
+            f"divide the size {size} of dimension {neuron.group_dim}",
+            neuron.groups,
+            "Each part's output carries an equal part of the input.",
+            f"Pass one of {divisors or 'another group_dim'}.",
+        )
     return x.chunk(neuron.groups, neuron.group_dim)
 
 
