@@ -3,6 +3,7 @@
 Every function fills the results that it is given; the rest of its arguments are the operator's.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,12 @@ def _numbers(p: list[float], like: Tensor) -> Any:
     return np.array(p, dtype=np.float32 if like.dtype is torch.float32 else np.float64)
 
 
+def _leak(p: list[float], decay: bool, like: Tensor) -> tuple[tuple[int, ...], Any]:
+    """The leak's code (see `cpu_rows.charge_of`), and the numbers with 1 / tau in place of tau where that is exact."""
+    exact = math.frexp(p[0])[0] == 0.5
+    return (0,) * (decay + 2 * exact), _numbers([1 / p[0] if exact else p[0], *p[1:]], like)
+
+
 def lif_forward(
     made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool, keep: bool
 ) -> None:
@@ -59,8 +66,9 @@ def lif_forward(
     steps, columns = x_seq.shape[0], x_seq[0].numel()
     whole = (steps, columns)
     spike, v_last, charge = made
+    leak, numbers = _leak(p, decay, x_seq)
     arguments = (
-        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), _numbers(p, x_seq), decay, soft,
+        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), numbers, leak, soft,
         _array(spike, x_seq, *whole), _array(v_last, x_seq, columns), _array(charge if keep else None, x_seq, *whole),
     )  # fmt: skip
     _run(cpu_lif.lif_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize))
@@ -85,8 +93,9 @@ def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[floa
     """See `cpu_lif.carrier_forward`."""
     columns = x_seq[0].numel()
     whole = (x_seq.shape[0], columns)
+    leak, numbers = _leak(p, decay, x_seq)
     arguments = (
-        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), _numbers(p, x_seq), decay, soft,
+        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), numbers, leak, soft,
         _array(made[0], x_seq, *whole), _array(made[1], x_seq, columns),
     )  # fmt: skip
     _run(cpu_lif.carrier_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize))
@@ -114,8 +123,9 @@ def coupled_forward(
     """See `cpu_coupled.coupled_forward`."""
     state = grouped(x_seq.shape[1:], groups, group_dim)
     whole = (x_seq.shape[0], *state)
+    leak, numbers = _leak(p, decay, x_seq)
     arguments = (
-        _array(x_seq, x_seq, *whole), _array(v, x_seq, *state), _numbers(p, x_seq), decay, soft, by_spike, every,
+        _array(x_seq, x_seq, *whole), _array(v, x_seq, *state), numbers, leak, soft, by_spike, every,
         _array(made[0], x_seq, *whole), _array(made[1], x_seq, *state),
         _array(made[2], x_seq, made[2].shape[0], *state),
     )  # fmt: skip
@@ -145,10 +155,11 @@ def anchored_backward(
     """See `cpu_coupled_backward.anchored_backward`."""
     state = grouped(y_seq.shape[1:], groups, group_dim)
     whole = (y_seq.shape[0], *state)
+    leak, numbers = _leak(p, decay, y_seq)
     arguments = (
         _array(y_seq, y_seq, *whole), _array(v, y_seq, *state), _array(anchors, y_seq, anchors.shape[0], *state),
-        _array(_arriving(ybar_seq, y_seq), y_seq, *whole), _array(vbar, y_seq, *state), _numbers(p, y_seq),
-        (0,) * kind, decay, soft, detach, by_spike, every,
+        _array(_arriving(ybar_seq, y_seq), y_seq, *whole), _array(vbar, y_seq, *state), numbers,
+        (0,) * kind, leak, soft, detach, by_spike, every,
         _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, *state),
     )  # fmt: skip
     rows = groups * min(every, y_seq.shape[0])

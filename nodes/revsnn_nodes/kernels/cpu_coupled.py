@@ -37,10 +37,10 @@ def reset_membrane(charge: Any, gate: Any, rest: Any, alpha: Any, drop: Any, sof
 
 
 @exact
-def _forward_row(drive: Any, partner: Any, v: Any, y: Any, p: Any, decay: bool, soft: bool, by_spike: bool) -> None:
+def _forward_row(drive: Any, partner: Any, v: Any, y: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
     tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[7], p[8], p[9]
     for j in range(y.shape[0]):
-        charge = charge_of(drive[j], v[j], tau, rest, decay)
+        charge = charge_of(drive[j], v[j], tau, rest, leak)
         out = fired(charge, threshold) + beta * partner[j]
         v[j] = reset_membrane(charge, gate_of(out, charge, threshold, by_spike), rest, alpha, drop, soft)
         y[j] = out
@@ -48,7 +48,7 @@ def _forward_row(drive: Any, partner: Any, v: Any, y: Any, p: Any, decay: bool, 
 
 @exact
 def coupled_forward(
-    x: Any, v0: Any, p: Any, decay: bool, soft: bool, by_spike: bool, every: int,
+    x: Any, v0: Any, p: Any, leak: Any, soft: bool, by_spike: bool, every: int,
     y: Any, v: Any, anchors: Any, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes the output, the last membrane, and the membrane before steps every, 2 every, ... into `anchors`."""
@@ -69,6 +69,6 @@ def coupled_forward(
                 for i in range(groups):
                     drive = x[t, o, 0, a:b] if i == 0 else y[t, o, i - 1, a:b]
                     _forward_row(
-                        drive, x[t, o, (i + 1) % groups, a:b], v[o, i, a:b], y[t, o, i, a:b], p, decay, soft, by_spike
+                        drive, x[t, o, (i + 1) % groups, a:b], v[o, i, a:b], y[t, o, i, a:b], p, leak, soft, by_spike
                     )  # fmt: skip
         column = end

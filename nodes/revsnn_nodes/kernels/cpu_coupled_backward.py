@@ -14,6 +14,13 @@ from revsnn_nodes.kernels.jit import contracted, exact
 
 
 @exact
+def _copy(target: Any, source: Any) -> None:
+    # An assignment of slices would first look for overlap, and is several times slower.
+    for j in range(source.shape[0]):
+        target[j] = source[j]
+
+
+@exact
 def _add(total: Any, term: Any) -> None:
     for j in range(term.shape[0]):
         total[j] += term[j]
@@ -22,9 +29,9 @@ def _add(total: Any, term: Any) -> None:
 @exact
 def _carried_row(y: Any, charge: Any, p: Any, x: Any) -> None:
     """The input that output y carries."""
-    threshold, beta = p[1], p[8]
+    threshold, unscale = p[1], type(p[8])(1) / p[8]
     for j in range(x.shape[0]):
-        x[j] = (y[j] - fired(charge[j], threshold)) / beta
+        x[j] = (y[j] - fired(charge[j], threshold)) * unscale
 
 
 @contracted
@@ -64,16 +71,16 @@ def _step_product(
     groups, d = y.shape[2], c + b - a
     for i in range(groups - 1, -1, -1):
         if i == groups - 1:
-            carry[c:d] = ybar[t, o, i, a:b]
+            _copy(carry[c:d], ybar[t, o, i, a:b])
         else:
             _add(carry[c:d], ybar[t, o, i, a:b])
         _product_row(
             y[t, o, i, a:b], charge[i, c:d], vbar[i, c:d], carry[c:d], p, kind, soft, detach, by_spike
         )  # fmt: skip
         if i < groups - 1:
-            xbar[t, o, i + 1, a:b] = charge[i, c:d]
-    xbar[t, o, 0, a:b] = charge[groups - 1, c:d]
-    _add(xbar[t, o, 0, a:b], carry[c:d])
+            _copy(xbar[t, o, i + 1, a:b], charge[i, c:d])
+    _add(carry[c:d], charge[groups - 1, c:d])
+    _copy(xbar[t, o, 0, a:b], carry[c:d])
 
 
 @exact
@@ -102,9 +109,9 @@ def _store(local: Any, state: Any, first: int, last: int, a: int, b: int) -> Non
 @exact
 def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any) -> None:
     """From the charge to the membrane before."""
-    keep, gain, inflow = p[3], p[4], p[10]
+    unkeep, gain, inflow = type(p[3])(1) / p[3], p[4], p[10]
     for j in range(y.shape[0]):
-        v[j] = (charge[j] - gain * drive[j] - inflow) / keep
+        v[j] = (charge[j] - gain * drive[j] - inflow) * unkeep
 
 
 @exact
@@ -157,10 +164,10 @@ def inverse_backward(
 
 
 @exact
-def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, decay: bool, soft: bool, by_spike: bool) -> None:
+def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
     tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[7], p[9]
     for j in range(y.shape[0]):
-        m = charge_of(drive[j], v[j], tau, rest, decay)
+        m = charge_of(drive[j], v[j], tau, rest, leak)
         charge[j] = m
         v[j] = reset_membrane(m, gate_of(y[j], m, threshold, by_spike), rest, alpha, drop, soft)
 
@@ -168,7 +175,7 @@ def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, decay: bool
 @exact
 def anchored_backward(
     y: Any, v0: Any, anchors: Any, ybar: Any, vbar_last: Any, p: Any, kind: Any,
-    decay: bool, soft: bool, detach: bool, by_spike: bool, every: int,
+    leak: Any, soft: bool, detach: bool, by_spike: bool, every: int,
     xbar: Any, vbar0: Any, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """As `inverse_backward`; the charges of a segment are regenerated forward into scratch, from its anchor."""
@@ -197,11 +204,11 @@ def anchored_backward(
                     s = t - from_step
                     for i in range(1, groups):
                         _regenerate_row(
-                            y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[s, i, c:d], p, decay, soft, by_spike
+                            y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[s, i, c:d], p, leak, soft, by_spike
                         )  # fmt: skip
                     _carried_row(y[t, o, groups - 1, a:b], charge[s, groups - 1, c:d], p, x_first[c:d])
                     _regenerate_row(
-                        y[t, o, 0, a:b], x_first[c:d], v[0, c:d], charge[s, 0, c:d], p, decay, soft, by_spike
+                        y[t, o, 0, a:b], x_first[c:d], v[0, c:d], charge[s, 0, c:d], p, leak, soft, by_spike
                     )  # fmt: skip
             for t in range(to_step - 1, from_step - 1, -1):
                 for o in range(first, last):

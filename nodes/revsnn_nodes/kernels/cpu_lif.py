@@ -22,9 +22,9 @@ def start_membrane(v: Any, given: Any, rest: Any) -> None:
 
 
 @exact
-def _lif_row(x: Any, v: Any, spike: Any, tau: Any, threshold: Any, rest: Any, decay: bool, soft: bool) -> None:
+def _lif_row(x: Any, v: Any, spike: Any, tau: Any, threshold: Any, rest: Any, leak: Any, soft: bool) -> None:
     for j in range(x.shape[0]):
-        h = charge_of(x[j], v[j], tau, rest, decay)
+        h = charge_of(x[j], v[j], tau, rest, leak)
         s = fired(h, threshold)
         spike[j] = s
         v[j] = reset_of(h, s, threshold, rest, soft)
@@ -32,10 +32,10 @@ def _lif_row(x: Any, v: Any, spike: Any, tau: Any, threshold: Any, rest: Any, de
 
 @exact
 def _lif_row_keeping(
-    x: Any, v: Any, spike: Any, charge: Any, tau: Any, threshold: Any, rest: Any, decay: bool, soft: bool
+    x: Any, v: Any, spike: Any, charge: Any, tau: Any, threshold: Any, rest: Any, leak: Any, soft: bool
 ) -> None:
     for j in range(x.shape[0]):
-        h = charge_of(x[j], v[j], tau, rest, decay)
+        h = charge_of(x[j], v[j], tau, rest, leak)
         s = fired(h, threshold)
         spike[j] = s
         charge[j] = h
@@ -44,7 +44,7 @@ def _lif_row_keeping(
 
 @exact
 def lif_forward(
-    x: Any, v0: Any, p: Any, decay: bool, soft: bool, spike: Any, v: Any, charge: Any, block: int, start: int, stop: int
+    x: Any, v0: Any, p: Any, leak: Any, soft: bool, spike: Any, v: Any, charge: Any, block: int, start: int, stop: int
 ) -> None:
     """Writes spikes, the last membrane, and the charges unless an empty array is given for them."""
     tau, threshold, rest = p[0], p[1], p[2]
@@ -54,19 +54,19 @@ def lif_forward(
         for t in range(x.shape[0]):
             if charge.shape[0]:
                 _lif_row_keeping(
-                    x[t, a:b], v[a:b], spike[t, a:b], charge[t, a:b], tau, threshold, rest, decay, soft
+                    x[t, a:b], v[a:b], spike[t, a:b], charge[t, a:b], tau, threshold, rest, leak, soft
                 )  # fmt: skip
             else:
-                _lif_row(x[t, a:b], v[a:b], spike[t, a:b], tau, threshold, rest, decay, soft)
+                _lif_row(x[t, a:b], v[a:b], spike[t, a:b], tau, threshold, rest, leak, soft)
 
 
 @exact
 def _carrier_row(
-    x: Any, v: Any, y: Any, tau: Any, threshold: Any, rest: Any, epsilon: Any, clamp: Any, decay: bool, soft: bool
+    x: Any, v: Any, y: Any, tau: Any, threshold: Any, rest: Any, epsilon: Any, clamp: Any, leak: Any, soft: bool
 ) -> None:
     for j in range(x.shape[0]):
         carried = clamped(x[j], -clamp, clamp)
-        h = charge_of(carried, v[j], tau, rest, decay)
+        h = charge_of(carried, v[j], tau, rest, leak)
         s = fired(h, threshold)
         y[j] = s + epsilon * carried
         v[j] = reset_of(h, s, threshold, rest, soft)
@@ -74,7 +74,7 @@ def _carrier_row(
 
 @exact
 def carrier_forward(
-    x: Any, v0: Any, p: Any, decay: bool, soft: bool, y: Any, v: Any, block: int, start: int, stop: int
+    x: Any, v0: Any, p: Any, leak: Any, soft: bool, y: Any, v: Any, block: int, start: int, stop: int
 ) -> None:
     """Writes the output, spike + epsilon x, and the last membrane."""
     tau, threshold, rest, epsilon, clamp = p[0], p[1], p[2], p[7], p[8]
@@ -83,7 +83,7 @@ def carrier_forward(
         start_membrane(v[a:b], v0[a:b], rest)
         for t in range(x.shape[0]):
             _carrier_row(
-                x[t, a:b], v[a:b], y[t, a:b], tau, threshold, rest, epsilon, clamp, decay, soft
+                x[t, a:b], v[a:b], y[t, a:b], tau, threshold, rest, epsilon, clamp, leak, soft
             )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """How the CPU kernels are compiled: without the lock of the interpreter, and cached on disk where that is possible."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -19,8 +21,16 @@ def contracted(function: Callable[..., Any]) -> Any:
     return _cached(function, fastmath={"contract"})
 
 
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
+
+
 def _cached(function: Callable[..., Any], **options: Any) -> Any:
     try:
-        return numba.njit(cache=True, **_OPTIONS, **options)(function)
-    except RuntimeError:  # no folder that numba may write to: compile in every process
+        kernel = numba.njit(cache=True, **_OPTIONS, **options)(function)
+        # numba looks at the file of the function alone; what it calls from other files must count too.
+        kernel._cache._cache_file._source_stamp = _SOURCES
+    except (RuntimeError, AttributeError):  # no folder to write to, or a cache of another make: compile every time
         return numba.njit(**_OPTIONS, **options)(function)
+    return kernel

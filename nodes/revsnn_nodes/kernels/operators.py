@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revsnn_nodes.kernels.pages import advise_large_pages
+
 SCHEMAS = {
     "lif_forward": "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool keep) -> (Tensor, Tensor, Tensor)",
     "lif_backward": (
@@ -73,6 +75,8 @@ def _define(name: str, schema: str) -> None:
         from revsnn_nodes.kernels import cpu
 
         made = results(name, *arguments)
+        for result in made:
+            advise_large_pages(result)
         implementation: Callable[..., None] = getattr(cpu, name)
         implementation(made, *arguments)
         return made
