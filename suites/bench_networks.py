@@ -1,0 +1,29 @@
+"""What do the networks of the literature keep and cost, block by block strategy, at a quarter of their width?"""
+
+import pytest
+
+STRATEGIES = ("lif", "lif+checkpoint", "lif+bitpack", "lif-carrier", "lif-carrier+checkpoint-conv", "norm-carrier")
+
+
+@pytest.mark.sweep(
+    quick={"timesteps": (4,)},
+    full={"timesteps": (4, 8, 16)},
+    workload="vgg11@0.25",
+    nodes=STRATEGIES,
+    batch=8,
+    shape=(3, 32, 32),
+)
+def test_vgg11(case, measure_case):
+    measure_case(case)
+
+
+@pytest.mark.sweep(
+    quick={"timesteps": (4,)},
+    full={"timesteps": (4, 8, 16)},
+    workload="resnet19@0.125",
+    nodes=STRATEGIES,
+    batch=8,
+    shape=(3, 32, 32),
+)
+def test_resnet19(case, measure_case):
+    measure_case(case)
