@@ -27,6 +27,8 @@ _ALLOCATOR_VARIABLES = (
 _EXACT_FIELDS = ("torch", "threads", "deterministic")
 _FIELDS_WITH_A_GPU = ("cuda", "gpu")
 
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
 
 def fingerprint() -> Environment:
     """Describes this process, its machine and the code that runs; holds no absolute path.
@@ -45,6 +47,7 @@ def fingerprint() -> Environment:
         memory_bytes=psutil.virtual_memory().total,
         package=_version("revsnn-bench") or "not installed",
         commit=commit,
+        committed_at=None if commit is None else _git(_CHECKOUT, "show", "-s", "--format=%cI", commit),
         dirty=dirty,
         packages={name: version for name in PACKAGES if (version := _version(name))},
         cuda=torch.version.cuda,
@@ -148,12 +151,11 @@ def _commit() -> tuple[str | None, bool | None]:
     An installed package has none, also when it lies inside some other repository. Results and reports do not
     make a checkout dirty: the journal of the very run is one of them.
     """
-    root = Path(__file__).resolve().parents[1]
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:
+    top = _git(_CHECKOUT, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != _CHECKOUT:
         return None, None
-    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)reports")
-    return _git(root, "rev-parse", "HEAD"), None if changes is None else bool(changes)
+    changes = _git(_CHECKOUT, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)reports")
+    return _git(_CHECKOUT, "rev-parse", "HEAD"), None if changes is None else bool(changes)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

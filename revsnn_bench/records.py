@@ -189,6 +189,7 @@ class Environment(_Frozen):
     memory_bytes: int
     package: str
     commit: str | None
+    committed_at: str | None = None
     dirty: bool | None
     packages: dict[str, str]
     cuda: str | None = None

@@ -1,5 +1,6 @@
 """One run: cases go to workers, records go to the journal, and the end of the run is a file and its reports."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,9 @@ from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.render import write_reports
 from revsnn_bench.runner import Runner
+
+LIVE_S = 3
+"""Seconds between two versions of the page of a live run."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class RunOptions:
         memory_limit_bytes: memory limit per case; None for none.
         threads: threads of intra-op parallelism in the workers; None leaves it to torch.
         preload: modules that workers import first, such as one that registers nodes.
+        live: whether the page among the reports is written anew as cases finish, and reloads itself.
         command: the command that asked for the run, for the record.
     """
 
@@ -35,12 +40,13 @@ class RunOptions:
     run_id: str | None = None
     results_dir: Path | None = Path("results")
     reports_dir: Path = Path("reports")
-    formats: tuple[str, ...] = ("md", "csv", "json")
+    formats: tuple[str, ...] = ("md", "csv", "json", "html", "svg")
     resume: Path | None = None
     timeout_s: float = 300.0
     memory_limit_bytes: int | None = None
     threads: int | None = None
     preload: tuple[str, ...] = ()
+    live: bool = False
     command: tuple[str, ...] = ()
 
 
@@ -59,6 +65,7 @@ class BenchSession:
         self._journal: Journal | None = None
         self._records: dict[Case, Record] = {}
         self._opened = False
+        self._page_due = 0.0
 
     def measure(self, case: Case) -> Record:
         """The record of a case: from the journal if it is there, else measured in a process of its own."""
@@ -68,6 +75,7 @@ class BenchSession:
             record = self._runner.run(case, self.options.settings)
             if self._journal is not None:
                 self._journal.append(record)
+                self._refresh_page()
             self._records[case] = record
         return self._records[case]
 
@@ -96,6 +104,19 @@ class BenchSession:
             saved = self._journal.path
             self._journal.close()
         return saved, *write_reports(run, self.options.reports_dir, self.options.formats)
+
+    def _refresh_page(self) -> None:
+        """Writes the page of a live run, at most every `LIVE_S` seconds and never for more than a tenth of the time."""
+        if self._journal is None or not self.options.live or time.monotonic() < self._page_due:
+            return
+        from revsnn_bench.render.html import render_html
+
+        start = time.monotonic()
+        run = self._journal.run
+        self.options.reports_dir.mkdir(parents=True, exist_ok=True)
+        page = self.options.reports_dir / f"{run.header.run_id}.html"
+        page.write_text(render_html(run, refresh_s=LIVE_S), encoding="utf-8")
+        self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
     def _open(self) -> None:
         self._opened = True

@@ -17,10 +17,20 @@ def find_run(name: str, results_dir: Path) -> Run:
         raise failure(str(error), Exit.USAGE) from None
 
 
+def saved_runs(results_dir: Path) -> list[Run]:
+    """Every run in the results folder, finished or not."""
+    return [find_run(str(path), results_dir) for path in _files(results_dir)]
+
+
+def _files(results_dir: Path) -> list[Path]:
+    found = (path for path in results_dir.glob("*.json*") if path.suffix in (".json", ".jsonl"))
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
 def _path_of(name: str, results_dir: Path) -> Path:
     if Path(name).is_file():
         return Path(name)
-    runs = sorted((path for path in results_dir.glob("*.json*") if path.suffix in (".json", ".jsonl")), key=_age)
+    runs = _files(results_dir)
     if name == "latest" and runs:
         return runs[-1]
     by_id = {path.stem: path for path in runs}
@@ -29,7 +39,3 @@ def _path_of(name: str, results_dir: Path) -> Path:
     known = get_close_matches(name, by_id, 3) or [path.stem for path in runs[-3:]]
     there = f"Runs there: {', '.join(known)}." if known else "There is none yet: make one with `revsnn-bench run`."
     raise failure(f"no run {name!r}: it is neither a file nor the id of a run in {results_dir}. {there}", Exit.USAGE)
-
-
-def _age(path: Path) -> float:
-    return path.stat().st_mtime

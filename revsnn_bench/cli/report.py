@@ -8,22 +8,25 @@ import typer
 from rich.console import Console
 
 from revsnn_bench.cli.exits import Exit, failure
-from revsnn_bench.cli.find import find_run
+from revsnn_bench.cli.find import find_run, saved_runs
 from revsnn_bench.render import write_reports
 from revsnn_bench.render.terminal import print_run
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Run ids, files, or `latest`.", metavar="RUN...")],
-    format: Annotated[str, typer.Option(help="Formats to write, separated by commas.")] = "md,csv,json",
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run ids, files, or `latest`.", metavar="RUN...", show_default="latest")
+    ] = None,
+    format: Annotated[str, typer.Option(help="Formats among md, csv, json, html, svg.")] = "md,csv,json,html,svg",
     results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where reports go.")] = Path("reports"),
     open_page: Annotated[bool, typer.Option("--open", help="Open the first report when it is written.")] = False,
+    gallery: Annotated[bool, typer.Option("--gallery", help="Write index.html over all saved runs, too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the files alone, not the tables.")] = False,
 ) -> None:
     """Write the reports of saved runs, and show them in the terminal."""
     written: list[Path] = []
-    for name in runs:
+    for name in runs or ["latest"]:
         run = find_run(name, results)
         if not quiet:
             print_run(run, Console())
@@ -31,8 +34,18 @@ def report(
             written += write_reports(run, reports, [part.strip() for part in format.split(",") if part.strip()])
         except ValueError as error:
             raise failure(str(error), Exit.USAGE) from None
+    if gallery:
+        written.append(_gallery(results, reports))
     for path in written:
         typer.echo(path)
     if open_page and written:
         pages = [path for path in written if path.suffix == ".html"] or written
         webbrowser.open(pages[0].resolve().as_uri())
+
+
+def _gallery(results: Path, reports: Path) -> Path:
+    from revsnn_bench.render.html import render_gallery
+
+    page = reports / "index.html"
+    page.write_text(render_gallery(saved_runs(results)), encoding="utf-8")
+    return page

@@ -52,7 +52,10 @@ def run(
     run_id: Annotated[str, _values("Name of the run; made of date and time by default.", _RUN)] = "",
     results: Annotated[Path, typer.Option(help="Where runs are saved.", rich_help_panel=_RUN)] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where reports go.", rich_help_panel=_RUN)] = Path("reports"),
-    format: Annotated[str, typer.Option(help="Formats of the reports.", rich_help_panel=_RUN)] = "md,csv,json",
+    format: Annotated[str, typer.Option(help="Formats of the reports.", rich_help_panel=_RUN)] = "md,csv,json,html,svg",
+    live: Annotated[
+        bool, typer.Option("--live", help="Refresh the page while cases finish.", rich_help_panel=_RUN)
+    ] = False,
     resume: Annotated[str, _values("Go on with an interrupted run: its id, or its .jsonl file.", _RUN)] = "",
     timeout: Annotated[float, typer.Option(help="Time limit per case, in seconds.", rich_help_panel=_RUN)] = 300.0,
     memory_limit: Annotated[str, _values('Memory limit per case, such as "2 GiB".', _RUN)] = "",
@@ -81,6 +84,7 @@ def run(
     arguments = ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"]
     arguments += [f"--sweep-{name}={value}" for name, value in swept.items() if value]
     arguments += [f"--run-{name}={value}" for name, value in chosen.items() if value not in ("", None)]
+    arguments += ["--run-live"] if live else []
     _exit(pytest.main([*_quiet(), *arguments, *_suite_files(suite)]))
 
 

@@ -94,7 +94,7 @@ class _Counter(TorchDispatchMode):
     """Adds up operations by phase; on devices, autograd's own threads call it too."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.stage: Phase = "forward"
         self._pointwise: dict[Phase, int] = {"forward": 0, "backward": 0, "recompute": 0}
         self._multiply_accumulate = dict(self._pointwise)

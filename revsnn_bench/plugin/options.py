@@ -35,6 +35,8 @@ def _size(text: str) -> int:
         raise ArgumentTypeError(str(error)) from None
 
 
+FORMATS = ("md", "csv", "json", "html", "svg")
+
 AXES: dict[str, tuple[Callable[[str], Any], str]] = {
     "timesteps": (int, "numbers of time steps T, such as 4,8,16"),
     "batch": (int, "batch sizes, such as 1,8"),
@@ -62,7 +64,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--run-id", metavar="NAME", help="name of the run; made of date and time by default")
     group.addoption("--run-results", type=Path, default=Path("results"), metavar="DIR", help="where runs are saved")
     group.addoption("--run-reports", type=Path, default=Path("reports"), metavar="DIR", help="where reports go")
-    group.addoption("--run-formats", type=_each(str), default=("md", "csv", "json"), metavar="FORMATS")
+    group.addoption("--run-formats", type=_each(str), default=FORMATS, metavar="FORMATS", help=",".join(FORMATS))
     group.addoption("--run-resume", type=Path, metavar="JOURNAL", help="go on with an interrupted run (.jsonl)")
     group.addoption("--run-timeout", type=float, default=300.0, metavar="SECONDS", help="time limit per case")
     group.addoption("--run-memory-limit", type=_size, metavar="SIZE", help='memory limit per case, such as "2 GiB"')
@@ -73,6 +75,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption(
         "--run-preload", type=_each(str), default=(), metavar="MODULES", help="modules workers import first"
     )
+    group.addoption("--run-live", action="store_true", help="refresh the page in the reports folder as cases finish")
     group.addoption("--run-progress", action="store_true", help="a progress bar with the case in flight and time left")
 
 
@@ -127,5 +130,6 @@ def run_options(config: pytest.Config) -> "RunOptions":
         memory_limit_bytes=config.getoption("run_memory_limit"),
         threads=config.getoption("run_threads"),
         preload=config.getoption("run_preload"),
+        live=config.getoption("run_live"),
         command=("pytest", *map(str, config.invocation_params.args)),
     )

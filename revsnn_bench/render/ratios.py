@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import median
-from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import Metric
@@ -61,19 +60,10 @@ def ratio_of_medians(own: tuple[float, ...], lif: tuple[float, ...]) -> Ratio | 
     if min(len(own), len(lif)) < 3:
         return Ratio(value)
     import numpy as np
-    from scipy.stats import bootstrap
 
-    def statistic(a: Any, b: Any, axis: int = -1) -> Any:
-        return np.median(a, axis=axis) / np.median(b, axis=axis)
-
-    interval = bootstrap(
-        (own, lif),
-        statistic,
-        paired=len(own) == len(lif),
-        vectorized=True,
-        n_resamples=_RESAMPLES,
-        confidence_level=_CONFIDENCE,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return Ratio(value, float(interval.low), float(interval.high))
+    random = np.random.default_rng(0)
+    own_draws = random.integers(len(own), size=(_RESAMPLES, len(own)))
+    lif_draws = own_draws if len(own) == len(lif) else random.integers(len(lif), size=(_RESAMPLES, len(lif)))
+    ratios = np.median(np.array(own)[own_draws], axis=1) / np.median(np.array(lif)[lif_draws], axis=1)
+    low, high = np.quantile(ratios, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return Ratio(value, float(low), float(high))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -34,12 +35,14 @@ class History:
 
 
 def render_gallery(runs: Iterable[Run]) -> str:
-    """Returns the gallery of runs as one page, in order of date; a run is never left out.
+    """Returns the gallery of runs as one page, in order of commit date; a run is never left out.
+
+    Where the commit is not known, the date of the run stands for it.
 
     Each run links to `<run id>.html` beside the page. Quantities whose value changed at some commit are listed
     with every turn, at most 4000 of them; the others with the value that they kept.
     """
-    ordered = sorted(runs, key=lambda run: (run.header.started_at, run.header.run_id))
+    ordered = sorted(runs, key=_age)
     histories = _histories(ordered)
     moved = [history for history in histories if history.turns]
     return render_page(
@@ -52,6 +55,12 @@ def render_gallery(runs: Iterable[Run]) -> str:
         compared=sum(len(history.values) > 1 for history in histories),
         steady=_steady_table(histories),
     )
+
+
+def _age(run: Run) -> tuple[datetime, datetime, str]:
+    started = datetime.fromisoformat(run.header.started_at)
+    committed = run.header.environment.committed_at
+    return datetime.fromisoformat(committed) if committed else started, started, run.header.run_id
 
 
 def _histories(runs: Sequence[Run]) -> list[History]:

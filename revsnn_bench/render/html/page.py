@@ -13,11 +13,12 @@ from revsnn_bench.render import units
 from revsnn_bench.render.figures import dark_rules
 
 
-def render_page(template: str, **values: object) -> str:
+def render_page(template: str, *, refresh_s: int | None = None, **values: object) -> str:
     """Fills a template; every value is escaped and kept on one line, unless it is `Markup`.
 
     Args:
         template: name without extension, such as `report`.
+        refresh_s: seconds after which an open page loads itself again; None for never.
         values: for the template.
     Returns:
         One HTML file that needs no other and asks no server for anything.
@@ -30,6 +31,7 @@ def render_page(template: str, **values: object) -> str:
             style=Markup(_asset("page.css") + dark_rules("@media screen and (prefers-color-scheme: dark)")),
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            refresh_s=refresh_s,
             **values,
         )
     )

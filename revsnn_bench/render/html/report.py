@@ -30,12 +30,13 @@ _SHOWN = (
 )
 
 
-def render_html(run: Run, figures: Sequence[Figure] | None = None) -> str:
+def render_html(run: Run, figures: Sequence[Figure] | None = None, refresh_s: int | None = None) -> str:
     """Returns the report as one self-contained page; the same run gives the same text.
 
     Args:
         run: header and records.
         figures: what `draw_figures(run)` returned, where that was called already.
+        refresh_s: seconds after which an open page loads itself again, while a run goes on; None for never.
     """
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
@@ -43,6 +44,7 @@ def render_html(run: Run, figures: Sequence[Figure] | None = None) -> str:
     labels = [_label(record) for record in run]
     return render_page(
         "report",
+        refresh_s=refresh_s,
         title=f"Benchmark report {run.header.run_id}",
         header=run.header,
         counts=[(s.value, n) for s in Status if (n := sum(r.status is s for r in run))],
