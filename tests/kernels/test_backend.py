@@ -1,0 +1,199 @@
+"""Which backend runs, what it says, and that the fused one is a good citizen of its process."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from nodes_cases import ALL, make
+from revsnn_nodes import StandardLIF, surrogate
+from revsnn_nodes.kernels import operators, selection, threads
+from revsnn_nodes.kernels.coefficients import coefficients
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_auto_says_what_it_runs_on(name):
+    """ "fused" for the four nodes that have kernels; else "torch", with the node named in the reason."""
+    node = make(name, backend="auto")
+    assert node.backend_in_use is None
+    node(torch.randn(2, 1, 4))
+    expected = "fused" if name in FUSED else "torch"
+    assert node.backend_in_use == expected
+    assert node.backend_reason == ("" if name in FUSED else f"{type(node).__name__} has no fused kernel")
+
+
+@pytest.mark.parametrize(("x", "options", "reason"), [
+    (torch.zeros(2, 1, 4, dtype=torch.bfloat16), {}, "float32 and float64, not bfloat16"),
+    (torch.zeros(2, 1, 4, device="meta"), {}, "device meta"),
+    (torch.zeros(2, 1, 4), {"surrogate_function": lambda z: (z >= 0).to(z)}, "do not know the surrogate"),
+])  # fmt: skip
+def test_unsupported_cases_fall_back_or_raise(x, options, reason):
+    """auto runs the reference and says why; "fused" raises the same reason."""
+    node = make("lif", backend="auto", **options)
+    node(x)
+    assert node.backend_in_use == "torch"
+    assert reason in node.backend_reason
+    with pytest.raises(ValueError, match=reason):
+        make("lif", backend="fused", **options)(x)
+
+
+def test_without_numba_auto_is_the_reference(monkeypatch):
+    """The reason names the extra to install."""
+    monkeypatch.setattr(selection, "_numba_installed", lambda: False)
+    node = make("lif", backend="auto")
+    node(torch.randn(2, 1, 4))
+    assert node.backend_in_use == "torch"
+    assert "revsnn-bench[cpu]" in node.backend_reason
+
+
+def test_subclasses_keep_their_own_dynamics():
+    """Another surrogate derivative, or another sequence, is not run by kernels written for the base."""
+
+    class Steeper(surrogate.Sigmoid):
+        def derivative(self, z):
+            return 2 * super().derivative(z)
+
+    class Silent(StandardLIF):
+        def multi_step_forward(self, x_seq, v):
+            return torch.zeros_like(x_seq), torch.zeros_like(x_seq[0])
+
+    node, silent = make("lif", backend="auto", surrogate_function=Steeper()), Silent(backend="auto")
+    x = torch.full((2, 1, 4), 9.0)
+    node(x)
+    assert node.backend_in_use == "torch"
+    assert silent(x).count_nonzero() == 0
+
+
+def test_unknown_backend_is_refused():
+    """The message lists the three."""
+    with pytest.raises(ValueError, match='`backend` must be "auto", "torch" or "fused"; got \'cuda\''):
+        make("lif", backend="cuda")
+
+
+def test_reference_of_a_fused_node_is_plain_torch():
+    """A node is never held against itself."""
+    assert make("lif", backend="fused").reference().backend == "torch"
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_copies_keep_the_backend(name):
+    """deepcopy and pickle."""
+    node = make(name, backend="fused")
+    node(torch.randn(2, 1, 4))
+    for twin in (copy.deepcopy(node), pickle.loads(pickle.dumps(node))):
+        assert twin.backend == "fused"
+        assert torch.equal(twin.v, node.v)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_second_derivative_is_refused(name):
+    """The closed-form product is not itself differentiable, and torch says so; nothing wrong is returned."""
+    x = torch.randn(2, 1, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(make(name, backend="fused")(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def _operator_arguments():
+    x, v = torch.randn(4, 2, 6), torch.randn(2, 6)
+    lif = coefficients(StandardLIF().neuron, 4.0, 4.0)
+    carrier, coupled = (coefficients(make(name).neuron, 4.0, 4.0) for name in ("lif-carrier", "revlif"))
+    anchors = torch.randn(1, 2, 6)
+    return {
+        "lif_forward": (x, v, lif, True, False, True),
+        "lif_backward": (x, x, None, lif, 0, False, False, True),
+        "carrier_forward": (x, None, carrier, True, False),
+        "carrier_backward": (x, v, x, v, carrier, 1, False, False, False),
+        "coupled_forward": (x, v, coupled, True, False, False, 2, -1, 3),
+        "inverse_backward": (x, v, x, None, coupled, 0, False, False, 2, -1, True),
+        "anchored_backward": (x, v, anchors, x, v, coupled, 0, True, False, False, False, 2, -1, 3, True),
+    }
+
+
+@pytest.mark.parametrize("name", operators.SCHEMAS)
+def test_operators_are_what_their_schemas_say(name):
+    """torch's own check: nothing is written in place or aliased, and the fake has the result's shapes and strides."""
+    torch.library.opcheck(
+        getattr(torch.ops.revsnn, name).default,
+        _operator_arguments()[name],
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fake_tensors_pass_through(name):
+    """Memory can be predicted without running a kernel."""
+    with FakeTensorMode():
+        x = torch.randn(4, 2, 6, requires_grad=True)
+        make(name, backend="fused")(x).sum().backward()
+        assert x.grad.shape == (4, 2, 6)
+
+
+def _large_run():
+    torch.set_num_threads(2)
+    x = torch.linspace(-1, 3, 4 * threads.SERIAL_ELEMENTS).view(4, 2, -1).requires_grad_()
+    make("lif-carrier", backend="fused")(x).sum().backward()
+    return x.grad
+
+
+def test_forked_children_work_after_the_parent_has():
+    """The parent's threads do not exist in a forked child; it starts its own and writes the same bits."""
+    torch.set_num_threads(2)
+    x = torch.linspace(-1, 3, 4 * threads.SERIAL_ELEMENTS).view(4, 2, -1)
+    p = coefficients(make("lif-carrier").neuron)
+
+    def forward():
+        return torch.ops.revsnn.carrier_forward(x, None, p, True, False)[0].numpy()
+
+    def child():  # no parallel operator of torch itself: its own threads do not survive a fork
+        sys.exit(0 if (forward() == expected).all() else 1)
+
+    expected = forward()
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(timeout=60)
+    hung = process.is_alive()
+    process.kill()
+    assert not hung
+    assert process.exitcode == 0
+
+
+def test_threads_may_run_nodes_at_once():
+    """Four threads that each run a large node get what one alone gets."""
+    expected = _large_run()
+    got = [None] * 4
+
+    def run(i):
+        got[i] = _large_run()
+
+    workers = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+    assert all(torch.equal(grad, expected) for grad in got)
+
+
+def test_error_in_a_kernel_reaches_the_caller():
+    """Also one that happens in a helper thread."""
+
+    def broken(start, stop):
+        if start:
+            raise ZeroDivisionError
+
+    torch.set_num_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        threads.run_columns(broken, (), 1 << 20, 4096, 1 << 20)
+
+
+def test_import_loads_no_compiler():
+    """numba is loaded by the first fused call, not by the import of the nodes."""
+    code = "import sys, revsnn_nodes; sys.exit('numba' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

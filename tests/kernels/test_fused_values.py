@@ -1,0 +1,140 @@
+"""Fused kernels against the torch reference: forward to the bit, gradients to rounding."""
+
+import pytest
+import torch
+from nodes_cases import Problem, assert_ends_close, differentiate, make, run_node
+from revsnn_nodes import surrogate
+
+FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
+COUPLED = ("revlif", "revlif-anchored")
+
+RTOL = {torch.float64: 1e-13, torch.float32: 2e-6}
+"""Gradients of two implementations of one formula: a few roundings, with multiply-adds fused in one of them."""
+
+INVERSE_RTOL = {torch.float64: 1e-11, torch.float32: 2e-4}
+"""The same through five steps of an inverse, which expands roundings."""
+
+
+def assert_agree(name, problem, through="yv", **options):
+    """Both backends from one problem: equal bits of output and membrane, gradients within rounding."""
+    expected = differentiate(run_node(make(name, backend="torch", **options)), problem, through)
+    got = differentiate(run_node(make(name, backend="fused", **options)), problem, through)
+    assert 0.02 < (expected.y > 0.5).double().mean() < 0.98
+    assert torch.equal(got.y, expected.y)
+    assert torch.equal(got.v, expected.v)
+    assert_ends_close(got, expected, (INVERSE_RTOL if name == "revlif" else RTOL)[problem.x.dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
+@pytest.mark.parametrize("name", FUSED)
+def test_every_mode_of_the_neuron(name, v_reset, detach_reset, decay_input, dtype):
+    """Hard reset to zero and elsewhere, soft reset, detached or not, input decayed or not; from a carried state."""
+    neuron = {"v_reset": v_reset, "detach_reset": detach_reset, "decay_input": decay_input}
+    assert_agree(name, Problem(seed=1).to(dtype), **neuron)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_time_constant_that_is_no_power_of_two(name):
+    """tau = 2.7 divides where tau = 2 multiplies by the exact reciprocal."""
+    for decay_input in (True, False):
+        assert_agree(name, Problem(seed=2), tau=2.7, decay_input=decay_input, v_threshold=0.8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "kind", ["Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect"]
+)
+def test_every_surrogate(kind, dtype):
+    """Each surrogate's derivative, at its default and at another sharpness."""
+    for alpha in (None, 1.7):
+        assert_agree("lif", Problem(seed=3).to(dtype), surrogate_function=getattr(surrogate, kind)(alpha))
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_far_from_the_threshold_gradients_are_as_small_as_the_references(name):
+    """Charges of +-100 thresholds: the surrogate's exp underflows to nothing, not to garbage."""
+    problem = Problem(steps=3, seed=4)
+    problem.x = 100 * problem.x if name != "lif-carrier" else 5 * problem.x
+    for dtype in (torch.float64, torch.float32):
+        assert_agree(name, problem.to(dtype))
+
+
+@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("through", ["y", "v", "yv"])
+@pytest.mark.parametrize("name", FUSED)
+def test_gradient_may_arrive_at_either_end(name, through, carried):
+    """Output alone, membrane alone, or both; from rest and from a carried state."""
+    assert_agree(name, Problem(seed=5, carried=carried), through)
+
+
+@pytest.mark.parametrize(("shape", "groups", "group_dim"), [
+    ((2, 12), 2, -1), ((2, 12), 3, 1), ((2, 12), 12, -1), ((3, 4, 5, 6), 2, 1), ((3, 4, 5, 6), 4, -3),
+    ((3, 4, 5, 6), 5, 2), ((1, 8), 2, -1), ((7, 2, 3), 2, 1), ((2, 9000), 2, -1), ((2, 6, 3000), 3, 1),
+])  # fmt: skip
+@pytest.mark.parametrize("name", COUPLED)
+def test_any_number_of_groups_along_any_dimension(name, shape, groups, group_dim):
+    """Groups of one element and of thousands, along the last dimension and before others."""
+    assert_agree(name, Problem(shape=shape, seed=6), groups=groups, group_dim=group_dim, alpha=0.4, beta=-0.7)
+
+
+@pytest.mark.parametrize("gate", ["output", "spike"])
+@pytest.mark.parametrize("every", [None, 1, 2, 3, 100])
+def test_segments_of_any_length(every, gate):
+    """Anchored: segments that divide T, that do not, of one step and longer than T; both gates."""
+    assert_agree("revlif-anchored", Problem(steps=6, seed=7), anchor_every=every, reset_gate=gate)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", FUSED)
+def test_pieces_of_threads_join(name, threads):
+    """Sizes that no block and no thread divides, above the size from which threads work: the same bits."""
+    torch.set_num_threads(threads)
+    problem = Problem(steps=3, shape=(2, 36_002), seed=8)
+    assert_agree(name, problem)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_strides_do_not_matter(name):
+    """A transposed input and an expanded gradient give what their contiguous copies give."""
+    node = make(name, backend="fused")
+    base = torch.randn(12, 2, 5, dtype=torch.float64)
+    grads = []
+    for x in (base.permute(2, 1, 0), base.permute(2, 1, 0).contiguous()):
+        node.reset()
+        leaf = x.detach().requires_grad_()
+        node(leaf).sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(grads[0], grads[1])
+    assert grads[0].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_steps_one_by_one_are_the_sequence(name):
+    """step_mode "s", T calls with the carried state, gives the bits of one call with T steps."""
+    x = Problem().x
+    single, multi = make(name, backend="fused", step_mode="s"), make(name, backend="fused")
+    assert torch.equal(torch.stack([single(step) for step in x]), multi(x))
+
+
+def test_stripped_carrier_gives_spikes_in_eval():
+    """In eval() the fused carrier's output and gradient are the reference's: those of a clamped LIF."""
+    problem = Problem(seed=9)
+    problem.x[0, 0, 0] = 100.0
+    ends = [
+        differentiate(run_node(make("lif-carrier", backend=backend).eval()), problem) for backend in ("torch", "fused")
+    ]
+    assert set(ends[0].y.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(ends[1].y, ends[0].y)
+    assert_ends_close(ends[1], ends[0], RTOL[torch.float64])
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_empty_batch_passes(name):
+    """A batch of no samples gives an output and a gradient of no elements."""
+    x = torch.randn(3, 0, 4, requires_grad=True)
+    y = make(name, backend="fused")(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == (3, 0, 4)
