@@ -35,6 +35,8 @@ class Subject:
         reconstruct: from an input and its output, the input and the spikes as the backward pass recovers them, and
             the input and the spikes that were: four tensors of the input's shape. None where nothing is recovered.
         predicted_error: what the model predicts of its own gradient error; None where it predicts nothing.
+        recovered_steps: from an input and its output, how many steps the inverse recovers, from the last one back. None
+            where nothing is inverted.
     """
 
     step: TrainingStep
@@ -42,6 +44,7 @@ class Subject:
     spikes: Callable[[nn.Module], Sequence[nn.Module]]
     reconstruct: Callable[[Tensor, Tensor], Reconstruction] | None = None
     predicted_error: float | None = None
+    recovered_steps: Callable[[Tensor, Tensor], int] | None = None
 
 
 def measure_fidelity(subject: Subject) -> FidelityRecord:
@@ -60,6 +63,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         tolerance=TOLERANCE[dtype],
         reconstruction_error=recovered and recovered[0],
         flipped_spikes=recovered and recovered[1],
+        recovered_steps=recovered and recovered[2],
         predicted_error=subject.predicted_error,
         warning="\n".join(str(each.message) for each in caught if each.category is not DeprecationWarning) or None,
         neurons=step.source[0].numel(),
@@ -136,16 +140,18 @@ def _remove(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
         handle.remove()
 
 
-def _recover(subject: Subject) -> tuple[float, int] | None:
-    """Worst error of the recovered input and number of spikes recovered wrongly; leaves the step prepared."""
+def _recover(subject: Subject) -> tuple[float, int, int | None] | None:
+    """Worst error of the recovered input, spikes recovered wrongly, steps inverted; leaves the step prepared."""
     if subject.reconstruct is None:
         return None
     step = subject.step
     step.prepare()
     with torch.no_grad():
         x = step.make_input()
-        x_recovered, spikes_recovered, x_true, spikes_true = subject.reconstruct(x, step.run(x))
+        y = step.run(x)
+        x_recovered, spikes_recovered, x_true, spikes_true = subject.reconstruct(x, y)
         error = (x_recovered - x_true).abs().max().item()
         flipped = int((spikes_recovered != spikes_true).sum().item())
+        steps = None if subject.recovered_steps is None else subject.recovered_steps(x, y)
     step.prepare()
-    return error, flipped
+    return error, flipped, steps
