@@ -1,0 +1,152 @@
+"""The neuron's equations and the surrogate derivative for a block of columns, in Triton.
+
+Equations: nodes/README.md. Each function does what its namesake in `cpu_rows` does. Arithmetic is in float64 for
+float64 tensors, and in float32 for all others. Numbers that the reference would hold in a tensor (charge, membrane,
+output) are rounded to the tensor's type where they come about: so what the backward pass reads is what the forward
+pass decided by, in half precision too.
+
+Kernels are compiled without multiply-adds (`enable_fp_fusion=False`): forward values are then the reference's, and
+a charge that is regenerated is the charge that fired. They wait for memory, not for arithmetic.
+"""
+
+from typing import Any
+
+import triton.language as tl
+
+from revsnn_nodes.kernels.triton_jit import jit
+
+SIGMOID = tl.constexpr(0)
+ATAN = tl.constexpr(1)
+QUADRATIC = tl.constexpr(2)
+EXPONENTIAL = tl.constexpr(3)
+SQUARED = tl.constexpr(4)
+ERF = tl.constexpr(5)
+
+
+@jit
+def appended(parts: Any, part: Any) -> Any:
+    """A tuple with one part more at its end."""
+    return parts + (part,)  # noqa: RUF005  (kernels have no unpacking)
+
+
+@jit
+def prepended(part: Any, parts: Any) -> Any:
+    """A tuple with one part more at its beginning."""
+    return (part,) + parts  # noqa: RUF005
+
+
+@jit
+def number(value: Any, like: Any) -> Any:
+    """A parameter in the type of the arithmetic on a block."""
+    return tl.full((), value, like.dtype)
+
+
+@jit
+def widened(block: Any) -> Any:
+    """A block as read from memory, in the type of the arithmetic on it."""
+    if block.dtype == tl.float64:
+        return block
+    return block.to(tl.float32)
+
+
+@jit
+def rounded(block: Any, DTYPE: tl.constexpr) -> Any:
+    """A block with the values it will have when read back from a tensor of this type."""
+    return block.to(DTYPE).to(block.dtype)
+
+
+@jit
+def quotient(a: Any, b: Any) -> Any:
+    """a / b, correctly rounded: Triton's division is not, in float32."""
+    if a.dtype == tl.float64:
+        return a / b
+    return tl.div_rn(a, b)
+
+
+@jit
+def columns_of(columns: Any, BLOCK: tl.constexpr) -> Any:
+    """The columns of this program, and which of them exist."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return offsets, offsets < columns
+
+
+@jit
+def read(pointers: Any, mask: Any) -> Any:
+    """A block for arithmetic; zeros where masked."""
+    return widened(tl.load(pointers, mask=mask, other=0.0))
+
+
+@jit
+def write(pointers: Any, block: Any, mask: Any) -> None:
+    """Stores a block in the type of the tensor."""
+    tl.store(pointers, block.to(pointers.dtype.element_ty), mask=mask)
+
+
+@jit
+def read_or(pointers: Any, mask: Any, fill: Any, GIVEN: tl.constexpr) -> Any:
+    """A block of a tensor; `fill` where none is given (the pointers are then not followed)."""
+    if GIVEN:
+        return read(pointers, mask)
+    zeros = tl.zeros(pointers.shape, tl.float64 if pointers.dtype.element_ty == tl.float64 else tl.float32)
+    return zeros + number(fill, zeros)
+
+
+@jit
+def charge_of(x: Any, v: Any, tau: Any, rest: Any, DECAY: tl.constexpr, EXACT: tl.constexpr) -> Any:
+    """Charge of input x and membrane v; with EXACT, `tau` holds 1 / tau, for powers of two the same bits."""
+    above = v - rest
+    part = x - above if DECAY else above
+    part = part * tau if EXACT else quotient(part, tl.zeros_like(part) + tau)
+    return v + part if DECAY else v - part + x
+
+
+@jit
+def fired(charge: Any, threshold: Any) -> Any:
+    """Spike, 0 or 1 in the type of the charge."""
+    return (charge - threshold >= 0).to(charge.dtype)
+
+
+@jit
+def reset_of(charge: Any, spike: Any, threshold: Any, rest: Any, SOFT: tl.constexpr) -> Any:
+    """Membrane after firing."""
+    if SOFT:
+        return charge - spike * threshold
+    return tl.where(spike > 0.5, rest, charge)
+
+
+@jit
+def clamped(x: Any, low: Any, high: Any) -> Any:
+    """x within [low, high]."""
+    x = tl.where(x < low, low, x)
+    return tl.where(x > high, high, x)
+
+
+@jit
+def phi_of(z: Any, height: Any, scale: Any, KIND: tl.constexpr) -> Any:
+    """Surrogate derivative at z; `KIND`, `height` and `scale` are those of `coefficients.surrogate_code`."""
+    if KIND == SIGMOID:
+        e = tl.exp(-scale * tl.abs(z))
+        return height * e / ((1 + e) * (1 + e))
+    if KIND == ATAN:
+        return height / (1 + (z * scale) * (z * scale))
+    if KIND == QUADRATIC:
+        return tl.maximum(height - scale * tl.abs(z), 0.0)
+    if KIND == EXPONENTIAL:
+        return height * tl.exp(-scale * tl.abs(z))
+    if KIND == SQUARED:
+        return height / ((scale + tl.abs(z)) * (scale + tl.abs(z)))
+    if KIND == ERF:
+        return height * tl.exp(-(scale * z) * (scale * z))
+    return tl.where(tl.abs(z) < scale, height, 0.0)
+
+
+@jit
+def gradient_at_charge(
+    h: Any, s: Any, sbar: Any, vbar: Any, threshold: Any, rest: Any, height: Any, scale: Any,
+    KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr,
+) -> Any:  # fmt: skip
+    """See `revsnn_nodes.carrier.lif_step_vjp`."""
+    if not DETACH:
+        sbar = sbar - vbar * (threshold if SOFT else h - rest)
+    kept = vbar if SOFT else vbar * (1 - s)
+    return kept + sbar * phi_of(h - threshold, height, scale, KIND)
