@@ -7,7 +7,7 @@ from typing import Any
 
 import numba
 
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 # No error_model="python": its check for division by zero keeps loops from being vectorised.
 
 
@@ -21,8 +21,9 @@ def contracted(function: Callable[..., Any]) -> Any:
     return _cached(function, fastmath={"contract"})
 
 
+_FOLDER = Path(__file__).parent
 _SOURCES = hashlib.sha256(
-    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    b"".join(p.read_bytes() for p in sorted([*_FOLDER.glob("cpu_*.py"), Path(__file__)]))
 ).hexdigest()
 
 

@@ -40,7 +40,7 @@ SCHEMAS = {
 }
 """Operators by name, with their schemas."""
 
-_LIBRARY = torch.library.Library("revsnn", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY = torch.library.Library("revsnn", "DEF")
 
 
 def forward_results(name: str, x_seq: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

@@ -49,7 +49,8 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
     """What keeps the fused kernels from running this node on this input; "" where nothing does."""
     if torch.compiler.is_compiling():
         return "inside torch.compile, which fuses the reference itself"
-    if not _has_kernel(type(node)):
+    kind: Any = type(node)
+    if not _has_kernel(kind):
         return f"{type(node).__name__} has no fused kernel"
     if x_seq.device.type != "cpu":
         return f"no fused kernel for the device {x_seq.device.type}"
@@ -65,7 +66,7 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
 
 
 @cache
-def _has_kernel(kind: type) -> bool:
+def _has_kernel(kind: Any) -> bool:
     """Whether the class has a fused sequence that was written for its own reference sequence, not for a base's."""
     order = [vars(each) for each in kind.__mro__]
     fused = next(i for i, names in enumerate(order) if "fused_sequence" in names)
