@@ -81,8 +81,14 @@ def _define(name: str, schema: str) -> None:
         implementation(made, *arguments)
         return made
 
+    def on_cuda(*arguments: Any) -> tuple[Tensor, ...]:
+        from revsnn_nodes.kernels import triton_launch
+
+        return triton_launch.launch(name, *arguments)
+
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, on_cpu, "CPU")
+    _LIBRARY.impl(name, on_cuda, "CUDA")
     torch.library.register_fake(f"revsnn::{name}", fake, lib=_LIBRARY)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from revsnn_nodes.kernels.coefficients import surrogate_code
+from revsnn_nodes.kernels.triton_support import triton_obstacle
 from revsnn_nodes.parameters import require
 
 if TYPE_CHECKING:
@@ -52,16 +53,22 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
     kind: Any = type(node)
     if not _has_kernel(kind):
         return f"{type(node).__name__} has no fused kernel"
-    if x_seq.device.type != "cpu":
+    if x_seq.device.type not in ("cpu", "cuda"):
         return f"no fused kernel for the device {x_seq.device.type}"
-    if not _numba_installed():
-        return "numba is not installed (pip install revsnn-bench[cpu])"
-    if x_seq.dtype not in _DTYPES:
-        return f"the fused kernels take float32 and float64, not {str(x_seq.dtype).removeprefix('torch.')}"
+    if obstacle := triton_obstacle(node, x_seq) if x_seq.device.type == "cuda" else _cpu_obstacle(x_seq):
+        return obstacle
     if surrogate_code(node.surrogate_function) is None:
         return f"the fused kernels do not know the surrogate {node.surrogate_function!r}"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "inside a torch.func transform"
+    return ""
+
+
+def _cpu_obstacle(x_seq: Tensor) -> str:
+    if not _numba_installed():
+        return "numba is not installed (pip install revsnn-bench[cpu])"
+    if x_seq.dtype not in _DTYPES:
+        return f"the fused kernels take float32 and float64, not {str(x_seq.dtype).removeprefix('torch.')}"
     return ""
 
 

@@ -11,8 +11,6 @@ its gradient, the gradient of the input and the anchors, and (P - 1) (R + 2) / k
 groups up to MOST_ROWS, and never more than 1 + 2 / R.
 """
 
-from typing import Any
-
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton_coupled_step import (
@@ -29,9 +27,9 @@ from revsnn_nodes.kernels.triton_step import appended, number
 
 @jit
 def _membranes(
-    v0: Any, anchors: Any, xbar: Any, at: Any, row: Any, inner: Any, mask: Any, rest: Any,
-    first: Any, begin: Any, segment: Any, GROUPS: tl.constexpr, CARRIED: tl.constexpr,
-) -> Any:  # fmt: skip
+    v0, anchors, xbar, at, row, inner, mask, rest,
+    first, begin, segment, GROUPS: tl.constexpr, CARRIED: tl.constexpr,
+):  # fmt: skip
     """Membranes before step `first`: from the state, from the segment's anchor, or from where the sweep left them."""
     at_start, at_anchor = mask & (first == 0), mask & (first == begin) & (segment > 0)
     start = read_groups(v0 + at, inner, at_start, rest, GROUPS, CARRIED)
@@ -40,9 +38,11 @@ def _membranes(
     return chosen(at_start, start, chosen(at_anchor, anchor, swept, GROUPS), GROUPS)
 
 
-@kernel(key=("columns", "steps", "GROUPS", "ROWS"), values=lambda given: 3 * given["GROUPS"] * given["ROWS"])
+@kernel(
+    key=("columns", "steps", "GROUPS", "ROWS"), values=lambda given: 3 * given["GROUPS"] * given["ROWS"], stages=(3,)
+)
 def anchored_backward(
-    y: Any, v0: Any, anchors: Any, ybar: Any, vbar: Any, xbar: Any, vbar0: Any,
+    y, v0, anchors, ybar, vbar, xbar, vbar0,
     tau: tl.float64, threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64,
     scale: tl.float64, alpha: tl.float64, beta: tl.float64, drop: tl.float64,
     steps: tl.int32, every: tl.int32, columns: tl.int64, inner: tl.int64,
@@ -50,7 +50,7 @@ def anchored_backward(
     KIND: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr,
     BY_SPIKE: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Writes the gradient of the input, and of the first membrane if NEED_V; EVEN: all pieces have ROWS steps."""
     DTYPE: tl.constexpr = y.dtype.element_ty
     at, mask = first_group_of(columns, inner, GROUPS, BLOCK)

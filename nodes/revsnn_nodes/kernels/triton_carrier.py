@@ -11,8 +11,6 @@ P = ceil(T / R) pieces the traffic is 3 + (P - 1) (R + 2) / T words: 3, the leas
 4 + 2 / R for any T. Charges that waited in the gradient's buffer, one for each step, would cost 6.
 """
 
-from typing import Any
-
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton_jit import jit, kernel
@@ -34,12 +32,12 @@ from revsnn_nodes.kernels.triton_step import (
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def carrier_forward(
-    x: Any, v0: Any, y: Any, v_last: Any,
+    x, v0, y, v_last,
     tau: tl.float64, threshold: tl.float64, rest: tl.float64, epsilon: tl.float64, clamp: tl.float64,
     steps: tl.int32, columns: tl.int64,
     CARRIED: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Writes the output, spike + epsilon x, and the last membrane."""
     DTYPE: tl.constexpr = x.dtype.element_ty
     at, mask = columns_of(columns, BLOCK)
@@ -56,7 +54,7 @@ def carrier_forward(
 
 
 @jit
-def _decoded(y: Any, decoding: Any) -> Any:
+def _decoded(y, decoding):
     """Spike and clamped input of an output."""
     s = (y > 0.5).to(y.dtype)
     return s, (y - s) * decoding
@@ -64,23 +62,31 @@ def _decoded(y: Any, decoding: Any) -> Any:
 
 @jit
 def _regenerated(
-    y: Any, v: Any, keep: Any, gain: Any, inflow: Any, decoding: Any, threshold: Any, rest: Any, SOFT: tl.constexpr
-) -> Any:
+    y,
+    v,
+    keep,
+    gain,
+    inflow,
+    decoding,
+    threshold,
+    rest,
+    SOFT: tl.constexpr,
+):
     """Charge and membrane after a step, by the decoded spike: none can flip."""
     s, x = _decoded(y, decoding)
     h = keep * v + gain * x + inflow
     return h, reset_of(h, s, threshold, rest, SOFT)
 
 
-@kernel(key=("columns", "steps", "ROWS"), values=lambda given: 3 * given["ROWS"])
+@kernel(key=("columns", "steps", "ROWS"), values=lambda given: 3 * given["ROWS"], stages=(3,))
 def carrier_backward(
-    y: Any, v0: Any, ybar: Any, vbar: Any, xbar: Any, vbar0: Any,
+    y, v0, ybar, vbar, xbar, vbar0,
     threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64, scale: tl.float64,
     epsilon: tl.float64, clamp: tl.float64, steps: tl.int32, pieces: tl.int32, columns: tl.int64,
     CARRIED: tl.constexpr, HAS_YBAR: tl.constexpr, HAS_VBAR: tl.constexpr, NEED_V: tl.constexpr,
     KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Writes the gradient of the input, and of the first membrane if NEED_V; EVEN: all pieces have ROWS steps."""
     at, mask = columns_of(columns, BLOCK)
     start = read_or(v0 + at, mask, rest, CARRIED)

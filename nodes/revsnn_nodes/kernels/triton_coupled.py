@@ -6,8 +6,6 @@ and 1 / k for anchors every k steps; inverse backward 3 (output, its gradient, g
 least.
 """
 
-from typing import Any
-
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton_coupled_step import (
@@ -25,12 +23,12 @@ from revsnn_nodes.kernels.triton_step import appended, charge_of, fired, number,
 
 @kernel(key=("columns", "steps", "GROUPS"), values=lambda given: 4 * given["GROUPS"])
 def coupled_forward(
-    x: Any, v0: Any, y: Any, v_last: Any, anchors: Any,
+    x, v0, y, v_last, anchors,
     tau: tl.float64, threshold: tl.float64, rest: tl.float64, alpha: tl.float64, beta: tl.float64, drop: tl.float64,
     steps: tl.int32, every: tl.int32, columns: tl.int64, inner: tl.int64,
     CARRIED: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr, BY_SPIKE: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Writes the output, the last membrane, and the membrane before steps every, 2 every, ... into `anchors`."""
     DTYPE: tl.constexpr = x.dtype.element_ty
     at, mask = first_group_of(columns, inner, GROUPS, BLOCK)
@@ -59,14 +57,14 @@ def coupled_forward(
 
 @kernel(key=("columns", "steps", "GROUPS"), values=lambda given: 6 * given["GROUPS"])
 def inverse_backward(
-    y: Any, v_last: Any, ybar: Any, vbar: Any, xbar: Any, vbar0: Any,
+    y, v_last, ybar, vbar, xbar, vbar0,
     threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64, scale: tl.float64,
     alpha: tl.float64, beta: tl.float64, drop: tl.float64, inflow: tl.float64,
     steps: tl.int32, columns: tl.int64, inner: tl.int64,
     HAS_YBAR: tl.constexpr, HAS_VBAR: tl.constexpr, NEED_V: tl.constexpr,
     KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Writes the gradient of the input, and of the first membrane if NEED_V."""
     at, mask = first_group_of(columns, inner, GROUPS, BLOCK)
     row = columns * GROUPS

@@ -5,8 +5,6 @@ Equations: section "Coupled LIF" of nodes/README.md; `revsnn_nodes.coupling`. Se
 `[outer, inner]` with all their groups. See `triton_step` for arithmetic and rounding.
 """
 
-from typing import Any
-
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton_jit import jit
@@ -26,14 +24,14 @@ from revsnn_nodes.kernels.triton_step import (
 
 
 @jit
-def first_group_of(columns: Any, inner: Any, GROUPS: tl.constexpr, BLOCK: tl.constexpr) -> Any:
+def first_group_of(columns, inner, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
     """Where in a step the first group of this program's columns lies, and which of them exist."""
     column, mask = columns_of(columns, BLOCK)
     return (column // inner) * (inner * GROUPS) + column % inner, mask
 
 
 @jit
-def read_groups(pointers: Any, inner: Any, mask: Any, fill: Any, GROUPS: tl.constexpr, GIVEN: tl.constexpr) -> Any:
+def read_groups(pointers, inner, mask, fill, GROUPS: tl.constexpr, GIVEN: tl.constexpr):
     """A block of every group, in their order; `fill` where no tensor is given."""
     parts = ()
     for i in tl.static_range(GROUPS):
@@ -42,14 +40,14 @@ def read_groups(pointers: Any, inner: Any, mask: Any, fill: Any, GROUPS: tl.cons
 
 
 @jit
-def write_groups(pointers: Any, parts: Any, inner: Any, mask: Any, GROUPS: tl.constexpr) -> None:
+def write_groups(pointers, parts, inner, mask, GROUPS: tl.constexpr):
     """Stores a block of every group."""
     for i in tl.static_range(GROUPS):
         write(pointers + i * inner, parts[i], mask)
 
 
 @jit
-def chosen(mask: Any, parts: Any, others: Any, GROUPS: tl.constexpr) -> Any:
+def chosen(mask, parts, others, GROUPS: tl.constexpr):
     """For every group `parts` where the mask is set, else `others`."""
     result = ()
     for i in tl.static_range(GROUPS):
@@ -58,7 +56,7 @@ def chosen(mask: Any, parts: Any, others: Any, GROUPS: tl.constexpr) -> Any:
 
 
 @jit
-def gate_of(y: Any, charge: Any, threshold: Any, BY_SPIKE: tl.constexpr) -> Any:
+def gate_of(y, charge, threshold, BY_SPIKE: tl.constexpr):
     """How far the reset is open: by the spike, or by the clamped output."""
     if BY_SPIKE:
         return fired(charge, threshold)
@@ -67,8 +65,14 @@ def gate_of(y: Any, charge: Any, threshold: Any, BY_SPIKE: tl.constexpr) -> Any:
 
 @jit
 def reset_membrane(
-    charge: Any, gate: Any, rest: Any, alpha: Any, drop: Any, DTYPE: tl.constexpr, SOFT: tl.constexpr
-) -> Any:
+    charge,
+    gate,
+    rest,
+    alpha,
+    drop,
+    DTYPE: tl.constexpr,
+    SOFT: tl.constexpr,
+):
     """See `revsnn_nodes.coupling._reset`; `drop` is alpha times the threshold."""
     if SOFT:
         return rounded(charge - drop * gate, DTYPE)
@@ -76,17 +80,17 @@ def reset_membrane(
 
 
 @jit
-def carried_input(y: Any, charge: Any, threshold: Any, unscale: Any) -> Any:
+def carried_input(y, charge, threshold, unscale):
     """The input that an output carries; `unscale` is 1 / beta."""
     return (y - fired(charge, threshold)) * unscale
 
 
 @jit
 def regenerated(
-    outs: Any, states: Any, tau: Any, threshold: Any, rest: Any, alpha: Any, drop: Any, unscale: Any,
+    outs, states, tau, threshold, rest, alpha, drop, unscale,
     DTYPE: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr, BY_SPIKE: tl.constexpr,
     GROUPS: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """See `revsnn_nodes.coupling.regenerate_step`: charges, and membranes after the step."""
     charges = ()
     for i in tl.static_range(1, GROUPS):
@@ -102,10 +106,10 @@ def regenerated(
 
 @jit
 def _group_product(
-    y: Any, m: Any, ybar: Any, later: Any, threshold: Any, rest: Any, keep: Any, gain: Any, height: Any, scale: Any,
-    alpha: Any, beta: Any, drop: Any,
+    y, m, ybar, later, threshold, rest, keep, gain, height, scale,
+    alpha, beta, drop,
     KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, BY_SPIKE: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """See `revsnn_nodes.coupling._reset_vjp`: gradients of the partner's input, the drive, and the membrane before."""
     into_output = ybar
     into_spike = ybar
@@ -123,10 +127,10 @@ def _group_product(
 
 @jit
 def product(
-    outs: Any, charges: Any, arrived: Any, later: Any, threshold: Any, rest: Any, keep: Any, gain: Any,
-    height: Any, scale: Any, alpha: Any, beta: Any, drop: Any,
+    outs, charges, arrived, later, threshold, rest, keep, gain,
+    height, scale, alpha, beta, drop,
     KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, BY_SPIKE: tl.constexpr, GROUPS: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """See `revsnn_nodes.coupling.coupled_step_vjp`: gradients of the input and of the membrane before the step."""
     last, drive, before = _group_product(
         outs[GROUPS - 1], charges[GROUPS - 1], arrived[GROUPS - 1], later[GROUPS - 1], threshold, rest, keep, gain,
@@ -145,9 +149,9 @@ def product(
 
 @jit
 def step_back(
-    outs: Any, after: Any, threshold: Any, rest: Any, unkeep: Any, gain: Any, alpha: Any, drop: Any, unscale: Any,
-    inflow: Any, SOFT: tl.constexpr, GROUPS: tl.constexpr,
-) -> Any:  # fmt: skip
+    outs, after, threshold, rest, unkeep, gain, alpha, drop, unscale,
+    inflow, SOFT: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
     """See `revsnn_nodes.coupling.invert_membranes`: charges, and membranes before the step."""
     charges = ()
     for i in tl.static_range(GROUPS):
@@ -157,6 +161,7 @@ def step_back(
         charges = appended(charges, charge)
     x_first = carried_input(outs[GROUPS - 1], charges[GROUPS - 1], threshold, unscale)
     before = ()
-    for i in tl.static_range(1, GROUPS):
-        before = appended(before, (charges[i] - gain * outs[i - 1] - inflow) * unkeep)
-    return charges, prepended((charges[0] - gain * x_first - inflow) * unkeep, before)
+    for i in tl.static_range(GROUPS):
+        drive = x_first if i == 0 else outs[i - 1]
+        before = appended(before, (charges[i] - gain * drive - inflow) * unkeep)
+    return charges, before

@@ -17,7 +17,7 @@ INTERPRETED_BLOCK = 32
 """Columns of a block in the interpreter."""
 
 MOST_REGISTERS = 160
-"""Registers that a thread may spend on what it holds of a sequence, of the 255 that it has."""
+"""Registers that a thread may spend on what it holds of a sequence, of the 255 that it has: ptxas spills above this."""
 
 BLOCKS = ((128, 4), (256, 4), (512, 4), (1024, 4), (1024, 8))
 """Columns and warps of a block: 1 to 8 columns per thread, so 16 bytes per access in each width of number."""
@@ -28,18 +28,21 @@ def jit(function: Callable[..., Any]) -> Any:
     return triton.jit(function)
 
 
-def kernel(key: Sequence[str], values: Callable[[dict[str, Any]], int]) -> Callable[[Callable[..., Any]], Any]:
+def kernel(
+    key: Sequence[str], values: Callable[[dict[str, Any]], int], stages: Sequence[int] = (1, 3)
+) -> Callable[[Callable[..., Any]], Any]:
     """Makes a kernel with arguments BLOCK and STAGES, which are measured once for each value of `key` and then kept.
 
     Args:
         key: the arguments that decide what is best, beside the dtypes.
         values: how many numbers of a sequence a column holds at once, from the arguments: configurations whose
             threads would have to spill them are not tried.
+        stages: how many steps the loops over time may read ahead, by asynchronous copies.
     """
 
     def make(function: Callable[..., Any]) -> Any:
         return triton.autotune(
-            configs=_configurations(), key=list(key), prune_configs_by={"early_config_prune": prune}
+            configs=_configurations(stages), key=list(key), prune_configs_by={"early_config_prune": prune}
         )(triton.jit(function))
 
     def prune(configurations: list[Any], arguments: dict[str, Any], **constants: Any) -> list[Any]:
@@ -55,11 +58,9 @@ def kernel(key: Sequence[str], values: Callable[[dict[str, Any]], int]) -> Calla
     return make
 
 
-def _configurations() -> list[Any]:
+def _configurations(stages: Sequence[int]) -> list[Any]:
     if INTERPRETED:
         return [triton.Config({"BLOCK": INTERPRETED_BLOCK, "STAGES": 1}, num_warps=1)]
     return [
-        triton.Config({"BLOCK": block, "STAGES": stages}, num_warps=warps)
-        for block, warps in BLOCKS
-        for stages in (1, 3)
+        triton.Config({"BLOCK": block, "STAGES": ahead}, num_warps=warps) for block, warps in BLOCKS for ahead in stages
     ]

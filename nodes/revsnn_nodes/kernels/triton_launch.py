@@ -19,7 +19,7 @@ from revsnn_nodes.kernels.operators import backward_results, forward_results, gr
 Results = tuple[Tensor, ...]
 Numbers = list[float]
 
-MOST_ROWS = 32
+MOST_ROWS = 16
 """Rows of a sequence, at most, of which a backward pass holds output, gradient and charge in registers."""
 
 

@@ -5,8 +5,6 @@ Sequences are `[T, columns]`, states `[columns]`, all contiguous. Words of memor
 gradient of the spike, gradient of the input). No kernel that takes and gives these tensors can move less.
 """
 
-from typing import Any
-
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton_jit import kernel
@@ -26,11 +24,11 @@ from revsnn_nodes.kernels.triton_step import (
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def lif_forward(
-    x: Any, v0: Any, spike: Any, v_last: Any, charge: Any,
+    x, v0, spike, v_last, charge,
     tau: tl.float64, threshold: tl.float64, rest: tl.float64, steps: tl.int32, columns: tl.int64,
     CARRIED: tl.constexpr, KEEP: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Writes spikes, the last membrane, and the charges if KEEP."""
     DTYPE: tl.constexpr = x.dtype.element_ty
     at, mask = columns_of(columns, BLOCK)
@@ -48,12 +46,12 @@ def lif_forward(
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def lif_backward(
-    charge: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any,
+    charge, sbar, vbar, xbar, vbar0,
     threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64, scale: tl.float64,
     steps: tl.int32, columns: tl.int64,
     HAS_SBAR: tl.constexpr, HAS_VBAR: tl.constexpr, NEED_V: tl.constexpr,
     KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Writes the gradient of the input, and of the first membrane if NEED_V."""
     at, mask = columns_of(columns, BLOCK)
     w = read_or(vbar + at, mask, 0.0, HAS_VBAR)

@@ -9,8 +9,6 @@ Kernels are compiled without multiply-adds (`enable_fp_fusion=False`): forward v
 a charge that is regenerated is the charge that fired. They wait for memory, not for arithmetic.
 """
 
-from typing import Any
-
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton_jit import jit
@@ -24,66 +22,62 @@ ERF = tl.constexpr(5)
 
 
 @jit
-def appended(parts: Any, part: Any) -> Any:
+def appended(parts, part):
     """A tuple with one part more at its end."""
     return parts + (part,)  # noqa: RUF005  (kernels have no unpacking)
 
 
 @jit
-def prepended(part: Any, parts: Any) -> Any:
+def prepended(part, parts):
     """A tuple with one part more at its beginning."""
     return (part,) + parts  # noqa: RUF005
 
 
 @jit
-def number(value: Any, like: Any) -> Any:
+def number(value, like):
     """A parameter in the type of the arithmetic on a block."""
     return tl.full((), value, like.dtype)
 
 
 @jit
-def widened(block: Any) -> Any:
+def widened(block):
     """A block as read from memory, in the type of the arithmetic on it."""
-    if block.dtype == tl.float64:
-        return block
-    return block.to(tl.float32)
+    return block if block.dtype == tl.float64 else block.to(tl.float32)
 
 
 @jit
-def rounded(block: Any, DTYPE: tl.constexpr) -> Any:
+def rounded(block, DTYPE: tl.constexpr):
     """A block with the values it will have when read back from a tensor of this type."""
     return block.to(DTYPE).to(block.dtype)
 
 
 @jit
-def quotient(a: Any, b: Any) -> Any:
+def quotient(a, b):
     """a / b, correctly rounded: Triton's division is not, in float32."""
-    if a.dtype == tl.float64:
-        return a / b
-    return tl.div_rn(a, b)
+    return a / b if a.dtype == tl.float64 else tl.div_rn(a, b)
 
 
 @jit
-def columns_of(columns: Any, BLOCK: tl.constexpr) -> Any:
+def columns_of(columns, BLOCK: tl.constexpr):
     """The columns of this program, and which of them exist."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     return offsets, offsets < columns
 
 
 @jit
-def read(pointers: Any, mask: Any) -> Any:
+def read(pointers, mask):
     """A block for arithmetic; zeros where masked."""
     return widened(tl.load(pointers, mask=mask, other=0.0))
 
 
 @jit
-def write(pointers: Any, block: Any, mask: Any) -> None:
+def write(pointers, block, mask):
     """Stores a block in the type of the tensor."""
     tl.store(pointers, block.to(pointers.dtype.element_ty), mask=mask)
 
 
 @jit
-def read_or(pointers: Any, mask: Any, fill: Any, GIVEN: tl.constexpr) -> Any:
+def read_or(pointers, mask, fill, GIVEN: tl.constexpr):
     """A block of a tensor; `fill` where none is given (the pointers are then not followed)."""
     if GIVEN:
         return read(pointers, mask)
@@ -92,7 +86,7 @@ def read_or(pointers: Any, mask: Any, fill: Any, GIVEN: tl.constexpr) -> Any:
 
 
 @jit
-def charge_of(x: Any, v: Any, tau: Any, rest: Any, DECAY: tl.constexpr, EXACT: tl.constexpr) -> Any:
+def charge_of(x, v, tau, rest, DECAY: tl.constexpr, EXACT: tl.constexpr):
     """Charge of input x and membrane v; with EXACT, `tau` holds 1 / tau, for powers of two the same bits."""
     above = v - rest
     part = x - above if DECAY else above
@@ -101,13 +95,13 @@ def charge_of(x: Any, v: Any, tau: Any, rest: Any, DECAY: tl.constexpr, EXACT: t
 
 
 @jit
-def fired(charge: Any, threshold: Any) -> Any:
+def fired(charge, threshold):
     """Spike, 0 or 1 in the type of the charge."""
     return (charge - threshold >= 0).to(charge.dtype)
 
 
 @jit
-def reset_of(charge: Any, spike: Any, threshold: Any, rest: Any, SOFT: tl.constexpr) -> Any:
+def reset_of(charge, spike, threshold, rest, SOFT: tl.constexpr):
     """Membrane after firing."""
     if SOFT:
         return charge - spike * threshold
@@ -115,14 +109,14 @@ def reset_of(charge: Any, spike: Any, threshold: Any, rest: Any, SOFT: tl.conste
 
 
 @jit
-def clamped(x: Any, low: Any, high: Any) -> Any:
+def clamped(x, low, high):
     """x within [low, high]."""
     x = tl.where(x < low, low, x)
     return tl.where(x > high, high, x)
 
 
 @jit
-def phi_of(z: Any, height: Any, scale: Any, KIND: tl.constexpr) -> Any:
+def phi_of(z, height, scale, KIND: tl.constexpr):
     """Surrogate derivative at z; `KIND`, `height` and `scale` are those of `coefficients.surrogate_code`."""
     if KIND == SIGMOID:
         e = tl.exp(-scale * tl.abs(z))
@@ -142,9 +136,9 @@ def phi_of(z: Any, height: Any, scale: Any, KIND: tl.constexpr) -> Any:
 
 @jit
 def gradient_at_charge(
-    h: Any, s: Any, sbar: Any, vbar: Any, threshold: Any, rest: Any, height: Any, scale: Any,
+    h, s, sbar, vbar, threshold, rest, height, scale,
     KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr,
-) -> Any:  # fmt: skip
+):  # fmt: skip
     """See `revsnn_nodes.carrier.lif_step_vjp`."""
     if not DETACH:
         sbar = sbar - vbar * (threshold if SOFT else h - rest)
