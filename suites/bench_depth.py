@@ -7,7 +7,7 @@ import pytest
     quick={"depth": (1, 2, 4)},
     full={"depth": (1, 2, 4, 8, 16)},
     workload="conv-blocks",
-    timesteps=8,
+    timesteps=4,
     batch=4,
     shape=(16, 8, 8),
 )

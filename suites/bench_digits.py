@@ -4,8 +4,8 @@ import pytest
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4, 8)},
-    full={"timesteps": (4, 8, 16, 32)},
+    quick={"timesteps": (2, 4)},
+    full={"timesteps": (2, 4, 8, 16)},
     workload="digits-net",
     batch=32,
     shape=(1, 8, 8),

@@ -4,8 +4,8 @@ import pytest
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4, 8, 16, 32)},
-    full={"timesteps": (4, 8, 16, 32, 64, 128, 256, 1024)},
+    quick={"timesteps": (2, 4, 16, 32)},
+    full={"timesteps": (2, 4, 8, 16, 32, 64, 128, 256, 1024)},
     batch=8,
     shape=(4096,),
 )

@@ -61,7 +61,7 @@ def run(
     memory_limit: Annotated[str, _values('Memory limit per case, such as "2 GiB".', _RUN)] = "",
     threads: Annotated[str, _values("Threads of each worker; torch's default if not given.", _RUN)] = "",
     passes: Annotated[str, _values("Passes among memory, flops, fidelity, time; all by default.", _RUN)] = "",
-    target: Annotated[float, typer.Option(help="Timed seconds to aim for per case.", rich_help_panel=_RUN)] = 0.2,
+    target: Annotated[float, typer.Option(help="Timed seconds to aim for per case.", rich_help_panel=_RUN)] = 0.1,
     epochs: Annotated[int, typer.Option(help="Epochs of training for accuracy.", rich_help_panel=_RUN)] = 3,
     preload: Annotated[
         str, _values("Modules that workers import first, such as one that registers a node.", _RUN)

@@ -6,6 +6,11 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+with warnings.catch_warnings():
+    # Its imports warn of deprecations that neither a user nor we can change.
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+
 _PRODUCTS = ("conv", "linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "einsum")
 
 
@@ -22,10 +27,8 @@ def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
         2 per multiply-accumulate; None where fvcore cannot trace the model.
     """
     with warnings.catch_warnings():
-        # fvcore's imports and torch's tracer warn of what neither a user nor we can change.
+        # So does torch's tracer.
         warnings.simplefilter("ignore")
-        from fvcore.nn import FlopCountAnalysis
-
         analysis = FlopCountAnalysis(model, (input,)).unsupported_ops_warnings(False)
         analysis = analysis.uncalled_modules_warnings(False).tracer_warnings("none")
         logger = logging.getLogger("fvcore")
