@@ -16,9 +16,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 from typing import Any, Self
 
-from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_names
+from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -163,17 +164,21 @@ BLOCKS: dict[str, type[ConvBlock]] = {
 }
 
 
+REFERENCE = {"backend": "torch"}
+
+
 def strategy(name: str, **options: Any) -> Strategy:
     """The strategy of a name: `node`, `node+strategy` or `norm-carrier`.
 
     Args:
         name: as in the table of this module.
-        options: keywords of the node.
+        options: keywords of the node. Its backend is the reference unless they name another: what a case measures must
+            not depend on which compilers happen to be installed.
     Raises:
         ValueError: no such strategy; an unknown node is refused by its registry.
     """
     if name == NORM_CARRIER:
-        return Strategy(partial(CarrierLIF, **options), NormCarrierBlock)
+        return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
     node, plus, kind = name.partition("+")
     if plus and kind not in BLOCKS:
         near = get_close_matches(kind, BLOCKS, 3) or list(BLOCKS)
@@ -181,6 +186,8 @@ def strategy(name: str, **options: Any) -> Strategy:
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
             f"{' or '.join(f'{node}+{each}' for each in near)}?"
         )
+    if "backend" in signature(node_factory(node)).parameters:
+        options = REFERENCE | options
     return Strategy(partial(make_node, node, **options), BLOCKS.get(kind, ConvBlock))
 
 
