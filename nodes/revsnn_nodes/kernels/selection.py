@@ -83,4 +83,7 @@ def _has_kernel(kind: Any) -> bool:
 
 @cache
 def _numba_installed() -> bool:
-    return find_spec("numba") is not None
+    try:
+        return find_spec("numba") is not None
+    except ImportError:  # an import hook that forbids it
+        return False
