@@ -23,6 +23,7 @@ class Case(BaseModel):
         device: where the case runs.
         node_options: constructor arguments of the node that differ from its defaults.
         seed: seeds the parameters and the input.
+        epochs: passes over the training data before the test; 0 leaves it to the settings of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +38,7 @@ class Case(BaseModel):
     device: Device = "cpu"
     node_options: tuple[tuple[str, Option], ...] = ()
     seed: int = 0
+    epochs: int = Field(default=0, ge=0)
 
     @field_validator("shape", mode="before")
     @classmethod
@@ -81,12 +83,14 @@ class Case(BaseModel):
     def id(self) -> str:
         """Stable readable name, such as `layer/revlif/T16-B8-N65536/float32/cpu`."""
         seed = f"/seed{self.seed}" if self.seed else ""
-        return f"{self.workload}/{self.variant}/{self.size}/{self.dtype}/{self.device}{seed}"
+        epochs = f"/epochs{self.epochs}" if self.epochs else ""
+        return f"{self.workload}/{self.variant}/{self.size}/{self.dtype}/{self.device}{epochs}{seed}"
 
     @property
     def point(self) -> "Case":
-        """The same case with the standard LIF: what ratios are taken against."""
-        return self.model_copy(update={"node": "lif", "node_options": ()})
+        """The same case with the standard LIF on the same backend: what ratios are taken against."""
+        backend = tuple(option for option in self.node_options if option[0] == "backend")
+        return self.model_copy(update={"node": "lif", "node_options": backend})
 
     def __str__(self) -> str:
         return self.id

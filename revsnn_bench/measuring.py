@@ -17,7 +17,7 @@ from revsnn_bench.records import FidelityRecord, FlopsRecord, MemoryRecord, Reco
 from revsnn_bench.runner.client import utc_now
 from revsnn_bench.runner.outcomes import SkipCase
 from revsnn_bench.subjects import subject_of
-from revsnn_bench.training import train_digits
+from revsnn_bench.training import train
 from revsnn_bench.workloads import build
 
 Pass = Literal["memory", "flops", "fidelity", "time"]
@@ -30,7 +30,8 @@ class Settings(BaseModel):
         passes: what to measure; each is a pass of its own, so that no counter runs while the clock does.
         target_s: timed seconds to aim for per case, the standard LIF's rounds included.
         min_rounds, max_rounds: bounds on the number of timed rounds.
-        epochs: epochs of training for the accuracy of workloads with labels; 0 for none.
+        epochs: epochs of training for accuracy in the workload `digits-net`, 0 for none; other networks are trained
+            where their case gives a number of epochs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +69,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         flops = _flops(case) if "flops" in settings.passes else None
         fidelity = measure_fidelity(subject_of(case)) if "fidelity" in settings.passes else None
         timing = _time(case, settings) if "time" in settings.passes else None
-        accuracy = train_digits(case, settings.epochs) if settings.epochs and case.workload == "digits-net" else None
+        epochs = case.epochs or (settings.epochs if case.workload.startswith("digits-net") else 0)
+        accuracy = train(case, epochs) if epochs else None
     right = fidelity is None or is_right(fidelity)
     return Record(
         case=case,

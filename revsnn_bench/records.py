@@ -96,6 +96,9 @@ class TimeRecord(_Frozen):
         forward_time_s, backward_time_s: one sample per accepted round, in order.
         lif_forward_time_s, lif_backward_time_s: the standard LIF's samples of the same rounds, in the same
             process; equal to the case's own samples where the case is the standard LIF.
+        copy_time_s: in each round, copying the input to memory that is mapped already: one read and one write of it,
+            the unit in which kernels near the memory bandwidth are understood.
+        first_step_time_s: forward and backward of the very first round, compilation included.
         rounds_rejected: rounds thrown away because other work held the processor.
         rounds_contended: rounds kept in spite of that, because too few were left alone.
         load_before, load_after: load average over one minute.
@@ -106,6 +109,8 @@ class TimeRecord(_Frozen):
     backward_time_s: tuple[float, ...]
     lif_forward_time_s: tuple[float, ...] = ()
     lif_backward_time_s: tuple[float, ...] = ()
+    copy_time_s: tuple[float, ...] = ()
+    first_step_time_s: float | None = None
     rounds_rejected: int
     rounds_contended: int = 0
     load_before: float
@@ -124,6 +129,8 @@ class FidelityRecord(_Frozen):
         reconstruction_error: worst absolute input error after inverting or decoding; None where nothing
             is inverted.
         flipped_spikes: spikes recovered wrongly; None where nothing is inverted.
+        recovered_steps: how many steps, from the last one back, the inverse agrees with the stored input and membrane
+            by `torch.allclose`; None where no membrane is inverted.
         predicted_error: what the node's own drift guard predicts; None where there is none.
         warning: the warning that the node gave, word for word.
         neurons: how many neurons were compared.
@@ -135,13 +142,21 @@ class FidelityRecord(_Frozen):
     tolerance: float
     reconstruction_error: float | None = None
     flipped_spikes: int | None = None
+    recovered_steps: int | None = None
     predicted_error: float | None = None
     warning: str | None = None
     neurons: int
 
 
 class AccuracyRecord(_Frozen):
-    """Test accuracy, in [0, 1], after a fixed budget of training on real data."""
+    """Test accuracy, in [0, 1], after a fixed budget of training on real data.
+
+    Fields:
+        accuracy: of the network as it was trained.
+        stripped_accuracy: of the same network emitting binary spikes; None where its nodes carry nothing.
+        accuracy_by_epoch, loss_by_epoch: test accuracy after, and mean training loss in, each epoch.
+        batch, learning_rate: of the training.
+    """
 
     accuracy: float
     stripped_accuracy: float | None = None
@@ -150,6 +165,10 @@ class AccuracyRecord(_Frozen):
     train_samples: int
     test_samples: int
     train_time_s: float
+    accuracy_by_epoch: tuple[float, ...] = ()
+    loss_by_epoch: tuple[float, ...] = ()
+    batch: int | None = None
+    learning_rate: float | None = None
 
 
 class Conditions(_Frozen):

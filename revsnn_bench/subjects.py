@@ -1,6 +1,7 @@
 """What the fidelity of a case is judged by: its reference model, and how its node recovers its input."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from revsnn_bench.workloads import WorkloadStep, build
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
+
+STEP_TOLERANCE = 1e-4
+"""`rtol` and `atol` of `torch.allclose` for an inverted step, in units of the threshold."""
 
 
 def subject_of(case: Case) -> Subject:
@@ -31,6 +35,7 @@ def subject_of(case: Case) -> Subject:
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
+        recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
     )
 
 
@@ -51,6 +56,34 @@ def reference_of(model: nn.Module) -> nn.Module:
         if isinstance(module, SpikingNode):
             reference.set_submodule(name, module.reference())
     return reference
+
+
+def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
+    """Inverts step by step from the last one, and holds each against stored activations with `torch.allclose`.
+
+    Args:
+        node: at rest before the first step of `y_seq`.
+        x_seq, y_seq: an input and its output, `[T, N, *]`.
+    Returns:
+        For how many steps both the input and the membrane before the step come back, to `STEP_TOLERANCE`.
+    """
+    stepping = node.reference()
+    stepping.step_mode = "s"
+    stored = [torch.full_like(x_seq[0], node.neuron.rest)]
+    for x in x_seq:
+        stepping(x)
+        assert isinstance(stepping.v, Tensor)
+        stored.append(stepping.v)
+    steps = len(x_seq)
+    v = stored[steps]
+    for t in range(steps - 1, -1, -1):
+        x_back, _, v = node.invert(y_seq[t : t + 1], v)
+        if not all(
+            torch.allclose(back, kept, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
+            for back, kept in ((x_back[0], x_seq[t]), (v, stored[t]))
+        ):
+            return steps - 1 - t
+    return steps
 
 
 def _slice(case: Case) -> Case:

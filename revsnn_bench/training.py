@@ -1,93 +1,181 @@
-"""Test accuracy after a fixed budget of training on real data."""
+"""Training on real data with a fixed budget, epoch by epoch; a run that stops after one goes on to the bit.
+
+The recipe is the same for every node, so that only the node differs: Adam under a one-cycle schedule, the same
+initial weights and the same order of samples for the same seed.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from revsnn_nodes.carrier import CarrierNode
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
-from revsnn_bench.data.digits import Split, digits
-from revsnn_bench.data.encoding import direct_encoding
-from revsnn_bench.models.digits_net import digits_net
-from revsnn_bench.models.strategies import strategy
+from revsnn_bench.data.digits import Split
 from revsnn_bench.records import AccuracyRecord
-from revsnn_bench.workloads import is_neuron
+from revsnn_bench.workloads import digits_of, encoded, is_neuron, network
 
-BATCH = 64
-LEARNING_RATE = 3e-3
+TEST_BATCH = 256
+WARM_UP = 0.2
+"""Share of the steps in which the learning rate rises."""
 
 
-def train_digits(case: Case, epochs: int) -> AccuracyRecord:
-    """Trains the digits network with the case's node, T and seed, and tests it.
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train.
 
     Args:
-        case: a case of the workload `digits-net`; its batch does not matter here, batches hold 64 samples.
-        epochs: passes over the training data, with Adam.
-    Returns:
-        Accuracy on held-out digits. Where the node's output carries its input, `accuracy` is that of the network
-        as it was trained and `stripped_accuracy` that of the same network emitting binary spikes.
+        epochs: passes over the training data.
+        batch: samples per step.
+        learning_rate: highest learning rate of the schedule.
     """
-    data = digits()
-    torch.manual_seed(case.seed)
-    model = digits_net(strategy(case.node, **case.options), size=case.shape[1])
-    model.to(case.device, getattr(torch, case.dtype))
-    start = time.perf_counter()
-    _fit(model, data, case, epochs)
-    elapsed = time.perf_counter() - start
-    carriers = [module for module in model.modules() if isinstance(module, CarrierNode)]
-    with _carrying(carriers):
-        accuracy = _accuracy(model, data, case)
-    return AccuracyRecord(
-        accuracy=accuracy,
-        stripped_accuracy=_accuracy(model, data, case) if carriers else None,
-        data="digits",
-        epochs=epochs,
-        train_samples=len(data.train_labels),
-        test_samples=len(data.test_labels),
-        train_time_s=elapsed,
-    )
+
+    epochs: int
+    batch: int = 64
+    learning_rate: float = 3e-3
 
 
-def _fit(model: nn.Module, data: Split, case: Case, epochs: int) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    order = torch.Generator().manual_seed(case.seed)
-    model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(data.train_labels), generator=order).split(BATCH):
-            optimizer.zero_grad()
-            logits = _run(model, data.train_images[batch], case)
-            cross_entropy(logits, data.train_labels[batch].to(case.device)).backward()
-            optimizer.step()
+class Trainer:
+    """A network in training; `run_epoch` until `epoch` reaches the recipe's, then `record`.
+
+    Args:
+        case: network, node, T, seed, dtype and device. Its batch does not matter here.
+        recipe: the budget.
+        data: images to train and test on; None for digits of the case's size.
+        data_name: what the record calls them.
+    Attributes:
+        epoch: how many epochs are done.
+    """
+
+    def __init__(self, case: Case, recipe: Recipe, data: Split | None = None, data_name: str = "digits") -> None:
+        self.case, self.recipe, self.data_name = case, recipe, data_name
+        self.data = digits_of(case) if data is None else data
+        self.model = network(case, classes=int(self.data.train_labels.max()) + 1)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
+        self.batches = -(-len(self.data.train_labels) // recipe.batch)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.learning_rate, total_steps=max(1, recipe.epochs * self.batches), pct_start=WARM_UP
+        )
+        self.order = torch.Generator().manual_seed(case.seed)
+        self.epoch = 0
+        self.loss_by_epoch: list[float] = []
+        self.accuracy_by_epoch: list[float] = []
+        self.train_time_s = 0.0
+
+    def run_epoch(self, on_batch: Callable[[], object] = lambda: None) -> None:
+        """One pass over the training data, then one over the test data.
+
+        Args:
+            on_batch: called after each training step, such as to move a progress bar.
+        """
+        start, total = time.perf_counter(), 0.0
+        self.model.train()
+        for batch in torch.randperm(len(self.data.train_labels), generator=self.order).split(self.recipe.batch):
+            self.optimizer.zero_grad()
+            labels = self.data.train_labels[batch].to(self.case.device)
+            loss = cross_entropy(self._logits(self.data.train_images[batch]), labels)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.item() * len(batch)
+            on_batch()
+        self.train_time_s += time.perf_counter() - start
+        self.epoch += 1
+        self.loss_by_epoch.append(total / len(self.data.train_labels))
+        with self._carrying():
+            self.accuracy_by_epoch.append(self.accuracy())
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """Share of the test images that the network in `eval()` classifies rightly."""
+        self.model.eval()
+        guesses = [self._logits(images).argmax(1).cpu() for images in self.data.test_images.split(TEST_BATCH)]
+        return (torch.cat(guesses) == self.data.test_labels).double().mean().item()
+
+    def record(self) -> AccuracyRecord:
+        """What training gave so far; the last epoch's accuracy, and the stripped one where the nodes carry."""
+        with self._carrying():
+            accuracy = self.accuracy_by_epoch[-1] if self.accuracy_by_epoch else self.accuracy()
+        return AccuracyRecord(
+            accuracy=accuracy,
+            stripped_accuracy=self.accuracy() if self._carriers() else None,
+            data=self.data_name,
+            epochs=self.epoch,
+            train_samples=len(self.data.train_labels),
+            test_samples=len(self.data.test_labels),
+            train_time_s=self.train_time_s,
+            accuracy_by_epoch=tuple(self.accuracy_by_epoch),
+            loss_by_epoch=tuple(self.loss_by_epoch),
+            batch=self.recipe.batch,
+            learning_rate=self.recipe.learning_rate,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on; for `torch.save`, and `load_state` of a trainer made alike."""
+        return {
+            "made_for": self._made_for(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "order": self.order.get_state(),
+            "epoch": self.epoch,
+            "loss_by_epoch": list(self.loss_by_epoch),
+            "accuracy_by_epoch": list(self.accuracy_by_epoch),
+            "train_time_s": self.train_time_s,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken.
+
+        Raises:
+            ValueError: it was taken of another case, recipe or data set.
+        """
+        if state["made_for"] != self._made_for():
+            raise ValueError(
+                f"`state` must be of the same training; got {state['made_for']}, this is {self._made_for()}. Another "
+                "network, seed or budget would not go on with it. Give the options that it began with."
+            )
+        for name in ("model", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        self.order.set_state(state["order"])
+        self.epoch, self.train_time_s = state["epoch"], state["train_time_s"]
+        self.loss_by_epoch, self.accuracy_by_epoch = list(state["loss_by_epoch"]), list(state["accuracy_by_epoch"])
+
+    def _made_for(self) -> dict[str, Any]:
+        return {"case": self.case.model_dump_json(), "data": self.data_name, **asdict(self.recipe)}
+
+    def _logits(self, images: Tensor) -> Tensor:
+        for module in self.model.modules():
+            if is_neuron(module):
+                module.reset()  # type: ignore[operator]
+        logits: Tensor = self.model(encoded(self.case, images))
+        return logits
+
+    def _carriers(self) -> list[CarrierNode]:
+        return [module for module in self.model.modules() if isinstance(module, CarrierNode)]
+
+    @contextmanager
+    def _carrying(self) -> Iterator[None]:
+        """Keeps the carrier in `eval()` for a while: the network as it was trained."""
+        nodes = self._carriers()
+        modes = [node.neuron.carrier for node in nodes]
+        for node in nodes:
+            node.carrier = "always"
+        try:
+            yield
+        finally:
+            for node, mode in zip(nodes, modes, strict=True):
+                node.carrier = mode
 
 
-@torch.no_grad()
-def _accuracy(model: nn.Module, data: Split, case: Case) -> float:
-    model.eval()
-    predicted = _run(model, data.test_images, case).argmax(1).cpu()
-    return (predicted == data.test_labels).double().mean().item()
-
-
-def _run(model: nn.Module, images: Tensor, case: Case) -> Tensor:
-    for module in model.modules():
-        if is_neuron(module):
-            module.reset()  # type: ignore[operator]
-    x_seq = direct_encoding(images.to(case.device, getattr(torch, case.dtype)), case.timesteps)
-    logits: Tensor = model(x_seq)
-    return logits
-
-
-@contextmanager
-def _carrying(nodes: list[CarrierNode]) -> Iterator[None]:
-    """Keeps the carrier in `eval()` for a while."""
-    modes = [node.neuron.carrier for node in nodes]
-    for node in nodes:
-        node.carrier = "always"
-    try:
-        yield
-    finally:
-        for node, mode in zip(nodes, modes, strict=True):
-            node.carrier = mode
+def train(case: Case, epochs: int) -> AccuracyRecord:
+    """Trains the case's network on digits for some epochs and tests it; see `Trainer`."""
+    trainer = Trainer(case, Recipe(epochs))
+    while trainer.epoch < epochs:
+        trainer.run_epoch()
+    return trainer.record()

@@ -1,20 +1,25 @@
 """From a case to a training step: one node layer, a stack of blocks, or a network on real data."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain, repeat
+from math import isqrt
 from typing import Any
 
 import torch
+from revsnn_nodes.parameters import LIFParameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
-from revsnn_bench.data.digits import SIDE, digits
+from revsnn_bench.data.digits import SIDE, Split, digits, pixel_sequences
 from revsnn_bench.data.encoding import direct_encoding
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
-from revsnn_bench.models.digits_net import digits_net
+from revsnn_bench.models.digits_net import CLASSES, digits_net
 from revsnn_bench.models.resnet import resnet19, resnet_cifar
+from revsnn_bench.models.sequence_net import sequence_net
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.vgg import vgg
 from revsnn_bench.step import ModuleStep
@@ -22,6 +27,7 @@ from revsnn_bench.step import ModuleStep
 Build = Callable[[Case, Strategy], "WorkloadStep"]
 Network = Callable[..., nn.Module]
 INPUT_MEAN, INPUT_STD = 0.3, 1.0
+LIF_OPTIONS = frozenset({*(field.name for field in fields(LIFParameters)), "backend"})
 
 
 class WorkloadStep(ModuleStep):
@@ -94,29 +100,41 @@ def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
     return WorkloadStep(_placed(model, case), _noise(case))
 
 
-def _digits_net(case: Case, make: Strategy) -> WorkloadStep:
+def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
+    """A network on digits, in the case's size; `name@width` scales its channels."""
+    data = digits_of(case)
+    source = encoded(case, data.train_images[: case.batch]).contiguous().requires_grad_()
+    model = _placed(_made(make_network, case, make, CLASSES), case)
+    return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device))
+
+
+def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn.Module:
+    width = float(case.workload.partition("@")[2] or 1.0)
+    return make_network(case=case, make_node=make, classes=classes, width=width)
+
+
+def _small(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
     _, size, _ = _shape_of(case, "(1, 8, 8), the shape of a digit", 3)
-    data = digits()
-    images = direct_encoding(data.train_images[: case.batch], case.timesteps)
-    source = images.to(getattr(torch, case.dtype)).to(case.device).contiguous().requires_grad_()
-    model = _placed(digits_net(make, size=size), case)
-    return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device))
+    return digits_net(make_node, channels=round(16 * width), size=size, classes=classes)
 
 
-def _network(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
-    """A published network on digits, enlarged and repeated to the case's shape; `name@width` scales its channels."""
-    channels, height, width = _shape_of(case, "channels, height and width, such as (3, 32, 32)", 3)
-    if height != width or height < SIDE:
-        raise ValueError(
-            f"`shape` must be square with a side of {SIDE} or more; got {case.shape}. The network runs on digits, "
-            "which are enlarged and never reduced. Pass for example (3, 32, 32)."
-        )
-    data = digits(size=height, channels=channels)
-    images = direct_encoding(data.train_images[: case.batch], case.timesteps)
-    source = images.to(getattr(torch, case.dtype)).to(case.device).contiguous().requires_grad_()
-    scale = float(case.workload.partition("@")[2] or 1.0)
-    model = _placed(make_network(make_node=make, shape=(channels, height, width), width=scale), case)
-    return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device))
+def _published(make_network: Network, case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
+    shape = _shape_of(case, "channels, height and width, such as (3, 32, 32)", 3)
+    return make_network(make_node=make_node, shape=shape, classes=classes, width=width)
+
+
+def _one_swapped(make_network: Network, case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
+    """A network of standard LIF, with the case's node in its first layer alone."""
+    _refuse_blocks(case, make_node)
+    shared = {name: option for name, option in case.options.items() if name in LIF_OPTIONS}
+    makers = chain([make_node.make_node], repeat(strategy("lif", **shared).make_node))
+    return _published(make_network, case, Strategy(lambda: next(makers)()), classes, width)
+
+
+def _pixels(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
+    _refuse_blocks(case, make_node)
+    (features,) = _shape_of(case, "one size, the neurons per layer, such as (64,)", 1)
+    return sequence_net(case.timesteps, make_node, features, classes, width)
 
 
 def _placed(model: nn.Module, case: Case) -> nn.Module:
@@ -140,16 +158,68 @@ def _refuse_blocks(case: Case, make: Strategy) -> None:
         )
 
 
+NETWORKS: dict[str, Network] = {
+    "digits-net": _small,
+    "pixels": _pixels,
+    **{f"vgg{depth}": partial(_published, partial(vgg, depth)) for depth in (11, 13, 16, 19)},
+    "vgg11-one": partial(_one_swapped, partial(vgg, 11)),
+    "resnet19": partial(_published, resnet19),
+    **{f"resnet{depth}": partial(_published, partial(resnet_cifar, depth)) for depth in (20, 32)},
+}
+"""Networks that classify, by name. The name may be followed by @ and a factor of its channels: `vgg11@0.25`."""
+
 WORKLOADS: dict[str, Build] = {
     "layer": _layer,
     "linear-blocks": _linear_blocks,
     "conv-blocks": _conv_blocks,
-    "digits-net": _digits_net,
-    **{f"vgg{depth}": partial(_network, partial(vgg, depth)) for depth in (11, 13, 16, 19)},
-    "resnet19": partial(_network, resnet19),
-    **{f"resnet{depth}": partial(_network, partial(resnet_cifar, depth)) for depth in (20, 32)},
+    **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
 }
-"""Workloads by name. A network's name may be followed by @ and a factor of its channels: `vgg11@0.25`."""
+"""Workloads by name: what a node is put into."""
+
+
+def network(case: Case, classes: int) -> nn.Module:
+    """The network of a case, for images of any data set, with parameters set by its seed.
+
+    Raises:
+        ValueError: the workload is no network; and what `build` raises.
+    """
+    name = case.workload.partition("@")[0]
+    if name not in NETWORKS:
+        raise ValueError(
+            f"`workload` must be a network that classifies; got {case.workload!r}. Only these can be trained. Pass "
+            f"one of {', '.join(NETWORKS)}."
+        )
+    torch.manual_seed(case.seed)
+    return _placed(_made(NETWORKS[name], case, strategy(case.node, **case.options), classes), case)
+
+
+def digits_of(case: Case) -> Split:
+    """Digits in the size that a case's network reads; for pixel sequences one pixel per time step.
+
+    Raises:
+        ValueError: a size below that of a digit, or a number of steps that is not that of a square's pixels.
+    """
+    if case.workload.startswith("pixels"):
+        side = isqrt(case.timesteps)
+        if side < SIDE or side * side != case.timesteps:
+            raise ValueError(
+                f"`timesteps` must be a square of at least {SIDE * SIDE}; got {case.timesteps}. Each step shows one "
+                "pixel of a square image. Pass for example 64, 256 or 1024."
+            )
+        return digits(size=side)
+    channels, height, width = _shape_of(case, "channels, height and width, such as (3, 32, 32)", 3)
+    if height != width or height < SIDE:
+        raise ValueError(
+            f"`shape` must be square with a side of {SIDE} or more; got {case.shape}. The network runs on digits, "
+            "which are enlarged and never reduced. Pass for example (3, 32, 32)."
+        )
+    return digits(size=height, channels=channels)
+
+
+def encoded(case: Case, images: Tensor) -> Tensor:
+    """Images `[n, *]` as a case's network reads them, `[T, n, *]`: the same at every step, or pixel by pixel."""
+    x_seq = pixel_sequences(images) if case.workload.startswith("pixels") else direct_encoding(images, case.timesteps)
+    return x_seq.to(getattr(torch, case.dtype)).to(case.device)
 
 
 def build(case: Case, node: str | None = None) -> WorkloadStep:
@@ -177,4 +247,4 @@ def build(case: Case, node: str | None = None) -> WorkloadStep:
 def _is_width(workload: str, width: str) -> bool:
     """Whether a workload is a network, and what follows its @ a positive number."""
     digits_and_point = width.replace(".", "", 1).isascii() and width.replace(".", "", 1).isdigit()
-    return workload.startswith(("vgg", "resnet")) and digits_and_point and float(width) > 0
+    return workload.partition("@")[0] in NETWORKS and digits_and_point and float(width) > 0

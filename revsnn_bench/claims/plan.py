@@ -1,0 +1,144 @@
+"""The cases that each claim needs: sizes in one place, cases shared between claims measured once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from revsnn_bench.case import Case
+
+TORCH: dict[str, Any] = {"backend": "torch"}
+"""Every case runs on the reference backend: what is compared is the algorithm, not who has a fused kernel."""
+
+UNDECAYED = {"decay_input": False}
+"""In a deep network of few steps an input divided by tau leaves most neurons silent: plain LIF would not train."""
+
+ACROSS_CHANNELS = {"group_dim": 1}
+SMALL_NETWORK = "digits-net"
+DEEP_NETWORK = "vgg11@0.25"
+ONE_SWAPPED = "vgg11-one@0.25"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of every case.
+
+    Args:
+        features, batch: of the single layer.
+        timesteps: T of the single layer, over which memory and the inverse are looked at.
+        double_from: T from which on float64 is looked at too.
+        network: workload whose memory, FLOPs and time are measured whole.
+        network_batch, network_timesteps, network_shape: of that network.
+        seeds, epochs: of every training.
+        deep_shape: image of the network that is trained.
+        groups: numbers of groups that are compared; each divides the channels of every layer.
+    """
+
+    features: int = 4096
+    batch: int = 8
+    timesteps: tuple[int, ...] = (4, 8, 12, 16, 20, 64)
+    double_from: int = 16
+    network: str = "vgg11"
+    network_batch: int = 2
+    network_timesteps: int = 4
+    network_shape: tuple[int, int, int] = (3, 32, 32)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 12
+    deep_shape: tuple[int, int, int] = (1, 8, 8)
+    groups: tuple[int, ...] = (2, 4, 8, 16)
+
+    def memory(self) -> list[Case]:
+        """One layer over T: the standard LIF, the paper's node, and the node that keeps nothing; float64 too."""
+        return [
+            *(self._layer(node, t) for t in self.timesteps for node in ("lif", "revlif", "lif-carrier")),
+            *(
+                self._layer(node, t, dtype="float64")
+                for t in self.timesteps
+                if t >= self.double_from
+                for node in ("lif", "revlif")
+            ),
+        ]
+
+    def whole_network(self) -> list[Case]:
+        """The network with one node throughout."""
+        return [self._network(node) for node in ("lif", "revlif", "lif-carrier", "norm-carrier")]
+
+    def saving(self) -> list[Case]:
+        """The inverse gradient and classic reversible backprop, in a layer and in the network; T at which both hold."""
+        pair = ("revlif", "revlif-revnet")
+        middle = [t for t in self.timesteps if t <= 8][-1]
+        return [
+            *(self._layer(node, middle) for node in pair),
+            *(self._network(node) for node in pair),
+        ]
+
+    def accuracy(self) -> list[Case]:
+        """Two networks trained with the standard LIF, the coupled node, the same with a small beta, and the carrier."""
+        small: list[tuple[str, dict[str, Any]]] = [
+            ("lif", {}), ("revlif", ACROSS_CHANNELS | {"groups": self.groups[0]}),
+            ("revlif", ACROSS_CHANNELS | {"beta": 0.1}), ("lif-carrier", {}),
+        ]  # fmt: skip
+        deep: list[tuple[str, dict[str, Any]]] = [
+            ("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED),
+        ]  # fmt: skip
+        return [
+            *self._trained(SMALL_NETWORK, (1, 8, 8), small, self.seeds),
+            *self._trained(DEEP_NETWORK, self.deep_shape, deep, self.seeds),
+        ]
+
+    def group_counts(self) -> list[Case]:
+        """The small network trained with the coupled node in more and more groups of channels."""
+        options = [("revlif", ACROSS_CHANNELS | {"groups": groups}) for groups in self.groups]
+        return self._trained(SMALL_NETWORK, (1, 8, 8), options, self.seeds)
+
+    def one_swapped(self) -> list[Case]:
+        """VGG-11 of standard LIF with one layer's node swapped."""
+        nodes: list[tuple[str, dict[str, Any]]] = [
+            ("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED),
+        ]  # fmt: skip
+        return self._trained(ONE_SWAPPED, self.deep_shape, nodes, self.seeds)
+
+    def _layer(self, node: str, timesteps: int, **fields: Any) -> Case:
+        return Case(
+            node=node,
+            timesteps=timesteps,
+            batch=self.batch,
+            shape=(self.features,),
+            node_options=_pairs(TORCH),
+            **fields,
+        )
+
+    def _network(self, node: str) -> Case:
+        return Case(
+            node=node,
+            workload=self.network,
+            timesteps=self.network_timesteps,
+            batch=self.network_batch,
+            shape=self.network_shape,
+            node_options=_pairs(TORCH),
+        )
+
+    def _trained(
+        self,
+        workload: str,
+        shape: tuple[int, ...],
+        nodes: Sequence[tuple[str, dict[str, Any]]],
+        seeds: Sequence[int],
+    ) -> list[Case]:
+        return [
+            Case(
+                node=node,
+                workload=workload,
+                timesteps=4,
+                batch=8,
+                shape=shape,
+                node_options=_pairs(options | TORCH),
+                seed=seed,
+                epochs=self.epochs,
+            )
+            for node, options in nodes
+            for seed in seeds
+        ]
+
+
+def _pairs(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(options.items())

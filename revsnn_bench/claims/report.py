@@ -1,0 +1,73 @@
+"""The table of claims, for people and for programs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from revsnn_bench.claims.finding import ClaimFinding, Verdict
+from revsnn_bench.records import Run
+from revsnn_bench.render import units
+from revsnn_bench.render.markdown import table
+from revsnn_bench.render.terminal import grid
+
+_STYLES = {Verdict.REPRODUCED: "green", Verdict.CONDITIONS: "yellow", Verdict.NOT: "red", Verdict.OPEN: "dim"}
+_SOURCE = (
+    "Lei et al., *Towards Zero Memory Footprint Spiking Neural Network Training*, arXiv 2308.08649. The equations "
+    "measured are this project's reconstruction of the paper's node. Verdicts are computed from the records of the run."
+)
+
+
+def write_claims(run: Run, findings: Sequence[ClaimFinding], reports_dir: Path) -> list[Path]:
+    """Writes `<run>-claims.md` and `<run>-claims.json`; returns their paths."""
+    reports_dir.mkdir(parents=True, exist_ok=True)
+    texts = {"md": claims_markdown(run, findings), "json": claims_json(run, findings)}
+    written = []
+    for suffix, text in texts.items():
+        path = reports_dir / f"{run.header.run_id}-claims.{suffix}"
+        path.write_text(text, encoding="utf-8", newline="\n")
+        written.append(path)
+    return written
+
+
+def claims_markdown(run: Run, findings: Sequence[ClaimFinding]) -> str:
+    """The table, and below it how each verdict came about."""
+    environment = run.header.environment
+    place = environment.gpu or environment.cpu_model
+    rows = [(f.claim, f.conditions, f.measured, f.verdict.value, f.command) for f in findings]
+    rules = "\n".join(f"- **{f.key}**, {f.verdict.value}: {units.markdown(f.why)}" for f in findings)
+    return (
+        "\n\n".join(
+            [
+                f"# The paper's claims, measured: {units.markdown(run.header.run_id)}",
+                f"{_SOURCE} Measured on {units.markdown(place)} with torch {units.markdown(environment.torch)}, "
+                f"{units.markdown(run.header.started_at)}.",
+                table(("claim", "measured where", "measured", "verdict", "command"), rows),
+                "## Why these verdicts\n\n" + rules,
+            ]
+        )
+        + "\n"
+    )
+
+
+def claims_json(run: Run, findings: Sequence[ClaimFinding]) -> str:
+    """The findings with their commands, and the run and environment they come from."""
+    document = {
+        "run_id": run.header.run_id,
+        "environment": run.header.environment.model_dump(mode="json"),
+        "claims": [asdict(finding) | {"command": finding.command} for finding in findings],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def claims_table(findings: Sequence[ClaimFinding]) -> Table:
+    """The table for a terminal."""
+    shown = grid("The paper's claims, measured", ["claim", "measured where", "measured", "verdict"], [False] * 4)
+    for finding in findings:
+        cells = [finding.claim, finding.conditions, finding.measured]
+        verdict = Text(finding.verdict.value, style=_STYLES[finding.verdict])
+        shown.add_row(*(Text(units.one_line(cell)) for cell in cells), verdict, end_section=True)
+    return shown
