@@ -17,7 +17,8 @@ INTERPRETED_BLOCK = 32
 """Columns of a block in the interpreter."""
 
 MOST_REGISTERS = 160
-"""Registers that a thread may spend on what it holds of a sequence, of the 255 that it has: ptxas spills above this."""
+"""Registers that a thread may spend on what it holds of a sequence, of the 255 that it has:
+above this, ptxas spills nearly always."""
 
 BLOCKS = ((128, 4), (256, 4), (512, 4), (1024, 4), (1024, 8))
 """Columns and warps of a block: 1 to 8 columns per thread, so 16 bytes per access in each width of number."""
@@ -36,7 +37,7 @@ def kernel(
     Args:
         key: the arguments that decide what is best, beside the dtypes.
         values: how many numbers of a sequence a column holds at once, from the arguments: configurations whose
-            threads would have to spill them are not tried.
+            threads could not hold them in registers are not tried.
         stages: how many steps the loops over time may read ahead, by asynchronous copies.
     """
 

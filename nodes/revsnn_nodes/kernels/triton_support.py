@@ -1,7 +1,7 @@
 """Where the Triton kernels can run: asked before triton is imported, so that there is a reason where they cannot."""
 
+import importlib.metadata
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +16,20 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MOST_GROUPS = 8
 """Kernels hold all groups of a column in registers: more of them take long to compile, and then spill."""
 
+LEAST_TRITON = (3, 7)
+"""The compilers of earlier versions refuse tuples of tuples, in which the kernels keep steps of groups."""
+
 LEAST_CAPABILITY = (8, 0)
 """The kernels read ahead by asynchronous copies, which NVIDIA GPUs have from Ampere on."""
 
 
 def triton_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
     """What keeps the Triton kernels from running this node on this CUDA tensor; "" where nothing does."""
-    if not _triton_installed():
+    version = installed_version()
+    if version is None:
         return "triton is not installed (pip install revsnn-bench[triton])"
+    if version < LEAST_TRITON:
+        return f"the fused kernels need triton {_dotted(LEAST_TRITON)} or above, not {_dotted(version)}"
     if torch.version.hip is not None:
         return "the fused kernels were not written for ROCm"
     if x_seq.dtype not in DTYPES:
@@ -34,13 +40,18 @@ def triton_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
         return f"the fused kernels for CUDA take up to {MOST_GROUPS} groups, not {groups}"
     # Fake CUDA tensors exist on machines without CUDA too; there is nothing to ask about then.
     if torch.cuda.is_available() and torch.cuda.get_device_capability(x_seq.device) < LEAST_CAPABILITY:
-        return f"the fused kernels need compute capability {'.'.join(map(str, LEAST_CAPABILITY))} or above"
+        return f"the fused kernels need compute capability {_dotted(LEAST_CAPABILITY)} or above"
     return ""
 
 
 @cache
-def _triton_installed() -> bool:
+def installed_version() -> tuple[int, ...] | None:
+    """Major and minor version of triton; None where it is not installed."""
     try:
-        return find_spec("triton") is not None
-    except ImportError:  # an import hook that forbids it
-        return False
+        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,142 @@
+"""Triton kernels in child processes: run in Triton's interpreter, and compiled for a GPU that need not be there.
+
+Triton decides when it is imported whether it interprets, so neither can happen in the process of the other tests.
+"""
+
+import io
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from nodes_cases import COUPLED, Ends, Problem
+from revsnn_nodes.kernels.coefficients import coefficients, surrogate_code
+from torch import Tensor
+
+Launch = Callable[..., tuple[Tensor, ...]]
+
+
+def child(**environment: str) -> ProcessPoolExecutor:
+    """One worker process, started with these variables in its environment."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        pool.submit(torch.set_num_threads, 1).result()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return pool
+
+
+def interpreted(pool: ProcessPoolExecutor) -> Launch:
+    """`triton_launch.launch`, run by the worker, which must interpret."""
+
+    def launch(*arguments: Any) -> tuple[Tensor, ...]:
+        packed = io.BytesIO()
+        torch.save(arguments, packed)
+        results = pool.submit(_launch, packed.getvalue()).result()
+        return torch.load(io.BytesIO(results))
+
+    return launch
+
+
+def _launch(packed: bytes) -> bytes:
+    from revsnn_nodes.kernels import triton_jit, triton_launch
+
+    assert triton_jit.INTERPRETED
+    results = io.BytesIO()
+    torch.save(triton_launch.launch(*torch.load(io.BytesIO(packed))), results)
+    return results.getvalue()
+
+
+def differentiate(launch: Launch, name: str, node: Any, problem: Problem, through: str = "yv") -> Ends:
+    """Runs a node's operators forward and backward, as its autograd Function does; `through` as in `nodes_cases`."""
+    neuron, soft = node.neuron, node.neuron.v_reset is None
+    code = surrogate_code(node.surrogate_function)
+    assert code is not None
+    p = coefficients(neuron, *code[1:])
+    ybar = problem.y_bar if "y" in through else None
+    vbar = problem.v_bar if "v" in through else None
+    x, v, kind, detach, decay = problem.x, problem.v, code[0], neuron.detach_reset, neuron.decay_input
+    need_v = v is not None
+    if name in COUPLED:
+        by_spike, steps = neuron.reset_gate == "spike", x.shape[0]
+        split = (neuron.groups, neuron.group_dim)
+        every = getattr(node, "anchor_every", None) or steps
+        y, v_last, anchors = launch("coupled_forward", x, v, p, decay, soft, by_spike, *split, every)
+        if name == "revlif":
+            grads = launch("inverse_backward", y, v_last, ybar, vbar, p, kind, soft, detach, *split, need_v)
+        else:
+            tail = (ybar, vbar, p, kind, decay, soft, detach, by_spike, *split, every, need_v)
+            grads = launch("anchored_backward", y, v, anchors, *tail)
+    elif name == "lif-carrier":
+        y, v_last = launch("carrier_forward", x, v, p, decay, soft)
+        grads = launch("carrier_backward", y, v, ybar, vbar, p, kind, soft, detach, need_v)
+    else:
+        y, v_last, charges = launch("lif_forward", x, v, p, decay, soft, True)
+        grads = launch("lif_backward", charges, ybar, vbar, p, kind, soft, detach, need_v)
+    return Ends(y, v_last, grads[0], grads[1] if need_v else None)
+
+
+def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, Any]]:
+    """Compiles an operator's kernel in every configuration that would be tried; what the machine code of each does.
+
+    Runs in a process that does not interpret. Arguments as for the operator, with tensors on the CPU.
+    """
+    import triton
+    from revsnn_nodes.kernels import triton_launch
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    class Absent:
+        """A driver for a GPU of one architecture, enough to compile for it."""
+
+        def get_current_target(self) -> Any:
+            return GPUTarget("cuda", capability, 32)
+
+        def get_current_device(self) -> int:
+            return capability  # what is compiled is cached by device
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    facts: list[dict[str, Any]] = []
+
+    def compile_all(kernel: Any, columns: int, **given: Any) -> None:
+        kernel.nargs = {}
+        for configuration in kernel.prune_configs({"columns": columns, **given}):
+            options = {**configuration.kwargs, "num_warps": configuration.num_warps, "enable_fp_fusion": False}
+            made = kernel.fn.warmup(columns=columns, grid=(1,), **options, **given)
+            facts.append({**options, **_facts(made.asm, Path(triton.__file__).parent)})
+
+    driver.set_active(Absent())
+    triton_launch._run = compile_all
+    triton_launch.launch(name, *arguments)
+    return facts
+
+
+def _facts(asm: dict[str, Any], triton_folder: Path) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        tool = triton_folder / "backends" / "nvidia" / "bin" / "cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    stack = re.search(r"STACK:(\d+)", usage)
+    assert stack is not None, usage
+    return {
+        "spilled_bytes": int(stack[1]),
+        "wide_accesses": len(re.findall(r"(?:ld|st)\.global\S*\.v(?:4\.b32|2\.b64)", asm["ptx"])),
+        "accesses": len(re.findall(r"(?:ld|st)\.global", asm["ptx"])),
+        "asynchronous": "cp.async" in asm["ptx"],
+        "multiply_adds": len(re.findall(r"fma\.rn\.f32", asm["ptx"])),
+    }

@@ -1,0 +1,65 @@
+"""Triton kernels compiled for NVIDIA GPUs, which needs none: what the machine code does with memory and registers."""
+
+import kernels_triton
+import pytest
+import torch
+from kernels_triton import compile_for
+from revsnn_nodes.carrier import CarrierParameters
+from revsnn_nodes.kernels.coefficients import coefficients
+from revsnn_nodes.parameters import CoupledParameters
+
+pytest.importorskip("triton", reason="the Triton kernels need triton")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("triton"))
+    with kernels_triton.child(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache) as pool:
+        yield lambda *arguments: pool.submit(compile_for, *arguments).result()
+
+
+def operator(name, steps, dtype, features=512):
+    """Arguments of an operator on four samples."""
+    x = torch.zeros(steps, 4, features, dtype=dtype)
+    v, p = x[0], coefficients(CarrierParameters(), 4.0, 4.0)
+    q = coefficients(CoupledParameters(), 4.0, 4.0)
+    return {
+        "lif_forward": (x, v, p, True, False, True),
+        "lif_backward": (x, x, v, p, 0, False, False, True),
+        "carrier_forward": (x, v, p, True, False),
+        "carrier_backward": (x, v, x, v, p, 0, False, False, True),
+        "coupled_forward": (x, v, q, True, False, False, 2, -1, steps),
+        "inverse_backward": (x, v, x, v, q, 0, False, False, 2, -1, True),
+        "anchored_backward": (x, v, x[:0], x, v, q, 0, True, False, False, False, 2, -1, steps, True),
+    }[name]
+
+
+@pytest.mark.parametrize(("name", "steps"), [
+    ("lif_forward", 16), ("lif_backward", 16), ("carrier_forward", 16), ("carrier_backward", 4),
+    ("coupled_forward", 16), ("inverse_backward", 16), ("anchored_backward", 2),
+])  # fmt: skip
+def test_reads_and_writes_sixteen_bytes_and_spills_nothing(compiled, name, steps):
+    """In float32 for sm_90: four columns per thread give wide accesses alone; no configuration that is tried spills;
+    loops read ahead asynchronously; no multiply-add changes the reference's rounding."""
+    facts = compiled(90, name, *operator(name, steps, torch.float32))
+    wide = [each for each in facts if each["BLOCK"] // (32 * each["num_warps"]) >= 4]
+    assert wide
+    assert all(each["wide_accesses"] == each["accesses"] > 0 for each in wide)
+    assert all(each["spilled_bytes"] == each["multiply_adds"] == 0 for each in facts)
+    assert any(each["asynchronous"] for each in facts) or name in ("carrier_backward", "anchored_backward")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [
+    ("lif_backward", torch.float64), ("carrier_backward", torch.bfloat16), ("anchored_backward", torch.float64),
+])  # fmt: skip
+def test_other_precisions_compile_for_ampere(compiled, name, dtype):
+    """Float64 and bfloat16, odd sizes, for sm_80: every configuration compiles, and at least one spills nothing."""
+    facts = compiled(80, name, *operator(name, 4, dtype, features=514))
+    assert any(each["spilled_bytes"] == 0 for each in facts)
+
+
+def test_longest_pieces_fit_the_registers(compiled):
+    """Sixteen steps, whose outputs, gradients and charges a thread holds all at once, do not spill."""
+    facts = compiled(90, "carrier_backward", *operator("carrier_backward", 16, torch.float32))
+    assert {each["BLOCK"] for each in facts} == {128, 256}
+    assert all(each["spilled_bytes"] == 0 for each in facts)

@@ -1,0 +1,129 @@
+"""Triton kernels, in Triton's interpreter: forwards against the torch reference to the bit, gradients against float64.
+
+The oracle differentiates the very spikes that the kernel fired. No GPU runs here: what is proven is the arithmetic.
+"""
+
+import kernels_triton
+import nodes_oracle as oracle
+import pytest
+import torch
+from kernels_triton import differentiate
+from nodes_cases import COUPLED, Problem, assert_ends_close, make, relative_error, run_node, run_oracle
+from nodes_cases import differentiate as differentiate_node
+from nodes_tolerances import RTOL
+from revsnn_nodes import surrogate
+
+pytest.importorskip("triton", reason="the Triton kernels need triton")
+
+NAMES = ("lif", "lif-carrier", "revlif", "revlif-anchored")
+INVERSE_RTOL = {torch.float64: 1e-9, torch.float32: 5e-4}
+"""The inverse expands roundings, at most by 4^5 in the five steps it is tested on in float32."""
+
+
+@pytest.fixture(scope="module")
+def launch():
+    with kernels_triton.child(TRITON_INTERPRET="1") as pool:
+        yield kernels_triton.interpreted(pool)
+
+
+def assert_right(launch, name, problem, rtol=None, through="yv", **options):
+    """Output and membrane are the reference's bits (in full precisions); gradients are the float64 oracle's."""
+    node, dtype = make(name, **options), problem.x.dtype
+    got = differentiate(launch, name, node, problem, through)
+    assert 0.02 < (got.y > 0.5).double().mean() < 0.98
+    if dtype in (torch.float64, torch.float32):
+        expected = differentiate_node(run_node(node), problem, through)
+        assert torch.equal(got.y, expected.y)
+        assert torch.equal(got.v, expected.v)
+    exact = dict(options)
+    exact.pop("anchor_every", None)
+    if spike := exact.pop("surrogate_function", None):
+        exact["phi"] = type(spike).__name__
+    fired = (got.y > 0.5).double()
+    if name in COUPLED:
+        split = (node.neuron.groups, node.neuron.group_dim if node.neuron.group_dim < 0 else node.neuron.group_dim + 1)
+        fired = oracle.spikes_in_coupled_output(got.y, problem.x, *split, node.neuron.beta)
+    truth = differentiate_node(run_oracle(name, spike_seq=fired, **exact), problem.to(torch.float64), through)
+    assert_ends_close(got, truth, rtol or (INVERSE_RTOL if name == "revlif" else RTOL)[dtype])
+
+
+@pytest.mark.parametrize(("decay_input", "detach_reset"), [(True, False), (False, True)])
+@pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_mode_of_the_neuron_in_triton(launch, name, v_reset, decay_input, detach_reset):
+    """Hard reset to zero and elsewhere, soft reset, detached or not, input decayed or not; two blocks, one not full."""
+    problem = Problem(shape=(3, 24), seed=1).to(torch.float32)
+    assert_right(launch, name, problem, v_reset=v_reset, decay_input=decay_input, detach_reset=detach_reset)
+
+
+@pytest.mark.parametrize("steps", [1, 17, 35])
+@pytest.mark.parametrize("name", ["lif", "lif-carrier", "revlif-anchored"])
+def test_any_length_in_pieces(launch, name, steps):
+    """One step; and lengths cut into 2 to 5 pieces, the last of them shorter; tau no power of two."""
+    assert_right(launch, name, Problem(steps=steps, shape=(1, 10), seed=2, mean=1.6), tau=2.7)
+
+
+@pytest.mark.parametrize(("steps", "rtol"), [(1, 1e-12), (17, 1e-4)])
+def test_inverse_of_any_length(launch, steps, rtol):
+    """One step to rounding; seventeen to roundings of 1e-16 that grew by up to 4^17."""
+    assert_right(launch, "revlif", Problem(steps=steps, shape=(1, 10), seed=3, mean=1.6), rtol)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect"]
+)
+def test_every_surrogate_in_triton(launch, kind):
+    """Each surrogate's derivative, in float32 and float64."""
+    for dtype in (torch.float32, torch.float64):
+        problem = Problem(steps=3, shape=(1, 31), seed=4).to(dtype)
+        assert_right(launch, "lif", problem, surrogate_function=getattr(surrogate, kind)())
+
+
+@pytest.mark.parametrize(("shape", "groups", "group_dim"), [
+    ((3, 12), 2, -1), ((5, 14), 2, 1), ((3, 21), 3, -1), ((2, 6, 5), 3, 1), ((2, 8, 5), 4, 1), ((3, 4, 8), 4, -1),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["revlif", "revlif-anchored"])
+def test_any_number_of_groups_in_triton(launch, name, shape, groups, group_dim):
+    """Two to four groups, along the last dimension and before others, in columns that no block divides."""
+    problem = Problem(steps=4, shape=shape, seed=5)
+    assert_right(launch, name, problem, groups=groups, group_dim=group_dim, alpha=0.4, beta=-0.7)
+
+
+@pytest.mark.parametrize("gate", ["output", "spike"])
+@pytest.mark.parametrize("every", [1, 4, 10, 100])
+def test_segments_of_any_length_in_triton(launch, every, gate):
+    """Segments of one step, of one piece, of two pieces, and longer than T; the last one short; both gates."""
+    problem = Problem(steps=13, shape=(1, 6), seed=6)
+    assert_right(launch, "revlif-anchored", problem, anchor_every=every, reset_gate=gate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["lif", "lif-carrier", "revlif-anchored"])
+def test_half_precisions_keep_their_tolerance(launch, name, dtype):
+    """Float16 and bfloat16 tensors, computed in float32: the gradient of the spikes that were fired, flat in T."""
+    # The interpreter cuts bfloat16 off where a GPU rounds to nearest: twice the error.
+    rtol = RTOL[dtype] * (2 if dtype is torch.bfloat16 else 1)
+    for steps in (1, 17):
+        assert_right(launch, name, Problem(steps=steps, shape=(2, 20), seed=7, mean=1.6).to(dtype), rtol)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_may_be_missing_at_either_end(launch, name):
+    """Output alone, membrane alone; from rest, and from a carried state."""
+    for through, carried in (("y", True), ("v", False), ("y", False)):
+        assert_right(launch, name, Problem(steps=4, seed=8, carried=carried), through=through)
+
+
+def test_strides_and_nothing_at_all(launch):
+    """Transposed input gives what its copy gives; a batch of no samples gives results of no elements."""
+    problem = Problem(steps=3, shape=(4, 6), seed=9)
+    straight = differentiate(launch, "lif-carrier", make("lif-carrier"), problem)
+    problem.x, problem.y_bar = (
+        each.transpose(0, 2).contiguous().transpose(0, 2) for each in (problem.x, problem.y_bar)
+    )
+    assert not problem.x.is_contiguous()
+    assert (
+        relative_error(differentiate(launch, "lif-carrier", make("lif-carrier"), problem).x_grad, straight.x_grad) == 0
+    )
+    for name in NAMES:
+        assert differentiate(launch, name, make(name), Problem(shape=(0, 4))).x_grad.shape == (5, 0, 4)
