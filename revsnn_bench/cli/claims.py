@@ -24,6 +24,9 @@ def claims(
     ] = "",
     run_id: Annotated[str, typer.Option(help="Name of the run; made of date and time by default.")] = "",
     resume: Annotated[str, typer.Option(help="Go on with an interrupted run: its id.")] = "",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each worker; torch's default if not given.", show_default=False)
+    ] = None,
     results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where reports go.")] = Path("reports"),
 ) -> None:
@@ -44,7 +47,7 @@ def claims(
     run, files = (
         (find_run(from_run, results), [])
         if from_run
-        else _measured(cases_of(plan, keys), run_id or None, resume, results, reports)
+        else _measured(cases_of(plan, keys), run_id or None, resume, results, reports, threads)
     )
     findings = judge(run, plan, keys)
     console = Console()
@@ -56,7 +59,7 @@ def claims(
 
 
 def _measured(
-    cases: "list[Case]", run_id: str | None, resume: str, results: Path, reports: Path
+    cases: "list[Case]", run_id: str | None, resume: str, results: Path, reports: Path, threads: int | None
 ) -> "tuple[Run, list[Path]]":
     """Measures every case in a worker of its own, under a progress bar; Ctrl-C keeps what is done."""
     from rich.progress import track
@@ -76,6 +79,7 @@ def _measured(
             reports_dir=reports,
             resume=journal,
             timeout_s=TIMEOUT_S,
+            threads=threads,
             command=("revsnn-bench", *sys.argv[1:]),
         )
     )

@@ -1,0 +1,158 @@
+"""`revsnn-bench train`: one network, one node, one data set; checkpointed after every epoch."""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from revsnn_bench.cli.exits import Exit, failure
+
+if TYPE_CHECKING:
+    from revsnn_bench.case import Case
+    from revsnn_bench.data.digits import Split
+    from revsnn_bench.training import Trainer
+
+DATA = ("digits", "cifar10", "cifar100")
+
+
+def train(
+    network: Annotated[str, typer.Option(help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")] = (
+        "vgg11@0.25"
+    ),
+    node: Annotated[str, typer.Option(help="Node, or node+strategy.")] = "lif-carrier",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the node, such as group_dim=1.")
+    ] = None,
+    data: Annotated[str, typer.Option(help=f"Data set, among {', '.join(DATA)}.")] = "digits",
+    data_dir: Annotated[Path, typer.Option(help="Folder that holds the CIFAR archive.")] = Path("data"),
+    shape: Annotated[
+        str, typer.Option(help="Channels x height x width of digits; for pixels the neurons per layer.")
+    ] = "1x8x8",
+    timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the schedule.")] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Seeds parameters and order of samples.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, or float64.")] = "float32",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Written after every epoch; gone on with where it exists.", show_default=False)
+    ] = None,
+    run_id: Annotated[str, typer.Option(help="Name of the run; made of date and time by default.")] = "",
+    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
+) -> None:
+    """Train a network and test it after every epoch; save accuracy, its curve and the stripped accuracy as a run.
+
+    Ctrl-C loses the epoch in progress; the same command with the same --checkpoint goes on to the bit.
+    """
+    from pydantic import ValidationError
+
+    from revsnn_bench.case import Case
+    from revsnn_bench.training import Recipe, Trainer
+
+    if data not in DATA:
+        raise failure(f"no data set {data!r}. Data sets are: {', '.join(DATA)}.", Exit.USAGE)
+    sizes = (3, 32, 32) if data != "digits" else tuple(map(int, shape.split("x")))
+    try:
+        case = Case.model_validate({
+            "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "shape": sizes, "dtype": dtype,
+            "device": device, "node_options": dict(map(_option, option or [])), "seed": seed, "epochs": epochs,
+        })  # fmt: skip
+        trainer = Trainer(case, Recipe(epochs, batch, learning_rate), _split(data, data_dir), data)
+        if checkpoint is not None and checkpoint.is_file():
+            import torch
+
+            trainer.load_state(torch.load(checkpoint, weights_only=True))
+    except (ValidationError, ValueError, FileNotFoundError) as error:
+        raise failure(str(error), Exit.USAGE) from None
+    _train(trainer, checkpoint)
+    typer.echo(_save(case, trainer, run_id, results))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`name=value` as a keyword: a number, true, false, none, or text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise failure(f"--option must be NAME=VALUE; got {text!r}. Pass for example group_dim=1.", Exit.USAGE)
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return name, words[value.lower()]
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
+def _split(data: str, folder: Path) -> "Split | None":
+    if data == "digits":
+        return None
+    from revsnn_bench.data.cifar import CIFAR10, CIFAR100, read_cifar
+
+    return read_cifar(folder, CIFAR10 if data == "cifar10" else CIFAR100)
+
+
+def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
+    """Runs the epochs that are left, under a progress bar, and prints a line after each."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    epochs = trainer.recipe.epochs
+    with warnings.catch_warnings(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        warnings.simplefilter("once")
+        task = bar.add_task("training", total=epochs * trainer.batches, completed=trainer.epoch * trainer.batches)
+        while trainer.epoch < epochs:
+            bar.update(task, description=f"epoch {trainer.epoch + 1} of {epochs}")
+            try:
+                trainer.run_epoch(on_batch=lambda: bar.advance(task))
+            except KeyboardInterrupt:
+                kept = f"; the same command goes on after epoch {trainer.epoch}" if checkpoint else ""
+                raise failure(f"interrupted{kept}", Exit.INTERRUPTED) from None
+            if checkpoint is not None:
+                checkpoint.parent.mkdir(parents=True, exist_ok=True)
+                whole = checkpoint.with_suffix(".part")
+                torch.save(trainer.state(), whole)
+                whole.replace(checkpoint)
+            loss, accuracy = trainer.loss_by_epoch[-1], trainer.accuracy_by_epoch[-1]
+            typer.echo(f"epoch {trainer.epoch:3}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %")
+
+
+def _save(case: "Case", trainer: "Trainer", run_id: str, results: Path) -> Path:
+    """Writes the run of one record, and says what came out."""
+    from revsnn_bench.environment import fingerprint
+    from revsnn_bench.journal import Journal, new_run_id
+    from revsnn_bench.records import Record, RunHeader, Status
+    from revsnn_bench.runner.client import utc_now
+
+    start = time.monotonic()
+    accuracy = trainer.record()
+    stripped = accuracy.stripped_accuracy
+    typer.echo(
+        f"{case.variant} in {case.workload}: {100 * accuracy.accuracy:.1f} %"
+        + (f", stripped to binary spikes {100 * stripped:.1f} %" if stripped is not None else "")
+        + f", {accuracy.train_time_s:.0f} s"
+    )
+    record = Record(
+        case=case,
+        status=Status.OK,
+        accuracy=accuracy,
+        started_at=utc_now(),
+        duration_s=accuracy.train_time_s + time.monotonic() - start,
+    )
+    header = RunHeader(
+        run_id=run_id or new_run_id(),
+        started_at=utc_now(),
+        command=("revsnn-bench", *sys.argv[1:]),
+        environment=fingerprint(),
+        settings={"epochs": case.epochs},
+    )
+    with Journal.create(results, header) as journal:
+        journal.append(record)
+        saved: Path = journal.finish()
+    return saved
