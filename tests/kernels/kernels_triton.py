@@ -89,7 +89,9 @@ def differentiate(launch: Launch, name: str, node: Any, problem: Problem, throug
 
 
 def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, Any]]:
-    """Compiles an operator's kernel in every configuration that would be tried; what the machine code of each does.
+    """Compiles an operator's kernel as it would be; what the machine code of each configuration does.
+
+    Of the configurations that would be tried: those with one column or four to a thread, and those with the most.
 
     Runs in a process that does not interpret. Arguments as for the operator, with tensors on the CPU.
     """
@@ -114,10 +116,14 @@ def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, A
 
     def compile_all(kernel: Any, columns: int, **given: Any) -> None:
         kernel.nargs = {}
-        for configuration in kernel.prune_configs({"columns": columns, **given}):
-            options = {**configuration.kwargs, "num_warps": configuration.num_warps, "enable_fp_fusion": False}
+        tried = [{**each.kwargs, "num_warps": each.num_warps} for each in kernel.prune_configs(given)]
+        per_thread = [each["BLOCK"] // (32 * each["num_warps"]) for each in tried]
+        for each, width in zip(tried, per_thread, strict=True):
+            if width not in (1, 4, max(per_thread)) or each["num_warps"] != 4:
+                continue
+            options = {**each, "enable_fp_fusion": False}
             made = kernel.fn.warmup(columns=columns, grid=(1,), **options, **given)
-            facts.append({**options, **_facts(made.asm, Path(triton.__file__).parent)})
+            facts.append({"per_thread": width, **options, **_facts(made.asm, Path(triton.__file__).parent)})
 
     driver.set_active(Absent())
     triton_launch._run = compile_all
