@@ -71,6 +71,19 @@ def step_samples(record: Record) -> Samples | None:
     return Samples(own, tuple(map(sum, lif)))
 
 
+def in_copies(phase: Literal["forward", "backward"]) -> Read:
+    """Returns a reader of a phase's median time over that of copying the input in the same rounds."""
+
+    def read(record: Record) -> Number | None:
+        if record.time is None or not record.time.copy_time_s:
+            return None
+        samples = phase_samples(phase)(record)
+        copy = median(record.time.copy_time_s)
+        return median(samples.own) / copy if samples is not None and copy else None
+
+    return read
+
+
 def median_of(samples: Callable[[Record], Samples | None]) -> Read:
     """Returns a reader of the median of the case's own samples."""
 

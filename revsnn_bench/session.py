@@ -8,7 +8,7 @@ from pathlib import Path
 
 from revsnn_bench.case import Case
 from revsnn_bench.journal import Journal, new_run_id
-from revsnn_bench.measuring import Settings, measure
+from revsnn_bench.measuring import Pass, Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.render import write_reports
 from revsnn_bench.runner import Runner
@@ -67,12 +67,20 @@ class BenchSession:
         self._opened = False
         self._page_due = 0.0
 
-    def measure(self, case: Case) -> Record:
-        """The record of a case: from the journal if it is there, else measured in a process of its own."""
+    def measure(self, case: Case, passes: Sequence[Pass] | None = None) -> Record:
+        """The record of a case: from the journal if it is there, else measured in a process of its own.
+
+        Args:
+            case: what to measure.
+            passes: of the run's passes, those that apply to this case; None for all.
+        """
         if not self._opened:
             self._open()
         if case not in self._records:
-            record = self._runner.run(case, self.options.settings)
+            settings = self.options.settings
+            if passes is not None:
+                settings = settings.model_copy(update={"passes": tuple(p for p in settings.passes if p in passes)})
+            record = self._runner.run(case, settings)
             if self._journal is not None:
                 self._journal.append(record)
                 self._refresh_page()

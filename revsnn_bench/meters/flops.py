@@ -37,14 +37,16 @@ from revsnn_bench.step import TrainingStep
 Phase = Literal["forward", "backward", "recompute"]
 Operator = str | OpOverload | OpOverloadPacket | CustomOpDef
 
-_registered: dict[str, Callable[..., PhaseFlops | int]] = {}
+Count = Callable[..., PhaseFlops | int]
+_registered: dict[str, Count] = {}
+_recomputed: dict[str, Count] = {}
 
 
 class UnknownOperation(LookupError):
     """An operator ran that has no FLOPs formula."""
 
 
-def register_flop_formula(operator: Operator, formula: Callable[..., PhaseFlops | int]) -> None:
+def register_flop_formula(operator: Operator, formula: Count, recompute: Count | None = None) -> None:
     """Gives an operator its count; needed once for every fused kernel, and overrides a formula of ours.
 
     Args:
@@ -52,6 +54,7 @@ def register_flop_formula(operator: Operator, formula: Callable[..., PhaseFlops 
             name "ns::name". The formula holds for all overloads.
         formula: called as `formula(*args, out=result, **kwargs)` with what the operator was called with;
             returns PhaseFlops, or an int, which counts as pointwise work.
+        recompute: likewise, what the operator does of the forward pass again, beside the work of its own phase.
     Raises:
         ValueError: a name without a namespace.
     """
@@ -67,6 +70,8 @@ def register_flop_formula(operator: Operator, formula: Callable[..., PhaseFlops 
             f"libraries share names. Pass 'namespace::{name}' or the operator itself."
         )
     _registered[name] = formula
+    if recompute is not None:
+        _recomputed[name] = recompute
 
 
 def measure_flops(step: TrainingStep) -> FlopsRecord:
@@ -119,11 +124,15 @@ class _Counter(TorchDispatchMode):
                 return pieces
         phase = self._phase()
         out = func(*args, **kwargs)
-        flops = count(func, args, kwargs, out)
+        self._add(phase, count(func, args, kwargs, out))
+        if name in _recomputed:
+            self._add("recompute", _as_flops(_recomputed[name](*args, out=out, **kwargs)))
+        return out
+
+    def _add(self, phase: Phase, flops: PhaseFlops) -> None:
         with self._lock:
             self._pointwise[phase] += flops.pointwise
             self._multiply_accumulate[phase] += flops.multiply_accumulate
-        return out
 
     def phases(self) -> dict[Phase, PhaseFlops]:
         return {

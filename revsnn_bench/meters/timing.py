@@ -39,6 +39,7 @@ class Round:
 
     step: Sample
     reference: Sample
+    copy_s: float
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -87,10 +88,11 @@ def measure_time(
         )
     load_before = psutil.getloadavg()[0]
     with _quiet_garbage_collector():
-        _run_round(step, reference, step_first=True)
-        warm = _run_round(step, reference, step_first=False)
+        copy = _Copy(step)
+        first = _run_round(step, reference, copy, step_first=True)
+        warm = _run_round(step, reference, copy, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
-        rounds = _run_rounds(step, reference, target)
+        rounds = _run_rounds(step, reference, copy, target)
     step.prepare()
     kept = select_rounds(rounds, min_rounds)
     return TimeRecord(
@@ -98,6 +100,8 @@ def measure_time(
         backward_time_s=tuple(each.step.backward_s for each in kept),
         lif_forward_time_s=tuple(each.reference.forward_s for each in kept),
         lif_backward_time_s=tuple(each.reference.backward_s for each in kept),
+        copy_time_s=tuple(each.copy_s for each in kept),
+        first_step_time_s=first.step.forward_s + first.step.backward_s,
         rounds_rejected=len(rounds) - len(kept),
         rounds_contended=sum(is_contended(each) for each in kept),
         load_before=load_before,
@@ -133,24 +137,40 @@ def set_steady_state_malloc() -> bool:
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20) and libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20))
 
 
-def _run_rounds(step: TrainingStep, reference: TrainingStep | None, target: int) -> list[Round]:
+class _Copy:
+    """Copies the input to memory that has been touched before: one read and one write, and nothing else."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        self._source = step.source.detach()
+        self._target = self._source.clone()
+
+    def time_s(self) -> float:
+        """Seconds of one copy."""
+        _synchronize(self._source.device)
+        start = time.perf_counter_ns()
+        self._target.copy_(self._source)
+        _synchronize(self._source.device)
+        return (time.perf_counter_ns() - start) / 1e9
+
+
+def _run_rounds(step: TrainingStep, reference: TrainingStep | None, copy: _Copy, target: int) -> list[Round]:
     """Runs until `target` rounds were left alone, at most twice as many."""
     rounds: list[Round] = []
     alone = 0
     while alone < target and len(rounds) < 2 * target:
-        rounds.append(_run_round(step, reference, step_first=len(rounds) % 2 == 0))
+        rounds.append(_run_round(step, reference, copy, step_first=len(rounds) % 2 == 0))
         alone += not is_contended(rounds[-1])
     return rounds
 
 
-def _run_round(step: TrainingStep, reference: TrainingStep | None, step_first: bool) -> Round:
+def _run_round(step: TrainingStep, reference: TrainingStep | None, copy: _Copy, step_first: bool) -> Round:
     if reference is None:
         sample = _time(step)
-        return Round(sample, sample)
+        return Round(sample, sample, copy.time_s())
     if step_first:
-        return Round(step=_time(step), reference=_time(reference))
+        return Round(step=_time(step), reference=_time(reference), copy_s=copy.time_s())
     sample = _time(reference)
-    return Round(step=_time(step), reference=sample)
+    return Round(step=_time(step), reference=sample, copy_s=copy.time_s())
 
 
 def _time(step: TrainingStep) -> Sample:

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.models.bits import Packed, pack_bits, unpack_bits
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
+from revsnn_bench.peers import PEERS
 
 NORM_CARRIER = "norm-carrier"
 
@@ -179,6 +180,8 @@ def strategy(name: str, **options: Any) -> Strategy:
     """
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
+    if name in PEERS:
+        return Strategy(partial(PEERS[name], **options), ConvBlock)
     node, plus, kind = name.partition("+")
     if plus and kind not in BLOCKS:
         near = get_close_matches(kind, BLOCKS, 3) or list(BLOCKS)

@@ -7,7 +7,7 @@
 With `--benchmark` cases are measured in full, saved and reported; without it every case runs once, small and fast.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +17,7 @@ from revsnn_bench.sweep import Sweep
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
+    from revsnn_bench.measuring import Pass
     from revsnn_bench.records import Record
     from revsnn_bench.session import BenchSession
 
@@ -61,8 +62,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def measure_case(request: pytest.FixtureRequest) -> "Callable[[Case], Record]":
-    """Measures a case in a fresh process and returns its record.
+def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
+    """Measures a case in a fresh process and returns its record; `passes=` leaves out what does not apply to it.
 
     The test fails where the case ended in `error`, `timeout` or `oom`, or its gradient is wrong though nothing warned
     of it; it is skipped where the case cannot run here, and marked as expected failure where the node itself warned.
@@ -71,8 +72,8 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[[Case], Record]":
     timer = replay.ReplayTimer()
     benchmark = _benchmark_of(request, timer) if config.getoption("benchmark") else None
 
-    def measure(case: "Case") -> "Record":
-        record = session_of(config).measure(case)
+    def measure(case: "Case", passes: "Sequence[Pass] | None" = None) -> "Record":
+        record = session_of(config).measure(case, passes)
         if benchmark is not None:
             replay.replay(benchmark, timer, record)
         _judge(record)

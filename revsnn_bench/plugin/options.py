@@ -47,6 +47,7 @@ AXES: dict[str, tuple[Callable[[str], Any], str]] = {
     "groups": (int, "groups of the coupled nodes, such as 2,4,8"),
     "alpha": (float, "reset strengths of the coupled nodes"),
     "tau": (float, "membrane time constants, in steps"),
+    "backend": (str, "backends of the nodes, among torch, fused, auto"),
     "seed": (int, "seeds of parameters and input"),
 }
 
@@ -98,11 +99,11 @@ def check_nodes(config: pytest.Config) -> None:
     asked: tuple[str, ...] = config.getoption("sweep_node") or ()
     if not asked:
         return
-    from revsnn_nodes import node_factory
+    from revsnn_bench.models.strategies import strategy
 
     for name in asked:
         try:
-            node_factory(name)
+            strategy(name)
         except ValueError as error:
             raise pytest.UsageError(f"--sweep-node: {error}") from None
 

@@ -156,3 +156,38 @@ def test_unknown_names_are_refused_with_suggestions():
         build(case("lif", workload="layers"))
     with pytest.raises(ValueError, match="Did you mean revlif"):
         build(case("revlfi"))
+
+
+@pytest.mark.parametrize(("node", "retained"), [("lif", 4 * 65536 * 8), ("lif-carrier", 0), ("revlif", 4 * 65536)])
+def test_fused_kernels_keep_exactly_what_they_say(node, retained):
+    """Fused, lif keeps its charges alone, and no thread of the kernels holds on to anything: ten times out of ten."""
+    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    from revsnn_bench.meters.memory import retained_bytes
+
+    step = build(case(node, timesteps=8, batch=1, shape=(65536,), node_options={"backend": "fused"}))
+    assert [retained_bytes(step)[0] for _ in range(10)] == [retained] * 10
+
+
+def test_fused_operations_are_counted_with_their_recomputation():
+    """The counter learns what the fused operators compute: every phase has work, and the carrier recomputes."""
+    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    fused = {node: measure(case(node, node_options={"backend": "fused"}), FLOPS).flops for node in NODES[-3:]}
+    for flops in fused.values():
+        assert min(flops.forward.total, flops.backward.total, flops.recompute.total) >= LIF_FORWARD * STEP * T
+    assert measure(case("lif", node_options={"backend": "fused"}), FLOPS).flops.recompute.total == 0
+
+
+def test_times_come_with_a_copy_and_the_first_step():
+    """Each round also times a copy of the input, and the first round of all is kept for what compilation took."""
+    times = measure(case("lif"), Settings(passes=("time",), min_rounds=3, max_rounds=3)).time
+    assert len(times.copy_time_s) == len(times.forward_time_s) == 3
+    assert min(times.copy_time_s) > 0
+    assert times.first_step_time_s > 0
+
+
+def test_peers_are_measured_beside_our_nodes():
+    """SpikingJelly's LIF keeps what ours keeps under autograd, or less; both give the same spikes' bytes."""
+    pytest.importorskip("spikingjelly", reason="the peer is not installed")
+    memory = measure(case("spikingjelly", node_options={}), BYTES).memory
+    assert memory.output_bytes == 4 * STEP * T
+    assert 0 < memory.retained_bytes <= measure(case("lif"), BYTES).memory.retained_bytes + 4 * STEP * 3

@@ -61,7 +61,7 @@ def pointwise(elements: int) -> Callable[[], object]:
 
 def rounds_of(*shares: float) -> list[Round]:
     """Rounds of one second with these shares of run delay."""
-    return [Round(Sample(0.25, 0.25, share), Sample(0.25, 0.25, 0.0)) for share in shares]
+    return [Round(Sample(0.25, 0.25, share), Sample(0.25, 0.25, 0.0), 0.1) for share in shares]
 
 
 def test_a_known_time_comes_out_with_forward_and_backward_apart():

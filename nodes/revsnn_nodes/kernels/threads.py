@@ -56,10 +56,13 @@ def run_columns(
         return
     size = max(1, columns // (unit * threads * PIECES_PER_THREAD)) * unit
     pieces = iter(range(0, columns, size))
+    # The pool forgets a piece of work a little later than it finishes it, and what the work refers to must not live on.
+    shared = [arguments]
+    del arguments
 
     def work(pieces: Iterator[int]) -> None:
         for start in pieces:
-            kernel(*arguments, start, min(start + size, columns))
+            kernel(*shared[0], start, min(start + size, columns))
 
     pool = _helpers(threads - 1)
     helpers = [pool.submit(work, pieces) for _ in range(threads - 1)]
@@ -69,3 +72,4 @@ def run_columns(
         for helper in helpers:
             if not helper.cancel():  # one that has not woken up yet has nothing left to do
                 helper.result()
+        shared.clear()

@@ -1,0 +1,67 @@
+"""Neurons of other packages, as rows of a comparison: SpikingJelly's LIF, eager and under torch.compile.
+
+They are measured where they are installed and skipped elsewhere. Versions: see the extra `peers`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from revsnn_bench.runner.outcomes import SkipCase
+
+
+def spikingjelly(**options: Any) -> nn.Module:
+    """SpikingJelly's `LIFNode`, run as it comes, in step mode "m".
+
+    Raises:
+        SkipCase: the package is not installed.
+    """
+    try:
+        from spikingjelly.activation_based.neuron import LIFNode
+    except ImportError:
+        raise SkipCase("spikingjelly is not installed: pip install 'revsnn-bench[peers]'") from None
+    node: nn.Module = LIFNode(step_mode="m", **options)
+    return node
+
+
+def spikingjelly_compiled(**options: Any) -> nn.Module:
+    """The loop of SpikingJelly's reference equations under `torch.compile`: one graph, unrolled over the steps."""
+    spikingjelly(**options)
+    return _CompiledLIF(**options)
+
+
+class _CompiledLIF(nn.Module):
+    """SpikingJelly's LIF steps, compiled as a function of input and membrane; the membrane is carried as theirs is."""
+
+    def __init__(self, tau: float = 2.0, v_threshold: float = 1.0, v_reset: float | None = 0.0) -> None:
+        super().__init__()
+        from spikingjelly._ops.lif.reference import multi_step
+        from spikingjelly.activation_based.surrogate import Sigmoid
+
+        surrogate = Sigmoid()
+        self.v: torch.Tensor | float = 0.0
+
+        def run(x_seq: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            spikes, v_last, _ = multi_step(x_seq, v, tau, True, v_threshold, v_reset, surrogate, False)
+            return spikes, v_last
+
+        self._run = torch.compile(run, dynamic=False)
+
+    def forward(self, x_seq: torch.Tensor) -> torch.Tensor:
+        """`[T, N, *]` to spikes of the same shape."""
+        v = self.v if isinstance(self.v, torch.Tensor) else torch.zeros_like(x_seq[0])
+        spikes, self.v = self._run(x_seq, v)
+        return spikes
+
+    def reset(self) -> None:
+        """Forgets the membrane."""
+        self.v = 0.0
+
+
+PEERS: dict[str, Callable[..., nn.Module]] = {
+    "spikingjelly": spikingjelly,
+    "spikingjelly-compiled": spikingjelly_compiled,
+}
+"""Makers by the name that a case gives them."""
