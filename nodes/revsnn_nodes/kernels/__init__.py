@@ -1,5 +1,6 @@
 """Fused forward and backward kernels: the functions of the nodes in one pass over memory, with nothing else kept.
 
 They are a second implementation of what lif.py, carrier.py and coupling.py define, chosen by a node's `backend`; see
-`selection`. The CPU kernels need numba (the extra `cpu`); nothing here is loaded until a fused node runs.
+`selection`. Those for the CPU need numba (the extra `cpu`), those for CUDA need Triton (the extra `triton`); nothing
+here is loaded until a fused node runs.
 """
