@@ -70,4 +70,6 @@ class Sweep:
 
 def _shrunk(case: Case) -> Case:
     shape = tuple(min(size, _SMOKE_SIZE) for size in case.shape)
-    return case.model_copy(update={"batch": min(case.batch, _SMOKE_BATCH), "shape": shape})
+    return case.model_copy(
+        update={"batch": min(case.batch, _SMOKE_BATCH), "shape": shape, "epochs": min(case.epochs, 1)}
+    )

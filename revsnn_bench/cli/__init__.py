@@ -2,7 +2,7 @@
 
 import typer
 
-from revsnn_bench.cli import claims, compare, doctor, env, gate, nodes, report, run, train
+from revsnn_bench.cli import claims, compare, doctor, env, gate, largest, nodes, report, run, train
 
 app = typer.Typer(
     name="revsnn-bench",
@@ -18,6 +18,7 @@ app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate_command)
 app.command("train")(train.train)
+app.command("largest")(largest.largest)
 app.command("claims")(claims.claims)
 app.command("nodes")(nodes.nodes)
 app.command("env")(env.env)
