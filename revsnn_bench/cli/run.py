@@ -1,5 +1,7 @@
 """`revsnn-bench run`: the suites, driven through pytest, with a progress bar and reports at the end."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -86,6 +88,7 @@ def run(
     arguments += [f"--sweep-{name}={value}" for name, value in swept.items() if value]
     arguments += [f"--run-{name}={value}" for name, value in chosen.items() if value not in ("", None)]
     arguments += ["--run-live"] if live else []
+    arguments.append(f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}")
     _exit(pytest.main([*_quiet(), *arguments, *_suite_files(suite)]))
 
 

@@ -1,5 +1,7 @@
 """Options of the pytest plugin, and what they mean: the preset, the axes, and how a run is carried out."""
 
+import re
+import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +79,7 @@ def add(parser: pytest.Parser) -> None:
         "--run-preload", type=_each(str), default=(), metavar="MODULES", help="modules workers import first"
     )
     group.addoption("--run-live", action="store_true", help="refresh the page in the reports folder as cases finish")
+    group.addoption("--run-command", metavar="TEXT", help="the command to record in place of this one")
     group.addoption("--run-progress", action="store_true", help="a progress bar with the case in flight and time left")
 
 
@@ -108,6 +111,13 @@ def check_nodes(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--sweep-node: {error}") from None
 
 
+def _command(config: pytest.Config) -> tuple[str, ...]:
+    """What the user typed, for the record: files by their names, because a record must not tell where things lie."""
+    typed = config.getoption("run_command")
+    words = shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)]
+    return tuple(re.sub(r"(?:(?<=^)|(?<==))/\S*/", "", word) for word in words)
+
+
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
     from revsnn_bench.measuring import Pass, Settings
@@ -132,5 +142,5 @@ def run_options(config: pytest.Config) -> "RunOptions":
         threads=config.getoption("run_threads"),
         preload=config.getoption("run_preload"),
         live=config.getoption("run_live"),
-        command=("pytest", *map(str, config.invocation_params.args)),
+        command=_command(config),
     )

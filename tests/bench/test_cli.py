@@ -133,3 +133,14 @@ def test_nodes_env_and_doctor_speak(command):
     assert code == 0, out + err
     assert "recompute_flops" in out
     assert err == ""
+
+
+def test_a_record_does_not_tell_where_things_lie(command, tmp_path):
+    """The command is recorded as it was typed, with files by their names alone."""
+    folder = tmp_path / "deep" / "down"
+    code, out, err = command("run", *SMALL, "--passes=memory", "--run-id=a", f"--results={folder}")
+    assert code == 0, out + err
+    text = (folder / "a.json").read_text()
+    assert json.loads(text)["header"]["command"][:2] == ["revsnn-bench", "run"]
+    assert "--results=down" in json.loads(text)["header"]["command"]
+    assert str(tmp_path) not in text
