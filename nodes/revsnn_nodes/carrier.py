@@ -165,7 +165,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
         x_seq = x_seq.expand(-1, info.batch_size, *x_seq.shape[2:])
         if v is not None:
             v = (v.unsqueeze(0) if v_dim is None else v.movedim(v_dim, 0)).expand_as(x_seq[0])
-        return _DecodeAndMultiply.apply(x_seq, v, neuron, surrogate), (1, 0)  # type: ignore[no-any-return]
+        return _DecodeAndMultiply.apply(x_seq, v, neuron, surrogate), (1, 0)
 
 
 def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neuron: CarrierParameters) -> None:

@@ -48,22 +48,28 @@ def arriving(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad
 
 
-class _InvertAndMultiply(torch.autograd.Function):
-    """Keeps the output (an alias) and the last membrane; inverts step by step."""
-
-    generate_vmap_rule = True
+class InvertingFunction(torch.autograd.Function):
+    """The forward of the nodes that invert: keeps the output (an alias) and the last membrane."""
 
     @staticmethod
     def forward(
         x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction
     ) -> tuple[Tensor, Tensor]:
+        """Output and the last membrane."""
         return run_forward(x_seq, v, neuron)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """See the class."""
         _, _, ctx.neuron, ctx.surrogate = inputs
         ctx.save_for_backward(*output)
         ctx.set_materialize_grads(False)
+
+
+class _InvertAndMultiply(InvertingFunction):
+    """Inverts step by step, and multiplies with what the inverse has found."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     @once_differentiable

@@ -14,24 +14,12 @@ from torch.profiler import record_function
 
 from revsnn_nodes.coupling import Parts, coupled_step, invert_membranes, join, recover_inputs, split
 from revsnn_nodes.parameters import CoupledParameters
-from revsnn_nodes.reversible import InvertingNode, arriving, run_forward, write
+from revsnn_nodes.reversible import InvertingFunction, InvertingNode, arriving, write
 from revsnn_nodes.surrogate import SurrogateFunction
 
 
-class _InvertAndRerun(torch.autograd.Function):
-    """Keeps the output (an alias) and the last membrane; inverts, re-runs under grad, differentiates."""
-
-    @staticmethod
-    def forward(
-        x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction
-    ) -> tuple[Tensor, Tensor]:
-        return run_forward(x_seq, v, neuron)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, _, ctx.neuron, ctx.surrogate = inputs
-        ctx.save_for_backward(*output)
-        ctx.set_materialize_grads(False)
+class _InvertAndRerun(InvertingFunction):
+    """Inverts step by step, re-runs each step under grad, differentiates."""
 
     @staticmethod
     @once_differentiable
