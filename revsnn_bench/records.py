@@ -49,6 +49,7 @@ class MemoryRecord(_Frozen):
         peak_bytes: highest live tensor bytes during forward and backward, less what was alive before.
         peak_by_category_bytes: the same peak by kind (input, output, retained, gradient, temporary, ...).
         peak_phase, peak_module: where the peak occurred.
+        retained_by_module_bytes: the retained bytes by the module that made them; sums to `retained_bytes` exactly.
         process_peak_bytes: what the operating system says: growth of the high-water mark in the step.
         device_peak_bytes, device_reserved_bytes: what the device allocator says; None on CPU.
         driver_peak_bytes: NVML per-process memory on NVIDIA; None elsewhere.
@@ -62,6 +63,7 @@ class MemoryRecord(_Frozen):
     peak_by_category_bytes: dict[str, int]
     peak_phase: str
     peak_module: str
+    retained_by_module_bytes: dict[str, int] | None = None
     process_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     device_reserved_bytes: int | None = None

@@ -20,7 +20,6 @@ from revsnn_bench.data.digits import Split
 from revsnn_bench.records import AccuracyRecord
 from revsnn_bench.workloads import digits_of, encoded, is_neuron, network
 
-TEST_BATCH = 256
 WARM_UP = 0.2
 """Share of the steps in which the learning rate rises."""
 
@@ -94,7 +93,7 @@ class Trainer:
     def accuracy(self) -> float:
         """Share of the test images that the network in `eval()` classifies rightly."""
         self.model.eval()
-        guesses = [self._logits(images).argmax(1).cpu() for images in self.data.test_images.split(TEST_BATCH)]
+        guesses = [self._logits(images).argmax(1).cpu() for images in self.data.test_images.split(self.recipe.batch)]
         return (torch.cat(guesses) == self.data.test_labels).double().mean().item()
 
     def record(self) -> AccuracyRecord:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revsnn_bench.meters.attribution import attribute_peak
+from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
 from revsnn_bench.meters.highwater import driver_bytes, process_peak_bytes
 from revsnn_bench.meters.peak import attribute_host_peak
 from revsnn_bench.meters.saved import measure_saved
@@ -26,8 +26,8 @@ def measure_memory(step: TrainingStep) -> MemoryRecord:
     belong to the process. The process's high-water mark comes next, before any profiler fills the heap.
 
     Returns:
-        The record. Its categories sum to `peak_bytes`; on CUDA, where they come from a dispatch mode, the
-        entry `unattributed` is what that does not see. Host readings repeat to the byte, except
+        The record. Its categories sum to `peak_bytes`, its modules to `retained_bytes`; on CUDA, where both come from a
+        dispatch mode, the entry `unattributed` is what that does not see. Host readings repeat to the byte, except
         `process_peak_bytes`.
     Raises:
         ValueError: the source is neither on the CPU nor on a CUDA device.
@@ -45,12 +45,16 @@ def measure_memory(step: TrainingStep) -> MemoryRecord:
     categories = dict(attribution.peak_by_category_bytes)
     if unseen := fields["peak_bytes"] - attribution.peak_bytes:
         categories["unattributed"] = unseen
+    modules = retained_by_module(step)
+    if unseen := fields["retained_bytes"] - sum(modules.values()):
+        modules["unattributed"] = unseen
     return MemoryRecord(
         **fields,
         saved_bytes=saved,
         peak_by_category_bytes=categories,
         peak_phase=attribution.peak_phase,
         peak_module=attribution.peak_module,
+        retained_by_module_bytes=modules,
     )
 
 

@@ -10,6 +10,7 @@ from revsnn_bench.metrics import METRICS, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
 from revsnn_bench.render.growth import growths
+from revsnn_bench.render.modules import KINDS, REST, module_rows
 from revsnn_bench.render.summary import findings
 from revsnn_bench.render.sweeps import AXES, rest, sweeps
 from revsnn_bench.render.view import Column, columns, value_cell
@@ -39,6 +40,7 @@ def render(run: Run, pictures: Sequence[Picture] = ()) -> str:
         *_rest_section(run),
         *_growth_section(run),
         *_accuracy_section(run),
+        *_module_section(run),
         *_peak_section(run),
         _reading(run),
         _environment(run),
@@ -171,6 +173,16 @@ def _accuracy_section(run: Run) -> list[str]:
         return []
     headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
     return ["## Accuracy\n\n" + table(headings, rows)]
+
+
+def _module_section(run: Run) -> list[str]:
+    """What each network retains, by the kind of module that made it; the kinds sum to the total."""
+    rows = module_rows(run)
+    if not rows:
+        return []
+    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    headings = ("case", "retained", *KINDS, REST)
+    return [f"## Where the retained bytes come from\n\n{kinds}.\n\n" + table(headings, rows, [False, *[True] * 7])]
 
 
 def _peak_section(run: Run) -> list[str]:

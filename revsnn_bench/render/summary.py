@@ -9,6 +9,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
+from revsnn_bench.render.modules import node_and_network
 from revsnn_bench.render.ratios import ratio_to_lif, standard_lifs
 from revsnn_bench.render.sweeps import fixed_part, neurons, variants
 
@@ -30,6 +31,8 @@ def findings(run: Run) -> list[Finding]:
             *_least(run, group, "peak_bytes", "Least peak memory"),
             *_paper_ratio(run, group),
         ]
+    if ratios := node_and_network(run):
+        found.append(Finding("Node and network", ratios))
     return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
 
 
