@@ -1,5 +1,7 @@
 """A case measured end to end: the nodes' bytes and operations against closed forms, and how a case can end."""
 
+import math
+
 import pytest
 import torch
 
@@ -44,6 +46,27 @@ def test_forward_operations_have_a_closed_form(node, forward):
     """Every node's forward takes a fixed number of operations per neuron and step; the carrier adds clamp and sum."""
     flops = measure(case(node), FLOPS).flops
     assert flops.forward == PhaseFlops(pointwise=forward * STEP * T, multiply_accumulate=0)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 5, 16])
+def test_backward_operations_have_a_closed_form_in_time(timesteps):
+    """Backward and recomputation of every node are linear in T, less what autograd spares at the first and last step.
+
+    lif: surrogate 5 and its product, reset 5, charge 3 per step; the last reset and the first membrane need no gradient.
+    Its checkpointed form runs the forward again but for the last operation of each segment, whose result is known.
+    """
+    counted = {node: measure(case(node, timesteps=timesteps), FLOPS).flops for node in NODES}
+    per_neuron = {node: (f.backward.pointwise / STEP, f.recompute.pointwise / STEP) for node, f in counted.items()}
+    segments = math.ceil(timesteps / math.ceil(math.sqrt(timesteps)))
+    assert per_neuron == {
+        "lif": (14 * timesteps - 7, 0),
+        "lif-checkpoint": (14 * timesteps - 7, LIF_FORWARD * timesteps - segments),
+        "revlif-stored": (19 * timesteps - 10, 0),
+        "revlif-revnet": (19 * timesteps, 24 * timesteps),
+        "revlif": (23 * timesteps, 9 * timesteps),
+        "revlif-anchored": (23 * timesteps, 9 * timesteps),
+        "lif-carrier": (17 * timesteps, 13 * timesteps),
+    }
 
 
 def test_backward_operations_of_the_inverting_nodes_have_a_closed_form():
