@@ -42,12 +42,11 @@ def less_memory(records: list[Record]) -> Judged:
     reached = {dtype: _first_reaching(found) for dtype, found in ratios.items()}
     at = reached["float32"]
     conditions = f"{_place(records[0])}; T = {listed(ratios['float32'])}; lif over revlif, retained bytes"
-    slope = {ratio / t for t, ratio in ratios["float32"].items()}
     shown = listed(f"{units.times(ratio)} at T = {t}" for t, ratio in ratios["float32"].items())
-    line = f"; the ratio is {units.times(max(slope))} T" if max(slope) - min(slope) < 1e-9 else ""
+    line = _line(ratios["float32"])
     if at is None:
         return conditions, f"{shown}{line}", Verdict.NOT, f"The ratio never reaches {CLAIMED}."
-    parts = [f"{shown}{line}", f"{CLAIMED} is reached from T = {at} on"]
+    parts = [f"{shown}{line}", f"the first T measured beyond is {at}"]
     right = {}
     for dtype, t in reached.items():
         if t is not None:
@@ -140,6 +139,16 @@ def _ratios(records: list[Record], dtype: str) -> dict[int, float]:
         / retained(record)
         for record in nodes
     }
+
+
+def _line(ratios: dict[int, float]) -> str:
+    """The line that the ratios lie on, and where it meets the claim; nothing where they lie on none."""
+    (t0, r0), *_, (t1, r1) = sorted(ratios.items())
+    slope = (r1 - r0) / (t1 - t0)
+    start = r0 - slope * t0
+    if slope <= 0 or any(abs(start + slope * t - ratio) > 1e-3 * ratio for t, ratio in ratios.items()):
+        return ""
+    return f"; the ratio is {slope:.3g} T {start:+.3g}, {CLAIMED} at T = {(CLAIMED - start) / slope:.1f}"
 
 
 def _first_reaching(ratios: dict[int, float]) -> int | None:

@@ -24,6 +24,7 @@ class Plan:
 
     Args:
         features, batch: of the single layer.
+        saving_features: of the layer whose FLOPs and time are compared: large, so that its time is not that of calls.
         timesteps: T of the single layer, over which memory and the inverse are looked at.
         double_from: T from which on float64 is looked at too.
         network: workload whose memory, FLOPs and time are measured whole.
@@ -35,7 +36,8 @@ class Plan:
 
     features: int = 4096
     batch: int = 8
-    timesteps: tuple[int, ...] = (4, 8, 12, 16, 20, 64)
+    saving_features: int = 32768
+    timesteps: tuple[int, ...] = (4, 8, 12, 16, 21, 64)
     double_from: int = 16
     network: str = "vgg11"
     network_batch: int = 2
@@ -67,7 +69,7 @@ class Plan:
         pair = ("revlif", "revlif-revnet")
         middle = [t for t in self.timesteps if t <= 8][-1]
         return [
-            *(self._layer(node, middle) for node in pair),
+            *(self._layer(node, middle, features=self.saving_features) for node in pair),
             *(self._network(node) for node in pair),
         ]
 
@@ -97,12 +99,12 @@ class Plan:
         ]  # fmt: skip
         return self._trained(ONE_SWAPPED, self.deep_shape, nodes, self.seeds)
 
-    def _layer(self, node: str, timesteps: int, **fields: Any) -> Case:
+    def _layer(self, node: str, timesteps: int, features: int = 0, **fields: Any) -> Case:
         return Case(
             node=node,
             timesteps=timesteps,
             batch=self.batch,
-            shape=(self.features,),
+            shape=(features or self.features,),
             node_options=_pairs(TORCH),
             **fields,
         )

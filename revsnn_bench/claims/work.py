@@ -34,7 +34,8 @@ def less_time(records: list[Record]) -> Judged:
     savings, parts = [], []
     for new, old in _pairs(records):
         saved = _time_saving(new, old)
-        savings.append(saved.value)
+        # A saving that its own interval does not tell from none is none.
+        savings.append(saved.value if saved.low is None or saved.low > 0 else 0.0)
         interval = (
             "" if saved.low is None or saved.high is None else f" [{100 * saved.low:.1f}, {100 * saved.high:.1f}]"
         )

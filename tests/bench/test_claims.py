@@ -11,12 +11,21 @@ from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_json, claims_markdown
 from revsnn_bench.claims.verdicts import cases_of
 from revsnn_bench.cli import app
-from revsnn_bench.records import PhaseFlops
+from revsnn_bench.records import PhaseFlops, TimeRecord
 from revsnn_bench.runfile import load_run
 from revsnn_bench.session import BenchSession, RunOptions
 
 PLAN = Plan(seeds=(0, 1, 2))
-SMALL = Plan(features=16, batch=2, timesteps=(4, 8, 20), network="vgg11@0.03", seeds=(0,), epochs=1, groups=(2, 4))
+SMALL = Plan(
+    features=16,
+    batch=2,
+    saving_features=16,
+    timesteps=(4, 8, 20),
+    network="vgg11@0.03",
+    seeds=(0,),
+    epochs=1,
+    groups=(2, 4),
+)
 KEYS = [claim.key for claim in CLAIMS]
 
 
@@ -42,13 +51,12 @@ def judged(make_record, make_accuracy, make_run):
 
 
 def test_memory_is_reached_where_the_gradient_is_wrong(judged):
-    """3 T passes 58.65 at T = 20, where float32 is wrong and float64 right: both are said, under conditions."""
+    """3 T passes 58.65 at T = 19.6, where float32 is wrong and float64 right: both are said, under conditions."""
     finding = judged("memory")
     assert finding.verdict is Verdict.CONDITIONS
-    assert "58.65 is reached from T = 20 on" in finding.measured
-    assert "the ratio is 3.00 T" in finding.measured
-    assert "at T = 20 in float32 its gradient is WRONG" in finding.measured
-    assert "at T = 20 in float64 its gradient is right" in finding.measured
+    assert "the ratio is 3 T +0, 58.65 at T = 19.6; the first T measured beyond is 21" in finding.measured
+    assert "at T = 21 in float32 its gradient is WRONG" in finding.measured
+    assert "at T = 21 in float64 its gradient is right" in finding.measured
     assert "gradient no" in finding.why
 
 
@@ -66,11 +74,11 @@ def test_memory_that_never_reaches_the_claim_is_not_reproduced(judged, make_reco
 
 
 def test_carrier_counts_its_state(judged):
-    """A node that retains 0 bytes is compared with the carried state on both sides: 61 at T = 20, not infinity."""
+    """A node that retains 0 bytes is compared with the carried state on both sides: 64 at T = 21, not infinity."""
     finding = judged("memory-right")
     assert finding.verdict is Verdict.REPRODUCED
     assert "retains 0 B" in finding.measured
-    assert "61.0 times more at T = 20" in finding.measured
+    assert "64.0 times more at T = 21" in finding.measured
 
 
 def test_constant_memory_needs_one_number(judged, make_record):
@@ -121,6 +129,19 @@ def test_time_saving_is_taken_against_lif_in_the_same_rounds(judged, make_record
     finding = judged("time", change)
     assert finding.verdict is Verdict.REPRODUCED
     assert "one layer: 25.0 %" in finding.measured
+
+
+def test_time_saving_within_its_interval_is_none(judged):
+    """Samples that scatter by a factor of ten around a saving of a quarter tell no saving from none."""
+    names = ("forward_time_s", "backward_time_s", "lif_forward_time_s", "lif_backward_time_s")
+
+    def change(case):
+        own = 3e-4 if case.node == "revlif" else 4e-4
+        noisy = tuple(own * (10 if i % 2 else 1) for i in range(11))
+        samples = dict(zip(names, (noisy, noisy, (1e-4,) * 11, (1e-4,) * 11), strict=True))
+        return {"time": TimeRecord(**samples, rounds_rejected=0, load_before=0.0, load_after=0.0, threads=1)}
+
+    assert judged("time", change).verdict is Verdict.NOT
 
 
 def test_accuracy_is_judged_by_the_mean_over_seeds(judged, make_accuracy):
