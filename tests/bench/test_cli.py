@@ -102,6 +102,8 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(command, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests run in the background, the interrupt is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal = tmp_path / "results" / "cut.jsonl"
     deadline = time.monotonic() + 120

@@ -52,8 +52,8 @@ def test_forward_operations_have_a_closed_form(node, forward):
 def test_backward_operations_have_a_closed_form_in_time(timesteps):
     """Backward and recomputation of every node are linear in T, less what autograd spares at the first and last step.
 
-    lif: surrogate 5 and its product, reset 5, charge 3 per step; the last reset and the first membrane need no gradient.
-    Its checkpointed form runs the forward again but for the last operation of each segment, whose result is known.
+    lif: surrogate 5 and its product, reset 5, charge 3; the last reset and the first membrane need no gradient. Its
+    checkpointed form runs the forward again but for the last operation of each segment, whose result is known.
     """
     counted = {node: measure(case(node, timesteps=timesteps), FLOPS).flops for node in NODES}
     per_neuron = {node: (f.backward.pointwise / STEP, f.recompute.pointwise / STEP) for node, f in counted.items()}
