@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from revsnn_bench.case import Case
 from revsnn_bench.environment import conditions, read_conditions
+from revsnn_bench.fused import register_fused_operators
 from revsnn_bench.meters.fidelity import is_right, measure_fidelity
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import measure_memory
@@ -92,6 +93,7 @@ def _memory(case: Case) -> MemoryRecord:
 
 
 def _flops(case: Case) -> FlopsRecord:
+    register_fused_operators()
     return measure_flops(build(case))
 
 
