@@ -12,14 +12,13 @@ COUPLED = ("revlif-anchored",)
 
 
 @pytest.mark.sweep(
-    quick={"seed": SEEDS[:1]},
-    full={"seed": SEEDS},
+    quick={"seed": SEEDS[:1], "epochs": (1,)},
+    full={"seed": SEEDS, "epochs": (12,)},
     workload="vgg11@0.25",
     nodes=("lif", "lif-checkpoint", "lif-carrier", "norm-carrier"),
     timesteps=4,
     batch=8,
     shape=(1, 8, 8),
-    epochs=12,
     decay_input=False,
 )
 def test_lif(case, measure_case):
@@ -27,14 +26,13 @@ def test_lif(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"seed": SEEDS[:1], "beta": (1.0,)},
-    full={"seed": SEEDS, "beta": (0.05, 0.1, 0.25, 1.0)},
+    quick={"seed": SEEDS[:1], "beta": (1.0,), "epochs": (1,)},
+    full={"seed": SEEDS, "beta": (0.05, 0.1, 0.25, 1.0), "epochs": (12,)},
     workload="vgg11@0.25",
     nodes=("revlif-revnet", "revlif", *COUPLED),
     timesteps=4,
     batch=8,
     shape=(1, 8, 8),
-    epochs=12,
     decay_input=False,
     group_dim=1,
 )
@@ -43,14 +41,13 @@ def test_coupled(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"groups": (2, 8), "seed": SEEDS[:1]},
-    full={"groups": (2, 4, 8, 16), "alpha": (0.25, 0.5, 0.75), "seed": SEEDS},
+    quick={"groups": (2, 8), "seed": SEEDS[:1], "epochs": (3,)},
+    full={"groups": (2, 4, 8, 16), "alpha": (0.25, 0.5, 0.75), "seed": SEEDS, "epochs": (12,)},
     workload="digits-net",
     nodes=COUPLED,
     timesteps=4,
     batch=8,
     shape=(1, 8, 8),
-    epochs=12,
     group_dim=1,
 )
 def test_groups_of_channels(case, measure_case):
@@ -58,14 +55,13 @@ def test_groups_of_channels(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"beta": (0.1, 1.0), "seed": SEEDS[:1]},
-    full={"beta": (0.05, 0.1, 0.25, 0.5, 1.0), "seed": SEEDS},
+    quick={"beta": (0.1, 1.0), "seed": SEEDS[:1], "epochs": (3,)},
+    full={"beta": (0.05, 0.1, 0.25, 0.5, 1.0), "seed": SEEDS, "epochs": (12,)},
     workload="digits-net",
     nodes=COUPLED,
     timesteps=4,
     batch=8,
     shape=(1, 8, 8),
-    epochs=12,
     group_dim=-1,
 )
 def test_groups_of_columns(case, measure_case):
