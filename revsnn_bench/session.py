@@ -96,13 +96,17 @@ class BenchSession:
         """What is in the journal so far; None where nothing is saved."""
         return None if self._journal is None else self._journal.run
 
+    def close(self) -> None:
+        """Ends the workers; `finish` does so too."""
+        self._runner.close()
+
     def finish(self, complete: bool) -> Sequence[Path]:
         """Ends the workers; turns the journal of a complete run into its file; writes the reports.
 
         Returns:
             The files: the run first, then its reports. Nothing where nothing was measured.
         """
-        self._runner.close()
+        self.close()
         if self._journal is None:
             return ()
         run = self._journal.run

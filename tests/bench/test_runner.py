@@ -266,6 +266,8 @@ def script(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[sub
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests run in the background, the interrupt is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(MEASURES), *filter(None, sys.path)])},
     )
     with process:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.contention import RunDelay
 from revsnn_bench.meters.timing import Round, Sample, is_contended, measure_time, select_rounds
+from revsnn_bench.step import ModuleStep
 
 
-class Step:
+class Step(ModuleStep):
     """A training step that runs two given functions and writes down what was called."""
 
     def __init__(
@@ -27,8 +28,7 @@ class Step:
         name: str = "",
         log: list[str] | None = None,
     ) -> None:
-        self.model = nn.Identity()
-        self.source = torch.ones(1, requires_grad=True)
+        super().__init__(nn.Identity(), torch.ones(1, requires_grad=True))
         self.work = {"forward": forward, "backward": backward}
         self.name = name
         self.log = [] if log is None else log
@@ -36,22 +36,16 @@ class Step:
     def prepare(self) -> None:
         self.log.append(f"{self.name}prepare")
 
-    def make_input(self) -> Tensor:
-        return self.source.clone()
-
-    def forward(self) -> Tensor:
+    def run(self, x: Tensor) -> Tensor:
         self.log.append(f"{self.name}forward")
         self.work["forward"]()
-        return self.make_input()
+        output = x * 1.0
+        output.register_hook(self.run_backward)
+        return output
 
-    def backward(self, output: Tensor) -> None:
+    def run_backward(self, _: Tensor) -> None:
         self.log.append(f"{self.name}backward")
         self.work["backward"]()
-
-    def reset_state(self) -> None: ...
-
-    def state_tensors(self) -> list[Tensor]:
-        return []
 
 
 def pointwise(elements: int) -> Callable[[], object]:
