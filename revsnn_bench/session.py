@@ -12,6 +12,7 @@ from revsnn_bench.measuring import Pass, Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.render import write_reports
 from revsnn_bench.runner import Runner
+from revsnn_bench.runner.client import PRELOAD
 
 LIVE_S = 3
 """Seconds between two versions of the page of a live run."""
@@ -59,7 +60,7 @@ class BenchSession:
             measure,
             timeout_s=options.timeout_s,
             memory_limit_bytes=options.memory_limit_bytes,
-            preload=("torch", "revsnn_bench.measuring", *options.preload),
+            preload=(*PRELOAD, *options.preload),
             threads=options.threads,
         )
         self._journal: Journal | None = None

@@ -61,7 +61,7 @@ def _texts(run: Run, name: str, figures: "list[Figure]", *, pictures: bool) -> l
             ("-long.csv", tables.long_csv(run)),
             ("-columns.csv", dictionary.columns_csv()),
         ]
-    return [(".json", tables.wide_json(run))]
+    return [("-wide.json", tables.wide_json(run))]
 
 
 def _figures(run: Run) -> "list[Figure]":

@@ -28,6 +28,9 @@ _BOOT = (
 )
 _PATIENCE_S = 10.0
 
+PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measuring")
+"""What every worker needs. torch imports the second and the third at the first backward, which takes 0.8 s."""
+
 
 class Runner:
     """Runs each case in a fresh process, forked from a server that has imported torch.
@@ -53,7 +56,7 @@ class Runner:
         *,
         timeout_s: float,
         memory_limit_bytes: int | None = None,
-        preload: Sequence[str] = ("torch", "revsnn_bench.measuring"),
+        preload: Sequence[str] = PRELOAD,
         threads: int | None = None,
     ) -> None:
         _require_positive("timeout_s", timeout_s, "It is the time that a case may take, in seconds.")

@@ -40,7 +40,7 @@ def test_run_writes_the_comparison(command, tmp_path):
     assert {record["status"] for record in run["records"]} == {"ok"}
     assert len(run["records"]) == 4
     written = {path.name for path in (tmp_path / "reports").iterdir()}
-    assert {"first.html", "first.md", "first.csv", "first-long.csv", "first.json"} <= written
+    assert {"first.html", "first.md", "first.csv", "first-long.csv", "first-wide.json"} <= written
 
 
 def test_reports_and_comparisons_come_from_the_saved_run(command, tmp_path):

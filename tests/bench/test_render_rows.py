@@ -146,15 +146,15 @@ def test_reports_are_byte_stable(sweep_run, tmp_path):
         "run-1.csv",
         "run-1-long.csv",
         "run-1-columns.csv",
-        "run-1.json",
+        "run-1-wide.json",
     ]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_only_the_asked_formats_are_written(sweep_run, tmp_path):
     """`formats` limits what is written."""
-    assert [path.name for path in write_reports(sweep_run, tmp_path, ["json"])] == ["run-1.json"]
-    assert [path.name for path in tmp_path.iterdir()] == ["run-1.json"]
+    assert [path.name for path in write_reports(sweep_run, tmp_path, ["json"])] == ["run-1-wide.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run-1-wide.json"]
 
 
 def test_unknown_format_is_refused_before_anything_is_written(sweep_run, tmp_path):
