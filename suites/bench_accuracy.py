@@ -26,6 +26,21 @@ def test_lif(case, measure_case):
 
 
 @pytest.mark.sweep(
+    quick={"seed": SEEDS[:1], "epsilon": (1 / 256,), "epochs": (1,)},
+    full={"seed": SEEDS, "epsilon": (1 / 16, 1 / 256), "epochs": (12,)},
+    workload="vgg11@0.25",
+    nodes=("lif-carrier", "norm-carrier"),
+    timesteps=4,
+    batch=8,
+    shape=(1, 8, 8),
+    decay_input=False,
+)
+def test_carriers(case, measure_case):
+    """The less of its input an output carries, the less the network leans on it, and the less stripping it costs."""
+    measure_case(case)
+
+
+@pytest.mark.sweep(
     quick={"seed": SEEDS[:1], "beta": (1.0,), "epochs": (1,)},
     full={"seed": SEEDS, "beta": (0.05, 0.1, 0.25, 1.0), "epochs": (12,)},
     workload="vgg11@0.25",
