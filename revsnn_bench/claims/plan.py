@@ -61,8 +61,11 @@ class Plan:
         ]
 
     def whole_network(self) -> list[Case]:
-        """The network with one node throughout."""
-        return [self._network(node) for node in ("lif", "revlif", "lif-carrier", "norm-carrier")]
+        """The network with one node throughout, and the node by itself at the same T."""
+        return [
+            *(self._network(node) for node in ("lif", "revlif", "lif-carrier", "norm-carrier")),
+            *(self._layer(node, self.network_timesteps) for node in ("lif", "revlif")),
+        ]
 
     def saving(self) -> list[Case]:
         """The inverse gradient and classic reversible backprop, in a layer and in the network; T at which both hold."""

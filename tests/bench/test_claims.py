@@ -11,7 +11,7 @@ from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_json, claims_markdown
 from revsnn_bench.claims.verdicts import cases_of
 from revsnn_bench.cli import app
-from revsnn_bench.records import PhaseFlops, TimeRecord
+from revsnn_bench.records import PhaseFlops, Status, TimeRecord
 from revsnn_bench.runfile import load_run
 from revsnn_bench.session import BenchSession, RunOptions
 
@@ -36,14 +36,16 @@ def judged(make_record, make_accuracy, make_run):
     def run(key, change=lambda case: {}, plan=PLAN):
         records = []
         for case in cases_of(plan, [key]):
-            base = make_record(case.model_copy(update={"node": case.node.replace("norm-carrier", "lif-carrier")}))
+            # The fixture has no closed forms of norm-carrier; in a network a carrier keeps more than nothing.
+            known = "revlif" if case.workload != "layer" and "carrier" in case.node else case.node
+            base = make_record(case.model_copy(update={"node": known}))
             steps = 12 if case.dtype == "float32" else 64
             fidelity = base.fidelity.model_copy(
                 update={"recovered_steps": min(steps, case.timesteps)}
                 | ({"gradient_error": 1e-9} if case.dtype == "float64" else {})
             )
             parts = {"fidelity": fidelity, "accuracy": make_accuracy(0.99), **change(case)}
-            records.append(make_record(case, "ok", **{"memory": base.memory, "flops": base.flops, **parts}))
+            records.append(base.model_copy(update={"case": case, "status": Status.OK, "reason": None, **parts}))
         (finding,) = judge(make_run(records), plan, [key])
         return finding
 
@@ -89,6 +91,19 @@ def test_constant_memory_needs_one_number(judged, make_record):
         return {"memory": make_record(node="lif", timesteps=case.timesteps).memory} if case.node == "revlif" else {}
 
     assert judged("constant", grows).verdict is Verdict.NOT
+
+
+def test_network_is_held_against_the_measured_node(judged, make_record):
+    """The node's own ratio comes from records: 12 here, in the network as well, and then not in the network."""
+    finding = judged("network")
+    assert "revlif by itself: 12.0 at this T" in finding.measured
+    assert finding.verdict is Verdict.REPRODUCED
+    heavy = make_record(node="lif", timesteps=4).memory
+
+    def change(case):
+        return {"memory": heavy} if case.workload != "layer" else {}
+
+    assert judged("network", change).verdict is Verdict.NOT
 
 
 @pytest.mark.parametrize(
