@@ -46,7 +46,7 @@ class Sweep:
         """Every case, point by point, the nodes of one point next to each other.
 
         Args:
-            preset: "smoke" shrinks every case and takes one value per axis; "quick" and "full" are as declared.
+            preset: "smoke" shrinks every case, trains nothing, and takes one value per axis; "quick" and "full" are as declared.
             overrides: values by axis that the user gave. They replace the values of a swept axis; of an axis that
                 this suite keeps fixed, the first is taken.
             all_nodes: every registered node, for sweeps that name none.

@@ -30,6 +30,13 @@ def test_smoke_takes_one_small_point():
     assert [(case.node, case.timesteps, case.batch, case.shape) for case in cases] == [(n, 4, 2, (8,)) for n in NODES]
 
 
+def test_smoke_trains_nothing():
+    """A sweep that asks for epochs of training gets none without --benchmark."""
+    (case,) = timesteps_sweep(epochs=12).cases("smoke", {}, ["lif"])
+    assert case.epochs == 0
+    assert timesteps_sweep(epochs=12).cases("quick", {}, ["lif"])[0].epochs == 12
+
+
 def test_values_given_replace_a_swept_axis_and_fix_another():
     """A swept axis takes all values given; an axis that the suite keeps fixed takes the first."""
     cases = timesteps_sweep().cases("quick", {"timesteps": (2, 3), "batch": (5, 6)}, ["lif"])
