@@ -46,7 +46,8 @@ class Sweep:
         """Every case, point by point, the nodes of one point next to each other.
 
         Args:
-            preset: "smoke" shrinks every case, trains nothing, and takes one value per axis; "quick" and "full" are as declared.
+            preset: "smoke" shrinks every case, trains nothing, and takes one value per axis; "quick" and "full" are
+                as declared.
             overrides: values by axis that the user gave. They replace the values of a swept axis; of an axis that
                 this suite keeps fixed, the first is taken.
             all_nodes: every registered node, for sweeps that name none.
@@ -70,6 +71,4 @@ class Sweep:
 
 def _shrunk(case: Case) -> Case:
     shape = tuple(min(size, _SMOKE_SIZE) for size in case.shape)
-    return case.model_copy(
-        update={"batch": min(case.batch, _SMOKE_BATCH), "shape": shape, "epochs": min(case.epochs, 1)}
-    )
+    return case.model_copy(update={"batch": min(case.batch, _SMOKE_BATCH), "shape": shape, "epochs": 0})
