@@ -129,7 +129,7 @@ def run_options(config: pytest.Config) -> "RunOptions":
     if unknown:
         raise pytest.UsageError(f"--run-passes takes {', '.join(get_args(Pass))}; got {', '.join(sorted(unknown))}")
     full = Settings(passes=passes, target_s=config.getoption("run_target"), epochs=config.getoption("run_epochs"))
-    smoke = Settings(target_s=0.001, min_rounds=1, max_rounds=1)
+    smoke = Settings(passes=("memory", "fidelity"))
     return RunOptions(
         settings=full if measured else smoke,
         run_id=config.getoption("run_id"),
