@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Device = Literal["cpu", "cuda"]
 DType = Literal["float64", "float32", "float16", "bfloat16"]
+Encoding = Literal["direct", "poisson"]
 Option = str | int | float | bool | None
 
 
@@ -24,6 +25,8 @@ class Case(BaseModel):
         node_options: constructor arguments of the node that differ from its defaults.
         seed: seeds the parameters and the input.
         epochs: passes over the training data before the test; 0 leaves it to the settings of the run.
+        encoding: how a network is shown an image: the same at every step, or as random spikes at a rate of its
+            brightness.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +42,7 @@ class Case(BaseModel):
     node_options: tuple[tuple[str, Option], ...] = ()
     seed: int = 0
     epochs: int = Field(default=0, ge=0)
+    encoding: Encoding = "direct"
 
     @field_validator("shape", mode="before")
     @classmethod
@@ -84,7 +88,8 @@ class Case(BaseModel):
         """Stable readable name, such as `layer/revlif/T16-B8-N65536/float32/cpu`."""
         seed = f"/seed{self.seed}" if self.seed else ""
         epochs = f"/epochs{self.epochs}" if self.epochs else ""
-        return f"{self.workload}/{self.variant}/{self.size}/{self.dtype}/{self.device}{epochs}{seed}"
+        encoding = "" if self.encoding == "direct" else f"/{self.encoding}"
+        return f"{self.workload}/{self.variant}/{self.size}/{self.dtype}/{self.device}{encoding}{epochs}{seed}"
 
     @property
     def point(self) -> "Case":

@@ -10,7 +10,7 @@ from revsnn_bench.case import Case
 Preset = Literal["smoke", "quick", "full"]
 Axes = Mapping[str, Sequence[Any]]
 
-CASE_AXES = ("timesteps", "batch", "depth", "shape", "dtype", "device", "seed", "epochs")
+CASE_AXES = ("timesteps", "batch", "depth", "shape", "dtype", "device", "seed", "epochs", "encoding")
 """Axes that are fields of a case; any other axis, such as `groups`, is a constructor argument of the node."""
 
 _SMOKE_SIZE, _SMOKE_BATCH = 8, 2

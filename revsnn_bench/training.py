@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
 from revsnn_bench.data.digits import Split
+from revsnn_bench.data.inputs import digits_of, encoded
 from revsnn_bench.records import AccuracyRecord
-from revsnn_bench.workloads import digits_of, encoded, is_neuron, network
+from revsnn_bench.workloads import is_neuron, network
 
 WARM_UP = 0.2
 """Share of the steps in which the learning rate rises."""
@@ -77,7 +78,7 @@ class Trainer:
         for batch in torch.randperm(len(self.data.train_labels), generator=self.order).split(self.recipe.batch):
             self.optimizer.zero_grad()
             labels = self.data.train_labels[batch].to(self.case.device)
-            loss = cross_entropy(self._logits(self.data.train_images[batch]), labels)
+            loss = cross_entropy(self._logits(self.data.train_images[batch], self._spike_seed()), labels)
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
@@ -91,9 +92,10 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Share of the test images that the network in `eval()` classifies rightly."""
+        """Share of the test images that the network in `eval()` classifies rightly; their spikes never change."""
         self.model.eval()
-        guesses = [self._logits(images).argmax(1).cpu() for images in self.data.test_images.split(self.recipe.batch)]
+        batches = self.data.test_images.split(self.recipe.batch)
+        guesses = [self._logits(images, seed).argmax(1).cpu() for seed, images in enumerate(batches)]
         return (torch.cat(guesses) == self.data.test_labels).double().mean().item()
 
     def record(self) -> AccuracyRecord:
@@ -148,11 +150,17 @@ class Trainer:
     def _made_for(self) -> dict[str, Any]:
         return {"case": self.case.model_dump_json(), "data": self.data_name, **asdict(self.recipe)}
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _spike_seed(self) -> int:
+        """A new one for every batch, drawn with the order of samples, so that a checkpoint goes on with it."""
+        if self.case.encoding == "direct":
+            return 0
+        return int(torch.randint(1 << 62, (), generator=self.order))
+
+    def _logits(self, images: Tensor, seed: int) -> Tensor:
         for module in self.model.modules():
             if is_neuron(module):
                 module.reset()  # type: ignore[operator]
-        logits: Tensor = self.model(encoded(self.case, images))
+        logits: Tensor = self.model(encoded(self.case, images, seed))
         return logits
 
     def _carriers(self) -> list[CarrierNode]:

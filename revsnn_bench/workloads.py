@@ -5,7 +5,6 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, repeat
-from math import isqrt
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
-from revsnn_bench.data.digits import SIDE, Split, digits, pixel_sequences
-from revsnn_bench.data.encoding import direct_encoding
+from revsnn_bench.data.inputs import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
 from revsnn_bench.models.digits_net import CLASSES, digits_net
 from revsnn_bench.models.resnet import resnet19, resnet_cifar
@@ -89,13 +87,13 @@ def _layer(case: Case, make: Strategy) -> WorkloadStep:
 
 def _linear_blocks(case: Case, make: Strategy) -> WorkloadStep:
     _refuse_blocks(case, make)
-    (features,) = _shape_of(case, "one size, such as (256,)", 1)
+    (features,) = shape_of(case, "one size, such as (256,)", 1)
     model = nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)])
     return WorkloadStep(_placed(model, case), _noise(case))
 
 
 def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
-    channels, _, _ = _shape_of(case, "channels, height and width, such as (16, 8, 8)", 3)
+    channels, _, _ = shape_of(case, "channels, height and width, such as (16, 8, 8)", 3)
     model = nn.Sequential(*[conv_block(channels, channels, make) for _ in range(case.depth)])
     return WorkloadStep(_placed(model, case), _noise(case))
 
@@ -103,7 +101,7 @@ def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
 def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
     """A network on digits, in the case's size; `name@width` scales its channels."""
     data = digits_of(case)
-    source = encoded(case, data.train_images[: case.batch]).contiguous().requires_grad_()
+    source = encoded(case, data.train_images[: case.batch], case.seed).contiguous().requires_grad_()
     model = _placed(_made(make_network, case, make, CLASSES), case)
     return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device))
 
@@ -114,12 +112,12 @@ def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn
 
 
 def _small(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
-    _, size, _ = _shape_of(case, "(1, 8, 8), the shape of a digit", 3)
+    _, size, _ = shape_of(case, "(1, 8, 8), the shape of a digit", 3)
     return digits_net(make_node, channels=round(16 * width), size=size, classes=classes)
 
 
 def _published(make_network: Network, case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
-    shape = _shape_of(case, "channels, height and width, such as (3, 32, 32)", 3)
+    shape = shape_of(case, "channels, height and width, such as (3, 32, 32)", 3)
     return make_network(make_node=make_node, shape=shape, classes=classes, width=width)
 
 
@@ -133,21 +131,12 @@ def _one_swapped(make_network: Network, case: Case, make_node: Strategy, classes
 
 def _pixels(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
     _refuse_blocks(case, make_node)
-    (features,) = _shape_of(case, "one size, the neurons per layer, such as (64,)", 1)
+    (features,) = shape_of(case, "one size, the neurons per layer, such as (64,)", 1)
     return sequence_net(case.timesteps, make_node, features, classes, width)
 
 
 def _placed(model: nn.Module, case: Case) -> nn.Module:
     return model.to(case.device, getattr(torch, case.dtype))
-
-
-def _shape_of(case: Case, rule: str, sizes: int) -> tuple[int, ...]:
-    if len(case.shape) != sizes:
-        raise ValueError(
-            f"`shape` must be {rule}; got {case.shape}. The workload {case.workload!r} reads it so. "
-            "Pass it with --shape."
-        )
-    return case.shape
 
 
 def _refuse_blocks(case: Case, make: Strategy) -> None:
@@ -189,37 +178,10 @@ def network(case: Case, classes: int) -> nn.Module:
             f"`workload` must be a network that classifies; got {case.workload!r}. Only these can be trained. Pass "
             f"one of {', '.join(NETWORKS)}."
         )
+    if is_sequence(case):
+        refuse_encoding(case)
     torch.manual_seed(case.seed)
     return _placed(_made(NETWORKS[name], case, strategy(case.node, **case.options), classes), case)
-
-
-def digits_of(case: Case) -> Split:
-    """Digits in the size that a case's network reads; for pixel sequences one pixel per time step.
-
-    Raises:
-        ValueError: a size below that of a digit, or a number of steps that is not that of a square's pixels.
-    """
-    if case.workload.startswith("pixels"):
-        side = isqrt(case.timesteps)
-        if side < SIDE or side * side != case.timesteps:
-            raise ValueError(
-                f"`timesteps` must be a square of at least {SIDE * SIDE}; got {case.timesteps}. Each step shows one "
-                "pixel of a square image. Pass for example 64, 256 or 1024."
-            )
-        return digits(size=side)
-    channels, height, width = _shape_of(case, "channels, height and width, such as (3, 32, 32)", 3)
-    if height != width or height < SIDE:
-        raise ValueError(
-            f"`shape` must be square with a side of {SIDE} or more; got {case.shape}. The network runs on digits, "
-            "which are enlarged and never reduced. Pass for example (3, 32, 32)."
-        )
-    return digits(size=height, channels=channels)
-
-
-def encoded(case: Case, images: Tensor) -> Tensor:
-    """Images `[n, *]` as a case's network reads them, `[T, n, *]`: the same at every step, or pixel by pixel."""
-    x_seq = pixel_sequences(images) if case.workload.startswith("pixels") else direct_encoding(images, case.timesteps)
-    return x_seq.to(getattr(torch, case.dtype)).to(case.device)
 
 
 def build(case: Case, node: str | None = None) -> WorkloadStep:
@@ -229,8 +191,8 @@ def build(case: Case, node: str | None = None) -> WorkloadStep:
         case: what to build.
         node: name to take in place of the case's node, without its options.
     Raises:
-        ValueError: no such workload, node or strategy, a shape that the workload cannot read, or options that the node
-            refuses.
+        ValueError: no such workload, node or strategy, a shape or an encoding that the workload cannot read, or
+            options that the node refuses.
     """
     name, at, width = case.workload.partition("@")
     if name not in WORKLOADS or (at and not _is_width(name, width)):
@@ -239,6 +201,8 @@ def build(case: Case, node: str | None = None) -> WorkloadStep:
             f"`workload` must be a registered name; got {case.workload!r}. It says what the node is put into. "
             f"Did you mean {' or '.join(near)}?"
         )
+    if name not in NETWORKS or is_sequence(case):
+        refuse_encoding(case)
     torch.manual_seed(case.seed)
     make = strategy(case.node, **case.options) if node is None else strategy(node)
     return WORKLOADS[name](case, make)

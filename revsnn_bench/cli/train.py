@@ -32,6 +32,9 @@ def train(
     shape: Annotated[
         str, typer.Option(help="Channels x height x width of digits; for pixels the neurons per layer.")
     ] = "1x8x8",
+    encoding: Annotated[
+        str, typer.Option(help="direct: the image at every step; poisson: spikes at a rate of its brightness.")
+    ] = "direct",
     timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
     batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
@@ -61,6 +64,7 @@ def train(
         case = Case.model_validate({
             "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "shape": sizes, "dtype": dtype,
             "device": device, "node_options": dict(map(_option, option or [])), "seed": seed, "epochs": epochs,
+            "encoding": encoding,
         })  # fmt: skip
         trainer = Trainer(case, Recipe(epochs, batch, learning_rate), _split(data, data_dir), data)
         if checkpoint is not None and checkpoint.is_file():
