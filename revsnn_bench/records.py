@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from revsnn_bench.case import Case
+from revsnn_bench.memory_timeline import MemoryTimeline
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +51,7 @@ class MemoryRecord(_Frozen):
         peak_by_category_bytes: the same peak by kind (input, output, retained, gradient, temporary, ...).
         peak_phase, peak_module: where the peak occurred.
         retained_by_module_bytes: the retained bytes by the module that made them; sums to `retained_bytes` exactly.
+        timeline: live bytes over the step; its highest sum is `peak_bytes`, less what is `unattributed` there.
         process_peak_bytes: what the operating system says: growth of the high-water mark in the step.
         device_peak_bytes, device_reserved_bytes: what the device allocator says; None on CPU.
         driver_peak_bytes: NVML per-process memory on NVIDIA; None elsewhere.
@@ -64,6 +66,7 @@ class MemoryRecord(_Frozen):
     peak_phase: str
     peak_module: str
     retained_by_module_bytes: dict[str, int] | None = None
+    timeline: MemoryTimeline | None = None
     process_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     device_reserved_bytes: int | None = None

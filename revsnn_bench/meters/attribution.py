@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from revsnn_bench.memory_timeline import MemoryTimeline
+from revsnn_bench.meters.course import timeline_of
 from revsnn_bench.meters.storages import own_bytes
 from revsnn_bench.meters.timeline import quiet_gc
 from revsnn_bench.meters.tracker import OUTSIDE, StorageTracker
@@ -26,12 +28,13 @@ TEMPORARY = "temporary"
 
 @dataclass(frozen=True)
 class Attribution:
-    """The tracker's peak: its kinds (they sum to `peak_bytes`), phase and module."""
+    """A peak: its kinds (they sum to `peak_bytes`), phase and module; and the way there, whose highest point it is."""
 
     peak_bytes: int
     peak_by_category_bytes: dict[str, int]
     peak_phase: str
     peak_module: str
+    timeline: MemoryTimeline
 
 
 class _Roles:
@@ -73,7 +76,7 @@ def attribute_peak(step: TrainingStep) -> Attribution:
             output = step.forward()
             roles.note(OUTPUT, output)
             roles.note(STATE, *step.state_tensors())
-            after_forward = tracker.live()
+            after_forward, forward_events = tracker.live(), len(tracker.log)
             if output.requires_grad:
                 output.register_hook(roles.on_gradient(OUTPUT_GRADIENT))
             tracker.phase = "backward"
@@ -81,13 +84,13 @@ def attribute_peak(step: TrainingStep) -> Attribution:
             roles.note(PARAMETER_GRADIENT, *(parameter.grad for parameter in step.model.parameters()))
             roles.note(INPUT_GRADIENT, step.source.grad)
             roles.note(STATE, *step.state_tensors())
+            del output
     finally:
         handle.remove()
-    del output
     step.prepare()
     for serial in after_forward:
         roles.of.setdefault(serial, RETAINED)
-    return _attribute(tracker, roles.of)
+    return _attribute(tracker, roles.of, forward_events)
 
 
 def retained_by_module(step: TrainingStep) -> dict[str, int]:
@@ -120,7 +123,7 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
     return sizes
 
 
-def _attribute(tracker: StorageTracker, roles: dict[int, str]) -> Attribution:
+def _attribute(tracker: StorageTracker, roles: dict[int, str], forward_events: int) -> Attribution:
     now = peak = position = 0
     for index, entry in enumerate(tracker.log):
         nbytes = tracker.blocks[abs(entry) - 1].nbytes
@@ -140,4 +143,10 @@ def _attribute(tracker: StorageTracker, roles: dict[int, str]) -> Attribution:
         peak_by_category_bytes=dict(sorted(sizes.items())),
         peak_phase=last.phase if last else "forward",
         peak_module=last.module if last else OUTSIDE,
+        timeline=timeline_of(
+            tracker.log,
+            [block.nbytes for block in tracker.blocks],
+            lambda serial: roles.get(serial, TEMPORARY),
+            forward_events,
+        ),
     )

@@ -55,6 +55,7 @@ def measure_memory(step: TrainingStep) -> MemoryRecord:
         peak_phase=attribution.peak_phase,
         peak_module=attribution.peak_module,
         retained_by_module_bytes=modules,
+        timeline=attribution.timeline,
     )
 
 

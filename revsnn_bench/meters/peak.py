@@ -18,6 +18,7 @@ from torch.profiler import record_function
 
 from revsnn_bench.meters import attribution as kinds
 from revsnn_bench.meters.attribution import Attribution
+from revsnn_bench.meters.course import timeline_of
 from revsnn_bench.meters.storages import storage_of
 from revsnn_bench.meters.timeline import profiled_events
 from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock
@@ -57,6 +58,8 @@ class _Replay:
     """The life of every block, in order of time."""
 
     sizes: list[int] = field(default_factory=list)
+    log: list[int] = field(default_factory=list)
+    forward_events: int = 0
     live: dict[int, int] = field(default_factory=dict)
     parts: dict[int, str] = field(default_factory=dict)
     stack: list[str] = field(default_factory=lambda: [OUTSIDE])
@@ -77,11 +80,13 @@ class _Replay:
 
     def end_forward(self) -> None:
         self.retained = set(self.live.values())
+        self.forward_events = len(self.log)
         self.phase = "backward"
 
     def allocate(self, address: int, nbytes: int, event: Any) -> None:
         self.live[address] = len(self.sizes)
         self.sizes.append(nbytes)
+        self.log.append(len(self.sizes))
         self.now += nbytes
         if self.now > self.peak:
             self.peak = self.now
@@ -90,12 +95,17 @@ class _Replay:
     def free(self, address: int) -> None:
         if address in self.live:
             self.settle()
-            self.now -= self.sizes[self.live.pop(address)]
+            serial = self.live.pop(address)
+            self.log.append(-(serial + 1))
+            self.now -= self.sizes[serial]
 
     def settle(self) -> None:
         # The set at a peak is copied once per rise, at the first free after it, not at every allocation.
         if self.rising is not None:
             self.at_peak, self.where, self.rising = set(self.live.values()), self.rising, None
+
+    def category(self, serial: int) -> str:
+        return self.parts.get(serial, kinds.RETAINED if serial in self.retained else kinds.TEMPORARY)
 
 
 def attribute_host_peak(step: TrainingStep) -> Attribution:
@@ -130,7 +140,8 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     phase, module, event = replay.where
     if module == OUTSIDE and phase == "backward":
         module = _module_of_node(event, clock, last_of_forward)
-    return Attribution(replay.peak, _by_category(replay), phase, module)
+    timeline = timeline_of(replay.log, replay.sizes, replay.category, replay.forward_events)
+    return Attribution(replay.peak, _by_category(replay), phase, module, timeline)
 
 
 def _marked_pass(step: TrainingStep, marks: _Marks) -> int:
@@ -180,7 +191,6 @@ def _module_of_node(event: Any, clock: ModuleClock, last_of_forward: int) -> str
 def _by_category(replay: _Replay) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for serial in replay.at_peak:
-        rest = kinds.RETAINED if serial in replay.retained else kinds.TEMPORARY
-        category = replay.parts.get(serial, rest)
+        category = replay.category(serial)
         sizes[category] = sizes.get(category, 0) + replay.sizes[serial]
     return dict(sorted(sizes.items()))

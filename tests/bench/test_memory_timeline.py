@@ -1,0 +1,75 @@
+"""Live bytes over one step: the closed form event by event, exact maxima however few events are kept."""
+
+import json
+
+import pytest
+
+from revsnn_bench.case import Case
+from revsnn_bench.measuring import Settings, measure
+from revsnn_bench.memory_timeline import MemoryTimeline
+from revsnn_bench.meters.course import MOST_EVENTS, timeline_of
+from revsnn_bench.meters.memory import measure_memory
+from revsnn_bench.meters.selftest import SelfTestStep
+from revsnn_bench.records import MemoryRecord
+
+
+def test_timeline_of_the_selftest_is_its_closed_form():
+    """Input, charge, sigmoid, state and output come in forward, the sigmoid goes; the peak is A + 7 B in backward."""
+    rows, features, units = 24, 16, 40
+    step = SelfTestStep(rows, features, units)
+    record = measure_memory(step)
+    timeline = record.timeline
+    assert timeline is not None
+    a, b, w = 4 * rows * features, 4 * rows * units, 4 * features * units
+    totals = [sum(live.values()) for _, live in timeline.rows()]
+    assert timeline.forward_events == 6
+    assert totals[:6] == [a, a + b, a + 2 * b, a + 3 * b, a + 4 * b, a + 3 * b]
+    assert max(totals) == timeline.peak_bytes == record.peak_bytes == step.expected_peak_bytes
+    at_peak = {name: size for name, size in timeline.rows()[totals.index(max(totals))][1].items() if size}
+    assert at_peak == step.expected_peak_by_category_bytes
+    assert totals[-1] == w + a + b  # both gradients and the state are left
+
+
+@pytest.mark.parametrize("node", ["lif", "lif-checkpoint", "revlif", "lif-carrier"])
+def test_highest_point_is_the_peak_of_the_record(node):
+    """For every node, on a step too long to be kept whole, the timeline touches `peak_bytes` to the byte."""
+    case = Case(node=node, timesteps=24, batch=2, shape=(64,), node_options={"backend": "torch"})
+    memory = measure(case, Settings(passes=("memory",))).memory
+    assert memory is not None
+    assert memory.timeline is not None
+    assert memory.timeline.events > MOST_EVENTS >= len(memory.timeline.rows())
+    assert memory.timeline.peak_bytes == memory.peak_bytes
+    assert memory.timeline.forward_events in [event for event, _ in memory.timeline.rows()]
+
+
+@pytest.mark.parametrize("length", [1, 2, MOST_EVENTS - 4, MOST_EVENTS + 1, 5000])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_thinning_keeps_the_highest_point_and_both_ends(length, share):
+    """Blocks of uneven sizes, made and freed in turn: few events are kept, the highest and the last among them."""
+    sizes = [(serial * 7919) % 1009 + 1 for serial in range(length)]
+    log = [entry for serial in range(length) for entry in ((serial + 1, -serial) if serial else (1,))]
+    forward = int(share * len(log))
+    timeline = timeline_of(log, sizes, lambda serial: "even" if serial % 2 == 0 else "odd", forward)
+    now, totals = 0, {}
+    for event, entry in enumerate(log, start=1):
+        now += sizes[entry - 1] if entry > 0 else -sizes[-entry - 1]
+        totals[event] = now
+    found = {event: sum(live.values()) for event, live in timeline.rows()}
+    assert len(found) <= MOST_EVENTS
+    assert timeline.peak_bytes == max(totals.values())
+    assert all(totals[event] == total for event, total in found.items())
+    assert list(found.values())[-1] == totals[len(log)]
+
+
+def test_files_hold_a_timeline_as_text_and_give_it_back():
+    """In JSON a category is one string, and reading it back gives the same timeline."""
+    timeline = MemoryTimeline(events=9, forward_events=4, live_bytes={"input": ((1, 4096), (7, 0)), "none": ()})
+    text = timeline.model_dump_json()
+    assert json.loads(text)["live_bytes"] == {"input": "1:4096 7:0", "none": ""}
+    assert MemoryTimeline.model_validate_json(text) == timeline
+
+
+def test_records_from_before_have_no_timeline():
+    """A record that was written without the field is read as one without a timeline."""
+    fields = measure_memory(SelfTestStep()).model_dump(mode="json", exclude={"timeline"})
+    assert MemoryRecord.model_validate(fields).timeline is None
