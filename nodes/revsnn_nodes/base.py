@@ -27,8 +27,8 @@ class SpikingNode(nn.Module, Generic[P]):
         neuron: the validated parameters of its equations; also read and set one by one, as `node.tau`.
         surrogate_function: a surrogate of this package, of SpikingJelly, or any spike function with autograd.
         step_mode: "m" takes `[T, N, *]`, "s" takes `[N, *]` once per call.
-        backend: "torch" for the reference, "fused" for the fused kernels, "auto" for these where they are installed
-            and support the case, and the reference elsewhere.
+        backend: "auto", the default, for the fused kernels where they are installed and support the case, and the
+            reference elsewhere; "torch" for the reference, "fused" for the kernels or an error.
     Attributes:
         backend_in_use: "torch" or "fused", what the last call ran on; None before the first.
         backend_reason: why the last call did not run on the fused kernels; empty where it did.

@@ -93,13 +93,25 @@ def test_copies_keep_the_backend(name):
         assert torch.equal(twin.v, node.v)
 
 
+@pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("name", FUSED)
-def test_second_derivative_is_refused(name):
-    """The closed-form product is not itself differentiable, and torch says so; nothing wrong is returned."""
+def test_second_derivative_is_refused(name, power):
+    """The closed form is not differentiable, and the error names the way out; also where a constant arrives."""
     x = torch.randn(2, 1, 4, requires_grad=True)
-    (grad,) = torch.autograd.grad(make(name, backend="fused")(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    (grad,) = torch.autograd.grad(make(name, backend="fused")(x).pow(power).sum(), x, create_graph=True)
+    penalised = x.sum() + grad.square().sum()
+    with pytest.raises(RuntimeError, match='`backend` must be "torch" for second derivatives; got "fused"'):
+        penalised.backward()
+
+
+def test_create_graph_alone_changes_no_gradient():
+    """Where nothing is differentiated twice, create_graph=True is harmless."""
+    x = torch.randn(4, 2, 6, requires_grad=True)
+    node = make("lif", backend="fused")
+    grads = [
+        torch.autograd.grad((node.reset(), node(x))[1].sum(), x, create_graph=create)[0] for create in (False, True)
+    ]
+    assert torch.equal(*grads)
 
 
 def _operator_arguments():

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from revsnn_nodes.kernels import operators  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.coefficients import coefficients, surrogate_code
+from revsnn_nodes.kernels.first_derivative import first_derivative_only
 from revsnn_nodes.parameters import CoupledParameters, LIFParameters
 from revsnn_nodes.surrogate import SurrogateFunction
 
@@ -48,7 +48,7 @@ class FusedLIF(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         (charge_seq,) = ctx.saved_tensors
@@ -89,7 +89,7 @@ class FusedCarrier(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v = ctx.saved_tensors
@@ -128,7 +128,7 @@ class FusedInverse(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v_last = ctx.saved_tensors
@@ -161,7 +161,7 @@ class FusedAnchored(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v, anchors = ctx.saved_tensors

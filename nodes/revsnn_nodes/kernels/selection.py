@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "torch", "fused"]
 BackendInUse = Literal["torch", "fused"]
 
-DEFAULT_BACKEND: Backend = "torch"
+DEFAULT_BACKEND: Backend = "auto"
 """What a node is made with unless told otherwise."""
 
 _DTYPES = (torch.float32, torch.float64)
