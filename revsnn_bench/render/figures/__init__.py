@@ -5,8 +5,10 @@ from pathlib import Path
 from revsnn_bench.records import Run
 from revsnn_bench.render.figures.breakdown import breakdown_figures
 from revsnn_bench.render.figures.canvas import Figure, dark_rules
+from revsnn_bench.render.figures.course import course_figures
 from revsnn_bench.render.figures.fidelity import fidelity_figures
 from revsnn_bench.render.figures.pareto import pareto_figures
+from revsnn_bench.render.figures.roofline import roofline_figures
 from revsnn_bench.render.figures.scaling import scaling_figures
 from revsnn_bench.render.figures.series import looks
 
@@ -17,8 +19,8 @@ def draw_figures(run: Run) -> list[Figure]:
     """Draws every figure for which the run has data; none for an empty run.
 
     Returns:
-        The front of time against memory first, then gradient errors, growth of memory, and what the peak
-        is made of. The same run gives the same bytes.
+        The front of time against memory first, then gradient errors, growth of memory, what the peak is made
+        of, memory over one step, and shares of the memory bandwidth. The same run gives the same bytes.
     """
     known = looks(run)
     index = {record.case: number for number, record in enumerate(run)}
@@ -27,6 +29,8 @@ def draw_figures(run: Run) -> list[Figure]:
         *fidelity_figures(run, known, index),
         *scaling_figures(run, known, index),
         *breakdown_figures(run, known),
+        *course_figures(run, known),
+        *roofline_figures(run, known, index),
     ]
 
 

@@ -1,19 +1,16 @@
 """What the peak is made of: one stacked bar per node, at the point where most nodes are right."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.records import Record, Run
 from revsnn_bench.render import units
-from revsnn_bench.render.figures.canvas import INK, Figure, legend, legend_rows, panel, plain, to_svg
+from revsnn_bench.render.figures.canvas import Figure, label_room, legend, legend_rows, panel, plain, to_svg
 from revsnn_bench.render.figures.choice import MOST_POINTS, points_by_setting
+from revsnn_bench.render.figures.kinds import binary_unit, kind_style, kinds_in_order
 from revsnn_bench.render.figures.series import Look, in_order
 from revsnn_bench.render.sweeps import fixed_part
 
-_COLOURS = ("#0072B2", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#999999", "#ffffff")
-# Lines only: matplotlib spells every dot of a dotted hatch out, in 100 KB.
-_HATCHES = ("", "///", "---", "\\\\\\", "xxx", "|||", "++", "//")
 _BAR_IN = 0.33
 
 
@@ -38,23 +35,20 @@ def _draw(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Ma
     from matplotlib.patches import Patch
 
     shown = in_order(dict(known), found)
-    named = dict.fromkeys(kind for parts in found.values() for kind in parts)
-    kinds = [kind for kind in named if any(found[variant].get(kind) for variant in shown)]
-    styles: dict[str, dict[str, Any]] = {
-        kind: {"facecolor": _COLOURS[i % 8], "hatch": _HATCHES[i % 8], "edgecolor": INK, "linewidth": 0.6}
-        for i, kind in enumerate(kinds)
-    }
+    kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
-    scale, unit = _unit(largest)
+    scale, unit = binary_unit(largest)
     rows = legend_rows(len(kinds), columns=3)
-    with panel(rows, plot_height=_BAR_IN * len(shown) + 0.15, left=_label_room(shown, known)) as axes:
+    with panel(
+        rows, plot_height=_BAR_IN * len(shown) + 0.15, left=label_room(known[variant].label for variant in shown)
+    ) as axes:
         axes.grid(visible=False, axis="y")
         for row, variant in enumerate(shown):
             start = 0.0
             for kind in kinds:
                 width = found[variant].get(kind, 0) / scale
                 if width:
-                    axes.barh(row, width, left=start, height=0.66, **styles[kind])
+                    axes.barh(row, width, left=start, height=0.66, **kind_style(kind))
                     start += width
             total = units.scaled(sum(found[variant].values()), 1024, units.BINARY)
             axes.annotate(total, (start, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
@@ -63,17 +57,7 @@ def _draw(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Ma
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlim(0, 1.2 * largest / scale or 1)
         axes.set_xlabel(f"live bytes at the peak ({unit})")
-        legend(axes, [Patch(label=plain(kind), **styles[kind]) for kind in kinds], columns=3)
+        legend(axes, [Patch(label=plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
         svg = to_svg(axes)
     caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
     return Figure(name, f"What the peak is made of: {fixed_part(point)}", caption, svg)
-
-
-def _unit(largest: int) -> tuple[int, str]:
-    index = min(max(largest.bit_length() - 1, 0) // 10, len(units.BINARY) - 1)
-    return 1 << (10 * index), units.BINARY[index]
-
-
-def _label_room(shown: list[str], known: Mapping[str, Look]) -> float:
-    """Inches that the longest name takes, at most 2.4."""
-    return min(2.4, 0.35 + 0.078 * max(len(known[variant].label) for variant in shown))

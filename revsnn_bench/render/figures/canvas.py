@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -97,12 +97,23 @@ def dark_rules(media: str) -> str:
         for light, dark in _DARK.items()
         for part in ("fill", "stroke")
     )
+    # The ground of a hatch has its colour in an attribute.
+    rules += f'svg pattern [fill="{PAPER}"]{{fill:{_DARK[PAPER]}!important}}'
     return f"{media}{{{rules}}}"
 
 
 @contextmanager
 def panel(legend_rows: int = 0, plot_height: float = PLOT_HEIGHT_IN, left: float = _LEFT_IN) -> Iterator["Axes"]:
-    """Gives axes with room for a legend of so many rows below; draw inside, then take `to_svg(axes)`.
+    """Gives axes with room for a legend of so many rows below; draw inside, then take `to_svg(axes)`."""
+    with panels(1, legend_rows, plot_height, left) as (axes,):
+        yield axes
+
+
+@contextmanager
+def panels(
+    count: int, legend_rows: int, plot_height: float, left: float = _LEFT_IN, between: float = 0.0
+) -> Iterator[list["Axes"]]:
+    """Gives axes one above the other, with so many inches between them, which share the y axis; the first on top.
 
     The layout is fixed in inches, which is faster than a fitted one and the same everywhere.
     """
@@ -110,20 +121,24 @@ def panel(legend_rows: int = 0, plot_height: float = PLOT_HEIGHT_IN, left: float
     from matplotlib.figure import Figure as Drawing
 
     below = _BOTTOM_IN + (_ROW_IN * legend_rows + 0.06 if legend_rows else 0)
-    height = _TOP_IN + plot_height + below
+    height = _TOP_IN + count * plot_height + (count - 1) * between + below
+    made: list[Axes] = []
     with mpl.rc_context(_RC):
         drawing = Drawing(figsize=(WIDTH_IN, height))
         drawing.patch.set_visible(False)
-        yield drawing.add_axes(
-            (left / WIDTH_IN, below / height, 1 - (left + _RIGHT_IN) / WIDTH_IN, plot_height / height),
-            facecolor="none",
-        )
+        for row in range(count):
+            bottom = below + (count - 1 - row) * (plot_height + between)
+            place = (left / WIDTH_IN, bottom / height, 1 - (left + _RIGHT_IN) / WIDTH_IN, plot_height / height)
+            made.append(drawing.add_axes(place, facecolor="none", sharey=made[0] if made else None))
+        yield made
 
 
 def to_svg(axes: "Axes") -> str:
-    """Returns the drawing; the same content gives the same bytes."""
+    """Returns the drawing, the label of the y axis halfway up; the same content gives the same bytes."""
     text = io.StringIO()
-    axes.yaxis.set_label_coords(0.13 / WIDTH_IN, axes.get_position().y0 + axes.get_position().height / 2, _whole(axes))
+    places = [each.get_position() for each in _drawing(axes).axes]
+    middle = (min(place.y0 for place in places) + max(place.y1 for place in places)) / 2
+    axes.yaxis.set_label_coords(0.13 / WIDTH_IN, middle, _whole(axes))
     _drawing(axes).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return tidy(text.getvalue())
 
@@ -158,6 +173,11 @@ def _whole(axes: "Axes") -> Any:
 def legend_rows(entries: int, columns: int = 2, *, titled: bool = False) -> int:
     """Returns how many rows `legend` takes."""
     return -(-entries // columns) + int(titled)
+
+
+def label_room(labels: Iterable[str]) -> float:
+    """Inches to the left of a panel that the longest of some names takes, at most 2.4."""
+    return min(2.4, 0.35 + 0.078 * max(map(len, labels)))
 
 
 @cache
