@@ -19,7 +19,7 @@ from functools import partial
 from inspect import signature
 from typing import Any, Self
 
-from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names
+from revsnn_nodes import CarrierLIF, NormCarrierLIF, SpikingNode, make_node, node_factory, node_names
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -189,9 +189,15 @@ def strategy(name: str, **options: Any) -> Strategy:
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
             f"{' or '.join(f'{node}+{each}' for each in near)}?"
         )
-    if "backend" in signature(node_factory(node)).parameters:
+    if _has_backends(node_factory(node)):
         options = REFERENCE | options
     return Strategy(partial(make_node, node, **options), BLOCKS.get(kind, ConvBlock))
+
+
+def _has_backends(factory: Any) -> bool:
+    """Whether it takes `backend`: every node of this package does, by name or among its keywords."""
+    ours = isinstance(factory, type) and issubclass(factory, SpikingNode)
+    return ours or "backend" in signature(factory).parameters
 
 
 def strategy_names() -> list[str]:

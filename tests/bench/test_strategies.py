@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from revsnn_nodes import StandardLIF
+from revsnn_nodes import SpikingNode, StandardLIF
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -200,6 +200,14 @@ def test_strategies_have_readable_case_ids():
         assert isinstance(block, ConvBlock)
     assert isinstance(strategy("lif+checkpoint", tau=3.0)(), StandardLIF)
     assert strategy("lif+checkpoint", tau=3.0)().tau == 3.0
+
+
+@pytest.mark.parametrize("name", strategy_names())
+def test_cases_measure_the_reference_backend(name):
+    """Whatever is installed, every node of every strategy says backend="torch", unless the case names another."""
+    for backend in ("torch", "auto"):
+        block = conv_block(2, 4, strategy(name, **({} if backend == "torch" else {"backend": backend})))
+        assert {node.backend for node in block.modules() if isinstance(node, SpikingNode)} == {backend}
 
 
 class _Convolutions(TorchDispatchMode):
