@@ -8,6 +8,14 @@ from typing import Any
 from revsnn_bench.case import Case
 from revsnn_bench.records import Record
 
+SOURCE = (
+    "Lei et al., Towards Zero Memory Footprint Spiking Neural Network Training, arXiv 2308.08649. The equations "
+    "measured are this project's reconstruction of the paper's node. Verdicts are computed from the records of the run."
+)
+"""What the claims are of, and what was measured."""
+
+NO_VERDICT = "A gap is no verdict."
+
 
 class Verdict(StrEnum):
     """What the records say of a claim."""

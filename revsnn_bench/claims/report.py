@@ -8,17 +8,13 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from revsnn_bench.claims.finding import ClaimFinding, Verdict
+from revsnn_bench.claims.finding import SOURCE, ClaimFinding, Verdict
 from revsnn_bench.records import Run
 from revsnn_bench.render import units
 from revsnn_bench.render.markdown import table
 from revsnn_bench.render.terminal import grid
 
 _STYLES = {Verdict.REPRODUCED: "green", Verdict.CONDITIONS: "yellow", Verdict.NOT: "red", Verdict.OPEN: "dim"}
-_SOURCE = (
-    "Lei et al., *Towards Zero Memory Footprint Spiking Neural Network Training*, arXiv 2308.08649. The equations "
-    "measured are this project's reconstruction of the paper's node. Verdicts are computed from the records of the run."
-)
 
 
 def write_claims(run: Run, findings: Sequence[ClaimFinding], reports_dir: Path) -> list[Path]:
@@ -43,7 +39,7 @@ def claims_markdown(run: Run, findings: Sequence[ClaimFinding]) -> str:
         "\n\n".join(
             [
                 f"# The paper's claims, measured: {units.markdown(run.header.run_id)}",
-                f"{_SOURCE} Measured on {units.markdown(place)} with torch {units.markdown(environment.torch)}, "
+                f"{SOURCE} Measured on {units.markdown(place)} with torch {units.markdown(environment.torch)}, "
                 f"{units.markdown(run.header.started_at)}.",
                 table(("claim", "measured where", "measured", "verdict", "command"), rows),
                 "## Why these verdicts\n\n" + rules,

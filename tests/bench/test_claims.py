@@ -93,6 +93,22 @@ def test_constant_memory_needs_one_number(judged, make_record):
     assert judged("constant", grows).verdict is Verdict.NOT
 
 
+@pytest.mark.parametrize("key", KEYS)
+def test_half_measured_cases_give_no_verdict(judged, key):
+    """A run without a pass that the claim reads leaves it open and says which; it is no error."""
+    claim = CLAIMS[KEYS.index(key)]
+    finding = judged(key, lambda case: dict.fromkeys(claim.reads))
+    assert finding.verdict is Verdict.OPEN
+    assert f"cases were measured without {', '.join(claim.reads)}" in finding.measured
+
+
+def test_inverse_without_its_check_gives_no_verdict(judged, make_record):
+    """Records that do not say how many steps came back leave the claim open."""
+    unchecked = make_record(node="lif", timesteps=4).fidelity
+    finding = judged("inverse", lambda case: {"fidelity": unchecked})
+    assert finding.verdict is Verdict.OPEN
+
+
 def test_network_is_held_against_the_measured_node(judged, make_record):
     """The node's own ratio comes from records: 12 here, in the network as well, and then not in the network."""
     finding = judged("network")

@@ -9,7 +9,9 @@ from collections import Counter
 import html5lib
 import pytest
 
-from revsnn_bench.records import FidelityRecord
+from revsnn_bench.claims import Plan, judge
+from revsnn_bench.claims.verdicts import cases_of
+from revsnn_bench.records import FidelityRecord, Status
 from revsnn_bench.render.html import render_comparison_html, render_gallery, render_html
 from revsnn_bench.render.html.answers import answers
 
@@ -238,6 +240,23 @@ def test_gallery_tells_where_an_exact_quantity_changed(before_and_after):
     assert lif[1:4] == ["peak_bytes", "86.00 KiB", "86.50 KiB"]
     assert lif[-1] == "feed5eed: 86.00 KiB to 86.50 KiB"
     assert {row[0] for row in rows(page, "steady")[1:]} >= {"layer/lif/T2-B8-N64/float32/cpu"}
+
+
+def test_claims_are_those_that_the_run_can_judge(make_record, make_run, sweep_run):
+    """A run with a claim's cases shows the verdict of the claims code, word for word; others have no such section."""
+    records = []
+    for case in cases_of(Plan(), ["flops"]):
+        base = make_record(case)
+        records.append(base.model_copy(update={"status": Status.OK, "reason": None}))
+    run = make_run(records)
+    (finding,) = judge(run, Plan(), ["flops"])
+    page = render_html(run)
+    texts = [" ".join("".join(dd.itertext()).split()) for dd in parsed(page).iter(f"{NAMESPACE}dd")]
+    assert f"{finding.verdict.value} {finding.why}" in texts
+    assert finding.measured in texts
+    assert page.count('<b class="') == len({"flops", "time"})
+    assert 'href="#claims"' in page
+    assert "claims" not in {element.get("id") for element in parsed(render_html(sweep_run)).iter()}
 
 
 def test_a_thousand_cases_stay_small_and_quick(make_record, make_run):

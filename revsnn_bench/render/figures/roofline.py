@@ -104,4 +104,4 @@ def _scale(axes: "Axes", percents: list[float]) -> None:
     ticks = [tick for tick in (0.001, 0.01, 0.1, 1, 10, 100, 1000) if low <= tick <= max(100, *percents)]
     axes.xaxis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_ticks([], minor=True)
-    axes.set_xlim(0.8 * low, 12 * max(100, *percents))
+    axes.set_xlim(0.8 * low, 25 * max(100, *percents))

@@ -9,6 +9,8 @@ _LONG_NUMBER = re.compile(r"(?<=[\s\"(])-?\d+\.\d{3,}(?=[\s\")])")
 _NO_ROTATION = re.compile(r' transform="rotate\(-?0 [^)]*\)"')
 _IDS = re.compile(r' id="([^"]+)"')
 _REFERENCES = re.compile(r'(?:href="#|url\(#)([^")]+)')
+# Each use of a marker repeats its style, which alone follows the dark rules: they do not reach into definitions.
+_MARKER_STYLE = re.compile(r'(<path id="m[^"]+" d="[^"]*") style="stroke[^"]*"')
 _PLAIN_GROUP = re.compile(r"<g>([^<]*(?:<(?!/?g\b)[^<]*)*)</g>")
 
 
@@ -25,6 +27,7 @@ def tidy(svg: str) -> str:
     used = set(_REFERENCES.findall(svg))
     svg = _IDS.sub(lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r">\s+<", "><", re.sub(r"[ \t]*\n[ \t]*", " ", svg))
+    svg = _MARKER_STYLE.sub(r"\1", svg)
     before = ""
     while before != svg:
         before, svg = svg, _PLAIN_GROUP.sub(r"\1", svg).replace("<g></g>", "")

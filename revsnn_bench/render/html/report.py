@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from revsnn_bench.case import Case
+from revsnn_bench.claims import Plan, Verdict, judge
+from revsnn_bench.claims.finding import SOURCE
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
@@ -52,6 +54,8 @@ def render_html(run: Run, figures: Sequence[Figure] | None = None, refresh_s: in
         first=first,
         findings=_by_topic(run),
         figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],
+        claims=[finding for finding in judge(run, Plan()) if finding.verdict is not Verdict.OPEN],
+        claims_source=SOURCE,
         table=_cases(run, standard_lifs(run)),
         metrics=_metrics(run),
         places=environment_rows(run),
