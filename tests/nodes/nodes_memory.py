@@ -1,5 +1,6 @@
 """Bytes by the profiler's memory timeline: every allocation and release that torch makes on the CPU, in order."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,9 @@ def bytes_after_forward(
             node.reset()
         return y
 
+    forward()  # a kernel that is compiled at its first call leaves garbage that refers to its arguments
+    node.reset()
+    gc.collect()
     run = timeline(forward)
     node.reset()
     return run.live_bytes - run.result.untyped_storage().nbytes()

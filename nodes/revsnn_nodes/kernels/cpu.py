@@ -13,23 +13,34 @@ from torch import Tensor
 
 from revsnn_nodes.kernels import cpu_coupled, cpu_coupled_backward, cpu_lif
 from revsnn_nodes.kernels.operators import grouped
-from revsnn_nodes.kernels.threads import run_columns
+from revsnn_nodes.kernels.threads import PIECES_PER_THREAD, run_columns
 
 Results = tuple[Tensor, ...]
 
-MOST_COLUMNS = 4096
-"""Columns of a block, at most: a few rows of them fit the first-level cache."""
+MOST_COLUMNS = 1 << 14
+"""Columns of a block, at most: longer rows no longer help the processor to read ahead."""
+
+FEW_COLUMNS = 1 << 10
+"""Rows this short begin to cost: a block gets shorter only to stay within `MOST_SCRATCH_BYTES`."""
 
 SCRATCH_BYTES = 1 << 19
 """A block keeps its scratch in the second-level cache, if the sequence is not too long for that."""
 
-FEWEST_COLUMNS = 128
+MOST_SCRATCH_BYTES = 1 << 22
 
 
-def block_columns(rows: int, itemsize: int) -> int:
-    """Columns of a block that has `rows` scratch rows: a power of two."""
-    block = MOST_COLUMNS
-    while block > FEWEST_COLUMNS and rows * block * itemsize > SCRATCH_BYTES:
+def block_columns(rows: int, itemsize: int, columns: int) -> int:
+    """Columns of a block: a power of two.
+
+    Args:
+        rows: of scratch, for every column.
+        itemsize: bytes of an element.
+        columns: how many there are in all; every thread gets several blocks.
+    """
+    block, pieces = MOST_COLUMNS, torch.get_num_threads() * PIECES_PER_THREAD
+    while block > FEW_COLUMNS and (rows * block * itemsize > SCRATCH_BYTES or block * pieces > columns):
+        block //= 2
+    while block > 1 and rows * block * itemsize > MOST_SCRATCH_BYTES:
         block //= 2
     return block
 
@@ -71,7 +82,7 @@ def lif_forward(
         _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), numbers, leak, soft,
         _array(spike, x_seq, *whole), _array(v_last, x_seq, columns), _array(charge if keep else None, x_seq, *whole),
     )  # fmt: skip
-    _run(cpu_lif.lif_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize))
+    _run(cpu_lif.lif_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize, columns))
 
 
 def lif_backward(
@@ -86,7 +97,7 @@ def lif_backward(
         _array(vbar, charge_seq, columns), _numbers(p, charge_seq), (0,) * kind, soft, detach,
         _array(made[0], charge_seq, *whole), _array(made[1] if need_v else None, charge_seq, columns),
     )  # fmt: skip
-    _run(cpu_lif.lif_backward, arguments, charge_seq, columns, block_columns(1, charge_seq.itemsize))
+    _run(cpu_lif.lif_backward, arguments, charge_seq, columns, block_columns(1, charge_seq.itemsize, columns))
 
 
 def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool) -> None:
@@ -98,7 +109,7 @@ def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[floa
         _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), numbers, leak, soft,
         _array(made[0], x_seq, *whole), _array(made[1], x_seq, columns),
     )  # fmt: skip
-    _run(cpu_lif.carrier_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize))
+    _run(cpu_lif.carrier_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize, columns))
 
 
 def carrier_backward(
@@ -113,7 +124,7 @@ def carrier_backward(
         _array(vbar, y_seq, columns), _numbers(p, y_seq), (0,) * kind, soft, detach,
         _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, columns),
     )  # fmt: skip
-    _run(cpu_lif.carrier_backward, arguments, y_seq, columns, block_columns(steps, y_seq.itemsize))
+    _run(cpu_lif.carrier_backward, arguments, y_seq, columns, block_columns(steps, y_seq.itemsize, columns))
 
 
 def coupled_forward(
@@ -170,7 +181,7 @@ def _run_coupled(
     kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, state: tuple[int, int, int], rows: int
 ) -> None:
     outer, _, inner = state
-    block = block_columns(rows, like.itemsize)
+    block = block_columns(rows, like.itemsize, outer * inner)
     # Pieces begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
     unit = block if inner >= block else inner * max(1, block // max(inner, 1))
     run_columns(kernel, (*arguments, block), outer * inner, unit, like.numel())

@@ -13,34 +13,13 @@ from revsnn_nodes.kernels.cpu_rows import charge_of, clamped, fired, phi_of
 from revsnn_nodes.kernels.jit import contracted, exact
 
 
-@exact
-def _copy(target: Any, source: Any) -> None:
-    # An assignment of slices would first look for overlap, and is several times slower.
-    for j in range(source.shape[0]):
-        target[j] = source[j]
-
-
-@exact
-def _add(total: Any, term: Any) -> None:
-    for j in range(term.shape[0]):
-        total[j] += term[j]
-
-
-@exact
-def _carried_row(y: Any, charge: Any, p: Any, x: Any) -> None:
-    """The input that output y carries."""
-    threshold, unscale = p[1], type(p[8])(1) / p[8]
-    for j in range(x.shape[0]):
-        x[j] = (y[j] - fired(charge[j], threshold)) * unscale
-
-
 @contracted
 def _product_row(
-    y: Any, charge: Any, vbar: Any, arrived: Any, p: Any, kind: Any, soft: bool, detach: bool, by_spike: bool
-) -> None:
-    """See `revsnn_nodes.coupling._reset_vjp`. In place of what it has used it leaves, in `charge`, the gradient of
-    the partner's input, and in `arrived` that of the drive. (Few arrays: with more, the check that they do not
-    overlap keeps LLVM from making vector instructions.)"""
+    y: Any, charge: Any, vbar: Any, arrived: Any, before: Any, total: Any, partner: Any,
+    p: Any, kind: Any, soft: bool, detach: bool, by_spike: bool,
+) -> None:  # fmt: skip
+    """See `revsnn_nodes.coupling._reset_vjp`. Writes the gradient of the drive, added to `before`, into `total`, and
+    that of the partner's input into `partner`. No two rows may overlap: the loop would not be vectorised."""
     threshold, rest, keep, gain, height, scale = p[1], p[2], p[3], p[4], p[5], p[6]
     alpha, beta, drop = p[7], p[8], p[9]
     zero = type(keep)(0)
@@ -55,8 +34,8 @@ def _product_row(
         kept = later if soft else later * (one - alpha * gate_of(out, m, threshold, by_spike))
         mbar = kept + (ybar - into_spike) * phi_of(kind, height, scale, m - threshold)
         vbar[j] = keep * mbar
-        charge[j] = beta * (ybar - into_output)
-        arrived[j] = gain * mbar
+        partner[j] = beta * (ybar - into_output)
+        total[j] = before[j] + gain * mbar
 
 
 @exact
@@ -66,21 +45,19 @@ def _step_product(
 ) -> None:  # fmt: skip
     """Vector-Jacobian product of step t for columns a to b of outer row o, groups from last to first.
 
-    `charge` and `vbar` are `[groups, block]` and `carry` is `[block]`; these columns are at c in them.
+    `charge` and `vbar` are `[groups, block]`; these columns are at c in them. `carry` is `[3, block]`: the gradient on
+    its way from a group to the one before, in turn in rows 0 and 1, and that of the first group's input as a partner.
     """
-    groups, d = y.shape[2], c + b - a
+    groups, d, n = y.shape[2], c + b - a, b - a
     for i in range(groups - 1, -1, -1):
-        if i == groups - 1:
-            _copy(carry[c:d], ybar[t, o, i, a:b])
-        else:
-            _add(carry[c:d], ybar[t, o, i, a:b])
+        arrived = ybar[t, o, i, a:b] if i == groups - 1 else carry[(i + 1) % 2, :n]
+        before = ybar[t, o, i - 1, a:b] if i else carry[2, :n]
+        total = carry[i % 2, :n] if i else xbar[t, o, 0, a:b]
+        partner = carry[2, :n] if i == groups - 1 else xbar[t, o, i + 1, a:b]
         _product_row(
-            y[t, o, i, a:b], charge[i, c:d], vbar[i, c:d], carry[c:d], p, kind, soft, detach, by_spike
+            y[t, o, i, a:b], charge[i, c:d], vbar[i, c:d], arrived, before, total, partner,
+            p, kind, soft, detach, by_spike,
         )  # fmt: skip
-        if i < groups - 1:
-            _copy(xbar[t, o, i + 1, a:b], charge[i, c:d])
-    _add(carry[c:d], charge[groups - 1, c:d])
-    _copy(xbar[t, o, 0, a:b], carry[c:d])
 
 
 @exact
@@ -107,23 +84,36 @@ def _store(local: Any, state: Any, first: int, last: int, a: int, b: int) -> Non
 
 
 @exact
-def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any) -> None:
-    """From the charge to the membrane before."""
-    unkeep, gain, inflow = type(p[3])(1) / p[3], p[4], p[10]
-    for j in range(y.shape[0]):
-        v[j] = (charge[j] - gain * drive[j] - inflow) * unkeep
+def _charge_after(y: Any, v: Any, rest: Any, alpha: Any, drop: Any, soft: bool) -> Any:
+    """From the membrane after the reset to the charge."""
+    gate = clamped(y, type(y)(0), type(y)(1))
+    if soft:
+        return v + drop * gate
+    opened = alpha * gate
+    return (v - opened * rest) / (type(y)(1) - opened)
 
 
 @exact
-def _undo_reset_row(y: Any, v: Any, charge: Any, p: Any, soft: bool) -> None:
-    """From the membrane after to the charge."""
-    rest, alpha, drop = p[2], p[7], p[9]
-    zero = type(rest)(0)
-    one = type(rest)(1)
+def _invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, soft: bool) -> None:
+    """The last group of a step, backward in time; also writes the first group's input, which its output carries."""
+    threshold, rest, alpha, drop = p[1], p[2], p[7], p[9]
+    unkeep, gain, inflow, unscale = type(p[3])(1) / p[3], p[4], p[10], type(p[8])(1) / p[8]
     for j in range(y.shape[0]):
-        gate = clamped(y[j], zero, one)
-        opened = alpha * gate
-        charge[j] = v[j] + drop * gate if soft else (v[j] - opened * rest) / (one - opened)
+        m = _charge_after(y[j], v[j], rest, alpha, drop, soft)
+        charge[j] = m
+        x[j] = (y[j] - fired(m, threshold)) * unscale
+        v[j] = (m - gain * drive[j] - inflow) * unkeep
+
+
+@exact
+def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, soft: bool) -> None:
+    """Another group of a step, backward in time."""
+    rest, alpha, drop = p[2], p[7], p[9]
+    unkeep, gain, inflow = type(p[3])(1) / p[3], p[4], p[10]
+    for j in range(y.shape[0]):
+        m = _charge_after(y[j], v[j], rest, alpha, drop, soft)
+        charge[j] = m
+        v[j] = (m - gain * drive[j] - inflow) * unkeep
 
 
 @exact
@@ -136,8 +126,8 @@ def inverse_backward(
     v = np.empty((groups, block), y.dtype)
     vbar = np.empty((groups, block), y.dtype)
     charge = np.empty((groups, block), y.dtype)
-    x_first = np.empty(block, y.dtype)
-    carry = np.empty(block, y.dtype)
+    carry = np.empty((3, block), y.dtype)
+    x_first = carry[2]
     zero = type(p[0])(0)
     column = start
     while column < stop:
@@ -150,12 +140,13 @@ def inverse_backward(
             for o in range(first, last):
                 c = (o - first) * (b - a)
                 d = c + b - a
-                for i in range(groups - 1, -1, -1):
-                    _undo_reset_row(y[t, o, i, a:b], v[i, c:d], charge[i, c:d], p, soft)
-                    if i == groups - 1:
-                        _carried_row(y[t, o, i, a:b], charge[i, c:d], p, x_first[c:d])
-                    drive = x_first[c:d] if i == 0 else y[t, o, i - 1, a:b]
-                    _invert_row(y[t, o, i, a:b], drive, v[i, c:d], charge[i, c:d], p)
+                i = groups - 1
+                _invert_last_row(
+                    y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[i, c:d], x_first[: b - a], p, soft
+                )  # fmt: skip
+                for i in range(groups - 2, -1, -1):
+                    drive = y[t, o, i - 1, a:b] if i else x_first[: b - a]
+                    _invert_row(y[t, o, i, a:b], drive, v[i, c:d], charge[i, c:d], p, soft)
                 _step_product(
                     y, ybar, xbar, t, o, a, b, charge, vbar, carry, c, p, kind, soft, detach, False
                 )  # fmt: skip
@@ -165,10 +156,24 @@ def inverse_backward(
 
 @exact
 def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
+    """A group of a step, forward in time, from the membrane before it and the output."""
     tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[7], p[9]
     for j in range(y.shape[0]):
         m = charge_of(drive[j], v[j], tau, rest, leak)
         charge[j] = m
+        v[j] = reset_membrane(m, gate_of(y[j], m, threshold, by_spike), rest, alpha, drop, soft)
+
+
+@exact
+def _regenerate_last_row(
+    y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, leak: Any, soft: bool, by_spike: bool
+) -> None:
+    """As `_regenerate_row`; also writes the first group's input, which the last group's output carries."""
+    tau, threshold, rest, alpha, drop, unscale = p[0], p[1], p[2], p[7], p[9], type(p[8])(1) / p[8]
+    for j in range(y.shape[0]):
+        m = charge_of(drive[j], v[j], tau, rest, leak)
+        charge[j] = m
+        x[j] = (y[j] - fired(m, threshold)) * unscale
         v[j] = reset_membrane(m, gate_of(y[j], m, threshold, by_spike), rest, alpha, drop, soft)
 
 
@@ -183,7 +188,8 @@ def anchored_backward(
     v = np.empty((groups, block), y.dtype)
     vbar = np.empty((groups, block), y.dtype)
     charge = np.empty((min(every, steps), groups, block), y.dtype)
-    x_first = np.empty(block, y.dtype)
+    carry = np.empty((3, block), y.dtype)
+    x_first = carry[2]
     zero = type(p[0])(0)
     column = start
     while column < stop:
@@ -202,19 +208,23 @@ def anchored_backward(
                     c = (o - first) * (b - a)
                     d = c + b - a
                     s = t - from_step
-                    for i in range(1, groups):
+                    for i in range(1, groups - 1):
                         _regenerate_row(
                             y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[s, i, c:d], p, leak, soft, by_spike
                         )  # fmt: skip
-                    _carried_row(y[t, o, groups - 1, a:b], charge[s, groups - 1, c:d], p, x_first[c:d])
+                    i = groups - 1
+                    _regenerate_last_row(
+                        y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[s, i, c:d], x_first[: b - a],
+                        p, leak, soft, by_spike,
+                    )  # fmt: skip
                     _regenerate_row(
-                        y[t, o, 0, a:b], x_first[c:d], v[0, c:d], charge[s, 0, c:d], p, leak, soft, by_spike
+                        y[t, o, 0, a:b], x_first[: b - a], v[0, c:d], charge[s, 0, c:d], p, leak, soft, by_spike
                     )  # fmt: skip
             for t in range(to_step - 1, from_step - 1, -1):
                 for o in range(first, last):
                     c = (o - first) * (b - a)
                     _step_product(
-                        y, ybar, xbar, t, o, a, b, charge[t - from_step], vbar, x_first, c, p, kind,
+                        y, ybar, xbar, t, o, a, b, charge[t - from_step], vbar, carry, c, p, kind,
                         soft, detach, by_spike,
                     )  # fmt: skip
         _store(vbar, vbar0, first, last, a, b)
