@@ -70,6 +70,10 @@ class SpikingNode(nn.Module, Generic[P]):
         """What `multi_step_forward` does, by the fused kernels; for nodes that have some."""
         raise NotImplementedError
 
+    def fused_obstacle(self, x_seq: Tensor) -> str:
+        """Why the fused kernels of this kind of node cannot take this input `[T, N, *]`; "" where they can."""
+        return ""
+
     def reference(self) -> "SpikingNode[Any]":
         """A fresh node of the same dynamics and parameters, by plain autograd: what its gradient is held against."""
         raise NotImplementedError

@@ -198,3 +198,16 @@ class NormCarrierLIF(NormCarrierNode):
         if not self.training:
             return self.stored_forward(x_seq, v, residual)
         return _DecodeNormAndMultiply.apply(x_seq, self.weight, self.bias, residual, v, self)  # type: ignore[no-any-return]
+
+    def fused_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.fused_sequence`; in `eval()` the neuron alone is fused."""
+        from revsnn_nodes.kernels.functions import fused_lif
+        from revsnn_nodes.kernels.norm_function import fused_norm_carrier
+
+        if not self.training:
+            return self.stored_forward(x_seq, v, residual, fused_lif)
+        return fused_norm_carrier(x_seq, v, residual, self)
+
+    def fused_obstacle(self, x_seq: Tensor) -> str:
+        """See `SpikingNode.fused_obstacle`."""
+        return "NormCarrierLIF has a fused kernel for the CPU alone" if x_seq.device.type == "cuda" else ""

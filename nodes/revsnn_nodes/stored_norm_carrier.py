@@ -133,15 +133,26 @@ class NormCarrierNode(CarrierNode):
             residual: added to the normalised input before the neuron, of the shape of z.
         Raises:
             ValueError: wrong shape or dtype, a carried state that does not fit, one value per channel in training, or
-                `backend="fused"`, for which there are no kernels.
+                `backend="fused"` where there are no fused kernels for the case.
         """
         single = self.step_mode == "s"
         z_seq = z.unsqueeze(0) if single else z
         self._check_input(z_seq, z)
         self._check_channels(z_seq, z)
+        require(
+            residual is None or residual.shape == z.shape,
+            "residual",
+            f"have the shape of z {tuple(z.shape)}",
+            None if residual is None else tuple(residual.shape),
+            "It is added neuron by neuron.",
+            "Expand it, or pass it through a shortcut of the right shape.",
+        )
         self.backend_in_use, self.backend_reason = choose_backend(self, z_seq)
         residual_seq = residual.unsqueeze(0) if single and residual is not None else residual
-        y_seq, self.v = self.multi_step_forward(z_seq, self._carried_state(z_seq), residual_seq)
+        run: Callable[..., tuple[Tensor, Tensor]] = (
+            self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
+        )
+        y_seq, self.v = run(z_seq, self._carried_state(z_seq), residual_seq)
         return y_seq.squeeze(0) if single else y_seq
 
     def multi_step_forward(
@@ -158,7 +169,13 @@ class NormCarrierNode(CarrierNode):
         """
         return self.stored_forward(x_seq, v, residual)
 
-    def stored_forward(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def stored_forward(
+        self,
+        x_seq: Tensor,
+        v: Tensor | None,
+        residual: Tensor | None,
+        run_neuron: Callable[..., tuple[Tensor, Tensor]] = lif_sequence,
+    ) -> tuple[Tensor, Tensor]:
         """The forward by plain autograd, in training and in `eval()`; see `multi_step_forward`."""
         affine = (None, None) if self.carries else (self.weight, self.bias)
         mean, var, momentum = self.running_mean, self.running_var, 0.0
@@ -167,11 +184,11 @@ class NormCarrierNode(CarrierNode):
         by_batch = self.training or mean is None
         n_seq = batch_norm(x_seq.flatten(0, 1), mean, var, *affine, by_batch, momentum, self.eps).view_as(x_seq)
         if not self.carries:
-            return lif_sequence(neuron_input(n_seq, None, None, residual), v, self.neuron, self.surrogate_function)
+            return run_neuron(neuron_input(n_seq, None, None, residual), v, self.neuron, self.surrogate_function)
         # hardtanh, not clamp: no gradient passes at the borders, as in the closed form.
         n_seq = hardtanh(n_seq, -self.neuron.clamp, self.neuron.clamp)
         x_seq = neuron_input(n_seq, per_channel(self.weight, n_seq), per_channel(self.bias, n_seq), residual)
-        spike_seq, v_last = lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
+        spike_seq, v_last = run_neuron(x_seq, v, self.neuron, self.surrogate_function)
         return torch.add(spike_seq, n_seq, alpha=self.neuron.epsilon), v_last
 
     def update_of_statistics(self) -> tuple[Tensor | None, Tensor | None, float]:

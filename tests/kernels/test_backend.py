@@ -118,8 +118,27 @@ def _operator_arguments():
     x, v = torch.randn(4, 2, 6), torch.randn(2, 6)
     lif = coefficients(StandardLIF().neuron, 4.0, 4.0)
     carrier, coupled = (coefficients(make(name).neuron, 4.0, 4.0) for name in ("lif-carrier", "revlif"))
-    anchors = torch.randn(1, 2, 6)
+    anchors, vector = torch.randn(1, 2, 6), torch.rand(6)
+    cut = torch.tensor([[0, 1, 2]]), torch.tensor([0.5])
     return {
+        "norm_carrier_forward": (x, v, vector, vector, x, carrier, 1e-5, True, False),
+        "norm_carrier_backward": (
+            x,
+            v,
+            vector,
+            vector,
+            x,
+            vector,
+            *cut,
+            x,
+            None,
+            carrier,
+            0,
+            False,
+            False,
+            True,
+            False,
+        ),
         "lif_forward": (x, v, lif, True, False, True),
         "lif_backward": (x, x, None, lif, 0, False, False, True),
         "carrier_forward": (x, None, carrier, True, False),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nodes_cases import make
-from revsnn_nodes import surrogate
+from revsnn_nodes import NormCarrierLIF, surrogate
 from revsnn_nodes.kernels.flops import OPERATIONS
 from revsnn_nodes.kernels.operators import SCHEMAS
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,6 +64,18 @@ def test_fused_counts_are_near_the_references(name, v_reset, detach_reset):
     assert first.recompute == 0
     assert first.work == pytest.approx(forward, rel=0.35)
     assert second.work + second.recompute == pytest.approx(backward, rel=0.35)
+
+
+def test_norm_and_carrier_count_their_passes():
+    """By hand, per element, without residual: forward 20; backward 26 again and 31 of its own."""
+    z = torch.randn(SHAPE, requires_grad=True)
+    counter = Counter()
+    with counter:
+        y = NormCarrierLIF(64, backend="fused")(z)
+        y.backward(torch.ones_like(y))
+    forward, backward = (counter.calls[f"revsnn::norm_carrier_{phase}"] for phase in ("forward", "backward"))
+    assert (forward.work, forward.recompute) == (20 * ELEMENTS, 0)
+    assert (backward.recompute, backward.work) == (26 * ELEMENTS, 31 * ELEMENTS)
 
 
 def test_default_counts_per_element():

@@ -42,8 +42,8 @@ def problem(steps, shape=(4, CHANNELS, 3, 3), seed=0, sparse=False):
     return parts, (normal(steps, *shape), normal(*shape))
 
 
-def node_with(parts, kind=NormCarrierLIF, **options):
-    node = kind(CHANNELS, **options).to(parts["z"].dtype)
+def node_with(parts, kind=NormCarrierLIF, backend="torch", **options):
+    node = kind(CHANNELS, backend=backend, **options).to(parts["z"].dtype)
     node.weight, node.bias = nn.Parameter(parts["weight"].clone()), nn.Parameter(parts["bias"].clone())
     return node
 
@@ -53,6 +53,7 @@ def node_gradients(parts, bars, **options):
     ends = {name: parts[name].clone().requires_grad_() for name in ("z", "residual", "v")}
     node.v = ends["v"]
     y = node(ends["z"], ends["residual"])
+    assert node.backend_in_use == node.backend
     leaves = ends | {"weight": node.weight, "bias": node.bias}
     loss = (y * bars[0]).sum() + (node.v * bars[1]).sum()
     grads = torch.autograd.grad(loss, list(leaves.values()))

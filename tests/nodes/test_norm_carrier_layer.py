@@ -12,29 +12,32 @@ from torch import nn
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
-def test_running_statistics_are_batch_norms(momentum):
+def test_running_statistics_are_batch_norms(momentum, backend):
     """Three batches: statistics and their count are BatchNorm2d's, each batch counted once, backward or not."""
-    node, norm = NormCarrierLIF(CHANNELS, momentum=momentum), nn.BatchNorm2d(CHANNELS, momentum=momentum)
+    node = NormCarrierLIF(CHANNELS, momentum=momentum, backend=backend)
+    norm = nn.BatchNorm2d(CHANNELS, momentum=momentum)
     for seed in range(3):
         z = problem(4, seed=seed)[0]["z"].float().requires_grad_()
         norm(z.flatten(0, 1))
         node.reset()
         node(z).sum().backward()
-    assert all(torch.equal(node.state_dict()[name], value) for name, value in norm.state_dict().items())
+    rtol = 0 if backend == "torch" else 1e-6
+    for name, value in norm.state_dict().items():
+        assert torch.allclose(node.state_dict()[name], value, rtol=rtol, atol=0)
     assert node.num_batches_tracked == 3
 
 
-def test_eval_is_batch_norm_then_lif_to_the_bit():
+def test_eval_is_batch_norm_then_lif_to_the_bit(backend):
     """In eval() with exchanged weights the layer is an ordinary norm and node; the exchange works both ways."""
     parts, _ = problem(6)
-    norm, lif = nn.BatchNorm2d(CHANNELS), StandardLIF()
-    node = NormCarrierLIF(CHANNELS)
+    norm, lif = nn.BatchNorm2d(CHANNELS), StandardLIF(backend="torch")
+    node = NormCarrierLIF(CHANNELS, backend=backend)
     with torch.no_grad():
         node.weight.copy_(parts["weight"])
         node.bias.copy_(parts["bias"])
     node(parts["z"].float())
     norm.load_state_dict(node.state_dict())
-    back = NormCarrierLIF(CHANNELS)
+    back = NormCarrierLIF(CHANNELS, backend=backend)
     back.load_state_dict(norm.state_dict())
     z = 2 * parts["z"].float()
     expected = lif(norm.eval()(z.flatten(0, 1)).view_as(z))
@@ -43,10 +46,10 @@ def test_eval_is_batch_norm_then_lif_to_the_bit():
         assert torch.equal(layer.eval()(z), expected)
 
 
-def test_training_spikes_are_those_of_norm_and_node():
+def test_training_spikes_are_those_of_norm_and_node(backend):
     """While the clamp does not bite, the spikes are those of BatchNorm2d followed by StandardLIF."""
     parts, _ = problem(6)
-    node, norm = node_with(parts), nn.BatchNorm2d(CHANNELS).double()
+    node, norm = node_with(parts, backend=backend), nn.BatchNorm2d(CHANNELS).double()
     norm.load_state_dict(node.state_dict())
     expected = StandardLIF()(norm(parts["z"].flatten(0, 1)).view_as(parts["z"]))
     assert torch.equal(decode_spikes(node(parts["z"])), expected)
@@ -68,9 +71,9 @@ def test_reference_gives_the_same_bits_and_is_apart():
     }
 
 
-def test_keeps_its_output_and_one_vector():
+def test_keeps_its_output_and_one_vector(backend):
     """Retained: 1/sigma, C values; the state, b N, is gone after reset(). Nothing at all under no_grad."""
-    node, one = NormCarrierLIF(64), torch.zeros((), requires_grad=True)
+    node, one = NormCarrierLIF(64, backend=backend), torch.zeros((), requires_grad=True)
     z = torch.randn(6, 4, 64, 8, 8)
 
     def forward():
@@ -88,11 +91,11 @@ def test_keeps_its_output_and_one_vector():
     assert not free.result.requires_grad
 
 
-def test_backward_needs_scratch_of_steps_not_of_sequences():
+def test_backward_needs_scratch_of_steps_not_of_sequences(backend):
     """Beside output, arriving and leaving gradient, backward's peak does not grow with T."""
 
     def scratch(steps):
-        node = NormCarrierLIF(8)
+        node = NormCarrierLIF(8, backend=backend)
         z = torch.randn(steps, 4, 8, 8, 8, requires_grad=True)
         y = node(z)
         node.reset()
@@ -121,19 +124,19 @@ def test_refusals_say_what_to_do():
         NormCarrierLIF.from_norm(nn.SyncBatchNorm(CHANNELS))
 
 
-def test_single_steps_normalise_each_step():
+def test_single_steps_normalise_each_step(backend):
     """Step mode "s" carries its state and normalises every call by itself."""
     parts, _ = problem(3)
-    node, expected = NormCarrierLIF(CHANNELS, step_mode="s").double(), StandardLIF(step_mode="s")
+    node, expected = NormCarrierLIF(CHANNELS, step_mode="s", backend=backend).double(), StandardLIF(step_mode="s")
     for z in parts["z"]:
         n = nn.functional.batch_norm(z, None, None, training=True)
         assert torch.equal(decode_spikes(node(z)), expected(n))
 
 
-def test_always_carries_in_eval_where_told():
+def test_always_carries_in_eval_where_told(backend):
     """carrier="always": eval() normalises by running statistics and still carries."""
     parts, _ = problem(3)
-    node = node_with(parts, carrier="always")
+    node = node_with(parts, backend=backend, carrier="always")
     node(parts["z"])
     node.reset()
     n, spikes = node.decode(node.eval()(parts["z"]))
@@ -143,32 +146,32 @@ def test_always_carries_in_eval_where_told():
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "strided"])
-def test_memory_layout_changes_nothing(layout):
+def test_memory_layout_changes_nothing(layout, backend):
     """Channels-last and non-contiguous inputs give the same values and gradients."""
     parts, bars = problem(4)
-    expected = node_gradients(parts, bars)
+    expected = node_gradients(parts, bars, backend=backend)
     z = parts["z"]
     if layout == "channels_last":
         z = z.flatten(0, 1).contiguous(memory_format=torch.channels_last).view_as(z)
     else:
         z = z.transpose(0, 1).contiguous().transpose(0, 1)
-    y, got = node_gradients(parts | {"z": z}, bars)
+    y, got = node_gradients(parts | {"z": z}, bars, backend=backend)
     assert relative_error(y, expected[0]) <= 1e-12
     assert_gradients_close(got, expected[1], 1e-12)
 
 
-def test_copies_and_the_limits_of_differentiation():
+def test_copies_and_the_limits_of_differentiation(backend):
     """deepcopy gives equal outputs; a second derivative, and an output changed in place, are refused."""
     parts, _ = problem(2)
-    node = node_with(parts)
+    node = node_with(parts, backend=backend)
     twin = copy.deepcopy(node)
     z = parts["z"].clone().requires_grad_()
     y = node(z)
     assert torch.equal(y, twin(z))
     (first,) = torch.autograd.grad(y.square().sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|second derivatives"):
         first.sum().backward()
     twin.reset()
     output = twin(z)
-    with pytest.raises(RuntimeError, match="modified inplace"):
-        output.mul_(2)
+    with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
+        output.mul_(2).sum().backward()

@@ -11,8 +11,8 @@ Backward = Callable[..., tuple[Tensor | None, ...]]
 
 _REFUSAL = (
     '`backend` must be "torch" for second derivatives; got "fused". The fused kernels give the first derivative alone, '
-    'by a closed form outside of autograd. Pass backend="torch" to StandardLIF or CheckpointedLIF, or use '
-    "StoredCoupledLIF or StoredCarrierLIF."
+    'by a closed form outside of autograd. Pass backend="torch" to StandardLIF, or use StoredCarrierLIF, '
+    "StoredCoupledLIF or StoredNormCarrierLIF."
 )
 
 

@@ -127,11 +127,43 @@ def anchored_backward(
     )
 
 
+MOMENTS = 4
+"""Minus a centre, added; squared, added."""
+
+NORMALISE = 2
+
+
+def _affine(weight: Any, bias: Any, residual: Any) -> int:
+    return sum(each is not None for each in (weight, bias, residual))
+
+
+def norm_carrier_forward(
+    z_seq: Tensor, v: Any, weight: Any, bias: Any, residual: Any, *_: Any, **__: Any
+) -> Operations:
+    """Moments, normalisation, clamp, gamma n + bias + residual; then as `carrier_forward`."""
+    neuron = CHARGE + FIRE + RESET + 2
+    return Operations(z_seq.numel() * (MOMENTS + NORMALISE + CLAMP + _affine(weight, bias, residual) + neuron))
+
+
+def norm_carrier_backward(
+    y_seq: Tensor, v: Any, weight: Any, bias: Any, residual: Any, inverse_std: Any, beyond: Any, excess: Any, ybar: Any,
+    vbar: Any, p: Any, kind: int, soft: bool, detach: bool, *_: Any, **__: Any,
+) -> Operations:  # fmt: skip
+    """Recomputed: input, charge and reset; decoding thrice more, and whether the clamp bit.
+
+    Then the product, its two factors, the gradient at n (gamma, epsilon y, sum, select), the four sums, and the norm's.
+    """
+    decode = DECODE_SPIKE + DECODE_INPUT
+    recompute = 4 * decode + _affine(weight, bias, residual) + CHARGE + RESET + 2
+    work = _charge_gradient(kind, soft, detach) + 2 + (weight is not None) + 3 + 6 + 4
+    return Operations(y_seq.numel() * work, y_seq.numel() * recompute)
+
+
 OPERATIONS: dict[str, Callable[..., Operations]] = {
     f"revsnn::{formula.__name__}": formula
     for formula in (
         lif_forward, lif_backward, carrier_forward, carrier_backward,
-        coupled_forward, inverse_backward, anchored_backward,
+        coupled_forward, inverse_backward, anchored_backward, norm_carrier_forward, norm_carrier_backward,
     )
 }  # fmt: skip
 """Operations of a call by the operator's qualified name; called with the operator's arguments."""

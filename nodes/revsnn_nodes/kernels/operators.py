@@ -37,16 +37,34 @@ SCHEMAS = {
         "(Tensor y_seq, Tensor? v, Tensor anchors, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool decay,"
         " bool soft, bool detach, bool by_spike, int groups, int group_dim, int every, bool need_v) -> (Tensor, Tensor)"
     ),
+    "norm_carrier_forward": (
+        "(Tensor z_seq, Tensor? v, Tensor? weight, Tensor? bias, Tensor? residual_seq, float[] p, float eps,"
+        " bool decay, bool soft) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "norm_carrier_backward": (
+        "(Tensor y_seq, Tensor? v, Tensor? weight, Tensor? bias, Tensor? residual_seq, Tensor inverse_std,"
+        " Tensor? beyond, Tensor? excess, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
+        " bool need_residual, bool need_v) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
 }
 """Operators by name, with their schemas."""
+
+CPU_ONLY = ("norm_carrier_forward", "norm_carrier_backward")
+"""Operators without a kernel for CUDA."""
 
 _LIBRARY = torch.library.Library("revsnn", "DEF")
 
 
 def forward_results(name: str, x_seq: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Empty results of a forward operator: output, last membrane, and the charges or anchors where it gives them."""
+    """Empty results of a forward operator: output, last membrane, and what else it gives.
+
+    That is the charges; the anchors; or of a norm mean, variance and 1/sigma per channel, and how often the clamp bit.
+    """
     step = x_seq.shape[1:]
     results = [x_seq.new_empty(x_seq.shape), x_seq.new_empty(step)]
+    if name == "norm_carrier_forward":
+        results += [x_seq.new_empty(x_seq.shape[2]) for _ in range(3)]
+        results.append(x_seq.new_empty(1, dtype=torch.int64))
     if name == "lif_forward":
         results.append(x_seq.new_empty(x_seq.shape if arguments[-1] else (0,)))
     if name == "coupled_forward":
@@ -55,8 +73,15 @@ def forward_results(name: str, x_seq: Tensor, *arguments: Any) -> tuple[Tensor, 
 
 
 def backward_results(name: str, y_seq: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Empty results of a backward operator: gradients of the input and, where needed, of the first membrane."""
-    return y_seq.new_empty(y_seq.shape), y_seq.new_empty(y_seq.shape[1:] if arguments[-1] else (0,))
+    """Empty results of a backward operator: gradients of the input and, where needed, of the first membrane.
+
+    A norm gives between them those of gamma, bias and, where needed, residual.
+    """
+    results = [y_seq.new_empty(y_seq.shape)]
+    if name == "norm_carrier_backward":
+        results += [y_seq.new_empty(y_seq.shape[2]) for _ in range(2)]
+        results.append(y_seq.new_empty(y_seq.shape if arguments[-2] else (0,)))
+    return *results, y_seq.new_empty(y_seq.shape[1:] if arguments[-1] else (0,))
 
 
 def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, int]:
@@ -72,12 +97,12 @@ def _define(name: str, schema: str) -> None:
         return results(name, *arguments)
 
     def on_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-        from revsnn_nodes.kernels import cpu
+        from revsnn_nodes.kernels import cpu, cpu_norm
 
         made = results(name, *arguments)
         for result in made:
             advise_large_pages(result)
-        implementation: Callable[..., None] = getattr(cpu, name)
+        implementation: Callable[..., None] = getattr(cpu_norm if name in CPU_ONLY else cpu, name)
         implementation(made, *arguments)
         return made
 
@@ -88,7 +113,8 @@ def _define(name: str, schema: str) -> None:
 
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, on_cpu, "CPU")
-    _LIBRARY.impl(name, on_cuda, "CUDA")
+    if name not in CPU_ONLY:
+        _LIBRARY.impl(name, on_cuda, "CUDA")
     torch.library.register_fake(f"revsnn::{name}", fake, lib=_LIBRARY)
 
 

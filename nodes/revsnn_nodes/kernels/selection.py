@@ -55,6 +55,8 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
         return f"{type(node).__name__} has no fused kernel"
     if x_seq.device.type not in ("cpu", "cuda"):
         return f"no fused kernel for the device {x_seq.device.type}"
+    if obstacle := node.fused_obstacle(x_seq):
+        return obstacle
     if obstacle := triton_obstacle(node, x_seq) if x_seq.device.type == "cuda" else _cpu_obstacle(x_seq):
         return obstacle
     if surrogate_code(node.surrogate_function) is None:
