@@ -20,6 +20,18 @@ def test_kernels(case, measure_case):
 
 
 @pytest.mark.sweep(
+    quick={"shape": ((65536,),)},
+    full={"shape": ((1024,), (65536,), (1 << 20,)), "timesteps": (4, 32)},
+    nodes=("revlif-revnet",),
+    timesteps=4,
+    batch=1,
+)
+def test_classic(case, measure_case):
+    """Classic reversible backprop is autograd on every recomputed step: there is nothing to fuse."""
+    measure_case(case)
+
+
+@pytest.mark.sweep(
     quick={"shape": ((1024,), (65536,))},
     full={"shape": ((1024,), (65536,), (1 << 20,)), "timesteps": (4, 32)},
     nodes=("spikingjelly", "spikingjelly-compiled"),
