@@ -26,6 +26,8 @@ class Sweep:
         workload: registry name of the workload.
         nodes: registry names to compare; None for every registered node.
         fixed: values of the axes that are not swept.
+    Raises:
+        ValueError: one string in place of several nodes or values.
     """
 
     quick: Axes
@@ -33,6 +35,14 @@ class Sweep:
     workload: str = "layer"
     nodes: Sequence[str] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in {"nodes": self.nodes, **self.quick, **self.full}.items():
+            if isinstance(values, str):
+                raise ValueError(
+                    f"`{name}` of a sweep must be a sequence of values; got the string {values!r}, which would be taken "
+                    f"letter by letter. Write ({values!r},)."
+                )
 
     @classmethod
     def of_marker(cls, quick: Axes, full: Axes | None = None, workload: str = "layer",

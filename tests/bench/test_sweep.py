@@ -66,3 +66,10 @@ def test_ambiguous_sizes_are_refused(text):
     """A unit that is read as 1000 by some and 1024 by others is an error, and so is no number."""
     with pytest.raises(ValueError, match="`size` must be a number with B, KiB, MiB"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("declared", [{"nodes": "lif", "quick": {}}, {"quick": {"dtype": "float32"}}])
+def test_a_string_is_not_several_values(declared):
+    """It would be swept letter by letter."""
+    with pytest.raises(ValueError, match="must be a sequence of values; got the string"):
+        Sweep(**declared)
