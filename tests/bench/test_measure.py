@@ -128,18 +128,25 @@ def test_bytes_and_operations_repeat_exactly(workload):
     )
 
 
+@pytest.fixture(params=["torch", "fused"])
+def backend(request):
+    if request.param == "fused":
+        pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    return {"backend": request.param}
+
+
 @pytest.mark.parametrize("node", ["lif-carrier", "revlif-anchored"])
 @pytest.mark.parametrize("timesteps", [4, 1024])
-def test_gradients_are_right_at_every_length(node, timesteps):
-    """In float32 the gradient error stays below 1e-5 from 4 to 1,024 steps."""
-    record = measure(case(node, timesteps=timesteps), Settings(passes=("fidelity",)))
+def test_gradients_are_right_at_every_length(node, timesteps, backend):
+    """In float32 the gradient error stays below 1e-5 from 4 to 1,024 steps, fused or not."""
+    record = measure(case(node, timesteps=timesteps, node_options=backend), Settings(passes=("fidelity",)))
     assert record.status is Status.OK
     assert record.fidelity.gradient_error < 1e-5
 
 
-def test_a_drifted_gradient_is_wrong_and_says_why():
+def test_a_drifted_gradient_is_wrong_and_says_why(backend):
     """Beyond a dozen steps revlif ends as `wrong`, with its own warning and the spikes it recovered wrongly."""
-    record = measure(case("revlif", timesteps=24, shape=(256,)), Settings(passes=("fidelity",)))
+    record = measure(case("revlif", timesteps=24, shape=(256,), node_options=backend), Settings(passes=("fidelity",)))
     assert record.status is Status.WRONG
     assert record.reason.startswith("gradient_error")
     assert record.fidelity.flipped_spikes > 0
@@ -189,6 +196,22 @@ def test_fused_kernels_keep_exactly_what_they_say(node, retained):
 
     step = build(case(node, timesteps=8, batch=1, shape=(65536,), node_options={"backend": "fused"}))
     assert [retained_bytes(step)[0] for _ in range(10)] == [retained] * 10
+
+
+def test_fused_norm_carrier_keeps_what_its_reference_keeps():
+    """In a network: retained bytes are equal, the gradient is right, and its operations are counted."""
+    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    shape = {"workload": "conv-blocks", "shape": (4, 6, 6)}
+    passes = Settings(passes=("memory", "flops", "fidelity"))
+    fused, plain = (
+        measure(case("norm-carrier", node_options={"backend": backend}, **shape), passes)
+        for backend in ("fused", "torch")
+    )
+    assert fused.status is plain.status is Status.OK
+    assert fused.memory.retained_bytes == plain.memory.retained_bytes
+    assert fused.memory.peak_bytes <= plain.memory.peak_bytes
+    assert fused.fidelity.gradient_error < 1e-5
+    assert fused.flops.recompute.total > 0
 
 
 def test_fused_operations_are_counted_with_their_recomputation():

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
+import nodes_cases
 import pytest
 import torch
 
@@ -23,3 +25,18 @@ def backend(request: pytest.FixtureRequest) -> str:
         pytest.skip("numba is not installed (pip install revsnn-bench[cpu])")
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def on_each_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `nodes_cases.make` give nodes of one backend after the other."""
+    monkeypatch.setattr(nodes_cases, "backend", backend)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out the fused backend of nodes that have no fused kernel."""
+    items[:] = [item for item in items if _can_run(getattr(getattr(item, "callspec", None), "params", {}))]
+
+
+def _can_run(params: dict[str, Any]) -> bool:
+    return params.get("backend") != "fused" or params.get("name", "lif") in nodes_cases.FUSED

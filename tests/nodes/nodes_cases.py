@@ -16,6 +16,9 @@ COUPLED = ("revlif-stored", "revlif-revnet", "revlif", "revlif-anchored")
 INVERTING = ("revlif-revnet", "revlif")
 CLOSED_FORM = ("revlif-revnet", "revlif", "revlif-anchored", "lif-carrier")
 ALL = (*LIF_FAMILY, *COUPLED)
+FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
+backend = "torch"
+"""What `make` makes nodes with; the fixture `on_each_backend` changes it."""
 ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "lif": oracle.lif,
     "lif-checkpoint": oracle.lif,
@@ -24,9 +27,9 @@ ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def make(name: str, **options: Any) -> Any:
-    """A node by name, on the reference backend and silent about drift, unless `options` say otherwise."""
+    """A node by name, on the backend of the test and silent about drift, unless `options` say otherwise."""
     silent = {"on_drift": "ignore"} if name in INVERTING else {}
-    return nodes.make_node(name, **({"backend": "torch"} | silent | options))
+    return nodes.make_node(name, **({"backend": backend} | silent | options))
 
 
 @dataclass

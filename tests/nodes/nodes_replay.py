@@ -23,7 +23,7 @@ def gradient_errors(
     problem.x = problem.x / 1.5 + mean
     problem = problem.to(dtype)
     got = differentiate(run_node(make(name, **options)), problem)
-    options.pop("anchor_every", None)
+    options = {option: value for option, value in options.items() if option not in ("anchor_every", "backend")}
     spikes = _recorded_spikes(name, got.y, problem, **options)
     expected = differentiate(run_oracle(name, spike_seq=spikes, **options), problem.to(torch.float64))
     state = None if got.v_grad is None else relative_error(got.v_grad, expected.v_grad)

@@ -17,13 +17,13 @@ VARIANTS = ({}, {"decay_input": False}, {"v_reset": None}, {"groups": 8})
 
 
 @functools.cache
-def _measured(dtype, tau, alpha, variant):
+def _measured(dtype, tau, alpha, variant, backend):
     """Measured and predicted error by T."""
     options = {"tau": tau, "alpha": alpha} | VARIANTS[variant]
     neuron = ReversibleLIF(**options).neuron
     return {
         steps: (
-            gradient_errors("revlif", dtype, steps, shape=(2, 512), **options)[0],
+            gradient_errors("revlif", dtype, steps, shape=(2, 512), backend=backend, **options)[0],
             predicted_gradient_error(steps, neuron, dtype),
         )
         for steps in HORIZON[dtype]
@@ -33,9 +33,9 @@ def _measured(dtype, tau, alpha, variant):
 @pytest.mark.parametrize("variant", range(len(VARIANTS)), ids=lambda i: str(VARIANTS[i]))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("tau", "alpha"), list(itertools.product((1.5, 2.0, 8.0), (0.2, 0.5, 0.9))))
-def test_guard_speaks_where_and_only_where_the_gradient_is_wrong(tau, alpha, dtype, variant):
+def test_guard_speaks_where_and_only_where_the_gradient_is_wrong(tau, alpha, dtype, variant, backend):
     """Silent: the measured error is below the tolerance. Warning: it is above a hundredth of it."""
-    for steps, (measured, predicted) in _measured(dtype, tau, alpha, variant).items():
+    for steps, (measured, predicted) in _measured(dtype, tau, alpha, variant, backend).items():
         if predicted <= TOLERANCE:
             assert measured <= TOLERANCE, f"silent at T={steps}: {measured:.1e} measured, {predicted:.1e} predicted"
         else:
@@ -45,7 +45,7 @@ def test_guard_speaks_where_and_only_where_the_gradient_is_wrong(tau, alpha, dty
 def test_the_grid_has_both_sides():
     """The grid above holds silent and warning points for each dtype and variant: neither branch is vacuous."""
     for dtype, variant in itertools.product(HORIZON, range(len(VARIANTS))):
-        predicted = [point[1] for point in _measured(dtype, 2.0, 0.5, variant).values()]
+        predicted = [point[1] for point in _measured(dtype, 2.0, 0.5, variant, "torch").values()]
         assert min(predicted) <= TOLERANCE < max(predicted)
 
 
@@ -70,17 +70,20 @@ def test_prediction_grows_and_saturates():
     assert by_alpha == sorted(by_alpha)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("name", INVERTING)
-def test_warns_once_and_names_the_way_out(name):
+def test_warns_once_and_names_the_way_out(name, backend):
     """One warning per node, with T, the predicted error, and the nodes that are right at every T."""
     node, x = make(name, on_drift="warn"), Problem(steps=16).x.float().requires_grad_()
     message = r"inverts its membrane over T = 16 steps.*wrong by .*CarrierLIF or AnchoredReversibleLIF.*smaller T"
     with pytest.warns(DriftWarning, match=message):
         node(x)
+    assert node.backend_in_use == backend
     node.reset()
     node(x)  # a second warning would be an error here
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("name", INVERTING)
 def test_warning_is_the_default_and_short_sequences_are_silent(name):
     """Nothing needs to be switched on; four steps in float32 pass without a word."""
@@ -89,6 +92,7 @@ def test_warning_is_the_default_and_short_sequences_are_silent(name):
     node(Problem(steps=4).x.float().requires_grad_())
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("name", INVERTING)
 def test_error_raises_every_time_and_ignore_never(name):
     """on_drift="error" refuses the call and leaves the state alone; "ignore" says nothing."""
@@ -101,6 +105,7 @@ def test_error_raises_every_time_and_ignore_never(name):
     make(name, on_drift="ignore")(x)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("name", INVERTING)
 def test_no_gradient_no_warning(name):
     """Without a gradient there is nothing to be wrong: no_grad and inputs that need none are silent."""
@@ -128,6 +133,7 @@ def test_bad_guards_are_refused():
         ReversibleLIF(drift_tolerance=0.0)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("name", INVERTING)
 def test_inverse_recovers_input_spikes_and_initial_state(name):
     """invert() in float64 gives back the input, the spikes and V[0] that the forward had."""

@@ -23,6 +23,7 @@ def _check(name, problem, through="yv", node_options=None, **neuron):
     assert_ends_close(differentiate(run_node(node), problem, through), expected, _tolerance(name))
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
 @pytest.mark.parametrize("name", COUPLED)
@@ -31,6 +32,7 @@ def test_every_gradient_is_the_loops(name, neuron, steps):
     _check(name, Problem(steps), tau=1.7, **neuron)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("v_reset", [0.2, None])
 @pytest.mark.parametrize(("groups", "group_dim"), [(2, -1), (3, -1), (4, 1), (8, 1), (6, 2), (3, -2), (2, -3)])
 @pytest.mark.parametrize("name", COUPLED)
@@ -42,6 +44,7 @@ def test_any_number_of_groups_along_any_feature_dimension(name, groups, group_di
     _check(name, problem, groups=groups, group_dim=group_dim, v_reset=v_reset)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
 @pytest.mark.parametrize("through", ["y", "v"])
 @pytest.mark.parametrize("carried", [True, False])
@@ -51,6 +54,7 @@ def test_gradient_may_arrive_at_one_end_only(name, carried, through, v_reset):
     _check(name, Problem(carried=carried), through, groups=3, v_reset=v_reset)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize(("alpha", "beta"), [(0.05, 1.0), (0.8, 1.0), (0.5, -0.7), (0.5, 3.0)])
 @pytest.mark.parametrize("name", COUPLED)
 def test_any_reset_strength_and_coupling(name, alpha, beta):
@@ -58,6 +62,7 @@ def test_any_reset_strength_and_coupling(name, alpha, beta):
     _check(name, Problem(steps=4), alpha=alpha, beta=beta, v_threshold=0.8)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("every", [1, 2, 5, 9, 30, None])
 @pytest.mark.parametrize("carried", [True, False])
 def test_any_distance_of_anchors(every, carried):
@@ -65,6 +70,7 @@ def test_any_distance_of_anchors(every, carried):
     _check("revlif-anchored", Problem(steps=9, carried=carried), node_options={"anchor_every": every}, groups=3)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
 @pytest.mark.parametrize("name", ["revlif-stored", "revlif-anchored"])
@@ -73,6 +79,7 @@ def test_reset_gated_by_the_spike(name, neuron, alpha):
     _check(name, Problem(steps=7), reset_gate="spike", alpha=alpha, groups=3, **neuron)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("name", COUPLED)
 def test_gate_has_no_slope_at_its_borders(name):
     """Binary inputs put outputs on 0 and 1 exactly: there the gate passes no gradient, in every node alike."""

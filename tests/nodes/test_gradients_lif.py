@@ -14,6 +14,7 @@ NEURONS = [
 ]
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("steps", [1, 5, 8])
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
 @pytest.mark.parametrize("name", LIF_FAMILY)
@@ -24,6 +25,7 @@ def test_every_gradient_is_the_loops(name, neuron, steps):
     assert_ends_close(differentiate(run_node(make(name, tau=1.7, **neuron)), problem), expected, TIGHT)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
 @pytest.mark.parametrize("through", ["y", "v"])
 @pytest.mark.parametrize("carried", [True, False])
@@ -35,6 +37,7 @@ def test_gradient_may_arrive_at_one_end_only(name, carried, through, v_reset):
     assert_ends_close(differentiate(run_node(make(name, v_reset=v_reset)), problem, through), expected, TIGHT)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("v_reset", [0.0, 0.4, None])
 @pytest.mark.parametrize("tau", [1.01, 20.0])
 @pytest.mark.parametrize("name", LIF_FAMILY)
@@ -55,6 +58,7 @@ def test_segment_length_of_checkpoints_changes_no_bit(every):
     assert all(torch.equal(getattr(got, end), getattr(expected, end)) for end in ("y", "v", "x_grad", "v_grad"))
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 @pytest.mark.parametrize("epsilon", [1 / 2, 1 / 16, 1 / 256])
 @pytest.mark.parametrize("v_reset", [0.0, 0.4, None])
@@ -74,6 +78,7 @@ def test_carrier_at_any_scale_with_inputs_past_the_clamp(v_reset, epsilon, sprea
     assert node.clamped_fraction(got.y) == pytest.approx(outside.double().mean().item())
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("neuron", [*NEURONS, {"epsilon": 1 / 256}, {"carrier": "always"}], ids=str)
 def test_stored_carrier_is_the_carrier_by_plain_autograd(neuron):
     """The control of CarrierLIF: the same output and membrane to the bit in float32, and the loop's gradients."""

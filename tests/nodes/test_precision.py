@@ -9,6 +9,7 @@ from nodes_tolerances import RTOL
 STEPS = (4, 1024)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("neuron", [{}, {"v_reset": None}, {"v_reset": 0.2, "decay_input": False}], ids=str)
 @pytest.mark.parametrize("name", ["lif-carrier", "revlif-anchored"])
@@ -18,12 +19,14 @@ def test_regenerated_gradients_are_right_at_every_length(name, neuron, steps):
         assert error < RTOL[torch.float32]
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("every", [1, 7, 1024])
 def test_anchors_decide_bytes_not_precision(every):
     """One anchor per step and none at all: the same error in float32."""
     assert gradient_errors("revlif-anchored", torch.float32, 256, anchor_every=every)[0] < RTOL[torch.float32] / 10
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("v_reset", [0.0, None])
 def test_carrier_error_grows_with_one_over_epsilon_only(v_reset):
     """1/256 costs the sixteenfold of 1/16 in rounding, is below 1e-5 still, and both are flat in T."""
@@ -35,6 +38,7 @@ def test_carrier_error_grows_with_one_over_epsilon_only(v_reset):
         assert long < 2 * short
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("name", INVERTING)
 def test_inverted_gradients_lose_their_digits(name):
     """1e-6 at T = 4, above 1e-3 at T = 16, worthless at T = 32: why the guard is there."""

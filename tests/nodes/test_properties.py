@@ -10,7 +10,7 @@ from nodes_cases import LIF_FAMILY, Problem, assert_ends_close, differentiate, m
 from nodes_tolerances import RTOL
 from revsnn_nodes import decode_spikes, surrogate
 
-bounded = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+bounded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 neurons = st.fixed_dictionaries(
     {
         "tau": st.floats(1.05, 30.0),
@@ -26,7 +26,7 @@ shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
 
 def _check(name, problem, neuron, **options):
     options = dict(options)
-    own = {key: options.pop(key) for key in ("anchor_every", "checkpoint_every") if key in options}
+    own = {key: options.pop(key) for key in ("anchor_every", "checkpoint_every", "backend") if key in options}
     expected = differentiate(run_oracle(name, **neuron, **options), problem)
     node_options = {key: value for key, value in neuron.items() if key != "phi"}
     node = make(name, surrogate_function=getattr(surrogate, neuron["phi"])(), **node_options, **options, **own)
@@ -36,11 +36,11 @@ def _check(name, problem, neuron, **options):
 @bounded
 @given(
     name=st.sampled_from(LIF_FAMILY), neuron=neurons, steps=st.integers(1, 9), shape=shapes,
-    carried=st.booleans(), seed=st.integers(0, 999),
+    carried=st.booleans(), seed=st.integers(0, 999), backend=st.sampled_from(["torch", "auto"]),
 )  # fmt: skip
-def test_lif_family_is_the_loop_for_any_parameters(name, neuron, steps, shape, carried, seed):
+def test_lif_family_is_the_loop_for_any_parameters(name, neuron, steps, shape, carried, seed, backend):
     """Any neuron, surrogate, T and shape, from scalars per sample to images: outputs and gradients of the loop."""
-    _check(name, Problem(steps, (2, *shape), seed, carried), neuron)
+    _check(name, Problem(steps, (2, *shape), seed, carried), neuron, backend=backend)
 
 
 @bounded
@@ -49,16 +49,17 @@ def test_lif_family_is_the_loop_for_any_parameters(name, neuron, steps, shape, c
     groups=st.integers(2, 5), width=st.integers(1, 3), dim=st.integers(1, 3), last=st.booleans(),
     alpha=st.floats(0.01, 0.99), beta=st.sampled_from([-2.0, -0.5, 0.25, 1.0, 4.0]),
     gate=st.sampled_from(["output", "spike"]), every=st.none() | st.integers(1, 10),
+    backend=st.sampled_from(["torch", "auto"]),
 )  # fmt: skip
 def test_regeneration_is_the_loop_for_any_parameters(
-    neuron, steps, seed, carried, groups, width, dim, last, alpha, beta, gate, every
+    neuron, steps, seed, carried, groups, width, dim, last, alpha, beta, gate, every, backend
 ):
     """Any coupling, grouping, gate and distance of anchors: outputs and gradients of the loop."""
     shape = [2, 2, 3, 2]
     shape[dim] = groups * width
     coupling = {"groups": groups, "group_dim": dim - 4 if last else dim, "alpha": alpha, "beta": beta}
     problem = Problem(steps, tuple(shape), seed, carried)
-    _check("revlif-anchored", problem, neuron, reset_gate=gate, anchor_every=every, **coupling)
+    _check("revlif-anchored", problem, neuron, reset_gate=gate, anchor_every=every, backend=backend, **coupling)
 
 
 @bounded
