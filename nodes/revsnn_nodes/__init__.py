@@ -9,9 +9,10 @@ Equations, the table of nodes and when to use which: nodes/README.md. Depends on
 from revsnn_nodes import surrogate
 from revsnn_nodes.anchored import AnchoredReversibleLIF
 from revsnn_nodes.base import SpikingNode
-from revsnn_nodes.carrier import CarrierLIF, StoredCarrierLIF, decode_spikes
+from revsnn_nodes.carrier import CarrierLIF, StoredCarrierLIF
 from revsnn_nodes.checkpointed import CheckpointedLIF
 from revsnn_nodes.coupling import StoredCoupledLIF
+from revsnn_nodes.decoding import decode_spikes
 from revsnn_nodes.drift import DriftError, DriftWarning, predicted_gradient_error
 from revsnn_nodes.lif import StandardLIF
 from revsnn_nodes.norm_carrier import NormCarrierLIF

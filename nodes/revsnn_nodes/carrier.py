@@ -16,10 +16,11 @@ from torch.nn.functional import hardtanh
 from torch.profiler import record_function
 
 from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.decoding import decode_input, decode_spikes, fire, lif_step_vjp, recharge
 from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
-from revsnn_nodes.lif import lif_sequence, lif_step, neuronal_charge, neuronal_reset
+from revsnn_nodes.lif import lif_sequence, lif_step
 from revsnn_nodes.parameters import LIFParameters, require
-from revsnn_nodes.surrogate import SurrogateFunction, heaviside
+from revsnn_nodes.surrogate import SurrogateFunction
 
 CarrierMode = Literal["train", "always"]
 
@@ -67,46 +68,6 @@ class CarrierParameters(LIFParameters):
         return KAPPA / self.epsilon
 
 
-def decode_spikes(y: Tensor) -> Tensor:
-    """The spikes of a carrier output (or of plain spikes), any shape, in the dtype of y; exact."""
-    return (y > 0.5).to(y.dtype)
-
-
-def decode_input(y: Tensor, spike: Tensor, epsilon: float) -> Tensor:
-    """The clamped input that a carrier output holds, of its shape.
-
-    Exactness: to half an ulp(1) / epsilon where the neuron fired; to the bit where it did not, unless epsilon x is
-        subnormal (in float16 below 6e-5).
-    """
-    return (y - spike) * (1.0 / epsilon)
-
-
-def lif_step_vjp(
-    h: Tensor,
-    spike: Tensor,
-    sbar: Tensor,
-    vbar: Tensor,
-    neuron: LIFParameters,
-    phi: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Gradient at the charge of one LIF step, `[N, *]`.
-
-    Args:
-        h: charge.
-        spike: spikes of the step.
-        sbar: gradient that arrives at the spikes.
-        vbar: gradient that arrives at the membrane after the step.
-        neuron: parameters.
-        phi: surrogate derivative of charge minus threshold.
-    """
-    soft = neuron.v_reset is None
-    if not neuron.detach_reset:
-        above = neuron.v_threshold if soft else h - neuron.v_reset if neuron.v_reset else h
-        sbar = sbar - vbar * above
-    kept = vbar if soft else vbar * (1.0 - spike)
-    return kept + sbar * phi(h - neuron.v_threshold)
-
-
 class _DecodeAndMultiply(torch.autograd.Function):
     """Keeps the output (an alias), and the state it started from where that was carried."""
 
@@ -118,7 +79,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
         membrane: Tensor | float = neuron.rest if v is None else v
         for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
             x = hardtanh(x, -neuron.clamp, neuron.clamp)
-            spike, membrane = lif_step(x, membrane, neuron, heaviside)
+            spike, membrane = lif_step(x, membrane, neuron, fire)
             torch.add(spike, x, alpha=neuron.epsilon, out=out)
         assert isinstance(membrane, Tensor)
         return y_seq, membrane
@@ -139,15 +100,16 @@ class _DecodeAndMultiply(torch.autograd.Function):
         with record_function("recompute"):
             _regenerate_charges(y_seq, v, xbar_seq, neuron)
         del v
-        vbar = torch.zeros_like(y_seq[0]) if vbar is None else vbar
+        border = neuron.clamp * neuron.epsilon
         for t in range(y_seq.shape[0] - 1, -1, -1):
             with record_function("recompute"):
                 spike = decode_spikes(y_seq[t])
-                inside = decode_input(y_seq[t], spike, neuron.epsilon).abs() < neuron.clamp
+                carried = y_seq[t] - spike
             ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
             hbar = lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, phi)
-            vbar = neuron.keep * hbar
-            xbar_seq[t] = (neuron.input_gain * hbar + neuron.epsilon * ybar) * inside
+            xbar = torch.add(neuron.input_gain * hbar, ybar, alpha=neuron.epsilon)
+            xbar_seq[t] = torch.ops.aten.hardtanh_backward(xbar, carried, -border, border)
+            vbar = hbar.mul_(neuron.keep)
         return xbar_seq, vbar if ctx.needs_input_grad[1] else None, None, None
 
     @staticmethod
@@ -169,12 +131,12 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
 
 def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neuron: CarrierParameters) -> None:
-    """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges: no spike can flip."""
-    membrane: Tensor | float = neuron.rest if v is None else v
+    """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
+    membrane = None if v is None else v - neuron.rest
     for y, out in zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True):
         spike = decode_spikes(y)
-        h = neuronal_charge(decode_input(y, spike, neuron.epsilon), membrane, neuron)
-        membrane = neuronal_reset(h, spike, neuron)
+        drive = (y - spike).mul_(neuron.input_gain / neuron.epsilon)
+        h, membrane = recharge(drive, membrane, spike, neuron)
         out.copy_(h)
 
 

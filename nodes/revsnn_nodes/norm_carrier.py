@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import hardtanh
 from torch.profiler import record_function
 
-from revsnn_nodes.carrier import CarrierParameters, decode_input, decode_spikes, lif_step_vjp
-from revsnn_nodes.lif import lif_step, neuronal_charge, neuronal_reset
+from revsnn_nodes.carrier import CarrierParameters
+from revsnn_nodes.decoding import decode_spikes, fire, lif_step_vjp, recharge
+from revsnn_nodes.lif import lif_step
 from revsnn_nodes.stored_norm_carrier import NormCarrierNode, neuron_input, per_channel
-from revsnn_nodes.surrogate import heaviside
 
 
 class _DecodeNormAndMultiply(torch.autograd.Function):
@@ -41,14 +40,13 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         )
         # The normalised input lies where the output will: each step is read, then overwritten.
         y_seq = flat.view_as(z_seq)
-        beyond, excess = _cut_off(y_seq, neuron.clamp)
+        beyond, excess = _cut(y_seq, neuron.clamp)
         gamma, shift = per_channel(weight, y_seq), per_channel(bias, y_seq)
         membrane: Tensor | float = neuron.rest if v is None else v
         residuals = [None] * len(y_seq) if residual is None else residual.unbind(0)
         for out, r in zip(y_seq.unbind(0), residuals, strict=True):
-            n = hardtanh(out, -neuron.clamp, neuron.clamp)
-            spike, membrane = lif_step(neuron_input(n, gamma, shift, r), membrane, neuron, heaviside)
-            torch.add(spike, n, alpha=neuron.epsilon, out=out)
+            spike, membrane = lif_step(neuron_input(out, gamma, shift, r), membrane, neuron, fire)
+            torch.add(spike, out, alpha=neuron.epsilon, out=out)
         assert isinstance(membrane, Tensor)
         ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
@@ -60,35 +58,36 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         y_seq, weight, bias, residual, v, inverse_std, beyond, excess = ctx.saved_tensors
         neuron, needs = ctx.neuron, ctx.needs_input_grad
-        gamma = per_channel(weight, y_seq)
         # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.
         zbar_seq = torch.empty_like(y_seq)
         with record_function("recompute"):
-            _regenerate_charges(y_seq, v, gamma, per_channel(bias, y_seq), residual, zbar_seq, neuron)
+            _regenerate_charges(y_seq, v, weight, bias, residual, zbar_seq, neuron)
         residual_bar = torch.empty_like(y_seq) if residual is not None and needs[3] else None
         sums = _ChannelSums(y_seq)
-        vbar = torch.zeros_like(y_seq[0]) if vbar is None else vbar
+        gain = neuron.input_gain if weight is None else per_channel(weight * neuron.input_gain, y_seq)
         for t in range(y_seq.shape[0] - 1, -1, -1):
-            spike, n = _decoded(y_seq[t], neuron)
+            spike, carried = _decoded(y_seq[t])
             ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
             hbar = lif_step_vjp(zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate.derivative)
-            vbar = neuron.keep * hbar
-            xbar = neuron.input_gain * hbar
             if residual_bar is not None:
-                residual_bar[t] = xbar
+                torch.mul(hbar, neuron.input_gain, out=residual_bar[t])
             if needs[1]:
-                sums.add("weight", xbar * n)
+                sums.add("weight", hbar * carried)
             if needs[2]:
-                sums.add("bias", xbar)
-            nbar = ((xbar if gamma is None else gamma * xbar) + neuron.epsilon * ybar) * (n.abs() < neuron.clamp)
+                sums.add("bias", hbar)
+            nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.epsilon)
+            if beyond is not None:
+                _stop_at_the_clamp(nbar, carried, neuron)
             sums.add("gradient", nbar)
-            sums.add("slope", nbar * n)
-            zbar_seq[t] = nbar
+            sums.add("slope", carried.mul_(nbar))
+            vbar = hbar.mul_(neuron.keep)
         _through_the_norm(zbar_seq, y_seq, sums, inverse_std, (beyond, excess), neuron)
+        # Sums of charge gradients and of what is carried: the input is that times gain, the value that over epsilon.
+        to_weight, to_bias = neuron.input_gain / neuron.epsilon, neuron.input_gain
         return (
             zbar_seq if needs[0] else None,
-            sums.total("weight").to(weight.dtype) if needs[1] else None,
-            sums.total("bias").to(bias.dtype) if needs[2] else None,
+            (sums.total("weight") * to_weight).to(weight.dtype) if needs[1] else None,
+            (sums.total("bias") * to_bias).to(bias.dtype) if needs[2] else None,
             residual_bar,
             vbar if needs[4] else None,
             None,
@@ -118,41 +117,56 @@ class _ChannelSums:
         return self.totals[name] / self.count
 
 
-def _cut_off(n_seq: Tensor, clamp: float) -> tuple[Tensor | None, Tensor | None]:
-    """Where normalised inputs lie beyond the clamp, `[k, dims]`, and by how much, `[k]`; None for nowhere."""
+def _cut(n_seq: Tensor, clamp: float) -> tuple[Tensor | None, Tensor | None]:
+    """Clamps normalised inputs in place.
+
+    Returns:
+        Where they lay at the clamp or beyond, `[k, dims]`, and by how much, `[k]`; None for nowhere.
+    """
     low, high = n_seq.aminmax()
-    if bool((low >= -clamp) & (high <= clamp)):
+    if bool((low > -clamp) & (high < clamp)):
         return None, None
-    beyond = ((n_seq > clamp) | (n_seq < -clamp)).nonzero()
+    beyond = ((n_seq >= clamp) | (n_seq <= -clamp)).nonzero()
     cut = n_seq[tuple(beyond.T)]
+    n_seq.clamp_(-clamp, clamp)
     return beyond, cut - cut.clamp(-clamp, clamp)
 
 
-def _decoded(y: Tensor, neuron: CarrierParameters) -> tuple[Tensor, Tensor]:
+def _stop_at_the_clamp(nbar: Tensor, carried: Tensor, neuron: CarrierParameters) -> None:
+    """Sets a gradient to zero, in place, where what is carried lies at the clamp."""
+    border = neuron.clamp * neuron.epsilon
+    torch.ops.aten.hardtanh_backward.grad_input(nbar, carried, -border, border, grad_input=nbar)
+
+
+def _decoded(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Spikes, and what they carry: epsilon times the normalised input."""
     with record_function("recompute"):
         spike = decode_spikes(y)
-        return spike, decode_input(y, spike, neuron.epsilon)
+        return spike, y - spike
 
 
 def _regenerate_charges(
     y_seq: Tensor,
     v: Tensor | None,
-    gamma: Tensor | None,
-    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
     residual: Tensor | None,
     charge_seq: Tensor,
     neuron: CarrierParameters,
 ) -> None:
-    """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges: no spike can flip."""
-    membrane: Tensor | float = neuron.rest if v is None else v
+    """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
+    gain = neuron.input_gain / neuron.epsilon
+    scale = gain if weight is None else per_channel(weight * gain, y_seq)
+    shift = None if bias is None else per_channel(bias * neuron.input_gain, y_seq)
+    membrane = None if v is None else v - neuron.rest
     for t, (y, out) in enumerate(zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True)):
         spike = decode_spikes(y)
-        x = neuron_input(
-            decode_input(y, spike, neuron.epsilon), gamma, shift, None if residual is None else residual[t]
-        )
-        h = neuronal_charge(x, membrane, neuron)
-        membrane = neuronal_reset(h, spike, neuron)
-        out.copy_(h)
+        torch.sub(y, spike, out=out).mul_(scale)
+        if shift is not None:
+            out.add_(shift)
+        if residual is not None:
+            out.add_(residual[t], alpha=neuron.input_gain)
+        _, membrane = recharge(out, membrane, spike, neuron)
 
 
 def _through_the_norm(
@@ -160,21 +174,23 @@ def _through_the_norm(
     y_seq: Tensor,
     sums: _ChannelSums,
     inverse_std: Tensor,
-    cut_off: tuple[Tensor | None, Tensor | None],
+    cut: tuple[Tensor | None, Tensor | None],
     neuron: CarrierParameters,
 ) -> None:
     """Turns the gradient at the normalised input into that at z, in place."""
     sigma = inverse_std.to(sums.dtype)
-    scale, mean, slope = (
-        per_channel(each.to(y_seq.dtype), y_seq)
-        for each in (sigma, sums.mean("gradient") * sigma, sums.mean("slope") * sigma)
+    # One factor 1 / epsilon for the carried value inside the sum, one for that in the product.
+    slope = sums.mean("slope") * sigma / neuron.epsilon
+    scale, mean, of_carried = (
+        per_channel(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.epsilon)
     )
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):
-        _, n = _decoded(y, neuron)
-        out.mul_(scale).sub_(mean).sub_(n.mul_(slope))
-    beyond, excess = cut_off
+        _, carried = _decoded(y)
+        out.mul_(scale).sub_(carried.mul_(of_carried).add_(mean))
+    beyond, excess = cut
     if beyond is not None and excess is not None:
-        nbar_seq.index_put_(tuple(beyond.T), -excess * slope.flatten()[beyond[:, 2]], accumulate=True)
+        shift = -excess * slope.to(excess.dtype)[beyond[:, 2]]
+        nbar_seq.index_put_(tuple(beyond.T), shift, accumulate=True)
 
 
 class NormCarrierLIF(NormCarrierNode):

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from revsnn_nodes.carrier import CarrierParameters, decode_input, decode_spikes
+from revsnn_nodes.carrier import CarrierParameters
+from revsnn_nodes.decoding import decode_input, decode_spikes
 from revsnn_nodes.kernels import operators  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.coefficients import coefficients, surrogate_code
 from revsnn_nodes.kernels.first_derivative import first_derivative_only
