@@ -6,13 +6,13 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
     lif+checkpoint                its input; convolution, norm and node run again (torch.utils.checkpoint)
     lif+bitpack                   the same, a binary input at one bit per spike
     lif-carrier+checkpoint-conv   its input and output; convolution and norm run again
-    norm-carrier                  its output and the pooled input: `NormCarrierLIF`, nothing is convolved again
+    norm-carrier                  its output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
 
 Any node may stand before the `+`.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
@@ -22,12 +22,14 @@ from typing import Any, Self
 from revsnn_nodes import CarrierLIF, NormCarrierLIF, SpikingNode, make_node, node_factory, node_names
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.models.bits import Packed, pack_bits, unpack_bits
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
+from revsnn_bench.models.remade import made_again
 from revsnn_bench.peers import PEERS
 
 NORM_CARRIER = "norm-carrier"
@@ -128,7 +130,8 @@ class BitPackBlock(CheckpointBlock):
 class NormCarrierBlock(ConvBlock):
     """Convolution, then norm and node in one layer that keeps its output alone.
 
-    Keeps for backward: the convolution's input and the block's output, which is the next block's input.
+    Keeps for backward: its inputs, before pooling, and its output, which is the next block's input; behind a shortcut
+    with a norm, that norm's input. Pooling, and a shortcut's norm, run again in the backward pass; no convolution does.
     """
 
     @classmethod
@@ -153,9 +156,35 @@ class NormCarrierBlock(ConvBlock):
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
         """See `ConvBlock`."""
-        z_seq = over_time(x_seq, self.pool, self.conv)
-        y: Tensor = self.norm(z_seq, None if skip is None else over_time(skip, self.shortcut))
+        z_seq = over_time(x_seq, self._convolved)
+        residual, kept = (None, nullcontext()) if skip is None else self._residual(skip)
+        with kept:
+            y: Tensor = self.norm(z_seq, residual)
         return y
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """Pools and convolves: pooling keeps its input, so that the convolution need not keep what is pooled."""
+        z: Tensor
+        if isinstance(self.pool, nn.Identity) or not x.requires_grad:
+            z = self.conv(self.pool(x))
+            return z
+        pooled = self.pool(x)
+        with made_again(pooled, x, self.pool):
+            z = self.conv(pooled)
+        return z
+
+    def _residual(self, skip: Tensor) -> tuple[Tensor, AbstractContextManager[Any]]:
+        """The shortcut of a tensor; a norm at its end keeps its input, so that the neuron need not keep its output."""
+        shortcut = self.shortcut
+        norm = shortcut[-1] if isinstance(shortcut, nn.Sequential) else None
+        if not isinstance(shortcut, nn.Sequential) or not isinstance(norm, nn.BatchNorm2d) or not norm.training:
+            return over_time(skip, shortcut), nullcontext()
+        z = shortcut[:-1](skip.flatten(0, 1))
+        residual = norm(z)
+        again = partial(batch_norm, running_mean=None, running_var=None, training=True)
+        again = partial(again, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+        kept = made_again(residual, z, again) if z.requires_grad else nullcontext()
+        return residual.view(*skip.shape[:2], *residual.shape[1:]), kept
 
 
 BLOCKS: dict[str, type[ConvBlock]] = {
