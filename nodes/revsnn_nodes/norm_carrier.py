@@ -12,9 +12,8 @@ from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
 from revsnn_nodes.carrier import CarrierParameters
-from revsnn_nodes.decoding import decode_spikes, fire, lif_step_vjp, recharge
-from revsnn_nodes.lif import lif_step
-from revsnn_nodes.stored_norm_carrier import NormCarrierNode, neuron_input, per_channel
+from revsnn_nodes.in_place import lif_step_vjp_into, recharge_into, step_into
+from revsnn_nodes.stored_norm_carrier import NormCarrierNode, per_channel
 
 
 class _DecodeNormAndMultiply(torch.autograd.Function):
@@ -42,12 +41,13 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         y_seq = flat.view_as(z_seq)
         beyond, excess = _cut(y_seq, neuron.clamp)
         gamma, shift = per_channel(weight, y_seq), per_channel(bias, y_seq)
-        membrane: Tensor | float = neuron.rest if v is None else v
-        residuals = [None] * len(y_seq) if residual is None else residual.unbind(0)
-        for out, r in zip(y_seq.unbind(0), residuals, strict=True):
-            spike, membrane = lif_step(neuron_input(out, gamma, shift, r), membrane, neuron, fire)
+        before: Tensor | float = neuron.rest if v is None else v
+        x, spike, membrane = (torch.empty_like(y_seq[0]) for _ in range(3))
+        for t, out in enumerate(y_seq.unbind(0)):
+            _input_into(x, out, gamma, shift, None if residual is None else residual[t])
+            step_into(spike, membrane, x, before, neuron)
             torch.add(spike, out, alpha=neuron.epsilon, out=out)
-        assert isinstance(membrane, Tensor)
+            before = membrane
         ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
         ctx.set_materialize_grads(False)
@@ -65,14 +65,15 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         residual_bar = torch.empty_like(y_seq) if residual is not None and needs[3] else None
         sums = _ChannelSums(y_seq)
         gain = neuron.input_gain if weight is None else per_channel(weight * neuron.input_gain, y_seq)
+        spike, carried, hbar, other = (torch.empty_like(y_seq[0]) for _ in range(4))
         for t in range(y_seq.shape[0] - 1, -1, -1):
-            spike, carried = _decoded(y_seq[t])
-            ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
-            hbar = lif_step_vjp(zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate.derivative)
+            _decode_into(spike, carried, y_seq[t])
+            ybar = torch.zeros_like(hbar) if ybar_seq is None else ybar_seq[t]
+            lif_step_vjp_into(hbar, zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate)
             if residual_bar is not None:
                 torch.mul(hbar, neuron.input_gain, out=residual_bar[t])
             if needs[1]:
-                sums.add("weight", hbar * carried)
+                sums.add("weight", torch.mul(hbar, carried, out=spike))
             if needs[2]:
                 sums.add("bias", hbar)
             nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.epsilon)
@@ -81,6 +82,8 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
             sums.add("gradient", nbar)
             sums.add("slope", carried.mul_(nbar))
             vbar = hbar.mul_(neuron.keep)
+            hbar, other = other, hbar
+        del hbar, other
         _through_the_norm(zbar_seq, y_seq, sums, inverse_std, (beyond, excess), neuron)
         # Sums of charge gradients and of what is carried: the input is that times gain, the value that over epsilon.
         to_weight, to_bias = neuron.input_gain / neuron.epsilon, neuron.input_gain
@@ -106,7 +109,7 @@ class _ChannelSums:
     def add(self, name: str, step: Tensor) -> None:
         """Adds one step, `[N, C, *]`."""
         part = step.sum(self.dims, dtype=self.dtype)
-        self.totals[name] = self.totals[name] + part if name in self.totals else part
+        self.totals[name] = self.totals[name].add_(part) if name in self.totals else part
 
     def total(self, name: str) -> Tensor:
         """The sum so far, `[C]`."""
@@ -138,11 +141,20 @@ def _stop_at_the_clamp(nbar: Tensor, carried: Tensor, neuron: CarrierParameters)
     torch.ops.aten.hardtanh_backward.grad_input(nbar, carried, -border, border, grad_input=nbar)
 
 
-def _decoded(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Spikes, and what they carry: epsilon times the normalised input."""
+def _input_into(x: Tensor, n: Tensor, gamma: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> None:
+    """Writes `neuron_input` to x, to the bit."""
+    x.copy_(n) if gamma is None else torch.mul(n, gamma, out=x)
+    for each in (shift, residual):
+        if each is not None:
+            x.add_(each)
+
+
+def _decode_into(spike: Tensor, carried: Tensor, y: Tensor) -> None:
+    """Writes the spikes of an output, and what it carries beside them: epsilon times the normalised input."""
     with record_function("recompute"):
-        spike = decode_spikes(y)
-        return spike, y - spike
+        # What is carried stays below 1/2.
+        torch.round(y, out=spike)
+        torch.sub(y, spike, out=carried)
 
 
 def _regenerate_charges(
@@ -158,15 +170,17 @@ def _regenerate_charges(
     gain = neuron.input_gain / neuron.epsilon
     scale = gain if weight is None else per_channel(weight * gain, y_seq)
     shift = None if bias is None else per_channel(bias * neuron.input_gain, y_seq)
-    membrane = None if v is None else v - neuron.rest
+    before = None if v is None else v - neuron.rest
+    spike, membrane = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for t, (y, out) in enumerate(zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True)):
-        spike = decode_spikes(y)
-        torch.sub(y, spike, out=out).mul_(scale)
+        _decode_into(spike, out, y)
+        out.mul_(scale)
         if shift is not None:
             out.add_(shift)
         if residual is not None:
             out.add_(residual[t], alpha=neuron.input_gain)
-        _, membrane = recharge(out, membrane, spike, neuron)
+        recharge_into(membrane, out, before, spike, neuron)
+        before = membrane
 
 
 def _through_the_norm(
@@ -184,8 +198,9 @@ def _through_the_norm(
     scale, mean, of_carried = (
         per_channel(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.epsilon)
     )
+    spike, carried = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):
-        _, carried = _decoded(y)
+        _decode_into(spike, carried, y)
         out.mul_(scale).sub_(carried.mul_(of_carried).add_(mean))
     beyond, excess = cut
     if beyond is not None and excess is not None:

@@ -69,6 +69,10 @@ class SurrogateFunction(nn.Module):
         """The surrogate derivative phi(z), shape and dtype of z."""
         raise NotImplementedError
 
+    def multiply_by_derivative_(self, grad: Tensor, z: Tensor) -> None:
+        """Multiplies `grad` by phi(z) in place, outside of autograd; `z`, of its shape and dtype, is overwritten."""
+        grad.mul_(self.derivative(z))
+
     def primitive(self, z: Tensor) -> Tensor:
         """The smooth function whose derivative is phi(z)."""
         raise NotImplementedError
@@ -87,6 +91,11 @@ class Sigmoid(SurrogateFunction):
         """See the class."""
         s = torch.sigmoid(z * self.alpha)
         return (1.0 - s) * s * self.alpha
+
+    def multiply_by_derivative_(self, grad: Tensor, z: Tensor) -> None:
+        """See `SurrogateFunction`."""
+        s = z.mul_(self.alpha).sigmoid_()
+        torch.ops.aten.sigmoid_backward.grad_input(grad, s, grad_input=grad).mul_(self.alpha)
 
     def primitive(self, z: Tensor) -> Tensor:
         """sigmoid(alpha z)."""

@@ -28,6 +28,17 @@ def test_derivative_is_that_of_the_primitive(name, alpha):
     assert torch.equal(_phi(function, GRID), function.derivative(GRID))
 
 
+@pytest.mark.parametrize("alpha", SHARPNESS)
+@pytest.mark.parametrize("name", list(oracle.PHI))
+def test_product_in_place_is_that_with_the_derivative(name, alpha):
+    """What multiplies a gradient by phi in its own storage gives gradient times phi."""
+    function, grad = getattr(surrogate, name)(alpha), torch.randn(GRID.shape, dtype=torch.float64)
+    expected, storage = grad * function.derivative(GRID), grad.data_ptr()
+    function.multiply_by_derivative_(grad, GRID.clone())
+    torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-15)
+    assert grad.data_ptr() == storage
+
+
 @pytest.mark.parametrize("name", list(oracle.PHI))
 def test_spike_is_exact_at_the_threshold(name):
     """Theta(0) = 1, and the numbers next to it fire as their sign says, in every dtype."""
