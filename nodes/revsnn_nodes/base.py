@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,12 @@ class SpikingNode(nn.Module, Generic[P]):
     Attributes:
         backend_in_use: "torch" or "fused", what the last call ran on; None before the first.
         backend_reason: why the last call did not run on the fused kernels; empty where it did.
+        fused_cpu_dtypes: what the fused kernels of this kind of node take on the CPU.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
             then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
     """
 
+    fused_cpu_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
     neuron: P
     v: Tensor | float
 

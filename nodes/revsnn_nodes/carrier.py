@@ -212,6 +212,8 @@ class CarrierLIF(CarrierNode):
         (epsilon = 1/16).
     """
 
+    fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
+
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.multi_step_forward`."""
         if not self.carries:

@@ -74,6 +74,8 @@ class StandardLIF(SpikingNode[LIFParameters]):
         rounding; it cannot be differentiated twice.
     """
 
+    fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
+
     def __init__(
         self,
         tau: float = 2.0,

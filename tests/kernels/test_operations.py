@@ -56,14 +56,18 @@ def test_every_operator_has_a_count():
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None])
 @pytest.mark.parametrize("name", PAIRS)
 def test_fused_counts_are_near_the_references(name, v_reset, detach_reset):
-    """Within 35 percent: the reference leaves out v_reset = 0, but writes a hard reset as products."""
+    """Within 35 percent: the reference leaves out v_reset = 0, but writes a hard reset as products.
+
+    The carrier's reference needs up to two fifths less: torch adds a multiple in one operation, the kernels in two.
+    """
     options = {"v_reset": v_reset, "detach_reset": detach_reset, "surrogate_function": surrogate.ATan()}
     forward, backward, _ = _count(make(name, backend="torch", **options))
     _, _, calls = _count(make(name, backend="fused", **options))
     first, second = (calls[f"revsnn::{operator}"] for operator in PAIRS[name])
     assert first.recompute == 0
-    assert first.work == pytest.approx(forward, rel=0.35)
-    assert second.work + second.recompute == pytest.approx(backward, rel=0.35)
+    most = 1.65 if name == "lif-carrier" else 1.35
+    assert 0.65 * forward <= first.work <= most * forward
+    assert 0.65 * backward <= second.work + second.recompute <= most * backward
 
 
 def test_norm_and_carrier_count_their_passes():

@@ -90,6 +90,15 @@ def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, i
     return prod(shape[:dim]), groups, prod(shape[dim:]) // groups
 
 
+def _cpu_module(name: str, dtype: torch.dtype) -> Any:
+    """Where the operator is implemented for CPU tensors of a type."""
+    from revsnn_nodes.kernels import cpu, cpu_bfloat16, cpu_norm
+
+    if name in CPU_ONLY:
+        return cpu_norm
+    return cpu_bfloat16 if dtype is torch.bfloat16 else cpu
+
+
 def _define(name: str, schema: str) -> None:
     results = forward_results if name.endswith("forward") else backward_results
 
@@ -97,12 +106,10 @@ def _define(name: str, schema: str) -> None:
         return results(name, *arguments)
 
     def on_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-        from revsnn_nodes.kernels import cpu, cpu_norm
-
         made = results(name, *arguments)
         for result in made:
             advise_large_pages(result)
-        implementation: Callable[..., None] = getattr(cpu_norm if name in CPU_ONLY else cpu, name)
+        implementation: Callable[..., None] = getattr(_cpu_module(name, arguments[0].dtype), name)
         implementation(made, *arguments)
         return made
 

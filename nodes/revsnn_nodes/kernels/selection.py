@@ -20,8 +20,6 @@ BackendInUse = Literal["torch", "fused"]
 DEFAULT_BACKEND: Backend = "auto"
 """What a node is made with unless told otherwise."""
 
-_DTYPES = (torch.float32, torch.float64)
-
 
 def choose_backend(node: "SpikingNode[Any]", x_seq: Tensor) -> tuple[BackendInUse, str]:
     """The backend for one call, and why it is not the fused one ("" where it is).
@@ -57,7 +55,7 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
         return f"no fused kernel for the device {x_seq.device.type}"
     if obstacle := node.fused_obstacle(x_seq):
         return obstacle
-    if obstacle := triton_obstacle(node, x_seq) if x_seq.device.type == "cuda" else _cpu_obstacle(x_seq):
+    if obstacle := triton_obstacle(node, x_seq) if x_seq.device.type == "cuda" else _cpu_obstacle(node, x_seq):
         return obstacle
     if surrogate_code(node.surrogate_function) is None:
         return f"the fused kernels do not know the surrogate {node.surrogate_function!r}"
@@ -66,11 +64,12 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
     return ""
 
 
-def _cpu_obstacle(x_seq: Tensor) -> str:
+def _cpu_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
     if not _numba_installed():
         return "numba is not installed (pip install revsnn-bench[cpu])"
-    if x_seq.dtype not in _DTYPES:
-        return f"the fused kernels take float32 and float64, not {str(x_seq.dtype).removeprefix('torch.')}"
+    if x_seq.dtype not in node.fused_cpu_dtypes:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in (*node.fused_cpu_dtypes, x_seq.dtype))
+        return f"the fused kernels of {type(node).__name__} for the CPU take {' and '.join(names)}, not {last}"
     return ""
 
 

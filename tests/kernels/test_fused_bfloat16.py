@@ -1,0 +1,122 @@
+"""Fused LIF and carrier LIF in bfloat16 on the CPU: held against the float64 oracle with the reference's tolerance."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from nodes_cases import Problem, differentiate, make, relative_error, run_node
+from nodes_memory import bytes_after_forward
+from nodes_replay import gradient_errors
+from nodes_tolerances import RTOL
+from revsnn_nodes import decode_spikes
+from revsnn_nodes.kernels import threads
+from revsnn_nodes.kernels.cpu_bfloat16_rows import narrow, widen
+
+NAMES = ("lif", "lif-carrier")
+NEURONS = ({}, {"v_reset": None}, {"v_reset": -0.2}, {"tau": 8.0}, {"detach_reset": True})
+
+
+def _problem(**how):
+    return Problem(**how).to(torch.bfloat16)
+
+
+def test_conversion_is_torchs():
+    """Every bfloat16 comes back; float32 is rounded to nearest even, with infinities, subnormals and NaN."""
+    bits = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
+    wide, back = np.empty(1 << 16, np.float32), np.empty(1 << 16, np.uint16)
+    widen(bits, wide)
+    narrow(wide, back)
+    known = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+    assert np.array_equal(back[~np.isnan(wide)], bits[~np.isnan(wide)])
+    assert torch.equal(torch.from_numpy(wide).nan_to_num(0.5), known.float().nan_to_num(0.5))
+    x = torch.randint(-(1 << 31), (1 << 31) - 1, (100_000,), dtype=torch.int64).int().view(torch.float32)
+    ties = (known.float().view(torch.int32) + 0x8000).view(torch.float32)
+    for values in (x, ties):
+        got = np.empty(values.numel(), np.uint16)
+        narrow(values.numpy(), got)
+        expected = values.bfloat16()
+        converted = torch.from_numpy(got.view(np.int16)).view(torch.bfloat16)
+        assert torch.equal(converted.isnan(), expected.isnan())
+        assert torch.equal(converted.nan_to_num(0.5), expected.nan_to_num(0.5))
+
+
+@pytest.mark.parametrize("steps", [4, 64, 1024])
+@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_right_at_every_length(name, neuron, steps):
+    """Against float64 BPTT of the same spikes, for input and carried state: the tolerance of the reference."""
+    for error in gradient_errors(name, torch.bfloat16, steps, carried=True, backend="fused", **neuron):
+        assert error < RTOL[torch.bfloat16]
+
+
+@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_spikes_are_the_references(name, neuron):
+    """Save where one rounding more or less decides, which is rare."""
+    problem = _problem(steps=6, shape=(4, 500), carried=False)
+    got, expected = (decode_spikes(make(name, backend=backend, **neuron)(problem.x)) for backend in ("fused", "torch"))
+    assert (got != expected).double().mean() < 0.02
+    assert 0.01 < got.double().mean() < 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sequences_may_be_cut_anywhere(name):
+    """Two calls, and single steps, give the bits of one call: states are rounded at every step."""
+    problem = _problem(steps=7, carried=False)
+    whole = make(name, backend="fused")
+    y = whole(problem.x)
+    for parts in (problem.x.split(3), problem.x.split(1)):
+        node = make(name, backend="fused")
+        assert torch.equal(torch.cat([node(part) for part in parts]), y)
+        assert torch.equal(node.v, whole.v)
+    assert y.dtype == whole.v.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize(("name", "kept"), [("lif", 8), ("lif-carrier", 0)])
+def test_kept_bytes(name, kept, carried):
+    """In bytes of bfloat16: the charges, or nothing; a carried start in the carrier's case."""
+    got = bytes_after_forward(make(name, backend="fused"), (8, 4, 1024), torch.bfloat16, carried)
+    assert got == (kept + (carried and name == "lif-carrier")) * 2 * 4096
+
+
+@pytest.mark.parametrize("through", ["y", "v", "yv"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_may_arrive_at_either_end(name, through):
+    """Output, membrane or both: near the reference's gradient, at input and carried state."""
+    problem = _problem(steps=5)
+    got, expected = (
+        differentiate(run_node(make(name, backend=backend)), problem, through) for backend in ("fused", "torch")
+    )
+    for end in ("x_grad", "v_grad"):
+        assert relative_error(getattr(got, end), getattr(expected, end)) < 2 * RTOL[torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_that_nothing_divides_on_several_threads(name):
+    """The same bits from one thread and three, and from any strides."""
+    x = torch.randn(5, 3, threads.SERIAL_ELEMENTS // 5 + 1, dtype=torch.bfloat16)
+    results = []
+    for count, given in ((1, x), (3, x), (2, x.transpose(0, 1).contiguous().transpose(0, 1))):
+        torch.set_num_threads(count)
+        leaf = given.detach().requires_grad_()
+        y = make(name, backend="fused")(leaf)
+        results.append((y, torch.autograd.grad(y.float().square().sum(), leaf)[0]))
+    for y, grad in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+def test_eval_gives_spikes_and_their_gradient():
+    """A stripped carrier in bfloat16: binary output, inputs beyond the clamp get no gradient."""
+    x = _problem(steps=4, carried=False).x
+    x[0, 0, 0] = 100.0
+    leaf = x.requires_grad_()
+    node = make("lif-carrier", backend="fused").eval()
+    y = node(leaf)
+    (grad,) = torch.autograd.grad(y.float().sum(), leaf)
+    assert set(y.unique().tolist()) == {0.0, 1.0}
+    assert grad[0, 0, 0] == 0
+    assert math.isfinite(grad.float().norm().item())
+    assert grad.count_nonzero() > grad.numel() // 2
