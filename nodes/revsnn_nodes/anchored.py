@@ -13,7 +13,6 @@ from torch.profiler import record_function
 
 from revsnn_nodes.base import StepMode
 from revsnn_nodes.coupling import (
-    CoupledNode,
     Parts,
     coupled_step,
     coupled_step_vjp,
@@ -25,6 +24,7 @@ from revsnn_nodes.coupling import (
 from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require
 from revsnn_nodes.reversible import arriving, write
+from revsnn_nodes.stored_coupled import CoupledNode
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
 

@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
 from revsnn_nodes.coupling import (
-    CoupledNode,
     Parts,
     coupled_step,
     coupled_step_vjp,
@@ -24,6 +23,7 @@ from revsnn_nodes.coupling import (
 )
 from revsnn_nodes.drift import DriftGuard, OnDrift, predicted_gradient_error
 from revsnn_nodes.parameters import CoupledParameters, require
+from revsnn_nodes.stored_coupled import CoupledNode
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
 
