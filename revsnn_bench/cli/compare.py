@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 
 from revsnn_bench.cli.find import find_run
-from revsnn_bench.render.compare import render_comparison
 
 
 def compare(
@@ -24,7 +23,10 @@ def compare(
 
         html.write_text(render_comparison_html(a, b), encoding="utf-8")
         typer.echo(html)
-    elif markdown:
+        return
+    from revsnn_bench.render.compare import render_comparison
+
+    if markdown:
         typer.echo(render_comparison(a, b))
     else:
         render_comparison(a, b, console=Console())

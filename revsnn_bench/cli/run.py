@@ -3,12 +3,14 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pytest
 import typer
 
 from revsnn_bench.cli.exits import Exit, failure
+
+if TYPE_CHECKING:
+    import pytest
 
 DEFAULT_SUITES = "timesteps,batch,depth,digits"
 
@@ -89,6 +91,8 @@ def run(
     arguments += [f"--run-{name}={value}" for name, value in chosen.items() if value not in ("", None)]
     arguments += ["--run-live"] if live else []
     arguments.append(f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}")
+    import pytest
+
     _exit(pytest.main([*_quiet(), *arguments, *_suite_files(suite)]))
 
 
@@ -117,7 +121,9 @@ def _journal(resume: str, results: Path) -> Path | None:
     return path
 
 
-def _exit(status: int | pytest.ExitCode) -> None:
+def _exit(status: "int | pytest.ExitCode") -> None:
+    import pytest
+
     codes = {
         pytest.ExitCode.OK: Exit.PASS,
         pytest.ExitCode.TESTS_FAILED: Exit.CASE_FAILED,

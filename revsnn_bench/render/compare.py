@@ -3,10 +3,12 @@
 This tells what changed; whether a change is a regression is for the gate to say.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
@@ -16,6 +18,9 @@ from revsnn_bench.records import Record, Run
 from revsnn_bench.render import markdown, units
 from revsnn_bench.render.ratios import ratio_to_lif
 from revsnn_bench.render.terminal import grid
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("id", "metric", "before", "after", "change", "note")
 ONLY_BEFORE = "only before"
@@ -43,6 +48,8 @@ def compare(a: Run, b: Run) -> pd.DataFrame:
         0, NaN where it has no meaning), and `note`, which names what only one of the two has and a status
         that differs. Each case starts with a row `status`. Times appear as `<name>_ratio_to_lif`.
     """
+    import pandas as pd
+
     before, after = _by_id(a), _by_id(b)
     rows: list[dict[str, object]] = []
     for case_id in dict.fromkeys([*before, *after]):
@@ -75,6 +82,8 @@ def changed(frame: pd.DataFrame) -> pd.DataFrame:
         (row.metric == "status" or row.id not in lonely) and (bool(row.note) or not _same(row.before, row.after))
         for row in frame.itertuples()
     ]
+    import pandas as pd
+
     return frame.loc[pd.Series(keep, index=frame.index, dtype=bool)]
 
 

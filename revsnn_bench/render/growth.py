@@ -2,9 +2,10 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import correlation, linear_regression
 from typing import Literal
 
 from revsnn_bench.case import Case
@@ -125,26 +126,26 @@ def find_fit(at: Sequence[int], values: Sequence[Number]) -> Fit:
             return Fit("linear", slope, intercept)
     if not all(math.isfinite(value) and value > 0 for value in values):
         return Fit("irregular")
-    from scipy.stats import linregress
+    x, y = [math.log(position) for position in at], [math.log(value) for value in values]
+    # A correlation with what does not vary is not defined: a power of 0 explains nothing.
+    quality = (correlation(x, y) ** 2 if len(set(y)) > 1 else 0.0) if len(at) > 2 else None
+    return Fit("power", exponent=linear_regression(x, y).slope, r_squared=quality)
 
-    line = linregress([math.log(x) for x in at], [math.log(y) for y in values])
-    quality = float(line.rvalue) ** 2 if len(at) > 2 else None
-    return Fit("power", exponent=float(line.slope), r_squared=quality)
 
-
-def growths(run: Run, axis: Axis) -> list[Growth]:
-    """Returns the growth of every byte, FLOP and time metric of every node, sweep by sweep.
+def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> list[Growth]:
+    """Returns the growth of byte, FLOP and time metrics, all or those named, of every node, sweep by sweep.
 
     Bytes and FLOPs of a case with a wrong gradient take part and are named as such, since they do not depend
     on the gradient's value; its times do not. A position measured twice counts with its latest record.
     """
     found: list[Growth] = []
+    metrics = [metric for metric in METRICS if metric.name in names]
     for sweep in sweeps(run, axis):
         nodes: dict[str, list[Record]] = defaultdict(list)
         for record in sweep.records:
             nodes[record.case.variant].append(record)
         for records in nodes.values():
-            found += [growth for metric in METRICS if (growth := _growth(metric, axis, records))]
+            found += [growth for metric in metrics if (growth := _growth(metric, axis, records))]
     return found
 
 

@@ -142,8 +142,7 @@ def _growth_section(run: Run) -> list[str]:
             growth.title,
         )
         for axis in AXES
-        for growth in growths(run, axis)
-        if growth.metric in _STATED
+        for growth in growths(run, axis, _STATED)
     ]
     if not rows:
         return []

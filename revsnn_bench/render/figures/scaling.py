@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import linear_regression
 
 from revsnn_bench.case import Case
 from revsnn_bench.metric_readers import Number
@@ -102,7 +103,5 @@ def _slope(points: Points) -> str:
         return "always 0"
     if len(usable) < 2:
         return "–"
-    from scipy.stats import linregress
-
-    slope = round(float(linregress([x for x, _ in usable], [y for _, y in usable]).slope), 2)
+    slope = round(linear_regression(*zip(*usable, strict=True)).slope, 2)
     return f"{slope + 0.0:.2f}"
