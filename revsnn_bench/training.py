@@ -37,7 +37,7 @@ class Recipe:
 
     epochs: int
     batch: int = 64
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
 
 
 class Trainer:

@@ -38,7 +38,7 @@ def train(
     timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
     batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the schedule.")] = 3e-3,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the schedule.")] = 1e-2,
     seed: Annotated[int, typer.Option(help="Seeds parameters and order of samples.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, or float64.")] = "float32",
