@@ -10,6 +10,7 @@ from torch import Tensor
 from revsnn_nodes.kernels.coefficients import surrogate_code
 from revsnn_nodes.kernels.triton_support import triton_obstacle
 from revsnn_nodes.parameters import require
+from revsnn_nodes.surrogate import in_transform
 
 if TYPE_CHECKING:
     from revsnn_nodes.base import SpikingNode
@@ -59,7 +60,7 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
         return obstacle
     if surrogate_code(node.surrogate_function) is None:
         return f"the fused kernels do not know the surrogate {node.surrogate_function!r}"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         return "inside a torch.func transform"
     return ""
 
