@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SESSION = pytest.StashKey["BenchSession"]()
 FILES = pytest.StashKey[list[str]]()
 
+_MOST_REPORTS = 2
+"""Reports named in the terminal, pages first: figures alone would fill it."""
+
 MARKERS = (
     "sweep(quick, full, workload, nodes, **fixed): parametrize `case` over nodes and axes, as revsnn_bench.sweep.Sweep",
     'memory_budget(retained="4 MiB", peak="64 MiB"): fail where a measured case, or else the test itself, takes more',
@@ -70,12 +73,18 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
     """
     config = request.config
     timer = replay.ReplayTimer()
-    benchmark = _benchmark_of(request, timer) if config.getoption("benchmark") else None
+    untold: list[Record] = []
+    benchmark: Any = None
 
     def measure(case: "Case", passes: "Sequence[Pass] | None" = None) -> "Record":
+        nonlocal benchmark
         record = session_of(config).measure(case, passes)
-        if benchmark is not None:
-            replay.replay(benchmark, timer, record)
+        untold.append(record)
+        # Only a time asks for the fixture: pytest-benchmark warns of one that is not used.
+        if benchmark is None and record.time is not None and config.getoption("benchmark"):
+            benchmark = _benchmark_of(request, timer)
+        while benchmark is not None and untold:
+            replay.replay(benchmark, timer, untold.pop(0))
         _judge(record)
         budget.check(request.node, record)
         return record
@@ -132,7 +141,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Shows what was measured, as findings and tables, and where it was saved."""
+    """Shows what was found, in a dozen lines, and where the run and its reports are."""
     files = config.stash.get(FILES, [])
     if not files:
         return
@@ -140,15 +149,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
     from rich.console import Console
 
-    from revsnn_bench.render.terminal import print_run
+    from revsnn_bench.render.terminal import print_summary
     from revsnn_bench.runfile import load_run
 
     terminalreporter.section("revsnn-bench")
     width = max(100, terminalreporter._tw.fullwidth)
     console = Console(file=terminalreporter._tw._file, width=width, no_color=not terminalreporter._tw.hasmarkup)
-    print_run(load_run(Path(files[0])), console)
+    print_summary(load_run(Path(files[0])), console)
     terminalreporter.write_line(f"run:     {files[0]}")
-    for path in files[1:]:
+    reports = sorted(files[1:], key=lambda path: not path.endswith((".html", ".md")))
+    for path in reports[:_MOST_REPORTS]:
         terminalreporter.write_line(f"report:  {path}")
+    if len(reports) > _MOST_REPORTS:
+        terminalreporter.write_line(f"         and {len(reports) - _MOST_REPORTS} more files beside it")
     if files[0].endswith(".jsonl"):
         terminalreporter.write_line(f"interrupted; go on with --run-resume {files[0]}")

@@ -5,7 +5,7 @@ from collections import defaultdict
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
-from revsnn_bench.render.ratios import ratio_to_lif, standard_lifs
+from revsnn_bench.render.ratios import lif_of, ratio_to_lif, standard_lifs
 
 KINDS = {
     "conv": "convolution outputs, the norms' inputs",
@@ -49,7 +49,7 @@ def node_and_network(run: Run) -> str:
     inside: dict[tuple[str, int], list[str]] = defaultdict(list)
     for record in run:
         found, key = ratio_to_lif(_RETAINED, record, lifs), (record.case.variant, record.case.timesteps)
-        if found is None or record.case == record.case.point:
+        if found is None or lif_of(record.case, lifs) is record:
             continue
         if record.case.workload == "layer":
             alone[key] = found.value

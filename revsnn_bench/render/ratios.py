@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,22 @@ class Ratio:
 
 
 def standard_lifs(run: Run) -> dict[Case, Record]:
-    """Returns the standard LIF of every point at which it ended well; the latest record counts."""
-    return {record.case: record for record in run if record.status is Status.OK and record.case == _point(record.case)}
+    """Returns every standard LIF that ended well, whatever its options; the latest record counts."""
+    return {record.case: record for record in run if record.status is Status.OK and record.case.node == "lif"}
+
+
+def lif_of(case: Case, lifs: Mapping[Case, Record]) -> Record | None:
+    """Returns the standard LIF that a case is compared with, from `standard_lifs` of the same run.
+
+    That is the one on the same backend, without other options; where it was not measured, the one that shares most
+    options with the case and has no others, such as `lif[decay_input=False]` for a node with that option.
+    """
+    return next((lifs[lif] for lif in _standards(case) if lif in lifs), None)
+
+
+def lif_name(case: Case) -> str:
+    """Returns `lif` for the usual one of a point, and the name with its options for another."""
+    return "lif" if case == case.point else case.variant
 
 
 def ratio_to_lif(metric: Metric, record: Record, lifs: Mapping[Case, Record]) -> Ratio | None:
@@ -48,7 +63,7 @@ def ratio_to_lif(metric: Metric, record: Record, lifs: Mapping[Case, Record]) ->
     if metric.samples is not None:
         samples = metric.samples(record)
         return None if samples is None else ratio_of_medians(samples.own, samples.lif)
-    lif = lifs.get(_point(record.case))
+    lif = lif_of(record.case, lifs)
     value, reference = metric.read(record), None if lif is None else metric.read(lif)
     return Ratio(value / reference) if value is not None and reference else None
 
@@ -91,6 +106,7 @@ def _medians(samples: "NDArray[np.float64]") -> "NDArray[np.float64]":
 
 
 @lru_cache(maxsize=8192)
-def _point(case: Case) -> Case:
-    """`Case.point`, which makes a new case at every call, remembered."""
-    return case.point
+def _standards(case: Case) -> tuple[Case, ...]:
+    """The standard LIFs that a case may be compared with, the first choice first; remembered, for it is asked often."""
+    subsets = [kept for n in range(len(case.node_options), 0, -1) for kept in combinations(case.node_options, n)]
+    return case.point, *(case.model_copy(update={"node": "lif", "node_options": kept}) for kept in subsets)

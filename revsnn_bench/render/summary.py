@@ -10,7 +10,7 @@ from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
 from revsnn_bench.render.modules import node_and_network
-from revsnn_bench.render.ratios import ratio_to_lif, standard_lifs
+from revsnn_bench.render.ratios import lif_name, lif_of, ratio_to_lif, standard_lifs
 from revsnn_bench.render.sweeps import fixed_part, neurons, variants
 
 
@@ -53,26 +53,52 @@ def _settings(run: Run) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Finding]:
+@dataclass(frozen=True)
+class Least:
+    """Who needs least of a quantity at the point that says most.
+
+    Fields:
+        point: the standard LIF of that point.
+        winners: the records there that share the least value, by node.
+        often: at how many of the `compared` points these nodes are least, alone or shared.
+    """
+
+    point: Case
+    winners: dict[str, Record]
+    often: int
+    compared: int
+
+
+def least_of(run: Run, name: str) -> list[Least]:
+    """Returns who needs least of a metric, one entry for each workload, dtype and device that compares nodes."""
+    return [found for group in _settings(run) if (found := _least_in(group, name))]
+
+
+def _least_in(records: list[Record], name: str) -> Least | None:
     """Ranks the cases that are `ok` at each point; tells the point with most nodes, then the largest one."""
-    metric = BY_NAME[name]
     points: dict[Case, dict[str, Record]] = defaultdict(dict)
     for record in records:
-        if record.status is Status.OK and metric.read(record) is not None:
+        if record.status is Status.OK and BY_NAME[name].read(record) is not None:
             points[record.case.point][record.case.variant] = record
     ranked = {point: _winners(name, found) for point, found in points.items() if len(found) > 1}
     if not ranked:
-        return []
+        return None
     point = max(ranked, key=lambda p: (len(points[p]), p.timesteps * neurons(p) * p.depth))
-    winners = ranked[point]
-    often = sum(set(winners) <= set(other) for other in ranked.values())
+    often = sum(set(ranked[point]) <= set(other) for other in ranked.values())
+    return Least(point, ranked[point], often, len(ranked))
+
+
+def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Finding]:
+    found = _least_in(records, name)
+    if found is None:
+        return []
+    first = next(iter(found.winners.values()))
     text = (
-        f"{fixed_part(point)}: {units.listing([record.case.variant for record in winners.values()])} with "
-        f"{units.number(metric, metric.read(next(iter(winners.values()))))} "
-        f"({_standard(run, point, name)}). "
+        f"{fixed_part(found.point)}: {units.listing(list(found.winners))} with "
+        f"{units.number(BY_NAME[name], BY_NAME[name].read(first))} ({_standard(run, first, name)}). "
     )
-    text += " ".join(_cost(run, record) for record in winners.values())
-    return [Finding(topic, f"{text} Least, alone or shared, at {often} of the {len(ranked)} points compared.")]
+    text += " ".join(_cost(run, record) for record in found.winners.values())
+    return [Finding(topic, f"{text} Least, alone or shared, at {found.often} of the {found.compared} points compared.")]
 
 
 def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
@@ -81,14 +107,13 @@ def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
     return {variant: found[variant] for variant, value in values.items() if value == least}
 
 
-def _standard(run: Run, point: Case, name: str) -> str:
-    """What the standard LIF needs at a point, or why that is not known."""
-    at_point = [record for record in run if record.case == point]
-    if not at_point:
-        return "lif not measured there"
-    if at_point[-1].status is not Status.OK:
-        return f"lif ended as {at_point[-1].status.value} there"
-    return f"lif: {units.number(BY_NAME[name], BY_NAME[name].read(at_point[-1]))}"
+def _standard(run: Run, record: Record, name: str) -> str:
+    """What the standard LIF needs at the point of a record, or why that is not known."""
+    lif = lif_of(record.case, standard_lifs(run))
+    if lif is not None:
+        return f"{lif_name(lif.case)}: {units.number(BY_NAME[name], BY_NAME[name].read(lif))}"
+    at_point = [other for other in run if other.case == record.case.point]
+    return f"lif ended as {at_point[-1].status.value} there" if at_point else "lif not measured there"
 
 
 def _cost(run: Run, record: Record) -> str:

@@ -34,7 +34,7 @@ def test_run_writes_the_comparison(command, tmp_path):
     """One command measures every case, prints the comparison, and writes run and reports."""
     code, out, err = command("run", *SMALL, "--run-id=first")
     assert code == 0, out + err
-    assert "Least retained memory" in out
+    assert "least retained" in out
     assert "lif-carrier" in out
     run = json.loads((tmp_path / "results" / "first.json").read_text())
     assert {record["status"] for record in run["records"]} == {"ok"}

@@ -66,6 +66,23 @@ def test_benchmark_saves_reports_and_feeds_pytest_benchmark(project, tmp_path):
     assert (tmp_path / "reports" / "mine.md").is_file()
 
 
+def test_a_case_without_time_does_not_ask_for_the_benchmark_fixture(project, tmp_path):
+    """A test whose case has no time gives no warning; one that asks for the fixture and forgets it does."""
+    source = CASE + (
+        f"def test_bytes(measure_case): measure_case({SMALL.format(node='lif')}, passes=('memory',))\n"
+        "def test_both(measure_case):\n"
+        f"    measure_case({SMALL.format(node='revlif')}, passes=('memory',))\n"
+        f"    measure_case({SMALL.format(node='lif-carrier')})\n"
+        "def test_forgets(benchmark): pass\n"
+    )
+    options = ("--benchmark", "--run-target=0.01", "--run-formats=md", "--benchmark-json=bench.json")
+    code, printed = project(source, *options)
+    assert code == 0, printed
+    assert printed.count("Benchmark fixture was not used at all in this test!") == 1
+    (both,) = json.loads((tmp_path / "bench.json").read_text())["benchmarks"]
+    assert [name.split("/")[1] for name in both["extra_info"]] == ["revlif", "lif-carrier"]
+
+
 def test_resume_measures_only_what_is_missing(project, tmp_path):
     """A journal cut after its first case is finished, and the first case is taken from it."""
     source = CASE + (

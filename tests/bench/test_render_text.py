@@ -6,11 +6,12 @@ import re
 import pytest
 from rich.console import Console
 
+from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.render import markdown, units
-from revsnn_bench.render.ratios import Ratio
+from revsnn_bench.render.ratios import Ratio, lif_of, standard_lifs
 from revsnn_bench.render.summary import findings
-from revsnn_bench.render.terminal import print_run
+from revsnn_bench.render.terminal import print_run, print_summary
 
 HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
 
@@ -30,6 +31,55 @@ def printed(run):
     stream = io.StringIO()
     print_run(run, Console(file=stream, width=100))
     return stream.getvalue()
+
+
+def summed_up(run):
+    stream = io.StringIO()
+    print_summary(run, Console(file=stream, width=100))
+    return stream.getvalue().splitlines()
+
+
+def test_summary_of_a_sweep_names_node_bytes_and_time(sweep_run):
+    """Counts, one row with the node that retains least, its bytes and its time against lif, and who is wrong."""
+    counts, _, row, wrong = summed_up(sweep_run)
+    assert counts == "Run run-1: 28 in all: 24 ok, 4 wrong."
+    assert re.split(r"\s{2,}", row.strip()) == ["layer T8-B8-N64 float32", "lif-carrier", "0 B", "0", "1.53"]
+    assert wrong == "Wrong gradient at some points, and ranked at none of them: revlif-revnet and revlif."
+
+
+def test_summary_stays_short_however_much_was_measured(make_record, make_run):
+    """Twenty workloads with failures and long reasons take a dozen lines of at most 100 columns."""
+    pairs = [(node, f"workload-{i}") for i in range(20) for node in ("lif", "lif-carrier")]
+    records = [make_record(node=node, workload=workload) for node, workload in pairs]
+    records += [make_record(node="lif", timesteps=t, status="error", reason=HOSTILE * 9) for t in range(1, 9)]
+    records.append(make_record(node="revlif", timesteps=256))
+    lines = summed_up(make_run(records))
+    assert len(lines) <= 12
+    assert max(map(len, lines)) <= 100
+    assert "15 more workloads and types are in the report." in lines
+    assert lines[-1] == "6 more cases failed; the report has their reasons."
+    assert "\x1b" not in "".join(lines)
+
+
+def test_summary_of_nothing_says_so(make_run):
+    """A run without a record has one line."""
+    assert summed_up(make_run([])) == ["Run run-1: No case was recorded."]
+
+
+def test_lif_with_the_same_options_stands_in_where_the_plain_one_is_missing(make_record, make_run):
+    """Nodes that do not decay their input are held against the lif that does not; with a plain lif, against that."""
+    options = {"decay_input": False}
+    lif = make_record(Case(node="lif", shape=(64,), node_options=options))
+    more = make_record(Case(node="lif-carrier", shape=(64,), node_options=options | {"tau": 3.0}))
+    other = make_record(Case(node="lif-checkpoint", shape=(64,), node_options={"tau": 3.0}))
+    lifs = standard_lifs(make_run([lif, more, other]))
+    assert lif_of(more.case, lifs) is lif
+    assert lif_of(lif.case, lifs) is lif
+    assert lif_of(other.case, lifs) is None
+    (text,) = told(make_run([lif, more, other]), "Least retained memory")
+    assert "lif-carrier[decay_input=False,tau=3.0] with 0 B (lif[decay_input=False]: 48.00 KiB)" in text
+    plain = make_record(node="lif")
+    assert lif_of(more.case, standard_lifs(make_run([lif, plain, more]))) is plain
 
 
 def test_wrong_cases_are_not_ranked(make_record, make_run):

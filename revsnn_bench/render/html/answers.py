@@ -11,7 +11,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
 from revsnn_bench.render.figures.choice import weight
 from revsnn_bench.render.figures.pareto import front
-from revsnn_bench.render.ratios import ratio_to_lif, standard_lifs
+from revsnn_bench.render.ratios import lif_name, lif_of, ratio_to_lif, standard_lifs
 from revsnn_bench.render.view import value_cell
 
 
@@ -106,7 +106,7 @@ def _point(point: Case, records: list[Record], index: Mapping[Case, int], lifs: 
         timesteps=point.timesteps,
         batch=point.batch,
         winner=units.listing([r.case.variant for r in best]),
-        memory=_memory(best, lifs.get(point), {r.case: r for r in records}.get(point)),
+        memory=_memory(best, lif_of(best[0].case, lifs) if best else None, {r.case: r for r in records}.get(point)),
         cost=" ".join(_cost(r, lifs) for r in best),
         trust=_trust(best, others),
         steps=_steps(right, cost, index, lifs),
@@ -126,7 +126,7 @@ def _memory(best: list[Record], lif: Record | None, at_lif: Record | None) -> st
     record = best[0]
     text = f"Peak {value_cell('peak_bytes', record)}, retained {value_cell('retained_bytes', record)}"
     if lif is not None and lif.memory is not None:
-        return f"{text}; lif: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
+        return f"{text}; {lif_name(lif.case)}: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
     why = f"ended as {at_lif.status.value}" if at_lif is not None else "was not measured"
     return f"{text}; lif {why} here."
 
