@@ -157,7 +157,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     console = Console(file=terminalreporter._tw._file, width=width, no_color=not terminalreporter._tw.hasmarkup)
     print_summary(load_run(Path(files[0])), console)
     terminalreporter.write_line(f"run:     {files[0]}")
-    reports = sorted(files[1:], key=lambda path: not path.endswith((".html", ".md")))
+    reports = sorted(files[1:], key=lambda path: (not path.endswith(".html"), not path.endswith(".md")))
     for path in reports[:_MOST_REPORTS]:
         terminalreporter.write_line(f"report:  {path}")
     if len(reports) > _MOST_REPORTS:

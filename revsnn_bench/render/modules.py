@@ -42,8 +42,8 @@ def module_rows(run: Run) -> list[tuple[str, ...]]:
     return rows
 
 
-def node_and_network(run: Run) -> str:
-    """How many times less a node retains than lif, by itself and in each network of the run at the same T."""
+def node_and_network(run: Run) -> list[str]:
+    """One sentence per node: the bytes of lif over its own, by itself and in each network of the run at the same T."""
     lifs = standard_lifs(run)
     alone: dict[tuple[str, int], float] = {}
     inside: dict[tuple[str, int], list[str]] = defaultdict(list)
@@ -54,17 +54,17 @@ def node_and_network(run: Run) -> str:
         if record.case.workload == "layer":
             alone[key] = found.value
         elif found.value:
-            inside[key].append(f"{units.times(1 / found.value)} times in {record.case.workload}")
-    sentences = [
-        f"{variant} at T = {t}: {_less(alone[variant, t])} by itself, {units.listing(places)}"
-        for (variant, t), places in inside.items()
-        if (variant, t) in alone
-    ]
-    return f"Less retained than lif: {'; '.join(sentences)}." if sentences else ""
+            inside[key].append(f"{units.times(1 / found.value)} in {record.case.workload}")
+    parts: dict[str, list[str]] = defaultdict(list)
+    for (variant, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
+        if (variant, t) in alone:
+            shown = units.listing(list(dict.fromkeys(places)))
+            parts[variant].append(f"{_over(alone[variant, t])} by itself, {shown} (T = {t})")
+    return [f"lif over {variant} in retained bytes: {'; '.join(texts)}." for variant, texts in parts.items()]
 
 
-def _less(ratio: float) -> str:
-    return f"{units.times(1 / ratio)} times" if ratio else "everything (it retains 0 B)"
+def _over(ratio: float) -> str:
+    return units.times(1 / ratio) if ratio else "retains 0 B"
 
 
 _RETAINED = BY_NAME["retained_bytes"]

@@ -1,6 +1,7 @@
 """What a run found, in sentences: who needs least memory, at what cost, and whose gradient is right."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from revsnn_bench.render import units
 from revsnn_bench.render.modules import node_and_network
 from revsnn_bench.render.ratios import lif_name, lif_of, ratio_to_lif, standard_lifs
 from revsnn_bench.render.sweeps import fixed_part, neurons, variants
+
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,7 @@ def findings(run: Run) -> list[Finding]:
             *_least(run, group, "peak_bytes", "Least peak memory"),
             *_paper_ratio(run, group),
         ]
-    if ratios := node_and_network(run):
-        found.append(Finding("Node and network", ratios))
+    found += [Finding("Node and network", text) for text in node_and_network(run)]
     return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
 
 
@@ -202,12 +204,13 @@ def _range(fractions: Iterable[float]) -> str:
 
 
 def _accuracy(run: Run) -> list[Finding]:
-    known = [record for record in run if record.accuracy is not None and record.status is Status.OK]
-    scores = [
-        f"{record.case.variant} {units.number(BY_NAME['accuracy'], BY_NAME['accuracy'].read(record))}"
-        for record in known
-    ]
-    return [Finding("Accuracy", f"{', '.join(scores)}.")] if scores else []
+    """One finding for each size at which networks were trained."""
+    scores: dict[str, list[str]] = defaultdict(list)
+    for record in run:
+        if record.accuracy is not None and record.status is Status.OK:
+            score = units.number(BY_NAME["accuracy"], record.accuracy.accuracy)
+            scores[fixed_part(record.case)].append(f"{record.case.variant} {score}")
+    return [Finding("Accuracy", f"{place}: {', '.join(texts)}.") for place, texts in scores.items()]
 
 
 def _contention(run: Run) -> list[Finding]:
@@ -225,12 +228,13 @@ def _contention(run: Run) -> list[Finding]:
 
 
 def _warnings(run: Run) -> list[Finding]:
-    """Each warning once, with the nodes that gave it and the numbers of steps at which they did."""
-    given: dict[tuple[str, str], set[int]] = defaultdict(set)
+    """Each warning once, with the node that gave it and the T at which it did; of numbers in it, those of the first."""
+    given: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in run:
         if record.fidelity is not None and record.fidelity.warning:
-            given[record.case.variant, record.fidelity.warning].add(record.case.timesteps)
+            kind = _NUMBER.sub("#", record.fidelity.warning)
+            given[record.case.variant, kind].setdefault(record.case.timesteps, record.fidelity.warning)
     return [
-        Finding("Warning", f"{variant} at T = {', '.join(map(str, sorted(at)))}: {warning}")
-        for (variant, warning), at in given.items()
+        Finding("Warning", f"{variant} at T = {', '.join(map(str, sorted(texts)))}: {texts[min(texts)]}")
+        for (variant, _), texts in given.items()
     ]

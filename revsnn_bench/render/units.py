@@ -58,6 +58,7 @@ def times(value: Number) -> str:
         return NOT_FINITE
     if value == 0:
         return "0"
+    value = float(f"{value:.3g}")  # 0.09999 is 0.100
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(digits, 6)}f}"
 

@@ -31,13 +31,13 @@ def test_kinds_sum_to_the_total(network):
 
 
 def test_report_sets_node_and_network_side_by_side(make_record, make_run, network):
-    """12 times less by itself, 2 times in the network: one sentence, and a table of where the rest is."""
+    """12 times less by itself, 2 times in the network: one sentence per node, and a table of where the rest is."""
     run = make_run([make_record(node=node, timesteps=4) for node in ("lif", "revlif", "lif-carrier")])
     records = [*run.records, network("lif"), network("revlif", 2), network("lif-carrier", 4)]
     run = run.model_copy(update={"records": tuple(records)})
-    text = node_and_network(run)
-    assert "revlif at T = 4: 12.0 times by itself, 2.00 times in vgg11" in text
-    assert "lif-carrier at T = 4: everything (it retains 0 B) by itself" in text
+    revlif, carrier = node_and_network(run)
+    assert revlif == "lif over revlif in retained bytes: 12.0 by itself, 2.00 in vgg11 (T = 4)."
+    assert carrier == "lif over lif-carrier in retained bytes: retains 0 B by itself, 4.02 in vgg11 (T = 4)."
     report = render(run)
     assert "Node and network" in report
     assert "Where the retained bytes come from" in report
@@ -45,7 +45,7 @@ def test_report_sets_node_and_network_side_by_side(make_record, make_run, networ
 
 def test_run_without_a_network_says_nothing(sweep_run):
     """A run of single layers has no such sentence and no such table."""
-    assert node_and_network(sweep_run) == ""
+    assert node_and_network(sweep_run) == []
     assert "Where the retained bytes come from" not in render(sweep_run)
 
 

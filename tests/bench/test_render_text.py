@@ -141,6 +141,17 @@ def test_warnings_of_nodes_are_told_once_each(sweep_run):
     ]
 
 
+def test_warnings_that_differ_in_numbers_are_one(make_record, make_run):
+    """The same words with another T and error are one finding, in the words of the smallest T; other words are two."""
+    records = []
+    for t, text in ((32, "lost over 32 steps by 1e+00"), (16, "lost over 16 steps by 6e-01"), (8, "slow")):
+        record = make_record(node="revlif", timesteps=t)
+        fidelity = record.fidelity.model_copy(update={"warning": text})
+        records.append(record.model_copy(update={"fidelity": fidelity}))
+    expected = ["revlif at T = 16, 32: lost over 16 steps by 6e-01", "revlif at T = 8: slow"]
+    assert told(make_run(records), "Warning") == expected
+
+
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "skipped"])
 def test_failed_case_is_shown_as_what_it_is(make_record, make_run, status):
     """A failed case appears in the table with its status and no number, and in the list with its reason."""
@@ -198,7 +209,7 @@ def test_accuracy_is_shown_where_it_was_measured(make_record, make_run, make_acc
         make_record(node="lif-carrier", accuracy=make_accuracy(0.991, stripped=0.992)),
     ]
     run = make_run(records)
-    assert told(run, "Accuracy") == ["lif 99.2 %, lif-carrier 99.1 %."]
+    assert told(run, "Accuracy") == ["layer, T = 8, B = 8, features 64, float32, cpu: lif 99.2 %, lif-carrier 99.1 %."]
     cells = row_of(markdown.render(run), "layer/lif-carrier/T8-B8-N64/float32/cpu", "ok", "99.1 %")
     assert cells[3:] == ["99.2 %", "12.50 s", "digits, 10 epochs", "1437", "360"]
     assert "## Accuracy" not in markdown.render(make_run([make_record(node="lif")]))
@@ -234,6 +245,11 @@ def test_empty_run_is_a_report(make_run):
 def test_bytes_are_binary_and_labelled_so(value, text):
     """MiB is 2^20 bytes; small counts stay exact."""
     assert units.number(BY_NAME["peak_bytes"], value) == text
+
+
+def test_ratios_have_three_digits_where_rounding_carries():
+    """0.09999 and 9.999 are rounded before their digits are counted."""
+    assert [units.times(value) for value in (0.09999, 9.999, 0.5, 123.4)] == ["0.100", "10.0", "0.500", "123"]
 
 
 def test_ratio_shows_its_interval_unless_it_says_nothing():
