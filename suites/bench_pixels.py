@@ -1,10 +1,9 @@
-"""Who learns from a long sequence in little memory? Digits pixel by pixel: 64 steps, and enlarged to 1,024 or 4,096.
+"""Who learns from a long sequence in little memory? Digits pixel by pixel: 64 steps, and enlarged to 1,024 more.
 
 The class is read from the last step alone, so that the network must carry what it saw. In a memory limit `lif`, which
 keeps every step, ends as `oom`; the carrier and the anchored node learn:
 
     revsnn-bench run --suite pixels --full --threads 1 --timeout 1800 --memory-limit "256 MiB"
-    revsnn-bench run --suite pixels --full --threads 1 --timeout 3600 --memory-limit "1 GiB" --timesteps 4096
 
 The full preset trains for two epochs and measures nothing else: a meter would need memory of its own.
 """
