@@ -1,4 +1,4 @@
-"""Who learns from a long sequence in little memory? Digits pixel by pixel: 64 steps, and enlarged to 1,024 more.
+"""Who learns from a long sequence in little memory? Digits pixel by pixel: 64 steps; 1,024 when enlarged to 32x32.
 
 The class is read from the last step alone, so that the network must carry what it saw. In a memory limit `lif`, which
 keeps every step, ends as `oom`; the carrier and the anchored node learn:
