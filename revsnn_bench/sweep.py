@@ -40,8 +40,8 @@ class Sweep:
         for name, values in {"nodes": self.nodes, **self.quick, **self.full}.items():
             if isinstance(values, str):
                 raise ValueError(
-                    f"`{name}` of a sweep must be a sequence of values; got the string {values!r}, which would be taken "
-                    f"letter by letter. Write ({values!r},)."
+                    f"`{name}` of a sweep must be a sequence of values; got the string {values!r}. "
+                    f"It would be taken letter by letter. Write ({values!r},)."
                 )
 
     @classmethod

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.exits import failure
 from revsnn_bench.cli.find import find_run
+from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -42,7 +43,7 @@ def claims(
     keys = [key.strip() for key in only.split(",") if key.strip()]
     for key in keys:
         if key not in known:
-            raise failure(f"no claim {key!r}. Claims are: {', '.join(known)}.", Exit.USAGE)
+            raise failure(f"no claim {key!r}. Claims are: {', '.join(known)}.", ExitCode.USAGE)
     plan = Plan()
     run, files = (
         (find_run(from_run, results), [])
@@ -55,7 +56,7 @@ def claims(
     for path in (*files, *write_claims(run, findings, reports)):
         typer.echo(path)
     if any(finding.verdict is Verdict.OPEN for finding in findings):
-        raise typer.Exit(Exit.CASE_FAILED)
+        raise typer.Exit(ExitCode.CASE_FAILED)
 
 
 def _measured(
@@ -70,7 +71,7 @@ def _measured(
 
     journal = results / f"{resume}.jsonl" if resume else None
     if journal is not None and not journal.is_file():
-        raise failure(f"cannot resume {journal}: there is no such journal.", Exit.USAGE)
+        raise failure(f"cannot resume {journal}: there is no such journal.", ExitCode.USAGE)
     session = BenchSession(
         RunOptions(
             settings=Settings(target_s=0.5),
@@ -88,6 +89,6 @@ def _measured(
             session.measure(case)
     except KeyboardInterrupt:
         saved, *_ = session.finish(complete=False)
-        raise failure(f"interrupted; go on with --resume {saved.stem}", Exit.INTERRUPTED) from None
+        raise failure(f"interrupted; go on with --resume {saved.stem}", ExitCode.INTERRUPTED) from None
     saved, *files = session.finish(complete=True)
     return load_run(saved), [saved, *files]

@@ -3,7 +3,7 @@
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import Exit
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.render.terminal import grid
 
 
@@ -24,4 +24,4 @@ def doctor() -> None:
         console.print(table)
     if not all(finding.good for finding in exact):
         console.print("A meter is wrong: please report this, with the output of `revsnn-bench env`.")
-        raise typer.Exit(Exit.CASE_FAILED)
+        raise typer.Exit(ExitCode.CASE_FAILED)

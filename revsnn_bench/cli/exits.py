@@ -1,23 +1,11 @@
-"""Exit codes, and errors that carry theirs."""
-
-from enum import IntEnum
+"""Errors that carry their exit code."""
 
 import typer
 
-
-class Exit(IntEnum):
-    """What the exit status of `revsnn-bench` means."""
-
-    PASS = 0
-    REGRESSION = 1
-    USAGE = 2
-    NO_BASELINE = 3
-    NOT_COMPARABLE = 4
-    CASE_FAILED = 5
-    INTERRUPTED = 130
+from revsnn_bench.exit_codes import ExitCode
 
 
-def failure(message: str, code: Exit) -> typer.Exit:
+def failure(message: str, code: ExitCode) -> typer.Exit:
     """Prints one clear error on stderr; raise what it returns."""
     typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
     return typer.Exit(code)

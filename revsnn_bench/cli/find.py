@@ -3,7 +3,8 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.exits import failure
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
 from revsnn_bench.runfile import JournalError, load_run
 
@@ -14,7 +15,7 @@ def find_run(name: str, results_dir: Path) -> Run:
     try:
         return load_run(path)
     except JournalError as error:
-        raise failure(str(error), Exit.USAGE) from None
+        raise failure(str(error), ExitCode.USAGE) from None
 
 
 def saved_runs(results_dir: Path) -> list[Run]:
@@ -38,4 +39,6 @@ def _path_of(name: str, results_dir: Path) -> Path:
         return by_id[name]
     known = get_close_matches(name, by_id, 3) or [path.stem for path in runs[-3:]]
     there = f"Runs there: {', '.join(known)}." if known else "There is none yet: make one with `revsnn-bench run`."
-    raise failure(f"no run {name!r}: it is neither a file nor the id of a run in {results_dir}. {there}", Exit.USAGE)
+    raise failure(
+        f"no run {name!r}: it is neither a file nor the id of a run in {results_dir}. {there}", ExitCode.USAGE
+    )

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.exits import failure
 from revsnn_bench.cli.find import find_run
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.baseline import (
     DEFAULT_BASELINE,
     BaselineRefused,
@@ -58,7 +59,7 @@ def gate_command(
     """
     policy = _policy(tolerance or [], allow or [], allow_environment or [], time_ratio)
     if force and not update:
-        raise failure("`--force` must come with --update-baseline. It does nothing else.", Exit.USAGE)
+        raise failure("`--force` must come with --update-baseline. It does nothing else.", ExitCode.USAGE)
     measured = find_run(run, results)
     if update and not baseline.exists():
         _update(measured, baseline, None, force)
@@ -80,7 +81,7 @@ def _policy(tolerance: list[str], allow: list[str], fields: list[str], time_rati
             time_ratio_percent=time_ratio,
         )
     except ValueError as error:
-        raise failure(str(error), Exit.USAGE) from None
+        raise failure(str(error), ExitCode.USAGE) from None
 
 
 def _tolerance(text: str) -> tuple[str, float]:
@@ -103,9 +104,9 @@ def _load_baseline(path: Path, run: str) -> Run:
     try:
         return load_baseline(path, run)
     except UnknownSchema as error:
-        raise failure(str(error), Exit.NOT_COMPARABLE) from None
+        raise failure(str(error), ExitCode.NOT_COMPARABLE) from None
     except (MissingBaseline, JournalError) as error:
-        raise failure(str(error), Exit.NO_BASELINE) from None
+        raise failure(str(error), ExitCode.NO_BASELINE) from None
 
 
 def _say(verdict: Verdict, run: Run, format: Format, output: Path | None) -> None:
@@ -123,6 +124,6 @@ def _update(run: Run, path: Path, verdict: Verdict | None, force: bool) -> None:
     try:
         update_baseline(run, path, verdict=verdict, force=force)
     except BaselineRefused as error:
-        raise failure(str(error), Exit(error.exit_code)) from None
+        raise failure(str(error), error.exit_code) from None
     # Not on standard output, which may be a document.
     typer.echo(f"{path} is now the run {run.header.run_id}. Commit it.", err=True)

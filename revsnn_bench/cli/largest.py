@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.exits import failure
+from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -36,7 +37,7 @@ def largest(
     from revsnn_bench.sizes import parse_size
 
     if axis not in ("timesteps", "batch"):
-        raise failure(f"--axis must be timesteps or batch; got {axis!r}.", Exit.USAGE)
+        raise failure(f"--axis must be timesteps or batch; got {axis!r}.", ExitCode.USAGE)
     names = [name.strip() for name in node.split(",") if name.strip()] or node_names()
     sizes = tuple(int(size) for size in shape.split("x"))
     fixed = Case(node="lif", workload=workload, timesteps=timesteps, batch=batch, shape=sizes)
@@ -48,7 +49,7 @@ def largest(
             def peak_of(case: "Case") -> int | None:
                 record = runner.run(case, Settings(passes=("memory",)))
                 if record.status.value not in ("ok", "oom"):
-                    raise failure(f"{case.id} {record.status.value}: {record.reason}", Exit.CASE_FAILED)
+                    raise failure(f"{case.id} {record.status.value}: {record.reason}", ExitCode.CASE_FAILED)
                 return None if record.memory is None else record.memory.peak_bytes
 
             for name in names:
@@ -62,7 +63,7 @@ def largest(
                     str(fit.probes),
                 )
     except ValueError as error:
-        raise failure(str(error), Exit.USAGE) from None
+        raise failure(str(error), ExitCode.USAGE) from None
     Console().print(table)
 
 

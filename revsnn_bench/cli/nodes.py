@@ -15,13 +15,14 @@ def nodes(
     """List the registered nodes, or describe one: what it computes, keeps and guarantees."""
     from revsnn_nodes import node_factory, node_names
 
-    from revsnn_bench.cli.exits import Exit, failure
+    from revsnn_bench.cli.exits import failure
+    from revsnn_bench.exit_codes import ExitCode
 
     if name is not None:
         try:
             factory = node_factory(name)
         except ValueError as error:
-            raise failure(str(error), Exit.USAGE) from None
+            raise failure(str(error), ExitCode.USAGE) from None
         typer.echo(f"{name}: {getattr(factory, '__module__', '')}.{getattr(factory, '__qualname__', factory)}")
         typer.echo(f"\n{inspect.getdoc(factory) or 'No description.'}\n\nArguments: {inspect.signature(factory)}")
         return

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.exits import failure
 from revsnn_bench.cli.find import find_run, saved_runs
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.render import write_reports
 from revsnn_bench.render.terminal import print_run
 
@@ -33,7 +34,7 @@ def report(
         try:
             written += write_reports(run, reports, [part.strip() for part in format.split(",") if part.strip()])
         except ValueError as error:
-            raise failure(str(error), Exit.USAGE) from None
+            raise failure(str(error), ExitCode.USAGE) from None
     if gallery:
         written.append(_gallery(results, reports))
     for path in written:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.exits import failure
+from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     import pytest
@@ -106,7 +107,7 @@ def _suite_files(names: str) -> list[str]:
     asked = known if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
     for name in asked:
         if name not in known:
-            raise failure(f"no suite {name!r}. Suites are: {', '.join(known)}, or `all`.", Exit.USAGE)
+            raise failure(f"no suite {name!r}. Suites are: {', '.join(known)}, or `all`.", ExitCode.USAGE)
     return [str(suites_dir() / f"bench_{name}.py") for name in asked]
 
 
@@ -117,7 +118,7 @@ def _journal(resume: str, results: Path) -> Path | None:
     if not path.is_file():
         finished = path.with_suffix(".json").is_file()
         why = "that run is finished; there is nothing left to do" if finished else "there is no such journal"
-        raise failure(f"cannot resume {path}: {why}.", Exit.USAGE)
+        raise failure(f"cannot resume {path}: {why}.", ExitCode.USAGE)
     return path
 
 
@@ -125,9 +126,9 @@ def _exit(status: "int | pytest.ExitCode") -> None:
     import pytest
 
     codes = {
-        pytest.ExitCode.OK: Exit.PASS,
-        pytest.ExitCode.TESTS_FAILED: Exit.CASE_FAILED,
-        pytest.ExitCode.INTERRUPTED: Exit.INTERRUPTED,
-        pytest.ExitCode.NO_TESTS_COLLECTED: Exit.USAGE,
+        pytest.ExitCode.OK: ExitCode.PASS,
+        pytest.ExitCode.TESTS_FAILED: ExitCode.CASE_FAILED,
+        pytest.ExitCode.INTERRUPTED: ExitCode.INTERRUPTED,
+        pytest.ExitCode.NO_TESTS_COLLECTED: ExitCode.USAGE,
     }
-    raise typer.Exit(codes.get(pytest.ExitCode(status), Exit.USAGE))
+    raise typer.Exit(codes.get(pytest.ExitCode(status), ExitCode.USAGE))

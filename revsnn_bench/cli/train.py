@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import Exit, failure
+from revsnn_bench.cli.exits import failure
+from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -58,7 +59,7 @@ def train(
     from revsnn_bench.training import Recipe, Trainer
 
     if data not in DATA:
-        raise failure(f"no data set {data!r}. Data sets are: {', '.join(DATA)}.", Exit.USAGE)
+        raise failure(f"no data set {data!r}. Data sets are: {', '.join(DATA)}.", ExitCode.USAGE)
     sizes = (3, 32, 32) if data != "digits" else tuple(map(int, shape.split("x")))
     try:
         case = Case.model_validate({
@@ -72,7 +73,7 @@ def train(
 
             trainer.load_state(torch.load(checkpoint, weights_only=True))
     except (ValidationError, ValueError, FileNotFoundError) as error:
-        raise failure(str(error), Exit.USAGE) from None
+        raise failure(str(error), ExitCode.USAGE) from None
     _train(trainer, checkpoint)
     typer.echo(_save(case, trainer, run_id, results))
 
@@ -81,7 +82,7 @@ def _option(text: str) -> tuple[str, Any]:
     """`name=value` as a keyword: a number, true, false, none, or text."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise failure(f"--option must be NAME=VALUE; got {text!r}. Pass for example group_dim=1.", Exit.USAGE)
+        raise failure(f"--option must be NAME=VALUE; got {text!r}. Pass for example group_dim=1.", ExitCode.USAGE)
     words = {"true": True, "false": False, "none": None}
     if value.lower() in words:
         return name, words[value.lower()]
@@ -117,7 +118,7 @@ def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
                 trainer.run_epoch(on_batch=lambda: bar.advance(task))
             except KeyboardInterrupt:
                 kept = f"; the same command goes on after epoch {trainer.epoch}" if checkpoint else ""
-                raise failure(f"interrupted{kept}", Exit.INTERRUPTED) from None
+                raise failure(f"interrupted{kept}", ExitCode.INTERRUPTED) from None
             if checkpoint is not None:
                 checkpoint.parent.mkdir(parents=True, exist_ok=True)
                 whole = checkpoint.with_suffix(".part")

@@ -1,12 +1,13 @@
 """The gate: fails a run that needs more bytes or operations than its baseline, or lost a case. Never measures."""
 
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.baseline import (
     BaselineRefused,
     MissingBaseline,
     load_baseline,
     update_baseline,
 )
-from revsnn_bench.gate.findings import Difference, ExitCode, Finding, Kind, Verdict
+from revsnn_bench.gate.findings import Difference, Finding, Kind, Verdict
 from revsnn_bench.gate.policy import GATED, Policy
 from revsnn_bench.gate.verdict import gate
 

@@ -4,7 +4,8 @@ import os
 import shlex
 from pathlib import Path
 
-from revsnn_bench.gate.findings import ExitCode, Verdict
+from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.gate.findings import Verdict
 from revsnn_bench.gate.verdict import FAILED
 from revsnn_bench.records import Run
 from revsnn_bench.runfile import load_run

@@ -1,25 +1,12 @@
 """What the gate says: findings, and the verdict that they add up to."""
 
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Any, NamedTuple
 
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import Policy
 from revsnn_bench.metric_readers import Number
-
-
-class ExitCode(IntEnum):
-    """How the gate ends. Where several apply the order is 2, 3, 4, 5, 1, 0.
-
-    A failed case comes before a regression, because what failed was not compared at all.
-    """
-
-    PASS = 0
-    REGRESSION = 1
-    USAGE = 2
-    NO_BASELINE = 3
-    NOT_COMPARABLE = 4
-    CASE_FAILED = 5
 
 
 class Kind(StrEnum):

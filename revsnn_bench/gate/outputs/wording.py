@@ -2,7 +2,8 @@
 
 import math
 
-from revsnn_bench.gate.findings import Difference, ExitCode, Finding, Kind, Verdict
+from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.gate.findings import Difference, Finding, Kind, Verdict
 from revsnn_bench.metric_readers import Number
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.render import units
