@@ -29,6 +29,7 @@ __all__ = [
     "UnknownSchema",
     "load_run",
     "new_run_id",
+    "require_new",
 ]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -41,6 +42,30 @@ class RunInUse(JournalError):
 
 class NotResumable(JournalError):
     """What is to be appended was not measured under the header of this run."""
+
+
+_HAS_JOURNAL = (
+    "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
+    "name."
+)
+
+
+def require_new(run_id: str, results_dir: Path) -> None:
+    """Stops where a run cannot take this name, before anything is measured for it.
+
+    Raises:
+        ValueError: `run_id` is no file name.
+        RunInUse: a run of this name exists.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise ValueError(
+            f"`run_id` must be letters, digits, `.`, `_` and `-`; got {run_id!r}. It becomes a "
+            "file name. Leave it out to get one made of date and time."
+        )
+    if (results_dir / f"{run_id}.json").exists():
+        raise RunInUse(f"`run_id` must be new; {run_id!r} is a finished run. Choose another name.")
+    if (results_dir / f"{run_id}.jsonl").exists():
+        raise RunInUse(_HAS_JOURNAL.format(run_id))
 
 
 def new_run_id() -> str:
@@ -69,22 +94,13 @@ class Journal:
             ValueError: `header.run_id` is no file name.
             RunInUse: a run of this name exists.
         """
-        if not _RUN_ID.fullmatch(header.run_id):
-            raise ValueError(
-                f"`run_id` must be letters, digits, `.`, `_` and `-`; got {header.run_id!r}. It becomes a "
-                "file name. Leave it out to get one made of date and time."
-            )
+        require_new(header.run_id, results_dir)
         results_dir.mkdir(parents=True, exist_ok=True)
         path = results_dir / f"{header.run_id}.jsonl"
-        if path.with_suffix(".json").exists():
-            raise RunInUse(f"`run_id` must be new; {header.run_id!r} is a finished run. Choose another name.")
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            raise RunInUse(
-                f"`run_id` must be new; {header.run_id!r} has a journal already. It is running, or was "
-                "interrupted. Resume it, or choose another name."
-            ) from None
+            raise RunInUse(_HAS_JOURNAL.format(header.run_id)) from None
         journal = cls(path, descriptor, Run(header=header, records=()))
         try:
             _lock(descriptor, path)

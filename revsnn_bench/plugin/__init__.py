@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     options.check_nodes(config)
+    options.check_run_id(config)
     if config.getoption("run_progress"):
         config.pluginmanager.register(progress.Progress(), "revsnn-bench-progress")
 

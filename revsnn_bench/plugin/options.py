@@ -111,6 +111,19 @@ def check_nodes(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--sweep-node: {error}") from None
 
 
+def check_run_id(config: pytest.Config) -> None:
+    """Stops before collection where a run cannot have the name that the user gave it."""
+    run_id = config.getoption("run_id")
+    if not run_id or not config.getoption("benchmark") or config.getoption("run_resume"):
+        return
+    from revsnn_bench.journal import RunInUse, require_new
+
+    try:
+        require_new(run_id, config.getoption("run_results"))
+    except (ValueError, RunInUse) as error:
+        raise pytest.UsageError(f"--run-id: {error}") from None
+
+
 def _command(config: pytest.Config) -> tuple[str, ...]:
     """What the user typed, for the record: files by their names, because a record must not tell where things lie."""
     typed = config.getoption("run_command")

@@ -41,6 +41,9 @@ def test_run_writes_the_comparison(command, tmp_path):
     assert len(run["records"]) == 4
     written = {path.name for path in (tmp_path / "reports").iterdir()}
     assert {"first.html", "first.md", "first.csv", "first-long.csv", "first-wide.json"} <= written
+    code, out, err = command("run", *SMALL, "--run-id=first")
+    assert code == 2, "a name that is taken is refused before anything is measured"
+    assert "--run-id: `run_id` must be new; 'first' is a finished run." in out + err
 
 
 def test_reports_and_comparisons_come_from_the_saved_run(command, tmp_path):
