@@ -27,25 +27,28 @@ def spikingjelly(**options: Any) -> nn.Module:
 
 
 def spikingjelly_compiled(**options: Any) -> nn.Module:
-    """The loop of SpikingJelly's reference equations under `torch.compile`: one graph, unrolled over the steps."""
+    """The loop over the steps of SpikingJelly's `LIFNode` under `torch.compile`: one graph, unrolled."""
     spikingjelly(**options)
     return _CompiledLIF(**options)
 
 
 class _CompiledLIF(nn.Module):
-    """SpikingJelly's LIF steps, compiled as a function of input and membrane; the membrane is carried as theirs is."""
+    """SpikingJelly's LIF, step by step, compiled as a function of input and membrane, which is carried as theirs is.
 
-    def __init__(self, tau: float = 2.0, v_threshold: float = 1.0, v_reset: float | None = 0.0) -> None:
+    This form is the fastest that was found: its reference sequence, compiled, takes seven times longer backward.
+    """
+
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        from spikingjelly._ops.lif.reference import multi_step
-        from spikingjelly.activation_based.surrogate import Sigmoid
+        from spikingjelly.activation_based.neuron import LIFNode
 
-        surrogate = Sigmoid()
+        node = LIFNode(step_mode="s", **options)
         self.v: torch.Tensor | float = 0.0
 
         def run(x_seq: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            spikes, v_last, _ = multi_step(x_seq, v, tau, True, v_threshold, v_reset, surrogate, False)
-            return spikes, v_last
+            node.v = v
+            spikes = torch.stack([node.single_step_forward(x) for x in x_seq.unbind(0)])
+            return spikes, node.v
 
         self._run = torch.compile(run, dynamic=False)
 
