@@ -37,6 +37,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
     def forward(
         x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction, every: int
     ) -> tuple[Tensor, ...]:
+        """Output `[T, N, *]`, the last membrane, and the membranes at the starts of later segments, each `[N, *]`."""
         y_seq = torch.empty_like(x_seq)
         membranes: Parts = split(initial_membrane(x_seq[0], v, neuron), neuron)
         anchors = []
@@ -49,6 +50,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """See the class."""
         _, v, ctx.neuron, ctx.surrogate, ctx.every = inputs
         y_seq, _, *anchors = output
         ctx.mark_non_differentiable(*anchors)
@@ -58,6 +60,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the first membrane."""
         y_seq, v, *later = ctx.saved_tensors
         neuron, phi = ctx.neuron, ctx.surrogate.derivative
         ybar_seq = arriving(ybar_seq, y_seq)

@@ -75,6 +75,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
     def forward(
         x_seq: Tensor, v: Tensor | None, neuron: CarrierParameters, surrogate: SurrogateFunction
     ) -> tuple[Tensor, Tensor]:
+        """Output `[T, N, *]` and the last membrane `[N, *]`."""
         y_seq = torch.empty_like(x_seq)
         membrane: Tensor | float = neuron.rest if v is None else v
         for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
@@ -86,6 +87,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """See the class."""
         _, v, ctx.neuron, ctx.surrogate = inputs
         ctx.save_for_backward(output[0], v)
         ctx.set_materialize_grads(False)
@@ -93,6 +95,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the first membrane."""
         y_seq, v = ctx.saved_tensors
         neuron, phi = ctx.neuron, ctx.surrogate.derivative
         # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.
@@ -121,7 +124,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
         neuron: CarrierParameters,
         surrogate: SurrogateFunction,
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        # The neuron is pointwise, so the mapped dimension is one more dimension of N.
+        """The neuron is pointwise, so the mapped dimension is one more dimension of N."""
         x_dim, v_dim = in_dims[:2]
         x_seq = x_seq.unsqueeze(1) if x_dim is None else x_seq.movedim(x_dim, 1)
         x_seq = x_seq.expand(-1, info.batch_size, *x_seq.shape[2:])

@@ -14,6 +14,7 @@ from torch import Tensor
 from revsnn_nodes.kernels import cpu_coupled, cpu_coupled_backward, cpu_lif
 from revsnn_nodes.kernels.operators import grouped
 from revsnn_nodes.kernels.threads import PIECES_PER_THREAD, run_columns
+from revsnn_nodes.reversible import arriving
 
 Results = tuple[Tensor, ...]
 
@@ -45,29 +46,26 @@ def block_columns(rows: int, itemsize: int, columns: int) -> int:
     return block
 
 
-def _array(tensor: Tensor | None, like: Tensor, *shape: int) -> Any:
+def as_array(tensor: Tensor | None, like: Tensor, *shape: int) -> Any:
     """A view as an array, or the empty array that stands for none; copied only where not contiguous."""
     if tensor is None:
         return np.empty((0,) * len(shape), np.float32 if like.dtype is torch.float32 else np.float64)
     return tensor.detach().contiguous().numpy().reshape(shape)
 
 
-def _arriving(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tensor is None else tensor
-
-
 def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, columns: int, block: int) -> None:
     run_columns(kernel, (*arguments, block), columns, block, like.numel())
 
 
-def _numbers(p: list[float], like: Tensor) -> Any:
+def as_numbers(p: list[float], like: Tensor) -> Any:
+    """Parameters in the type of the data."""
     return np.array(p, dtype=np.float32 if like.dtype is torch.float32 else np.float64)
 
 
-def _leak(p: list[float], decay: bool, like: Tensor) -> tuple[tuple[int, ...], Any]:
+def leak_code(p: list[float], decay: bool, like: Tensor) -> tuple[tuple[int, ...], Any]:
     """The leak's code (see `cpu_rows.charge_of`), and the numbers with 1 / tau in place of tau where that is exact."""
     exact = math.frexp(p[0])[0] == 0.5
-    return (0,) * (decay + 2 * exact), _numbers([1 / p[0] if exact else p[0], *p[1:]], like)
+    return (0,) * (decay + 2 * exact), as_numbers([1 / p[0] if exact else p[0], *p[1:]], like)
 
 
 def lif_forward(
@@ -77,10 +75,11 @@ def lif_forward(
     steps, columns = x_seq.shape[0], x_seq[0].numel()
     whole = (steps, columns)
     spike, v_last, charge = made
-    leak, numbers = _leak(p, decay, x_seq)
+    leak, numbers = leak_code(p, decay, x_seq)
     arguments = (
-        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), numbers, leak, soft,
-        _array(spike, x_seq, *whole), _array(v_last, x_seq, columns), _array(charge if keep else None, x_seq, *whole),
+        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft,
+        as_array(spike, x_seq, *whole), as_array(v_last, x_seq, columns),
+        as_array(charge if keep else None, x_seq, *whole),
     )  # fmt: skip
     _run(cpu_lif.lif_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize, columns))
 
@@ -93,9 +92,9 @@ def lif_backward(
     columns = charge_seq[0].numel()
     whole = (charge_seq.shape[0], columns)
     arguments = (
-        _array(charge_seq, charge_seq, *whole), _array(_arriving(sbar_seq, charge_seq), charge_seq, *whole),
-        _array(vbar, charge_seq, columns), _numbers(p, charge_seq), (0,) * kind, soft, detach,
-        _array(made[0], charge_seq, *whole), _array(made[1] if need_v else None, charge_seq, columns),
+        as_array(charge_seq, charge_seq, *whole), as_array(arriving(sbar_seq, charge_seq), charge_seq, *whole),
+        as_array(vbar, charge_seq, columns), as_numbers(p, charge_seq), (0,) * kind, soft, detach,
+        as_array(made[0], charge_seq, *whole), as_array(made[1] if need_v else None, charge_seq, columns),
     )  # fmt: skip
     _run(cpu_lif.lif_backward, arguments, charge_seq, columns, block_columns(1, charge_seq.itemsize, columns))
 
@@ -104,10 +103,10 @@ def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[floa
     """See `cpu_lif.carrier_forward`."""
     columns = x_seq[0].numel()
     whole = (x_seq.shape[0], columns)
-    leak, numbers = _leak(p, decay, x_seq)
+    leak, numbers = leak_code(p, decay, x_seq)
     arguments = (
-        _array(x_seq, x_seq, *whole), _array(v, x_seq, columns), numbers, leak, soft,
-        _array(made[0], x_seq, *whole), _array(made[1], x_seq, columns),
+        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft,
+        as_array(made[0], x_seq, *whole), as_array(made[1], x_seq, columns),
     )  # fmt: skip
     _run(cpu_lif.carrier_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize, columns))
 
@@ -120,9 +119,9 @@ def carrier_backward(
     steps, columns = y_seq.shape[0], y_seq[0].numel()
     whole = (steps, columns)
     arguments = (
-        _array(y_seq, y_seq, *whole), _array(v, y_seq, columns), _array(_arriving(ybar_seq, y_seq), y_seq, *whole),
-        _array(vbar, y_seq, columns), _numbers(p, y_seq), (0,) * kind, soft, detach,
-        _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, columns),
+        as_array(y_seq, y_seq, *whole), as_array(v, y_seq, columns), as_array(arriving(ybar_seq, y_seq), y_seq, *whole),
+        as_array(vbar, y_seq, columns), as_numbers(p, y_seq), (0,) * kind, soft, detach,
+        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, columns),
     )  # fmt: skip
     _run(cpu_lif.carrier_backward, arguments, y_seq, columns, block_columns(steps, y_seq.itemsize, columns))
 
@@ -134,11 +133,11 @@ def coupled_forward(
     """See `cpu_coupled.coupled_forward`."""
     state = grouped(x_seq.shape[1:], groups, group_dim)
     whole = (x_seq.shape[0], *state)
-    leak, numbers = _leak(p, decay, x_seq)
+    leak, numbers = leak_code(p, decay, x_seq)
     arguments = (
-        _array(x_seq, x_seq, *whole), _array(v, x_seq, *state), numbers, leak, soft, by_spike, every,
-        _array(made[0], x_seq, *whole), _array(made[1], x_seq, *state),
-        _array(made[2], x_seq, made[2].shape[0], *state),
+        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, *state), numbers, leak, soft, by_spike, every,
+        as_array(made[0], x_seq, *whole), as_array(made[1], x_seq, *state),
+        as_array(made[2], x_seq, made[2].shape[0], *state),
     )  # fmt: skip
     _run_coupled(cpu_coupled.coupled_forward, arguments, x_seq, state, rows=1)
 
@@ -151,9 +150,10 @@ def inverse_backward(
     state = grouped(y_seq.shape[1:], groups, group_dim)
     whole = (y_seq.shape[0], *state)
     arguments = (
-        _array(y_seq, y_seq, *whole), _array(v_last, y_seq, *state), _array(_arriving(ybar_seq, y_seq), y_seq, *whole),
-        _array(vbar, y_seq, *state), _numbers(p, y_seq), (0,) * kind, soft, detach,
-        _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, *state),
+        as_array(y_seq, y_seq, *whole), as_array(v_last, y_seq, *state),
+        as_array(arriving(ybar_seq, y_seq), y_seq, *whole),
+        as_array(vbar, y_seq, *state), as_numbers(p, y_seq), (0,) * kind, soft, detach,
+        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, *state),
     )  # fmt: skip
     _run_coupled(cpu_coupled_backward.inverse_backward, arguments, y_seq, state, rows=3 * groups)
 
@@ -166,12 +166,12 @@ def anchored_backward(
     """See `cpu_coupled_backward.anchored_backward`."""
     state = grouped(y_seq.shape[1:], groups, group_dim)
     whole = (y_seq.shape[0], *state)
-    leak, numbers = _leak(p, decay, y_seq)
+    leak, numbers = leak_code(p, decay, y_seq)
     arguments = (
-        _array(y_seq, y_seq, *whole), _array(v, y_seq, *state), _array(anchors, y_seq, anchors.shape[0], *state),
-        _array(_arriving(ybar_seq, y_seq), y_seq, *whole), _array(vbar, y_seq, *state), numbers,
+        as_array(y_seq, y_seq, *whole), as_array(v, y_seq, *state), as_array(anchors, y_seq, anchors.shape[0], *state),
+        as_array(arriving(ybar_seq, y_seq), y_seq, *whole), as_array(vbar, y_seq, *state), numbers,
         (0,) * kind, leak, soft, detach, by_spike, every,
-        _array(made[0], y_seq, *whole), _array(made[1] if need_v else None, y_seq, *state),
+        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, *state),
     )  # fmt: skip
     rows = groups * min(every, y_seq.shape[0])
     _run_coupled(cpu_coupled_backward.anchored_backward, arguments, y_seq, state, rows)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from revsnn_nodes.kernels import cpu_bfloat16_rows
-from revsnn_nodes.kernels.cpu import Results, _leak, _numbers
+from revsnn_nodes.kernels.cpu import Results, as_numbers, leak_code
 from revsnn_nodes.kernels.threads import run_columns
+from revsnn_nodes.reversible import arriving
 
 MOST_COLUMNS = 1024
 
@@ -39,7 +40,7 @@ def _forward(
 ) -> None:
     columns = x_seq[0].numel()
     whole = (x_seq.shape[0], columns)
-    leak, numbers = _leak(p, decay, _SINGLE)
+    leak, numbers = leak_code(p, decay, _SINGLE)
     arguments = (
         _bits(x_seq, *whole), _bits(v, columns), numbers, leak, soft, carries,
         _bits(made[0], *whole), _bits(made[1], columns), _bits(made[2] if keep else None, *whole),
@@ -53,9 +54,9 @@ def _backward(
 ) -> None:  # fmt: skip
     columns = kept[0].numel()
     whole = (kept.shape[0], columns)
-    arrived = torch.zeros_like(kept) if ybar_seq is None else ybar_seq
+    arrived = arriving(ybar_seq, kept)
     arguments = (
-        _bits(kept, *whole), _bits(v, columns), _bits(arrived, *whole), _bits(vbar, columns), _numbers(p, _SINGLE),
+        _bits(kept, *whole), _bits(v, columns), _bits(arrived, *whole), _bits(vbar, columns), as_numbers(p, _SINGLE),
         (0,) * kind, soft, detach, carries, _bits(made[0], *whole), _bits(made[1] if need_v else None, columns),
     )  # fmt: skip
     _run(cpu_bfloat16_rows.backward, arguments, kept, rows=4 * kept.shape[0])

@@ -88,7 +88,7 @@ def carrier_forward(
 
 
 @contracted
-def _gradient_at_charge(
+def gradient_at_charge(
     h: Any, s: Any, sbar: Any, vbar: Any,
     kind: Any, height: Any, scale: Any, threshold: Any, rest: Any, soft: bool, detach: bool,
 ) -> Any:  # fmt: skip
@@ -106,7 +106,7 @@ def _lif_gradient_row(
 ) -> None:  # fmt: skip
     for j in range(charge.shape[0]):
         h = charge[j]
-        hbar = _gradient_at_charge(
+        hbar = gradient_at_charge(
             h, fired(h, threshold), sbar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
         )  # fmt: skip
         vbar[j] = keep * hbar
@@ -160,7 +160,7 @@ def _carrier_gradient_row(
     zero = type(keep)(0)
     for j in range(y.shape[0]):
         s = one if y[j] > half else zero
-        hbar = _gradient_at_charge(
+        hbar = gradient_at_charge(
             charge[j], s, ybar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
         )  # fmt: skip
         vbar[j] = keep * hbar

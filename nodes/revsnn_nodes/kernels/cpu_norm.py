@@ -11,20 +11,17 @@ import numpy as np
 from torch import Tensor
 
 from revsnn_nodes.kernels import cpu_norm_backward, cpu_norm_rows
-from revsnn_nodes.kernels.cpu import Results, _array, _arriving, _leak, _numbers
+from revsnn_nodes.kernels.cpu import SCRATCH_BYTES, Results, as_array, as_numbers, leak_code
 from revsnn_nodes.kernels.threads import run_columns
+from revsnn_nodes.reversible import arriving
 
 MOST_SLOTS = 128
 """Places for sums over parts of the columns, at most; each holds a few numbers per channel."""
-
 
 MOST_COLUMNS = 1024
 """Columns of a block, at most: a dozen rows of them are at work at once."""
 
 FEWEST_COLUMNS = 128
-
-SCRATCH_BYTES = 1 << 19
-"""A block keeps its scratch in the second-level cache, if the sequence is not too long for that."""
 
 
 def _block_columns(column_bytes: int) -> int:
@@ -48,11 +45,11 @@ class _Columns:
 
     def sequence(self, tensor: Tensor | None) -> Any:
         """As `[T, columns]`, or the empty array for none."""
-        return _array(None if tensor is None else tensor.to(self.like.dtype), self.like, self.steps, self.count)
+        return as_array(None if tensor is None else tensor.to(self.like.dtype), self.like, self.steps, self.count)
 
     def state(self, tensor: Tensor | None) -> Any:
         """As `[columns]`, or the empty array for none."""
-        return _array(tensor, self.like, self.count)
+        return as_array(tensor, self.like, self.count)
 
     def values(self, tensor: Tensor | None, otherwise: float = 0.0) -> Any:
         """Values of the channels, `[C]`, in the type of the data."""
@@ -62,7 +59,7 @@ class _Columns:
 
     def numbers(self, values: Any) -> Any:
         """Numbers in the type of the data."""
-        return _numbers(values, self.like)
+        return as_numbers(values, self.like)
 
     def run(self, kernel: Any, *arguments: Any) -> None:
         """Runs a kernel over all columns."""
@@ -87,7 +84,7 @@ def norm_carrier_forward(
     for result, value in ((mean_of, mean), (var_of, var), (inverse_std_of, 1.0 / np.sqrt(var + eps))):
         result.numpy()[:] = value
     cuts = np.zeros(columns.slots, np.int64)
-    leak, numbers = _leak(p, decay, z_seq)
+    leak, numbers = leak_code(p, decay, z_seq)
     columns.run(
         cpu_norm_rows.norm_carrier_forward, z, columns.state(v), mean_of.numpy(), inverse_std_of.numpy(),
         columns.values(weight, 1.0), columns.values(bias), columns.sequence(residual_seq), columns.inner, numbers, leak,
@@ -109,7 +106,7 @@ def norm_carrier_backward(
     sums = np.zeros((columns.slots, 4, columns.channels))
     columns.run(
         cpu_norm_backward.norm_carrier_product, y, columns.state(v), columns.values(weight, 1.0), columns.values(bias),
-        columns.sequence(residual_seq), columns.sequence(_arriving(ybar_seq, y_seq)), columns.state(vbar),
+        columns.sequence(residual_seq), columns.sequence(arriving(ybar_seq, y_seq)), columns.state(vbar),
         columns.inner, columns.numbers(p), (0,) * kind, soft, detach, zbar,
         columns.sequence(residual_bar if need_residual else None), columns.state(vbar0 if need_v else None), sums,
         columns.unit, columns.block,

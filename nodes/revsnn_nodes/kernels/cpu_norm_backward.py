@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from revsnn_nodes.kernels.cpu_lif import _gradient_at_charge, start_membrane
+from revsnn_nodes.kernels.cpu_lif import gradient_at_charge, start_membrane
 from revsnn_nodes.kernels.cpu_norm_rows import add_row, collect, spread
 from revsnn_nodes.kernels.cpu_rows import reset_of
 from revsnn_nodes.kernels.jit import contracted
@@ -47,7 +47,7 @@ def _product_row(
     """Turns the charge into the gradient at the neuron's input."""
     for j in range(y.shape[0]):
         s = type(keep)(1) if y[j] > type(keep)(0.5) else type(keep)(0)
-        hbar = _gradient_at_charge(
+        hbar = gradient_at_charge(
             charge[j], s, ybar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
         )  # fmt: skip
         vbar[j] = keep * hbar
