@@ -99,6 +99,8 @@ def _flops(case: Case) -> FlopsRecord:
 
 def _time(case: Case, settings: Settings) -> TimeRecord:
     set_steady_state_malloc()
+    # A function that once ran under a dispatch mode, as attribution uses, torch.compile leaves eager from then on.
+    torch.compiler.reset()
     reference = None if case == case.point else build(case.point)
     return measure_time(
         build(case),

@@ -48,7 +48,9 @@ class _CompiledLIF(nn.Module):
         def run(x_seq: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             node.v = v
             spikes = torch.stack([node.single_step_forward(x) for x in x_seq.unbind(0)])
-            return spikes, node.v
+            # What a call leaves behind is guarded by the next: a membrane would cost a second compilation.
+            last, node.v = node.v, 0.0
+            return spikes, last
 
         self._run = torch.compile(run, dynamic=False)
 

@@ -43,8 +43,7 @@ class WorkloadStep(ModuleStep):
         self.labels = labels
         self.upstream: Tensor | None = None
         if labels is None:
-            with torch.no_grad():
-                shape = model(source).shape
+            shape = source.shape if is_neuron(model) else _shape_of_output(model, source)
             self.upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(source)
         self.prepare()
 
@@ -67,6 +66,12 @@ class WorkloadStep(ModuleStep):
         """The membranes that the neurons carry to the next call."""
         states = [module.v for module in self.model.modules() if is_neuron(module)]
         return [v for v in states if isinstance(v, Tensor)]
+
+
+def _shape_of_output(model: nn.Module, source: Tensor) -> torch.Size:
+    with torch.no_grad():
+        output: Tensor = model(source)
+    return output.shape
 
 
 def is_neuron(module: Any) -> bool:

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.profiler import profile
 
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.records import PhaseFlops, Status
@@ -227,3 +229,22 @@ def test_peers_are_measured_beside_our_nodes():
     memory = measure(case("spikingjelly", node_options={}), BYTES).memory
     assert memory.output_bytes == 4 * STEP * T
     assert 0 < memory.retained_bytes <= measure(case("lif"), BYTES).memory.retained_bytes + 4 * STEP * 3
+
+
+def test_a_compiled_peer_is_timed_as_it_was_compiled():
+    """One graph serves every timed round, and what the memory pass did to the function does not make it eager.
+
+    Dispatch modes, which attribute memory, leave torch.compile unwilling to compile what ran under them.
+    """
+    pytest.importorskip("spikingjelly", reason="the peer is not installed")
+    peer = case("spikingjelly-compiled", node_options={})
+    rounds = Settings(passes=("time",), min_rounds=3, max_rounds=3)
+    measure(peer, BYTES)
+    counters.clear()
+    measure(peer, rounds)
+    assert counters["stats"]["unique_graphs"] == 1
+    step = build(peer)
+    with profile() as events:
+        step.backward(step.forward())
+    assert any("Torch-Compiled Region" in event.name for event in events.events())
+    assert counters["stats"]["unique_graphs"] == 1
