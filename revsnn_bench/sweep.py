@@ -1,6 +1,6 @@
 """From a declared sweep to its cases: what a suite states, what the user overrides, in one place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
@@ -51,7 +51,12 @@ class Sweep:
         return cls(quick=quick, full=full or {}, workload=workload, nodes=nodes, fixed=fixed)
 
     def cases(
-        self, preset: Preset, overrides: Axes, all_nodes: Sequence[str], nodes: Sequence[str] | None = None
+        self,
+        preset: Preset,
+        overrides: Axes,
+        all_nodes: Sequence[str],
+        nodes: Sequence[str] | None = None,
+        takes: Callable[[str, str, Any], bool] = lambda node, option, value: True,
     ) -> list[Case]:
         """Every case, point by point, the nodes of one point next to each other.
 
@@ -62,6 +67,8 @@ class Sweep:
                 this suite keeps fixed, the first is taken.
             all_nodes: every registered node, for sweeps that name none.
             nodes: nodes that the user asked for; of these, a sweep that names its nodes takes the ones it names.
+            takes: whether a node, by name, takes a value that the user gave for an option; where it does not, the
+                node is measured once, without that option.
         """
         axes = {**self.quick, **(self.full if preset == "full" else {})}
         axes |= {name: values for name, values in overrides.items() if name in axes}
@@ -70,13 +77,23 @@ class Sweep:
             axes = {name: values[:1] for name, values in axes.items()}
         chosen = [node for node in (nodes or self.nodes or all_nodes) if self.nodes is None or node in self.nodes]
         points = [{**fixed, **dict(zip(axes, values, strict=True))} for values in product(*axes.values())]
-        cases = [self._case(node, point) for point in points for node in chosen]
+        cases = [self._case(node, _taken(node, point, overrides, takes)) for point in points for node in chosen]
+        cases = list(dict.fromkeys(cases))
         return [_shrunk(case) for case in cases] if preset == "smoke" else cases
 
     def _case(self, node: str, point: Mapping[str, Any]) -> Case:
         fields = {name: value for name, value in point.items() if name in CASE_AXES}
         options = {name: value for name, value in point.items() if name not in CASE_AXES}
         return Case(node=node, workload=self.workload, node_options=options, **fields)  # type: ignore[arg-type]
+
+
+def _taken(
+    node: str, point: Mapping[str, Any], overrides: Axes, takes: Callable[[str, str, Any], bool]
+) -> Mapping[str, Any]:
+    """A point without the options that the user gave and the node does not take."""
+    options = [name for name in overrides if name in point and name not in CASE_AXES]
+    refused = {name for name in options if not takes(node, name, point[name])}
+    return {name: value for name, value in point.items() if name not in refused}
 
 
 def _shrunk(case: Case) -> Case:

@@ -53,7 +53,7 @@ def run(
     groups: Annotated[str, _values("Groups of the coupled nodes, such as 2,4,8.")] = "",
     alpha: Annotated[str, _values("Reset strengths of the coupled nodes, in (0, 1).")] = "",
     tau: Annotated[str, _values("Membrane time constants, in steps.")] = "",
-    backend: Annotated[str, _values("Backends of the nodes, among torch, fused, auto.")] = "",
+    backend: Annotated[str, _values("Backends, among torch, fused, auto, of the nodes that have them.")] = "",
     seed: Annotated[str, _values("Seeds of parameters and input.")] = "",
     run_id: Annotated[str, _values("Name of the run; made of date and time by default.", _RUN)] = "",
     results: Annotated[Path, typer.Option(help="Where runs are saved.", rich_help_panel=_RUN)] = Path("results"),

@@ -16,10 +16,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
-from inspect import signature
 from typing import Any, Self
 
-from revsnn_nodes import CarrierLIF, NormCarrierLIF, SpikingNode, make_node, node_factory, node_names
+from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import batch_norm
@@ -27,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
+from revsnn_bench.models.backends import has_backends
 from revsnn_bench.models.bits import Packed, pack_bits, unpack_bits
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
 from revsnn_bench.models.remade import made_again
@@ -218,15 +218,9 @@ def strategy(name: str, **options: Any) -> Strategy:
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
             f"{' or '.join(f'{node}+{each}' for each in near)}?"
         )
-    if _has_backends(node_factory(node)):
+    if has_backends(node_factory(node)):
         options = REFERENCE | options
     return Strategy(partial(make_node, node, **options), BLOCKS.get(kind, ConvBlock))
-
-
-def _has_backends(factory: Any) -> bool:
-    """Whether it takes `backend`: every node of this package does, by name or among its keywords."""
-    ours = isinstance(factory, type) and issubclass(factory, SpikingNode)
-    return ours or "backend" in signature(factory).parameters
 
 
 def strategy_names() -> list[str]:

@@ -55,12 +55,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from revsnn_nodes import node_names
 
+    from revsnn_bench.models.backends import takes
+
     sweep = Sweep.of_marker(*marker.args, **marker.kwargs)
     cases = sweep.cases(
         options.preset(metafunc.config),
         options.axes(metafunc.config),
         node_names(),
         metafunc.config.getoption("sweep_node"),
+        takes,
     )
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 

@@ -49,7 +49,7 @@ AXES: dict[str, tuple[Callable[[str], Any], str]] = {
     "groups": (int, "groups of the coupled nodes, such as 2,4,8"),
     "alpha": (float, "reset strengths of the coupled nodes"),
     "tau": (float, "membrane time constants, in steps"),
-    "backend": (str, "backends of the nodes, among torch, fused, auto"),
+    "backend": (str, "backends, among torch, fused, auto, of the nodes that have them"),
     "seed": (int, "seeds of parameters and input"),
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from revsnn_bench.models.backends import takes
 from revsnn_bench.sizes import parse_size
 from revsnn_bench.sweep import Sweep
 
@@ -47,6 +48,27 @@ def test_other_axes_are_options_of_the_node():
     """An axis that is no field of a case becomes a constructor argument."""
     sweep = Sweep.of_marker(quick={"groups": (2, 4)}, nodes=("revlif",), shape=(8,))
     assert [case.options for case in sweep.cases("quick", {}, NODES)] == [{"groups": 2}, {"groups": 4}]
+
+
+@pytest.mark.parametrize("declared", [{"timesteps": (4,)}, {"backend": ("torch", "auto"), "timesteps": (4,)}])
+def test_a_backend_reaches_the_nodes_that_have_it(declared):
+    """Peers have none, and classic reversible backprop has no fused one: they are measured once, as they come."""
+    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    nodes = ("lif", "revlif-revnet", "lif-carrier+checkpoint-conv", "norm-carrier", "spikingjelly")
+    sweep = Sweep.of_marker(quick=declared, nodes=nodes, shape=(8,))
+    cases = sweep.cases("quick", {"backend": ("fused",), "tau": (3.0,)}, NODES, takes=takes)
+    backends = {case.node: case.options.get("backend") for case in cases}
+    assert backends == {node: None if node in ("revlif-revnet", "spikingjelly") else "fused" for node in nodes}
+    assert len(cases) == len(nodes)
+    assert {case.options["tau"] for case in cases} == {3.0}
+
+
+def test_every_node_of_ours_takes_the_reference():
+    """What has no kernels takes "torch" and "auto" all the same; a peer takes neither."""
+    for backend in ("torch", "auto"):
+        sweep = Sweep.of_marker(quick={"timesteps": (4,)}, nodes=("revlif-revnet", "spikingjelly"), shape=(8,))
+        cases = sweep.cases("quick", {"backend": (backend,)}, NODES, takes=takes)
+        assert [case.options.get("backend") for case in cases] == [backend, None]
 
 
 def test_a_sweep_that_names_its_nodes_keeps_to_them():
