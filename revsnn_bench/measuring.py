@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from revsnn_bench.case import Case
+from revsnn_bench.compiling import measure_compile_time
 from revsnn_bench.environment import conditions, read_conditions
 from revsnn_bench.fused import register_fused_operators
 from revsnn_bench.meters.fidelity import is_right, measure_fidelity
@@ -21,14 +22,17 @@ from revsnn_bench.subjects import subject_of
 from revsnn_bench.training import train
 from revsnn_bench.workloads import build
 
-Pass = Literal["memory", "flops", "fidelity", "time"]
+Pass = Literal["compile", "memory", "flops", "fidelity", "time"]
+USUAL: tuple[Pass, ...] = ("memory", "flops", "fidelity", "time")
+"""What a case gets unless its suite names other passes."""
 
 
 class Settings(BaseModel):
     """How to measure: which passes, and how long the timed one takes.
 
     Args:
-        passes: what to measure; each is a pass of its own, so that no counter runs while the clock does.
+        passes: what to measure; each is a pass of its own, so that no counter runs while the clock does. "compile" is
+            for cases that compile something, and none of the usual ones.
         target_s: timed seconds to aim for per case, the standard LIF's rounds included.
         min_rounds, max_rounds: bounds on the number of timed rounds.
         epochs: epochs of training for accuracy in the workload `digits-net`, 0 for none; other networks are trained
@@ -37,7 +41,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passes: tuple[Pass, ...] = ("memory", "flops", "fidelity", "time")
+    passes: tuple[Pass, ...] = USUAL
     target_s: float = Field(default=0.3, gt=0)
     min_rounds: int = Field(default=5, ge=1)
     max_rounds: int = Field(default=50, ge=1)
@@ -66,6 +70,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     with warnings.catch_warnings():
         # What a node warns of is recorded by the fidelity pass; here it would only be repeated.
         warnings.simplefilter("ignore")
+        compile_time_s = measure_compile_time(case) if "compile" in settings.passes else None
         memory = _memory(case) if "memory" in settings.passes else None
         flops = _flops(case) if "flops" in settings.passes else None
         fidelity = measure_fidelity(subject_of(case)) if "fidelity" in settings.passes else None
@@ -79,6 +84,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         reason=None if fidelity is None or right else _disagreement(fidelity),
         memory=memory,
         flops=flops,
+        compile_time_s=compile_time_s,
         time=timing,
         fidelity=fidelity,
         accuracy=accuracy,

@@ -176,6 +176,16 @@ METRICS: tuple[Metric, ...] = (
     _time("backward_time_s", "backward time", "Median wall time of backward.", phase_samples("backward")),
     _time("step_time_s", "step time", "Median wall time of forward and backward together.", step_samples),
     Metric(
+        "compile_time_s",
+        "s",
+        "time",
+        "compile time",
+        "What the first step of a process takes beyond a later one, with nothing compiled on disk; one sample.",
+        None,
+        False,
+        at("compile_time_s"),
+    ),
+    Metric(
         "forward_copies",
         "1",
         "time",

@@ -103,7 +103,8 @@ class TimeRecord(_Frozen):
             process; equal to the case's own samples where the case is the standard LIF.
         copy_time_s: in each round, copying the input to memory that is mapped already: one read and one write of it,
             the unit in which kernels near the memory bandwidth are understood.
-        first_step_time_s: forward and backward of the very first round, compilation included.
+        first_step_time_s: forward and backward of the very first round, before any was timed; what other passes or
+            caches on disk hold compiled is not compiled again (see `Record.compile_time_s`).
         rounds_rejected: rounds thrown away because other work held the processor.
         rounds_contended: rounds kept in spite of that, because too few were left alone.
         load_before, load_after: load average over one minute.
@@ -186,13 +187,19 @@ class Conditions(_Frozen):
 
 
 class Record(_Frozen):
-    """One case, how it ended, and what was measured of it."""
+    """One case, how it ended, and what was measured of it.
+
+    Fields:
+        compile_time_s: what the first step of a process takes beyond a later one, with nothing compiled on disk; None
+            where that was not measured, as for what compiles nothing.
+    """
 
     case: Case
     status: Status
     reason: str | None = None
     memory: MemoryRecord | None = None
     flops: FlopsRecord | None = None
+    compile_time_s: float | None = None
     time: TimeRecord | None = None
     fidelity: FidelityRecord | None = None
     accuracy: AccuracyRecord | None = None

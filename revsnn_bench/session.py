@@ -8,7 +8,7 @@ from pathlib import Path
 
 from revsnn_bench.case import Case
 from revsnn_bench.journal import Journal, new_run_id
-from revsnn_bench.measuring import Pass, Settings, measure
+from revsnn_bench.measuring import USUAL, Pass, Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.render import write_reports
 from revsnn_bench.runner import Runner
@@ -73,14 +73,13 @@ class BenchSession:
 
         Args:
             case: what to measure.
-            passes: of the run's passes, those that apply to this case; None for all.
+            passes: of the run's passes, those that apply to this case; None for the usual ones.
         """
         if not self._opened:
             self._open()
         if case not in self._records:
-            settings = self.options.settings
-            if passes is not None:
-                settings = settings.model_copy(update={"passes": tuple(p for p in settings.passes if p in passes)})
+            settings, wanted = self.options.settings, USUAL if passes is None else passes
+            settings = settings.model_copy(update={"passes": tuple(p for p in settings.passes if p in wanted)})
             record = self._runner.run(case, settings)
             if self._journal is not None:
                 self._journal.append(record)

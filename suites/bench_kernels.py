@@ -1,43 +1,53 @@
 """How near are the fused kernels to the memory bandwidth, and to whom does that compare?
 
-Times are in units of copying the input: a fused node that keeps nothing can do with 1 copy forward and 1.5 backward.
+    revsnn-bench run --suite kernels                                            # 16 KiB to 1 MiB of input, minutes
+    revsnn-bench run --suite kernels --full --threads 2 --timeout 1800          # to 1 GiB; takes 16 GiB of memory
+    revsnn-bench run --suite kernels --timesteps 32 --shape 1048576 --batch 8   # 1 GiB alone
+
+Times are in units of copying the input, in the same rounds: a fused node that keeps nothing can do with 1 copy forward
+and 1.5 backward. Compilation is timed apart, in a process that finds nothing compiled on disk.
 """
 
 import pytest
 
-OURS = ("lif", "lif-carrier", "revlif", "revlif-anchored")
+from revsnn_bench.measuring import USUAL
+
+FULL = {"timesteps": (4, 32), "batch": (1, 8), "shape": ((1024,), (65536,), (1 << 20,))}
 
 
 @pytest.mark.sweep(
     quick={"shape": ((1024,), (65536,)), "backend": ("torch", "fused")},
-    full={"shape": ((1024,), (65536,), (1 << 20,)), "backend": ("torch", "fused"), "timesteps": (4, 32)},
-    nodes=OURS,
+    full=FULL,
+    nodes=("lif", "lif-carrier", "revlif", "revlif-anchored"),
     timesteps=4,
     batch=1,
 )
 def test_kernels(case, measure_case):
-    measure_case(case)
+    """Every node that has fused kernels, on each of its backends."""
+    compiled = case.options.get("backend") != "torch"
+    measure_case(case, passes=("compile", *USUAL) if compiled else USUAL)
 
 
 @pytest.mark.sweep(
-    quick={"shape": ((65536,),)},
-    full={"shape": ((1024,), (65536,), (1 << 20,)), "timesteps": (4, 32)},
-    nodes=("revlif-revnet",),
+    quick={"shape": ((1024,), (65536,))},
+    full=FULL,
+    nodes=("lif-checkpoint", "revlif-stored", "revlif-revnet"),
     timesteps=4,
     batch=1,
 )
-def test_classic(case, measure_case):
-    """Classic reversible backprop is autograd on every recomputed step: there is nothing to fuse."""
+def test_unfused(case, measure_case):
+    """Nodes that are autograd on every step, stored or computed again: there is nothing to fuse."""
     measure_case(case)
 
 
 @pytest.mark.sweep(
     quick={"shape": ((1024,), (65536,))},
-    full={"shape": ((1024,), (65536,), (1 << 20,)), "timesteps": (4, 32)},
+    full=FULL,
     nodes=("spikingjelly", "spikingjelly-compiled"),
     timesteps=4,
     batch=1,
 )
 def test_peers(case, measure_case):
     """Their operators have no FLOPs formula here, and their own copy in float64 would be their only reference."""
-    measure_case(case, passes=("memory", "time"))
+    passes = ("memory", "time")
+    measure_case(case, passes=("compile", *passes) if case.node == "spikingjelly-compiled" else passes)

@@ -66,7 +66,7 @@ def run(
     timeout: Annotated[float, typer.Option(help="Time limit per case, in seconds.", rich_help_panel=_RUN)] = 300.0,
     memory_limit: Annotated[str, _values('Memory limit per case, such as "2 GiB".', _RUN)] = "",
     threads: Annotated[str, _values("Threads of each worker; torch's default if not given.", _RUN)] = "",
-    passes: Annotated[str, _values("Passes among memory, flops, fidelity, time; all by default.", _RUN)] = "",
+    passes: Annotated[str, _values("Passes among compile, memory, flops, fidelity, time; all by default.", _RUN)] = "",
     target: Annotated[float, typer.Option(help="Timed seconds to aim for per case.", rich_help_panel=_RUN)] = 0.1,
     epochs: Annotated[int, typer.Option(help="Epochs of training for accuracy.", rich_help_panel=_RUN)] = 3,
     preload: Annotated[

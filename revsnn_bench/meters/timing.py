@@ -146,10 +146,10 @@ class _Copy:
 
     def time_s(self) -> float:
         """Seconds of one copy."""
-        _synchronize(self._source.device)
+        synchronize(self._source.device)
         start = time.perf_counter_ns()
         self._target.copy_(self._source)
-        _synchronize(self._source.device)
+        synchronize(self._source.device)
         return (time.perf_counter_ns() - start) / 1e9
 
 
@@ -178,22 +178,23 @@ def _time(step: TrainingStep) -> Sample:
     step.prepare()
     x = step.make_input()
     gc.collect()
-    _synchronize(device)
+    synchronize(device)
     delay = RunDelay()
     start = time.perf_counter_ns()
     output = step.run(x)
-    _synchronize(device)
+    synchronize(device)
     forward_s = (time.perf_counter_ns() - start) / 1e9
     gradient = step.output_gradient(output)
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter_ns()
     output.backward(gradient)
-    _synchronize(device)
+    synchronize(device)
     backward_s = (time.perf_counter_ns() - start) / 1e9
     return Sample(forward_s, backward_s, delay.elapsed_s())
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits until a device has done what it was given; the CPU has by then."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

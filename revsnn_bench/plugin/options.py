@@ -72,7 +72,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--run-timeout", type=float, default=300.0, metavar="SECONDS", help="time limit per case")
     group.addoption("--run-memory-limit", type=_size, metavar="SIZE", help='memory limit per case, such as "2 GiB"')
     group.addoption("--run-threads", type=int, metavar="N", help="threads of each worker")
-    group.addoption("--run-passes", type=_each(str), metavar="PASSES", help="among memory, flops, fidelity, time")
+    group.addoption("--run-passes", type=_each(str), metavar="PASSES", help="compile, memory, flops, fidelity, time")
     group.addoption("--run-target", type=float, default=0.1, metavar="SECONDS", help="timed seconds per case")
     group.addoption("--run-epochs", type=int, default=3, metavar="N", help="epochs of training for accuracy")
     group.addoption(

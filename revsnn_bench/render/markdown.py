@@ -9,6 +9,7 @@ from tabulate import tabulate
 from revsnn_bench.metrics import METRICS, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
+from revsnn_bench.render.bandwidth import HEADINGS, READING, bandwidth_rows
 from revsnn_bench.render.growth import growths
 from revsnn_bench.render.modules import KINDS, REST, module_rows
 from revsnn_bench.render.summary import findings
@@ -38,6 +39,7 @@ def render(run: Run, pictures: Sequence[Picture] = ()) -> str:
         *_failures(run),
         *_sweep_sections(run),
         *_rest_section(run),
+        *_bandwidth_section(run),
         *_growth_section(run),
         *_accuracy_section(run),
         *_module_section(run),
@@ -128,6 +130,14 @@ def _rest_section(run: Run) -> list[str]:
     if not records:
         return []
     return [f"## Single points\n\n{_record_table(columns(run, None, compact=False), records)}"]
+
+
+def _bandwidth_section(run: Run) -> list[str]:
+    rows = bandwidth_rows(run)
+    if not rows:
+        return []
+    numbers = [heading != "node" for heading in HEADINGS]
+    return [f"## Against a copy of the input\n\n{READING}\n\n{table(HEADINGS, rows, numbers)}"]
 
 
 def _growth_section(run: Run) -> list[str]:

@@ -39,6 +39,8 @@ def number(metric: Metric, value: Number | None) -> str:
         return scaled(value, 1000, [f"{prefix}FLOP" for prefix in _DECIMAL])
     if metric.unit == "s":
         return seconds(value)
+    if metric.family == "time":
+        return times(value)
     if metric.family == "accuracy":
         return f"{100 * value:.1f} %"
     return f"{value}" if isinstance(value, int) else f"{value:.1e}"

@@ -129,6 +129,20 @@ def make_record() -> Callable[..., Record]:
 
 
 @pytest.fixture
+def kernel_record() -> Callable[..., Record]:
+    """Makes the record of a kernel whose forward and backward take so many copies, of 1 s each, of the input."""
+
+    def make(node: str, backend: str | None, forward: float, backward: float, **fields: Any) -> Record:
+        options = {"backend": backend} if backend else {}
+        record = _record(Case(**{"node": node, "shape": (64,), "node_options": options, **fields}))
+        copies = {"forward_time_s": (forward,) * 3, "backward_time_s": (backward,) * 3, "copy_time_s": (1.0,) * 3}
+        assert record.time is not None
+        return record.model_copy(update={"time": record.time.model_copy(update=copies)})
+
+    return make
+
+
+@pytest.fixture
 def make_accuracy() -> Callable[..., AccuracyRecord]:
     """Makes the accuracy part of a record."""
 

@@ -5,11 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from revsnn_bench.case import Case
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.render.figures import draw_figures
-from revsnn_bench.render.figures.roofline import shares
 
 ROWS, FEATURES, UNITS = 32, 8, (40, 20)
 
@@ -92,24 +90,6 @@ def test_wrong_gradients_take_part_and_are_named(make_record, make_run, measured
 def test_without_timelines_nothing_is_drawn(sweep_run):
     """Records of older runs have no timeline, and get no empty figure; nor does one backend get a roofline."""
     assert named(sweep_run, "timeline") == named(sweep_run, "roofline") == []
-
-
-@pytest.fixture
-def kernel_record(make_record):
-    """Makes the record of a kernel whose forward and backward take so many copies of the input."""
-
-    def make(node, backend, forward, backward, **fields):
-        case = Case(node=node, shape=(64,), node_options={"backend": backend} if backend else {}, **fields)
-        record = make_record(case)
-        copies = {"forward_time_s": (forward,) * 3, "backward_time_s": (backward,) * 3, "copy_time_s": (1.0,) * 3}
-        return record.model_copy(update={"time": record.time.model_copy(update=copies)})
-
-    return make
-
-
-def test_shares_are_the_least_copies_over_those_taken(kernel_record):
-    """Forward in 4 copies has a quarter of the bandwidth, backward in 3 has half: it needs one and a half."""
-    assert shares(kernel_record("lif", "fused", 4.0, 3.0)) == {"forward": 0.25, "backward": 0.5}
 
 
 def test_roofline_tells_every_backend_and_size(kernel_record, make_record, make_run):

@@ -1,12 +1,11 @@
-"""How near a node comes to the memory bandwidth: the least traffic that a step can do with, over its time."""
+"""The shares of the memory bandwidth, drawn: a point per node and phase against the line of a copy."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
-from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.records import Record, Run
+from revsnn_bench.render.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
 from revsnn_bench.render.figures.canvas import INK, MUTED, PAPER, Figure, label_room, legend, legend_rows, panel, to_svg
 from revsnn_bench.render.figures.choice import weight
 from revsnn_bench.render.figures.series import Look, in_order
@@ -15,9 +14,6 @@ from revsnn_bench.render.sweeps import fixed_part
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEAST_COPIES = {"forward": 1.0, "backward": 1.5}
-"""Of the input: forward reads the input and writes the output, backward reads output and gradient and writes one."""
-
 _MOST_FIGURES = 3
 _ROW_IN = 0.27
 _STYLES = {
@@ -25,33 +21,15 @@ _STYLES = {
     "backward": {"marker": "s", "markerfacecolor": PAPER},
 }
 
-Shares = dict[str, float]
-"""Share of the copy's bandwidth, 1 for all of it, by phase."""
-
-
-def shares(record: Record) -> Shares:
-    """Returns the share of each phase whose time, and that of a copy, was measured."""
-    copies = {phase: BY_NAME[f"{phase}_copies"].read(record) for phase in LEAST_COPIES}
-    return {phase: LEAST_COPIES[phase] / taken for phase, taken in copies.items() if taken}
-
 
 def roofline_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
-    """Draws one figure per size at which a node was timed by itself on several backends, largest sizes first."""
-    groups: dict[Case, dict[str, Record]] = defaultdict(dict)
-    for record in run:
-        if record.status is Status.OK and record.case.workload == "layer" and shares(record):
-            place = record.case.point.model_copy(update={"node_options": ()})
-            groups[place][record.case.variant] = record
-    compared = [place for place, found in groups.items() if len(_backends(found)) > 1]
-    compared.sort(key=weight, reverse=True)
+    """Draws one figure per size of `compared_nodes`, largest sizes first."""
+    groups = compared_nodes(run)
+    compared = sorted(groups, key=weight, reverse=True)
     return [
         _draw(f"roofline-{number}", place, groups[place], known, index)
         for number, place in enumerate(compared[:_MOST_FIGURES], start=1)
     ]
-
-
-def _backends(found: Mapping[str, Record]) -> set[object]:
-    return {record.case.options["backend"] for record in found.values() if "backend" in record.case.options}
 
 
 def _draw(

@@ -1,0 +1,39 @@
+"""The pass that times compilation, in a process of its own with empty caches."""
+
+import pytest
+
+from revsnn_bench import Case, Settings, measure
+from revsnn_bench.compiling import measure_compile_time
+from revsnn_bench.session import BenchSession, RunOptions
+
+
+def case(backend, node="lif"):
+    return Case(node=node, timesteps=2, batch=1, shape=(8,), node_options={"backend": backend})
+
+
+def test_compilation_is_timed_however_warm_the_caches_are():
+    """Kernels that this process has compiled, and that are on disk, are compiled again; eager code compiles nothing."""
+    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    measure(case("fused"), Settings(passes=("time",), min_rounds=1, max_rounds=1))
+    assert measure(case("fused"), Settings(passes=("compile",))).compile_time_s > 1
+    assert measure_compile_time(case("torch")) < 0.5
+
+
+def test_a_case_that_fails_where_it_is_compiled_says_how():
+    """The error of the other process is in the message."""
+    with pytest.raises(RuntimeError, match=r"exit code 1:(.|\n)*`node` must be a registered name"):
+        measure_compile_time(case("torch", node="lyf"))
+
+
+def test_only_a_suite_that_asks_for_compilation_gets_it():
+    """A run has every pass; a case gets the usual ones, or those that its suite names."""
+    settings = Settings(passes=("compile", "memory"))
+    session = BenchSession(RunOptions(settings=settings, results_dir=None, threads=1))
+    try:
+        usual = session.measure(case("torch"))
+        asked = session.measure(case("torch", node="lif-checkpoint"), ("compile", "memory"))
+    finally:
+        session.close()
+    assert (usual.compile_time_s, usual.memory is not None) == (None, True)
+    assert asked.compile_time_s >= 0
+    assert asked.memory is not None
