@@ -1,8 +1,8 @@
 """How near are the fused kernels to the memory bandwidth, and to whom does that compare?
 
-    revsnn-bench run --suite kernels                                            # 16 KiB to 1 MiB of input, minutes
-    revsnn-bench run --suite kernels --full --threads 2 --timeout 1800          # to 1 GiB; takes 16 GiB of memory
-    revsnn-bench run --suite kernels --timesteps 32 --shape 1048576 --batch 8   # 1 GiB alone
+    revsnn-bench run --suite kernels                             # 16 KiB to 1 MiB of input: minutes
+    revsnn-bench run --suite kernels --full --timeout 1800       # to 1 GiB: hours, and 16 GiB of memory
+    revsnn-bench run --suite kernels --timesteps 32 --shape 1048576 --batch 8 --backend fused --timeout 1800    # 1 GiB
 
 Times are in units of copying the input, in the same rounds: a fused node that keeps nothing can do with 1 copy forward
 and 1.5 backward. Compilation is timed apart, in a process that finds nothing compiled on disk.
