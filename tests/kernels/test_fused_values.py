@@ -4,6 +4,7 @@ import pytest
 import torch
 from nodes_cases import Problem, assert_ends_close, differentiate, make, run_node
 from revsnn_nodes import surrogate
+from revsnn_nodes.kernels import cpu
 
 FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
 COUPLED = ("revlif", "revlif-anchored")
@@ -94,6 +95,18 @@ def test_pieces_of_threads_join(name, threads):
     torch.set_num_threads(threads)
     problem = Problem(steps=3, shape=(2, 36_002), seed=8)
     assert_agree(name, problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(2, 9008), (2, 9002), (2, 6, 50, 16), (500, 12), (1, 6, 3040)], ids=str)
+@pytest.mark.parametrize("name", FUSED)
+def test_large_sequences_take_another_way_through_memory(name, shape, dtype, monkeypatch):
+    """Rows done in pieces, streamed where they are whole lines, give the same bits; rows long and short."""
+    monkeypatch.setattr(cpu, "LARGE_BYTES", 0)
+    torch.set_num_threads(2)
+    groups = {"groups": 3, "group_dim": 1} if name in COUPLED and len(shape) > 2 else {}
+    anchors = {"anchor_every": 2} if name == "revlif-anchored" else {}
+    assert_agree(name, Problem(shape=shape, seed=10).to(dtype), **groups, **anchors)
 
 
 @pytest.mark.parametrize("name", FUSED)

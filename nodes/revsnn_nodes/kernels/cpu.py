@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from revsnn_nodes.kernels import cpu_coupled, cpu_coupled_backward, cpu_lif
+from revsnn_nodes.kernels.cpu_memory import LINE_BYTES, PIECE
 from revsnn_nodes.kernels.operators import grouped
 from revsnn_nodes.kernels.threads import PIECES_PER_THREAD, run_columns
 from revsnn_nodes.reversible import arriving
@@ -29,19 +30,26 @@ SCRATCH_BYTES = 1 << 19
 
 MOST_SCRATCH_BYTES = 1 << 22
 
+LARGE_BYTES = 32 << 20
+"""A sequence this large does not stay in the caches until it is read again: see `cpu_memory`."""
 
-def block_columns(rows: int, itemsize: int, columns: int) -> int:
+LARGE_COLUMNS = 1 << 11
+"""Columns of a block of a large sequence, at most: what was asked for ahead must not be pushed out again."""
+
+
+def block_columns(rows: int, like: Tensor, columns: int) -> int:
     """Columns of a block: a power of two.
 
     Args:
         rows: of scratch, for every column.
-        itemsize: bytes of an element.
+        like: the sequence.
         columns: how many there are in all; every thread gets several blocks.
     """
-    block, pieces = MOST_COLUMNS, torch.get_num_threads() * PIECES_PER_THREAD
-    while block > FEW_COLUMNS and (rows * block * itemsize > SCRATCH_BYTES or block * pieces > columns):
+    block = LARGE_COLUMNS if like.nbytes >= LARGE_BYTES else MOST_COLUMNS
+    row_bytes, pieces = rows * like.itemsize, torch.get_num_threads() * PIECES_PER_THREAD
+    while block > FEW_COLUMNS and (row_bytes * block > SCRATCH_BYTES or block * pieces > columns):
         block //= 2
-    while block > 1 and rows * block * itemsize > MOST_SCRATCH_BYTES:
+    while block > 1 and row_bytes * block > MOST_SCRATCH_BYTES:
         block //= 2
     return block
 
@@ -53,8 +61,23 @@ def as_array(tensor: Tensor | None, like: Tensor, *shape: int) -> Any:
     return tensor.detach().contiguous().numpy().reshape(shape)
 
 
-def _run(kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, columns: int, block: int) -> None:
-    run_columns(kernel, (*arguments, block), columns, block, like.numel())
+def _run(
+    kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, state: tuple[int, int, int], rows: int = 0
+) -> None:
+    """Runs a kernel over all columns of a state `[outer, groups, inner]`.
+
+    Args:
+        rows: of scratch that a backward pass needs, for every column; 0 for a forward pass, which may stream.
+    """
+    outer, _, inner = state
+    block = block_columns(max(rows, 1), like, outer * inner)
+    large = like.nbytes >= LARGE_BYTES
+    if not rows:
+        large = large and inner * like.itemsize % LINE_BYTES == 0  # what is streamed must be whole lines
+        arguments = (*arguments, (0,) * large)
+    # Threads begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
+    unit = block if inner >= block else inner * max(1, block // max(inner, 1))
+    run_columns(kernel, (*arguments, PIECE if large else block, block), outer * inner, unit, like.numel())
 
 
 def as_numbers(p: list[float], like: Tensor) -> Any:
@@ -77,11 +100,11 @@ def lif_forward(
     spike, v_last, charge = made
     leak, numbers = leak_code(p, decay, x_seq)
     arguments = (
-        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft,
+        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft, (0,) * keep,
         as_array(spike, x_seq, *whole), as_array(v_last, x_seq, columns),
         as_array(charge if keep else None, x_seq, *whole),
     )  # fmt: skip
-    _run(cpu_lif.lif_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize, columns))
+    _run(cpu_lif.lif_forward, arguments, x_seq, (1, 1, columns))
 
 
 def lif_backward(
@@ -96,7 +119,7 @@ def lif_backward(
         as_array(vbar, charge_seq, columns), as_numbers(p, charge_seq), (0,) * kind, soft, detach,
         as_array(made[0], charge_seq, *whole), as_array(made[1] if need_v else None, charge_seq, columns),
     )  # fmt: skip
-    _run(cpu_lif.lif_backward, arguments, charge_seq, columns, block_columns(1, charge_seq.itemsize, columns))
+    _run(cpu_lif.lif_backward, arguments, charge_seq, (1, 1, columns), rows=1)
 
 
 def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool) -> None:
@@ -108,7 +131,7 @@ def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[floa
         as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft,
         as_array(made[0], x_seq, *whole), as_array(made[1], x_seq, columns),
     )  # fmt: skip
-    _run(cpu_lif.carrier_forward, arguments, x_seq, columns, block_columns(1, x_seq.itemsize, columns))
+    _run(cpu_lif.carrier_forward, arguments, x_seq, (1, 1, columns))
 
 
 def carrier_backward(
@@ -123,7 +146,7 @@ def carrier_backward(
         as_array(vbar, y_seq, columns), as_numbers(p, y_seq), (0,) * kind, soft, detach,
         as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, columns),
     )  # fmt: skip
-    _run(cpu_lif.carrier_backward, arguments, y_seq, columns, block_columns(steps, y_seq.itemsize, columns))
+    _run(cpu_lif.carrier_backward, arguments, y_seq, (1, 1, columns), rows=steps)
 
 
 def coupled_forward(
@@ -139,7 +162,7 @@ def coupled_forward(
         as_array(made[0], x_seq, *whole), as_array(made[1], x_seq, *state),
         as_array(made[2], x_seq, made[2].shape[0], *state),
     )  # fmt: skip
-    _run_coupled(cpu_coupled.coupled_forward, arguments, x_seq, state, rows=1)
+    _run(cpu_coupled.coupled_forward, arguments, x_seq, state)
 
 
 def inverse_backward(
@@ -155,7 +178,7 @@ def inverse_backward(
         as_array(vbar, y_seq, *state), as_numbers(p, y_seq), (0,) * kind, soft, detach,
         as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, *state),
     )  # fmt: skip
-    _run_coupled(cpu_coupled_backward.inverse_backward, arguments, y_seq, state, rows=3 * groups)
+    _run(cpu_coupled_backward.inverse_backward, arguments, y_seq, state, rows=3 * groups)
 
 
 def anchored_backward(
@@ -174,14 +197,4 @@ def anchored_backward(
         as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, *state),
     )  # fmt: skip
     rows = groups * min(every, y_seq.shape[0])
-    _run_coupled(cpu_coupled_backward.anchored_backward, arguments, y_seq, state, rows)
-
-
-def _run_coupled(
-    kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, state: tuple[int, int, int], rows: int
-) -> None:
-    outer, _, inner = state
-    block = block_columns(rows, like.itemsize, outer * inner)
-    # Pieces begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
-    unit = block if inner >= block else inner * max(1, block // max(inner, 1))
-    run_columns(kernel, (*arguments, block), outer * inner, unit, like.numel())
+    _run(cpu_coupled_backward.anchored_backward, arguments, y_seq, state, rows)

@@ -128,11 +128,11 @@ def backward(
         _widen_or_fill(vbar[a:b], p[2] - p[2], states[1])
         if carries:
             cpu_lif.carrier_backward(
-                known, states[0, :n], arrived, states[1, :n], p, kind, soft, detach, made, states[2, :n], n, 0, n
+                known, states[0, :n], arrived, states[1, :n], p, kind, soft, detach, made, states[2, :n], n, n, 0, n
             )  # fmt: skip
         else:
             cpu_lif.lif_backward(
-                known, arrived, states[1, :n], p, kind, soft, detach, made, states[2, :n], n, 0, n
+                known, arrived, states[1, :n], p, kind, soft, detach, made, states[2, :n], n, n, 0, n
             )  # fmt: skip
         for t in range(steps):
             narrow(made[t], xbar[t, a:b])

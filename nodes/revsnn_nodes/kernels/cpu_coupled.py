@@ -8,8 +8,11 @@ order of `selection.coupled_parameters`.
 
 from typing import Any
 
+import numpy as np
+
+from revsnn_nodes.kernels.cpu_memory import following, preceding, read_ahead, row_of, settle, stream
 from revsnn_nodes.kernels.cpu_rows import charge_of, clamped, fired
-from revsnn_nodes.kernels.jit import exact
+from revsnn_nodes.kernels.jit import exact, exact_row
 
 
 @exact
@@ -36,7 +39,7 @@ def reset_membrane(charge: Any, gate: Any, rest: Any, alpha: Any, drop: Any, sof
     return charge - alpha * gate * (charge - rest)
 
 
-@exact
+@exact_row
 def _forward_row(drive: Any, partner: Any, v: Any, y: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
     tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[7], p[8], p[9]
     for j in range(y.shape[0]):
@@ -49,10 +52,11 @@ def _forward_row(drive: Any, partner: Any, v: Any, y: Any, p: Any, leak: Any, so
 @exact
 def coupled_forward(
     x: Any, v0: Any, p: Any, leak: Any, soft: bool, by_spike: bool, every: int,
-    y: Any, v: Any, anchors: Any, block: int, start: int, stop: int,
+    y: Any, v: Any, anchors: Any, streams: Any, piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes the output, the last membrane, and the membrane before steps every, 2 every, ... into `anchors`."""
     groups, inner = x.shape[2], x.shape[3]
+    rows = np.empty((groups, piece), x.dtype)
     column = start
     while column < stop:
         end = block_end(column, stop, inner, block)
@@ -66,9 +70,51 @@ def coupled_forward(
             if t % every == 0 and 0 < t // every <= anchors.shape[0]:
                 anchors[t // every - 1, first:last, :, a:b] = v[first:last, :, a:b]
             for o in range(first, last):
-                for i in range(groups):
-                    drive = x[t, o, 0, a:b] if i == 0 else y[t, o, i - 1, a:b]
-                    _forward_row(
-                        drive, x[t, o, (i + 1) % groups, a:b], v[o, i, a:b], y[t, o, i, a:b], p, leak, soft, by_spike
-                    )  # fmt: skip
+                _forward_step(x, y, v, t, o, a, b, rows, p, leak, soft, by_spike, streams, piece)
         column = end
+    settle()
+
+
+@exact
+def _forward_step(
+    x: Any, y: Any, v: Any, t: int, o: int, a: int, b: int, rows: Any,
+    p: Any, leak: Any, soft: bool, by_spike: bool, streams: Any, piece: int,
+) -> None:  # fmt: skip
+    """Step t for columns a to b of outer row o; `rows`, `[groups, piece]`, holds what will be streamed."""
+    groups = x.shape[2]
+    for c in range(a, b, piece):
+        n = min(c + piece, b) - c
+        for i in range(groups):
+            here = place(x, t, o, i, c)
+            partner = row_of(x, place(x, t, o, (i + 1) % groups, c), n)
+            w = row_of(v, (o * groups + i) * x.shape[3] + c, n)
+            if len(streams):
+                read_ahead(x, row_after(x, t, o, i, c, b - a))
+                drive = row_of(rows, (i - 1) * piece, n) if i else row_of(x, here, n)
+                _forward_row(drive, partner, w, row_of(rows, i * piece, n), p, leak, soft, by_spike)
+            else:
+                drive = row_of(y, place(x, t, o, i - 1, c), n) if i else row_of(x, here, n)
+                _forward_row(drive, partner, w, row_of(y, here, n), p, leak, soft, by_spike)
+        if len(streams):
+            for i in range(groups):
+                stream(row_of(y, place(x, t, o, i, c), n), row_of(rows, i * piece, n))
+
+
+@exact
+def place(x: Any, t: int, o: int, i: int, column: int) -> Any:
+    """A flat index in `[T, outer, groups, inner]`."""
+    return ((t * x.shape[1] + o) * x.shape[2] + i) * x.shape[3] + column
+
+
+@exact
+def row_after(x: Any, t: int, o: int, i: int, column: int, block: int) -> Any:
+    """See `cpu_memory.following`, for `[T, outer, groups, inner]`."""
+    steps, outer, groups, inner = x.shape
+    return following(t, steps, outer * groups * inner, (o * groups + i) * inner + column, block)
+
+
+@exact
+def row_before(x: Any, t: int, o: int, i: int, column: int, block: int) -> Any:
+    """See `cpu_memory.preceding`, for `[T, outer, groups, inner]`."""
+    steps, outer, groups, inner = x.shape
+    return preceding(t, steps, outer * groups * inner, (o * groups + i) * inner + column, block)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from revsnn_nodes.kernels.cpu_coupled import block_end, gate_of, reset_membrane
+from revsnn_nodes.kernels.cpu_coupled import block_end, gate_of, place, reset_membrane, row_after, row_before
+from revsnn_nodes.kernels.cpu_memory import read_ahead, row_of, write_ahead
 from revsnn_nodes.kernels.cpu_rows import charge_of, clamped, fired, phi_of
-from revsnn_nodes.kernels.jit import contracted, exact
+from revsnn_nodes.kernels.jit import contracted, contracted_row, exact, exact_row
 
 
-@contracted
+@contracted_row
 def _product_row(
     y: Any, charge: Any, vbar: Any, arrived: Any, before: Any, total: Any, partner: Any,
     p: Any, kind: Any, soft: bool, detach: bool, by_spike: bool,
@@ -38,26 +39,33 @@ def _product_row(
         total[j] = before[j] + gain * mbar
 
 
-@exact
+@contracted
 def _step_product(
-    y: Any, ybar: Any, xbar: Any, t: int, o: int, a: int, b: int,
-    charge: Any, vbar: Any, carry: Any, c: int, p: Any, kind: Any, soft: bool, detach: bool, by_spike: bool,
+    y: Any, ybar: Any, xbar: Any, t: int, o: int, a: int, b: int, charge: Any, vbar: Any, carry: Any, at: int,
+    piece: int, p: Any, kind: Any, soft: bool, detach: bool, by_spike: bool,
 ) -> None:  # fmt: skip
     """Vector-Jacobian product of step t for columns a to b of outer row o, groups from last to first.
 
-    `charge` and `vbar` are `[groups, block]`; these columns are at c in them. `carry` is `[3, block]`: the gradient on
-    its way from a group to the one before, in turn in rows 0 and 1, and that of the first group's input as a partner.
+    `charge` and `vbar` are `[groups, block]`; these columns are at `at` in them. `carry` is `[3, piece]`: the gradient
+    on its way from a group to the one before, in turn in rows 0 and 1, and that of the first group's input as a
+    partner.
     """
-    groups, d, n = y.shape[2], c + b - a, b - a
-    for i in range(groups - 1, -1, -1):
-        arrived = ybar[t, o, i, a:b] if i == groups - 1 else carry[(i + 1) % 2, :n]
-        before = ybar[t, o, i - 1, a:b] if i else carry[2, :n]
-        total = carry[i % 2, :n] if i else xbar[t, o, 0, a:b]
-        partner = carry[2, :n] if i == groups - 1 else xbar[t, o, i + 1, a:b]
-        _product_row(
-            y[t, o, i, a:b], charge[i, c:d], vbar[i, c:d], arrived, before, total, partner,
-            p, kind, soft, detach, by_spike,
-        )  # fmt: skip
+    groups, block = y.shape[2], vbar.shape[1]
+    for c in range(a, b, piece):
+        n = min(c + piece, b) - c
+        for i in range(groups - 1, -1, -1):
+            here, scratch = place(y, t, o, i, c), i * block + at + c - a
+            arrived = row_of(ybar, here, n) if i == groups - 1 else row_of(carry, (i + 1) % 2 * piece, n)
+            before = row_of(ybar, place(y, t, o, i - 1, c), n) if i else row_of(carry, 2 * piece, n)
+            total = row_of(carry, i % 2 * piece, n) if i else row_of(xbar, here, n)
+            partner = row_of(carry, 2 * piece, n) if i == groups - 1 else row_of(xbar, place(y, t, o, i + 1, c), n)
+            ahead = row_before(y, t, o, i, c, b - a)
+            read_ahead(ybar, ahead)
+            write_ahead(xbar, ahead)
+            _product_row(
+                row_of(y, here, n), row_of(charge, scratch, n), row_of(vbar, scratch, n), arrived, before, total,
+                partner, p, kind, soft, detach, by_spike,
+            )  # fmt: skip
 
 
 @exact
@@ -93,7 +101,7 @@ def _charge_after(y: Any, v: Any, rest: Any, alpha: Any, drop: Any, soft: bool) 
     return (v - opened * rest) / (type(y)(1) - opened)
 
 
-@exact
+@exact_row
 def _invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, soft: bool) -> None:
     """The last group of a step, backward in time; also writes the first group's input, which its output carries."""
     threshold, rest, alpha, drop = p[1], p[2], p[7], p[9]
@@ -105,7 +113,7 @@ def _invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, so
         v[j] = (m - gain * drive[j] - inflow) * unkeep
 
 
-@exact
+@exact_row
 def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, soft: bool) -> None:
     """Another group of a step, backward in time."""
     rest, alpha, drop = p[2], p[7], p[9]
@@ -117,17 +125,36 @@ def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, soft: bool) -> 
 
 
 @exact
+def _invert_step(
+    y: Any, t: int, o: int, a: int, b: int, v: Any, charge: Any, x_first: Any, at: int, piece: int, p: Any, soft: bool
+) -> None:
+    """Charges of step t, and the membranes before it, for columns a to b of outer row o, at `at` in scratch."""
+    groups, block = y.shape[2], v.shape[1]
+    for c in range(a, b, piece):
+        n = min(c + piece, b) - c
+        for i in range(groups - 1, -1, -1):
+            read_ahead(y, row_before(y, t, o, i, c, b - a))
+            scratch = i * block + at + c - a
+            here = row_of(y, place(y, t, o, i, c), n)
+            drive = row_of(y, place(y, t, o, i - 1, c), n) if i else row_of(x_first, 0, n)
+            w, h = row_of(v, scratch, n), row_of(charge, scratch, n)
+            if i == groups - 1:
+                _invert_last_row(here, drive, w, h, row_of(x_first, 0, n), p, soft)
+            else:
+                _invert_row(here, drive, w, h, p, soft)
+
+
+@exact
 def inverse_backward(
     y: Any, v_last: Any, ybar: Any, vbar_last: Any, p: Any, kind: Any, soft: bool, detach: bool,
-    xbar: Any, vbar0: Any, block: int, start: int, stop: int,
+    xbar: Any, vbar0: Any, piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes the gradient of the input, and of the first membrane unless an empty array is given for it."""
     groups, inner = y.shape[2], y.shape[3]
     v = np.empty((groups, block), y.dtype)
     vbar = np.empty((groups, block), y.dtype)
     charge = np.empty((groups, block), y.dtype)
-    carry = np.empty((3, block), y.dtype)
-    x_first = carry[2]
+    carry = np.empty((3, piece), y.dtype)
     zero = type(p[0])(0)
     column = start
     while column < stop:
@@ -138,23 +165,16 @@ def inverse_backward(
         _load(vbar, vbar_last, zero, first, last, a, b)
         for t in range(y.shape[0] - 1, -1, -1):
             for o in range(first, last):
-                c = (o - first) * (b - a)
-                d = c + b - a
-                i = groups - 1
-                _invert_last_row(
-                    y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[i, c:d], x_first[: b - a], p, soft
-                )  # fmt: skip
-                for i in range(groups - 2, -1, -1):
-                    drive = y[t, o, i - 1, a:b] if i else x_first[: b - a]
-                    _invert_row(y[t, o, i, a:b], drive, v[i, c:d], charge[i, c:d], p, soft)
+                at = (o - first) * (b - a)
+                _invert_step(y, t, o, a, b, v, charge, carry[2], at, piece, p, soft)
                 _step_product(
-                    y, ybar, xbar, t, o, a, b, charge, vbar, carry, c, p, kind, soft, detach, False
+                    y, ybar, xbar, t, o, a, b, charge, vbar, carry, at, piece, p, kind, soft, detach, False
                 )  # fmt: skip
         _store(vbar, vbar0, first, last, a, b)
         column = end
 
 
-@exact
+@exact_row
 def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
     """A group of a step, forward in time, from the membrane before it and the output."""
     tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[7], p[9]
@@ -164,32 +184,49 @@ def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, leak: Any, 
         v[j] = reset_membrane(m, gate_of(y[j], m, threshold, by_spike), rest, alpha, drop, soft)
 
 
-@exact
-def _regenerate_last_row(
-    y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, leak: Any, soft: bool, by_spike: bool
-) -> None:
-    """As `_regenerate_row`; also writes the first group's input, which the last group's output carries."""
-    tau, threshold, rest, alpha, drop, unscale = p[0], p[1], p[2], p[7], p[9], type(p[8])(1) / p[8]
+@exact_row
+def _first_inputs(y: Any, charge: Any, x: Any, threshold: Any, beta: Any) -> None:
+    """Writes the first group's input, which the last group's output carries."""
+    unscale = type(beta)(1) / beta
     for j in range(y.shape[0]):
-        m = charge_of(drive[j], v[j], tau, rest, leak)
-        charge[j] = m
-        x[j] = (y[j] - fired(m, threshold)) * unscale
-        v[j] = reset_membrane(m, gate_of(y[j], m, threshold, by_spike), rest, alpha, drop, soft)
+        x[j] = (y[j] - fired(charge[j], threshold)) * unscale
+
+
+@exact
+def _regenerate_step(
+    y: Any, ybar: Any, t: int, to_step: int, o: int, a: int, b: int, v: Any, charge: Any, x_first: Any, at: int,
+    piece: int, p: Any, leak: Any, soft: bool, by_spike: bool,
+) -> None:  # fmt: skip
+    """Charges of step t, before `to_step`, and the membranes after it; places as in `_invert_step`."""
+    groups, block = y.shape[2], v.shape[1]
+    for c in range(a, b, piece):
+        n = min(c + piece, b) - c
+        for k in range(1, groups + 1):
+            i = k % groups  # the first group comes last: its input is known when the last group's charge is
+            if t + 1 < to_step:
+                read_ahead(y, row_after(y, t, o, i, c, b - a))
+            else:
+                read_ahead(ybar, place(y, t, o, i, c))
+            scratch = i * block + at + c - a
+            here, h = row_of(y, place(y, t, o, i, c), n), row_of(charge, scratch, n)
+            drive = row_of(y, place(y, t, o, i - 1, c), n) if i else row_of(x_first, 0, n)
+            _regenerate_row(here, drive, row_of(v, scratch, n), h, p, leak, soft, by_spike)
+            if i == groups - 1:
+                _first_inputs(here, h, row_of(x_first, 0, n), p[1], p[8])
 
 
 @exact
 def anchored_backward(
     y: Any, v0: Any, anchors: Any, ybar: Any, vbar_last: Any, p: Any, kind: Any,
     leak: Any, soft: bool, detach: bool, by_spike: bool, every: int,
-    xbar: Any, vbar0: Any, block: int, start: int, stop: int,
+    xbar: Any, vbar0: Any, piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """As `inverse_backward`; the charges of a segment are regenerated forward into scratch, from its anchor."""
     steps, groups, inner = y.shape[0], y.shape[2], y.shape[3]
     v = np.empty((groups, block), y.dtype)
     vbar = np.empty((groups, block), y.dtype)
     charge = np.empty((min(every, steps), groups, block), y.dtype)
-    carry = np.empty((3, block), y.dtype)
-    x_first = carry[2]
+    carry = np.empty((3, piece), y.dtype)
     zero = type(p[0])(0)
     column = start
     while column < stop:
@@ -199,33 +236,18 @@ def anchored_backward(
         _load(vbar, vbar_last, zero, first, last, a, b)
         for segment in range((steps - 1) // every, -1, -1):
             from_step, to_step = segment * every, min(steps, (segment + 1) * every)
-            if segment == 0:
-                _load(v, v0, p[2], first, last, a, b)
-            else:
-                _load(v, anchors[segment - 1], p[2], first, last, a, b)
+            _load(v, anchors[segment - 1] if segment else v0, p[2], first, last, a, b)
             for t in range(from_step, to_step):
                 for o in range(first, last):
-                    c = (o - first) * (b - a)
-                    d = c + b - a
-                    s = t - from_step
-                    for i in range(1, groups - 1):
-                        _regenerate_row(
-                            y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[s, i, c:d], p, leak, soft, by_spike
-                        )  # fmt: skip
-                    i = groups - 1
-                    _regenerate_last_row(
-                        y[t, o, i, a:b], y[t, o, i - 1, a:b], v[i, c:d], charge[s, i, c:d], x_first[: b - a],
-                        p, leak, soft, by_spike,
-                    )  # fmt: skip
-                    _regenerate_row(
-                        y[t, o, 0, a:b], x_first[: b - a], v[0, c:d], charge[s, 0, c:d], p, leak, soft, by_spike
+                    _regenerate_step(
+                        y, ybar, t, to_step, o, a, b, v, charge[t - from_step], carry[2], (o - first) * (b - a),
+                        piece, p, leak, soft, by_spike,
                     )  # fmt: skip
             for t in range(to_step - 1, from_step - 1, -1):
                 for o in range(first, last):
-                    c = (o - first) * (b - a)
                     _step_product(
-                        y, ybar, xbar, t, o, a, b, charge[t - from_step], vbar, carry, c, p, kind,
-                        soft, detach, by_spike,
+                        y, ybar, xbar, t, o, a, b, charge[t - from_step], vbar, carry, (o - first) * (b - a),
+                        piece, p, kind, soft, detach, by_spike,
                     )  # fmt: skip
         _store(vbar, vbar0, first, last, a, b)
         column = end

@@ -1,6 +1,7 @@
 """Large pages for large results: the first write to a small page costs more than the arithmetic of its elements."""
 
 import ctypes
+import mmap
 import sys
 from functools import cache
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 LARGE_BYTES = 8 << 20
 """Smaller results often lie in memory that was written before."""
 
-_LARGE_PAGE = 2 << 20
+_PAGE = mmap.PAGESIZE
 _MADV_HUGEPAGE = 14
 
 
@@ -28,10 +29,11 @@ def _madvise() -> Any:
 def advise_large_pages(tensor: Tensor) -> None:
     """Asks the kernel to back a fresh CPU tensor by pages of 2 MiB, as torch does under THP_MEM_ALLOC_ENABLE=1.
 
-    Advice only: it covers whole large pages inside the tensor, changes no byte, and may be refused.
+    Advice only: it changes no byte, and may be refused. It covers the small pages that the tensor begins and ends in,
+    so that a mapping made for it alone is covered as a whole: parts of large pages at its ends would stay small.
     """
     if tensor.nbytes < LARGE_BYTES or (madvise := _madvise()) is None:
         return
-    start = -(-tensor.data_ptr() // _LARGE_PAGE) * _LARGE_PAGE
-    stop = (tensor.data_ptr() + tensor.nbytes) // _LARGE_PAGE * _LARGE_PAGE
+    start = tensor.data_ptr() // _PAGE * _PAGE
+    stop = -(-(tensor.data_ptr() + tensor.nbytes) // _PAGE) * _PAGE
     madvise(start, stop - start, _MADV_HUGEPAGE)
