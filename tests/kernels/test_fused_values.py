@@ -103,6 +103,7 @@ def test_pieces_of_threads_join(name, threads):
 def test_large_sequences_take_another_way_through_memory(name, shape, dtype, monkeypatch):
     """Rows done in pieces, streamed where they are whole lines, give the same bits; rows long and short."""
     monkeypatch.setattr(cpu, "LARGE_BYTES", 0)
+    monkeypatch.setattr(cpu, "STREAM_BYTES", 0)
     torch.set_num_threads(2)
     groups = {"groups": 3, "group_dim": 1} if name in COUPLED and len(shape) > 2 else {}
     anchors = {"anchor_every": 2} if name == "revlif-anchored" else {}

@@ -30,23 +30,27 @@ SCRATCH_BYTES = 1 << 19
 
 MOST_SCRATCH_BYTES = 1 << 22
 
-LARGE_BYTES = 32 << 20
-"""A sequence this large does not stay in the caches until it is read again: see `cpu_memory`."""
+LARGE_BYTES = 16 << 20
+"""The rows of a sequence this large come from memory: backward passes ask for them ahead (see `cpu_memory`)."""
 
-LARGE_COLUMNS = 1 << 11
-"""Columns of a block of a large sequence, at most: what was asked for ahead must not be pushed out again."""
+STREAM_BYTES = 128 << 20
+"""So large a result has left the caches before it is read again: forward passes write it past them."""
+
+COLUMNS_OF_PIECES = 1 << 11
+"""Columns of a block done in pieces, at most: what was asked for ahead must not be pushed out again."""
 
 
-def block_columns(rows: int, like: Tensor, columns: int) -> int:
+def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> int:
     """Columns of a block: a power of two.
 
     Args:
         rows: of scratch, for every column.
-        like: the sequence.
+        itemsize: bytes of an element.
         columns: how many there are in all; every thread gets several blocks.
+        by_pieces: whether rows are done in pieces.
     """
-    block = LARGE_COLUMNS if like.nbytes >= LARGE_BYTES else MOST_COLUMNS
-    row_bytes, pieces = rows * like.itemsize, torch.get_num_threads() * PIECES_PER_THREAD
+    block = COLUMNS_OF_PIECES if by_pieces else MOST_COLUMNS
+    row_bytes, pieces = rows * itemsize, torch.get_num_threads() * PIECES_PER_THREAD
     while block > FEW_COLUMNS and (row_bytes * block > SCRATCH_BYTES or block * pieces > columns):
         block //= 2
     while block > 1 and row_bytes * block > MOST_SCRATCH_BYTES:
@@ -70,14 +74,15 @@ def _run(
         rows: of scratch that a backward pass needs, for every column; 0 for a forward pass, which may stream.
     """
     outer, _, inner = state
-    block = block_columns(max(rows, 1), like, outer * inner)
-    large = like.nbytes >= LARGE_BYTES
-    if not rows:
-        large = large and inner * like.itemsize % LINE_BYTES == 0  # what is streamed must be whole lines
-        arguments = (*arguments, (0,) * large)
+    if rows:
+        by_pieces = like.nbytes >= LARGE_BYTES
+    else:
+        by_pieces = like.nbytes >= STREAM_BYTES and inner * like.itemsize % LINE_BYTES == 0
+        arguments = (*arguments, (0,) * by_pieces)
+    block = block_columns(max(rows, 1), like.itemsize, outer * inner, by_pieces)
     # Threads begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
     unit = block if inner >= block else inner * max(1, block // max(inner, 1))
-    run_columns(kernel, (*arguments, PIECE if large else block, block), outer * inner, unit, like.numel())
+    run_columns(kernel, (*arguments, PIECE if by_pieces else block, block), outer * inner, unit, like.numel())
 
 
 def as_numbers(p: list[float], like: Tensor) -> Any:
