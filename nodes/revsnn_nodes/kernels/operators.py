@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revsnn_nodes.kernels.pages import advise_large_pages
+from revsnn_nodes.kernels.pages import prepare
 
 SCHEMAS = {
     "lif_forward": "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool keep) -> (Tensor, Tensor, Tensor)",
@@ -108,7 +108,7 @@ def _define(name: str, schema: str) -> None:
     def on_cpu(*arguments: Any) -> tuple[Tensor, ...]:
         made = results(name, *arguments)
         for result in made:
-            advise_large_pages(result)
+            prepare(result)
         implementation: Callable[..., None] = getattr(_cpu_module(name, arguments[0].dtype), name)
         implementation(made, *arguments)
         return made
