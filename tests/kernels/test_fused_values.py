@@ -101,7 +101,7 @@ def test_pieces_of_threads_join(name, threads):
 @pytest.mark.parametrize("shape", [(2, 9008), (2, 9002), (2, 6, 50, 16), (500, 12), (1, 6, 3040)], ids=str)
 @pytest.mark.parametrize("name", FUSED)
 def test_large_sequences_take_another_way_through_memory(name, shape, dtype, monkeypatch):
-    """Rows done in pieces, streamed where they are whole lines, give the same bits; rows long and short."""
+    """Rows in pieces, streamed where they are whole lines: the same bits; rows long and short."""
     monkeypatch.setattr(cpu, "LARGE_BYTES", 0)
     monkeypatch.setattr(cpu, "STREAM_BYTES", 0)
     torch.set_num_threads(2)

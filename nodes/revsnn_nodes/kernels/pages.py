@@ -38,7 +38,7 @@ def _madvise() -> Any:
 
 
 def prepare(tensor: Tensor) -> None:
-    """Backs a fresh CPU tensor by pages of 2 MiB where the system has them, and gets all pages of one that must be fresh.
+    """Backs a new CPU tensor by pages of 2 MiB where the system has them, and gets the pages of a large one now.
 
     The first is what torch does under THP_MEM_ALLOC_ENABLE=1. Both are advice: they change no byte that was written,
     and may be refused.
