@@ -235,9 +235,9 @@ def test_error_in_a_kernel_reaches_the_caller():
 
 def test_compiled_kernels_are_cached_by_all_their_sources():
     """Else numba would reuse a kernel after a change of what it calls, or compile it anew in every process."""
-    from revsnn_nodes.kernels import cpu_coupled_backward, cpu_lif, jit
+    from revsnn_nodes.kernels import cpu_carrier, cpu_coupled_backward, jit
 
-    for kernel in (cpu_lif.carrier_backward, cpu_coupled_backward.anchored_backward):
+    for kernel in (cpu_carrier.carrier_backward, cpu_coupled_backward.anchored_backward):
         assert kernel._cache._cache_file._source_stamp == jit._SOURCES
 
 

@@ -88,6 +88,17 @@ def test_segments_of_any_length(every, gate):
     assert_agree("revlif-anchored", Problem(steps=6, seed=7), anchor_every=every, reset_gate=gate)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("steps", [1, 5, 6, 9])
+def test_long_sequences_of_a_carrier_are_regenerated_in_segments(steps, large, dtype, monkeypatch):
+    """Segments of three steps, whole and broken: the gradients of one segment."""
+    monkeypatch.setattr(cpu, "SEGMENT", 3)
+    if large:
+        monkeypatch.setattr(cpu, "LARGE_BYTES", 0)
+    assert_agree("lif-carrier", Problem(steps=steps, shape=(2, 1300), seed=11).to(dtype))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", FUSED)
 def test_pieces_of_threads_join(name, threads):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revsnn_nodes.kernels import cpu_coupled, cpu_coupled_backward, cpu_lif
+from revsnn_nodes.kernels import cpu_carrier, cpu_coupled, cpu_coupled_backward, cpu_lif
 from revsnn_nodes.kernels.cpu_memory import LINE_BYTES, PIECE
 from revsnn_nodes.kernels.operators import grouped
 from revsnn_nodes.kernels.threads import PIECES_PER_THREAD, run_columns
@@ -29,6 +29,9 @@ SCRATCH_BYTES = 1 << 19
 """A block keeps its scratch in the second-level cache, if the sequence is not too long for that."""
 
 MOST_SCRATCH_BYTES = 1 << 22
+
+SEGMENT = 64
+"""Steps whose charges a carrier's backward pass holds at once; with more, it goes over the output once more."""
 
 LARGE_BYTES = 16 << 20
 """The rows of a sequence this large come from memory: backward passes ask for them ahead (see `cpu_memory`)."""
@@ -128,7 +131,7 @@ def lif_backward(
 
 
 def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool) -> None:
-    """See `cpu_lif.carrier_forward`."""
+    """See `cpu_carrier.carrier_forward`."""
     columns = x_seq[0].numel()
     whole = (x_seq.shape[0], columns)
     leak, numbers = leak_code(p, decay, x_seq)
@@ -136,22 +139,22 @@ def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[floa
         as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft,
         as_array(made[0], x_seq, *whole), as_array(made[1], x_seq, columns),
     )  # fmt: skip
-    _run(cpu_lif.carrier_forward, arguments, x_seq, (1, 1, columns))
+    _run(cpu_carrier.carrier_forward, arguments, x_seq, (1, 1, columns))
 
 
 def carrier_backward(
     made: Results, y_seq: Tensor, v: Tensor | None, ybar_seq: Tensor | None, vbar: Tensor | None, p: list[float],
     kind: int, soft: bool, detach: bool, need_v: bool,
 ) -> None:  # fmt: skip
-    """See `cpu_lif.carrier_backward`."""
+    """See `cpu_carrier.carrier_backward`."""
     steps, columns = y_seq.shape[0], y_seq[0].numel()
     whole = (steps, columns)
     arguments = (
         as_array(y_seq, y_seq, *whole), as_array(v, y_seq, columns), as_array(arriving(ybar_seq, y_seq), y_seq, *whole),
         as_array(vbar, y_seq, columns), as_numbers(p, y_seq), (0,) * kind, soft, detach,
-        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, columns),
+        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, columns), SEGMENT,
     )  # fmt: skip
-    _run(cpu_lif.carrier_backward, arguments, y_seq, (1, 1, columns), rows=steps)
+    _run(cpu_carrier.carrier_backward, arguments, y_seq, (1, 1, columns), min(steps, SEGMENT) + steps // SEGMENT)
 
 
 def coupled_forward(

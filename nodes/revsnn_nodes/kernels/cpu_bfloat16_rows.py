@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from revsnn_nodes.kernels import cpu_lif
+from revsnn_nodes.kernels import cpu_carrier, cpu_lif
 from revsnn_nodes.kernels.cpu_rows import charge_of, clamped, fired, reset_of
 from revsnn_nodes.kernels.jit import exact
 
@@ -112,7 +112,7 @@ def backward(
     kept: Any, v0: Any, ybar: Any, vbar: Any, p: Any, kind: Any, soft: bool, detach: bool, carries: bool,
     xbar: Any, vbar0: Any, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """As `cpu_lif.carrier_backward` from the output, or `cpu_lif.lif_backward` from the charges."""
+    """As `cpu_carrier.carrier_backward` from the output, or `cpu_lif.lif_backward` from the charges."""
     steps = kept.shape[0]
     scratch = np.empty((3, steps * block), np.float32)
     states = np.empty((3, block), np.float32)
@@ -127,8 +127,9 @@ def backward(
         _widen_or_fill(v0[a:b], p[2], states[0])
         _widen_or_fill(vbar[a:b], p[2] - p[2], states[1])
         if carries:
-            cpu_lif.carrier_backward(
-                known, states[0, :n], arrived, states[1, :n], p, kind, soft, detach, made, states[2, :n], n, n, 0, n
+            cpu_carrier.carrier_backward(
+                known, states[0, :n], arrived, states[1, :n], p, kind, soft, detach, made, states[2, :n],
+                steps, n, n, 0, n,
             )  # fmt: skip
         else:
             cpu_lif.lif_backward(
