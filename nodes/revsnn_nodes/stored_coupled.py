@@ -22,6 +22,7 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     Args: see `CoupledParameters` and `SpikingNode`.
     """
 
+    fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
     reset_gate_choice = False
 
     def __init__(

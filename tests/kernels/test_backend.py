@@ -46,12 +46,13 @@ def test_unsupported_cases_fall_back_or_raise(x, options, reason):
         make("lif", backend="fused", **options)(x)
 
 
-@pytest.mark.parametrize("name", ["revlif", "revlif-anchored"])
-def test_coupled_nodes_fall_back_in_bfloat16(name):
-    """Their spikes are decided again in the backward pass, from rounded outputs; the reason names the types."""
+@pytest.mark.parametrize("name", FUSED)
+def test_float16_falls_back(name):
+    """No kernel for the CPU takes it; the reason names the types."""
     node = make(name, backend="auto")
-    node(torch.zeros(2, 1, 4, dtype=torch.bfloat16))
-    reason = f"the fused kernels of {type(node).__name__} for the CPU take float32 and float64, not bfloat16"
+    node(torch.zeros(2, 1, 4, dtype=torch.float16))
+    types = "take float32 and float64 and bfloat16, not float16"
+    reason = f"the fused kernels of {type(node).__name__} for the CPU {types}"
     assert (node.backend_in_use, node.backend_reason) == ("torch", reason)
 
 

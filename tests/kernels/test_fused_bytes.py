@@ -19,7 +19,7 @@ FORMS = {
 """States kept from forward to backward, beside the output."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", FORMS)
 def test_kept_bytes(name, steps, dtype):

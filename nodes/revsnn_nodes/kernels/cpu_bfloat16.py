@@ -1,4 +1,7 @@
-"""The operators of LIF and carrier LIF on CPU tensors in bfloat16: see `cpu`. Kernels: `cpu_bfloat16_rows`."""
+"""The operators of LIF and carrier LIF on CPU tensors in bfloat16: see `cpu`. Kernels: `cpu_bfloat16_rows`.
+
+Those of the coupled LIF: `cpu_bfloat16_coupled`.
+"""
 
 from typing import Any
 
@@ -21,17 +24,23 @@ SCRATCH_BYTES = 1 << 19
 _SINGLE = torch.empty(0)
 
 
-def _bits(tensor: Tensor | None, *shape: int) -> Any:
+def bits_of(tensor: Tensor | None, *shape: int) -> Any:
     """The bits of a tensor, or the empty array that stands for none; copied only where not contiguous."""
     if tensor is None:
         return np.empty((0,) * len(shape), np.uint16)
     return tensor.detach().contiguous().view(torch.int16).numpy().view(np.uint16).reshape(shape)
 
 
-def _run(kernel: Any, arguments: tuple[Any, ...], like: Tensor, rows: int) -> None:
-    columns, block = like[0].numel(), MOST_COLUMNS
+def block_columns(rows: int) -> int:
+    """Columns of a block, a power of two, with so many rows of float32 scratch."""
+    block = MOST_COLUMNS
     while block > FEWEST_COLUMNS and rows * block * 4 > SCRATCH_BYTES:
         block //= 2
+    return block
+
+
+def _run(kernel: Any, arguments: tuple[Any, ...], like: Tensor, rows: int) -> None:
+    columns, block = like[0].numel(), block_columns(rows)
     run_columns(kernel, (*arguments, block), columns, block, like.numel())
 
 
@@ -42,8 +51,8 @@ def _forward(
     whole = (x_seq.shape[0], columns)
     leak, numbers = leak_code(p, decay, _SINGLE)
     arguments = (
-        _bits(x_seq, *whole), _bits(v, columns), numbers, leak, soft, carries,
-        _bits(made[0], *whole), _bits(made[1], columns), _bits(made[2] if keep else None, *whole),
+        bits_of(x_seq, *whole), bits_of(v, columns), numbers, leak, soft, carries,
+        bits_of(made[0], *whole), bits_of(made[1], columns), bits_of(made[2] if keep else None, *whole),
     )  # fmt: skip
     _run(cpu_bfloat16_rows.forward, arguments, x_seq, rows=4)
 
@@ -56,8 +65,9 @@ def _backward(
     whole = (kept.shape[0], columns)
     arrived = arriving(ybar_seq, kept)
     arguments = (
-        _bits(kept, *whole), _bits(v, columns), _bits(arrived, *whole), _bits(vbar, columns), as_numbers(p, _SINGLE),
-        (0,) * kind, soft, detach, carries, _bits(made[0], *whole), _bits(made[1] if need_v else None, columns),
+        bits_of(kept, *whole), bits_of(v, columns), bits_of(arrived, *whole), bits_of(vbar, columns),
+        as_numbers(p, _SINGLE), (0,) * kind, soft, detach, carries,
+        bits_of(made[0], *whole), bits_of(made[1] if need_v else None, columns),
     )  # fmt: skip
     _run(cpu_bfloat16_rows.backward, arguments, kept, rows=4 * kept.shape[0])
 

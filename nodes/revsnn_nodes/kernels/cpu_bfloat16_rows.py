@@ -15,7 +15,7 @@ from revsnn_nodes.kernels.jit import exact
 
 
 @exact
-def _upper_half(value: Any) -> Any:
+def upper_half(value: Any) -> Any:
     """The bits of a float32, rounded to nearest even, as those of a bfloat16."""
     bits = np.float32(value).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -24,9 +24,9 @@ def _upper_half(value: Any) -> Any:
 
 
 @exact
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """A float32 rounded to bfloat16."""
-    return np.uint32(_upper_half(value) << np.uint32(16)).view(np.float32)
+    return np.uint32(upper_half(value) << np.uint32(16)).view(np.float32)
 
 
 @exact
@@ -41,7 +41,7 @@ def widen(source: Any, target: Any) -> None:
 def narrow(source: Any, target: Any) -> None:
     """Writes a row of float32 as bfloat16."""
     for j in range(target.shape[0]):
-        target[j] = np.uint16(_upper_half(source[j]))
+        target[j] = np.uint16(upper_half(source[j]))
 
 
 @exact
@@ -57,11 +57,11 @@ def _widen_or_fill(source: Any, other: Any, target: Any) -> None:
 def _step_row(x: Any, v: Any, y: Any, charge: Any, tau: Any, threshold: Any, rest: Any, leak: Any, soft: bool) -> None:
     """Charge, fire, reset; writes spike and charge."""
     for j in range(x.shape[0]):
-        h = _rounded(charge_of(x[j], v[j], tau, rest, leak))
+        h = rounded(charge_of(x[j], v[j], tau, rest, leak))
         s = fired(h, threshold)
         y[j] = s
         charge[j] = h
-        v[j] = _rounded(reset_of(h, s, threshold, rest, soft))
+        v[j] = rounded(reset_of(h, s, threshold, rest, soft))
 
 
 @exact

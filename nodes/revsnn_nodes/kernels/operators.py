@@ -92,11 +92,13 @@ def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, i
 
 def _cpu_module(name: str, dtype: torch.dtype) -> Any:
     """Where the operator is implemented for CPU tensors of a type."""
-    from revsnn_nodes.kernels import cpu, cpu_bfloat16, cpu_norm
+    from revsnn_nodes.kernels import cpu, cpu_bfloat16, cpu_bfloat16_coupled, cpu_norm
 
     if name in CPU_ONLY:
         return cpu_norm
-    return cpu_bfloat16 if dtype is torch.bfloat16 else cpu
+    if dtype is not torch.bfloat16:
+        return cpu
+    return cpu_bfloat16_coupled if hasattr(cpu_bfloat16_coupled, name) else cpu_bfloat16
 
 
 def _define(name: str, schema: str) -> None:
