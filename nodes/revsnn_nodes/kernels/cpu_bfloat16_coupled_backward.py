@@ -12,7 +12,7 @@ import numpy as np
 from revsnn_nodes.kernels.cpu_bfloat16_coupled_rows import carried_input, load, store
 from revsnn_nodes.kernels.cpu_bfloat16_rows import rounded
 from revsnn_nodes.kernels.cpu_coupled import block_end, gate_of, reset_membrane
-from revsnn_nodes.kernels.cpu_coupled_backward import _invert_last_row, _invert_row, _step_product
+from revsnn_nodes.kernels.cpu_coupled_backward import invert_last_row, invert_row, step_product
 from revsnn_nodes.kernels.cpu_rows import charge_of
 from revsnn_nodes.kernels.jit import exact
 
@@ -23,9 +23,10 @@ def _step_gradient(
     p: Any, kind: Any, soft: bool, detach: bool, by_spike: bool,
 ) -> None:  # fmt: skip
     """Vector-Jacobian product of a step; `rows` is `[3, 1, 1, groups, block]` scratch that begins with its output."""
+    n = (last - first) * (b - a)
     load(ybar, p[2], first, last, a, b, rows[1, 0, 0])
-    _step_product(
-        rows[0], rows[1], rows[2], 0, 0, 0, (last - first) * (b - a), charge, vbar, carry, 0,
+    step_product(
+        rows[0], rows[1], rows[2], 0, 0, 0, n, charge, vbar, carry, 0, n,
         p, kind, soft, detach, by_spike,
     )  # fmt: skip
     store(rows[2, 0, 0], first, last, a, b, xbar)
@@ -56,10 +57,10 @@ def inverse_backward(
         for t in range(y.shape[0] - 1, -1, -1):
             load(y[t], zero, first, last, a, b, outs)
             i = groups - 1
-            _invert_last_row(outs[i, :n], outs[i - 1, :n], v[i, :n], charge[i, :n], carry[2, :n], p, soft)
+            invert_last_row(outs[i, :n], outs[i - 1, :n], v[i, :n], charge[i, :n], carry[2, :n], p, soft)
             for i in range(groups - 2, -1, -1):
                 drive = outs[i - 1, :n] if i else carry[2, :n]
-                _invert_row(outs[i, :n], drive, v[i, :n], charge[i, :n], p, soft)
+                invert_row(outs[i, :n], drive, v[i, :n], charge[i, :n], p, soft)
             _step_gradient(
                 ybar[t], xbar[t], first, last, a, b, charge, vbar, rows, carry, p, kind, soft, detach, False
             )  # fmt: skip

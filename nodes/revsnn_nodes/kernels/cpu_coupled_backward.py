@@ -40,7 +40,7 @@ def _product_row(
 
 
 @contracted
-def _step_product(
+def step_product(
     y: Any, ybar: Any, xbar: Any, t: int, o: int, a: int, b: int, charge: Any, vbar: Any, carry: Any, at: int,
     piece: int, p: Any, kind: Any, soft: bool, detach: bool, by_spike: bool,
 ) -> None:  # fmt: skip
@@ -102,7 +102,7 @@ def _charge_after(y: Any, v: Any, rest: Any, alpha: Any, drop: Any, soft: bool) 
 
 
 @exact_row
-def _invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, soft: bool) -> None:
+def invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, soft: bool) -> None:
     """The last group of a step, backward in time; also writes the first group's input, which its output carries."""
     threshold, rest, alpha, drop = p[1], p[2], p[7], p[9]
     unkeep, gain, inflow, unscale = type(p[3])(1) / p[3], p[4], p[10], type(p[8])(1) / p[8]
@@ -114,7 +114,7 @@ def _invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, so
 
 
 @exact_row
-def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, soft: bool) -> None:
+def invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, soft: bool) -> None:
     """Another group of a step, backward in time."""
     rest, alpha, drop = p[2], p[7], p[9]
     unkeep, gain, inflow = type(p[3])(1) / p[3], p[4], p[10]
@@ -139,9 +139,9 @@ def _invert_step(
             drive = row_of(y, place(y, t, o, i - 1, c), n) if i else row_of(x_first, 0, n)
             w, h = row_of(v, scratch, n), row_of(charge, scratch, n)
             if i == groups - 1:
-                _invert_last_row(here, drive, w, h, row_of(x_first, 0, n), p, soft)
+                invert_last_row(here, drive, w, h, row_of(x_first, 0, n), p, soft)
             else:
-                _invert_row(here, drive, w, h, p, soft)
+                invert_row(here, drive, w, h, p, soft)
 
 
 @exact
@@ -167,7 +167,7 @@ def inverse_backward(
             for o in range(first, last):
                 at = (o - first) * (b - a)
                 _invert_step(y, t, o, a, b, v, charge, carry[2], at, piece, p, soft)
-                _step_product(
+                step_product(
                     y, ybar, xbar, t, o, a, b, charge, vbar, carry, at, piece, p, kind, soft, detach, False
                 )  # fmt: skip
         _store(vbar, vbar0, first, last, a, b)
@@ -245,7 +245,7 @@ def anchored_backward(
                     )  # fmt: skip
             for t in range(to_step - 1, from_step - 1, -1):
                 for o in range(first, last):
-                    _step_product(
+                    step_product(
                         y, ybar, xbar, t, o, a, b, charge[t - from_step], vbar, carry, (o - first) * (b - a),
                         piece, p, kind, soft, detach, by_spike,
                     )  # fmt: skip
