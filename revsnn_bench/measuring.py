@@ -35,6 +35,8 @@ class Settings(BaseModel):
             for cases that compile something, and none of the usual ones.
         target_s: timed seconds to aim for per case, the standard LIF's rounds included.
         min_rounds, max_rounds: bounds on the number of timed rounds.
+        keep_freed: whether the timed process keeps all memory that it frees, so that no page is new; see
+            `meters.timing.set_steady_state_malloc`.
         epochs: epochs of training for accuracy in the workload `digits-net`, 0 for none; other networks are trained
             where their case gives a number of epochs.
     """
@@ -45,6 +47,7 @@ class Settings(BaseModel):
     target_s: float = Field(default=0.3, gt=0)
     min_rounds: int = Field(default=5, ge=1)
     max_rounds: int = Field(default=50, ge=1)
+    keep_freed: bool = False
     epochs: int = Field(default=0, ge=0)
 
 
@@ -104,17 +107,18 @@ def _flops(case: Case) -> FlopsRecord:
 
 
 def _time(case: Case, settings: Settings) -> TimeRecord:
-    set_steady_state_malloc()
+    kept = set_steady_state_malloc(settings.keep_freed)
     # A function that once ran under a dispatch mode, as attribution uses, torch.compile leaves eager from then on.
     torch.compiler.reset()
     reference = None if case == case.point else build(case.point)
-    return measure_time(
+    record = measure_time(
         build(case),
         reference,
         target_s=settings.target_s,
         min_rounds=settings.min_rounds,
         max_rounds=settings.max_rounds,
     )
+    return record.model_copy(update={"freed_memory_kept": kept and settings.keep_freed})
 
 
 def _disagreement(fidelity: FidelityRecord) -> str:

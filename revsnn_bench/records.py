@@ -109,6 +109,7 @@ class TimeRecord(_Frozen):
         rounds_contended: rounds kept in spite of that, because too few were left alone.
         load_before, load_after: load average over one minute.
         threads: threads of intra-op parallelism.
+        freed_memory_kept: whether the process kept all that it freed, at any size, so that no page was new.
     """
 
     forward_time_s: tuple[float, ...]
@@ -122,6 +123,7 @@ class TimeRecord(_Frozen):
     load_before: float
     load_after: float
     threads: int
+    freed_memory_kept: bool = False
 
 
 class FidelityRecord(_Frozen):

@@ -68,6 +68,10 @@ def run(
     threads: Annotated[str, _values("Threads of each worker; torch's default if not given.", _RUN)] = "",
     passes: Annotated[str, _values("Passes among compile, memory, flops, fidelity, time; all by default.", _RUN)] = "",
     target: Annotated[float, typer.Option(help="Timed seconds to aim for per case.", rich_help_panel=_RUN)] = 0.1,
+    keep_freed: Annotated[
+        bool,
+        typer.Option("--keep-freed", help="Time with freed memory kept, so that no page is new.", rich_help_panel=_RUN),
+    ] = False,
     epochs: Annotated[int, typer.Option(help="Epochs of training for accuracy.", rich_help_panel=_RUN)] = 3,
     preload: Annotated[
         str, _values("Modules that workers import first, such as one that registers a node.", _RUN)
@@ -91,6 +95,7 @@ def run(
     arguments += [f"--sweep-{name}={value}" for name, value in swept.items() if value]
     arguments += [f"--run-{name}={value}" for name, value in chosen.items() if value not in ("", None)]
     arguments += ["--run-live"] if live else []
+    arguments += ["--run-keep-freed"] if keep_freed else []
     arguments.append(f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}")
     import pytest
 

@@ -22,6 +22,7 @@ from revsnn_bench.records import TimeRecord
 from revsnn_bench.step import TrainingStep
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MOST = 2**31 - 1  # what its int holds
 
 
 @dataclass(frozen=True)
@@ -122,19 +123,22 @@ def select_rounds(rounds: Sequence[Round], min_rounds: int) -> list[Round]:
     return [rounds[index] for index in sorted(ranked[: max(alone, min_rounds)])]
 
 
-def set_steady_state_malloc() -> bool:
+def set_steady_state_malloc(keep_all: bool = False) -> bool:
     """Makes glibc keep freed blocks below 32 MiB, as it does by itself in a long-running process.
 
     A low `MALLOC_MMAP_THRESHOLD_`, which memory passes need, would make every block a fresh mapping, and the page
     faults of its first touch would be what is timed.
 
+    Args:
+        keep_all: keep larger ones too, as caching allocators such as jemalloc do; by itself glibc gives them back.
     Returns:
         Whether it was done; False where the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20) and libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20))
+    mapped, trimmed = (_MOST, _MOST) if keep_all else (32 << 20, 64 << 20)
+    return bool(libc.mallopt(_M_MMAP_THRESHOLD, mapped) and libc.mallopt(_M_TRIM_THRESHOLD, trimmed))
 
 
 class _Copy:

@@ -73,6 +73,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption("--run-memory-limit", type=_size, metavar="SIZE", help='memory limit per case, such as "2 GiB"')
     group.addoption("--run-threads", type=int, metavar="N", help="threads of each worker")
     group.addoption("--run-passes", type=_each(str), metavar="PASSES", help="compile, memory, flops, fidelity, time")
+    group.addoption("--run-keep-freed", action="store_true", help="time with no page new: freed memory is kept")
     group.addoption("--run-target", type=float, default=0.1, metavar="SECONDS", help="timed seconds per case")
     group.addoption("--run-epochs", type=int, default=3, metavar="N", help="epochs of training for accuracy")
     group.addoption(
@@ -141,7 +142,12 @@ def run_options(config: pytest.Config) -> "RunOptions":
     unknown = set(passes) - set(get_args(Pass))
     if unknown:
         raise pytest.UsageError(f"--run-passes takes {', '.join(get_args(Pass))}; got {', '.join(sorted(unknown))}")
-    full = Settings(passes=passes, target_s=config.getoption("run_target"), epochs=config.getoption("run_epochs"))
+    full = Settings(
+        passes=passes,
+        target_s=config.getoption("run_target"),
+        keep_freed=config.getoption("run_keep_freed"),
+        epochs=config.getoption("run_epochs"),
+    )
     smoke = Settings(passes=("memory", "fidelity"))
     return RunOptions(
         settings=full if measured else smoke,
