@@ -5,7 +5,8 @@
     revsnn-bench run --suite kernels --timesteps 32 --shape 1048576 --batch 8 --backend fused --timeout 1800    # 1 GiB
 
 Times are in units of copying the input, in the same rounds: a fused node that keeps nothing can do with 1 copy forward
-and 1.5 backward. Compilation is timed apart, at a node's first point, in a process that finds nothing compiled on disk.
+and 1.5 backward. Compilation is timed apart, in a process that finds nothing compiled on disk: once for the carrier and
+for compiled SpikingJelly, and with --full for every fused node. With --keep-freed no time contains new pages.
 """
 
 import pytest
@@ -16,15 +17,19 @@ FULL = {"timesteps": (4, 32), "batch": (1, 8), "shape": ((1024,), (65536,), (1 <
 
 
 @pytest.fixture(scope="module")
-def first_point():
-    """Whether a case is the first of its node and backend: compilation takes the same at every size."""
-    seen = set()
+def passes_of(request):
+    """Passes of a case whose node compiles something: that is timed once, as it takes the same at every size."""
+    left = {"lif-carrier", "spikingjelly-compiled"}
+    if request.config.getoption("sweep_preset") == "full":
+        left |= {"lif", "revlif", "revlif-anchored"}
 
-    def first(case):
-        key = case.node, str(case.options.get("backend"))
-        return key not in seen and not seen.add(key)
+    def choose(case, usual):
+        if case.node not in left:
+            return usual
+        left.remove(case.node)
+        return ("compile", *usual)
 
-    return first
+    return choose
 
 
 @pytest.mark.sweep(
@@ -34,10 +39,9 @@ def first_point():
     timesteps=4,
     batch=1,
 )
-def test_kernels(case, measure_case, first_point):
+def test_kernels(case, measure_case, passes_of):
     """Every node that has fused kernels, on each of its backends."""
-    compiled = case.options.get("backend") != "torch" and first_point(case)
-    measure_case(case, passes=("compile", *USUAL) if compiled else USUAL)
+    measure_case(case, passes=USUAL if case.options.get("backend") == "torch" else passes_of(case, USUAL))
 
 
 @pytest.mark.sweep(
@@ -59,8 +63,6 @@ def test_unfused(case, measure_case):
     timesteps=4,
     batch=1,
 )
-def test_peers(case, measure_case, first_point):
+def test_peers(case, measure_case, passes_of):
     """Their operators have no FLOPs formula here, and their own copy in float64 would be their only reference."""
-    passes = ("memory", "time")
-    compiled = case.node == "spikingjelly-compiled" and first_point(case)
-    measure_case(case, passes=("compile", *passes) if compiled else passes)
+    measure_case(case, passes=passes_of(case, ("memory", "time")))

@@ -65,10 +65,11 @@ def measure_time(
     target_s: float = 0.3,
     min_rounds: int = 5,
     max_rounds: int = 50,
+    warm_rounds: int = 2,
 ) -> TimeRecord:
     """Times forward and backward apart, in rounds; the step is left prepared.
 
-    Two rounds come first and are not counted: one pays for compilation and first use, the other sets the number
+    Some rounds come first and are not counted: the first pays for compilation and first use, the last sets the number
     of rounds. Rounds in which other work held the processor (see `contention`) are rejected and run again, up to
     twice the number of rounds in all.
 
@@ -76,6 +77,7 @@ def measure_time(
         reference: the standard LIF at the same point; None where `step` is it.
         target_s: timed seconds to aim for, step and reference together.
         min_rounds, max_rounds: bounds on the number of rounds.
+        warm_rounds: how many come first, at least 2.
     Returns:
         One sample per accepted round, in seconds. Where fewer than `min_rounds` passed, the least contended of
         the others fill up to it; `rounds_contended` counts them.
@@ -91,7 +93,8 @@ def measure_time(
     with _quiet_garbage_collector():
         copy = _Copy(step)
         first = _run_round(step, reference, copy, step_first=True)
-        warm = _run_round(step, reference, copy, step_first=False)
+        for _ in range(max(warm_rounds, 2) - 1):
+            warm = _run_round(step, reference, copy, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
         rounds = _run_rounds(step, reference, copy, target)
     step.prepare()

@@ -30,6 +30,9 @@ READING = (
     f"with nothing compiled on disk; {units.ABSENT} where nothing is compiled."
 )
 
+NEW_PAGES = "Results above 32 MiB lie in memory that the system mapped anew in each step, and their times contain that."
+NO_NEW_PAGES = "The process kept the memory that it freed (`--keep-freed`): no time contains the mapping of new pages."
+
 Shares = dict[str, float]
 """Share of the copy's bandwidth, 1 for all of it, by phase."""
 
@@ -54,6 +57,13 @@ def bandwidth_rows(run: Run) -> list[tuple[str, ...]]:
     """One row per node and size, with the columns of `HEADINGS`: sizes as they grow, in each the fastest node first."""
     groups = sorted(compared_nodes(run).items(), key=lambda group: (_input_bytes(group[0]), group[0].timesteps))
     return [_row(place, record) for place, found in groups for record in sorted(found.values(), key=_copies)]
+
+
+def about_pages(run: Run) -> str:
+    """Whether times contain the first touch of new pages."""
+    records = [record for found in compared_nodes(run).values() for record in found.values()]
+    kept = {record.time.freed_memory_kept for record in records if record.time is not None}
+    return NO_NEW_PAGES if kept == {True} else NEW_PAGES
 
 
 def _row(place: Case, record: Record) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from revsnn_bench.metrics import METRICS, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.render import units
-from revsnn_bench.render.bandwidth import HEADINGS, READING, bandwidth_rows
+from revsnn_bench.render.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.render.growth import growths
 from revsnn_bench.render.modules import KINDS, REST, module_rows
 from revsnn_bench.render.summary import findings
@@ -137,7 +137,7 @@ def _bandwidth_section(run: Run) -> list[str]:
     if not rows:
         return []
     numbers = [heading != "node" for heading in HEADINGS]
-    return [f"## Against a copy of the input\n\n{READING}\n\n{table(HEADINGS, rows, numbers)}"]
+    return [f"## Against a copy of the input\n\n{READING} {about_pages(run)}\n\n{table(HEADINGS, rows, numbers)}"]
 
 
 def _growth_section(run: Run) -> list[str]:

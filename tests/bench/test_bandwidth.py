@@ -1,7 +1,7 @@
 """Kernels against a copy of the same bytes: the shares, and the table of a report."""
 
 from revsnn_bench.render import markdown
-from revsnn_bench.render.bandwidth import HEADINGS, bandwidth_rows, shares
+from revsnn_bench.render.bandwidth import HEADINGS, NEW_PAGES, NO_NEW_PAGES, bandwidth_rows, shares
 from revsnn_bench.render.html import render_html
 
 COPIES_OF_THE_INPUT = 64 * 8 * 4 * 4  # neurons, batch, steps, bytes
@@ -53,3 +53,15 @@ def test_reports_have_the_table_where_there_is_something_to_compare(kernel_recor
     assert "## Against a copy of the input" in markdown.render(run)
     assert "backward in copies" in render_html(run)
     assert "Against a copy" not in markdown.render(sweep_run)
+
+
+def test_report_says_whether_pages_were_new(kernel_record, make_run):
+    """Times with the mapping of new pages, and without, are not the same times."""
+    records = [kernel_record("lif", backend, 2.0, 3.0) for backend in ("torch", "fused")]
+    kept = [
+        record.model_copy(update={"time": record.time.model_copy(update={"freed_memory_kept": True})})
+        for record in records
+    ]
+    assert NEW_PAGES in markdown.render(make_run(records))
+    assert NO_NEW_PAGES in markdown.render(make_run(kept))
+    assert NEW_PAGES in markdown.render(make_run([records[0], kept[1]]))

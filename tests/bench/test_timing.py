@@ -178,8 +178,9 @@ def test_sleeping_is_not_contention():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_steady_state_malloc_ends_the_page_faults_of_fresh_mappings():
-    script = """
+@pytest.mark.parametrize(("mib", "keep_all"), [(3, False), (3, True), (40, True)])
+def test_steady_state_malloc_ends_the_page_faults_of_fresh_mappings(mib, keep_all):
+    script = f"""
 import ctypes, resource
 from revsnn_bench.meters.timing import set_steady_state_malloc
 libc = ctypes.CDLL(None)
@@ -187,12 +188,12 @@ libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        block = libc.malloc(3 << 20)
-        ctypes.memset(block, 1, 3 << 20)
+        block = libc.malloc({mib} << 20)
+        ctypes.memset(block, 1, {mib} << 20)
         libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 fresh = faults()
-assert set_steady_state_malloc()
+assert set_steady_state_malloc({keep_all})
 faults()
 print(fresh, faults())
 """
