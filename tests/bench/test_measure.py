@@ -1,6 +1,7 @@
 """A case measured end to end: the nodes' bytes and operations against closed forms, and how a case can end."""
 
 import math
+import platform
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.profiler import profile
 
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.records import PhaseFlops, Status
-from revsnn_bench.runner import SkipCase
+from revsnn_bench.runner import Runner, SkipCase
 from revsnn_bench.workloads import build
 
 T, B, N = 5, 2, 16
@@ -221,6 +222,17 @@ def test_times_come_with_a_copy_and_the_first_step():
     assert len(times.copy_time_s) == len(times.forward_time_s) == 3
     assert min(times.copy_time_s) > 0
     assert times.first_step_time_s > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize("keep_freed", [False, True])
+def test_the_record_says_whether_freed_memory_was_kept(keep_freed):
+    """In a worker of its own, whose allocator may be set."""
+    settings = Settings(passes=("time",), keep_freed=keep_freed, min_rounds=2, max_rounds=2)
+    with Runner(measure, timeout_s=120, threads=1) as runner:
+        times = runner.run(case("lif-carrier"), settings).time
+    assert times.freed_memory_kept is keep_freed
+    assert len(times.forward_time_s) == 2
 
 
 def test_peers_are_measured_beside_our_nodes():
