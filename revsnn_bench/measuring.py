@@ -23,11 +23,11 @@ from revsnn_bench.training import train
 from revsnn_bench.workloads import build
 
 Pass = Literal["compile", "memory", "flops", "fidelity", "time"]
-KEEPING_ROUNDS = 10
-"""Until a process that keeps what it frees has all the memory that its steps will ask for."""
-
 USUAL: tuple[Pass, ...] = ("memory", "flops", "fidelity", "time")
 """What a case gets unless its suite names other passes."""
+
+KEEPING_ROUNDS = 10
+"""Until a process that keeps what it frees has all the memory that its steps will ask for."""
 
 
 class Settings(BaseModel):

@@ -61,6 +61,11 @@ def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> in
     return block
 
 
+def unit_columns(block: int, inner: int) -> int:
+    """Threads begin where blocks do: anywhere in a long inner row, but only at the start of short ones."""
+    return block if inner >= block else inner * max(1, block // max(inner, 1))
+
+
 def as_array(tensor: Tensor | None, like: Tensor, *shape: int) -> Any:
     """A view as an array, or the empty array that stands for none; copied only where not contiguous."""
     if tensor is None:
@@ -83,9 +88,8 @@ def _run(
         by_pieces = like.nbytes >= STREAM_BYTES and inner * like.itemsize % LINE_BYTES == 0
         arguments = (*arguments, (0,) * by_pieces)
     block = block_columns(max(rows, 1), like.itemsize, outer * inner, by_pieces)
-    # Threads begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
-    unit = block if inner >= block else inner * max(1, block // max(inner, 1))
-    run_columns(kernel, (*arguments, PIECE if by_pieces else block, block), outer * inner, unit, like.numel())
+    pieces = PIECE if by_pieces else block
+    run_columns(kernel, (*arguments, pieces, block), outer * inner, unit_columns(block, inner), like.numel())
 
 
 def as_numbers(p: list[float], like: Tensor) -> Any:
@@ -154,7 +158,7 @@ def carrier_backward(
         as_array(vbar, y_seq, columns), as_numbers(p, y_seq), (0,) * kind, soft, detach,
         as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, columns), SEGMENT,
     )  # fmt: skip
-    _run(cpu_carrier.carrier_backward, arguments, y_seq, (1, 1, columns), min(steps, SEGMENT) + steps // SEGMENT)
+    _run(cpu_carrier.carrier_backward, arguments, y_seq, (1, 1, columns), min(steps, SEGMENT) + (steps - 1) // SEGMENT)
 
 
 def coupled_forward(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from revsnn_nodes.kernels import cpu_bfloat16_coupled_backward, cpu_bfloat16_coupled_rows
-from revsnn_nodes.kernels.cpu import Results, as_numbers, leak_code
+from revsnn_nodes.kernels.cpu import Results, as_numbers, leak_code, unit_columns
 from revsnn_nodes.kernels.cpu_bfloat16 import bits_of, block_columns
 from revsnn_nodes.kernels.operators import grouped
 from revsnn_nodes.kernels.threads import run_columns
@@ -68,6 +68,4 @@ def anchored_backward(
 def _run(kernel: Any, arguments: tuple[Any, ...], like: Tensor, state: tuple[int, int, int], rows: int) -> None:
     outer, _, inner = state
     block = block_columns(rows)
-    # Pieces begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
-    unit = block if inner >= block else inner * max(1, block // max(inner, 1))
-    run_columns(kernel, (*arguments, block), outer * inner, unit, like.numel())
+    run_columns(kernel, (*arguments, block), outer * inner, unit_columns(block, inner), like.numel())

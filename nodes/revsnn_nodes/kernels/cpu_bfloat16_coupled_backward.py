@@ -11,7 +11,7 @@ import numpy as np
 
 from revsnn_nodes.kernels.cpu_bfloat16_coupled_rows import carried_input, load, store
 from revsnn_nodes.kernels.cpu_bfloat16_rows import rounded
-from revsnn_nodes.kernels.cpu_coupled import block_end, gate_of, reset_membrane
+from revsnn_nodes.kernels.cpu_coupled import block_at, gate_of, reset_membrane
 from revsnn_nodes.kernels.cpu_coupled_backward import invert_last_row, invert_row, step_product
 from revsnn_nodes.kernels.cpu_rows import charge_of
 from revsnn_nodes.kernels.jit import exact
@@ -48,9 +48,7 @@ def inverse_backward(
     zero = type(p[0])(0)
     column = start
     while column < stop:
-        end = block_end(column, stop, inner, block)
-        first, last, a = column // inner, (end - 1) // inner + 1, column % inner
-        b = min(inner, a + end - column)
+        end, first, last, a, b = block_at(column, stop, inner, block)
         n = (last - first) * (b - a)
         load(v_last, zero, first, last, a, b, v)
         load(vbar_last, zero, first, last, a, b, vbar)
@@ -116,9 +114,7 @@ def anchored_backward(
     zero = type(p[0])(0)
     column = start
     while column < stop:
-        end = block_end(column, stop, inner, block)
-        first, last, a = column // inner, (end - 1) // inner + 1, column % inner
-        b = min(inner, a + end - column)
+        end, first, last, a, b = block_at(column, stop, inner, block)
         n = (last - first) * (b - a)
         load(vbar_last, zero, first, last, a, b, vbar)
         for segment in range((steps - 1) // every, -1, -1):

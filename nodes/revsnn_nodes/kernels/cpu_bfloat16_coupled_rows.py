@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from revsnn_nodes.kernels.cpu_bfloat16_rows import narrow, rounded, upper_half, widen
-from revsnn_nodes.kernels.cpu_coupled import block_end, gate_of, reset_membrane
+from revsnn_nodes.kernels.cpu_coupled import block_at, gate_of, reset_membrane
 from revsnn_nodes.kernels.cpu_rows import charge_of, fired
 from revsnn_nodes.kernels.jit import exact
 
@@ -126,9 +126,7 @@ def coupled_forward(
     before = np.empty(block, np.float32)
     column = start
     while column < stop:
-        end = block_end(column, stop, inner, block)
-        first, last, a = column // inner, (end - 1) // inner + 1, column % inner
-        b = min(inner, a + end - column)
+        end, first, last, a, b = block_at(column, stop, inner, block)
         n = (last - first) * (b - a)
         load(v0, p[2], first, last, a, b, states)
         for t in range(x.shape[0]):

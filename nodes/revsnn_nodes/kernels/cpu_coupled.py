@@ -2,7 +2,7 @@
 
 Equations: section "Coupled LIF" of nodes/README.md; `revsnn_nodes.coupling` in compiled code. Sequences are
 `[T, outer, groups, inner]`, states `[outer, groups, inner]`, all contiguous; one call does the columns `start` to
-`stop` of `[outer, inner]`, in blocks that `block_end` cuts. `p` holds the parameters in the type of the data, in the
+`stop` of `[outer, inner]`, in blocks that `block_at` cuts. `p` holds the parameters in the type of the data, in the
 order of `selection.coupled_parameters`.
 """
 
@@ -16,11 +16,17 @@ from revsnn_nodes.kernels.jit import exact, exact_row
 
 
 @exact
-def block_end(column: int, stop: int, inner: int, block: int) -> int:
-    """A block is a piece of one inner row, or whole inner rows where these are short."""
+def block_at(column: int, stop: int, inner: int, block: int) -> Any:
+    """The block that begins at a column: where it ends, its outer rows from first to last - 1, and its columns a to b.
+
+    It is a piece of one inner row, or whole inner rows where these are short.
+    """
     if inner >= block:
-        return min(column + block, stop, (column // inner + 1) * inner)
-    return min(column + (block // inner) * inner, stop)
+        end = min(column + block, stop, (column // inner + 1) * inner)
+    else:
+        end = min(column + (block // inner) * inner, stop)
+    a = column % inner
+    return end, column // inner, (end - 1) // inner + 1, a, min(inner, a + end - column)
 
 
 @exact
@@ -59,9 +65,7 @@ def coupled_forward(
     rows = np.empty((groups, piece), x.dtype)
     column = start
     while column < stop:
-        end = block_end(column, stop, inner, block)
-        first, last, a = column // inner, (end - 1) // inner + 1, column % inner
-        b = min(inner, a + end - column)
+        end, first, last, a, b = block_at(column, stop, inner, block)
         if v0.shape[0]:
             v[first:last, :, a:b] = v0[first:last, :, a:b]
         else:
@@ -118,3 +122,26 @@ def row_before(x: Any, t: int, o: int, i: int, column: int, block: int) -> Any:
     """See `cpu_memory.preceding`, for `[T, outer, groups, inner]`."""
     steps, outer, groups, inner = x.shape
     return preceding(t, steps, outer * groups * inner, (o * groups + i) * inner + column, block)
+
+
+@exact
+def load_block(local: Any, given: Any, fill: Any, first: int, last: int, a: int, b: int) -> None:
+    """Copies a block of a state into scratch; `fill` where an empty array is given."""
+    if given.shape[0] == 0:
+        local[:] = fill
+        return
+    for o in range(first, last):
+        c = (o - first) * (b - a)
+        for i in range(local.shape[0]):
+            local[i, c : c + b - a] = given[o, i, a:b]
+
+
+@exact
+def store_block(local: Any, state: Any, first: int, last: int, a: int, b: int) -> None:
+    """Copies scratch into a block of a state, unless that is empty."""
+    if state.shape[0] == 0:
+        return
+    for o in range(first, last):
+        c = (o - first) * (b - a)
+        for i in range(local.shape[0]):
+            state[o, i, a:b] = local[i, c : c + b - a]

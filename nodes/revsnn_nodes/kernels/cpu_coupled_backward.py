@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from revsnn_nodes.kernels.cpu_coupled import block_end, gate_of, place, reset_membrane, row_after, row_before
+from revsnn_nodes.kernels.cpu_coupled import (
+    block_at,
+    gate_of,
+    load_block,
+    place,
+    reset_membrane,
+    row_after,
+    row_before,
+    store_block,
+)
 from revsnn_nodes.kernels.cpu_memory import read_ahead, row_of, write_ahead
 from revsnn_nodes.kernels.cpu_rows import charge_of, clamped, fired, phi_of
 from revsnn_nodes.kernels.jit import contracted, contracted_row, exact, exact_row
@@ -66,29 +75,6 @@ def step_product(
                 row_of(y, here, n), row_of(charge, scratch, n), row_of(vbar, scratch, n), arrived, before, total,
                 partner, p, kind, soft, detach, by_spike,
             )  # fmt: skip
-
-
-@exact
-def _load(local: Any, given: Any, fill: Any, first: int, last: int, a: int, b: int) -> None:
-    """Copies a block of a state into scratch; `fill` where an empty array is given."""
-    if given.shape[0] == 0:
-        local[:] = fill
-        return
-    for o in range(first, last):
-        c = (o - first) * (b - a)
-        for i in range(local.shape[0]):
-            local[i, c : c + b - a] = given[o, i, a:b]
-
-
-@exact
-def _store(local: Any, state: Any, first: int, last: int, a: int, b: int) -> None:
-    """Copies scratch into a block of a state, unless that is empty."""
-    if state.shape[0] == 0:
-        return
-    for o in range(first, last):
-        c = (o - first) * (b - a)
-        for i in range(local.shape[0]):
-            state[o, i, a:b] = local[i, c : c + b - a]
 
 
 @exact
@@ -158,11 +144,9 @@ def inverse_backward(
     zero = type(p[0])(0)
     column = start
     while column < stop:
-        end = block_end(column, stop, inner, block)
-        first, last, a = column // inner, (end - 1) // inner + 1, column % inner
-        b = min(inner, a + end - column)
-        _load(v, v_last, zero, first, last, a, b)
-        _load(vbar, vbar_last, zero, first, last, a, b)
+        end, first, last, a, b = block_at(column, stop, inner, block)
+        load_block(v, v_last, zero, first, last, a, b)
+        load_block(vbar, vbar_last, zero, first, last, a, b)
         for t in range(y.shape[0] - 1, -1, -1):
             for o in range(first, last):
                 at = (o - first) * (b - a)
@@ -170,7 +154,7 @@ def inverse_backward(
                 step_product(
                     y, ybar, xbar, t, o, a, b, charge, vbar, carry, at, piece, p, kind, soft, detach, False
                 )  # fmt: skip
-        _store(vbar, vbar0, first, last, a, b)
+        store_block(vbar, vbar0, first, last, a, b)
         column = end
 
 
@@ -230,13 +214,11 @@ def anchored_backward(
     zero = type(p[0])(0)
     column = start
     while column < stop:
-        end = block_end(column, stop, inner, block)
-        first, last, a = column // inner, (end - 1) // inner + 1, column % inner
-        b = min(inner, a + end - column)
-        _load(vbar, vbar_last, zero, first, last, a, b)
+        end, first, last, a, b = block_at(column, stop, inner, block)
+        load_block(vbar, vbar_last, zero, first, last, a, b)
         for segment in range((steps - 1) // every, -1, -1):
             from_step, to_step = segment * every, min(steps, (segment + 1) * every)
-            _load(v, anchors[segment - 1] if segment else v0, p[2], first, last, a, b)
+            load_block(v, anchors[segment - 1] if segment else v0, p[2], first, last, a, b)
             for t in range(from_step, to_step):
                 for o in range(first, last):
                     _regenerate_step(
@@ -249,5 +231,5 @@ def anchored_backward(
                         y, ybar, xbar, t, o, a, b, charge[t - from_step], vbar, carry, (o - first) * (b - a),
                         piece, p, kind, soft, detach, by_spike,
                     )  # fmt: skip
-        _store(vbar, vbar0, first, last, a, b)
+        store_block(vbar, vbar0, first, last, a, b)
         column = end

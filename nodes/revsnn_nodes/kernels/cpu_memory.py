@@ -31,8 +31,8 @@ def _itemsize(context: Any, array: Any) -> int:
 
 
 def _ask_ahead(write: bool) -> Any:
-    def ask(typing_context: Any, array: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def _ask(typing_context: Any, array: Any, index: Any) -> Any:
+        def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             size = _itemsize(context, array)
             start = builder.gep(
                 builder.bitcast(context.make_array(array)(context, builder, arguments[0]).data, _BYTES),
@@ -46,9 +46,9 @@ def _ask_ahead(write: bool) -> Any:
                 builder.call(function, [builder.gep(start, [ir.Constant(_INT64, offset)]), *how])
             return context.get_dummy_value()
 
-        return types.void(array, types.int64), generate
+        return types.void(array, types.int64), _generate
 
-    return intrinsic(ask)
+    return intrinsic(_ask)
 
 
 read_ahead: Any = _ask_ahead(write=False)
@@ -59,7 +59,7 @@ write_ahead: Any = _ask_ahead(write=True)
 
 
 def _stream(typing_context: Any, target: Any, source: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         count = VECTOR_BYTES // _itemsize(context, target)
         vector = ir.VectorType(context.get_data_type(target.dtype), count).as_pointer()
         to, row = (context.make_array(target)(context, builder, each) for each in arguments)
@@ -72,7 +72,7 @@ def _stream(typing_context: Any, target: Any, source: Any) -> Any:
             written.set_metadata("nontemporal", hint)
         return context.get_dummy_value()
 
-    return types.void(target, source), generate
+    return types.void(target, source), _generate
 
 
 stream: Any = intrinsic(_stream)
@@ -82,7 +82,7 @@ stream: Any = intrinsic(_stream)
 def _row_of(typing_context: Any, array: Any, index: Any, length: Any) -> Any:
     row = types.Array(array.dtype, 1, "C")
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         size = _itemsize(context, array)
         data = context.make_array(array)(context, builder, arguments[0]).data
         made = context.make_array(row)(context, builder)
@@ -92,7 +92,7 @@ def _row_of(typing_context: Any, array: Any, index: Any, length: Any) -> Any:
         )  # fmt: skip
         return made._getvalue()
 
-    return row(array, types.int64, types.int64), generate
+    return row(array, types.int64, types.int64), _generate
 
 
 row_of: Any = intrinsic(_row_of)
@@ -103,11 +103,11 @@ Slices do, by counting references, which costs as much as the arithmetic of a pi
 
 
 def _settle(typing_context: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return types.void(), _generate
 
 
 settle: Any = intrinsic(_settle)
