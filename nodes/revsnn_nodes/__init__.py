@@ -7,19 +7,21 @@ Equations, the table of nodes and when to use which: nodes/README.md. Depends on
 """
 
 from revsnn_nodes import surrogate
-from revsnn_nodes.anchored import AnchoredReversibleLIF
 from revsnn_nodes.base import SpikingNode
 from revsnn_nodes.carrier import CarrierLIF, StoredCarrierLIF
-from revsnn_nodes.checkpointed import CheckpointedLIF
-from revsnn_nodes.decoding import decode_spikes
-from revsnn_nodes.drift import DriftError, DriftWarning, predicted_gradient_error
-from revsnn_nodes.lif import StandardLIF
-from revsnn_nodes.norm_carrier import NormCarrierLIF
+from revsnn_nodes.coupled import (
+    AnchoredReversibleLIF,
+    DriftError,
+    DriftWarning,
+    ReversibleLIF,
+    RevNetLIF,
+    StoredCoupledLIF,
+    predicted_gradient_error,
+)
+from revsnn_nodes.equations import decode_spikes
+from revsnn_nodes.lif import CheckpointedLIF, StandardLIF
+from revsnn_nodes.norm_carrier import NormCarrierLIF, NormCarrierNode, StoredNormCarrierLIF
 from revsnn_nodes.registry import make_node, node_factory, node_names, register_node
-from revsnn_nodes.reversible import ReversibleLIF
-from revsnn_nodes.revnet import RevNetLIF
-from revsnn_nodes.stored_coupled import StoredCoupledLIF
-from revsnn_nodes.stored_norm_carrier import NormCarrierNode, StoredNormCarrierLIF
 
 __all__ = [
     "AnchoredReversibleLIF",

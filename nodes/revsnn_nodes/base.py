@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
+from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require
 from revsnn_nodes.surrogate import as_surrogate
 

@@ -16,8 +16,8 @@ from torch.nn.functional import hardtanh
 from torch.profiler import record_function
 
 from revsnn_nodes.base import SpikingNode, StepMode
-from revsnn_nodes.decoding import decode_input, decode_spikes, fire, lif_step_vjp, recharge
-from revsnn_nodes.kernels.selection import DEFAULT_BACKEND, Backend
+from revsnn_nodes.equations import decode_input, decode_spikes, fire, lif_step_vjp, recharge
+from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.lif import lif_sequence, lif_step
 from revsnn_nodes.parameters import LIFParameters, require
 from revsnn_nodes.surrogate import SurrogateFunction
@@ -225,7 +225,7 @@ class CarrierLIF(CarrierNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.functions import FusedCarrier, fused_lif
+        from revsnn_nodes.kernels.autograd import FusedCarrier, fused_lif
 
         if not self.carries:
             clamped = hardtanh(x_seq, -self.neuron.clamp, self.neuron.clamp)

@@ -7,13 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from revsnn_nodes.anchored import AnchoredReversibleLIF
 from revsnn_nodes.carrier import CarrierLIF
-from revsnn_nodes.checkpointed import CheckpointedLIF
-from revsnn_nodes.lif import StandardLIF
-from revsnn_nodes.reversible import ReversibleLIF
-from revsnn_nodes.revnet import RevNetLIF
-from revsnn_nodes.stored_coupled import StoredCoupledLIF
+from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF, RevNetLIF, StoredCoupledLIF
+from revsnn_nodes.lif import CheckpointedLIF, StandardLIF
 
 ENTRY_POINT_GROUP = "revsnn_bench.nodes"
 

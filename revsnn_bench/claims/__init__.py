@@ -4,8 +4,7 @@ Source of the claims: Lei et al., *Towards Zero Memory Footprint Spiking Neural 
 Verdicts are computed from records (`verdicts.py`); nothing here is written by hand.
 """
 
-from revsnn_bench.claims.finding import ClaimFinding, Verdict
+from revsnn_bench.claims.judge import CLAIMS, ClaimFinding, Verdict, judge
 from revsnn_bench.claims.plan import Plan
-from revsnn_bench.claims.verdicts import CLAIMS, judge
 
 __all__ = ["CLAIMS", "ClaimFinding", "Plan", "Verdict", "judge"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from revsnn_bench.claims.finding import SOURCE, ClaimFinding, Verdict
+from revsnn_bench.claims.judge import SOURCE, ClaimFinding, Verdict
 from revsnn_bench.records import Run
-from revsnn_bench.render import units
-from revsnn_bench.render.markdown import table
-from revsnn_bench.render.terminal import grid
+from revsnn_bench.report import units
+from revsnn_bench.report.markdown import table
+from revsnn_bench.report.terminal import grid
 
 _STYLES = {Verdict.REPRODUCED: "green", Verdict.CONDITIONS: "yellow", Verdict.NOT: "red", Verdict.OPEN: "dim"}
 

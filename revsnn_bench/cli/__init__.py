@@ -2,7 +2,28 @@
 
 import typer
 
-from revsnn_bench.cli import claims, compare, doctor, env, gate, largest, nodes, report, run, train
+from revsnn_bench.cli import (
+    claims,
+    gate,
+    largest,
+    run,
+    train,
+)
+from revsnn_bench.cli import (
+    machine as doctor,
+)
+from revsnn_bench.cli import (
+    machine as env,
+)
+from revsnn_bench.cli import (
+    machine as nodes,
+)
+from revsnn_bench.cli import (
+    reports as compare,
+)
+from revsnn_bench.cli import (
+    reports as report,
+)
 
 app = typer.Typer(
     name="revsnn-bench",

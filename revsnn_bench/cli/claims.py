@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import failure
-from revsnn_bench.cli.find import find_run
+from revsnn_bench.cli.options import failure, find_run
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ def claims(
     Exit code 5 where a claim could not be judged because a case failed.
     """
     from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
+    from revsnn_bench.claims.judge import cases_of
     from revsnn_bench.claims.report import claims_table, write_claims
-    from revsnn_bench.claims.verdicts import cases_of
 
     known = [claim.key for claim in CLAIMS]
     keys = [key.strip() for key in only.split(",") if key.strip()]
@@ -65,9 +64,9 @@ def _measured(
     """Measures every case in a worker of its own, under a progress bar; Ctrl-C keeps what is done."""
     from rich.progress import track
 
-    from revsnn_bench.measuring import Settings
-    from revsnn_bench.runfile import load_run
-    from revsnn_bench.session import BenchSession, RunOptions
+    from revsnn_bench.measure import Settings
+    from revsnn_bench.runner.session import BenchSession, RunOptions
+    from revsnn_bench.runs import load_run
 
     journal = results / f"{resume}.jsonl" if resume else None
     if journal is not None and not journal.is_file():

@@ -7,23 +7,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import failure
-from revsnn_bench.cli.find import find_run
+from revsnn_bench.cli.options import failure, find_run
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate.baseline import (
+from revsnn_bench.gate import formats as wording
+from revsnn_bench.gate.formats import RENDERERS, Format, print_verdict
+from revsnn_bench.gate.policy import Policy
+from revsnn_bench.gate.verdict import (
     DEFAULT_BASELINE,
     BaselineRefused,
     MissingBaseline,
+    Verdict,
+    gate,
     load_baseline,
     update_baseline,
 )
-from revsnn_bench.gate.findings import Verdict
-from revsnn_bench.gate.outputs import RENDERERS, Format, wording
-from revsnn_bench.gate.outputs.table import print_verdict
-from revsnn_bench.gate.policy import Policy
-from revsnn_bench.gate.verdict import gate
 from revsnn_bench.records import Run
-from revsnn_bench.runfile import JournalError, UnknownSchema
+from revsnn_bench.runs import JournalError, UnknownSchema
 
 RESULTS = Path("results")
 

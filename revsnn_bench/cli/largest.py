@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import failure
+from revsnn_bench.cli.options import failure
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -28,13 +28,12 @@ def largest(
     """
     from revsnn_nodes import node_names
 
-    from revsnn_bench.case import Case
-    from revsnn_bench.largest import largest_that_fits
-    from revsnn_bench.measuring import Settings, measure
-    from revsnn_bench.render import units
-    from revsnn_bench.render.terminal import grid
+    from revsnn_bench.case import Case, parse_size
+    from revsnn_bench.measure import Settings, measure
+    from revsnn_bench.plan.largest import largest_that_fits
+    from revsnn_bench.report import units
+    from revsnn_bench.report.terminal import grid
     from revsnn_bench.runner import Runner
-    from revsnn_bench.sizes import parse_size
 
     if axis not in ("timesteps", "batch"):
         raise failure(f"--axis must be timesteps or batch; got {axis!r}.", ExitCode.USAGE)

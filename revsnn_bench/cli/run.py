@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from revsnn_bench.cli.exits import failure
+from revsnn_bench.cli.options import failure
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.exits import failure
+from revsnn_bench.cli.options import failure
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
-    from revsnn_bench.data.digits import Split
-    from revsnn_bench.training import Trainer
+    from revsnn_bench.models.data import Split
+    from revsnn_bench.models.training import Trainer
 
 DATA = ("digits", "cifar10", "cifar100")
 
@@ -56,7 +56,7 @@ def train(
     from pydantic import ValidationError
 
     from revsnn_bench.case import Case
-    from revsnn_bench.training import Recipe, Trainer
+    from revsnn_bench.models.training import Recipe, Trainer
 
     if data not in DATA:
         raise failure(f"no data set {data!r}. Data sets are: {', '.join(DATA)}.", ExitCode.USAGE)
@@ -97,7 +97,7 @@ def _option(text: str) -> tuple[str, Any]:
 def _split(data: str, folder: Path) -> "Split | None":
     if data == "digits":
         return None
-    from revsnn_bench.data.cifar import CIFAR10, CIFAR100, read_cifar
+    from revsnn_bench.models.data import CIFAR10, CIFAR100, read_cifar
 
     return read_cifar(folder, CIFAR10 if data == "cifar10" else CIFAR100)
 
@@ -130,10 +130,10 @@ def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
 
 def _save(case: "Case", trainer: "Trainer", run_id: str, results: Path) -> Path:
     """Writes the run of one record, and says what came out."""
-    from revsnn_bench.environment import fingerprint
-    from revsnn_bench.journal import Journal, new_run_id
     from revsnn_bench.records import Record, RunHeader, Status
     from revsnn_bench.runner.client import utc_now
+    from revsnn_bench.runs import Journal, new_run_id
+    from revsnn_bench.system.environment import fingerprint
 
     start = time.monotonic()
     accuracy = trainer.record()

@@ -1,15 +1,18 @@
 """The gate: fails a run that needs more bytes or operations than its baseline, or lost a case. Never measures."""
 
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate.baseline import (
+from revsnn_bench.gate.policy import GATED, Policy
+from revsnn_bench.gate.verdict import (
     BaselineRefused,
+    Difference,
+    Finding,
+    Kind,
     MissingBaseline,
+    Verdict,
+    gate,
     load_baseline,
     update_baseline,
 )
-from revsnn_bench.gate.findings import Difference, Finding, Kind, Verdict
-from revsnn_bench.gate.policy import GATED, Policy
-from revsnn_bench.gate.verdict import gate
 
 __all__ = [
     "GATED",

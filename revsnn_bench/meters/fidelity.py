@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import FidelityRecord
-from revsnn_bench.step import TrainingStep
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative gradient error that counts as right, by dtype: training tolerates noise, not a wrong direction."""

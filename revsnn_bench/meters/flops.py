@@ -1,4 +1,6 @@
-"""Floating-point operations of one training step, counted at the dispatcher, phases apart.
+"""A second opinion on the forward pass: fvcore's count of its convolutions and matrix products.
+
+Floating-point operations of one training step, counted at the dispatcher, phases apart.
 
 A dispatch mode sees every operator below autograd, so composites are counted once, in the pieces that really
 run, and the code inside an autograd Function is counted like any other. An operator without a formula raises:
@@ -16,23 +18,66 @@ Gradient accumulation is an addition per element, first gradients excepted, whic
 launched past the dispatcher (a bare numba or triton kernel) cannot be seen: wrap it as a `torch.library`
 operator and register its formula. Under `create_graph=True` all of backward has grad mode on, and reads as
 recomputation.
+
+Tells the FLOPs meter what the fused operators of the node library compute: it cannot see inside of them.
 """
 
+import logging
 import threading
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from revsnn_nodes.kernels.ops import OPERATIONS, Operations
+from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from revsnn_bench.meters.flop_formulas import FORMULAS, Call, Formula, elements
-from revsnn_bench.meters.flop_operators import MOVEMENT, POINTWISE, REDUCTIONS
-from revsnn_bench.meters.fvcore_check import fvcore_forward_flops
+from revsnn_bench.meters.flop_rules import FORMULAS, MOVEMENT, POINTWISE, REDUCTIONS, Call, Formula, elements
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import FlopsRecord, PhaseFlops
-from revsnn_bench.step import TrainingStep
+
+with warnings.catch_warnings():
+    # Its imports warn of deprecations that neither a user nor we can change.
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+
+_PRODUCTS = ("conv", "linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "einsum")
+
+
+def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
+    """Operations that fvcore finds in the convolutions and matrix products of one forward pass, 2 per MAC.
+
+    fvcore traces the model and counts 1 per multiply-accumulate. It sees nothing inside an autograd Function:
+    a product in there is missing here.
+
+    Args:
+        model: run once under `torch.no_grad`; neurons keep the state of that run.
+        input: what the model takes.
+    Returns:
+        2 per multiply-accumulate; None where fvcore cannot trace the model.
+    """
+    with warnings.catch_warnings():
+        # So does torch's tracer.
+        warnings.simplefilter("ignore")
+        analysis = FlopCountAnalysis(model, (input,)).unsupported_ops_warnings(False)
+        analysis = analysis.uncalled_modules_warnings(False).tracer_warnings("none")
+        logger = logging.getLogger("fvcore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            with torch.no_grad():
+                counts = analysis.by_operator()
+        except Exception:  # The tracer raises whatever the traced model raises.
+            return None
+        finally:
+            logger.setLevel(level)
+    return 2 * int(sum(counts[name] for name in _PRODUCTS))
+
 
 Phase = Literal["forward", "backward", "recompute"]
 Operator = str | OpOverload | OpOverloadPacket | CustomOpDef
@@ -236,3 +281,17 @@ def _as_flops(flops: PhaseFlops | int) -> PhaseFlops:
     if isinstance(flops, PhaseFlops):
         return flops
     return PhaseFlops(pointwise=int(flops), multiply_accumulate=0)
+
+
+def register_fused_operators() -> None:
+    """Registers every fused operator; harmless where it was done before."""
+    for name, operations in OPERATIONS.items():
+        register_flop_formula(name, partial(_work, operations), partial(_recompute, operations))
+
+
+def _work(operations: Callable[..., Operations], *args: Any, **kwargs: Any) -> int:
+    return operations(*args, **kwargs).work
+
+
+def _recompute(operations: Callable[..., Operations], *args: Any, **kwargs: Any) -> int:
+    return operations(*args, **kwargs).recompute

@@ -10,8 +10,8 @@ A = 4 n f, B = 4 n g and W = 4 f g bytes, when 3 B > A + W the peak is in the ba
 import torch
 from torch import Tensor, nn
 
+from revsnn_bench.meters.step import ModuleStep
 from revsnn_bench.records import SavedBytes
-from revsnn_bench.step import ModuleStep
 
 _ITEMSIZE = 4
 

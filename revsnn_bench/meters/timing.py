@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from revsnn_bench.meters.contention import CONTENDED_SHARE, RunDelay
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import TimeRecord
-from revsnn_bench.step import TrainingStep
+from revsnn_bench.system.process import CONTENDED_SHARE, RunDelay
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST = 2**31 - 1  # what its int holds

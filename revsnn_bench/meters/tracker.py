@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from revsnn_bench.meters.storages import storage_of
+from revsnn_bench.meters.step import storage_of
 
 _ENGINE = torch.autograd.graph._engine_run_backward.__code__
 _TORCH = str(Path(torch.__file__).parent)

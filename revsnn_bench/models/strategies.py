@@ -1,4 +1,8 @@
-"""What a block keeps for its backward pass: everything, its input, its input in bits, or its output alone.
+"""Binary tensors at one bit per element.
+
+Saved tensors that the backward pass makes again, from another tensor that autograd keeps anyway.
+
+What a block keeps for its backward pass: everything, its input, its input in bits, or its output alone.
 
 A strategy is chosen by the name of the node, so that each is a row of a comparison:
 
@@ -11,13 +15,14 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
 Any node may stand before the `+`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Self
 
+import torch
 from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -26,11 +31,89 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from revsnn_bench.models.backends import has_backends
-from revsnn_bench.models.bits import Packed, pack_bits, unpack_bits
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
-from revsnn_bench.models.remade import made_again
-from revsnn_bench.peers import PEERS
+from revsnn_bench.models.peers import PEERS, has_backends
+
+BITS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A binary tensor in bits.
+
+    Args:
+        bits: eight elements per byte, `[ceil(n / 8)]`.
+        shape, dtype: of the tensor.
+    """
+
+    bits: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def pack_bits(x: Tensor) -> Packed | None:
+    """A tensor of zeros and ones in bits; None where any element is another number, NaN included."""
+    if not bool(((x == 0) | (x == 1)).all()):
+        return None
+    ones = (x != 0).flatten()
+    padded = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)
+    weights = torch.tensor(BITS, dtype=torch.uint8, device=x.device)
+    return Packed((padded * weights).sum(1, dtype=torch.uint8), x.shape, x.dtype)
+
+
+def unpack_bits(packed: Packed) -> Tensor:
+    """The tensor that was packed, contiguous."""
+    weights = torch.tensor(BITS, dtype=torch.uint8, device=packed.bits.device)
+    ones = (packed.bits.unsqueeze(1) & weights) != 0
+    return ones.flatten()[: packed.shape.numel()].view(packed.shape).to(packed.dtype)
+
+
+class _Kept:
+    """A tensor as it was saved: hooks bypass autograd's check for changes in place, so that it is made here."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def unpack(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "A tensor needed for gradient computation has been modified inplace: "
+                f"{self.tensor.dtype} {tuple(self.tensor.shape)} is at version {self.tensor._version}; expected "
+                f"version {self.version}. The backward pass reads it. Change a copy."
+            )
+        return self.tensor
+
+
+class _Remade:
+    """In place of a tensor: what it was made of, and how."""
+
+    def __init__(self, source: Tensor, make: Callable[[Tensor], Tensor], shape: torch.Size) -> None:
+        self.source, self.make, self.shape = _Kept(source), make, shape
+
+    def unpack(self) -> Tensor:
+        with record_function("recompute"), torch.no_grad():
+            return self.make(self.source.unpack()).view(self.shape)
+
+
+def made_again(made: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> saved_tensors_hooks:
+    """Operations under this context do not keep `made`: their backward passes call `make(source)` again.
+
+    Args:
+        made: what those operations read, contiguous.
+        source: what it was made of; the operation that made it keeps this for its own backward pass, so that it costs
+            nothing here.
+        make: gives the bits of `made`, and has no other effect.
+    """
+    source = source.detach()
+    # Autograd keeps this function, too, and with it whatever it refers to: not the tensor itself.
+    address, numel = made.data_ptr(), made.numel()
+
+    def pack(tensor: Tensor) -> Any:
+        same = tensor.data_ptr() == address and tensor.numel() == numel
+        return _Remade(source, make, tensor.shape) if same else _Kept(tensor)
+
+    return saved_tensors_hooks(pack, lambda packed: packed.unpack())
+
 
 NORM_CARRIER = "norm-carrier"
 

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from revsnn_bench.plugin import budget, options, progress, replay
-from revsnn_bench.sweep import Sweep
+from revsnn_bench.case import Sweep
+from revsnn_bench.plugin import budget, options, progress
+from revsnn_bench.plugin import budget as replay
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
-    from revsnn_bench.measuring import Pass
+    from revsnn_bench.measure import Pass
     from revsnn_bench.records import Record
-    from revsnn_bench.session import BenchSession
+    from revsnn_bench.runner.session import BenchSession
 
 SESSION = pytest.StashKey["BenchSession"]()
 FILES = pytest.StashKey[list[str]]()
@@ -28,7 +29,7 @@ _MOST_REPORTS = 2
 """Reports named in the terminal, pages first: figures alone would fill it."""
 
 MARKERS = (
-    "sweep(quick, full, workload, nodes, **fixed): parametrize `case` over nodes and axes, as revsnn_bench.sweep.Sweep",
+    "sweep(quick, full, workload, nodes, **fixed): parametrize `case` over nodes and axes, as revsnn_bench.case.Sweep",
     'memory_budget(retained="4 MiB", peak="64 MiB"): fail where a measured case, or else the test itself, takes more',
 )
 
@@ -55,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from revsnn_nodes import node_names
 
-    from revsnn_bench.models.backends import takes
+    from revsnn_bench.models.peers import takes
 
     sweep = Sweep.of_marker(*marker.args, **marker.kwargs)
     cases = sweep.cases(
@@ -99,7 +100,7 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
 def session_of(config: pytest.Config) -> "BenchSession":
     """The run of this pytest session, started with its first case."""
     if SESSION not in config.stash:
-        from revsnn_bench.session import BenchSession
+        from revsnn_bench.runner.session import BenchSession
 
         config.stash[SESSION] = BenchSession(options.run_options(config))
     return config.stash[SESSION]
@@ -153,8 +154,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
     from rich.console import Console
 
-    from revsnn_bench.render.terminal import print_summary
-    from revsnn_bench.runfile import load_run
+    from revsnn_bench.report.terminal import print_summary
+    from revsnn_bench.runs import load_run
 
     terminalreporter.section("revsnn-bench")
     width = max(100, terminalreporter._tw.fullwidth)

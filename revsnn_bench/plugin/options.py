@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from revsnn_bench.sizes import parse_size
-from revsnn_bench.sweep import Preset
+from revsnn_bench.case import Preset, parse_size
 
 if TYPE_CHECKING:
-    from revsnn_bench.session import RunOptions
+    from revsnn_bench.runner.session import RunOptions
 
 
 def _each(parse: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
@@ -117,7 +116,7 @@ def check_run_id(config: pytest.Config) -> None:
     run_id = config.getoption("run_id")
     if not run_id or not config.getoption("benchmark") or config.getoption("run_resume"):
         return
-    from revsnn_bench.journal import RunInUse, require_new
+    from revsnn_bench.runs import RunInUse, require_new
 
     try:
         require_new(run_id, config.getoption("run_results"))
@@ -134,8 +133,8 @@ def _command(config: pytest.Config) -> tuple[str, ...]:
 
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
-    from revsnn_bench.measuring import Pass, Settings
-    from revsnn_bench.session import RunOptions
+    from revsnn_bench.measure import Pass, Settings
+    from revsnn_bench.runner.session import RunOptions
 
     measured = config.getoption("benchmark")
     passes = config.getoption("run_passes") or get_args(Pass)

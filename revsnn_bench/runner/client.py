@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from revsnn_bench.case import Case
-from revsnn_bench.environment import conditions, fingerprint, read_conditions
 from revsnn_bench.records import Environment, Record, Status
-from revsnn_bench.runner.outcomes import Outcome
 from revsnn_bench.runner.server import Request
+from revsnn_bench.runner.worker import Outcome
+from revsnn_bench.system.environment import conditions, fingerprint, read_conditions
 
 # The import path travels through the pipe, and the caller's main module is never imported: a script needs no
 # guard.
@@ -28,7 +28,7 @@ _BOOT = (
 )
 _PATIENCE_S = 10.0
 
-PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measuring")
+PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measure")
 """What every worker needs. torch imports the second and the third at the first backward, which takes 0.8 s."""
 
 

@@ -22,8 +22,7 @@ from multiprocessing.context import ForkProcess
 from typing import NamedTuple
 
 from revsnn_bench.records import Status
-from revsnn_bench.runner.outcomes import Outcome, of_exit, with_output
-from revsnn_bench.runner.worker import WHERE_ARE_YOU, work
+from revsnn_bench.runner.worker import WHERE_ARE_YOU, Outcome, of_exit, with_output, work
 
 _KEPT_OUTPUT_BYTES = 4096
 _STACK_DUMP_S = 0.2

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
+from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
-from revsnn_bench.meters.peak import attribute_host_peak
+from revsnn_bench.meters.step import ModuleStep
 from revsnn_bench.meters.tracker import StorageTracker
-from revsnn_bench.step import ModuleStep
 
 WRAPPED_NUMBERS_BYTES = 250
 

@@ -4,9 +4,9 @@ import pytest
 
 from revsnn_bench import Case
 from revsnn_bench.meters.memory import measure_memory
-from revsnn_bench.render.markdown import render
-from revsnn_bench.render.modules import by_kind, node_and_network
-from revsnn_bench.workloads import build
+from revsnn_bench.models.workloads import build
+from revsnn_bench.report.findings import by_kind, node_and_network
+from revsnn_bench.report.markdown import render
 
 MODULES = {"0.conv": 600, "0.norm": 40, "0.node": 300, "3.first.node.surrogate_function": 50, "input": 9, "7": 1}
 

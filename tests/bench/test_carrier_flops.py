@@ -5,7 +5,7 @@ import torch
 from revsnn_nodes import CarrierLIF, NormCarrierLIF
 
 from revsnn_bench.meters.flops import measure_flops
-from revsnn_bench.workloads import WorkloadStep
+from revsnn_bench.models.workloads import WorkloadStep
 
 
 def per_element(node, *shape):

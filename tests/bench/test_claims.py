@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 
 from revsnn_bench import Settings, measure
 from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
+from revsnn_bench.claims.judge import cases_of
 from revsnn_bench.claims.report import claims_json, claims_markdown
-from revsnn_bench.claims.verdicts import cases_of
 from revsnn_bench.cli import app
 from revsnn_bench.records import PhaseFlops, Status, TimeRecord
-from revsnn_bench.runfile import load_run
-from revsnn_bench.session import BenchSession, RunOptions
+from revsnn_bench.runner.session import BenchSession, RunOptions
+from revsnn_bench.runs import load_run
 
 PLAN = Plan(seeds=(0, 1, 2))
 SMALL = Plan(

@@ -3,8 +3,8 @@
 import pytest
 
 from revsnn_bench import Case, Settings, measure
-from revsnn_bench.compiling import measure_compile_time
-from revsnn_bench.session import BenchSession, RunOptions
+from revsnn_bench.meters.compile import measure_compile_time
+from revsnn_bench.runner.session import BenchSession, RunOptions
 
 
 def case(backend, node="lif"):

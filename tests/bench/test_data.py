@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from revsnn_bench.data.cifar import CIFAR10, CIFAR100, IMAGE_BYTES, read_cifar
-from revsnn_bench.data.digits import digits, pixel_sequences, upsampled
-from revsnn_bench.data.encoding import direct_encoding, poisson_encoding
+from revsnn_bench.models.data import (
+    CIFAR10,
+    CIFAR100,
+    IMAGE_BYTES,
+    digits,
+    direct_encoding,
+    pixel_sequences,
+    poisson_encoding,
+    read_cifar,
+    upsampled,
+)
 
 RECORDS = (6, 4)
 

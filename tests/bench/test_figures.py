@@ -8,10 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from revsnn_bench.render.figures import draw_figures, write_figures
-from revsnn_bench.render.figures.pareto import front
-from revsnn_bench.render.figures.scales import BYTES, LogRange
-from revsnn_bench.render.figures.series import looks
+from revsnn_bench.report.canvas import BYTES, LogRange, looks
+from revsnn_bench.report.figures import draw_figures, write_figures
+from revsnn_bench.report.figures.tradeoff import front
 
 HOSTILE = "a$\\frac{1$<script>alert(1)</script>\"'&;]]> \U0001f600\x07" + "x" * 500
 
@@ -33,7 +32,7 @@ def timed_run(make_record, make_run):
 
 def test_importing_the_figures_does_not_import_matplotlib():
     """Text reports start fast: matplotlib is imported when the first figure is drawn."""
-    code = "import sys; import revsnn_bench.render.figures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys; import revsnn_bench.report.figures; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

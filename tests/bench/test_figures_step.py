@@ -7,7 +7,7 @@ import pytest
 
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
-from revsnn_bench.render.figures import draw_figures
+from revsnn_bench.report.figures import draw_figures
 
 ROWS, FEATURES, UNITS = 32, 8, (40, 20)
 

@@ -2,7 +2,7 @@
 
 import re
 
-from revsnn_bench.render import write_reports
+from revsnn_bench.report import write_reports
 
 
 def test_reports_lie_beside_their_figures(sweep_run, tmp_path):

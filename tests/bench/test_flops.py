@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from revsnn_bench.meters.flops import UnknownOperation, measure_flops, register_flop_formula
-from revsnn_bench.meters.fvcore_check import fvcore_forward_flops
+from revsnn_bench.meters.flops import UnknownOperation, fvcore_forward_flops, measure_flops, register_flop_formula
 from revsnn_bench.records import FlopsRecord, PhaseFlops
 
 

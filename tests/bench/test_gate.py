@@ -3,7 +3,7 @@
 import pytest
 
 from revsnn_bench.gate import ExitCode, Kind, Policy, gate
-from revsnn_bench.gate.outputs import wording
+from revsnn_bench.gate import formats as wording
 from revsnn_bench.records import PhaseFlops, Status
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from revsnn_bench.cli.gate import gate_command
 from revsnn_bench.gate import BaselineRefused, gate, load_baseline, update_baseline
-from revsnn_bench.runfile import load_run
+from revsnn_bench.runs import load_run
 
 
 @pytest.fixture

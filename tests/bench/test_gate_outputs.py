@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from revsnn_bench.gate import gate
-from revsnn_bench.gate.outputs import RENDERERS, Format
+from revsnn_bench.gate.formats import RENDERERS, Format
 
 HOSTILE = 'a<b> & "c", 5% | `x`: 1::error\n::set-output\x1b[31m\x00'
 

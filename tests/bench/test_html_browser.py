@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from revsnn_bench.render.html import render_comparison_html, render_gallery, render_html
+from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
 
 HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\"> \"'`" + "y" * 3000
 _ARGUMENTS = (

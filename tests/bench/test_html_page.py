@@ -13,10 +13,10 @@ import html5lib
 import pytest
 
 from revsnn_bench.claims import Plan, judge
-from revsnn_bench.claims.verdicts import cases_of
+from revsnn_bench.claims.judge import cases_of
 from revsnn_bench.records import FidelityRecord, Status
-from revsnn_bench.render.html import render_comparison_html, render_gallery, render_html
-from revsnn_bench.render.html.answers import answers
+from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
+from revsnn_bench.report.html.answers import answers
 
 HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=alert(1)> \"'`&amp;{{7*7}}\n\x1b[31m"
 NAMESPACE = "{http://www.w3.org/1999/xhtml}"

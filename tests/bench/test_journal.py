@@ -8,16 +8,8 @@ from typing import Any
 
 import pytest
 
-from revsnn_bench.journal import (
-    DamagedFile,
-    Journal,
-    NotResumable,
-    RunInUse,
-    UnknownSchema,
-    load_run,
-    new_run_id,
-)
 from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader
+from revsnn_bench.runs import DamagedFile, Journal, NotResumable, RunInUse, UnknownSchema, load_run, new_run_id
 
 MakeRecord = Callable[..., Record]
 MakeRun = Callable[..., Run]

@@ -9,9 +9,9 @@ from torch._dynamo.utils import counters
 from torch.profiler import profile
 
 from revsnn_bench import Case, Settings, measure
+from revsnn_bench.models.workloads import build
 from revsnn_bench.records import PhaseFlops, Status
 from revsnn_bench.runner import Runner, SkipCase
-from revsnn_bench.workloads import build
 
 T, B, N = 5, 2, 16
 STEP = B * N
@@ -159,7 +159,7 @@ def test_accuracy_comes_from_training_on_digits():
 
 def test_a_layer_that_is_too_large_is_judged_on_fewer_samples():
     """Neurons of different samples are independent: the float64 reference runs on a slice of the batch."""
-    from revsnn_bench.subjects import LARGEST_REFERENCE, subject_of
+    from revsnn_bench.models.reference import LARGEST_REFERENCE, subject_of
 
     features = LARGEST_REFERENCE // 4
     subject = subject_of(Case(node="lif", timesteps=2, batch=8, shape=(features,)))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.memory import measure_memory, peak_bytes, retained_bytes
 from revsnn_bench.meters.selftest import SelfTestStep, run_memory_selftest
-from revsnn_bench.meters.timeline import record_timeline
-from revsnn_bench.step import ModuleStep
+from revsnn_bench.meters.step import ModuleStep
 
 ROWS, FEATURES = 6, 50
 SIZE = 4 * ROWS * FEATURES

@@ -5,12 +5,11 @@ import json
 import pytest
 
 from revsnn_bench.case import Case
-from revsnn_bench.measuring import Settings, measure
-from revsnn_bench.memory_timeline import MemoryTimeline
-from revsnn_bench.meters.course import MOST_EVENTS, timeline_of
+from revsnn_bench.measure import Settings, measure
+from revsnn_bench.meters.attribution import MOST_EVENTS, timeline_of
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
-from revsnn_bench.records import MemoryRecord
+from revsnn_bench.records import MemoryRecord, MemoryTimeline
 
 
 def test_timeline_of_the_selftest_is_its_closed_form():

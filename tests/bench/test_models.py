@@ -9,11 +9,10 @@ from torch import nn
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import is_right, measure_fidelity
-from revsnn_bench.models.resnet import resnet19, resnet_cifar
+from revsnn_bench.models.networks import resnet19, resnet_cifar, vgg
+from revsnn_bench.models.reference import subject_of
 from revsnn_bench.models.strategies import strategy
-from revsnn_bench.models.vgg import vgg
-from revsnn_bench.subjects import subject_of
-from revsnn_bench.workloads import WORKLOADS, build
+from revsnn_bench.models.workloads import WORKLOADS, build
 
 LIF = partial(make_node, "lif")
 NETWORKS = ("vgg11", "vgg13", "vgg16", "vgg19", "resnet19", "resnet20", "resnet32")

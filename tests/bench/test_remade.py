@@ -7,9 +7,9 @@ from torch import nn
 from revsnn_bench.case import Case
 from revsnn_bench.meters.memory import retained_bytes
 from revsnn_bench.models.blocks import conv_block
-from revsnn_bench.models.resnet import Residual
+from revsnn_bench.models.networks import Residual
 from revsnn_bench.models.strategies import strategy
-from revsnn_bench.workloads import WorkloadStep, build
+from revsnn_bench.models.workloads import WorkloadStep, build
 
 
 def test_norm_carrier_keeps_no_pooled_tensor():

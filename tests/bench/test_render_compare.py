@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from revsnn_bench.render.compare import changed, compare, differing_fields, render_comparison
+from revsnn_bench.gate.diff import changed, compare, differing_fields, render_comparison
 
 
 def grown(record, extra):

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from revsnn_bench.render.growth import find_fit, growths
+from revsnn_bench.report.points import find_fit, growths
 
 
 def found(run, variant, metric, axis="timesteps"):

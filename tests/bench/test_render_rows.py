@@ -11,15 +11,16 @@ import pytest
 
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
 from revsnn_bench.records import TimeRecord
-from revsnn_bench.render import frame, tables, write_reports
-from revsnn_bench.render.ratios import ratio_of_medians
+from revsnn_bench.report import tables, write_reports
+from revsnn_bench.report import tables as frame
+from revsnn_bench.report.points import ratio_of_medians
 
 
 def test_importing_the_reports_does_not_import_torch():
     """Reports start fast and run where torch is absent: neither torch nor the nodes is imported."""
     modules = "frame, compare, markdown, terminal, summary, growth, tables"
     code = (
-        f"import sys; from revsnn_bench.render import {modules}; "
+        f"import sys; from revsnn_bench.report import {modules}; "
         "sys.exit(bool({'torch', 'revsnn_nodes'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

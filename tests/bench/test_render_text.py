@@ -8,10 +8,10 @@ from rich.console import Console
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.render import markdown, units
-from revsnn_bench.render.ratios import Ratio, lif_of, standard_lifs
-from revsnn_bench.render.summary import findings
-from revsnn_bench.render.terminal import print_run, print_summary
+from revsnn_bench.report import markdown, units
+from revsnn_bench.report.findings import findings
+from revsnn_bench.report.points import Ratio, lif_of, standard_lifs
+from revsnn_bench.report.terminal import print_run, print_summary
 
 HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from revsnn_bench.meters.memory import retained_bytes
-from revsnn_bench.meters.saved import measure_saved
+from revsnn_bench.meters.memory import measure_saved, retained_bytes
+from revsnn_bench.meters.step import ModuleStep
 from revsnn_bench.records import SavedBytes
-from revsnn_bench.step import ModuleStep
 
 SIZE = 4 * 6 * 50
 

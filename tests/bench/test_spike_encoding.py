@@ -7,10 +7,10 @@ import torch
 from typer.testing import CliRunner
 
 from revsnn_bench import Case
+from revsnn_bench.case import Sweep
 from revsnn_bench.cli import app
-from revsnn_bench.sweep import Sweep
-from revsnn_bench.training import Recipe, Trainer
-from revsnn_bench.workloads import build, network
+from revsnn_bench.models.training import Recipe, Trainer
+from revsnn_bench.models.workloads import build, network
 
 CASE = Case(
     node="lif", workload="digits-net", timesteps=3, batch=4, shape=(1, 8, 8), encoding="poisson",

@@ -10,11 +10,10 @@ from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import is_right, measure_fidelity, relative_error
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import retained_bytes
-from revsnn_bench.models.bits import pack_bits, unpack_bits
 from revsnn_bench.models.blocks import ConvBlock, conv_block
-from revsnn_bench.models.strategies import BitPackBlock, strategy, strategy_names
-from revsnn_bench.subjects import reference_of, subject_of
-from revsnn_bench.workloads import build
+from revsnn_bench.models.reference import reference_of, subject_of
+from revsnn_bench.models.strategies import BitPackBlock, pack_bits, strategy, strategy_names, unpack_bits
+from revsnn_bench.models.workloads import build
 
 RECOMPUTING = ("lif+checkpoint", "lif+bitpack", "lif-carrier+checkpoint-conv")
 BLOCKS = (*RECOMPUTING, "norm-carrier")

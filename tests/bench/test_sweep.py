@@ -2,9 +2,8 @@
 
 import pytest
 
-from revsnn_bench.models.backends import takes
-from revsnn_bench.sizes import parse_size
-from revsnn_bench.sweep import Sweep
+from revsnn_bench.case import Sweep, parse_size
+from revsnn_bench.models.peers import takes
 
 NODES = ["lif", "revlif", "lif-carrier"]
 

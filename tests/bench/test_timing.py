@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from revsnn_bench.meters.contention import RunDelay
+from revsnn_bench.meters.step import ModuleStep
 from revsnn_bench.meters.timing import Round, Sample, is_contended, measure_time, select_rounds
-from revsnn_bench.step import ModuleStep
+from revsnn_bench.system.process import RunDelay
 
 
 class Step(ModuleStep):

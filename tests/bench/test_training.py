@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.cli import app
-from revsnn_bench.training import Recipe, Trainer
-from revsnn_bench.workloads import build, network
+from revsnn_bench.models.training import Recipe, Trainer
+from revsnn_bench.models.workloads import build, network
 
 CASE = Case(node="lif-carrier", workload="digits-net", timesteps=2, shape=(1, 8, 8), node_options={"backend": "torch"})
 FEW = 128

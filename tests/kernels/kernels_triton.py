@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from nodes_cases import COUPLED, Ends, Problem
-from revsnn_nodes.kernels.coefficients import coefficients, surrogate_code
+from revsnn_nodes.kernels.layout import coefficients, surrogate_code
 from torch import Tensor
 
 Launch = Callable[..., tuple[Tensor, ...]]
@@ -51,7 +51,8 @@ def interpreted(pool: ProcessPoolExecutor) -> Launch:
 
 
 def _launch(packed: bytes) -> bytes:
-    from revsnn_nodes.kernels import triton_jit, triton_launch
+    from revsnn_nodes.kernels.triton import equations as triton_jit
+    from revsnn_nodes.kernels.triton import launch as triton_launch
 
     assert triton_jit.INTERPRETED
     results = io.BytesIO()
@@ -96,7 +97,7 @@ def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, A
     Runs in a process that does not interpret. Arguments as for the operator, with tensors on the CPU.
     """
     import triton
-    from revsnn_nodes.kernels import triton_launch
+    from revsnn_nodes.kernels.triton import launch as triton_launch
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 

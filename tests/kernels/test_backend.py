@@ -13,8 +13,10 @@ import pytest
 import torch
 from nodes_cases import ALL, make
 from revsnn_nodes import StandardLIF, surrogate
-from revsnn_nodes.kernels import operators, selection, threads
-from revsnn_nodes.kernels.coefficients import coefficients
+from revsnn_nodes.kernels import ops as operators
+from revsnn_nodes.kernels import support as selection
+from revsnn_nodes.kernels.cpu import machine as threads
+from revsnn_nodes.kernels.layout import coefficients
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
@@ -236,7 +238,9 @@ def test_error_in_a_kernel_reaches_the_caller():
 
 def test_compiled_kernels_are_cached_by_all_their_sources():
     """Else numba would reuse a kernel after a change of what it calls, or compile it anew in every process."""
-    from revsnn_nodes.kernels import cpu_carrier, cpu_coupled_backward, jit
+    from revsnn_nodes.kernels.cpu import carrier as cpu_carrier
+    from revsnn_nodes.kernels.cpu import coupled as cpu_coupled_backward
+    from revsnn_nodes.kernels.cpu import machine as jit
 
     for kernel in (cpu_carrier.carrier_backward, cpu_coupled_backward.anchored_backward):
         assert kernel._cache._cache_file._source_stamp == jit._SOURCES

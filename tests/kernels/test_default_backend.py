@@ -9,7 +9,7 @@ import pytest
 import revsnn_nodes as nodes
 import torch
 from nodes_cases import ALL, Problem, assert_ends_close, differentiate, foreign_import_is_silent, make, run_node
-from revsnn_nodes.kernels import selection
+from revsnn_nodes.kernels import support as selection
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -10,8 +10,8 @@ from nodes_memory import bytes_after_forward
 from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
 from revsnn_nodes import decode_spikes
-from revsnn_nodes.kernels import threads
-from revsnn_nodes.kernels.cpu_bfloat16_rows import narrow, widen
+from revsnn_nodes.kernels.cpu import machine as threads
+from revsnn_nodes.kernels.cpu.bfloat16 import narrow, widen
 
 NAMES = ("lif", "lif-carrier")
 NEURONS = ({}, {"v_reset": None}, {"v_reset": -0.2}, {"tau": 8.0}, {"detach_reset": True})

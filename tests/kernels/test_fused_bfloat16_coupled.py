@@ -10,8 +10,8 @@ from nodes_memory import bytes_after_forward
 from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
 from revsnn_nodes import DriftError, DriftWarning, predicted_gradient_error, surrogate
-from revsnn_nodes.kernels import threads
-from revsnn_nodes.kernels.coefficients import coefficients
+from revsnn_nodes.kernels.cpu import machine as threads
+from revsnn_nodes.kernels.layout import coefficients
 
 NAMES = ("revlif", "revlif-anchored")
 NEURONS = ({}, {"v_reset": None}, {"v_reset": -0.2}, {"tau": 2.7}, {"detach_reset": True}, {"decay_input": False})

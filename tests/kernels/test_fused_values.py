@@ -4,7 +4,7 @@ import pytest
 import torch
 from nodes_cases import Problem, assert_ends_close, differentiate, make, run_node
 from revsnn_nodes import surrogate
-from revsnn_nodes.kernels import cpu
+from revsnn_nodes.kernels.cpu import launch as cpu
 
 FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
 COUPLED = ("revlif", "revlif-anchored")

@@ -4,8 +4,7 @@ import pytest
 import torch
 from nodes_cases import make
 from revsnn_nodes import NormCarrierLIF, surrogate
-from revsnn_nodes.kernels.flops import OPERATIONS
-from revsnn_nodes.kernels.operators import SCHEMAS
+from revsnn_nodes.kernels.ops import OPERATIONS, SCHEMAS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PAIRS = {

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from revsnn_nodes.kernels import pages
+from revsnn_nodes.kernels.cpu import machine as pages
 
 if sys.platform == "win32":
     pytest.skip("there is no count of page faults", allow_module_level=True)

@@ -5,8 +5,8 @@ import importlib.metadata
 import pytest
 import torch
 from nodes_cases import make
-from revsnn_nodes.kernels import triton_support
-from revsnn_nodes.kernels.selection import choose_backend
+from revsnn_nodes.kernels import support as triton_support
+from revsnn_nodes.kernels.support import choose_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from kernels_triton import compile_for
 from revsnn_nodes.carrier import CarrierParameters
-from revsnn_nodes.kernels.coefficients import coefficients
+from revsnn_nodes.kernels.layout import coefficients
 from revsnn_nodes.parameters import CoupledParameters
 
 pytest.importorskip("triton", reason="the Triton kernels need triton")

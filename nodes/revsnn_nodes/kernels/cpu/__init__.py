@@ -1,0 +1,1 @@
+"""Fused kernels for the CPU, compiled by numba (the extra `cpu`)."""

@@ -1,0 +1,321 @@
+"""How the CPU kernels are compiled: without the lock of the interpreter, and cached on disk where that is possible.
+
+Arrays of one call must not overlap where one of them is written: see `_Disjoint`.
+
+Runs a kernel over its columns on torch's number of threads.
+
+Kernels release the interpreter's lock, so plain threads run them side by side. numba's own parallel loops are not
+used: its thread pools either end a process that forks after them (GNU OpenMP) or may not be entered by two threads
+(workqueue). These start at first use, and anew in a forked child.
+
+Memory for large results: the first write to a page costs more than the arithmetic of its elements.
+
+So large pages are asked for, and filled before the kernels run, every page by one thread: two threads that first touch
+the same large page would both fill it with zeros, and a kernel that meets page after page leaves the caches to that.
+
+How rows travel between memory and the caches where a sequence is too large for them.
+
+A processor fetches ahead by itself, but only within a page of 4 KiB, and it reads a line before it writes it. So rows
+are done in pieces of `PIECE` columns: with each, the kernel asks for the piece that comes a row later (`read_ahead`,
+`write_ahead`), and a forward pass writes its results past the caches (`stream`). A gradient is not written so: its
+arithmetic takes longer, and the writes would hold up what is being read.
+"""
+
+import ctypes
+import hashlib
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.compiler import Compiler
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+from torch import Tensor
+
+
+class _Disjoint(Compiler):
+    """Tells LLVM that a function's arrays do not overlap.
+
+    Else it compares every pair of them before each loop, which costs more than a short row takes, and gives up making
+    vector instructions where there are many.
+    """
+
+    def __init__(self, typingctx: Any, targetctx: Any, library: Any, args: Any, returns: Any, flags: Any, local: Any):
+        flags = flags.copy()
+        flags.noalias = True
+        super().__init__(typingctx, targetctx, library, args, returns, flags, local)
+
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_class": _Disjoint}
+# No error_model="python": its check for division by zero keeps loops from being vectorised.
+
+
+def exact(function: Callable[..., Any]) -> Any:
+    """Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
+    return _cached(function, fastmath=False)
+
+
+def contracted(function: Callable[..., Any]) -> Any:
+    """Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
+    return _cached(function, fastmath={"contract"})
+
+
+def exact_row(function: Callable[..., Any]) -> Any:
+    """As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
+    return _cached(function, fastmath=False, forceinline=True)
+
+
+def contracted_row(function: Callable[..., Any]) -> Any:
+    """As `contracted`, always inlined."""
+    return _cached(function, fastmath={"contract"}, forceinline=True)
+
+
+_FOLDER = Path(__file__).parent
+_SOURCES = hashlib.sha256(
+    b"".join(p.read_bytes() for p in sorted([*_FOLDER.glob("*.py"), Path(__file__)]))
+).hexdigest()
+
+
+def _cached(function: Callable[..., Any], **options: Any) -> Any:
+    try:
+        kernel = numba.njit(cache=True, **_OPTIONS, **options)(function)
+        # numba looks at the file of the function alone; what it calls from other files must count too.
+        kernel._cache._cache_file._source_stamp = _SOURCES
+    except (RuntimeError, AttributeError):  # no folder to write to, or a cache of another make: compile every time
+        return numba.njit(**_OPTIONS, **options)(function)
+    return kernel
+
+
+SERIAL_ELEMENTS = 1 << 17
+"""Elements of a sequence up to which the calling thread does all of the work."""
+
+PIECES_PER_THREAD = 4
+"""So that a thread that is held up by other work on the machine leaves its pieces to the others."""
+
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def _forget_pool() -> None:
+    global _pool, _pool_size
+    _pool, _pool_size = None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _helpers(count: int) -> ThreadPoolExecutor:
+    global _pool, _pool_size
+    if _pool is None or _pool_size < count:
+        _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="revsnn"), count
+    return _pool
+
+
+def run_columns(
+    kernel: Callable[..., None], arguments: tuple[Any, ...], columns: int, unit: int, elements: int
+) -> None:
+    """Calls `kernel(*arguments, start, stop)` until all columns are done.
+
+    Args:
+        kernel: compiled, and free to run on several threads where their columns differ.
+        arguments: what it takes before `start` and `stop`.
+        columns: how many there are.
+        unit: pieces are whole multiples of this many columns.
+        elements: of the sequence; decides whether threads are worth their start.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or elements <= SERIAL_ELEMENTS or columns <= unit:
+        kernel(*arguments, 0, columns)
+        return
+    size = max(1, columns // (unit * threads * PIECES_PER_THREAD)) * unit
+    pieces = iter(range(0, columns, size))
+    # The pool forgets a piece of work a little later than it finishes it, and what the work refers to must not live on.
+    shared = [arguments]
+    del arguments
+
+    def work(pieces: Iterator[int]) -> None:
+        for start in pieces:
+            kernel(*shared[0], start, min(start + size, columns))
+
+    pool = _helpers(threads - 1)
+    helpers = [pool.submit(work, pieces) for _ in range(threads - 1)]
+    try:
+        work(pieces)
+    finally:
+        for helper in helpers:
+            if not helper.cancel():  # one that has not woken up yet has nothing left to do
+                helper.result()
+        shared.clear()
+
+
+LARGE_BYTES = 8 << 20
+"""Smaller results often lie in memory that was written before."""
+
+FRESH_BYTES = 32 << 20
+"""Larger ones never do where glibc allocates: it maps each anew."""
+
+_PAGE = mmap.PAGESIZE
+_LARGE_PAGE = 2 << 20
+_MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23
+
+
+@cache
+def _madvise() -> Any:
+    """The system call, or None where there is none of this meaning."""
+    if not sys.platform.startswith("linux"):
+        return None
+    function = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
+
+
+def prepare(tensor: Tensor) -> None:
+    """Backs a new CPU tensor by pages of 2 MiB where the system has them, and gets the pages of a large one now.
+
+    The first is what torch does under THP_MEM_ALLOC_ENABLE=1. Both are advice: they change no byte that was written,
+    and may be refused.
+    """
+    if tensor.nbytes < LARGE_BYTES or (madvise := _madvise()) is None:
+        return
+    start = tensor.data_ptr() // _PAGE * _PAGE
+    stop = -(-(tensor.data_ptr() + tensor.nbytes) // _PAGE) * _PAGE
+    # Also the small pages that the tensor begins and ends in: so a mapping made for it alone is covered as a whole.
+    madvise(start, stop - start, _MADV_HUGEPAGE)
+    if tensor.nbytes <= FRESH_BYTES:
+        return
+    origin = start // _LARGE_PAGE
+
+    def populate(first: int, last: int) -> None:
+        begin, end = max(start, (origin + first) * _LARGE_PAGE), min(stop, (origin + last) * _LARGE_PAGE)
+        madvise(begin, end - begin, _MADV_POPULATE_WRITE)
+
+    run_columns(populate, (), -(-stop // _LARGE_PAGE) - origin, 1, tensor.numel())
+
+
+PIECE = 128
+"""Columns of a piece of a row; what is streamed must be whole lines of `LINE_BYTES`."""
+
+LINE_BYTES = 64
+
+VECTOR_BYTES = 32
+"""What is streamed was written in vectors of this size a moment ago; a longer read would wait for the cache."""
+
+_INT32, _INT64, _BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
+
+
+def _itemsize(context: Any, array: Any) -> int:
+    return int(context.get_abi_sizeof(context.get_data_type(array.dtype)))
+
+
+def _ask_ahead(write: bool) -> Any:
+    def _ask(typing_context: Any, array: Any, index: Any) -> Any:
+        def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            size = _itemsize(context, array)
+            start = builder.gep(
+                builder.bitcast(context.make_array(array)(context, builder, arguments[0]).data, _BYTES),
+                [builder.mul(arguments[1], ir.Constant(_INT64, size))],
+            )  # fmt: skip
+            takes = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
+            function = cgutils.get_or_insert_function(builder.module, takes, "llvm.prefetch.p0")
+            level = 3 if write else 2  # into the first or the second level's cache
+            how = [ir.Constant(_INT32, value) for value in (int(write), level, 1)]
+            for offset in range(0, PIECE * size, LINE_BYTES):
+                builder.call(function, [builder.gep(start, [ir.Constant(_INT64, offset)]), *how])
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64), _generate
+
+    return intrinsic(_ask)
+
+
+read_ahead: Any = _ask_ahead(write=False)
+"""`(array, index)`: asks for `PIECE` elements of a contiguous array, from a flat index that may lie beyond its end."""
+
+write_ahead: Any = _ask_ahead(write=True)
+"""As `read_ahead`, for elements that will be written."""
+
+
+def _stream(typing_context: Any, target: Any, source: Any) -> Any:
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count = VECTOR_BYTES // _itemsize(context, target)
+        vector = ir.VectorType(context.get_data_type(target.dtype), count).as_pointer()
+        to, row = (context.make_array(target)(context, builder, each) for each in arguments)
+        to_vectors, vectors = (builder.bitcast(each.data, vector) for each in (to, row))
+        hint = builder.module.add_metadata([ir.Constant(_INT32, 1)])
+        length = builder.extract_value(to.shape, 0)
+        with cgutils.for_range(builder, builder.udiv(length, ir.Constant(length.type, count))) as loop:
+            value = builder.load(builder.gep(vectors, [loop.index]), align=_itemsize(context, target))
+            written = builder.store(value, builder.gep(to_vectors, [loop.index]), align=VECTOR_BYTES)
+            written.set_metadata("nontemporal", hint)
+        return context.get_dummy_value()
+
+    return types.void(target, source), _generate
+
+
+stream: Any = intrinsic(_stream)
+"""`(target, source)`: copies a row past the caches; both begin at a line, and are whole lines long."""
+
+
+def _row_of(typing_context: Any, array: Any, index: Any, length: Any) -> Any:
+    row = types.Array(array.dtype, 1, "C")
+
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        size = _itemsize(context, array)
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        made = context.make_array(row)(context, builder)
+        whole = ir.Constant(_INT64, size)
+        populate_array(
+            made, builder.gep(data, [arguments[1]]), shape=[arguments[2]], strides=[whole], itemsize=whole, meminfo=None
+        )  # fmt: skip
+        return made._getvalue()
+
+    return row(array, types.int64, types.int64), _generate
+
+
+row_of: Any = intrinsic(_row_of)
+"""`(array, index, length)`: a row of a contiguous array, from a flat index; it does not keep the array alive.
+
+Slices do, by counting references, which costs as much as the arithmetic of a piece.
+"""
+
+
+def _settle(typing_context: Any) -> Any:
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), _generate
+
+
+settle: Any = intrinsic(_settle)
+"""Waits until everything that was streamed can be seen by other threads."""
+
+
+@exact
+def following(t: int, steps: int, step: int, place: int, block: int) -> int:
+    """The flat index of the same place a step later, or in the first step of the next block.
+
+    Args:
+        t: step, of `steps`, each of `step` elements.
+        place: index in the step.
+        block: columns to the next block.
+    """
+    return (t + 1) * step + place if t + 1 < steps else place + block
+
+
+@exact
+def preceding(t: int, steps: int, step: int, place: int, block: int) -> int:
+    """As `following`, backward in time: a step earlier, or in the last step of the next block."""
+    return (t - 1) * step + place if t else (steps - 1) * step + place + block

@@ -1,0 +1,141 @@
+"""Where the Triton kernels can run: asked before triton is imported, so that there is a reason where they cannot.
+
+Which backend a node runs on: the fused kernels where they are installed and support the case, else the reference.
+"""
+
+import importlib.metadata
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from revsnn_nodes.kernels.layout import surrogate_code
+from revsnn_nodes.parameters import require
+from revsnn_nodes.surrogate import in_transform
+
+if TYPE_CHECKING:
+    from revsnn_nodes.base import SpikingNode
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of tensors that the kernels take; they compute in float64 for float64, and in float32 for all others."""
+
+MOST_GROUPS = 8
+"""Kernels hold all groups of a column in registers: more of them take long to compile, and then spill."""
+
+LEAST_TRITON = (3, 7)
+"""The compilers of earlier versions refuse tuples of tuples, in which the kernels keep steps of groups."""
+
+LEAST_CAPABILITY = (8, 0)
+"""The kernels read ahead by asynchronous copies, which NVIDIA GPUs have from Ampere on."""
+
+
+def triton_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
+    """What keeps the Triton kernels from running this node on this CUDA tensor; "" where nothing does."""
+    version = installed_version()
+    if version is None:
+        return "triton is not installed (pip install revsnn-bench[triton])"
+    if version < LEAST_TRITON:
+        return f"the fused kernels need triton {_dotted(LEAST_TRITON)} or above, not {_dotted(version)}"
+    if torch.version.hip is not None:
+        return "the fused kernels were not written for ROCm"
+    if x_seq.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        return f"the fused kernels take {names}, not {str(x_seq.dtype).removeprefix('torch.')}"
+    groups = getattr(node.neuron, "groups", 1)
+    if groups > MOST_GROUPS:
+        return f"the fused kernels for CUDA take up to {MOST_GROUPS} groups, not {groups}"
+    # Fake CUDA tensors exist on machines without CUDA too; there is nothing to ask about then.
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(x_seq.device) < LEAST_CAPABILITY:
+        return f"the fused kernels need compute capability {_dotted(LEAST_CAPABILITY)} or above"
+    return ""
+
+
+@cache
+def installed_version() -> tuple[int, ...] | None:
+    """Major and minor version of triton; None where it is not installed."""
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+Backend = Literal["auto", "torch", "fused"]
+BackendInUse = Literal["torch", "fused"]
+
+DEFAULT_BACKEND: Backend = "auto"
+"""What a node is made with unless told otherwise."""
+
+
+def choose_backend(node: "SpikingNode[Any]", x_seq: Tensor) -> tuple[BackendInUse, str]:
+    """The backend for one call, and why it is not the fused one ("" where it is).
+
+    Args:
+        node: its `backend` is "torch", "fused" or "auto" (fused where possible).
+        x_seq: input, `[T, N, *]`.
+    Raises:
+        ValueError: `backend="fused"`, and it is not possible.
+    """
+    if node.backend == "torch":
+        return "torch", 'backend="torch" was asked for'
+    obstacle = fused_obstacle(node, x_seq)
+    require(
+        not obstacle or node.backend == "auto",
+        "backend",
+        'be "auto" or "torch" here',
+        node.backend,
+        f"There are no fused kernels for this case: {obstacle}.",
+        'Pass "auto" to fall back to the reference.',
+    )
+    return ("torch", obstacle) if obstacle else ("fused", "")
+
+
+def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
+    """What keeps the fused kernels from running this node on this input; "" where nothing does."""
+    if torch.compiler.is_compiling():
+        return "inside torch.compile, which fuses the reference itself"
+    kind: Any = type(node)
+    if not _has_kernel(kind):
+        return f"{type(node).__name__} has no fused kernel"
+    if x_seq.device.type not in ("cpu", "cuda"):
+        return f"no fused kernel for the device {x_seq.device.type}"
+    if obstacle := node.fused_obstacle(x_seq):
+        return obstacle
+    if obstacle := triton_obstacle(node, x_seq) if x_seq.device.type == "cuda" else _cpu_obstacle(node, x_seq):
+        return obstacle
+    if surrogate_code(node.surrogate_function) is None:
+        return f"the fused kernels do not know the surrogate {node.surrogate_function!r}"
+    if in_transform():
+        return "inside a torch.func transform"
+    return ""
+
+
+def _cpu_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
+    if not _numba_installed():
+        return "numba is not installed (pip install revsnn-bench[cpu])"
+    if x_seq.dtype not in node.fused_cpu_dtypes:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in (*node.fused_cpu_dtypes, x_seq.dtype))
+        return f"the fused kernels of {type(node).__name__} for the CPU take {' and '.join(names)}, not {last}"
+    return ""
+
+
+@cache
+def _has_kernel(kind: Any) -> bool:
+    """Whether the class has a fused sequence that was written for its own reference sequence, not for a base's."""
+    order = [vars(each) for each in kind.__mro__]
+    fused = next(i for i, names in enumerate(order) if "fused_sequence" in names)
+    reference = next(i for i, names in enumerate(order) if "multi_step_forward" in names)
+    return fused <= reference and kind.__mro__[fused].__name__ != "SpikingNode"
+
+
+@cache
+def _numba_installed() -> bool:
+    try:
+        return find_spec("numba") is not None
+    except ImportError:  # an import hook that forbids it
+        return False

@@ -1,0 +1,1 @@
+"""Fused kernels for NVIDIA GPUs, compiled by Triton (the extra `triton`)."""

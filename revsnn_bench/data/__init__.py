@@ -1,1 +1,0 @@
-"""Real data, read from where it lies; nothing is downloaded."""

@@ -1,0 +1,348 @@
+"""Verdicts in words: one sentence per finding, one headline, and what to do next.
+
+The gated values of a run, for services that keep a history and have thresholds of their own.
+
+The verdict for a terminal: headline, what fails, what became better, and what to do next.
+
+The verdict as Markdown, for the summary of a job or a comment on a change.
+
+The verdict as JUnit XML: one test case per benchmark case, which most CI servers show as a list.
+
+Format: the schema of the Jenkins xUnit plugin, as pytest writes it.
+
+The verdict as annotations of GitHub Actions: lines on standard output that the runner turns into notices.
+
+Format: workflow commands, with the escapes of @actions/core: `%`, carriage return and newline everywhere, and `:`
+and `,` in properties. GitHub shows the first ten errors of a step.
+
+The run in Bencher Metric Format, for Bencher's adapter `json`: benchmark, measure, value and its bounds.
+
+The run for github-action-benchmark, tool `customSmallerIsBetter`: a list of name, unit and value.
+
+The verdict and the run in the formats of people, CI servers and benchmark services.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from io import StringIO
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from rich.console import Console
+from rich.text import Text
+
+from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.gate.verdict import FAILING, TIMES, Difference, Finding, Kind, Verdict, ratio_name
+from revsnn_bench.metrics import BY_NAME, Number
+from revsnn_bench.records import Record, Run
+from revsnn_bench.report import units
+from revsnn_bench.report.markdown import bullets, table
+from revsnn_bench.report.points import ratio_to_lif
+from revsnn_bench.report.terminal import grid
+
+WHOLE_RUN = "the whole run"
+
+
+def value(metric: str, amount: Number | str | None) -> str:
+    """Returns a value exactly: bytes and operations to the last one, ratios at three digits."""
+    if amount is None:
+        return units.ABSENT
+    if isinstance(amount, str):
+        return amount
+    known = BY_NAME.get(metric)
+    return f"{amount:,} {known.unit}" if known else f"{units.times(amount)} x lif"
+
+
+def change(finding: Finding) -> str:
+    """Returns the difference, absolute and in percent; a dash where it has no meaning."""
+    before, after = finding.before, finding.after
+    if isinstance(before, str) or isinstance(after, str) or before is None or after is None:
+        return units.ABSENT
+    known = BY_NAME.get(finding.metric)
+    share = "from 0" if before == 0 else f"{100 * (after - before) / before:+.3g} %"
+    return f"{after - before:+,} {known.unit} ({share})" if known and math.isfinite(after - before) else share
+
+
+def sentence(finding: Finding) -> str:
+    """Returns a finding as `case: metric before -> after (change), what it is: detail`."""
+    place = finding.case or WHOLE_RUN
+    values = f"{value(finding.metric, finding.before)} -> {value(finding.metric, finding.after)}"
+    shown = "" if finding.before is None and finding.after is None else f" {values}"
+    difference = change(finding)
+    if difference != units.ABSENT:
+        shown += f", {difference}"
+    return f"{place}: {finding.metric}{shown}; {label(finding)}"
+
+
+def label(finding: Finding) -> str:
+    """Returns the kind of a finding with its detail and what allowed it."""
+    allowed = f"allowed by {finding.allowed_by}" if finding.allowed_by else ""
+    detail = units.one_line(finding.detail)
+    kind = "" if finding.kind is Kind.NOTE and detail else finding.kind.value
+    return "; ".join(part for part in (kind, detail, allowed) if part)
+
+
+def difference(found: Difference) -> str:
+    """Returns a field of the environment with both of its values."""
+    return f"{found.field} is {found.before} in the baseline and {found.after} in the run"
+
+
+def headline(verdict: Verdict) -> str:
+    """Returns the verdict in one sentence."""
+    pair = f"{verdict.run_id} against the baseline {verdict.baseline_id}"
+    if verdict.incomparable:
+        return f"NOT COMPARABLE: {pair}: {'; '.join(map(difference, verdict.incomparable))}."
+    compared = f"{verdict.values_compared} values compared over {len(verdict.cases)} cases"
+    better = f", {len(verdict.improvements)} better" if verdict.improvements else ""
+    if verdict.passed:
+        return f"PASS: {pair}: {compared}{better}, none worse."
+    count = len(verdict.failures)
+    return f"FAIL: {pair}: {compared}{better}, {count} {'is' if count == 1 else 'are'} worse."
+
+
+def advice(verdict: Verdict) -> list[str]:
+    """Returns what to do next, one sentence each; empty where there is nothing to do."""
+    if verdict.incomparable:
+        fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)
+        return [
+            "Exact bytes and operations belong to one environment. Measure a baseline in the new one and keep it "
+            f"with --update-baseline --force, or compare in spite of it: {fields}"
+        ]
+    said = []
+    kinds = {finding.kind for finding in verdict.failures}
+    if verdict.exit_code is ExitCode.CASE_FAILED:
+        said.append("A case that failed was not compared. Mend it first, then look at the numbers again.")
+    if kinds & {Kind.ADDED, Kind.REMOVED, Kind.SKIPPED, Kind.FAILED}:
+        said.append("If a case is meant to come, go or fail, name it: --allow 'ID or pattern'.")
+    if kinds:
+        said.append("If all of this is meant, make it the norm: --update-baseline --force.")
+    elif verdict.improvements:
+        said.append("Keep what was gained, so that it cannot be lost unnoticed: --update-baseline.")
+    return said
+
+
+_UNITS = {"B": "bytes", "FLOP": "FLOP"}
+
+
+class Measure(NamedTuple):
+    """One value of one case; `low` and `high` bound it where it varies."""
+
+    case: str
+    metric: str
+    value: Number
+    unit: str
+    status: str
+    low: float | None = None
+    high: float | None = None
+
+
+def measures(verdict: Verdict, run: Run) -> Iterator[Measure]:
+    """Every gated metric of every case, then time as a ratio to the standard LIF; smaller is better in all.
+
+    What was not measured is left out, and so is a case that failed: neither is a number.
+    """
+    for record in {record.case.id: record for record in run}.values():
+        for name in verdict.policy.metrics:
+            value = BY_NAME[name].read(record)
+            if value is not None:
+                yield Measure(record.case.id, name, value, _UNITS[BY_NAME[name].unit], record.status.value)
+        for name in TIMES:
+            ratio = ratio_to_lif(BY_NAME[name], record, {})
+            if ratio is not None:
+                place = (record.case.id, ratio_name(name))
+                yield Measure(*place, ratio.value, "x lif", record.status.value, ratio.low, ratio.high)
+
+
+HEADINGS = ("case", "metric", "before", "after", "change", "what")
+NUMBERS = (False, False, True, True, True, False)
+_WIDTH = 160
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Prints the verdict."""
+    console.print(Text(units.one_line(headline(verdict)), style="green" if verdict.passed else "bold red"))
+    for found in verdict.allowed_differences:
+        console.print(Text(units.one_line(f"Compared although {difference(found)}."), style="yellow"))
+    _print("What fails", verdict.failures, "red", console)
+    _print("What became better", verdict.improvements, "green", console)
+    _print("Remarks", verdict.remarks, "", console)
+    for line in advice(verdict):
+        console.print(Text(line))
+
+
+def render(verdict: Verdict, run: Run) -> str:
+    """Returns the same without colour, 160 columns wide."""
+    text = StringIO()
+    print_verdict(verdict, Console(file=text, width=_WIDTH, color_system=None))
+    return text.getvalue()
+
+
+def cells(finding: Finding) -> list[str]:
+    """Returns a finding as the cells of a table with `HEADINGS`."""
+    return [
+        finding.case or WHOLE_RUN,
+        finding.metric,
+        value(finding.metric, finding.before),
+        value(finding.metric, finding.after),
+        change(finding),
+        label(finding),
+    ]
+
+
+def _print(title: str, findings: Sequence[Finding], style: str, console: Console) -> None:
+    if not findings:
+        return
+    table = grid(title, HEADINGS, NUMBERS)
+    for finding in findings:
+        table.add_row(*(Text(units.one_line(cell)) for cell in cells(finding)), style=style)
+    console.print(table)
+
+
+MOST_ROWS = 200
+"""Rows of one table that are shown; GitHub drops a summary of more than 1 MiB as a whole."""
+
+
+def render_markdown(verdict: Verdict, run: Run) -> str:
+    """Returns headline, tables and advice."""
+    parts = [f"## Memory and FLOPs gate\n\n**{units.markdown(headline(verdict))}**"]
+    if verdict.allowed_differences:
+        lines = (f"Compared although {difference(found)}." for found in verdict.allowed_differences)
+        parts.append(bullets(map(units.markdown, lines)))
+    for title, findings in (
+        ("What fails", verdict.failures),
+        ("What became better", verdict.improvements),
+        ("Remarks", verdict.remarks),
+    ):
+        if findings:
+            rows = table(HEADINGS, map(cells, findings[:MOST_ROWS]), NUMBERS)
+            rest = len(findings) - MOST_ROWS
+            parts.append(f"### {title}\n\n{rows}" + (f"\n\nand {rest} more" if rest > 0 else ""))
+    if said := advice(verdict):
+        parts.append(bullets(map(units.markdown, said)))
+    return "\n\n".join(parts) + "\n"
+
+
+SUITE = "revsnn-bench gate"
+
+
+def render_junit(verdict: Verdict, run: Run) -> str:
+    """Returns one test suite; a run that is not comparable has one test case more, which is an error."""
+    records = {record.case.id: record for record in run}
+    suite = ElementTree.Element("testsuite", name=SUITE)
+    for found in verdict.incomparable:
+        case = ElementTree.SubElement(suite, "testcase", classname="environment", name=found.field, time="0")
+        ElementTree.SubElement(case, "error", message=units.one_line(difference(found)), type="not comparable")
+    for case_id in verdict.cases:
+        findings = [finding for finding in verdict.findings if finding.case == case_id]
+        _add_case(suite, case_id, records.get(case_id), findings, compared=not verdict.incomparable)
+    for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        suite.set(attribute, str(len(list(suite.iter(tag)))))
+    suite.set("time", f"{sum(record.duration_s for record in run):.3f}")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _add_case(
+    suite: ElementTree.Element, case_id: str, record: Record | None, findings: Sequence[Finding], *, compared: bool
+) -> None:
+    group, _, name = case_id.partition("/")
+    seconds = f"{record.duration_s:.3f}" if record else "0"
+    case = ElementTree.SubElement(suite, "testcase", classname=units.one_line(group), name=units.one_line(name))
+    case.set("time", seconds)
+    failing = [finding for finding in findings if finding.fails]
+    if failing:
+        broken = any(finding.kind is Kind.FAILED for finding in failing)
+        element = ElementTree.SubElement(case, "error" if broken else "failure")
+        element.set("message", units.one_line(sentence(failing[0])))
+        element.set("type", failing[0].kind.value)
+        element.text = _lines(failing)
+    elif not compared or record is None or any(finding.kind in FAILING for finding in findings):
+        element = ElementTree.SubElement(case, "skipped")
+        element.set("message", units.one_line("; ".join(map(sentence, findings)) or "not compared"))
+    if rest := [finding for finding in findings if not finding.fails]:
+        ElementTree.SubElement(case, "system-out").text = _lines(rest)
+
+
+def _lines(findings: Sequence[Finding]) -> str:
+    return "\n".join(units.one_line(sentence(finding)) for finding in findings)
+
+
+def render_github(verdict: Verdict, run: Run) -> str:
+    """Returns one error per field or finding that fails, then warnings, then a notice with the headline."""
+    lines = [_command("error", f"Not comparable: {found.field}", difference(found)) for found in verdict.incomparable]
+    lines += [_command("error", _title(finding), sentence(finding)) for finding in verdict.failures]
+    lines += [
+        _command("warning", _title(finding), sentence(finding))
+        for finding in verdict.remarks
+        if finding.allowed_by or not finding.case
+    ]
+    lines.append(_command("notice", "Memory and FLOPs gate", " ".join([headline(verdict), *advice(verdict)])))
+    return "\n".join(lines) + "\n"
+
+
+def _title(finding: Finding) -> str:
+    what = finding.metric if finding.kind is Kind.NOTE else f"{finding.metric} {finding.kind.value}"
+    return f"{finding.case or WHOLE_RUN}: {what}"
+
+
+def _command(name: str, title: str, message: str) -> str:
+    escaped = _data(title).replace(":", "%3A").replace(",", "%2C")
+    return f"::{name} title={escaped}::{_data(message)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def render_bencher(verdict: Verdict, run: Run) -> str:
+    """Returns the document as JSON; the verdict is the gate's own and does not appear in it."""
+    document: dict[str, dict[str, dict[str, float]]] = {}
+    for measure in measures(verdict, run):
+        metric: dict[str, float] = {"value": measure.value}
+        if measure.low is not None and measure.high is not None:
+            metric |= {"lower_value": measure.low, "upper_value": measure.high}
+        document.setdefault(measure.case, {})[measure.metric] = metric
+    return json.dumps(document, indent=1) + "\n"
+
+
+def render_customsmaller(verdict: Verdict, run: Run) -> str:
+    """Returns the list as JSON; the verdict is the gate's own and does not appear in it."""
+    return json.dumps([_entry(measure) for measure in measures(verdict, run)], indent=1) + "\n"
+
+
+def _entry(measure: Measure) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "name": f"{measure.case} {measure.metric}",
+        "unit": measure.unit,
+        "value": measure.value,
+        "extra": f"status: {measure.status}",
+    }
+    if measure.low is not None and measure.high is not None:
+        entry["range"] = f"± {(measure.high - measure.low) / 2:.3g}"
+    return entry
+
+
+class Format(StrEnum):
+    """Names of the formats, as the command line takes them."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    JUNIT = "junit"
+    GITHUB = "github"
+    CUSTOM_SMALLER_IS_BETTER = "customSmallerIsBetter"
+    BENCHER = "bencher"
+
+
+RENDERERS: dict[Format, Callable[[Verdict, Run], str]] = {
+    Format.TABLE: render,
+    Format.MARKDOWN: render_markdown,
+    Format.JUNIT: render_junit,
+    Format.GITHUB: render_github,
+    Format.CUSTOM_SMALLER_IS_BETTER: render_customsmaller,
+    Format.BENCHER: render_bencher,
+}
+"""Text of a verdict in each format."""

@@ -1,0 +1,108 @@
+"""One training step, cut where the meters look: the only thing that meters know of a workload.
+
+Storages as what memory is made of: two views of one storage are counted once.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainingStep(Protocol):
+    """Forward and backward of one case, on fixed data, repeatable any number of times.
+
+    The input is a non-leaf that `forward` makes and drops before it returns, so that a model that keeps its
+    input alive is charged for it. Gradients arrive in `source.grad` and in the parameters.
+    """
+
+    model: nn.Module
+    source: Tensor
+    """Leaf that the input is made from; alive before the step, so never charged to it."""
+
+    def prepare(self) -> None:
+        """Resets every neuron and clears every gradient: the state in which a step begins."""
+
+    def make_input(self) -> Tensor:
+        """Returns a fresh non-leaf input with storage of its own, connected to `source`."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """Runs the model, and the loss where there is one, on an input of `make_input`; returns the output."""
+
+    def forward(self) -> Tensor:
+        """Runs on a fresh input, drops the input and returns the output."""
+
+    def output_gradient(self, output: Tensor) -> Tensor:
+        """Makes the gradient that arrives at the output."""
+
+    def backward(self, output: Tensor) -> None:
+        """Makes the output's gradient and runs backward through the step."""
+
+    def reset_state(self) -> None:
+        """Drops the neuron state that is carried between calls, and nothing else."""
+
+    def state_tensors(self) -> list[Tensor]:
+        """The neuron state that is carried to the next call."""
+
+
+class ModuleStep:
+    """The training step of any module that takes one tensor and returns one, without state.
+
+    Args:
+        model: the module.
+        source: leaf that requires a gradient; the input is a copy of it.
+    """
+
+    def __init__(self, model: nn.Module, source: Tensor) -> None:
+        self.model = model
+        self.source = source
+
+    def prepare(self) -> None:
+        """Drops the state and clears every gradient."""
+        self.reset_state()
+        self.source.grad = None
+        self.model.zero_grad(set_to_none=True)
+
+    def make_input(self) -> Tensor:
+        """A copy of the source."""
+        return self.source.clone()
+
+    def run(self, x: Tensor) -> Tensor:
+        """Runs the model."""
+        output: Tensor = self.model(x)
+        return output
+
+    def forward(self) -> Tensor:
+        """Runs on a fresh input, which nobody but the graph holds afterwards."""
+        return self.run(self.make_input())
+
+    def output_gradient(self, output: Tensor) -> Tensor:
+        """A gradient of ones."""
+        return output.new_ones(output.shape)
+
+    def backward(self, output: Tensor) -> None:
+        """Runs backward from `output_gradient`."""
+        output.backward(self.output_gradient(output))
+
+    def reset_state(self) -> None:
+        """Does nothing: there is no state."""
+
+    def state_tensors(self) -> list[Tensor]:
+        """Nothing is carried."""
+        return []
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage:
+    """The storage of a strided tensor; equal storages have equal `_cdata`."""
+    return tensor.untyped_storage()
+
+
+def unique_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages behind `tensors`."""
+    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
+
+
+def own_bytes(tensor: Tensor) -> int:
+    """Bytes of the tensor's elements; never more than its storage, which a view may share with others."""
+    return min(tensor.numel() * tensor.element_size(), storage_of(tensor).nbytes())

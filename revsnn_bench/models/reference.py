@@ -1,0 +1,125 @@
+"""What the fidelity of a case is judged by: its reference model, and how its node recovers its input."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from revsnn_nodes import CarrierLIF, SpikingNode
+from revsnn_nodes.coupled import InvertingNode
+from torch import Tensor, nn
+
+from revsnn_bench.case import Case
+from revsnn_bench.meters.fidelity import Reconstruction, Subject
+from revsnn_bench.models.blocks import ConvBlock
+from revsnn_bench.models.workloads import WorkloadStep, build
+
+LARGEST_REFERENCE = 1 << 21
+"""Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
+
+STEP_TOLERANCE = 1e-4
+"""`rtol` and `atol` of `torch.allclose` for an inverted step, in units of the threshold."""
+
+
+def subject_of(case: Case) -> Subject:
+    """Builds the step and its reference.
+
+    A single layer that is too large is judged on a slice of its samples: neurons of different samples are
+    independent.
+    """
+    step = build(_slice(case))
+    node = step.model if isinstance(step.model, SpikingNode) else None
+    return Subject(
+        step=step,
+        reference=reference_of(step.model),
+        spikes=_spike_functions,
+        reconstruct=None if node is None else _reconstruction(node),
+        predicted_error=_predicted_error(step),
+        recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
+    )
+
+
+def reference_of(model: nn.Module) -> nn.Module:
+    """A copy of a model in which every node is its own reference by plain autograd, and every block keeps everything.
+
+    A node of another package has no reference of its own: its copy stands for it, and only its precision is judged.
+    """
+    if isinstance(model, SpikingNode):
+        return model.reference()
+    reference = copy.deepcopy(model)
+    if isinstance(reference, ConvBlock):
+        reference = reference.plain()
+    for name, module in list(reference.named_modules()):
+        if name and isinstance(module, ConvBlock):
+            reference.set_submodule(name, module.plain())
+    for name, module in model.named_modules():
+        if isinstance(module, SpikingNode):
+            reference.set_submodule(name, module.reference())
+    return reference
+
+
+def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
+    """Inverts step by step from the last one, and holds each against stored activations with `torch.allclose`.
+
+    Args:
+        node: at rest before the first step of `y_seq`.
+        x_seq, y_seq: an input and its output, `[T, N, *]`.
+    Returns:
+        For how many steps both the input and the membrane before the step come back, to `STEP_TOLERANCE`.
+    """
+    stepping = node.reference()
+    stepping.step_mode = "s"
+    stored = [torch.full_like(x_seq[0], node.neuron.rest)]
+    for x in x_seq:
+        stepping(x)
+        assert isinstance(stepping.v, Tensor)
+        stored.append(stepping.v)
+    steps = len(x_seq)
+    v = stored[steps]
+    for t in range(steps - 1, -1, -1):
+        x_back, _, v = node.invert(y_seq[t : t + 1], v)
+        if not all(
+            torch.allclose(back, kept, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
+            for back, kept in ((x_back[0], x_seq[t]), (v, stored[t]))
+        ):
+            return steps - 1 - t
+    return steps
+
+
+def _slice(case: Case) -> Case:
+    if case.workload != "layer":
+        return case
+    per_sample = case.timesteps * torch.Size(case.shape).numel()
+    return case.model_copy(update={"batch": max(1, min(case.batch, LARGEST_REFERENCE // per_sample))})
+
+
+def _spike_functions(model: nn.Module) -> list[nn.Module]:
+    return [module.surrogate_function for module in model.modules() if isinstance(module, SpikingNode)]
+
+
+def _predicted_error(step: WorkloadStep) -> float | None:
+    guards = [module for module in step.model.modules() if isinstance(module, InvertingNode)]
+    if not guards:
+        return None
+    return max(node.predicted_error(step.source.shape[0], step.source.dtype) for node in guards)
+
+
+def _reconstruction(node: SpikingNode[Any]) -> Any:
+    def inverted(x: Tensor, y: Tensor) -> Reconstruction:
+        assert isinstance(node, InvertingNode)
+        x_back, spikes, _ = node.invert(y)
+        return x_back, spikes, x, node.spikes(x, y)
+
+    def decoded(x: Tensor, y: Tensor) -> Reconstruction:
+        assert isinstance(node, CarrierLIF)
+        x_back, spikes = node.decode(y)
+        clamped = x.clamp(-node.neuron.clamp, node.neuron.clamp)
+        with torch.no_grad():
+            fired = node.reference().eval()(x)
+        return x_back, spikes, clamped, fired
+
+    if isinstance(node, InvertingNode):
+        return inverted
+    if isinstance(node, CarrierLIF):
+        return decoded
+    return None

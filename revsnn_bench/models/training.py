@@ -1,0 +1,187 @@
+"""Training on real data with a fixed budget, epoch by epoch; a run that stops after one goes on to the bit.
+
+The recipe is the same for every node, so that only the node differs: Adam under a one-cycle schedule, the same
+initial weights and the same order of samples for the same seed.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from revsnn_nodes.carrier import CarrierNode
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from revsnn_bench.case import Case
+from revsnn_bench.models.data import Split, digits_of, encoded
+from revsnn_bench.models.workloads import is_neuron, network
+from revsnn_bench.records import AccuracyRecord
+
+WARM_UP = 0.2
+"""Share of the steps in which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train.
+
+    Args:
+        epochs: passes over the training data.
+        batch: samples per step.
+        learning_rate: highest learning rate of the schedule.
+    """
+
+    epochs: int
+    batch: int = 64
+    learning_rate: float = 1e-2
+
+
+class Trainer:
+    """A network in training; `run_epoch` until `epoch` reaches the recipe's, then `record`.
+
+    Args:
+        case: network, node, T, seed, dtype and device. Its batch does not matter here.
+        recipe: the budget.
+        data: images to train and test on; None for digits of the case's size.
+        data_name: what the record calls them.
+    Attributes:
+        epoch: how many epochs are done.
+    """
+
+    def __init__(self, case: Case, recipe: Recipe, data: Split | None = None, data_name: str = "digits") -> None:
+        self.case, self.recipe, self.data_name = case, recipe, data_name
+        self.data = digits_of(case) if data is None else data
+        self.model = network(case, classes=int(self.data.train_labels.max()) + 1)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
+        self.batches = -(-len(self.data.train_labels) // recipe.batch)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.learning_rate, total_steps=max(1, recipe.epochs * self.batches), pct_start=WARM_UP
+        )
+        self.order = torch.Generator().manual_seed(case.seed)
+        self.epoch = 0
+        self.loss_by_epoch: list[float] = []
+        self.accuracy_by_epoch: list[float] = []
+        self.train_time_s = 0.0
+
+    def run_epoch(self, on_batch: Callable[[], object] = lambda: None) -> None:
+        """One pass over the training data, then one over the test data.
+
+        Args:
+            on_batch: called after each training step, such as to move a progress bar.
+        """
+        start, total = time.perf_counter(), 0.0
+        self.model.train()
+        for batch in torch.randperm(len(self.data.train_labels), generator=self.order).split(self.recipe.batch):
+            self.optimizer.zero_grad()
+            labels = self.data.train_labels[batch].to(self.case.device)
+            loss = cross_entropy(self._logits(self.data.train_images[batch], self._spike_seed()), labels)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.item() * len(batch)
+            on_batch()
+        self.train_time_s += time.perf_counter() - start
+        self.epoch += 1
+        self.loss_by_epoch.append(total / len(self.data.train_labels))
+        with self._carrying():
+            self.accuracy_by_epoch.append(self.accuracy())
+
+    @torch.no_grad()
+    def accuracy(self) -> float:
+        """Share of the test images that the network in `eval()` classifies rightly; their spikes never change."""
+        self.model.eval()
+        batches = self.data.test_images.split(self.recipe.batch)
+        guesses = [self._logits(images, seed).argmax(1).cpu() for seed, images in enumerate(batches)]
+        return (torch.cat(guesses) == self.data.test_labels).double().mean().item()
+
+    def record(self) -> AccuracyRecord:
+        """What training gave so far; the last epoch's accuracy, and the stripped one where the nodes carry."""
+        with self._carrying():
+            accuracy = self.accuracy_by_epoch[-1] if self.accuracy_by_epoch else self.accuracy()
+        return AccuracyRecord(
+            accuracy=accuracy,
+            stripped_accuracy=self.accuracy() if self._carriers() else None,
+            data=self.data_name,
+            epochs=self.epoch,
+            train_samples=len(self.data.train_labels),
+            test_samples=len(self.data.test_labels),
+            train_time_s=self.train_time_s,
+            accuracy_by_epoch=tuple(self.accuracy_by_epoch),
+            loss_by_epoch=tuple(self.loss_by_epoch),
+            batch=self.recipe.batch,
+            learning_rate=self.recipe.learning_rate,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on; for `torch.save`, and `load_state` of a trainer made alike."""
+        return {
+            "made_for": self._made_for(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "order": self.order.get_state(),
+            "epoch": self.epoch,
+            "loss_by_epoch": list(self.loss_by_epoch),
+            "accuracy_by_epoch": list(self.accuracy_by_epoch),
+            "train_time_s": self.train_time_s,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken.
+
+        Raises:
+            ValueError: it was taken of another case, recipe or data set.
+        """
+        if state["made_for"] != self._made_for():
+            raise ValueError(
+                f"`state` must be of the same training; got {state['made_for']}, this is {self._made_for()}. Another "
+                "network, seed or budget would not go on with it. Give the options that it began with."
+            )
+        for name in ("model", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        self.order.set_state(state["order"])
+        self.epoch, self.train_time_s = state["epoch"], state["train_time_s"]
+        self.loss_by_epoch, self.accuracy_by_epoch = list(state["loss_by_epoch"]), list(state["accuracy_by_epoch"])
+
+    def _made_for(self) -> dict[str, Any]:
+        return {"case": self.case.model_dump_json(), "data": self.data_name, **asdict(self.recipe)}
+
+    def _spike_seed(self) -> int:
+        """A new one for every batch, drawn with the order of samples, so that a checkpoint goes on with it."""
+        if self.case.encoding == "direct":
+            return 0
+        return int(torch.randint(1 << 62, (), generator=self.order))
+
+    def _logits(self, images: Tensor, seed: int) -> Tensor:
+        for module in self.model.modules():
+            if is_neuron(module):
+                module.reset()  # type: ignore[operator]
+        logits: Tensor = self.model(encoded(self.case, images, seed))
+        return logits
+
+    def _carriers(self) -> list[CarrierNode]:
+        return [module for module in self.model.modules() if isinstance(module, CarrierNode)]
+
+    @contextmanager
+    def _carrying(self) -> Iterator[None]:
+        """Keeps the carrier in `eval()` for a while: the network as it was trained."""
+        nodes = self._carriers()
+        modes = [node.neuron.carrier for node in nodes]
+        for node in nodes:
+            node.carrier = "always"
+        try:
+            yield
+        finally:
+            for node, mode in zip(nodes, modes, strict=True):
+                node.carrier = mode
+
+
+def train(case: Case, epochs: int) -> AccuracyRecord:
+    """Trains the case's network on digits for some epochs and tests it; see `Trainer`."""
+    trainer = Trainer(case, Recipe(epochs))
+    while trainer.epoch < epochs:
+        trainer.run_epoch()
+    return trainer.record()

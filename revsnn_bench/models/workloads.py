@@ -1,0 +1,216 @@
+"""From a case to a training step: one node layer, a stack of blocks, or a network on real data."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import partial
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from revsnn_nodes.parameters import LIFParameters
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from revsnn_bench.case import Case
+from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
+from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
+from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
+from revsnn_bench.models.strategies import strategy
+
+Build = Callable[[Case, Strategy], "WorkloadStep"]
+Network = Callable[..., nn.Module]
+INPUT_MEAN, INPUT_STD = 0.3, 1.0
+LIF_OPTIONS = frozenset({*(field.name for field in fields(LIFParameters)), "backend"})
+
+
+class WorkloadStep(ModuleStep):
+    """The training step of a spiking model: neurons carry state, and the output's gradient is fixed noise.
+
+    Args:
+        model: takes `[T, B, *]`.
+        source: leaf input, `[T, B, *]`.
+        labels: class of each sample, `[B]`; the output is then the cross-entropy loss. None for the model's own
+            output, with a fixed random gradient.
+    """
+
+    def __init__(self, model: nn.Module, source: Tensor, labels: Tensor | None = None) -> None:
+        super().__init__(model, source)
+        self.labels = labels
+        self.upstream: Tensor | None = None
+        if labels is None:
+            shape = source.shape if is_neuron(model) else _shape_of_output(model, source)
+            self.upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(source)
+        self.prepare()
+
+    def run(self, x: Tensor) -> Tensor:
+        """Runs the model, and the loss where there are labels."""
+        output = super().run(x)
+        return output if self.labels is None else cross_entropy(output, self.labels)
+
+    def output_gradient(self, output: Tensor) -> Tensor:
+        """A copy of the fixed gradient; 1 for a loss."""
+        return torch.ones_like(output) if self.upstream is None else self.upstream.clone()
+
+    def reset_state(self) -> None:
+        """Resets every neuron."""
+        for module in self.model.modules():
+            if is_neuron(module):
+                module.reset()  # type: ignore[operator]
+
+    def state_tensors(self) -> list[Tensor]:
+        """The membranes that the neurons carry to the next call."""
+        states = [module.v for module in self.model.modules() if is_neuron(module)]
+        return [v for v in states if isinstance(v, Tensor)]
+
+
+def _shape_of_output(model: nn.Module, source: Tensor) -> torch.Size:
+    with torch.no_grad():
+        output: Tensor = model(source)
+    return output.shape
+
+
+def is_neuron(module: Any) -> bool:
+    """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do."""
+    return callable(getattr(module, "reset", None)) and hasattr(module, "v")
+
+
+def _noise(case: Case) -> Tensor:
+    generator = torch.Generator().manual_seed(case.seed)
+    x = torch.randn(case.timesteps, case.batch, *case.shape, generator=generator) * INPUT_STD + INPUT_MEAN
+    return x.to(getattr(torch, case.dtype)).to(case.device).requires_grad_()
+
+
+def _layer(case: Case, make: Strategy) -> WorkloadStep:
+    _refuse_blocks(case, make)
+    return WorkloadStep(make(), _noise(case))
+
+
+def _linear_blocks(case: Case, make: Strategy) -> WorkloadStep:
+    _refuse_blocks(case, make)
+    (features,) = shape_of(case, "one size, such as (256,)", 1)
+    model = nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)])
+    return WorkloadStep(_placed(model, case), _noise(case))
+
+
+def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
+    channels, _, _ = shape_of(case, "channels, height and width, such as (16, 8, 8)", 3)
+    model = nn.Sequential(*[conv_block(channels, channels, make) for _ in range(case.depth)])
+    return WorkloadStep(_placed(model, case), _noise(case))
+
+
+def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
+    """A network on digits, in the case's size; `name@width` scales its channels."""
+    data = digits_of(case)
+    source = encoded(case, data.train_images[: case.batch], case.seed).contiguous().requires_grad_()
+    model = _placed(_made(make_network, case, make, CLASSES), case)
+    return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device))
+
+
+def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn.Module:
+    width = float(case.workload.partition("@")[2] or 1.0)
+    return make_network(case=case, make_node=make, classes=classes, width=width)
+
+
+def _small(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
+    _, size, _ = shape_of(case, "(1, 8, 8), the shape of a digit", 3)
+    return digits_net(make_node, channels=round(16 * width), size=size, classes=classes)
+
+
+def _published(make_network: Network, case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
+    shape = shape_of(case, "channels, height and width, such as (3, 32, 32)", 3)
+    return make_network(make_node=make_node, shape=shape, classes=classes, width=width)
+
+
+def _one_swapped(make_network: Network, case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
+    """A network of standard LIF, with the case's node in its first layer alone."""
+    _refuse_blocks(case, make_node)
+    shared = {name: option for name, option in case.options.items() if name in LIF_OPTIONS}
+    makers = chain([make_node.make_node], repeat(strategy("lif", **shared).make_node))
+    return _published(make_network, case, Strategy(lambda: next(makers)()), classes, width)
+
+
+def _pixels(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
+    _refuse_blocks(case, make_node)
+    (features,) = shape_of(case, "one size, the neurons per layer, such as (64,)", 1)
+    return sequence_net(case.timesteps, make_node, features, classes, width)
+
+
+def _placed(model: nn.Module, case: Case) -> nn.Module:
+    return model.to(case.device, getattr(torch, case.dtype))
+
+
+def _refuse_blocks(case: Case, make: Strategy) -> None:
+    if make.block is not ConvBlock:
+        raise ValueError(
+            f"`node` must be a plain node in the workload {case.workload!r}; got {case.node!r}. It names what "
+            "convolution blocks keep, and there are none. Pass conv-blocks, digits-net or a network."
+        )
+
+
+NETWORKS: dict[str, Network] = {
+    "digits-net": _small,
+    "pixels": _pixels,
+    **{f"vgg{depth}": partial(_published, partial(vgg, depth)) for depth in (11, 13, 16, 19)},
+    "vgg11-one": partial(_one_swapped, partial(vgg, 11)),
+    "resnet19": partial(_published, resnet19),
+    **{f"resnet{depth}": partial(_published, partial(resnet_cifar, depth)) for depth in (20, 32)},
+}
+"""Networks that classify, by name. The name may be followed by @ and a factor of its channels: `vgg11@0.25`."""
+
+WORKLOADS: dict[str, Build] = {
+    "layer": _layer,
+    "linear-blocks": _linear_blocks,
+    "conv-blocks": _conv_blocks,
+    **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
+}
+"""Workloads by name: what a node is put into."""
+
+
+def network(case: Case, classes: int) -> nn.Module:
+    """The network of a case, for images of any data set, with parameters set by its seed.
+
+    Raises:
+        ValueError: the workload is no network; and what `build` raises.
+    """
+    name = case.workload.partition("@")[0]
+    if name not in NETWORKS:
+        raise ValueError(
+            f"`workload` must be a network that classifies; got {case.workload!r}. Only these can be trained. Pass "
+            f"one of {', '.join(NETWORKS)}."
+        )
+    if is_sequence(case):
+        refuse_encoding(case)
+    torch.manual_seed(case.seed)
+    return _placed(_made(NETWORKS[name], case, strategy(case.node, **case.options), classes), case)
+
+
+def build(case: Case, node: str | None = None) -> WorkloadStep:
+    """The training step of a case, with parameters and data set by its seed.
+
+    Args:
+        case: what to build.
+        node: name to take in place of the case's node, without its options.
+    Raises:
+        ValueError: no such workload, node or strategy, a shape or an encoding that the workload cannot read, or
+            options that the node refuses.
+    """
+    name, at, width = case.workload.partition("@")
+    if name not in WORKLOADS or (at and not _is_width(name, width)):
+        near = get_close_matches(case.workload, WORKLOADS, 3) or list(WORKLOADS)
+        raise ValueError(
+            f"`workload` must be a registered name; got {case.workload!r}. It says what the node is put into. "
+            f"Did you mean {' or '.join(near)}?"
+        )
+    if name not in NETWORKS or is_sequence(case):
+        refuse_encoding(case)
+    torch.manual_seed(case.seed)
+    make = strategy(case.node, **case.options) if node is None else strategy(node)
+    return WORKLOADS[name](case, make)
+
+
+def _is_width(workload: str, width: str) -> bool:
+    """Whether a workload is a network, and what follows its @ a positive number."""
+    digits_and_point = width.replace(".", "", 1).isascii() and width.replace(".", "", 1).isdigit()
+    return workload.partition("@")[0] in NETWORKS and digits_and_point and float(width) > 0

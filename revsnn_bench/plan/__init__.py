@@ -1,0 +1,1 @@
+"""What fits: the largest T or batch within a byte budget."""

@@ -1,0 +1,224 @@
+"""How the kinds of live bytes are drawn: the same colour and hatch in every figure and every run.
+
+What the peak is made of: one stacked bar per node, at the point where most nodes are right.
+
+One training step seen by the allocator: live bytes over time by kind, a few nodes one above the other.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from revsnn_bench.case import Case
+from revsnn_bench.records import MemoryTimeline, Record, Run, Status
+from revsnn_bench.report import units
+from revsnn_bench.report.canvas import (
+    INK,
+    MUTED,
+    Figure,
+    Look,
+    in_order,
+    label_room,
+    legend,
+    legend_rows,
+    panel,
+    panels,
+    plain,
+    to_svg,
+)
+from revsnn_bench.report.figures.growth import MOST_POINTS, points_by_setting, weight
+from revsnn_bench.report.points import fixed_part
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours. Lines only: matplotlib spells every dot of a dotted hatch out, in 100 KB.
+_LOOKS = {
+    "input": ("#0072B2", ""),
+    "output": ("#56B4E9", "---"),
+    "state": ("#999999", "++"),
+    "parameter gradient": ("#CC79A7", "xxx"),
+    "input gradient": ("#E69F00", "///"),
+    "output gradient": ("#009E73", "\\\\\\"),
+    "retained": ("#D55E00", "|||"),
+    "temporary": ("#ffffff", "//"),
+    "unattributed": ("#F0E442", "xx"),
+}
+"""From the bottom of a stack to its top: what lasts longest first, what comes and goes last."""
+
+
+def kinds_in_order(found: Iterable[str]) -> list[str]:
+    """Returns each kind once, known ones in the order of a stack, others after them."""
+    order = {kind: rank for rank, kind in enumerate(_LOOKS)}
+    return sorted(dict.fromkeys(found), key=lambda kind: order.get(kind, len(order)))
+
+
+def kind_style(kind: str) -> dict[str, Any]:
+    """Returns keywords of a patch."""
+    colour, hatch = _LOOKS.get(kind, ("#ffffff", "++"))
+    return {"facecolor": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.6}
+
+
+def binary_unit(largest: int) -> tuple[int, str]:
+    """Returns what to divide bytes by, and the name of the unit, so that the largest is at least 1."""
+    index = min(max(largest.bit_length() - 1, 0) // 10, len(units.BINARY) - 1)
+    return 1 << (10 * index), units.BINARY[index]
+
+
+_BAR_IN = 0.33
+
+
+def breakdown_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
+    """Draws one figure per workload, dtype and device."""
+    settings = [(point, found) for point, records in points_by_setting(run) if (found := _split(records))]
+    return [
+        _draw(f"breakdown-{number}", point, found, known)
+        for number, (point, found) in enumerate(settings[:MOST_POINTS], start=1)
+    ]
+
+
+def _split(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
+    found = {}
+    for variant, record in records.items():
+        if record.memory is not None and record.memory.peak_by_category_bytes:
+            found[variant] = record.memory.peak_by_category_bytes
+    return found
+
+
+def _draw(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Mapping[str, Look]) -> Figure:
+    from matplotlib.patches import Patch
+
+    shown = in_order(dict(known), found)
+    kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
+    largest = max((sum(parts.values()) for parts in found.values()), default=0)
+    scale, unit = binary_unit(largest)
+    rows = legend_rows(len(kinds), columns=3)
+    with panel(
+        rows, plot_height=_BAR_IN * len(shown) + 0.15, left=label_room(known[variant].label for variant in shown)
+    ) as axes:
+        axes.grid(visible=False, axis="y")
+        for row, variant in enumerate(shown):
+            start = 0.0
+            for kind in kinds:
+                width = found[variant].get(kind, 0) / scale
+                if width:
+                    axes.barh(row, width, left=start, height=0.66, **kind_style(kind))
+                    start += width
+            total = units.scaled(sum(found[variant].values()), 1024, units.BINARY)
+            axes.annotate(total, (start, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.set_yticks(range(len(shown)), [known[variant].label for variant in shown])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlim(0, 1.2 * largest / scale or 1)
+        axes.set_xlabel(f"live bytes at the peak ({unit})")
+        legend(axes, [Patch(label=plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
+        svg = to_svg(axes)
+    caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
+    return Figure(name, f"What the peak is made of: {fixed_part(point)}", caption, svg)
+
+
+_FIRST = ("lif", "lif-checkpoint", "revlif", "lif-carrier")
+_MOST_PANELS, _MOST_FIGURES = 5, 2
+_HEIGHT_IN, _BETWEEN_IN, _LEFT_IN = 0.92, 0.44, 0.75
+_NARROW = 0.14
+"""Share of a panel in which the word for a phase has no room."""
+
+
+def course_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
+    """Draws one point of each setting whose records hold timelines, for the two settings with most nodes."""
+    found = sorted(_points(run).items(), key=lambda pair: -len(pair[1]))[:_MOST_FIGURES]
+    numbered = enumerate(found, 1)
+    return [_draw_course(f"timeline-{i}", point, records, known) for i, (point, records) in numbered]
+
+
+def _points(run: Run) -> dict[Case, dict[str, Record]]:
+    """The point of each setting that has most of the nodes shown first, then the largest one; latest records."""
+    points: dict[Case, dict[str, Record]] = defaultdict(dict)
+    for record in run:
+        timeline = record.memory.timeline if record.memory is not None else None
+        if timeline is not None and timeline.live_bytes and record.status in (Status.OK, Status.WRONG):
+            points[record.case.point][record.case.variant] = record
+    best: dict[tuple[str, str, str], Case] = {}
+    for point in sorted(points, key=lambda p: (_shown_first(points[p]), weight(p))):
+        best[point.workload, point.dtype, point.device] = point
+    return {point: points[point] for point in best.values() if len(points[point]) > 1}
+
+
+def _shown_first(records: Mapping[str, Record]) -> int:
+    return len({record.case.node for record in records.values()} & set(_FIRST))
+
+
+def _draw_course(name: str, point: Case, found: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
+    from matplotlib.patches import Patch
+
+    chosen = sorted(in_order(dict(known), found), key=lambda variant: _rank(found[variant].case.node))
+    shown = [found[variant] for variant in chosen[:_MOST_PANELS]]
+    timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
+    kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)
+    largest = max(timeline.peak_bytes for timeline in timelines)
+    scale, unit = binary_unit(largest)
+    with panels(len(shown), legend_rows(len(kinds), 3), _HEIGHT_IN, _LEFT_IN, _BETWEEN_IN) as stack:
+        for axes, record, timeline in zip(stack, shown, timelines, strict=True):
+            _fill(axes, timeline, kinds, scale)
+            axes.set_title(_title(known[record.case.variant].label, record), loc="left", fontsize=9, pad=3)
+        stack[0].set_ylim(0, 1.25 * largest / scale)
+        stack[-1].set_xlabel("allocation events (blocks allocated or freed so far)")
+        stack[0].set_ylabel(f"live bytes ({unit})")
+        legend(stack[-1], [Patch(label=plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
+        svg = to_svg(stack[0])
+    return Figure(name, f"Memory over one training step: {fixed_part(point)}", _caption(len(chosen) - len(shown)), svg)
+
+
+def _rank(node: str) -> int:
+    return _FIRST.index(node) if node in _FIRST else len(_FIRST)
+
+
+def _caption(left_out: int) -> str:
+    text = (
+        "Live tensor bytes after each allocation event, on one scale; the dashed line is where forward ends. The "
+        "highest point of a panel is the node's peak, which does not depend on whether its gradient is right. Of a "
+        "long step some hundred events are drawn, each the highest around it."
+    )
+    return f"{text} {left_out} more nodes were measured at this point." if left_out else text
+
+
+def _title(label: str, record: Record) -> str:
+    """The node, its peak, and what a reader must know of it."""
+    memory = record.memory
+    assert memory is not None
+    text = f"{label}: peak {units.scaled(memory.peak_bytes, 1024, units.BINARY)}"
+    if unseen := memory.peak_by_category_bytes.get("unattributed", 0):
+        text += f", {units.scaled(unseen, 1024, units.BINARY)} of it unattributed and not drawn"
+    return f"{text}; its gradient is wrong here" if record.status is Status.WRONG else text
+
+
+def _fill(axes: "Axes", timeline: MemoryTimeline, kinds: Sequence[str], scale: int) -> None:
+    """Fills from 0 to each sum, the highest sum first, so that what lies below covers it."""
+    rows, end = timeline.rows(), timeline.events + 1
+    for count in range(len(kinds), 0, -1):
+        sums = [(event, sum(live.get(kind, 0) for kind in kinds[:count]) / scale) for event, live in rows]
+        if any(live.get(kinds[count - 1]) for _, live in rows):
+            axes.fill(*zip(*_outline(sums, end), strict=True), **(kind_style(kinds[count - 1]) | {"linewidth": 0.5}))
+    border = timeline.forward_events + 1
+    axes.axvline(border, color=INK, linewidth=1, linestyle=(0, (4, 2)))
+    axes.set_xlim(1, end)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="y", nbins=4)
+    for word, share, gap, side in (
+        ("forward", (border - 1) / (end - 1), -4, "right"),
+        ("backward", (end - border) / (end - 1), 4, "left"),
+    ):
+        if share > _NARROW:
+            place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            axes.annotate(word, (border, 1), xytext=(gap, -8), ha=side, fontsize=8, color=MUTED, **place)
+
+
+def _outline(sums: Sequence[tuple[int, float]], end: int) -> list[tuple[float, float]]:
+    """The corners of a staircase down to 0, without those on a straight line."""
+    corners: list[tuple[float, float]] = [(sums[0][0], 0.0)]
+    height = 0.0
+    for event, total in sums:
+        if total != height:
+            corners += [(event, height), (event, total)]
+            height = total
+    return [*corners, (end, height), (end, 0.0)]

@@ -1,0 +1,183 @@
+"""Time against memory: one point per node, the front joined, what another node beats on both counts faded.
+
+The shares of the memory bandwidth, drawn: a point per node and phase against the line of a copy.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from revsnn_bench.case import Case
+from revsnn_bench.metrics import BY_NAME, Number
+from revsnn_bench.records import Record, Run
+from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
+from revsnn_bench.report.canvas import (
+    BYTES,
+    INK,
+    MUTED,
+    PAPER,
+    Figure,
+    LogRange,
+    Look,
+    from_zero,
+    in_order,
+    label_room,
+    legend,
+    legend_rows,
+    panel,
+    to_svg,
+)
+from revsnn_bench.report.figures.growth import MOST_POINTS, points_by_setting, weight
+from revsnn_bench.report.points import fixed_part
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COSTS = {"step_time_s": "Time", "step_flops": "Operations"}
+
+
+def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+    """Draws one front per workload, dtype and device; operations stand in where times were not taken."""
+    settings = points_by_setting(run)
+    figures = []
+    for number, (point, records) in enumerate(settings[:MOST_POINTS], start=1):
+        cost = next((name for name in _COSTS if len(_read(records, name)) > 1), None)
+        if cost is not None:
+            figures.append(_draw(f"pareto-{number}", point, _read(records, cost), cost, known, index))
+    return figures
+
+
+def front(points: Mapping[str, tuple[Number, Number]]) -> list[str]:
+    """Returns the names that no other beats: less memory at most the same cost, or the reverse.
+
+    Args:
+        points: memory and cost by name.
+    Returns:
+        By increasing memory; of equal points all.
+    """
+
+    def beaten(name: str) -> bool:
+        memory, cost = points[name]
+        return any(
+            m <= memory and c <= cost and (m, c) != (memory, cost) for other, (m, c) in points.items() if other != name
+        )
+
+    return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
+
+
+def _read(records: Mapping[str, Record], cost: str) -> dict[str, tuple[Number, Number, Record]]:
+    found = {}
+    for variant, record in records.items():
+        peak, spent = BY_NAME["peak_bytes"].read(record), BY_NAME[cost].read(record)
+        if peak is not None and spent is not None:
+            found[variant] = (peak, spent, record)
+    return found
+
+
+def _draw(
+    name: str,
+    point: Case,
+    found: Mapping[str, tuple[Number, Number, Record]],
+    cost: str,
+    known: Mapping[str, Look],
+    index: Mapping[Case, int],
+) -> Figure:
+    best = front({variant: (peak, spent) for variant, (peak, spent, _) in found.items()})
+    across = LogRange((peak for peak, _, _ in found.values()), base=2)
+    shown = in_order(dict(known), found)
+    with panel(legend_rows(len(shown))) as axes:
+        across.apply(axes, axes.xaxis, "0 B", "", BYTES)
+        scale, unit = from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
+        steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
+        axes.step(*zip(*steps, strict=True), where="post", color=MUTED, linewidth=1, zorder=1)
+        handles: list[Any] = []
+        for variant in shown:
+            peak, spent, record = found[variant]
+            style: dict[str, Any] = known[variant].point() | {"markersize": 8.5}
+            fade = 1.0 if variant in best else 0.35
+            place = [across.place(peak)], [spent / scale]
+            axes.plot(*place, alpha=fade, url=f"case:{index[record.case]}", **style)
+            handle = known[variant].handle(known[variant].label + ("" if variant in best else " (beaten)"), line=False)
+            handle.set_alpha(fade)
+            handles.append(handle)
+        axes.set_xlabel("peak bytes")
+        axes.set_ylabel(f"{BY_NAME[cost].label} ({unit})")
+        legend(axes, handles)
+        svg = to_svg(axes)
+    return Figure(
+        name,
+        f"{_COSTS[cost]} against memory: {fixed_part(point)}",
+        "Lower left is better. The line joins the nodes that no other beats on both counts; the others are "
+        "faded. Only nodes whose gradient is right take part.",
+        svg,
+    )
+
+
+_MOST_FIGURES = 3
+_ROW_IN = 0.27
+_STYLES = {
+    "forward": {"marker": "o", "markerfacecolor": INK},
+    "backward": {"marker": "s", "markerfacecolor": PAPER},
+}
+
+
+def roofline_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+    """Draws one figure per size of `compared_nodes`, largest sizes first."""
+    groups = compared_nodes(run)
+    compared = sorted(groups, key=weight, reverse=True)
+    return [
+        _draw_roofline(f"roofline-{number}", place, groups[place], known, index)
+        for number, place in enumerate(compared[:_MOST_FIGURES], start=1)
+    ]
+
+
+def _draw_roofline(
+    name: str, place: Case, found: Mapping[str, Record], known: Mapping[str, Look], index: Mapping[Case, int]
+) -> Figure:
+    from matplotlib.lines import Line2D
+
+    shown = in_order(dict(known), found)
+    room = label_room(known[variant].label for variant in shown)
+    with panel(legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
+        axes.grid(visible=False, axis="y")
+        axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
+        for row, variant in enumerate(shown):
+            _row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
+        _scale(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
+        axes.set_yticks(range(len(shown)), [known[variant].label for variant in shown])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlabel("share of the copy's bandwidth (%)")
+        legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
+        svg = to_svg(axes)
+    caption = (
+        "100 % is the time in which the input could be copied: once for forward, one and a half times for backward, "
+        "the least that a node which keeps nothing can do with. Beyond it data came from a cache, or other work slowed "
+        "the copy. Small sizes are bound by calls, not by memory."
+    )
+    return Figure(name, f"Share of the memory bandwidth: {fixed_part(place)}", caption, svg)
+
+
+def _marker(phase: str) -> dict[str, Any]:
+    return {"linestyle": "none", "markersize": 7, "markeredgecolor": INK, "markeredgewidth": 1.2, **_STYLES[phase]}
+
+
+def _row(axes: "Axes", row: int, found: Shares, url: str) -> None:
+    """Both phases of one node on a line, with their numbers at the right."""
+    places = [100 * share for share in found.values()]
+    axes.plot(places, [row] * len(places), color=MUTED, linewidth=0.8, zorder=1)
+    for phase, share in found.items():
+        axes.plot([100 * share], [row], url=url, **_marker(phase))
+    words = " and ".join(f"{place:.2g}" if place < 100 else f"{place:.0f}" for place in places)
+    axes.annotate(f"{words} %", (1, row), xycoords=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+
+
+def _scale(axes: "Axes", percents: list[float]) -> None:
+    """A logarithmic axis from a power of ten below the least share to some room beyond 100 %."""
+    low = 1.0
+    while low > min(percents):
+        low /= 10
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.001, 0.01, 0.1, 1, 10, 100, 1000) if low <= tick <= max(100, *percents)]
+    axes.xaxis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_ticks([], minor=True)
+    axes.set_xlim(0.8 * low, 25 * max(100, *percents))

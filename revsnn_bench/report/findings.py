@@ -1,0 +1,304 @@
+"""Where a network's retained bytes come from, and what a node's saving leaves of itself in a network.
+
+What a run found, in sentences: who needs least memory, at what cost, and whose gradient is right.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from revsnn_bench.case import Case
+from revsnn_bench.metrics import BY_NAME
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import units
+from revsnn_bench.report.points import fixed_part, lif_name, lif_of, neurons, ratio_to_lif, standard_lifs, variants
+
+KINDS = {
+    "conv": "convolution outputs, the norms' inputs",
+    "norm": "norm outputs and statistics",
+    "node": "nodes: spikes, the convolutions' inputs, and what the node keeps for itself",
+    "pool": "pooled spikes",
+    "input": "the network's input",
+}
+"""Parts of a block by the name of the module that made the bytes; anything else is the rest."""
+
+REST = "rest"
+
+
+def by_kind(record: Record) -> dict[str, int]:
+    """Retained bytes by the kind of module that made them, in the order of `KINDS`; nothing where not measured."""
+    modules = None if record.memory is None else record.memory.retained_by_module_bytes
+    sizes: dict[str, int] = defaultdict(int)
+    for module, size in (modules or {}).items():
+        parts = module.split(".")
+        kind = next((part for part in parts if part in KINDS), REST)
+        sizes[kind] += size
+    return {kind: sizes[kind] for kind in (*KINDS, REST) if sizes[kind]}
+
+
+def module_rows(run: Run) -> list[tuple[str, ...]]:
+    """One row per case that ended well and is made of several modules: the case, its bytes, and each kind's."""
+    rows = []
+    for record in run:
+        sizes = by_kind(record)
+        if record.status is not Status.OK or record.memory is None or not set(sizes) - {REST}:
+            continue
+        shown = [units.scaled(sizes.get(kind, 0), 1024, units.BINARY) for kind in (*KINDS, REST)]
+        rows.append((record.case.id, units.number(_RETAINED, record.memory.retained_bytes), *shown))
+    return rows
+
+
+def node_and_network(run: Run) -> list[str]:
+    """One sentence per node: the bytes of lif over its own, by itself and in each network of the run at the same T."""
+    lifs = standard_lifs(run)
+    alone: dict[tuple[str, int], float] = {}
+    inside: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for record in run:
+        found, key = ratio_to_lif(_RETAINED, record, lifs), (record.case.variant, record.case.timesteps)
+        if found is None or lif_of(record.case, lifs) is record:
+            continue
+        if record.case.workload == "layer":
+            alone[key] = found.value
+        elif found.value:
+            inside[key].append(f"{units.times(1 / found.value)} in {record.case.workload}")
+    parts: dict[str, list[str]] = defaultdict(list)
+    for (variant, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
+        if (variant, t) in alone:
+            shown = units.listing(list(dict.fromkeys(places)))
+            parts[variant].append(f"{_over(alone[variant, t])} by itself, {shown} (T = {t})")
+    return [f"lif over {variant} in retained bytes: {'; '.join(texts)}." for variant, texts in parts.items()]
+
+
+def _over(ratio: float) -> str:
+    return units.times(1 / ratio) if ratio else "retains 0 B"
+
+
+_RETAINED = BY_NAME["retained_bytes"]
+
+
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence or two of plain text, and what they are about; the text may hold foreign characters."""
+
+    topic: str
+    text: str
+
+
+def findings(run: Run) -> list[Finding]:
+    """Returns the findings of a run, most important first; the first one counts how the cases ended."""
+    found = [Finding("Cases", overview(run))]
+    for group in _settings(run):
+        found += [
+            *_least(run, group, "retained_bytes", "Least retained memory"),
+            *_least(run, group, "peak_bytes", "Least peak memory"),
+            *_paper_ratio(run, group),
+        ]
+    found += [Finding("Node and network", text) for text in node_and_network(run)]
+    return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
+
+
+def overview(run: Run) -> str:
+    """Returns how many cases ended in which way."""
+    if not run.records:
+        return "No case was recorded."
+    ended = {status: sum(record.status is status for record in run) for status in Status}
+    counts = ", ".join(f"{count} {status.value}" for status, count in ended.items() if count)
+    return f"{len(run.records)} in all: {counts}."
+
+
+def _settings(run: Run) -> list[list[Record]]:
+    """Records of one workload, dtype and device: ratios and rankings never cross these."""
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in run:
+        groups[record.case.workload, record.case.dtype, record.case.device].append(record)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Least:
+    """Who needs least of a quantity at the point that says most.
+
+    Fields:
+        point: the standard LIF of that point.
+        winners: the records there that share the least value, by node.
+        often: at how many of the `compared` points these nodes are least, alone or shared.
+    """
+
+    point: Case
+    winners: dict[str, Record]
+    often: int
+    compared: int
+
+
+def least_of(run: Run, name: str) -> list[Least]:
+    """Returns who needs least of a metric, one entry for each workload, dtype and device that compares nodes."""
+    return [found for group in _settings(run) if (found := _least_in(group, name))]
+
+
+def _least_in(records: list[Record], name: str) -> Least | None:
+    """Ranks the cases that are `ok` at each point; tells the point with most nodes, then the largest one."""
+    points: dict[Case, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        if record.status is Status.OK and BY_NAME[name].read(record) is not None:
+            points[record.case.point][record.case.variant] = record
+    ranked = {point: _winners(name, found) for point, found in points.items() if len(found) > 1}
+    if not ranked:
+        return None
+    point = max(ranked, key=lambda p: (len(points[p]), p.timesteps * neurons(p) * p.depth))
+    often = sum(set(ranked[point]) <= set(other) for other in ranked.values())
+    return Least(point, ranked[point], often, len(ranked))
+
+
+def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Finding]:
+    found = _least_in(records, name)
+    if found is None:
+        return []
+    first = next(iter(found.winners.values()))
+    text = (
+        f"{fixed_part(found.point)}: {units.listing(list(found.winners))} with "
+        f"{units.number(BY_NAME[name], BY_NAME[name].read(first))} ({_standard(run, first, name)}). "
+    )
+    text += " ".join(_cost(run, record) for record in found.winners.values())
+    return [Finding(topic, f"{text} Least, alone or shared, at {found.often} of the {found.compared} points compared.")]
+
+
+def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
+    values = {variant: BY_NAME[name].read(record) for variant, record in found.items()}
+    least = min(value for value in values.values() if value is not None)
+    return {variant: found[variant] for variant, value in values.items() if value == least}
+
+
+def _standard(run: Run, record: Record, name: str) -> str:
+    """What the standard LIF needs at the point of a record, or why that is not known."""
+    lif = lif_of(record.case, standard_lifs(run))
+    if lif is not None:
+        return f"{lif_name(lif.case)}: {units.number(BY_NAME[name], BY_NAME[name].read(lif))}"
+    at_point = [other for other in run if other.case == record.case.point]
+    return f"lif ended as {at_point[-1].status.value} there" if at_point else "lif not measured there"
+
+
+def _cost(run: Run, record: Record) -> str:
+    lifs = standard_lifs(run)
+    costs = [
+        f"{units.ratio(found)} × lif in {BY_NAME[name].label}"
+        for name in ("step_flops", "step_time_s")
+        if (found := ratio_to_lif(BY_NAME[name], record, lifs))
+    ]
+    known = units.listing(costs) if costs else "not known against lif"
+    return f"Cost of {record.case.variant}: {known}."
+
+
+def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
+    """How many times less the paper's node retains than the standard LIF; it means nothing without its T."""
+    lifs, metric = standard_lifs(run), BY_NAME["retained_bytes"]
+    ratios = {
+        record.case.timesteps: 1 / found.value
+        for record in sorted(records, key=lambda record: record.case.timesteps)
+        if record.case.variant == "revlif" and (found := ratio_to_lif(metric, record, lifs)) and found.value
+    }
+    if not ratios:
+        return []
+    shown = ", ".join(f"{units.times(times)} times at T = {t}" for t, times in ratios.items())
+    case = records[0].case
+    place = f"{case.workload}, {case.dtype}, {case.device}"
+    return [Finding("Memory ratio", f"{place}: lif retains more than revlif, {shown}; each holds at its T only.")]
+
+
+def _trust(run: Run) -> list[Finding]:
+    """One finding per node and dtype: where its gradient is right, and where it is not."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for variant in variants(run):
+        for record in run:
+            if record.case.variant == variant and record.fidelity is not None:
+                groups[variant, record.case.dtype].append(record)
+    found = []
+    for (variant, dtype), records in groups.items():
+        parts = [
+            _errors(word, [record for record in records if record.status is status])
+            for word, status in (("right", Status.OK), ("wrong", Status.WRONG))
+        ]
+        text = "; ".join(part for part in parts if part)
+        if text:
+            found.append(Finding("Gradient", f"{variant}, {dtype}: {text}."))
+    return found
+
+
+def _errors(word: str, records: list[Record]) -> str:
+    """Such as `right at T = 4, 8 (worst error 6.0e-06, tolerance 1.0e-03)`."""
+    known = [record.fidelity for record in records if record.fidelity is not None]
+    if not known:
+        return ""
+    at = ", ".join(str(t) for t in sorted({record.case.timesteps for record in records}))
+    worst = max(known, key=lambda f: math.inf if math.isnan(f.gradient_error) else f.gradient_error)
+    error = units.number(BY_NAME["gradient_error"], worst.gradient_error)
+    return f"{word} at T = {at} (worst error {error}, tolerance {worst.tolerance:.1e})"
+
+
+def _saving(run: Run) -> list[Finding]:
+    """The paper's claim: what the inverse gradient saves over RevNet's, at points where both are right."""
+    right = {record.case: record for record in run if record.status is Status.OK}
+    of_flops, of_time = [], []
+    for case, record in right.items():
+        revnet = right.get(case.model_copy(update={"node": "revlif-revnet"}))
+        if case.node != "revlif" or revnet is None:
+            continue
+        flops = [BY_NAME["backward_recompute_flops"].read(each) for each in (record, revnet)]
+        if flops[0] is not None and flops[1]:
+            of_flops.append(1 - flops[0] / flops[1])
+        took = [ratio_to_lif(BY_NAME["backward_time_s"], each, {}) for each in (record, revnet)]
+        if took[0] and took[1]:
+            of_time.append(1 - took[0].value / took[1].value)
+    claims = ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif"))
+    parts = [f"{_range(saved)} of {what} ({len(saved)} points)" for saved, what in claims if saved]
+    if not parts:
+        return []
+    text = f"revlif saves {units.listing(parts)} over revlif-revnet: 1 - revlif / revlif-revnet."
+    return [Finding("Inverse gradient", text)]
+
+
+def _range(fractions: Iterable[float]) -> str:
+    low, high = min(shown := list(fractions)), max(shown)
+    least, most = units.percent(low), units.percent(high)
+    return least if least == most else f"{least} to {most}"
+
+
+def _accuracy(run: Run) -> list[Finding]:
+    """One finding for each size at which networks were trained."""
+    scores: dict[str, list[str]] = defaultdict(list)
+    for record in run:
+        if record.accuracy is not None and record.status is Status.OK:
+            score = units.number(BY_NAME["accuracy"], record.accuracy.accuracy)
+            scores[fixed_part(record.case)].append(f"{record.case.variant} {score}")
+    return [Finding("Accuracy", f"{place}: {', '.join(texts)}.") for place, texts in scores.items()]
+
+
+def _contention(run: Run) -> list[Finding]:
+    """Says where times were taken while other work held the processor."""
+    timed = [record.time for record in run if record.time is not None]
+    kept = [time for time in timed if time.rounds_contended]
+    if not kept:
+        return []
+    rounds = sum(time.rounds_contended for time in kept)
+    text = (
+        f"other work held the processor in {rounds} rounds that were kept, in {len(kept)} of {len(timed)} "
+        "timed cases: read their times with care."
+    )
+    return [Finding("Contention", text)]
+
+
+def _warnings(run: Run) -> list[Finding]:
+    """Each warning once, with the node that gave it and the T at which it did; of numbers in it, those of the first."""
+    given: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for record in run:
+        if record.fidelity is not None and record.fidelity.warning:
+            kind = _NUMBER.sub("#", record.fidelity.warning)
+            given[record.case.variant, kind].setdefault(record.case.timesteps, record.fidelity.warning)
+    return [
+        Finding("Warning", f"{variant} at T = {', '.join(map(str, sorted(texts)))}: {texts[min(texts)]}")
+        for (variant, _), texts in given.items()
+    ]

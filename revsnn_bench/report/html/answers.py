@@ -1,0 +1,198 @@
+"""Which node for which budget: the nodes at every measured point, ranked, with cost and trust in words."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from revsnn_bench.case import Case
+from revsnn_bench.metrics import BY_NAME, Number
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import units
+from revsnn_bench.report.figures.growth import weight
+from revsnn_bench.report.figures.tradeoff import front
+from revsnn_bench.report.points import lif_name, lif_of, ratio_to_lif, standard_lifs
+from revsnn_bench.report.tables import value_cell
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One node at one point; texts are for people, `peak_bytes` and `cost` (a ratio to lif) for the budget."""
+
+    node: str
+    case: int
+    status: str
+    retained: str
+    peak: str
+    peak_ratio: str
+    time_ratio: str
+    flops_ratio: str
+    gradient: str
+    peak_bytes: Number | None
+    cost: Number | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """From this budget upwards the node is the cheapest that fits."""
+
+    budget: str
+    node: str
+    case: int
+    cost: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """Every node at one size.
+
+    Fields:
+        setting: workload, features, depth, dtype and device in words.
+        timesteps, batch: T and B.
+        winner: the nodes that need least peak memory among those that are right; empty where none is.
+        memory, cost, trust: the answer in sentences.
+        steps: by increasing budget; in time where it was measured, else in operations (`cost_label`).
+        candidates: right ones by memory, then wrong ones, then those that failed.
+    """
+
+    setting: str
+    timesteps: int
+    batch: int
+    winner: str
+    memory: str
+    cost: str
+    trust: str
+    steps: list[Step]
+    cost_label: str
+    candidates: list[Candidate]
+
+
+def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
+    """Returns every point in order of setting, T and B, and which of them to show first.
+
+    The first one shown has most nodes that are right; of several such points the largest.
+    """
+    points: dict[Case, dict[str, Record]] = defaultdict(dict)
+    for record in run:
+        points[record.case.point][record.case.variant] = record
+    order = sorted(points, key=lambda p: (setting(p), p.timesteps, p.batch))
+    if not order:
+        return [], 0
+
+    def tells(point: Case) -> tuple[int, int]:
+        return sum(record.status is Status.OK for record in points[point].values()), weight(point)
+
+    lifs = standard_lifs(run)
+    made = [_point(point, list(points[point].values()), index, lifs) for point in order]
+    return made, order.index(max(order, key=tells))
+
+
+def setting(case: Case) -> str:
+    """Returns what a reader chooses beside T and B."""
+    depth = f", depth {case.depth}" if case.depth > 1 else ""
+    seed = f", seed {case.seed}" if case.seed else ""
+    return f"{case.workload}, features {'x'.join(map(str, case.shape))}{depth}, {case.dtype}, {case.device}{seed}"
+
+
+def _point(point: Case, records: list[Record], index: Mapping[Case, int], lifs: Mapping[Case, Record]) -> Point:
+    right = sorted((r for r in records if r.status is Status.OK and r.memory is not None), key=_need)
+    others = [r for r in records if r not in right]
+    others.sort(key=lambda r: list(Status).index(r.status))
+    best = [r for r in right if _need(r)[:2] == _need(right[0])[:2]]
+    timed = [r for r in right if ratio_to_lif(BY_NAME["step_time_s"], r, lifs)]
+    cost = "step_time_s" if timed else "step_flops"
+    return Point(
+        setting=setting(point),
+        timesteps=point.timesteps,
+        batch=point.batch,
+        winner=units.listing([r.case.variant for r in best]),
+        memory=_memory(best, lif_of(best[0].case, lifs) if best else None, {r.case: r for r in records}.get(point)),
+        cost=" ".join(_cost(r, lifs) for r in best),
+        trust=_trust(best, others),
+        steps=_steps(right, cost, index, lifs),
+        cost_label="time" if timed else "FLOPs",
+        candidates=[_candidate(r, index, lifs, cost) for r in [*right, *others]],
+    )
+
+
+def _need(record: Record) -> tuple[Number, Number]:
+    memory = record.memory
+    return (memory.peak_bytes, memory.retained_bytes) if memory else (0, 0)
+
+
+def _memory(best: list[Record], lif: Record | None, at_lif: Record | None) -> str:
+    if not best:
+        return "No node ended well here, so none can be recommended."
+    record = best[0]
+    text = f"Peak {value_cell('peak_bytes', record)}, retained {value_cell('retained_bytes', record)}"
+    if lif is not None and lif.memory is not None:
+        return f"{text}; {lif_name(lif.case)}: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
+    why = f"ended as {at_lif.status.value}" if at_lif is not None else "was not measured"
+    return f"{text}; lif {why} here."
+
+
+def _cost(record: Record, lifs: Mapping[Case, Record]) -> str:
+    if record.case == record.case.point:
+        return f"{record.case.variant} is the standard: every ratio is taken against it."
+    parts = [
+        f"{units.ratio(found)} × lif in {BY_NAME[name].label}"
+        for name in ("step_time_s", "step_flops")
+        if (found := ratio_to_lif(BY_NAME[name], record, lifs))
+    ]
+    text = f"{record.case.variant} costs {units.listing(parts) if parts else 'an amount not known against lif'}."
+    held = record.time is not None and record.time.rounds_contended
+    return f"{text} Other work held the processor in some rounds: read its time with care." if held else text
+
+
+def _trust(best: list[Record], others: list[Record]) -> str:
+    texts = []
+    for record in best:
+        found = record.fidelity
+        if found is None:
+            texts.append(f"The gradient of {record.case.variant} was not compared.")
+            continue
+        error = units.number(BY_NAME["gradient_error"], found.gradient_error)
+        texts.append(f"{record.case.variant} is right: relative error {error}, tolerance {found.tolerance:.0e}.")
+    wrong = [record.case.variant for record in others if record.status is Status.WRONG]
+    if wrong:
+        texts.append(f"Wrong here, and ranked nowhere: {units.listing(wrong)}.")
+    return " ".join(texts)
+
+
+def _spent(record: Record, cost: str, lifs: Mapping[Case, Record]) -> Number | None:
+    found = ratio_to_lif(BY_NAME[cost], record, lifs)
+    return found.value if found else None
+
+
+def _steps(right: list[Record], cost: str, index: Mapping[Case, int], lifs: Mapping[Case, Record]) -> list[Step]:
+    spent = {r.case.variant: s for r in right if (s := _spent(r, cost, lifs)) is not None}
+    records = {r.case.variant: r for r in right}
+    names = front({name: (_need(records[name])[0], value) for name, value in spent.items()})
+    return [
+        Step(
+            value_cell("peak_bytes", records[name]),
+            name,
+            index[records[name].case],
+            units.times(spent[name]),
+        )
+        for name in names
+    ]
+
+
+def _candidate(record: Record, index: Mapping[Case, int], lifs: Mapping[Case, Record], cost: str) -> Candidate:
+    def ratio(name: str) -> str:
+        return units.ratio(ratio_to_lif(BY_NAME[name], record, lifs))
+
+    ok = record.status is Status.OK and record.memory is not None
+    return Candidate(
+        node=record.case.variant,
+        case=index[record.case],
+        status=record.status.value,
+        retained=value_cell("retained_bytes", record),
+        peak=value_cell("peak_bytes", record),
+        peak_ratio=ratio("peak_bytes"),
+        time_ratio=ratio("step_time_s"),
+        flops_ratio=ratio("step_flops"),
+        gradient=value_cell("gradient_error", record),
+        peak_bytes=_need(record)[0] if ok else None,
+        cost=_spent(record, cost, lifs) if ok else None,
+    )

@@ -1,0 +1,250 @@
+"""A run as a Markdown report for someone who has not read the code."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from tabulate import tabulate
+
+from revsnn_bench.metrics import METRICS, measured
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import units
+from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
+from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
+from revsnn_bench.report.points import AXES, growths, rest, sweeps
+from revsnn_bench.report.tables import Column, columns, value_cell
+
+_TITLES = {"timesteps": "Time steps T", "batch": "Batch B", "depth": "Depth D"}
+_STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that lies beside the report: its file name, title and caption."""
+
+    file: str
+    title: str
+    caption: str
+
+
+def render(run: Run, pictures: Sequence[Picture] = ()) -> str:
+    """Returns the report, with the pictures that lie beside it; the same run always gives the same text."""
+    sections = [
+        f"# Benchmark report {units.markdown(run.header.run_id)}",
+        _intro(run),
+        "## Findings\n\n" + bullets(f"**{f.topic}.** {units.markdown(f.text)}" for f in findings(run)),
+        *_pictures(pictures),
+        *_failures(run),
+        *_sweep_sections(run),
+        *_rest_section(run),
+        *_bandwidth_section(run),
+        *_growth_section(run),
+        *_accuracy_section(run),
+        *_module_section(run),
+        *_peak_section(run),
+        _reading(run),
+        _environment(run),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Returns a Markdown list of lines that are Markdown already."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[bool] = ()) -> str:
+    """Returns a GitHub table whose cells show foreign text word for word."""
+    cells = [[units.markdown(cell) for cell in row] for row in rows]
+    aligned = ["right" if number else "left" for number in numbers] or ["left"] * len(headings)
+    return tabulate(
+        cells,
+        headers=[units.markdown(heading) for heading in headings],
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=aligned if cells else None,
+    )
+
+
+def _pictures(pictures: Sequence[Picture]) -> list[str]:
+    """The figures, each with its caption; they follow the reader's light or dark setting by themselves."""
+    shown = [
+        f"### {units.markdown(p.title)}\n\n![{units.markdown(p.title)}]({quote(p.file)})\n\n{units.markdown(p.caption)}"
+        for p in pictures
+    ]
+    return ["\n\n".join(["## Figures", *shown])] if shown else []
+
+
+def _record_table(shown: Sequence[Column], records: Iterable[Record]) -> str:
+    rows = [[column.cell(record) for column in shown] for record in records]
+    return table([column.heading for column in shown], rows, [column.is_number for column in shown])
+
+
+def _intro(run: Run) -> str:
+    header, environment = run.header, run.header.environment
+    place = environment.gpu or environment.cpu_model
+    return (
+        f"Measured on {units.markdown(place)} with torch {units.markdown(environment.torch)}, started "
+        f"{units.markdown(header.started_at)}. One case is one node in one workload at one size, run in a "
+        "process of its own. Ratios (× lif) are taken against the standard LIF at the same size: below 1 "
+        "means that the node needs less. 1 MiB is 2^20 bytes."
+    )
+
+
+def _failures(run: Run) -> list[str]:
+    """Every case that did not end as `ok`, with its reason; left out where there is none."""
+    rows = [
+        (
+            record.case.id,
+            record.status.value,
+            value_cell("gradient_error", record),
+            record.reason or units.ABSENT,
+        )
+        for record in run
+        if record.status is not Status.OK
+    ]
+    if not rows:
+        return []
+    return [
+        "## Cases that did not end well\n\nThey take part in no ranking and have no ratio; raw values of "
+        "wrong cases are in the CSV and JSON files.\n\n" + table(("case", "status", "gradient error", "reason"), rows)
+    ]
+
+
+def _sweep_sections(run: Run) -> list[str]:
+    sections = []
+    for axis in AXES:
+        shown = columns(run, axis, compact=False)
+        tables = [
+            f"### {units.markdown(sweep.title)}\n\n{_record_table(shown, sweep.records)}" for sweep in sweeps(run, axis)
+        ]
+        if tables:
+            sections.append("\n\n".join([f"## {_TITLES[axis]}", *tables]))
+    return sections
+
+
+def _rest_section(run: Run) -> list[str]:
+    records = rest(run)
+    if not records:
+        return []
+    return [f"## Single points\n\n{_record_table(columns(run, None, compact=False), records)}"]
+
+
+def _bandwidth_section(run: Run) -> list[str]:
+    rows = bandwidth_rows(run)
+    if not rows:
+        return []
+    numbers = [heading != "node" for heading in HEADINGS]
+    return [f"## Against a copy of the input\n\n{READING} {about_pages(run)}\n\n{table(HEADINGS, rows, numbers)}"]
+
+
+def _growth_section(run: Run) -> list[str]:
+    """Retained and peak memory, FLOPs and time of a step; the other metrics follow from the files."""
+    rows = [
+        (
+            growth.metric,
+            growth.variant,
+            growth.formula(),
+            f"{AXES[axis]} = {', '.join(map(str, growth.at))}",
+            ", ".join(map(str, growth.wrong_at)) or units.ABSENT,
+            growth.title,
+        )
+        for axis in AXES
+        for growth in growths(run, axis, _STATED)
+    ]
+    if not rows:
+        return []
+    return [
+        "## Growth\n\nb is the bytes of one number, N the neurons of the whole batch, T the time steps, "
+        "D the depth. A line is exact, with no residual; a power is fitted to the logarithms. Bytes and "
+        "FLOPs do not depend on whether the gradient is right, so wrong cases take part, and are named.\n\n"
+        + table(("metric", "node", "growth", "measured over", "gradient wrong at", "fixed"), rows)
+    ]
+
+
+def _accuracy_section(run: Run) -> list[str]:
+    shown = [metric for metric in METRICS if metric.family == "accuracy"]
+    rows = [
+        (
+            record.case.id,
+            record.status.value,
+            *(units.number(metric, metric.read(record)) for metric in shown),
+            f"{known.data}, {known.epochs} epochs",
+            known.train_samples,
+            known.test_samples,
+        )
+        for record in run
+        if (known := record.accuracy) is not None
+    ]
+    if not rows:
+        return []
+    headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
+    return ["## Accuracy\n\n" + table(headings, rows)]
+
+
+def _module_section(run: Run) -> list[str]:
+    """What each network retains, by the kind of module that made it; the kinds sum to the total."""
+    rows = module_rows(run)
+    if not rows:
+        return []
+    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    headings = ("case", "retained", *KINDS, REST)
+    return [f"## Where the retained bytes come from\n\n{kinds}.\n\n" + table(headings, rows, [False, *[True] * 7])]
+
+
+def _peak_section(run: Run) -> list[str]:
+    rows = [
+        (
+            record.case.id,
+            value_cell("peak_bytes", record),
+            record.memory.peak_phase,
+            record.memory.peak_module,
+            ", ".join(
+                f"{name} {units.scaled(size, 1024, units.BINARY)}"
+                for name, size in record.memory.peak_by_category_bytes.items()
+                if size
+            ),
+        )
+        for record in run
+        if record.memory is not None and record.status is Status.OK
+    ]
+    if not rows:
+        return []
+    return ["## Where the peak is\n\n" + table(("case", "peak", "phase", "module", "made of"), rows)]
+
+
+def _reading(run: Run) -> str:
+    present = set().union(*(measured(record) for record in run))
+    rows = [
+        (
+            metric.name,
+            metric.label,
+            metric.meaning,
+            f"{metric.better} is better" if metric.better else units.ABSENT,
+            "exact" if metric.deterministic else "varies",
+        )
+        for metric in METRICS
+        if metric.name in present
+    ]
+    return (
+        "## How to read the columns\n\n"
+        f"`{units.ABSENT}` means not measured, or withheld because the case did not end as ok. A case is "
+        "`wrong` when its output or gradient disagrees with float64 backpropagation beyond the stated "
+        "tolerance. Time ratios compare medians of rounds interleaved with the standard LIF in one process; "
+        "brackets hold the 95 % bootstrap interval. A ratio in memory holds at its T only.\n\n"
+        + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), rows)
+    )
+
+
+def _environment(run: Run) -> str:
+    """Every field of the environment and of the run, so that nothing about the place has to be guessed."""
+    fields = run.header.environment.model_dump(mode="json")
+    fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
+    rows = [(name, _flat(value)) for name, value in fields.items()]
+    return "## Environment\n\n" + table(("field", "value"), rows)
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in sorted(value.items())) or "none"
+    return "not known" if value is None else str(value)

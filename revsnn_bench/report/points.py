@@ -1,0 +1,345 @@
+"""Which records form a sweep: those that differ in one axis, and in the node.
+
+Ratios to the standard LIF at the same point; only a case whose gradient is right has one.
+
+How a quantity grows along one axis: an exact line where there is one, else a fitted power.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import combinations
+from math import prod
+from statistics import correlation, linear_regression, median
+from typing import TYPE_CHECKING, Literal
+
+from revsnn_bench.case import Case
+from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import units
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Axis = Literal["timesteps", "batch", "depth"]
+AXES: dict[Axis, str] = {"timesteps": "T", "batch": "B", "depth": "D"}
+ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Records along one axis, with everything else but the node fixed.
+
+    Fields:
+        axis: the field of `Case` that varies.
+        fixed: a case of the sweep, whose other fields hold for all.
+        records: sorted by the axis, then by node in order of first appearance, the standard LIF first.
+    """
+
+    axis: Axis
+    fixed: Case
+    records: tuple[Record, ...]
+
+    @property
+    def title(self) -> str:
+        """The fixed part, such as `layer, B = 8, N = 4096, float32, cpu`."""
+        return fixed_part(self.fixed, without=self.axis)
+
+
+def position(record: Record, axis: Axis) -> int:
+    """Returns where on the axis a record stands."""
+    value: int = getattr(record.case, axis)
+    return value
+
+
+def fixed_part(case: Case, without: Axis | None = None) -> str:
+    """Returns a point in words, without the axis that varies."""
+    sizes = [f"{symbol} = {getattr(case, axis)}" for axis, symbol in AXES.items() if axis != without]
+    if case.depth == 1 and without != "depth":
+        sizes.remove("D = 1")
+    shape = "x".join(map(str, case.shape))
+    seed = [f"seed {case.seed}"] if case.seed else []
+    return ", ".join([case.workload, *sizes, f"features {shape}", case.dtype, case.device, *seed])
+
+
+def neurons(case: Case) -> int:
+    """Returns N, batch times features."""
+    return case.batch * prod(case.shape)
+
+
+def variants(records: Iterable[Record]) -> list[str]:
+    """Returns the nodes with their options, the standard LIF first, then by first appearance."""
+    found = dict.fromkeys(record.case.variant for record in records)
+    return sorted(found, key=lambda variant: variant != "lif")
+
+
+def sweeps(run: Run, axis: Axis) -> list[Sweep]:
+    """Returns every sweep along an axis: at least two positions with all else but the node equal."""
+    rank = {variant: index for index, variant in enumerate(variants(run))}
+    groups: dict[Case, list[Record]] = defaultdict(list)
+    for record in run:
+        groups[record.case.point.model_copy(update={axis: 1})].append(record)
+    return [
+        Sweep(
+            axis,
+            records[0].case,
+            tuple(sorted(records, key=lambda record: (position(record, axis), rank[record.case.variant]))),
+        )
+        for records in groups.values()
+        if len({position(record, axis) for record in records}) > 1
+    ]
+
+
+def rest(run: Run) -> list[Record]:
+    """Returns the records that belong to no sweep, in the order of the run."""
+    swept = {record.case for axis in AXES for sweep in sweeps(run, axis) for record in sweep.records}
+    return [record for record in run if record.case not in swept]
+
+
+_RESAMPLES = 999
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A case over the standard LIF; below 1 the case needs less. The 95 % interval exists for times only."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def standard_lifs(run: Run) -> dict[Case, Record]:
+    """Returns every standard LIF that ended well, whatever its options; the latest record counts."""
+    return {record.case: record for record in run if record.status is Status.OK and record.case.node == "lif"}
+
+
+def lif_of(case: Case, lifs: Mapping[Case, Record]) -> Record | None:
+    """Returns the standard LIF that a case is compared with, from `standard_lifs` of the same run.
+
+    That is the one on the same backend, without other options; where it was not measured, the one that shares most
+    options with the case and has no others, such as `lif[decay_input=False]` for a node with that option.
+    """
+    return next((lifs[lif] for lif in _standards(case) if lif in lifs), None)
+
+
+def lif_name(case: Case) -> str:
+    """Returns `lif` for the usual one of a point, and the name with its options for another."""
+    return "lif" if case == case.point else case.variant
+
+
+def ratio_to_lif(metric: Metric, record: Record, lifs: Mapping[Case, Record]) -> Ratio | None:
+    """Compares one metric of a record with the standard LIF at the same point.
+
+    Args:
+        metric: what to compare.
+        record: the case.
+        lifs: from `standard_lifs` of the same run.
+    Returns:
+        The ratio; None where the metric has none, something was not measured, the standard LIF failed or
+        kept 0 bytes, or the case did not end as `ok` (a wrong gradient makes no saving).
+    """
+    if record.status is not Status.OK or not metric.has_ratio:
+        return None
+    if metric.samples is not None:
+        samples = metric.samples(record)
+        return None if samples is None else ratio_of_medians(samples.own, samples.lif)
+    lif = lif_of(record.case, lifs)
+    value, reference = metric.read(record), None if lif is None else metric.read(lif)
+    return Ratio(value / reference) if value is not None and reference else None
+
+
+@lru_cache(maxsize=4096)
+def ratio_of_medians(own: tuple[float, ...], lif: tuple[float, ...]) -> Ratio | None:
+    """Returns the ratio of two medians with a 95 % bootstrap interval, paired where rounds match.
+
+    The resampling is seeded, so that the same samples always give the same interval.
+    """
+    if not own or not lif or min(lif) <= 0:
+        return None
+    value = median(own) / median(lif)
+    if min(len(own), len(lif)) < 3:
+        return Ratio(value)
+    import numpy as np
+
+    own_draws, lif_draws = _draws(len(own), len(lif))
+    ratios = _medians(np.array(own)[own_draws]) / _medians(np.array(lif)[lif_draws])
+    low, high = np.quantile(ratios, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return Ratio(value, float(low), float(high))
+
+
+@lru_cache(maxsize=256)
+def _draws(own: int, lif: int) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    """Which samples each resampling takes; the same ones on both sides where there are as many."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    draws = random.integers(own, size=(_RESAMPLES, own))
+    return draws, draws if own == lif else random.integers(lif, size=(_RESAMPLES, lif))
+
+
+def _medians(samples: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Medians of the rows; a few times faster than `numpy.median` where rows are short and many."""
+    samples.sort(axis=1)
+    width = samples.shape[1]
+    middle: NDArray[np.float64] = (samples[:, (width - 1) // 2] + samples[:, width // 2]) / 2
+    return middle
+
+
+@lru_cache(maxsize=8192)
+def _standards(case: Case) -> tuple[Case, ...]:
+    """The standard LIFs that a case may be compared with, the first choice first; remembered, for it is asked often."""
+    subsets = [kept for n in range(len(case.node_options), 0, -1) for kept in combinations(case.node_options, n)]
+    return case.point, *(case.model_copy(update={"node": "lif", "node_options": kept}) for kept in subsets)
+
+
+Form = Literal["constant", "linear", "power", "irregular"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The form of a growth.
+
+    Fields:
+        form: `constant` and `linear` are exact, without residual; a line needs three points. `power` is a
+            least-squares fit of the logarithms. `irregular` fits none of these.
+        slope, intercept: of `constant` and `linear`.
+        exponent, r_squared: of `power`; r_squared is None with two points, where every power fits.
+    """
+
+    form: Form
+    slope: Fraction = Fraction(0)
+    intercept: Fraction = Fraction(0)
+    exponent: float | None = None
+    r_squared: float | None = None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """One metric of one node along one axis.
+
+    Fields:
+        metric, variant, axis: what grows, of which node, with what.
+        fixed: a case of the sweep, whose fields other than the axis hold for all.
+        at, values: positions on the axis, increasing, and what was measured there.
+        fit: the form that was found.
+        wrong_at: positions where the gradient was wrong; their bytes and FLOPs are still what they are.
+    """
+
+    metric: str
+    variant: str
+    axis: Axis
+    fixed: Case
+    at: tuple[int, ...]
+    values: tuple[Number, ...]
+    fit: Fit
+    wrong_at: tuple[int, ...] = ()
+
+    def formula(self) -> str:
+        """The growth alone, such as `3.00 b N T` or `T^1.02 (r² = 0.998)`."""
+        symbol, fit = AXES[self.axis], self.fit
+        if fit.form == "power":
+            quality = "two points" if fit.r_squared is None else f"r² = {fit.r_squared:.3f}"
+            return f"{symbol}^{fit.exponent:.2f} ({quality})"
+        if fit.form == "irregular":
+            return "no simple form: " + ", ".join(self._plain(value) for value in self.values)
+        if fit.form == "constant":
+            return f"{self._term(fit.intercept, fixed=True)}, independent of {symbol}"
+        constant = self._term(abs(fit.intercept), fixed=True) if fit.intercept else ""
+        sign = " - " if fit.intercept < 0 else " + "
+        return self._term(fit.slope, fixed=False) + (sign + constant if constant else "")
+
+    @property
+    def title(self) -> str:
+        """The fixed part of the sweep, in words."""
+        return fixed_part(self.fixed, without=self.axis)
+
+    def statement(self) -> str:
+        """The growth as a sentence, with where it was measured."""
+        over = f"measured over {AXES[self.axis]} = {', '.join(map(str, self.at))}"
+        if self.wrong_at:
+            over += f"; gradient wrong at {AXES[self.axis]} = {', '.join(map(str, self.wrong_at))}"
+        return f"{self.metric} of {self.variant}: {self.formula()} ({over})"
+
+    def _plain(self, value: Number) -> str:
+        return units.number(BY_NAME[self.metric], value)
+
+    def _term(self, value: Fraction, *, fixed: bool) -> str:
+        """Multiples of b N (and T) where one node alone is measured, else plain units."""
+        symbol = AXES[self.axis]
+        unit, name = self._natural_unit(fixed=fixed)
+        if value and unit and abs(value) >= unit / 100:
+            return f"{_decimal(value / unit)} {name}"
+        plain = self._plain(value.numerator if value.denominator == 1 else float(value))
+        return plain if fixed else f"{plain} {symbol}"
+
+    def _natural_unit(self, *, fixed: bool) -> tuple[int | None, str]:
+        metric, case = BY_NAME[self.metric], self.fixed
+        if case.workload != "layer" or metric.unit not in ("B", "FLOP"):
+            return None, ""
+        unit, prefix = (ITEMSIZE[case.dtype], "b ") if metric.unit == "B" else (1, "")
+        if self.axis == "batch":
+            # Per sample: N holds the batch, so a quantity in proportion to B is written with N.
+            features = neurons(case) // case.batch
+            return (None, "") if fixed else (unit * features * case.timesteps, f"{prefix}N T")
+        if self.axis == "timesteps":
+            return unit * neurons(case), f"{prefix}N" if fixed else f"{prefix}N T"
+        full = unit * neurons(case) * case.timesteps
+        return full, f"{prefix}N T" if fixed else f"{prefix}N T D"
+
+
+def _decimal(value: Fraction) -> str:
+    return f"{float(value):.2f}" if value * 100 == int(value * 100) else f"{float(value):.4g}"
+
+
+def find_fit(at: Sequence[int], values: Sequence[Number]) -> Fit:
+    """Finds the form of a growth from at least two positions and what was measured there."""
+    exact = all(isinstance(value, int) for value in values)
+    if exact and len(set(values)) == 1:
+        return Fit("constant", intercept=Fraction(values[0]))
+    if exact and len(at) > 2:
+        slope = Fraction(int(values[-1]) - int(values[0]), at[-1] - at[0])
+        intercept = Fraction(values[0]) - slope * at[0]
+        if all(slope * x + intercept == y for x, y in zip(at, values, strict=True)):
+            return Fit("linear", slope, intercept)
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        return Fit("irregular")
+    x, y = [math.log(position) for position in at], [math.log(value) for value in values]
+    # A correlation with what does not vary is not defined: a power of 0 explains nothing.
+    quality = (correlation(x, y) ** 2 if len(set(y)) > 1 else 0.0) if len(at) > 2 else None
+    return Fit("power", exponent=linear_regression(x, y).slope, r_squared=quality)
+
+
+def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> list[Growth]:
+    """Returns the growth of byte, FLOP and time metrics, all or those named, of every node, sweep by sweep.
+
+    Bytes and FLOPs of a case with a wrong gradient take part and are named as such, since they do not depend
+    on the gradient's value; its times do not. A position measured twice counts with its latest record.
+    """
+    found: list[Growth] = []
+    metrics = [metric for metric in METRICS if metric.name in names]
+    for sweep in sweeps(run, axis):
+        nodes: dict[str, list[Record]] = defaultdict(list)
+        for record in sweep.records:
+            nodes[record.case.variant].append(record)
+        for records in nodes.values():
+            found += [growth for metric in metrics if (growth := _growth(metric, axis, records))]
+    return found
+
+
+def _growth(metric: Metric, axis: Axis, records: Sequence[Record]) -> Growth | None:
+    if not metric.has_ratio:
+        return None
+    usable = (Status.OK, Status.WRONG) if metric.deterministic else (Status.OK,)
+    points = {position(r, axis): (r, metric.read(r)) for r in records if r.status in usable}
+    known = {x: value for x, (_, value) in points.items() if value is not None}
+    if len(known) < 2:
+        return None
+    at, values = tuple(known), tuple(known.values())
+    wrong = tuple(x for x in at if points[x][0].status is Status.WRONG)
+    case = records[0].case
+    return Growth(metric.name, case.variant, axis, case, at, values, find_fit(at, values), wrong)

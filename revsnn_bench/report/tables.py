@@ -1,0 +1,314 @@
+"""Records as flat rows of plain Python values: exact integers, `None` for what was not measured.
+
+Rows as CSV and JSON text: byte-stable for the same run, a measured NaN told apart from a gap.
+
+Records as pandas tables, for notebooks and further analysis.
+
+What each column of the CSV files means, as a CSV file of its own.
+
+The columns of a sweep table, shared by Markdown and terminal.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from revsnn_bench.case import Case
+from revsnn_bench.metrics import BY_NAME, METRICS, measured
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import units
+from revsnn_bench.report.points import AXES, Axis, position, ratio_to_lif, standard_lifs
+
+Value = str | int | float | None
+Row = dict[str, Value]
+
+IDENTITY = (
+    "id",
+    "node",
+    "variant",
+    "workload",
+    "timesteps",
+    "batch",
+    "shape",
+    "depth",
+    "dtype",
+    "device",
+    "seed",
+    "status",
+)
+LONG_COLUMNS = (*IDENTITY, "metric", "value", "unit", "ratio_to_lif", "ratio_low", "ratio_high")
+_TEXTS = ("reason", "warning", "tolerance", "peak_phase", "peak_module")
+WIDE_COLUMNS = (
+    *IDENTITY,
+    *(metric.name for metric in METRICS),
+    *(f"{metric.name}_ratio_to_lif" for metric in METRICS if metric.has_ratio),
+    *_TEXTS,
+)
+
+
+def identity(record: Record) -> Row:
+    """Returns what was asked for and how it ended."""
+    case = record.case
+    return {
+        "id": case.id,
+        "node": case.node,
+        "variant": case.variant,
+        "workload": case.workload,
+        "timesteps": case.timesteps,
+        "batch": case.batch,
+        "shape": "x".join(map(str, case.shape)),
+        "depth": case.depth,
+        "dtype": case.dtype,
+        "device": case.device,
+        "seed": case.seed,
+        "status": record.status.value,
+    }
+
+
+def long_rows(run: Run) -> list[Row]:
+    """Returns one row per case and measured metric; a case without any has one row without a metric."""
+    lifs = standard_lifs(run)
+    rows: list[Row] = []
+    for record in run:
+        values = measured(record)
+        if not values:
+            rows.append(dict.fromkeys(LONG_COLUMNS) | identity(record))
+        for metric in METRICS:
+            if metric.name not in values:
+                continue
+            ratio = ratio_to_lif(metric, record, lifs)
+            rows.append(
+                identity(record)
+                | {
+                    "metric": metric.name,
+                    "value": values[metric.name],
+                    "unit": metric.unit,
+                    "ratio_to_lif": ratio.value if ratio else None,
+                    "ratio_low": ratio.low if ratio else None,
+                    "ratio_high": ratio.high if ratio else None,
+                }
+            )
+    return rows
+
+
+def wide_rows(run: Run) -> list[Row]:
+    """Returns one row per case, in the order of the run, each with every column of `WIDE_COLUMNS`."""
+    lifs = standard_lifs(run)
+    rows: list[Row] = []
+    for record in run:
+        row: Row = dict.fromkeys(WIDE_COLUMNS) | identity(record) | measured(record)
+        for metric in METRICS:
+            ratio = ratio_to_lif(metric, record, lifs)
+            if ratio is not None:
+                row[f"{metric.name}_ratio_to_lif"] = ratio.value
+        row["reason"] = record.reason
+        if record.fidelity is not None:
+            row["warning"], row["tolerance"] = record.fidelity.warning, record.fidelity.tolerance
+        if record.memory is not None:
+            row["peak_phase"], row["peak_module"] = record.memory.peak_phase, record.memory.peak_module
+        rows.append(row)
+    return rows
+
+
+def long_csv(run: Run) -> str:
+    """Returns one line per case and metric; see `frame.long`."""
+    return _csv(long_rows(run), LONG_COLUMNS)
+
+
+def wide_csv(run: Run) -> str:
+    """Returns one line per case; see `frame.wide`."""
+    return _csv(wide_rows(run), WIDE_COLUMNS)
+
+
+def wide_json(run: Run) -> str:
+    """Returns a flat JSON document: run, schema version, environment, and `cases`, one object per case.
+
+    What was not measured is null; NaN and infinities are the strings "NaN", "Infinity" and "-Infinity",
+    because JSON has no such numbers.
+    """
+    header = run.header
+    document = {
+        "run_id": header.run_id,
+        "schema_version": header.schema_version,
+        "started_at": header.started_at,
+        "environment": header.environment.model_dump(mode="json"),
+        "cases": [{name: _json_value(value) for name, value in row.items()} for row in wide_rows(run)],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    # The csv module writes None as nothing and floats by repr: NaN stays visible as `nan`.
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _json_value(value: Value) -> Value:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+_COUNTS = ("timesteps", "batch", "depth", "seed")
+
+
+def _typed(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
+    """Bytes, FLOPs and counts become nullable integers, other numbers float64, the rest stays text."""
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    for column in columns:
+        metric = BY_NAME.get(column)
+        if column in _COUNTS or (metric is not None and metric.unit in ("B", "FLOP")):
+            frame[column] = frame[column].astype("Int64")
+        elif metric is not None or column in ("value", "tolerance") or "ratio_" in column:
+            frame[column] = frame[column].astype("float64")
+    return frame
+
+
+def long(run: Run) -> pd.DataFrame:
+    """Returns one row per case and measured metric, raw values in the unit of the column `unit`.
+
+    A case without any measurement (out of memory, say) keeps one row, with its status and no metric. A row
+    whose value is NaN was measured as NaN; what was not measured has no row.
+    """
+    return _typed(long_rows(run), LONG_COLUMNS)
+
+
+def wide(run: Run) -> pd.DataFrame:
+    """Returns one row per case, one column per metric and one per ratio to the standard LIF."""
+    return _typed(wide_rows(run), WIDE_COLUMNS)
+
+
+COLUMNS = ("column", "file", "unit", "meaning", "better", "in_repeated_runs")
+_TEXTS_DICTIONARY = {
+    "id": "Name of the case: workload/node/size/dtype/device.",
+    "node": "Registry name of the node.",
+    "variant": "The node with the options that differ from its defaults.",
+    "workload": "What the node was measured in: layer, or a network.",
+    "timesteps": "T, the number of time steps.",
+    "batch": "B, samples per step.",
+    "shape": "Features of one sample, sizes joined by x.",
+    "depth": "D, blocks stacked.",
+    "dtype": "Floating-point type of input, state and parameters.",
+    "device": "Where the case ran.",
+    "seed": "Seed of parameters and input.",
+    "status": "How the case ended: ok, wrong, oom, timeout, error or skipped.",
+    "metric": "Name of the quantity; empty for a case without any.",
+    "value": "The quantity, in the unit of the column `unit`.",
+    "unit": "Unit of the value: B is bytes, FLOP operations, s seconds, 1 a pure number.",
+    "ratio_to_lif": "Value over that of the standard LIF at the same point.",
+    "ratio_low": "Lower end of the 95 % bootstrap interval of a ratio of times.",
+    "ratio_high": "Upper end of the 95 % bootstrap interval of a ratio of times.",
+    "reason": "Why the case did not end as ok.",
+    "warning": "The warning that the node gave, word for word.",
+    "tolerance": "Largest gradient error that counts as right for this dtype.",
+    "peak_phase": "Phase in which the peak occurred.",
+    "peak_module": "Module in which the peak occurred.",
+}
+
+
+def columns_csv() -> str:
+    """Returns the data dictionary of the wide and the long CSV file; every run has the same columns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for column in dict.fromkeys([*WIDE_COLUMNS, *LONG_COLUMNS]):
+        files = [name for name, known in (("wide", WIDE_COLUMNS), ("long", LONG_COLUMNS)) if column in known]
+        writer.writerow([column, " and ".join(files), *_described(column)])
+    return text.getvalue()
+
+
+def _described(column: str) -> tuple[str, str, str, str]:
+    if column in BY_NAME:
+        metric = BY_NAME[column]
+        return metric.unit, metric.meaning, metric.better or "", "exact" if metric.deterministic else "varies"
+    base = column.removesuffix("_ratio_to_lif")
+    if base != column:
+        return "1", f"Ratio of {base} to that of the standard LIF at the same point.", BY_NAME[base].better or "", ""
+    return "", _TEXTS_DICTIONARY[column], "", ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading and what to show of a record; numbers are aligned to the right."""
+
+    heading: str
+    cell: Callable[[Record], str]
+    is_number: bool = True
+
+
+SHOWN_ALWAYS = ("fidelity",)
+"""Families that a wrong case shows too: they say how wrong it is."""
+
+
+def value_cell(name: str, record: Record) -> str:
+    """Returns a value for people; memory, FLOPs and time of a case that is not `ok` are withheld."""
+    metric = BY_NAME[name]
+    if record.status is not Status.OK and metric.family not in SHOWN_ALWAYS:
+        return units.ABSENT
+    return units.number(metric, metric.read(record))
+
+
+def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
+    """Returns the columns of a sweep table.
+
+    Args:
+        run: gives the standard LIFs that ratios are taken against.
+        axis: the axis of the sweep; None for cases outside of all sweeps, which show their whole point.
+        compact: at most 100 characters wide, for a terminal.
+    """
+    lifs = standard_lifs(run)
+
+    def value(name: str) -> Column:
+        return Column(BY_NAME[name].label, lambda record: value_cell(name, record))
+
+    def ratio(name: str, heading: str) -> Column:
+        return Column(heading, lambda record: units.ratio(ratio_to_lif(BY_NAME[name], record, lifs)))
+
+    if axis is None:
+        place = Column("point", _point, is_number=False)
+    else:
+        place = Column(AXES[axis], lambda record: str(position(record, axis)))
+    shown = [
+        place,
+        Column("node", lambda record: record.case.variant, is_number=False),
+        Column("status", lambda record: record.status.value, is_number=False),
+        value("retained_bytes"),
+        ratio("retained_bytes", "× lif"),
+        value("peak_bytes"),
+        ratio("peak_bytes", "× lif"),
+    ]
+    if compact:
+        time = Column("time × lif", lambda record: _bare_ratio("step_time_s", record, lifs))
+        error = Column("error", lambda record: value_cell("gradient_error", record))
+        return [*shown, time, error]
+    return [
+        *shown,
+        value("state_bytes"),
+        value("forward_flops"),
+        value("backward_flops"),
+        value("recompute_flops"),
+        ratio("step_flops", "step FLOPs × lif"),
+        value("step_time_s"),
+        ratio("step_time_s", "step time × lif"),
+        value("gradient_error"),
+    ]
+
+
+def _bare_ratio(name: str, record: Record, lifs: Mapping[Case, Record]) -> str:
+    """A ratio without its interval, which a terminal has no room for."""
+    found = ratio_to_lif(BY_NAME[name], record, lifs)
+    return units.ABSENT if found is None else units.times(found.value)
+
+
+def _point(record: Record) -> str:
+    case = record.case
+    seed = f" seed{case.seed}" if case.seed else ""
+    return f"{case.workload} {case.size} {case.dtype} {case.device}{seed}"

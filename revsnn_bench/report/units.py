@@ -1,0 +1,100 @@
+"""Numbers and foreign text as people read them; raw values never pass through here on their way to a file."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from revsnn_bench.metrics import Metric, Number
+from revsnn_bench.report.points import Ratio
+
+ABSENT = "–"
+"""Shown where nothing was measured, or where a value is withheld: never 0, never a NaN."""
+
+NOT_FINITE = "not finite"
+BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+_DECIMAL = ("", "k", "M", "G", "T", "P")
+
+
+def scaled(value: Number, base: int, units: Sequence[str]) -> str:
+    """Returns a value with the largest unit that leaves at least 1, exact below the first step."""
+    magnitude, index = abs(float(value)), 0
+    # 999.995 would print as 1000.00: the threshold is what still prints below the base.
+    while magnitude >= base - 0.005 and index < len(units) - 1:
+        magnitude, index = magnitude / base, index + 1
+    if index == 0:
+        return f"{value:g} {units[0]}".strip()
+    return f"{math.copysign(magnitude, value):.2f} {units[index]}"
+
+
+def number(metric: Metric, value: Number | None) -> str:
+    """Returns one value of a metric in the metric's own unit, MiB meaning 2^20 bytes."""
+    if value is None:
+        return ABSENT
+    if not math.isfinite(value):
+        return NOT_FINITE
+    if metric.unit == "B":
+        return scaled(value, 1024, BINARY)
+    if metric.unit == "FLOP":
+        return scaled(value, 1000, [f"{prefix}FLOP" for prefix in _DECIMAL])
+    if metric.unit == "s":
+        return seconds(value)
+    if metric.family == "time":
+        return times(value)
+    if metric.family == "accuracy":
+        return f"{100 * value:.1f} %"
+    return f"{value}" if isinstance(value, int) else f"{value:.1e}"
+
+
+def seconds(value: Number) -> str:
+    """Returns a duration in s, ms or µs."""
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if abs(value) * factor >= 1:
+            return f"{value * factor:.2f} {unit}"
+    return f"{value * 1e6:.2f} µs"
+
+
+def times(value: Number) -> str:
+    """Returns a ratio at three significant digits, without an exponent."""
+    if not math.isfinite(value):
+        return NOT_FINITE
+    if value == 0:
+        return "0"
+    value = float(f"{value:.3g}")  # 0.09999 is 0.100
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 6)}f}"
+
+
+def ratio(found: Ratio | None) -> str:
+    """Returns a ratio to the standard LIF, with its interval where one was taken."""
+    if found is None:
+        return ABSENT
+    value = times(found.value)
+    if found.low is None or found.high is None or times(found.low) == times(found.high) == value:
+        return value
+    return f"{value} [{times(found.low)}, {times(found.high)}]"
+
+
+def percent(fraction: Number) -> str:
+    """Returns a fraction in percent."""
+    return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else NOT_FINITE
+
+
+def one_line(text: object) -> str:
+    """Returns foreign text as one printable line: no newlines, no control or escape characters."""
+    line = str(text)
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else " " for c in line)
+    return " ".join(line.split())
+
+
+def markdown(text: object) -> str:
+    """Returns foreign text as one line that Markdown shows word for word, in a table cell too."""
+    line = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = re.sub(r"([\\`*\[\]|]|~(?=~)|(?<!\w)_|_(?!\w))", r"\\\1", line)
+    return re.sub(r"^(#+|[-+](?=\s)|\d+(?=[.)]\s))", r"\\\1", line)
+
+
+def listing(values: Sequence[object]) -> str:
+    """Returns values as `a, b and c`."""
+    words = [str(value) for value in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""

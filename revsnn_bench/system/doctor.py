@@ -1,0 +1,84 @@
+"""Does the measurement measure, and is this machine fit for it? A self-test in closed form, and advice."""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from revsnn_bench.meters.flops import measure_flops
+from revsnn_bench.meters.selftest import SelfTestStep, run_memory_selftest
+from revsnn_bench.system.gpu import driver_version, gpu_name, gpu_reading
+
+BUSY_LOAD = 0.5
+"""Load average per core above which other work disturbs the clock."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is as it should be, what was found, and what to change where it is not."""
+
+    name: str
+    good: bool
+    found: str
+    advice: str = ""
+
+
+def self_test() -> list[Finding]:
+    """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
+    pairs = [*run_memory_selftest(), *_flops_pairs()]
+    return [
+        Finding(name, expected == measured, f"{measured}", "" if expected == measured else f"must be {expected}")
+        for name, expected, measured in pairs
+    ]
+
+
+def machine() -> list[Finding]:
+    """What on this machine would disturb a measurement, and how to change it."""
+    return list(_machine())
+
+
+def _flops_pairs() -> Iterator[tuple[str, object, object]]:
+    step = SelfTestStep()
+    record = measure_flops(step)
+    for phase in ("forward", "backward", "recompute"):
+        yield f"{phase}_flops", getattr(step, f"expected_{phase}_flops"), getattr(record, phase).total
+
+
+def _machine() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    yield Finding(
+        "threads", threads <= cores, f"{threads} on {cores} cores",
+        f"more threads than cores wait for each other: pass --threads {cores}",
+    )  # fmt: skip
+    load = psutil.getloadavg()[0]
+    yield Finding(
+        "load", load / cores < BUSY_LOAD, f"{load:.1f} over the last minute",
+        "other work holds the processor: stop it, or trust bytes and FLOPs but not times",
+    )  # fmt: skip
+    free = psutil.virtual_memory().available
+    yield Finding("free memory", free > 2**30, f"{free / 2**30:.1f} GiB", "below 1 GiB, cases end as oom or swap")
+    swapped = psutil.swap_memory().used
+    yield Finding("swap in use", swapped < 2**28, f"{swapped / 2**20:.0f} MiB", "swapping distorts times: free memory")
+    libc = platform.libc_ver()[0]
+    yield Finding(
+        "C library", libc == "glibc", libc or "unknown",
+        "process_peak_bytes is comparable with tensor bytes under glibc only, whose mmap threshold workers set",
+    )  # fmt: skip
+    yield from _gpu()
+
+
+def _gpu() -> Iterator[Finding]:
+    name = gpu_name()
+    if name is None:
+        yield Finding("GPU", True, "none visible: device cuda is skipped")
+        return
+    yield Finding(
+        "GPU", torch.cuda.is_available(), f"{name}, driver {driver_version()}",
+        "this torch cannot use it: install a CUDA build of torch",
+    )  # fmt: skip
+    for field, value in (gpu_reading() or {}).items():
+        yield Finding(f"GPU {field}", True, str(value))

@@ -1,0 +1,131 @@
+"""Did other work hold the processor meanwhile? The signal by which timing rounds are rejected.
+
+The signal is the run delay: how long our threads were ready to run and did not, because something else was on
+their core. Linux counts it per thread in /proc/self/task/*/schedstat. It is zero for sleeping and for waiting
+on a lock or a device, so it needs no model of what the work should have cost. Measured with an eager LIF on
+2 threads of 2 cores, as a share of wall time, rounds of 0.7 to 5 ms: alone at most 0.009, with a neighbour that
+is always busy 0.55 to 1.02 (and 20 to 80 times slower), with one busy for 30 ms in every 100 ms, 0.000 where
+it slept and 0.83 to 0.85 where it did not. Nothing lies between, so the limit of 0.05 is not delicate.
+
+What was tried and does not separate: involuntary context switches (0 to 2 in contended rounds of 16 ms, 0 or 1
+in quiet ones of 5 ms), processor time over wall time (1.0 to 2.8 in quiet rounds, as the work has serial parts,
+1.0 to 1.3 in contended ones), and the load average, which lags by a minute.
+
+Time that a hypervisor takes away from the whole machine is no run delay; /proc/stat has it as steal, where the
+hypervisor tells, in ticks of 10 ms; its average over the cores is added. Threads of our own that outnumber the
+cores delay each other and read as contention too. Off Linux there is no signal and nothing is rejected.
+
+What the operating system or the driver says of this process: the check from outside torch.
+
+Tensor bytes and resident memory agree only if the C library maps each tensor on its own and gives it back
+when it is freed: start Python with `MALLOC_MMAP_THRESHOLD_=1048576`. Otherwise the heap's left-overs are
+counted too.
+"""
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+CONTENDED_SHARE = 0.05
+"""A round is contended when our threads waited for a core longer than this share of its wall time."""
+
+_TASKS = Path("/proc/self/task")
+
+
+class RunDelay:
+    """Seconds that this process was kept from running since the object was made."""
+
+    def __init__(self) -> None:
+        self._steal = _steal_s()
+        self._delays = _delays_ns()
+
+    def elapsed_s(self) -> float:
+        """Run delay of all threads together, plus the time stolen from a core; 0.0 where neither is known."""
+        delays = _delays_ns()
+        own = sum(delay - self._delays.get(thread, 0) for thread, delay in delays.items())
+        return own / 1e9 + _steal_s() - self._steal
+
+
+def _delays_ns() -> dict[str, int]:
+    """Run delay of each thread so far; a thread that ends while it is read is left out."""
+    delays = {}
+    try:
+        threads = os.listdir(_TASKS)
+    except OSError:
+        return {}
+    for thread in threads:
+        try:
+            delays[thread] = int((_TASKS / thread / "schedstat").read_text().split()[1])
+        except (OSError, IndexError):
+            continue
+    return delays
+
+
+def _steal_s() -> float:
+    return float(getattr(psutil.cpu_times(), "steal", 0.0)) / (psutil.cpu_count() or 1)
+
+
+_RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set size
+
+
+def process_peak_bytes(work: Callable[[], object]) -> int | None:
+    """Growth of this process's resident high-water mark while `work` runs; run it without any profiler.
+
+    Returns:
+        Bytes, in whole KiB; None where the high-water mark cannot be reset (not Linux, or /proc not
+        writable).
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    _return_free_heap()
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_HIGH_WATER, encoding="ascii")
+    except OSError:
+        return None
+    before = _status_bytes("VmHWM")
+    work()
+    after = _status_bytes("VmHWM")
+    return None if before is None or after is None else after - before
+
+
+def driver_bytes(device_index: int) -> int | None:
+    """What the NVIDIA driver counts for this process on one device, context and cached blocks included.
+
+    The caching allocator never gives blocks back by itself, so read after a step this is its high-water mark.
+
+    Returns:
+        Bytes; None without NVML or where the driver does not tell.
+    """
+    import pynvml
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        uuid = f"GPU-{torch.cuda.get_device_properties(device_index).uuid}"
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        used = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    return int(used[0]) if used and used[0] is not None else None
+
+
+def _return_free_heap() -> None:
+    """Gives free heap pages back, or tensors that reuse them would not raise the high-water mark."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
+
+
+def _status_bytes(field: str) -> int | None:
+    match = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
