@@ -273,7 +273,7 @@ def fewer_flops(records: list[Record]) -> Judged_work:
         savings.append(1 - flops[0] / flops[1])
         shown = [units.number(metric, value) for value in flops]
         parts.append(f"{_name(new)}: {units.percent(savings[-1])} ({shown[0]} against {shown[1]})")
-    conditions = f"{_conditions(records)}; backward with all it runs again, 1 MAC = 2 FLOPs"
+    conditions = f"{_at(records)}; backward with all it runs again, 1 MAC = 2 FLOPs"
     return conditions, "; ".join(parts), *_verdict(savings, FEWER_FLOPS)
 
 
@@ -289,7 +289,7 @@ def less_time(records: list[Record]) -> Judged_work:
         )
         parts.append(f"{_name(new)}: {units.percent(saved.value)}{interval}")
     threads = {record.time.threads for record in records if record.time is not None}
-    conditions = f"{_conditions(records)}; step time, {listed(threads)} threads, each against lif in the same rounds"
+    conditions = f"{_at(records)}; step time, {listed(threads)} threads, each against lif in the same rounds"
     return conditions, "; ".join(parts), *_verdict(savings, LESS_TIME)
 
 
