@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from revsnn_bench.case import Case
 
 if TYPE_CHECKING:
-    from revsnn_bench.measure import Settings, measure
+    from revsnn_bench.measuring import Settings, measure
 
 __all__ = ["Case", "Settings", "measure"]
 
@@ -16,7 +16,7 @@ __all__ = ["Case", "Settings", "measure"]
 def __getattr__(name: str) -> Any:
     # Reports and the command line's help need no torch: what measures is imported when it is asked for.
     if name in ("Settings", "measure"):
-        import revsnn_bench.measure as module
+        import revsnn_bench.measuring as module
 
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ for compiled SpikingJelly, and with --full for every fused node. With --keep-fre
 
 import pytest
 
-from revsnn_bench.measure import USUAL
+from revsnn_bench.measuring import USUAL
 
 FULL = {"timesteps": (4, 32), "batch": (1, 8), "shape": ((1024,), (65536,), (1 << 20,))}
 

@@ -64,7 +64,7 @@ def _measured(
     """Measures every case in a worker of its own, under a progress bar; Ctrl-C keeps what is done."""
     from rich.progress import track
 
-    from revsnn_bench.measure import Settings
+    from revsnn_bench.measuring import Settings
     from revsnn_bench.runner.session import BenchSession, RunOptions
     from revsnn_bench.runs import load_run
 

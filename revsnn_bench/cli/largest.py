@@ -29,7 +29,7 @@ def largest(
     from revsnn_nodes import node_names
 
     from revsnn_bench.case import Case, parse_size
-    from revsnn_bench.measure import Settings, measure
+    from revsnn_bench.measuring import Settings, measure
     from revsnn_bench.plan.largest import largest_that_fits
     from revsnn_bench.report import units
     from revsnn_bench.report.terminal import grid

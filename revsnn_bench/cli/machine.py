@@ -17,7 +17,7 @@ from revsnn_bench.report.terminal import grid
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the environment that a run records, as its workers see it."""
-    from revsnn_bench.measure import measure
+    from revsnn_bench.measuring import measure
     from revsnn_bench.runner import Runner
 
     with Runner(measure, timeout_s=60) as runner:

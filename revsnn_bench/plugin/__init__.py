@@ -18,7 +18,7 @@ from revsnn_bench.plugin import budget as replay
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
-    from revsnn_bench.measure import Pass
+    from revsnn_bench.measuring import Pass
     from revsnn_bench.records import Record
     from revsnn_bench.runner.session import BenchSession
 

@@ -133,7 +133,7 @@ def _command(config: pytest.Config) -> tuple[str, ...]:
 
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
-    from revsnn_bench.measure import Pass, Settings
+    from revsnn_bench.measuring import Pass, Settings
     from revsnn_bench.runner.session import RunOptions
 
     measured = config.getoption("benchmark")

@@ -28,7 +28,7 @@ _BOOT = (
 )
 _PATIENCE_S = 10.0
 
-PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measure")
+PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measuring")
 """What every worker needs. torch imports the second and the third at the first backward, which takes 0.8 s."""
 
 

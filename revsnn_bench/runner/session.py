@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from revsnn_bench.case import Case
-from revsnn_bench.measure import USUAL, Pass, Settings, measure
+from revsnn_bench.measuring import USUAL, Pass, Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner

@@ -15,7 +15,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.cli.gate import gate_command
 from revsnn_bench.gate import ExitCode, gate
 from revsnn_bench.gate import formats as wording
-from revsnn_bench.measure import Settings, measure
+from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.records import Run, RunHeader
 from revsnn_bench.runner import Runner
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from revsnn_bench.case import Case
-from revsnn_bench.measure import Settings, measure
+from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.meters.attribution import MOST_EVENTS, timeline_of
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
