@@ -1,0 +1,247 @@
+"""Neurons of SpikingJelly's own kind, and the exchange of a model's neurons for them.
+
+    from revsnn_nodes.spikingjelly import swap_neurons
+    print(swap_neurons(model))          # LIFNode -> ours: same parameters, surrogate, state; says what it left and why
+
+The classes here are both a node of this package and a `MemoryModule` of SpikingJelly, so that `reset_net`,
+`detach_net`, `set_step_mode`, `named_memories`, monitors, their checkpointing and `memopt` treat them as their own.
+Import this module only where SpikingJelly is installed (2.0 and 0.0.0.0.14 are tested).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from spikingjelly.activation_based import base as their_base
+from spikingjelly.activation_based import neuron as their_neuron
+from spikingjelly.activation_based import surrogate as their_surrogate
+from torch import Tensor, nn
+
+from revsnn_nodes import surrogate
+from revsnn_nodes.base import SpikingNode
+from revsnn_nodes.carrier import CarrierLIF
+from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF
+from revsnn_nodes.lif import CheckpointedLIF, StandardLIF
+from revsnn_nodes.parameters import require
+
+
+class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[misc]
+    """What a node needs to be a `MemoryModule`: its membrane is the registered memory `v`.
+
+    Its step mode is SpikingJelly's default, "s", unless `step_mode` is given.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{"step_mode": "s"} | keywords)
+        del self.v
+        self.register_memory("v", self.neuron.rest)
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        """What `backend` takes, as `functional.set_backend` asks."""
+        return ("auto", "torch", "fused")
+
+    def reset(self) -> None:
+        """Forgets the carried state; as in SpikingJelly, the memory is the number it rests at again."""
+        self.v = self.neuron.rest
+
+    def _carried_state(self, x_seq: Tensor) -> Tensor | None:
+        # SpikingJelly starts from rest where the shape of the input changed, and follows its dtype and device.
+        if isinstance(self.v, Tensor):
+            if self.v.shape != x_seq.shape[1:]:
+                self.reset()
+            else:
+                self.v = self.v.to(x_seq)
+        return super()._carried_state(x_seq)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        memories = dict(self._memories)
+        state["_memories"] = {
+            name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in memories.items()
+        }
+        return state
+
+
+class LIFNode(MemoryNode, StandardLIF):
+    """`StandardLIF` as a `MemoryModule`: in place of SpikingJelly's `LIFNode`, same arguments, same values.
+
+    Args: see `StandardLIF`; `step_mode` defaults to "s".
+    """
+
+
+class CheckpointedLIFNode(MemoryNode, CheckpointedLIF):
+    """`CheckpointedLIF` as a `MemoryModule`."""
+
+
+class CarrierLIFNode(MemoryNode, CarrierLIF):
+    """`CarrierLIF` as a `MemoryModule`. Its training output is the spike plus epsilon times the input."""
+
+
+class ReversibleLIFNode(MemoryNode, ReversibleLIF):
+    """`ReversibleLIF` as a `MemoryModule`. It changes the dynamics: the output is not binary."""
+
+
+class AnchoredReversibleLIFNode(MemoryNode, AnchoredReversibleLIF):
+    """`AnchoredReversibleLIF` as a `MemoryModule`. It changes the dynamics: the output is not binary."""
+
+
+KINDS: dict[str, type[MemoryNode]] = {
+    "lif": LIFNode,
+    "lif-checkpoint": CheckpointedLIFNode,
+    "lif-carrier": CarrierLIFNode,
+    "revlif": ReversibleLIFNode,
+    "revlif-anchored": AnchoredReversibleLIFNode,
+}
+"""Classes that `swap_neurons` can put in, by registry name."""
+
+SURROGATES: dict[type[nn.Module], type[surrogate.SurrogateFunction]] = {
+    getattr(their_surrogate, name): getattr(surrogate, name)
+    for name in ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect")
+    if hasattr(their_surrogate, name)
+}
+"""SpikingJelly's surrogates that are this package's exactly, by exact type."""
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What `swap_neurons` did: printed, one line per neuron.
+
+    Attributes:
+        swapped: names of the modules that were exchanged, with the class before and after.
+        left: names of the neurons that stayed as they are, with the reason.
+    """
+
+    swapped: dict[str, str]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)} neurons, left {len(self.left)}"]
+        lines += [f"  {name}: {what}" for name, what in self.swapped.items()]
+        lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
+
+
+def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
+    """Exchanges SpikingJelly's LIF neurons in a model, in place, for nodes of this package, or those back.
+
+    Parameters, surrogate, step mode, training mode, backend-independent state and forward hooks' places are kept; a
+    neuron used in several places stays one neuron.
+
+    Args:
+        model: any module; its `LIFNode`s are exchanged wherever they are.
+        to: "lif" (the same function, fused), "lif-checkpoint", "lif-carrier", "revlif", "revlif-anchored", or
+            "spikingjelly" to turn nodes of "lif" and "lif-checkpoint" back into SpikingJelly's.
+        options: further constructor arguments of the new node, such as `epsilon` or `groups`.
+    Returns:
+        What was exchanged and what was left, and why; `print` it.
+    Raises:
+        ValueError: an unknown `to`, or a model that is itself a neuron (nothing holds it).
+    """
+    require(
+        to in KINDS or to == "spikingjelly",
+        "to",
+        f"be one of {', '.join([*KINDS, 'spikingjelly'])}",
+        to,
+        "It names the neuron that takes the place of SpikingJelly's.",
+        'Pass "lif" for the same function on fused kernels.',
+    )
+    require(
+        not isinstance(model, their_neuron.BaseNode | SpikingNode),
+        "model",
+        "be a module that holds neurons",
+        type(model).__name__,
+        "A neuron is exchanged where its parent holds it.",
+        "Wrap it in nn.Sequential, or construct the new node.",
+    )
+    done: dict[str, str] = {}
+    left: dict[str, str] = {}
+    new: dict[int, Any] = {}
+    for parent_name, parent in list(model.named_modules()):
+        for name, child in list(parent.named_children()):
+            full = f"{parent_name}.{name}".removeprefix(".")
+            if id(child) not in new:
+                if not isinstance(child, their_neuron.BaseNode | MemoryNode):
+                    continue
+                why = _obstacle(child, to)
+                new[id(child)] = None if why else _back(child) if to == "spikingjelly" else _node(child, to, options)
+                if why:
+                    left[full] = why
+                else:
+                    done[full] = f"{_shown(child)} -> {_shown(new[id(child)])}"
+            if new[id(child)] is not None:
+                setattr(parent, name, new[id(child)])
+    return Swapped(done, left)
+
+
+def _shown(neuron: nn.Module) -> str:
+    return f"{type(neuron).__module__.split('.')[0]} {type(neuron).__name__}"
+
+
+def _obstacle(neuron: nn.Module, to: str) -> str:
+    """Why a neuron is not exchanged; "" where it is."""
+    if to == "spikingjelly":
+        same = type(neuron) in (LIFNode, CheckpointedLIFNode)
+        return "" if same else f"{type(neuron).__name__} has no counterpart in SpikingJelly"
+    if type(neuron) is KINDS[to]:
+        return "it is one already"
+    if isinstance(neuron, MemoryNode):
+        return f"it is a {type(neuron).__name__}; turn it back first"
+    if type(neuron) is not their_neuron.LIFNode:
+        return f"{type(neuron).__name__} is another neuron than LIFNode"
+    if getattr(neuron, "store_v_seq", False):
+        return "it stores v_seq"
+    if getattr(neuron, "_neuron_precision", None) is not None:
+        return "it has a precision of its own"
+    hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks
+    return "it has hooks" if hooked else ""
+
+
+def _node(neuron: Any, to: str, options: dict[str, Any]) -> MemoryNode:
+    names = ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset", "step_mode")
+    parameters = {name: getattr(neuron, name) for name in names}
+    node = KINDS[to](**parameters, surrogate_function=our_surrogate(neuron.surrogate_function), **options)
+    _take_state(node, neuron)
+    return node
+
+
+def _back(node: Any) -> nn.Module:
+    parameters = {field.name: getattr(node.neuron, field.name) for field in fields(node.neuron)}
+    theirs: nn.Module = their_neuron.LIFNode(
+        **parameters, surrogate_function=their_function(node.surrogate_function), step_mode=node.step_mode
+    )
+    _take_state(theirs, node)
+    return theirs
+
+
+def _take_state(new: Any, old: Any) -> None:
+    new.v = old.v
+    new.train(old.training)
+
+
+def our_surrogate(function: Any) -> Callable[[Tensor], Tensor]:
+    """This package's surrogate that equals one of SpikingJelly's; the given one where none does."""
+    kind = SURROGATES.get(type(function)) if getattr(function, "spiking", True) else None
+    result: Callable[[Tensor], Tensor] = function if kind is None else kind(float(function.alpha))
+    return result
+
+
+def their_function(function: Any) -> nn.Module:
+    """SpikingJelly's surrogate that equals one of this package.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(function, surrogate.ForeignSurrogate) and isinstance(function.function, nn.Module):
+        return function.function
+    theirs = {ours: kind for kind, ours in SURROGATES.items()}.get(type(function))
+    require(
+        theirs is not None,
+        "surrogate_function",
+        "have a twin in SpikingJelly",
+        function,
+        "The neuron that goes back fires by it.",
+        f"Use one of {', '.join(kind.__name__ for kind in SURROGATES)}.",
+    )
+    assert theirs is not None
+    return theirs(alpha=function.alpha)

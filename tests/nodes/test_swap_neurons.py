@@ -1,0 +1,145 @@
+"""`revsnn_nodes.spikingjelly`: nodes of SpikingJelly's own kind, and the exchange of a model's neurons for them."""
+
+import copy
+
+import pytest
+import torch
+from revsnn_nodes.spikingjelly import SURROGATES, LIFNode, swap_neurons
+from spikingjelly.activation_based import base, functional, layer, memopt, neuron, surrogate
+from torch import nn
+
+
+class Block(nn.Sequential):
+    """What memopt takes as one segment."""
+
+
+def network(tau: float = 3.0, v_reset: float | None = 0.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    blocks = [
+        Block(
+            layer.Conv2d(channels, 8, 3, padding=1, bias=False),
+            layer.BatchNorm2d(8),
+            neuron.LIFNode(tau=tau, v_reset=v_reset, surrogate_function=surrogate.ATan()),
+        )
+        for channels in (3, 8)
+    ]
+    net = nn.Sequential(*blocks, layer.Flatten(), layer.Linear(8 * 64, 10))
+    functional.set_step_mode(net, "m")
+    return net
+
+
+def gradients(net: nn.Module, calls: int = 2) -> torch.Tensor:
+    """All parameter gradients of several calls between which the state is carried and the graph is cut."""
+    torch.manual_seed(1)
+    found = []
+    for _ in range(calls):
+        net.zero_grad()
+        functional.detach_net(net)
+        net(torch.randn(4, 2, 3, 8, 8)).square().sum().backward()
+        found += [parameter.grad.flatten() for parameter in net.parameters()]
+    return torch.cat(found)
+
+
+def error(of: torch.Tensor, against: torch.Tensor) -> float:
+    return float((of - against).norm() / against.norm())
+
+
+@pytest.mark.parametrize("v_reset", [0.0, None])
+def test_swapped_network_has_the_same_gradients_over_two_calls(v_reset):
+    """Parameters, surrogate and carried state come along: two calls in a row agree to rounding."""
+    ours = network(v_reset=v_reset)
+    done = swap_neurons(ours)
+    assert list(done.swapped) == ["0.2", "1.2"]
+    assert error(gradients(ours), gradients(network(v_reset=v_reset))) < 1e-6
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_memopt_around_our_nodes_is_right(level):
+    """Their optimiser sees the membrane as a memory, so its second run starts from where the first one did."""
+    ours = network()
+    swap_neurons(ours)
+    torch.manual_seed(2)
+    x = torch.randn(4, 2, 3, 8, 8)
+    optimised = memopt.optimize_memory(ours, (Block,), lambda model: model(x), level=level)
+    functional.reset_net(optimised)
+    assert error(gradients(optimised), gradients(network())) < 1e-6
+
+
+def test_their_functions_treat_our_nodes_as_their_own(caplog):
+    """reset_net, detach_net, set_step_mode and the memory protocol work, and none of them logs a warning."""
+    ours = network()
+    swap_neurons(ours)
+    functional.set_step_mode(ours, "s")
+    ours(torch.randn(2, 3, 8, 8))
+    assert [name for name, _ in base.named_memories(ours)] == ["0.2.v", "1.2.v"]
+    assert [tuple(v.shape) for v in base.extract_memories(ours)] == [(2, 8, 8, 8)] * 2
+    functional.detach_net(ours)
+    assert all(v.grad_fn is None for v in base.extract_memories(ours))
+    functional.reset_net(ours)
+    assert base.extract_memories(ours) == [0.0, 0.0]
+    assert not caplog.records
+
+
+def test_state_is_moved_with_the_neuron():
+    """A swap in the middle of a sequence goes on from the membrane it finds."""
+    theirs = network()
+    torch.manual_seed(3)
+    first, second = torch.randn(2, 4, 2, 3, 8, 8)
+    with torch.no_grad():
+        theirs(first)
+        ours = copy.deepcopy(theirs)
+        swap_neurons(ours)
+        assert torch.equal(ours(second), theirs(second))
+
+
+def test_a_swap_back_gives_their_neuron_with_its_parameters():
+    """There and back: class, parameters and surrogate are what they were."""
+    net = network(tau=4.0, v_reset=None)
+    before = net[0][2]
+    swap_neurons(net)
+    swap_neurons(net, to="spikingjelly")
+    after = net[0][2]
+    assert type(after) is neuron.LIFNode
+    assert (after.tau, after.v_reset, after.step_mode) == (before.tau, before.v_reset, before.step_mode)
+    assert type(after.surrogate_function) is surrogate.ATan
+    assert after.surrogate_function.alpha == before.surrogate_function.alpha
+
+
+def test_a_shared_neuron_stays_one():
+    """A neuron that a model holds twice is exchanged once, for one node."""
+    shared = neuron.LIFNode(step_mode="m")
+    net = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)})
+    swap_neurons(net)
+    assert net["a"][0] is net["b"][0]
+    assert type(net["a"][0]) is LIFNode
+
+
+def test_what_is_left_says_why():
+    """Other neurons and hooked ones stay, with the reason in the printed table."""
+    hooked = neuron.LIFNode()
+    hooked.register_forward_hook(lambda *_: None)
+    net = nn.Sequential(neuron.QIFNode(), hooked)
+    done = swap_neurons(net)
+    assert not done.swapped
+    assert "0: left, QIFNode is another neuron than LIFNode" in str(done)
+    assert "1: left, it has hooks" in str(done)
+
+
+@pytest.mark.parametrize("theirs", SURROGATES, ids=lambda kind: kind.__name__)
+def test_surrogates_have_twins(theirs):
+    """Values and slopes of each pair are equal, at its own alpha."""
+    function = theirs()
+    net = nn.Sequential(neuron.LIFNode(surrogate_function=function))
+    swap_neurons(net)
+    z = torch.linspace(-2, 2, 401, dtype=torch.float64).requires_grad_()
+    (ours,) = torch.autograd.grad(net[0].surrogate_function(z).sum(), z)
+    (expected,) = torch.autograd.grad(function(z).sum(), z)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_bad_arguments_are_refused():
+    """An unknown target and a bare neuron get one clear error each."""
+    with pytest.raises(ValueError, match="`to` must be one of"):
+        swap_neurons(network(), to="nothing")
+    with pytest.raises(ValueError, match="`model` must be a module that holds neurons"):
+        swap_neurons(neuron.LIFNode())
