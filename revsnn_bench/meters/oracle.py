@@ -1,0 +1,258 @@
+"""Is a gradient right that names no reference? Held against finite differences of its own forward, in float64.
+
+The gradient of a spiking network is not the derivative of its forward, which jumps. It is the derivative of
+
+    s(z) = s0 + P(z) - P(z0)        in place of the spike Theta(z)
+
+where s0 and z0 are the spikes and distances to the threshold of the forward that is judged, and P is the primitive of
+the surrogate's derivative phi. At the forward that is judged both give the same values, and the derivative of the
+second is exactly what backpropagation with the surrogate must return. So the model's own forward is run in float64
+with that replacement, central differences along random directions give directional derivatives, and the gradient
+under test must have the same ones. Nothing of the backward pass under test takes part.
+
+Two calls in a row are judged: the second from the membrane that the first one left, cut from its graph.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revsnn_bench.meters.step import TrainingStep
+
+DIRECTIONS = 12
+"""Random directions per call: a relative error is then estimated to about a fifth of itself."""
+
+STEP = 1e-5
+"""Half width of the central difference, for directions of unit variance per element."""
+
+CALLS = 2
+
+
+class NoOracle(Exception):
+    """The gradient cannot be judged in this way; the text says why."""
+
+
+@dataclass(frozen=True)
+class OracleErrors:
+    """Estimated relative L2 errors, the worst of the calls.
+
+    Fields:
+        input: of the input's gradient.
+        parameters: of all parameter gradients together; None without parameters.
+    """
+
+    input: float
+    parameters: float | None
+
+
+def measure_oracle_errors(step: TrainingStep, seed: int = 0) -> OracleErrors:
+    """Judges the gradient of a step by finite differences of its own forward; leaves the step prepared.
+
+    Args:
+        step: the step under test; its model's state is reset before and after.
+        seed: of the directions and of the gradients that arrive at the outputs.
+    Raises:
+        NoOracle: no surrogate with a known primitive fires in it, the spikes are decided elsewhere, the reset is
+            detached (a difference cannot leave out a path), or the model cannot be copied or run in float64.
+    """
+    _refuse_detached(step.model)
+    generator = torch.Generator().manual_seed(seed)
+    double = _in_double(step.model)
+    tested = _tested_gradients(step, generator)
+    worst: dict[str, float] = {}
+    for number, call in enumerate(tested):
+        model = copy.deepcopy(double)
+        for earlier in tested[:number]:
+            _replay(step, model, earlier, earlier.source.double())
+            _cut(model)
+        for name, error in _errors(step, model, call, generator).items():
+            # A NaN must stay: it is compared the other way round.
+            worst[name] = error if not error <= worst.get(name, 0.0) else worst[name]
+    step.prepare()
+    return OracleErrors(worst["input"], worst.get("parameters"))
+
+
+@dataclass
+class _Call:
+    """One call of the step under test: what went in, what fired, and what came back."""
+
+    source: Tensor
+    arriving: Tensor
+    gradients: list[Tensor]
+    spikes: list[Tensor] = field(default_factory=list)
+
+
+def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_Call]:
+    step.prepare()
+    parameters = _parameters(step.model)
+    calls = []
+    for number in range(CALLS):
+        source = step.source.detach()
+        if number and source.is_floating_point():
+            source = source.roll(1, 0)
+        source.requires_grad_()
+        fired: list[Tensor] = []
+
+        def record(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
+            fired.append(out.detach())
+
+        with _hooked(step.model, record):
+            output = _run(step, step.model, source)
+        arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        found = torch.autograd.grad(
+            output, [source, *parameters], arriving.to(output.dtype).to(output.device), allow_unused=True
+        )
+        given = [source, *parameters]
+        gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
+        calls.append(_Call(source.detach(), arriving, [g.detach().double() for g in gradients], fired))
+        _cut(step.model)
+    if not calls[0].spikes:
+        raise NoOracle("it does not fire through a surrogate whose primitive is known")
+    return calls
+
+
+def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
+    """Relative errors of the directional derivatives of one call, from the state that `model` carries."""
+    parameters = _parameters(model)
+    source = call.source.double()
+    distances = _replay(step, copy.deepcopy(model), call, source)
+
+    def loss(of: nn.Module, x: Tensor) -> float:
+        return float((_smooth(step, of, call, distances, x).double() * call.arriving.to(x.device)).sum())
+
+    groups = {"input": [0], "parameters": list(range(1, len(parameters) + 1))}
+    errors = {}
+    for name, places in groups.items():
+        if not places:
+            continue
+        wrong = scale = 0.0
+        for _ in range(DIRECTIONS):
+            along = [torch.randn(call.gradients[i].shape, generator=generator, dtype=torch.float64) for i in places]
+            along = [each.to(source.device) for each in along]
+            values = []
+            for sign in (STEP, -STEP):
+                moved = copy.deepcopy(model)
+                x = source + sign * along[0] if name == "input" else source
+                if name == "parameters":
+                    with torch.no_grad():
+                        for parameter, each in zip(_parameters(moved), along, strict=True):
+                            parameter.add_(sign * each)
+                values.append(loss(moved, x))
+            expected = (values[0] - values[1]) / (2 * STEP)
+            got = sum(float((call.gradients[i] * each).sum()) for i, each in zip(places, along, strict=True))
+            wrong += (got - expected) ** 2
+            scale += expected**2
+        errors[name] = (wrong / scale) ** 0.5 if scale else float(wrong > 0)
+    return errors
+
+
+def _replay(step: TrainingStep, model: nn.Module, call: _Call, source: Tensor) -> list[Tensor]:
+    """Runs a call in float64 with the spikes that fired; returns the distances to the threshold."""
+    spikes, distances = iter(call.spikes), []
+
+    def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        distances.append(args[0].detach())
+        return next(spikes).to(out)
+
+    with torch.no_grad(), _hooked(model, replace):
+        _run(step, model, source)
+    if len(distances) != len(call.spikes):
+        raise NoOracle("it fires another number of times in float64")
+    return distances
+
+
+def _smooth(step: TrainingStep, model: nn.Module, call: _Call, distances: list[Tensor], source: Tensor) -> Tensor:
+    """The output with every spike replaced by s0 + P(z) - P(z0)."""
+    spikes, origins = iter(call.spikes), iter(distances)
+
+    def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        moved: Tensor = primitive_of(module)(args[0]) - primitive_of(module)(next(origins))
+        return next(spikes).to(moved) + moved
+
+    with torch.no_grad(), _hooked(model, replace):
+        return _run(step, model, source)
+
+
+def primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The function whose derivative a surrogate uses.
+
+    Raises:
+        NoOracle: the module tells none.
+    """
+    own = getattr(module, "primitive", None)
+    if callable(own):
+        return own
+    theirs = getattr(module, "primitive_function", None)  # SpikingJelly's
+    if callable(theirs):
+        return lambda z: theirs(z, **getattr(module, "_sg_params", {}))
+    raise NoOracle(f"the surrogate {type(module).__name__} tells no primitive")
+
+
+def _is_surrogate(module: nn.Module) -> bool:
+    return callable(getattr(module, "primitive", None)) or callable(getattr(module, "primitive_function", None))
+
+
+@contextmanager
+def _hooked(model: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    """Calls `hook` where a surrogate fires; a wrapped surrogate, inside of another one, is left to the outer one."""
+    inner: set[int] = set()
+    firing = []
+    for module in model.modules():
+        if id(module) not in inner and _is_surrogate(module):
+            firing.append(module)
+            inner.update(id(each) for each in module.modules() if each is not module)
+    handles = [module.register_forward_hook(hook) for module in firing]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
+    """Runs the step with another model and source; the state of the model is kept."""
+    own_model, own_source = step.model, step.source
+    step.model, step.source = model, source
+    try:
+        return step.run(step.make_input())
+    finally:
+        step.model, step.source = own_model, own_source
+
+
+def _in_double(model: nn.Module) -> nn.Module:
+    try:
+        double = copy.deepcopy(model).double()
+    except Exception as error:  # whatever a foreign module raises
+        raise NoOracle(f"it cannot be copied to float64 ({type(error).__name__}: {error})") from None
+    for module in double.modules():
+        if callable(getattr(module, "reset", None)):
+            module.reset()  # type: ignore[operator]
+        if hasattr(module, "backend"):
+            module.backend = "torch"
+    return double
+
+
+def _refuse_detached(model: nn.Module) -> None:
+    if any(getattr(module, "detach_reset", False) is True for module in model.modules()):
+        raise NoOracle("its reset is detached, and a difference of values cannot leave out a path")
+
+
+def _parameters(model: nn.Module) -> Sequence[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _cut(model: nn.Module) -> None:
+    """Cuts every carried state from its graph."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
+        memories = getattr(module, "_memories", None)
+        for name, value in list((memories or {}).items()):
+            if isinstance(value, Tensor):
+                memories[name] = value.detach()
