@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.judge import SOURCE
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
@@ -111,14 +111,7 @@ def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
 def _headings() -> list[Heading]:
     point = [
         Heading("node", "the node with its options", is_filter=True),
-        Heading("workload", "what the node was measured in", is_filter=True),
-        Heading("T", "time steps", is_number=True, is_filter=True),
-        Heading("B", "samples in a batch", is_number=True, is_filter=True),
-        Heading("features", "shape of one sample", is_filter=True),
-        Heading("D", "blocks stacked", is_number=True, is_filter=True),
-        Heading("dtype", "", is_filter=True),
-        Heading("device", "", is_filter=True),
-        Heading("seed", "", is_number=True, is_filter=True),
+        *(Heading(row.title, row.meaning, is_number=row.is_number, is_filter=True) for row in CASE_FIELDS[1:]),
         Heading("status", "how the case ended", is_filter=True),
     ]
     values = []
@@ -133,14 +126,7 @@ def _cells(record: Record, lifs: Mapping[Case, Record]) -> list[Cell]:
     case = record.case
     cells = [
         Cell(case.variant),
-        Cell(case.workload),
-        Cell(str(case.timesteps), case.timesteps),
-        Cell(str(case.batch), case.batch),
-        Cell("x".join(map(str, case.shape))),
-        Cell(str(case.depth), case.depth),
-        Cell(case.dtype),
-        Cell(case.device),
-        Cell(str(case.seed), case.seed),
+        *(Cell(str(value), None if isinstance(value, str) else value) for value in map(case.value, CASE_FIELDS[1:])),
         Cell(record.status.value),
     ]
     for name, with_ratio in _SHOWN:
