@@ -104,4 +104,4 @@ def test_train_command_encodes(tmp_path):
     assert case["encoding"] == "poisson"
     refused = CliRunner().invoke(app, [*arguments, "--encoding=latency"])
     assert refused.exit_code == 2
-    assert "'direct' or 'poisson'" in refused.output
+    assert "must be one of direct, poisson" in refused.output
