@@ -69,7 +69,7 @@ def compare(
         html.write_text(render_comparison_html(a, b), encoding="utf-8")
         typer.echo(html)
         return
-    from revsnn_bench.gate.diff import render_comparison
+    from revsnn_bench.report.comparison import render_comparison
 
     if markdown:
         typer.echo(render_comparison(a, b))

@@ -25,8 +25,6 @@ _STYLES = {
     Status.TIMEOUT: "red",
     Status.ERROR: "red",
 }
-
-
 _MOST_ROWS, _MOST_FAILURES = 5, 2
 _POINT_WIDTH, _NODE_WIDTH = 37, 27
 _ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
@@ -95,9 +93,9 @@ def print_run(run: Run, console: Console) -> None:
             console.print(_failure(record))
     for axis in AXES:
         for sweep in sweeps(run, axis):
-            console.print(_table(sweep.title, columns(run, axis, compact=True), sweep.records))
+            console.print(_record_table(sweep.title, columns(run, axis, compact=True), sweep.records))
     if records := rest(run):
-        console.print(_table("Single points", columns(run, None, compact=True), records))
+        console.print(_record_table("Single points", columns(run, None, compact=True), records))
 
 
 def _failure(record: Record) -> Text:
@@ -105,17 +103,20 @@ def _failure(record: Record) -> Text:
     return Text(units.one_line(text), style=_STYLES[record.status])
 
 
-def grid(title: str, headings: Sequence[str], numbers: Sequence[bool]) -> Table:
-    """Returns an empty table whose cells fold, so that nothing is cut off in a narrow terminal."""
+def grid(
+    title: str, headings: Sequence[str], numbers: Sequence[bool], rows: Iterable[Sequence[str]] = (), style: str = ""
+) -> Table:
+    """Returns a table whose cells fold, so that nothing is cut off in a narrow terminal."""
     table = Table(title=Text(units.one_line(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, is_number in zip(headings, numbers, strict=True):
         table.add_column(Text(heading), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(units.one_line(cell)) for cell in row), style=style)
     return table
 
 
-def _table(title: str, shown: Sequence[Column], records: Iterable[Record]) -> Table:
+def _record_table(title: str, shown: Sequence[Column], records: Iterable[Record]) -> Table:
     table = grid(title, [column.heading for column in shown], [column.is_number for column in shown])
     for record in records:
-        cells = [Text(units.one_line(column.cell(record))) for column in shown]
-        table.add_row(*cells, style=_STYLES[record.status])
+        table.add_row(*(Text(units.one_line(column.cell(record))) for column in shown), style=_STYLES[record.status])
     return table

@@ -2,8 +2,7 @@
 
 import pytest
 
-from revsnn_bench.gate import ExitCode, Kind, Policy, gate
-from revsnn_bench.gate import formats as wording
+from revsnn_bench.gate import ExitCode, Kind, Policy, formats, gate
 from revsnn_bench.records import PhaseFlops, Status
 
 
@@ -28,7 +27,7 @@ def test_run_passes_against_itself(sweep_run):
     assert verdict.exit_code is ExitCode.PASS
     assert {finding.kind for finding in verdict.findings} == {Kind.NOTE}
     assert verdict.values_compared == len(sweep_run.records) * 10
-    assert not wording.advice(verdict)
+    assert not formats.advice(verdict)
 
 
 def test_one_tensor_more_per_step_is_a_regression(make_run, record):
@@ -38,7 +37,7 @@ def test_one_tensor_more_per_step_is_a_regression(make_run, record):
     verdict = gate(make_run([worse]), make_run([record]))
     assert verdict.exit_code is ExitCode.REGRESSION
     assert [finding.metric for finding in verdict.failures] == ["retained_bytes", "peak_bytes"]
-    assert wording.sentence(verdict.failures[0]) == (
+    assert formats.sentence(verdict.failures[0]) == (
         "layer/lif-checkpoint/T4-B8-N64/float32/cpu: retained_bytes 10,240 B -> 18,432 B, +8,192 B (+80 %); grew"
     )
 
@@ -72,7 +71,7 @@ def test_growth_from_zero_is_beyond_every_percentage(make_run, make_record):
     run = make_run([with_memory(carrier, retained_bytes=1)])
     verdict = gate(run, make_run([carrier]), Policy(tolerance_percent={"retained_bytes": 1000}))
     assert verdict.exit_code is ExitCode.REGRESSION
-    assert "0 B -> 1 B, +1 B (from 0)" in wording.sentence(verdict.failures[0])
+    assert "0 B -> 1 B, +1 B (from 0)" in formats.sentence(verdict.failures[0])
 
 
 def test_improvement_is_reported_and_passes(make_run, record):
@@ -80,7 +79,7 @@ def test_improvement_is_reported_and_passes(make_run, record):
     verdict = gate(make_run([with_memory(record, retained_bytes=-2048)]), make_run([record]))
     assert verdict.passed
     assert [finding.metric for finding in verdict.improvements] == ["retained_bytes"]
-    assert any("--update-baseline" in line and "--force" not in line for line in wording.advice(verdict))
+    assert any("--update-baseline" in line and "--force" not in line for line in formats.advice(verdict))
 
 
 def test_metric_that_was_lost_is_a_regression(make_run, record):
@@ -119,7 +118,7 @@ def test_newly_failing_case_has_its_own_exit_code(make_run, make_record, status)
     run, baseline = make_run([make_record(node="revlif", status=status)]), make_run([good])
     verdict = gate(run, baseline)
     assert verdict.exit_code is ExitCode.CASE_FAILED
-    assert f"status ok -> {status}; newly failing; ended as {status}" in wording.sentence(verdict.failures[0])
+    assert f"status ok -> {status}; newly failing; ended as {status}" in formats.sentence(verdict.failures[0])
     assert gate(run, baseline, Policy(allow=("layer/revlif/*",))).passed
     assert gate(run, make_run([]), Policy()).exit_code is ExitCode.CASE_FAILED
 
@@ -154,7 +153,7 @@ def test_newly_wrong_gradient_is_never_allowed_by_name(make_run, record):
     wrong = record.model_copy(update={"status": Status.WRONG, "reason": "gradient_error 0.3"})
     verdict = gate(make_run([wrong]), make_run([record]), Policy(allow=("*",)))
     assert verdict.exit_code is ExitCode.REGRESSION
-    assert wording.sentence(verdict.failures[0]).endswith("status ok -> wrong; newly wrong; gradient_error 0.3")
+    assert formats.sentence(verdict.failures[0]).endswith("status ok -> wrong; newly wrong; gradient_error 0.3")
     assert gate(make_run([record]), make_run([wrong])).passed
 
 
@@ -172,9 +171,9 @@ def test_other_torch_is_not_comparable(make_run, record):
     run, baseline = make_run([record]), make_run([record], torch="2.6.0+cpu")
     verdict = gate(run, baseline)
     assert verdict.exit_code is ExitCode.NOT_COMPARABLE
-    assert "torch is 2.6.0+cpu in the baseline and 2.13.0+cpu in the run" in wording.headline(verdict)
+    assert "torch is 2.6.0+cpu in the baseline and 2.13.0+cpu in the run" in formats.headline(verdict)
     assert verdict.values_compared == 0
-    assert any("--allow-environment torch" in line for line in wording.advice(verdict))
+    assert any("--allow-environment torch" in line for line in formats.advice(verdict))
     told = gate(run, baseline, Policy(allow_environment=("torch",)))
     assert told.passed
     assert told.allowed_differences == (("torch", "2.6.0+cpu", "2.13.0+cpu"),)
