@@ -275,7 +275,7 @@ def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
             if value is not None:
                 yield _Measure(record.case.id, name, value, _UNITS[BY_NAME[name].unit], record.status.value)
         for name in TIMES:
-            ratio = ratio_to_lif(BY_NAME[name], record, {})
+            ratio = ratio_to_lif(name, record)
             if ratio is not None:
                 place = (record.case.id, ratio_name(name))
                 yield _Measure(*place, ratio.value, "x lif", record.status.value, ratio.low, ratio.high)

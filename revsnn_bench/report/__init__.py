@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from revsnn_bench.records import Run
 from revsnn_bench.report import markdown, tables
-from revsnn_bench.report import tables as dictionary
 
 if TYPE_CHECKING:
     from revsnn_bench.report.figures import Figure
@@ -60,7 +59,7 @@ def _texts(run: Run, name: str, figures: "list[Figure]", *, pictures: bool) -> l
         return [
             (".csv", tables.wide_csv(run)),
             ("-long.csv", tables.long_csv(run)),
-            ("-columns.csv", dictionary.columns_csv()),
+            ("-columns.csv", tables.columns_csv()),
         ]
     return [("-wide.json", tables.wide_json(run))]
 

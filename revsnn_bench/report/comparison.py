@@ -119,7 +119,7 @@ class CasePair:
 
     def ratios(self, metric: Metric) -> tuple[Ratio | None, Ratio | None]:
         """The ratios of a time to the standard LIF in both runs, with their intervals."""
-        first, second = (None if r is None else ratio_to_lif(metric, r, {}) for r in (self.before, self.after))
+        first, second = (None if r is None else ratio_to_lif(metric.name, r) for r in (self.before, self.after))
         return first, second
 
     def rounds(self, metric: Metric) -> tuple[list[float], list[float]]:
@@ -208,7 +208,7 @@ def _values(record: Record | None) -> dict[str, Number | str]:
     found: dict[str, Number | str] = {STATUS: record.status.value}
     for metric in METRICS:
         if metric.samples is not None:
-            ratio = ratio_to_lif(metric, record, {})
+            ratio = ratio_to_lif(metric.name, record)
             if ratio is not None:
                 found[ratio_name(metric.name)] = ratio.value
         elif metric.unit != "s" and (value := metric.read(record)) is not None:

@@ -6,13 +6,13 @@ from urllib.parse import quote
 
 from tabulate import tabulate
 
-from revsnn_bench.metrics import METRICS, measured
+from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
 from revsnn_bench.report.points import AXES, growths, rest, sweeps
-from revsnn_bench.report.tables import Column, columns, value_cell
+from revsnn_bench.report.tables import Column, columns, environment_rows, metric_rows, value_cell
 
 _TITLES = {"timesteps": "Time steps T", "batch": "Batch B", "depth": "Depth D"}
 _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
@@ -94,12 +94,7 @@ def _intro(run: Run) -> str:
 def _failures(run: Run) -> list[str]:
     """Every case that did not end as `ok`, with its reason; left out where there is none."""
     rows = [
-        (
-            record.case.id,
-            record.status.value,
-            value_cell("gradient_error", record),
-            record.reason or units.ABSENT,
-        )
+        (record.case.id, record.status.value, value_cell("gradient_error", record), record.reason or units.ABSENT)
         for record in run
         if record.status is not Status.OK
     ]
@@ -200,9 +195,7 @@ def _peak_section(run: Run) -> list[str]:
             record.memory.peak_phase,
             record.memory.peak_module,
             ", ".join(
-                f"{name} {units.scaled(size, 1024, units.BINARY)}"
-                for name, size in record.memory.peak_by_category_bytes.items()
-                if size
+                f"{name} {units.size(size)}" for name, size in record.memory.peak_by_category_bytes.items() if size
             ),
         )
         for record in run
@@ -214,37 +207,16 @@ def _peak_section(run: Run) -> list[str]:
 
 
 def _reading(run: Run) -> str:
-    present = set().union(*(measured(record) for record in run))
-    rows = [
-        (
-            metric.name,
-            metric.label,
-            metric.meaning,
-            f"{metric.better} is better" if metric.better else units.ABSENT,
-            "exact" if metric.deterministic else "varies",
-        )
-        for metric in METRICS
-        if metric.name in present
-    ]
     return (
         "## How to read the columns\n\n"
         f"`{units.ABSENT}` means not measured, or withheld because the case did not end as ok. A case is "
         "`wrong` when its output or gradient disagrees with float64 backpropagation beyond the stated "
         "tolerance. Time ratios compare medians of rounds interleaved with the standard LIF in one process; "
         "brackets hold the 95 % bootstrap interval. A ratio in memory holds at its T only.\n\n"
-        + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), rows)
+        + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))
     )
 
 
 def _environment(run: Run) -> str:
     """Every field of the environment and of the run, so that nothing about the place has to be guessed."""
-    fields = run.header.environment.model_dump(mode="json")
-    fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
-    rows = [(name, _flat(value)) for name, value in fields.items()]
-    return "## Environment\n\n" + table(("field", "value"), rows)
-
-
-def _flat(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in sorted(value.items())) or "none"
-    return "not known" if value is None else str(value)
+    return "## Environment\n\n" + table(("field", "value"), environment_rows(run))

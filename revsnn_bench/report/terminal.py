@@ -10,12 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from revsnn_bench.case import Case
-from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.findings import Least, findings, least_of, overview
 from revsnn_bench.report.points import AXES, ratio_to_lif, rest, standard_lifs, sweeps, variants
-from revsnn_bench.report.tables import Column, columns
+from revsnn_bench.report.tables import Column, columns, ratio_value
 
 _STYLES = {
     Status.OK: "",
@@ -62,19 +61,18 @@ def _answer(least: Least, lifs: Mapping[Case, Record]) -> tuple[str, ...]:
     """The cells of a row: of several nodes that share the least bytes the quickest one, and how many there are more."""
 
     def took(record: Record) -> float:
-        found = ratio_to_lif(BY_NAME["step_time_s"], record, lifs)
+        found = ratio_to_lif("step_time_s", record, lifs)
         return found.value if found else math.inf
 
     best = min(least.winners.values(), key=took)
     more = f" (+{len(least.winners) - 1})" if len(least.winners) > 1 else ""
     device = "" if best.case.device == "cpu" else f" {best.case.device}"
-    bytes_ratio = ratio_to_lif(BY_NAME["retained_bytes"], best, lifs)
     return (
         _cut(f"{best.case.workload} {best.case.size} {best.case.dtype}{device}", _POINT_WIDTH),
         _cut(best.case.variant, _NODE_WIDTH - len(more)) + more,
-        units.number(BY_NAME["retained_bytes"], BY_NAME["retained_bytes"].read(best)),
-        units.times(bytes_ratio.value) if bytes_ratio else units.ABSENT,
-        units.times(took(best)) if math.isfinite(took(best)) else units.ABSENT,
+        units.measured("retained_bytes", best),
+        ratio_value("retained_bytes", best, lifs),
+        ratio_value("step_time_s", best, lifs),
     )
 
 

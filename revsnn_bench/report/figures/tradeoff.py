@@ -1,6 +1,7 @@
-"""Time against memory: one point per node, the front joined, what another node beats on both counts faded.
+"""What a node costs: time against memory with the front of nodes, and the share of the memory bandwidth it reaches.
 
-The shares of the memory bandwidth, drawn: a point per node and phase against the line of a copy.
+In the first, nodes that another beats in both time and memory are faded. In the second, each node has a dot per phase
+against the line of a copy of the input.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, 
 from revsnn_bench.report.canvas import (
     BYTES,
     INK,
+    MOST_POINTS,
     MUTED,
     PAPER,
     Figure,
@@ -23,26 +25,32 @@ from revsnn_bench.report.canvas import (
     label_room,
     legend,
     legend_rows,
+    name_rows,
     panel,
     to_svg,
 )
-from revsnn_bench.report.figures.growth import MOST_POINTS, points_by_setting, weight
-from revsnn_bench.report.points import fixed_part
+from revsnn_bench.report.points import fixed_part, points_by_setting, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COSTS = {"step_time_s": "Time", "step_flops": "Operations"}
+_MOST_FIGURES = 3
+_ROW_IN = 0.27
+_STYLES = {
+    "forward": {"marker": "o", "markerfacecolor": INK},
+    "backward": {"marker": "s", "markerfacecolor": PAPER},
+}
 
 
 def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
     """Draws one front per workload, dtype and device; operations stand in where times were not taken."""
-    settings = points_by_setting(run)
+    settings = list(points_by_setting(run).items())
     figures = []
     for number, (point, records) in enumerate(settings[:MOST_POINTS], start=1):
         cost = next((name for name in _COSTS if len(_read(records, name)) > 1), None)
         if cost is not None:
-            figures.append(_draw(f"pareto-{number}", point, _read(records, cost), cost, known, index))
+            figures.append(_draw_front(f"pareto-{number}", point, _read(records, cost), cost, known, index))
     return figures
 
 
@@ -73,7 +81,7 @@ def _read(records: Mapping[str, Record], cost: str) -> dict[str, tuple[Number, N
     return found
 
 
-def _draw(
+def _draw_front(
     name: str,
     point: Case,
     found: Mapping[str, tuple[Number, Number, Record]],
@@ -112,18 +120,10 @@ def _draw(
     )
 
 
-_MOST_FIGURES = 3
-_ROW_IN = 0.27
-_STYLES = {
-    "forward": {"marker": "o", "markerfacecolor": INK},
-    "backward": {"marker": "s", "markerfacecolor": PAPER},
-}
-
-
 def roofline_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
     """Draws one figure per size of `compared_nodes`, largest sizes first."""
     groups = compared_nodes(run)
-    compared = sorted(groups, key=weight, reverse=True)
+    compared = sorted(groups, key=work, reverse=True)
     return [
         _draw_roofline(f"roofline-{number}", place, groups[place], known, index)
         for number, place in enumerate(compared[:_MOST_FIGURES], start=1)
@@ -141,11 +141,9 @@ def _draw_roofline(
         axes.grid(visible=False, axis="y")
         axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
         for row, variant in enumerate(shown):
-            _row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
-        _scale(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
-        axes.set_yticks(range(len(shown)), [known[variant].label for variant in shown])
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+            _draw_row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
+        _scale_percents(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
+        name_rows(axes, [known[variant].label for variant in shown])
         axes.set_xlabel("share of the copy's bandwidth (%)")
         legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
         svg = to_svg(axes)
@@ -161,7 +159,7 @@ def _marker(phase: str) -> dict[str, Any]:
     return {"linestyle": "none", "markersize": 7, "markeredgecolor": INK, "markeredgewidth": 1.2, **_STYLES[phase]}
 
 
-def _row(axes: "Axes", row: int, found: Shares, url: str) -> None:
+def _draw_row(axes: "Axes", row: int, found: Shares, url: str) -> None:
     """Both phases of one node on a line, with their numbers at the right."""
     places = [100 * share for share in found.values()]
     axes.plot(places, [row] * len(places), color=MUTED, linewidth=0.8, zorder=1)
@@ -171,7 +169,7 @@ def _row(axes: "Axes", row: int, found: Shares, url: str) -> None:
     axes.annotate(f"{words} %", (1, row), xycoords=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8)
 
 
-def _scale(axes: "Axes", percents: list[float]) -> None:
+def _scale_percents(axes: "Axes", percents: list[float]) -> None:
     """A logarithmic axis from a power of ten below the least share to some room beyond 100 %."""
     low = 1.0
     while low > min(percents):

@@ -1,16 +1,15 @@
 """Which node for which budget: the nodes at every measured point, ranked, with cost and trust in words."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from revsnn_bench.case import Case
-from revsnn_bench.metrics import BY_NAME, Number
+from revsnn_bench.metrics import Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.figures.growth import weight
 from revsnn_bench.report.figures.tradeoff import front
-from revsnn_bench.report.points import lif_name, lif_of, ratio_to_lif, standard_lifs
+from revsnn_bench.report.findings import costs
+from revsnn_bench.report.points import by_point, lif_name, lif_of, ratio_text, ratio_to_lif, standard_lifs, work
 from revsnn_bench.report.tables import value_cell
 
 
@@ -71,15 +70,13 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
 
     The first one shown has most nodes that are right; of several such points the largest.
     """
-    points: dict[Case, dict[str, Record]] = defaultdict(dict)
-    for record in run:
-        points[record.case.point][record.case.variant] = record
+    points = by_point(run)
     order = sorted(points, key=lambda p: (setting(p), p.timesteps, p.batch))
     if not order:
         return [], 0
 
     def tells(point: Case) -> tuple[int, int]:
-        return sum(record.status is Status.OK for record in points[point].values()), weight(point)
+        return sum(record.status is Status.OK for record in points[point].values()), work(point)
 
     lifs = standard_lifs(run)
     made = [_point(point, list(points[point].values()), index, lifs) for point in order]
@@ -98,7 +95,7 @@ def _point(point: Case, records: list[Record], index: Mapping[Case, int], lifs: 
     others = [r for r in records if r not in right]
     others.sort(key=lambda r: list(Status).index(r.status))
     best = [r for r in right if _need(r)[:2] == _need(right[0])[:2]]
-    timed = [r for r in right if ratio_to_lif(BY_NAME["step_time_s"], r, lifs)]
+    timed = [r for r in right if ratio_to_lif("step_time_s", r, lifs)]
     cost = "step_time_s" if timed else "step_flops"
     return Point(
         setting=setting(point),
@@ -133,12 +130,8 @@ def _memory(best: list[Record], lif: Record | None, at_lif: Record | None) -> st
 def _cost(record: Record, lifs: Mapping[Case, Record]) -> str:
     if record.case == record.case.point:
         return f"{record.case.variant} is the standard: every ratio is taken against it."
-    parts = [
-        f"{units.ratio(found)} × lif in {BY_NAME[name].label}"
-        for name in ("step_time_s", "step_flops")
-        if (found := ratio_to_lif(BY_NAME[name], record, lifs))
-    ]
-    text = f"{record.case.variant} costs {units.listing(parts) if parts else 'an amount not known against lif'}."
+    known = costs(record, ("step_time_s", "step_flops"), lifs) or "an amount not known against lif"
+    text = f"{record.case.variant} costs {known}."
     held = record.time is not None and record.time.rounds_contended
     return f"{text} Other work held the processor in some rounds: read its time with care." if held else text
 
@@ -150,7 +143,7 @@ def _trust(best: list[Record], others: list[Record]) -> str:
         if found is None:
             texts.append(f"The gradient of {record.case.variant} was not compared.")
             continue
-        error = units.number(BY_NAME["gradient_error"], found.gradient_error)
+        error = units.measured("gradient_error", record)
         texts.append(f"{record.case.variant} is right: relative error {error}, tolerance {found.tolerance:.0e}.")
     wrong = [record.case.variant for record in others if record.status is Status.WRONG]
     if wrong:
@@ -159,7 +152,7 @@ def _trust(best: list[Record], others: list[Record]) -> str:
 
 
 def _spent(record: Record, cost: str, lifs: Mapping[Case, Record]) -> Number | None:
-    found = ratio_to_lif(BY_NAME[cost], record, lifs)
+    found = ratio_to_lif(cost, record, lifs)
     return found.value if found else None
 
 
@@ -168,19 +161,14 @@ def _steps(right: list[Record], cost: str, index: Mapping[Case, int], lifs: Mapp
     records = {r.case.variant: r for r in right}
     names = front({name: (_need(records[name])[0], value) for name, value in spent.items()})
     return [
-        Step(
-            value_cell("peak_bytes", records[name]),
-            name,
-            index[records[name].case],
-            units.times(spent[name]),
-        )
+        Step(value_cell("peak_bytes", records[name]), name, index[records[name].case], units.times(spent[name]))
         for name in names
     ]
 
 
 def _candidate(record: Record, index: Mapping[Case, int], lifs: Mapping[Case, Record], cost: str) -> Candidate:
     def ratio(name: str) -> str:
-        return units.ratio(ratio_to_lif(BY_NAME[name], record, lifs))
+        return ratio_text(ratio_to_lif(name, record, lifs))
 
     ok = record.status is Status.OK and record.memory is not None
     return Candidate(

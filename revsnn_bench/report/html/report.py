@@ -7,15 +7,15 @@ from markupsafe import Markup
 from revsnn_bench.case import Case
 from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.judge import SOURCE
-from revsnn_bench.metrics import BY_NAME, METRICS, measured
+from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.figures import Figure, draw_figures
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html.answers import answers
 from revsnn_bench.report.html.page import Cell, Heading, Row, Table, make_table, render_page
-from revsnn_bench.report.points import ratio_to_lif, standard_lifs
-from revsnn_bench.report.tables import value_cell
+from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.tables import environment_rows, metric_rows, value_cell
 
 _SHOWN = (
     ("retained_bytes", True),
@@ -59,8 +59,8 @@ def render_html(run: Run, figures: Sequence[Figure] | None = None, refresh_s: in
         claims=[finding for finding in judge(run, Plan()) if finding.verdict is not Verdict.OPEN],
         claims_source=SOURCE,
         table=_cases(run, standard_lifs(run)),
-        metrics=_metrics(run),
-        places=environment_rows(run),
+        metrics=metric_rows(run),
+        places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
         absent=units.ABSENT,
     )
 
@@ -70,19 +70,6 @@ def _by_topic(run: Run) -> list[tuple[str, list[str]]]:
     for finding in findings(run):
         found.setdefault(finding.topic, []).append(finding.text)
     return list(found.items())
-
-
-def environment_rows(run: Run) -> list[tuple[str, str]]:
-    """Returns every field of the environment and of the run, as name and text."""
-    fields = run.header.environment.model_dump(mode="json")
-    fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
-    return [(name.replace("_", " "), _flat(value)) for name, value in fields.items()]
-
-
-def _flat(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in sorted(value.items())) or "none"
-    return "not known" if value is None else str(value)
 
 
 def _label(record: Record) -> str:
@@ -147,22 +134,7 @@ def _cells(record: Record, lifs: Mapping[Case, Record]) -> list[Cell]:
         text = value_cell(name, record)
         cells.append(Cell(text, None if text == units.ABSENT else BY_NAME[name].read(record)))
         if with_ratio:
-            ratio = ratio_to_lif(BY_NAME[name], record, lifs)
-            cells.append(Cell(units.ratio(ratio), ratio.value if ratio else None))
+            ratio = ratio_to_lif(name, record, lifs)
+            cells.append(Cell(ratio_text(ratio), ratio.value if ratio else None))
     notes = [record.reason, record.fidelity.warning if record.fidelity else None]
     return [*cells, Cell("; ".join(note for note in notes if note))]
-
-
-def _metrics(run: Run) -> list[tuple[str, str, str, str, str]]:
-    present = set().union(*(measured(record) for record in run))
-    return [
-        (
-            metric.label,
-            metric.name,
-            metric.meaning,
-            f"{metric.better} is better" if metric.better else units.ABSENT,
-            "exact" if metric.deterministic else "varies",
-        )
-        for metric in METRICS
-        if metric.name in present
-    ]

@@ -10,7 +10,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.findings import findings
-from revsnn_bench.report.points import Ratio, lif_of, standard_lifs
+from revsnn_bench.report.points import Ratio, lif_of, ratio_text, standard_lifs
 from revsnn_bench.report.terminal import print_run, print_summary
 
 HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
@@ -254,6 +254,6 @@ def test_ratios_have_three_digits_where_rounding_carries():
 
 def test_ratio_shows_its_interval_unless_it_says_nothing():
     """An interval that prints like its ratio is left out."""
-    assert units.ratio(Ratio(1.5, 1.4, 1.6)) == "1.50 [1.40, 1.60]"
-    assert units.ratio(Ratio(1.5, 1.4999, 1.5001)) == "1.50"
-    assert units.ratio(None) == units.ABSENT
+    assert ratio_text(Ratio(1.5, 1.4, 1.6)) == "1.50 [1.40, 1.60]"
+    assert ratio_text(Ratio(1.5, 1.4999, 1.5001)) == "1.50"
+    assert ratio_text(None) == units.ABSENT
