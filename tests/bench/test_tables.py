@@ -86,15 +86,6 @@ def test_time_without_lif_samples_has_no_ratio(make_record, make_run):
     assert row["step_time_s_ratio_to_lif"] is None
 
 
-def test_bootstrap_interval_holds_the_ratio_and_repeats():
-    """The interval encloses the ratio of medians and is the same at every call."""
-    own, lif = tuple(2.0 + 0.1 * (i % 7) for i in range(30)), tuple(1.0 + 0.1 * (i % 3) for i in range(30))
-    found = ratio_of_medians(own, lif)
-    assert found.low < found.value < found.high
-    ratio_of_medians.cache_clear()
-    assert ratio_of_medians(own, lif) == found
-
-
 def test_wrong_case_keeps_raw_values_and_has_no_ratio(make_record, make_run):
     """A wrong gradient earns no ratio, in memory or time, while the raw record stays in the files."""
     run = make_run([make_record(node="lif", timesteps=16), make_record(node="revlif", timesteps=16)])
