@@ -11,6 +11,7 @@ import pytest
 
 from revsnn_bench.claims import Plan, judge
 from revsnn_bench.claims.judge import cases_of
+from revsnn_bench.claims.report import claims_section
 from revsnn_bench.records import FidelityRecord, Status
 from revsnn_bench.report import write_reports
 from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
@@ -264,12 +265,13 @@ def test_claims_are_those_that_the_run_can_judge(make_record, make_run, sweep_ru
         records.append(base.model_copy(update={"status": Status.OK, "reason": None}))
     run = make_run(records)
     (finding,) = judge(run, Plan(), ["flops"])
-    page = page_of(run)
+    page = render_html(run, claims=claims_section(run))
     texts = [" ".join("".join(dd.itertext()).split()) for dd in parsed(page).iter(f"{NAMESPACE}dd")]
     assert f"{finding.verdict.value} {finding.why}" in texts
     assert finding.measured in texts
     assert page.count('<b class="') == len({"flops", "time"})
     assert 'href="#claims"' in page
+    assert claims_section(sweep_run) == ""
     assert "claims" not in {element.get("id") for element in parsed(page_of(sweep_run)).iter()}
 
 

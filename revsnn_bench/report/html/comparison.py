@@ -1,10 +1,13 @@
 """Two runs on one page: what changed, for better or worse, and what only one of them has."""
 
+import math
 from collections import Counter
+from typing import NamedTuple
 
+from revsnn_bench.metrics import Number
 from revsnn_bench.records import Run, Status
 from revsnn_bench.report.comparison import ONLY_AFTER, ONLY_BEFORE, STATUS, CasePair, Difference, compare
-from revsnn_bench.report.html.page import Cell, Heading, Row, make_table, render_page
+from revsnn_bench.report.html.page import Cell, Column, make_table, render_page
 from revsnn_bench.report.points import Ratio
 
 _MOST_ROWS = 5000
@@ -19,6 +22,27 @@ _MEANINGS = {
 """Verdicts on a difference, in the order of the rows."""
 
 
+class _Row(NamedTuple):
+    case: str
+    found: Difference
+    verdict: str
+
+
+_COLUMNS: list[Column[_Row]] = [
+    Column("case", lambda row: row.case, "workload, node, size, dtype, device"),
+    Column("metric", lambda row: row.found.name, "what was measured; times as ratios to lif", is_filter=True),
+    Column("before", lambda row: Cell(row.found.texts()[0], _number(row.found.before)), is_number=True),
+    Column("after", lambda row: Cell(row.found.texts()[1], _number(row.found.after)), is_number=True),
+    Column(
+        "change",
+        lambda row: Cell(row.found.change_text("−"), None if math.isnan(row.found.change) else row.found.change),
+        "(after - before) / before",
+        is_number=True,
+    ),
+    Column("verdict", lambda row: row.verdict, "which way it changed", is_filter=True),
+]
+
+
 def render_comparison_html(before: Run, after: Run) -> str:
     """Returns the comparison of a run before and a run after as one self-contained page.
 
@@ -27,17 +51,9 @@ def render_comparison_html(before: Run, after: Run) -> str:
     the standard LIF do not overlap. Whether a change is a regression is decided by the gate.
     """
     comparison = compare(before, after)
-    rows = [_row(pair, found) for pair, found in comparison.changed()]
-    rows.sort(key=lambda row: list(_MEANINGS).index(row.kind))
-    counts = Counter(row.kind for row in rows)
-    headings = [
-        Heading("case", "workload, node, size, dtype, device"),
-        Heading("metric", "what was measured; times as ratios to lif", is_filter=True),
-        Heading("before", is_number=True),
-        Heading("after", is_number=True),
-        Heading("change", "(after - before) / before", is_number=True),
-        Heading("verdict", "which way it changed", is_filter=True),
-    ]
+    rows = [_Row(pair.id, found, _verdict(pair, found)) for pair, found in comparison.changed()]
+    rows.sort(key=lambda row: list(_MEANINGS).index(row.verdict))
+    counts = Counter(row.verdict for row in rows)
     return render_page(
         "comparison",
         title=f"{before.header.run_id} compared with {after.header.run_id}",
@@ -47,18 +63,8 @@ def render_comparison_html(before: Run, after: Run) -> str:
         counts=[(kind, counts[kind], meaning) for kind, meaning in _MEANINGS.items() if counts[kind]],
         compared=comparison.values_compared,
         left_out=max(0, len(rows) - _MOST_ROWS),
-        table=make_table("changes", "What changed", headings, rows[:_MOST_ROWS]),
+        table=make_table("changes", "What changed", _COLUMNS, rows[:_MOST_ROWS], kind=lambda row: row.verdict),
     )
-
-
-def _row(pair: CasePair, found: Difference) -> Row:
-    verdict = _verdict(pair, found)
-    change = None if found.change != found.change else found.change
-    values = [
-        Cell(text, None if isinstance(value, str) else value)
-        for text, value in zip(found.texts(), (found.before, found.after), strict=True)
-    ]
-    return Row([Cell(pair.id), Cell(found.name), *values, Cell(found.change_text("−"), change), Cell(verdict)], verdict)
 
 
 def _verdict(pair: CasePair, found: Difference) -> str:
@@ -80,3 +86,7 @@ def _apart(left: Ratio | None, right: Ratio | None) -> bool:
     if left is None or right is None or left.low is None or right.low is None:
         return False
     return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
+
+
+def _number(value: Number | str | None) -> Number | None:
+    return None if isinstance(value, str) else value
