@@ -13,22 +13,8 @@ from typing import Any
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import units
-from revsnn_bench.report.canvas import (
-    BYTES,
-    INK,
-    PLAIN,
-    Figure,
-    LogRange,
-    Look,
-    draw_line,
-    in_order,
-    legend,
-    legend_rows,
-    panel,
-    positions,
-    to_svg,
-)
+from revsnn_bench.report import canvas, units
+from revsnn_bench.report.canvas import INK, Figure, Look
 from revsnn_bench.report.points import Axis, Sweep, position, setting, sweeps
 
 _LIMIT = 100
@@ -60,10 +46,10 @@ def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], i
     lines = _worst(records, index)
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
     errors = [_shown(error) for points in lines.values() for error, _, _ in points.values()]
-    places = LogRange([*errors, *tolerances], base=10)
-    shown = in_order(dict(known), lines)
-    with panel(legend_rows(len(shown))) as axes:
-        places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", PLAIN)
+    places = canvas.LogRange([*errors, *tolerances], base=10)
+    shown = canvas.in_order(dict(known), lines)
+    with canvas.panel(canvas.legend_rows(len(shown))) as axes:
+        places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", canvas.PLAIN)
         for tolerance in tolerances:
             axes.axhline(places.place(tolerance), color=INK, linewidth=1, linestyle=(0, (6, 3)))
             label = f"tolerance {tolerance:.0e}"
@@ -71,12 +57,14 @@ def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], i
             axes.annotate(label, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
         for variant in shown:
             points = sorted(lines[variant].items())
-            draw_line(axes, known[variant], [(t, places.place(_shown(e)), i, right) for t, (e, i, right) in points])
-        positions(axes, [t for points in lines.values() for t in points])
+            canvas.draw_line(
+                axes, known[variant], [(t, places.place(_shown(e)), i, right) for t, (e, i, right) in points]
+            )
+        canvas.positions(axes, [t for points in lines.values() for t in points])
         axes.set_xlabel("time steps T")
         axes.set_ylabel("gradient error (relative L2)")
-        legend(axes, [known[variant].handle(known[variant].label) for variant in shown])
-        svg = to_svg(axes)
+        canvas.legend(axes, [known[variant].handle(known[variant].label) for variant in shown])
+        svg = canvas.to_svg(axes)
     caption = (
         "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T. "
         f"Hollow: above the tolerance, so the gradient is wrong. Errors above {_LIMIT}, and those that are not "
@@ -137,19 +125,19 @@ def _draw_sweep(
     if not lines:
         return None
     wrong = {index[record.case] for record in sweep.records if record.status is Status.WRONG}
-    shown = in_order(dict(known), lines)
-    places = LogRange((value for points in lines.values() for _, value, _ in points), base=2)
-    with panel(legend_rows(len(shown), titled=True)) as axes:
-        places.apply(axes, axes.yaxis, "0 B", "", BYTES)
+    shown = canvas.in_order(dict(known), lines)
+    places = canvas.LogRange((value for points in lines.values() for _, value, _ in points), base=2)
+    with canvas.panel(canvas.legend_rows(len(shown), titled=True)) as axes:
+        places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)
         for variant in shown:
             points = [(x, places.place(y), i, i not in wrong) for x, y, i in lines[variant]]
-            draw_line(axes, known[variant], points)
-        positions(axes, [x for points in lines.values() for x, _, _ in points])
+            canvas.draw_line(axes, known[variant], points)
+        canvas.positions(axes, [x for points in lines.values() for x, _, _ in points])
         axes.set_xlabel(AXIS_LABELS[sweep.axis])
         axes.set_ylabel(f"{BY_NAME[metric].label} bytes")
         entries = [known[v].handle(f"{known[v].label} · {_slope(lines[v])}") for v in shown]
-        legend(axes, entries, title="node and slope in log-log")
-        svg = to_svg(axes)
+        canvas.legend(axes, entries, title="node and slope in log-log")
+        svg = canvas.to_svg(axes)
     caption = BY_NAME[metric].meaning
     if wrong:
         caption += " Hollow: the gradient there is wrong."

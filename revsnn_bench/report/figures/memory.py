@@ -9,23 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.records import MemoryTimeline, Record, Run, Status
-from revsnn_bench.report import units
-from revsnn_bench.report.canvas import (
-    INK,
-    MOST_POINTS,
-    MUTED,
-    Figure,
-    Look,
-    in_order,
-    label_room,
-    legend,
-    legend_rows,
-    name_rows,
-    panel,
-    panels,
-    plain,
-    to_svg,
-)
+from revsnn_bench.report import canvas, units
+from revsnn_bench.report.canvas import INK, MUTED, Figure, Look
 from revsnn_bench.report.points import Points, best_points, by_point, fixed_part, points_by_setting, work
 
 if TYPE_CHECKING:
@@ -77,7 +62,7 @@ def breakdown_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
     settings = [(point, found) for point, records in points_by_setting(run).items() if (found := _peaks(records))]
     return [
         _draw_peak(f"breakdown-{number}", point, found, known)
-        for number, (point, found) in enumerate(settings[:MOST_POINTS], start=1)
+        for number, (point, found) in enumerate(settings[: canvas.MOST_POINTS], start=1)
     ]
 
 
@@ -90,13 +75,13 @@ def _peaks(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
 def _draw_peak(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    shown = in_order(dict(known), found)
+    shown = canvas.in_order(dict(known), found)
     kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
     scale, unit = binary_unit(largest)
-    rows = legend_rows(len(kinds), columns=3)
-    with panel(
-        rows, plot_height=_BAR_IN * len(shown) + 0.15, left=label_room(known[variant].label for variant in shown)
+    rows = canvas.legend_rows(len(kinds), columns=3)
+    with canvas.panel(
+        rows, plot_height=_BAR_IN * len(shown) + 0.15, left=canvas.label_room(known[variant].label for variant in shown)
     ) as axes:
         axes.grid(visible=False, axis="y")
         for row, variant in enumerate(shown):
@@ -108,11 +93,11 @@ def _draw_peak(name: str, point: Case, found: Mapping[str, dict[str, int]], know
                     start += width
             total = units.size(sum(found[variant].values()))
             axes.annotate(total, (start, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        name_rows(axes, [known[variant].label for variant in shown])
+        canvas.name_rows(axes, [known[variant].label for variant in shown])
         axes.set_xlim(0, 1.2 * largest / scale or 1)
         axes.set_xlabel(f"live bytes at the peak ({unit})")
-        legend(axes, [Patch(label=plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
-        svg = to_svg(axes)
+        canvas.legend(axes, [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
+        svg = canvas.to_svg(axes)
     caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
     return Figure(name, f"What the peak is made of: {fixed_part(point)}", caption, svg)
 
@@ -144,21 +129,21 @@ def _shown_first(records: Mapping[str, Record]) -> int:
 def _draw_step(name: str, point: Case, found: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    chosen = sorted(in_order(dict(known), found), key=lambda variant: _rank(found[variant].case.node))
+    chosen = sorted(canvas.in_order(dict(known), found), key=lambda variant: _rank(found[variant].case.node))
     shown = [found[variant] for variant in chosen[:_MOST_PANELS]]
     timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
     kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)
     largest = max(timeline.peak_bytes for timeline in timelines)
     scale, unit = binary_unit(largest)
-    with panels(len(shown), legend_rows(len(kinds), 3), _HEIGHT_IN, _LEFT_IN, _BETWEEN_IN) as stack:
+    with canvas.panels(len(shown), canvas.legend_rows(len(kinds), 3), _HEIGHT_IN, _LEFT_IN, _BETWEEN_IN) as stack:
         for axes, record, timeline in zip(stack, shown, timelines, strict=True):
             _fill(axes, timeline, kinds, scale)
             axes.set_title(_title(known[record.case.variant].label, record), loc="left", fontsize=9, pad=3)
         stack[0].set_ylim(0, 1.25 * largest / scale)
         stack[-1].set_xlabel("allocation events (blocks allocated or freed so far)")
         stack[0].set_ylabel(f"live bytes ({unit})")
-        legend(stack[-1], [Patch(label=plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
-        svg = to_svg(stack[0])
+        canvas.legend(stack[-1], [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
+        svg = canvas.to_svg(stack[0])
     return Figure(name, f"Memory over one training step: {fixed_part(point)}", _caption(len(chosen) - len(shown)), svg)
 
 

@@ -10,25 +10,9 @@ from typing import TYPE_CHECKING, Any
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run
+from revsnn_bench.report import canvas
 from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
-from revsnn_bench.report.canvas import (
-    BYTES,
-    INK,
-    MOST_POINTS,
-    MUTED,
-    PAPER,
-    Figure,
-    LogRange,
-    Look,
-    from_zero,
-    in_order,
-    label_room,
-    legend,
-    legend_rows,
-    name_rows,
-    panel,
-    to_svg,
-)
+from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Look
 from revsnn_bench.report.points import fixed_part, points_by_setting, work
 
 if TYPE_CHECKING:
@@ -47,7 +31,7 @@ def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int
     """Draws one front per workload, dtype and device; operations stand in where times were not taken."""
     settings = list(points_by_setting(run).items())
     figures = []
-    for number, (point, records) in enumerate(settings[:MOST_POINTS], start=1):
+    for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1):
         cost = next((name for name in _COSTS if len(_read(records, name)) > 1), None)
         if cost is not None:
             figures.append(_draw_front(f"pareto-{number}", point, _read(records, cost), cost, known, index))
@@ -90,11 +74,11 @@ def _draw_front(
     index: Mapping[Case, int],
 ) -> Figure:
     best = front({variant: (peak, spent) for variant, (peak, spent, _) in found.items()})
-    across = LogRange((peak for peak, _, _ in found.values()), base=2)
-    shown = in_order(dict(known), found)
-    with panel(legend_rows(len(shown))) as axes:
-        across.apply(axes, axes.xaxis, "0 B", "", BYTES)
-        scale, unit = from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
+    across = canvas.LogRange((peak for peak, _, _ in found.values()), base=2)
+    shown = canvas.in_order(dict(known), found)
+    with canvas.panel(canvas.legend_rows(len(shown))) as axes:
+        across.apply(axes, axes.xaxis, "0 B", "", canvas.BYTES)
+        scale, unit = canvas.from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
         axes.step(*zip(*steps, strict=True), where="post", color=MUTED, linewidth=1, zorder=1)
         handles: list[Any] = []
@@ -109,8 +93,8 @@ def _draw_front(
             handles.append(handle)
         axes.set_xlabel("peak bytes")
         axes.set_ylabel(f"{BY_NAME[cost].label} ({unit})")
-        legend(axes, handles)
-        svg = to_svg(axes)
+        canvas.legend(axes, handles)
+        svg = canvas.to_svg(axes)
     return Figure(
         name,
         f"{_COSTS[cost]} against memory: {fixed_part(point)}",
@@ -135,18 +119,18 @@ def _draw_roofline(
 ) -> Figure:
     from matplotlib.lines import Line2D
 
-    shown = in_order(dict(known), found)
-    room = label_room(known[variant].label for variant in shown)
-    with panel(legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
+    shown = canvas.in_order(dict(known), found)
+    room = canvas.label_room(known[variant].label for variant in shown)
+    with canvas.panel(canvas.legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
         axes.grid(visible=False, axis="y")
         axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
         for row, variant in enumerate(shown):
             _draw_row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
         _scale_percents(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
-        name_rows(axes, [known[variant].label for variant in shown])
+        canvas.name_rows(axes, [known[variant].label for variant in shown])
         axes.set_xlabel("share of the copy's bandwidth (%)")
-        legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
-        svg = to_svg(axes)
+        canvas.legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
+        svg = canvas.to_svg(axes)
     caption = (
         "100 % is the time in which the input could be copied: once for forward, one and a half times for backward, "
         "the least that a node which keeps nothing can do with. Beyond it data came from a cache, or other work slowed "

@@ -62,6 +62,7 @@ def render_html(
     index = {record.case: number for number, record in enumerate(run)}
     points, first = answers(run, index)
     labels = [_label(record) for record in run]
+    lifs = standard_lifs(run)
     return render_page(
         "report",
         refresh_s=refresh_s,
@@ -73,10 +74,13 @@ def render_html(
         findings=_by_topic(run),
         figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],
         claims=claims or "",
-        table=_cases(run),
+        table=_cases(run, lifs),
         metrics=metric_rows(run),
         places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
         absent=units.ABSENT,
+        cell=value_cell,
+        ratio=lambda name, record: ratio_text(ratio_to_lif(name, record, lifs)),
+        times=units.times,
     )
 
 
@@ -97,9 +101,8 @@ def _label(record: Record) -> str:
     return "; ".join([record.case.id, record.status.value, *values])
 
 
-def _cases(run: Run) -> Table:
+def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
     latest = {record.case: number for number, record in enumerate(run)}
-    lifs = standard_lifs(run)
     values = [column for name, with_ratio in _SHOWN for column in _values(name, with_ratio, lifs)]
     return make_table(
         "cases",
