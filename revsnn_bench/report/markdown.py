@@ -91,6 +91,14 @@ def _intro(run: Run) -> str:
     )
 
 
+def _section(
+    title: str, text: str, headings: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[bool] = ()
+) -> list[str]:
+    """A section with a table; nothing where the table has no row."""
+    parts = [f"## {title}", *([text] if text else []), table(headings, rows, numbers)]
+    return ["\n\n".join(parts)] if rows else []
+
+
 def _failures(run: Run) -> list[str]:
     """Every case that did not end as `ok`, with its reason; left out where there is none."""
     rows = [
@@ -98,12 +106,8 @@ def _failures(run: Run) -> list[str]:
         for record in run
         if record.status is not Status.OK
     ]
-    if not rows:
-        return []
-    return [
-        "## Cases that did not end well\n\nThey take part in no ranking and have no ratio; raw values of "
-        "wrong cases are in the CSV and JSON files.\n\n" + table(("case", "status", "gradient error", "reason"), rows)
-    ]
+    text = "They take part in no ranking and have no ratio; raw values of wrong cases are in the CSV and JSON files."
+    return _section("Cases that did not end well", text, ("case", "status", "gradient error", "reason"), rows)
 
 
 def _sweep_sections(run: Run) -> list[str]:
@@ -120,17 +124,13 @@ def _sweep_sections(run: Run) -> list[str]:
 
 def _rest_section(run: Run) -> list[str]:
     records = rest(run)
-    if not records:
-        return []
-    return [f"## Single points\n\n{_record_table(columns(run, None, compact=False), records)}"]
+    return [f"## Single points\n\n{_record_table(columns(run, None, compact=False), records)}"] if records else []
 
 
 def _bandwidth_section(run: Run) -> list[str]:
-    rows = bandwidth_rows(run)
-    if not rows:
-        return []
     numbers = [heading != "node" for heading in HEADINGS]
-    return [f"## Against a copy of the input\n\n{READING} {about_pages(run)}\n\n{table(HEADINGS, rows, numbers)}"]
+    text = f"{READING} {about_pages(run)}"
+    return _section("Against a copy of the input", text, HEADINGS, bandwidth_rows(run), numbers)
 
 
 def _growth_section(run: Run) -> list[str]:
@@ -147,14 +147,13 @@ def _growth_section(run: Run) -> list[str]:
         for axis in AXES
         for growth in growths(run, axis, _STATED)
     ]
-    if not rows:
-        return []
-    return [
-        "## Growth\n\nb is the bytes of one number, N the neurons of the whole batch, T the time steps, "
+    text = (
+        "b is the bytes of one number, N the neurons of the whole batch, T the time steps, "
         "D the depth. A line is exact, with no residual; a power is fitted to the logarithms. Bytes and "
-        "FLOPs do not depend on whether the gradient is right, so wrong cases take part, and are named.\n\n"
-        + table(("metric", "node", "growth", "measured over", "gradient wrong at", "fixed"), rows)
-    ]
+        "FLOPs do not depend on whether the gradient is right, so wrong cases take part, and are named."
+    )
+    headings = ("metric", "node", "growth", "measured over", "gradient wrong at", "fixed")
+    return _section("Growth", text, headings, rows)
 
 
 def _accuracy_section(run: Run) -> list[str]:
@@ -171,20 +170,16 @@ def _accuracy_section(run: Run) -> list[str]:
         for record in run
         if (known := record.accuracy) is not None
     ]
-    if not rows:
-        return []
     headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
-    return ["## Accuracy\n\n" + table(headings, rows)]
+    return _section("Accuracy", "", headings, rows)
 
 
 def _module_section(run: Run) -> list[str]:
     """What each network retains, by the kind of module that made it; the kinds sum to the total."""
-    rows = module_rows(run)
-    if not rows:
-        return []
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     headings = ("case", "retained", *KINDS, REST)
-    return [f"## Where the retained bytes come from\n\n{kinds}.\n\n" + table(headings, rows, [False, *[True] * 7])]
+    title, numbers = "Where the retained bytes come from", [heading != "case" for heading in headings]
+    return _section(title, f"{kinds}.", headings, module_rows(run), numbers)
 
 
 def _peak_section(run: Run) -> list[str]:
@@ -201,9 +196,7 @@ def _peak_section(run: Run) -> list[str]:
         for record in run
         if record.memory is not None and record.status is Status.OK
     ]
-    if not rows:
-        return []
-    return ["## Where the peak is\n\n" + table(("case", "peak", "phase", "module", "made of"), rows)]
+    return _section("Where the peak is", "", ("case", "peak", "phase", "module", "made of"), rows)
 
 
 def _reading(run: Run) -> str:
