@@ -2,7 +2,7 @@
 
 A judge returns conditions, findings, verdict and the rule that led to it. It is called only when every case of the
 claim ended and holds what the claim reads, so it takes the parts of a record for granted. The cases are those of
-`plan.py`; memory comes first, then operations and time, then accuracy over several seeds, and `CLAIMS` at the end.
+`plan.py`. `CLAIMS` holds the claims in the order of this file.
 """
 
 import math
@@ -79,10 +79,44 @@ class Judged(NamedTuple):
     why: str
 
 
+@dataclass(frozen=True)
+class Claim:
+    """One claim: what it says, the cases it needs, and how their records are judged.
+
+    Args:
+        key: short name.
+        says: the claim in words.
+        cases: the cases of a plan that it needs.
+        reads: the parts of their records that it needs.
+        judge: conditions, findings, verdict and rule, from the records of those cases, none of which failed.
+    """
+
+    key: str
+    says: str
+    cases: Callable[[Plan], list[Case]]
+    reads: tuple[str, ...]
+    judge: Callable[[list[Record]], Judged]
+
+
 Scores = dict[str, list[AccuracyRecord]]
 _Part = TypeVar("_Part")
+_Judge = Callable[[list[Record]], Judged]
+_CLAIMS: list[Claim] = []
 
 
+def _claim(key: str, says: str, cases: Callable[[Plan], list[Case]], *reads: str) -> Callable[[_Judge], _Judge]:
+    """Adds a claim with the function that judges it; see `Claim`."""
+
+    def add(judge: _Judge) -> _Judge:
+        _CLAIMS.append(Claim(key, says, cases, reads, judge))
+        return judge
+
+    return add
+
+
+@_claim(
+    "memory", "The node takes 58.65 times less memory than the current SNN node.", Plan.memory, "memory", "fidelity"
+)
 def less_memory(records: list[Record]) -> Judged:
     """The ratio over T, the T at which it reaches the claim, and whether the gradient is right there."""
     ratios = {dtype: _ratios(records, dtype) for dtype in ("float32", "float64")}
@@ -108,6 +142,13 @@ def less_memory(records: list[Record]) -> Judged:
     return Judged(conditions, measured, Verdict.CONDITIONS, why)
 
 
+@_claim(
+    "memory-right",
+    "The same with a right gradient, by lif-carrier, which is not the paper's.",
+    Plan.memory,
+    "memory",
+    "fidelity",
+)
 def less_memory_right_gradient(records: list[Record]) -> Judged:
     """The node that keeps nothing, at every T; the carried state counts on both sides."""
     carriers = _by(records, node="lif-carrier")
@@ -128,6 +169,7 @@ def less_memory_right_gradient(records: list[Record]) -> Judged:
     return Judged(conditions, measured, Verdict.NOT, "It does not hold at some T.")
 
 
+@_claim("constant", "The node's memory does not grow with T.", Plan.memory, "memory", "fidelity")
 def constant_in_t(records: list[Record]) -> Judged:
     """One number of retained bytes for every T."""
     nodes, lif = (_by(records, node=node, dtype="float32") for node in ("revlif", "lif"))
@@ -145,6 +187,7 @@ def constant_in_t(records: list[Record]) -> Judged:
     return Judged(conditions, measured, Verdict.REPRODUCED, "One number of bytes, a right gradient at each T.")
 
 
+@_claim("network", "The memory of a whole network falls with that of its nodes.", Plan.whole_network, "memory")
 def in_the_network(records: list[Record]) -> Judged:
     """What the whole network keeps and needs at its peak, node by node, beside the node's ratio by itself."""
     layers = {record.case.node: _memory(record) for record in _by(records, workload="layer")}
@@ -167,6 +210,12 @@ def in_the_network(records: list[Record]) -> Judged:
     return Judged(conditions, measured, Verdict.NOT, why)
 
 
+@_claim(
+    "flops",
+    "Backward takes 23 % fewer FLOPs than classic reversible backprop (old and new method on VGG-11).",
+    Plan.saving,
+    "flops",
+)
 def fewer_flops(records: list[Record]) -> Judged:
     """1 - backward(revlif) / backward(revlif-revnet), recomputation included."""
     name = "backward_recompute_flops"
@@ -179,6 +228,7 @@ def fewer_flops(records: list[Record]) -> Judged:
     return Judged(conditions, "; ".join(parts), *_saving(savings, CLAIMED_FLOPS))
 
 
+@_claim("time", "Training takes 23.8 % less time than with classic reversible backprop.", Plan.saving, "time")
 def less_time(records: list[Record]) -> Judged:
     """The same in step time, each side divided by the standard LIF of its own rounds."""
     savings, parts = [], []
@@ -194,6 +244,68 @@ def less_time(records: list[Record]) -> Judged:
     return Judged(conditions, "; ".join(parts), *_saving(savings, CLAIMED_TIME))
 
 
+@_claim("accuracy", "Accuracy is maintained.", Plan.accuracy, "accuracy")
+def accuracy_maintained(records: list[Record]) -> Judged:
+    """Mean accuracy of each node against the standard LIF, network by network."""
+    parts, kept = [], []
+    for workload in dict.fromkeys(record.case.workload for record in records):
+        scores = _scores(_by(records, workload=workload))
+        lif = _mean(scores[_lif_of(scores)])
+        parts.append(f"{workload}: {_listed(f'{variant} {_shown(each)}' for variant, each in scores.items())}")
+        kept += [lif - _mean(each) <= PARITY for variant, each in scores.items() if variant.startswith("revlif")]
+    verdict, why = _of_all(
+        kept,
+        "Every coupled node is within 0.5 points of lif.",
+        "Some coupled nodes are within 0.5 points of lif.",
+        "No coupled node comes within 0.5 points of lif.",
+    )
+    return Judged(_trained(records), "; ".join(parts), verdict, why)
+
+
+@_claim("groups", "Accuracy rises with the number of groups.", Plan.group_counts, "accuracy")
+def rises_with_groups(records: list[Record]) -> Judged:
+    """The slope of accuracy over the logarithm of the number of groups, against its standard error."""
+    points = [(math.log2(int(r.case.options["groups"] or 2)), r.accuracy.accuracy) for r in records if r.accuracy]
+    slope, spread = _slope(points)
+    shown = _listed(
+        f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
+        for variant, each in _scores(records).items()
+    )
+    measured = f"{shown}; {100 * slope:+.2f} points per doubling, standard error {100 * spread:.2f}"
+    if slope > 2 * spread:
+        return Judged(_trained(records), measured, Verdict.REPRODUCED, "It rises by more than two standard errors.")
+    return Judged(_trained(records), measured, Verdict.NOT, "It does not rise by two standard errors.")
+
+
+@_claim(
+    "one-node",
+    "One node swapped in a small VGG: less memory, the same accuracy.",
+    Plan.one_swapped,
+    "memory",
+    "accuracy",
+)
+def one_node_swapped(records: list[Record]) -> Judged:
+    """Bytes and accuracy of a network in which one layer's node is another."""
+    scores = _scores(records)
+    sizes = {_label(record.case): _memory(record).retained_bytes for record in records}
+    lif = _lif_of(scores)
+    parts, held = [], []
+    for variant, each in scores.items():
+        times = units.times(sizes[lif] / sizes[variant])
+        parts.append(f"{variant} retains {units.size(sizes[variant])} ({times} times less), {_shown(each)}")
+        if variant.startswith("revlif"):
+            held.append(sizes[variant] < sizes[lif] and _mean(scores[lif]) - _mean(each) <= PARITY)
+    verdict = Verdict.REPRODUCED if all(held) else Verdict.NOT
+    why = "It retains less, within 0.5 points of lif." if all(held) else "It retains no less, or loses over 0.5 points."
+    return Judged(_trained(records), "; ".join(parts), verdict, why)
+
+
+@_claim(
+    "inverse",
+    "The inverse, checked step by step against stored activations with torch.allclose, gives them back.",
+    Plan.memory,
+    "fidelity",
+)
 def inverse_checked(records: list[Record]) -> Judged:
     """How many steps come back, from the last one, in each dtype and T."""
     conditions = f"{_layer(records, of='revlif')}; input and membrane, rtol = atol = 1e-4"
@@ -217,126 +329,7 @@ def inverse_checked(records: list[Record]) -> Judged:
     return Judged(conditions, "steps recovered, from the last back: " + "; ".join(parts), verdict, why)
 
 
-def accuracy_maintained(records: list[Record]) -> Judged:
-    """Mean accuracy of each node against the standard LIF, network by network."""
-    parts, kept = [], []
-    for workload in dict.fromkeys(record.case.workload for record in records):
-        scores = _scores(_by(records, workload=workload))
-        lif = _mean(scores[_lif_of(scores)])
-        parts.append(f"{workload}: {_listed(f'{variant} {_shown(each)}' for variant, each in scores.items())}")
-        kept += [lif - _mean(each) <= PARITY for variant, each in scores.items() if variant.startswith("revlif")]
-    verdict, why = _of_all(
-        kept,
-        "Every coupled node is within 0.5 points of lif.",
-        "Some coupled nodes are within 0.5 points of lif.",
-        "No coupled node comes within 0.5 points of lif.",
-    )
-    return Judged(_trained(records), "; ".join(parts), verdict, why)
-
-
-def rises_with_groups(records: list[Record]) -> Judged:
-    """The slope of accuracy over the logarithm of the number of groups, against its standard error."""
-    points = [(math.log2(int(r.case.options["groups"] or 2)), r.accuracy.accuracy) for r in records if r.accuracy]
-    slope, spread = _slope(points)
-    shown = _listed(
-        f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
-        for variant, each in _scores(records).items()
-    )
-    measured = f"{shown}; {100 * slope:+.2f} points per doubling, standard error {100 * spread:.2f}"
-    if slope > 2 * spread:
-        return Judged(_trained(records), measured, Verdict.REPRODUCED, "It rises by more than two standard errors.")
-    return Judged(_trained(records), measured, Verdict.NOT, "It does not rise by two standard errors.")
-
-
-def one_node_swapped(records: list[Record]) -> Judged:
-    """Bytes and accuracy of a network in which one layer's node is another."""
-    scores = _scores(records)
-    sizes = {_label(record.case): _memory(record).retained_bytes for record in records}
-    lif = _lif_of(scores)
-    parts, held = [], []
-    for variant, each in scores.items():
-        times = units.times(sizes[lif] / sizes[variant])
-        parts.append(f"{variant} retains {units.size(sizes[variant])} ({times} times less), {_shown(each)}")
-        if variant.startswith("revlif"):
-            held.append(sizes[variant] < sizes[lif] and _mean(scores[lif]) - _mean(each) <= PARITY)
-    verdict = Verdict.REPRODUCED if all(held) else Verdict.NOT
-    why = "It retains less, within 0.5 points of lif." if all(held) else "It retains no less, or loses over 0.5 points."
-    return Judged(_trained(records), "; ".join(parts), verdict, why)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim: what it says, the cases it needs, and how their records are judged.
-
-    Args:
-        key: short name.
-        says: the claim in words.
-        cases: the cases of a plan that it needs.
-        reads: the parts of their records that it needs.
-        judge: conditions, findings, verdict and rule, from the records of those cases, none of which failed.
-    """
-
-    key: str
-    says: str
-    cases: Callable[[Plan], list[Case]]
-    reads: tuple[str, ...]
-    judge: Callable[[list[Record]], Judged]
-
-
-CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "memory",
-        "The node takes 58.65 times less memory than the current SNN node.",
-        Plan.memory,
-        ("memory", "fidelity"),
-        less_memory,
-    ),
-    Claim(
-        "memory-right",
-        "The same with a right gradient, by lif-carrier, which is not the paper's.",
-        Plan.memory,
-        ("memory", "fidelity"),
-        less_memory_right_gradient,
-    ),
-    Claim("constant", "The node's memory does not grow with T.", Plan.memory, ("memory", "fidelity"), constant_in_t),
-    Claim(
-        "network",
-        "The memory of a whole network falls with that of its nodes.",
-        Plan.whole_network,
-        ("memory",),
-        in_the_network,
-    ),
-    Claim(
-        "flops",
-        "Backward takes 23 % fewer FLOPs than classic reversible backprop (old and new method on VGG-11).",
-        Plan.saving,
-        ("flops",),
-        fewer_flops,
-    ),
-    Claim(
-        "time",
-        "Training takes 23.8 % less time than with classic reversible backprop.",
-        Plan.saving,
-        ("time",),
-        less_time,
-    ),
-    Claim("accuracy", "Accuracy is maintained.", Plan.accuracy, ("accuracy",), accuracy_maintained),
-    Claim("groups", "Accuracy rises with the number of groups.", Plan.group_counts, ("accuracy",), rises_with_groups),
-    Claim(
-        "one-node",
-        "One node swapped in a small VGG: less memory, the same accuracy.",
-        Plan.one_swapped,
-        ("memory", "accuracy"),
-        one_node_swapped,
-    ),
-    Claim(
-        "inverse",
-        "The inverse, checked step by step against stored activations with torch.allclose, gives them back.",
-        Plan.memory,
-        ("fidelity",),
-        inverse_checked,
-    ),
-)
+CLAIMS: tuple[Claim, ...] = tuple(_CLAIMS)
 """The paper's claims, then the experiments that the literature proposes for them."""
 
 

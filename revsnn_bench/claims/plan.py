@@ -14,11 +14,7 @@ UNDECAYED: dict[str, Any] = {"decay_input": False}
 
 ACROSS_CHANNELS: dict[str, Any] = {"group_dim": 1}
 Nodes = Sequence[tuple[str, dict[str, Any]]]
-DEEP_NODES: Nodes = (
-    ("lif", UNDECAYED),
-    ("revlif", UNDECAYED | ACROSS_CHANNELS),
-    ("lif-carrier", UNDECAYED),
-)
+DEEP_NODES: Nodes = (("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED))
 SMALL_NETWORK = "digits-net"
 DEEP_NETWORK = "vgg11@0.25"
 ONE_SWAPPED = "vgg11-one@0.25"
@@ -122,12 +118,7 @@ class Plan:
             node_options=_pairs(TORCH),
         )
 
-    def _trained(
-        self,
-        workload: str,
-        shape: tuple[int, ...],
-        nodes: Nodes,
-    ) -> list[Case]:
+    def _trained(self, workload: str, shape: tuple[int, ...], nodes: Nodes) -> list[Case]:
         return [
             Case(
                 node=node,

@@ -18,11 +18,7 @@ from revsnn_bench.report.canvas import INK, Figure, Look
 from revsnn_bench.report.points import Axis, Sweep, position, setting, sweeps
 
 _LIMIT = 100
-AXIS_LABELS: dict[Axis, str] = {
-    "timesteps": "time steps T",
-    "batch": "batch B (samples)",
-    "depth": "depth D (blocks)",
-}
+AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
 _MOST_SWEEPS: dict[Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
 _METRICS = ("retained_bytes", "peak_bytes")
 

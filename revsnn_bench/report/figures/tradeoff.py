@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 _COSTS = {"step_time_s": "Time", "step_flops": "Operations"}
 _MOST_FIGURES = 3
 _ROW_IN = 0.27
-_STYLES = {
-    "forward": {"marker": "o", "markerfacecolor": INK},
-    "backward": {"marker": "s", "markerfacecolor": PAPER},
-}
+_STYLES = {"forward": {"marker": "o", "markerfacecolor": INK}, "backward": {"marker": "s", "markerfacecolor": PAPER}}
 
 
 def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
