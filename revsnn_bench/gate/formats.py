@@ -113,18 +113,18 @@ def advice(verdict: Verdict) -> list[str]:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)
         return [
             "Exact bytes and operations belong to one environment. Measure a baseline in the new one and keep it "
-            f"with --update-baseline --force, or compare in spite of it: {fields}"
+            f"with --update-baseline --force, or compare nevertheless: {fields}"
         ]
     said = []
     kinds = {finding.kind for finding in verdict.failures}
     if verdict.exit_code is ExitCode.CASE_FAILED:
-        said.append("A case that failed was not compared. Mend it first, then look at the numbers again.")
+        said.append("A case that failed was not compared. Fix it first, then run the gate again.")
     if kinds & {Kind.ADDED, Kind.REMOVED, Kind.SKIPPED, Kind.FAILED}:
-        said.append("If a case is meant to come, go or fail, name it: --allow 'ID or pattern'.")
+        said.append("If a case is intended to appear, disappear or fail, name it: --allow 'ID or pattern'.")
     if kinds:
-        said.append("If all of this is meant, make it the norm: --update-baseline --force.")
+        said.append("If all of this is intended, make it the baseline: --update-baseline --force.")
     elif verdict.improvements:
-        said.append("Keep what was gained, so that it cannot be lost unnoticed: --update-baseline.")
+        said.append("Update the baseline, or a later run can lose the gain unnoticed: --update-baseline.")
     return said
 
 

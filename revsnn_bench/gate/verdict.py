@@ -118,7 +118,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the run."""
+        """Whether no finding fails the gate."""
         return self.exit_code is ExitCode.PASS
 
 
@@ -313,7 +313,7 @@ def _significant(tests: Sequence[_Slowdown], percent: float) -> list[Finding]:
 
 
 def _idle_patterns(policy: Policy, cases: tuple[str, ...]) -> list[Finding]:
-    """A pattern that names no case is a typing error, or left over: it is said, and fails nothing."""
+    """Notes on patterns that name no case: a typing error or a leftover, which fails nothing."""
     return [
         Finding(Kind.NOTE, "", "allow", detail=f"{pattern!r} names no case of either run")
         for pattern in policy.allow
@@ -405,8 +405,8 @@ def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:
     if verdict is not None and not verdict.passed:
         raise BaselineRefused(
             f"`update_baseline` must follow a run that passed; got one that ended with {verdict.exit_code.value} "
-            f"({_spelled(verdict.exit_code)}). {path} is unchanged, or the regression would be the norm from now "
-            "on. Mend the run; or, if what differs is meant, add --force.",
+            f"({_spelled(verdict.exit_code)}). {path} is unchanged: as the baseline, this run would "
+            "hide what went wrong from now on. Fix the run; or, if the differences are intended, add --force.",
             verdict.exit_code,
         )
     failed = [f"{record.case.id} ({record.status.value})" for record in run if record.status in FAILED]
@@ -414,7 +414,7 @@ def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:
         what = f"failed cases: {', '.join(failed)}" if failed else "no case at all"
         raise BaselineRefused(
             f"A first baseline must have no failed case; got {what}. They would be expected to fail from now on. "
-            "Mend them; or, if that is what you expect, add --force.",
+            "Fix them; or, if that is what you expect, add --force.",
             ExitCode.CASE_FAILED,
         )
 
