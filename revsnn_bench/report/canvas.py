@@ -9,7 +9,7 @@ SVG.
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -296,7 +296,7 @@ def _look(name: str, slot: int) -> Look:
     )
 
 
-def in_order(known: dict[str, Look], names: Iterable[str]) -> list[str]:
+def in_order(known: Mapping[str, Look], names: Iterable[str]) -> list[str]:
     """Returns the names that occur, in the order of the looks."""
     found = set(names)
     return [name for name in known if name in found]

@@ -43,7 +43,7 @@ def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], i
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
     errors = [_shown(error) for points in lines.values() for error, _, _ in points.values()]
     places = canvas.LogRange([*errors, *tolerances], base=10)
-    shown = canvas.in_order(dict(known), lines)
+    shown = canvas.in_order(known, lines)
     with canvas.panel(canvas.legend_rows(len(shown))) as axes:
         places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", canvas.PLAIN)
         for tolerance in tolerances:
@@ -121,7 +121,7 @@ def _draw_sweep(
     if not lines:
         return None
     wrong = {index[record.case] for record in sweep.records if record.status is Status.WRONG}
-    shown = canvas.in_order(dict(known), lines)
+    shown = canvas.in_order(known, lines)
     places = canvas.LogRange((value for points in lines.values() for _, value, _ in points), base=2)
     with canvas.panel(canvas.legend_rows(len(shown), titled=True)) as axes:
         places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)

@@ -75,7 +75,7 @@ def _peaks(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
 def _draw_peak(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    shown = canvas.in_order(dict(known), found)
+    shown = canvas.in_order(known, found)
     kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
     scale, unit = binary_unit(largest)
@@ -129,7 +129,7 @@ def _shown_first(records: Mapping[str, Record]) -> int:
 def _draw_step(name: str, point: Case, found: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    chosen = sorted(canvas.in_order(dict(known), found), key=lambda variant: _rank(found[variant].case.node))
+    chosen = sorted(canvas.in_order(known, found), key=lambda variant: _rank(found[variant].case.node))
     shown = [found[variant] for variant in chosen[:_MOST_PANELS]]
     timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
     kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)

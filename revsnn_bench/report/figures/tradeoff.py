@@ -72,7 +72,7 @@ def _draw_front(
 ) -> Figure:
     best = front({variant: (peak, spent) for variant, (peak, spent, _) in found.items()})
     across = canvas.LogRange((peak for peak, _, _ in found.values()), base=2)
-    shown = canvas.in_order(dict(known), found)
+    shown = canvas.in_order(known, found)
     with canvas.panel(canvas.legend_rows(len(shown))) as axes:
         across.apply(axes, axes.xaxis, "0 B", "", canvas.BYTES)
         scale, unit = canvas.from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
@@ -116,7 +116,7 @@ def _draw_roofline(
 ) -> Figure:
     from matplotlib.lines import Line2D
 
-    shown = canvas.in_order(dict(known), found)
+    shown = canvas.in_order(known, found)
     room = canvas.label_room(known[variant].label for variant in shown)
     with canvas.panel(canvas.legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
         axes.grid(visible=False, axis="y")
