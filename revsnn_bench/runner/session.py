@@ -115,19 +115,22 @@ class BenchSession:
         else:
             saved = self._journal.path
             self._journal.close()
-        return saved, *write_reports(run, self.options.reports_dir, self.options.formats)
+        from revsnn_bench.claims.report import claims_section
+
+        return saved, *write_reports(run, self.options.reports_dir, self.options.formats, claims_section(run))
 
     def _refresh_page(self) -> None:
         """Writes the page of a live run, at most every `LIVE_S` seconds and never for more than a tenth of the time."""
         if self._journal is None or not self.options.live or time.monotonic() < self._page_due:
             return
+        from revsnn_bench.claims.report import claims_section
         from revsnn_bench.report.html import render_html
 
         start = time.monotonic()
         run = self._journal.run
         self.options.reports_dir.mkdir(parents=True, exist_ok=True)
         page = self.options.reports_dir / f"{run.header.run_id}.html"
-        page.write_text(render_html(run, refresh_s=LIVE_S), encoding="utf-8")
+        page.write_text(render_html(run, refresh_s=LIVE_S, claims=claims_section(run)), encoding="utf-8")
         self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
     def _open(self) -> None:
