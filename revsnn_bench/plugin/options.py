@@ -5,7 +5,7 @@ import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -133,14 +133,14 @@ def _command(config: pytest.Config) -> tuple[str, ...]:
 
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
-    from revsnn_bench.measuring import Pass, Settings
+    from revsnn_bench.measuring import PASSES, Settings
     from revsnn_bench.runner.session import RunOptions
 
     measured = config.getoption("benchmark")
-    passes = config.getoption("run_passes") or get_args(Pass)
-    unknown = set(passes) - set(get_args(Pass))
+    passes = tuple(config.getoption("run_passes") or PASSES)
+    unknown = set(passes) - set(PASSES)
     if unknown:
-        raise pytest.UsageError(f"--run-passes takes {', '.join(get_args(Pass))}; got {', '.join(sorted(unknown))}")
+        raise pytest.UsageError(f"--run-passes takes {', '.join(PASSES)}; got {', '.join(sorted(unknown))}")
     full = Settings(
         passes=passes,
         target_s=config.getoption("run_target"),

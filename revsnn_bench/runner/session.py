@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from revsnn_bench.case import Case
-from revsnn_bench.measuring import USUAL, Pass, Settings, measure
+from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
@@ -68,7 +68,7 @@ class BenchSession:
         self._opened = False
         self._page_due = 0.0
 
-    def measure(self, case: Case, passes: Sequence[Pass] | None = None) -> Record:
+    def measure(self, case: Case, passes: Sequence[str] | None = None) -> Record:
         """The record of a case: from the journal if it is there, else measured in a process of its own.
 
         Args:
