@@ -1,24 +1,31 @@
-"""Sizes in bytes as people write them: `4 MiB`, `1.5 GiB`, `4096`.
+"""What to measure: `Case`, one point, and `Sweep`, a suite's declaration, with the table of what both are made of.
 
-What to measure: one node in one workload at one size, frozen, hashable, with a stable readable id.
-
-From a declared sweep to its cases: what a suite states, what the user overrides, in one place.
+`FIELDS` has one row per field of a case and per node option that can be swept by name. Ids, the options of the command
+line and of pytest, the columns of the CSV files and the headings of reports read this table.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Device = Literal["cpu", "cuda"]
+DType = Literal["float64", "float32", "float16", "bfloat16"]
+Encoding = Literal["direct", "poisson"]
+Backend = Literal["torch", "fused", "auto"]
+Option = str | int | float | bool | None
+Parser = Callable[[str], Any]
+"""One value from text; raises a `ValueError` whose message says what it must be."""
 
 UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of a size with a binary unit.
+    """Bytes of a size with a binary unit: `4 MiB`, `1.5 GiB`, `4096`.
 
     Raises:
         ValueError: no number, or a unit other than B, KiB, MiB, GiB and TiB; MB is refused because it is read as both.
@@ -32,29 +39,155 @@ def parse_size(text: str | int) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-Device = Literal["cpu", "cuda"]
-DType = Literal["float64", "float32", "float16", "bfloat16"]
-Encoding = Literal["direct", "poisson"]
-Option = str | int | float | bool | None
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Shape of one sample from its sizes joined by x: `4096`, `16x8x8`.
+
+    Raises:
+        ValueError: a size is no whole number of at least 1.
+    """
+    sizes = [size.strip() for size in text.split("x")]
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise _bad_shape(text)
+    return tuple(map(int, sizes))
+
+
+def _bad_shape(value: Any) -> ValueError:
+    return ValueError(
+        f"`shape` must be one or more sizes of at least 1, joined by x; got {value!r}. It is the shape of one sample "
+        "at one step, without time and batch. Pass for example 4096 or 16x8x8, in Python (4096,) or (16, 8, 8)."
+    )
+
+
+def number(kind: type[int] | type[float], rule: str, accepts: Callable[[Any], bool]) -> Parser:
+    """A parser of numbers that are accepted; `rule` says which."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accepts(value):
+            raise ValueError(f"must be {rule}; got {text!r}.")
+        return value
+
+    return parse
+
+
+def one_of(choices: Sequence[str]) -> Parser:
+    """A parser of one of several words."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}; got {text!r}.")
+        return text
+
+    return parse
+
+
+def each(parse: Parser) -> Parser:
+    """A parser of values separated by commas, as a tuple."""
+
+    def parse_each(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(parse(part.strip()) for part in text.split(",") if part.strip())
+        except ValueError as error:
+            raise ValueError(f"{error} Several values are separated by commas.") from None
+
+    return parse_each
+
+
+ANY = number(int, "a whole number", lambda value: True)
+WHOLE = number(int, "a whole number of at least 0", lambda value: value >= 0)
+COUNT = number(int, "a whole number of at least 1", lambda value: value >= 1)
+REAL = number(float, "a number", lambda value: True)
+POSITIVE = number(float, "a number above 0", lambda value: value > 0)
+
+
+@dataclass(frozen=True)
+class CaseField:
+    """A field of `Case`, or a node option that can be swept by name.
+
+    Args:
+        name: of the field, of the CSV column, and of the options `--NAME` and `--sweep-NAME`.
+        parse: reads one value from text.
+        meaning: one sentence, for help texts and for the dictionary of the CSV columns.
+        values: end of the help of a swept option: examples, or choices.
+        heading: of a column in reports; the name if empty.
+        in_id: what stands before a value in the id where the value is not the default; None where the id has a fixed
+            place for the field.
+        swept: whether the command line and pytest have an option for it.
+        of_node: whether it is an argument of the node's constructor: part of the case's `variant`, no column.
+    """
+
+    name: str
+    parse: Parser
+    meaning: str
+    values: str = ""
+    heading: str = ""
+    in_id: str | None = None
+    swept: bool = True
+    of_node: bool = False
+
+    @property
+    def title(self) -> str:
+        """Heading of a column in reports."""
+        return self.heading or self.name
+
+    @property
+    def help(self) -> str:
+        """Help of an option that takes several values."""
+        return f"{self.meaning.removesuffix('.')}{self.values and ', '}{self.values}."
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are whole numbers."""
+        return not self.of_node and Case.model_fields[self.name].annotation is int
+
+    @property
+    def default(self) -> Any:
+        """Default of the field of `Case`."""
+        return Case.model_fields[self.name].default
+
+
+def _choice(name: str, literal: Any, meaning: str, **more: Any) -> CaseField:
+    choices = get_args(literal)
+    return CaseField(name, one_of(choices), meaning, f"among {', '.join(choices)}", **more)
+
+
+FIELDS = (
+    CaseField("node", str, "Registry name of the node.", "such as lif,revlif; every registered node by default"),
+    CaseField("workload", str, "What the node is put into: layer, or a network.", swept=False),
+    CaseField("timesteps", COUNT, "T, the number of time steps.", "such as 4,8,16", "T"),
+    CaseField("batch", COUNT, "B, samples per step.", "such as 1,8", "B"),
+    CaseField("shape", parse_shape, "Features of one sample, sizes joined by x.", "such as 4096,16x8x8", "features"),
+    CaseField("depth", COUNT, "D, blocks stacked.", "such as 1,4", "D"),
+    _choice("dtype", DType, "Floating-point type of input, state and parameters."),
+    _choice("device", Device, "Device that the case runs on."),
+    CaseField("seed", ANY, "Seed of parameters and input.", "such as 0,1,2", in_id="seed"),
+    CaseField("epochs", WHOLE, "Epochs of training before the test; 0: as the run sets.", in_id="epochs", swept=False),
+    CaseField(
+        "encoding",
+        one_of(get_args(Encoding)),
+        "How a network is shown an image: direct, the same at every step; poisson, random spikes at a rate of its "
+        "brightness.",
+        in_id="",
+    ),
+    CaseField("groups", COUNT, "Number of groups of the coupled nodes.", "such as 2,4,8", of_node=True),
+    CaseField("alpha", REAL, "Reset strength of the coupled nodes, in (0, 1).", "such as 0.25,0.5", of_node=True),
+    CaseField("tau", REAL, "Membrane time constant, in steps.", "such as 2,4", of_node=True),
+    _choice("backend", Backend, "Backend of the nodes that have several.", of_node=True),
+)
+"""A new field of `Case` is a row here; it shows in ids where it is not the default, and gets a column and a heading."""
+
+CASE_FIELDS = tuple(row for row in FIELDS if not row.of_node)
+"""What tells two cases apart, with the node's options."""
 
 
 class Case(BaseModel):
-    """One point of a sweep: node x workload x timesteps x batch x depth x dtype x device.
+    """One point of a sweep, frozen and hashable, with a stable readable id.
 
-    Args:
-        node: registry name of the node, such as `lif` or `revlif`; see `revsnn-bench nodes`.
-        workload: registry name of the workload: `layer` (one node, nothing else) or a network.
-        timesteps: T, the number of time steps.
-        batch: B, samples per step.
-        shape: features of one sample, such as `(65536,)` or `(16, 8, 8)`.
-        depth: number of blocks, for workloads that stack them.
-        dtype: floating-point type of input, state and parameters.
-        device: where the case runs.
+    Args: as in `FIELDS`, and
         node_options: constructor arguments of the node that differ from its defaults.
-        seed: seeds the parameters and the input.
-        epochs: passes over the training data before the test; 0 leaves it to the settings of the run.
-        encoding: how a network is shown an image: the same at every step, or as random spikes at a rate of its
-            brightness.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,10 +214,7 @@ class Case(BaseModel):
     @classmethod
     def _shape_is_positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or min(value) < 1:
-            raise ValueError(
-                f"`shape` must be one or more sizes of at least 1; got {value}. It is the shape of one "
-                "sample at one step, without time and batch. Pass for example (4096,) or (16, 8, 8)."
-            )
+            raise _bad_shape(value)
         return value
 
     @field_validator("node_options", mode="before")
@@ -106,18 +236,46 @@ class Case(BaseModel):
         return f"{self.node}[{','.join(f'{name}={option}' for name, option in self.node_options)}]"
 
     @property
+    def features(self) -> str:
+        """The shape as text, such as `16x8x8`."""
+        return "x".join(map(str, self.shape))
+
+    @property
     def size(self) -> str:
-        """Timesteps, batch, features and depth: the point of the sweep."""
+        """Timesteps, batch, features and depth, such as `T16-B8-N65536`."""
         depth = f"-D{self.depth}" if self.depth > 1 else ""
-        return f"T{self.timesteps}-B{self.batch}-N{'x'.join(map(str, self.shape))}{depth}"
+        return f"T{self.timesteps}-B{self.batch}-N{self.features}{depth}"
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Everything but the node: workload, size, dtype, device, and what else differs from its default."""
+        # The latest field comes first, as in the ids of saved runs.
+        return (
+            self.workload,
+            self.size,
+            self.dtype,
+            self.device,
+            *(f"{row.in_id}{getattr(self, row.name)}" for row in reversed(self._others())),
+        )
 
     @property
     def id(self) -> str:
         """Stable readable name, such as `layer/revlif/T16-B8-N65536/float32/cpu`."""
-        seed = f"/seed{self.seed}" if self.seed else ""
-        epochs = f"/epochs{self.epochs}" if self.epochs else ""
-        encoding = "" if self.encoding == "direct" else f"/{self.encoding}"
-        return f"{self.workload}/{self.variant}/{self.size}/{self.dtype}/{self.device}{encoding}{epochs}{seed}"
+        workload, *rest = self.place
+        return "/".join([workload, self.variant, *rest])
+
+    @property
+    def others(self) -> list[str]:
+        """Fields without a fixed place in headings, where they differ from their default: `seed 1`, `epochs 12`."""
+        return [f"{row.title} {getattr(self, row.name)}" for row in self._others()]
+
+    def _others(self) -> list[CaseField]:
+        return [row for row in CASE_FIELDS if row.in_id is not None and getattr(self, row.name) != row.default]
+
+    def value(self, row: CaseField) -> int | str:
+        """The value of a field as tables show it: the shape as text."""
+        value: int | str = self.features if row.name == "shape" else getattr(self, row.name)
+        return value
 
     @property
     def point(self) -> "Case":
@@ -131,9 +289,7 @@ class Case(BaseModel):
 
 Preset = Literal["smoke", "quick", "full"]
 Axes = Mapping[str, Sequence[Any]]
-
-CASE_AXES = ("timesteps", "batch", "depth", "shape", "dtype", "device", "seed", "epochs", "encoding")
-"""Axes that are fields of a case; any other axis, such as `groups`, is a constructor argument of the node."""
+"""Values by axis: a field of a case, or else an argument of the node's constructor."""
 
 _SMOKE_SIZE, _SMOKE_BATCH = 8, 2
 
@@ -204,8 +360,8 @@ class Sweep:
         return [_shrunk(case) for case in cases] if preset == "smoke" else cases
 
     def _case(self, node: str, point: Mapping[str, Any]) -> Case:
-        fields = {name: value for name, value in point.items() if name in CASE_AXES}
-        options = {name: value for name, value in point.items() if name not in CASE_AXES}
+        fields = {name: value for name, value in point.items() if name in Case.model_fields}
+        options = {name: value for name, value in point.items() if name not in Case.model_fields}
         return Case(node=node, workload=self.workload, node_options=options, **fields)  # type: ignore[arg-type]
 
 
@@ -213,7 +369,7 @@ def _taken(
     node: str, point: Mapping[str, Any], overrides: Axes, takes: Callable[[str, str, Any], bool]
 ) -> Mapping[str, Any]:
     """A point without the options that the user gave and the node does not take."""
-    options = [name for name in overrides if name in point and name not in CASE_AXES]
+    options = [name for name in overrides if name in point and name not in Case.model_fields]
     refused = {name for name in options if not takes(node, name, point[name])}
     return {name: value for name, value in point.items() if name not in refused}
 

@@ -4,7 +4,7 @@ import pytest
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (2, 4)},
+    quick={"timesteps": (2, 4), "encoding": ("direct",)},
     full={"timesteps": (2, 4, 8, 16)},
     workload="digits-net",
     batch=32,

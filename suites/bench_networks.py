@@ -6,7 +6,7 @@ STRATEGIES = ("lif", "lif+checkpoint", "lif+bitpack", "lif-carrier", "lif-carrie
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4,)},
+    quick={"timesteps": (4,), "encoding": ("direct",)},
     full={"timesteps": (4, 8, 16)},
     workload="vgg11@0.25",
     nodes=STRATEGIES,
@@ -18,7 +18,7 @@ def test_vgg11(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4,)},
+    quick={"timesteps": (4,), "encoding": ("direct",)},
     full={"timesteps": (4, 8, 16)},
     workload="resnet19@0.125",
     nodes=STRATEGIES,

@@ -1,29 +1,8 @@
-"""The command `revsnn-bench`: one small file per subcommand."""
+"""The command `revsnn-bench`: one small file per subcommand, or per few that belong together."""
 
 import typer
 
-from revsnn_bench.cli import (
-    claims,
-    gate,
-    largest,
-    run,
-    train,
-)
-from revsnn_bench.cli import (
-    machine as doctor,
-)
-from revsnn_bench.cli import (
-    machine as env,
-)
-from revsnn_bench.cli import (
-    machine as nodes,
-)
-from revsnn_bench.cli import (
-    reports as compare,
-)
-from revsnn_bench.cli import (
-    reports as report,
-)
+from revsnn_bench.cli import claims, gate, largest, machine, reports, run, train
 
 app = typer.Typer(
     name="revsnn-bench",
@@ -35,15 +14,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
-app.command("report")(report.report)
-app.command("compare")(compare.compare)
+app.command("report")(reports.report)
+app.command("compare")(reports.compare)
 app.command("gate")(gate.gate_command)
 app.command("train")(train.train)
 app.command("largest")(largest.largest)
 app.command("claims")(claims.claims)
-app.command("nodes")(nodes.nodes)
-app.command("env")(env.env)
-app.command("doctor")(doctor.doctor)
+app.command("nodes")(machine.nodes)
+app.command("env")(machine.env)
+app.command("doctor")(machine.doctor)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`revsnn-bench gate`: holds a saved run against its baseline, says the verdict, ends with its exit code."""
+"""`revsnn-bench gate`: compares a saved run with its baseline, writes the verdict, ends with its exit code."""
 
 import shlex
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.options import failure, find_run
+from revsnn_bench.cli.options import RESULTS, Results, RunPath, failure, find_run
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.formats import RENDERERS, Format, headline, print_verdict
 from revsnn_bench.gate.policy import Policy
@@ -23,33 +23,35 @@ from revsnn_bench.gate.verdict import (
 from revsnn_bench.records import Run
 from revsnn_bench.runs import JournalError, UnknownSchema
 
-RESULTS = Path("results")
-
 
 def gate_command(
-    run: Annotated[str, typer.Argument(help="Run id, file, or `latest`.")] = "latest",
-    baseline: Annotated[Path, typer.Option(help="The run to hold it against.")] = DEFAULT_BASELINE,
+    run: RunPath = "latest",
+    baseline: Annotated[Path, typer.Option(help="The run to compare with.")] = DEFAULT_BASELINE,
     tolerance: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC=PERCENT", help="Let a metric grow by so much; default 0.")
+        list[str] | None,
+        typer.Option(metavar="METRIC=PERCENT", help="Allowed growth of a metric in percent; 0 by default."),
     ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Case id or pattern that may be added, removed, skipped or failing."),
     ] = None,
     allow_environment: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD", help="Compare although this field of the environment differs.")
+        list[str] | None, typer.Option(metavar="FIELD", help="Field of the environment that may differ.")
     ] = None,
     time_ratio: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", help="Gate time relative to the standard LIF, beyond so much; default off."),
+        typer.Option(
+            metavar="PERCENT",
+            help="Allowed growth of the time relative to the standard LIF, in percent; not gated by default.",
+        ),
     ] = None,
-    format: Annotated[Format, typer.Option(help="How to say it.")] = Format.TABLE,
-    output: Annotated[Path | None, typer.Option(help="File to write it to, in place of the terminal.")] = None,
+    format: Annotated[Format, typer.Option(help="Format of the verdict.")] = Format.TABLE,
+    output: Annotated[Path | None, typer.Option(help="File for the verdict; the terminal by default.")] = None,
     update: Annotated[
         bool, typer.Option("--update-baseline", help="Make this run the baseline, if it passes.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make it the baseline even if it does not pass.")] = False,
-    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = RESULTS,
+    results: Results = RESULTS,
 ) -> None:
     """Fail if a run needs more memory or operations than its baseline, or lost a case.
 
@@ -57,7 +59,7 @@ def gate_command(
     """
     policy = _policy(tolerance or [], allow or [], allow_environment or [], time_ratio)
     if force and not update:
-        raise failure("`--force` must come with --update-baseline. It does nothing else.", ExitCode.USAGE)
+        raise failure("--force must come with --update-baseline; it changes nothing else.", ExitCode.USAGE)
     measured = find_run(run, results)
     if update and not baseline.exists():
         _update(measured, baseline, None, force)
@@ -94,7 +96,7 @@ def _tolerance(text: str) -> tuple[str, float]:
 
 
 def _words(run: str, results: Path) -> str:
-    """The run as this command takes it, so that a command in a message works where it is read."""
+    """The run as an argument of this command, for the commands that messages show."""
     return shlex.join([run] if results == RESULTS else [run, "--results", str(results)])
 
 

@@ -1,16 +1,12 @@
-"""`revsnn-bench env`: the environment as it is written into every run.
-
-`revsnn-bench doctor`: the measurement measures itself, and the machine is looked over.
-
-`revsnn-bench nodes`: what can be compared.
-"""
+"""`revsnn-bench env`, `doctor` and `nodes`: the environment, the checks of the meters, and what can be compared."""
 
 import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from revsnn_bench.cli.options import failure
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report.terminal import grid
 
@@ -51,25 +47,44 @@ def doctor() -> None:
 
 
 def nodes(
-    name: Annotated[str | None, typer.Argument(help="Show everything about one node.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show everything about one node or node+strategy.")] = None,
 ) -> None:
-    """List the registered nodes, or describe one: what it computes, keeps and guarantees."""
-    from revsnn_nodes import node_factory, node_names
+    """List what `run --node` takes, or describe one: what it computes, keeps and guarantees."""
+    from revsnn_bench.models.peers import PEERS
+    from revsnn_bench.models.strategies import strategy_names
 
-    from revsnn_bench.cli.options import failure
-    from revsnn_bench.exit_codes import ExitCode
-
-    if name is not None:
-        try:
-            factory = node_factory(name)
-        except ValueError as error:
-            raise failure(str(error), ExitCode.USAGE) from None
-        typer.echo(f"{name}: {getattr(factory, '__module__', '')}.{getattr(factory, '__qualname__', factory)}")
-        typer.echo(f"\n{inspect.getdoc(factory) or 'No description.'}\n\nArguments: {inspect.signature(factory)}")
+    if name is None:
+        table = grid("Nodes", ["name", "class", "what it is"], [False] * 3)
+        for each in (*strategy_names(), *PEERS):
+            made = _makers(each)[-1]
+            summary = (inspect.getdoc(made) or "").partition("\n")[0]
+            table.add_row(each, getattr(made, "__name__", repr(made)), summary)
+        Console().print(table)
         return
-    table = grid("Nodes", ["name", "class", "what it is"], [False] * 3)
-    for each in node_names():
-        factory = node_factory(each)
-        summary = (inspect.getdoc(factory) or "").partition("\n")[0]
-        table.add_row(each, getattr(factory, "__name__", repr(factory)), summary)
-    Console().print(table)
+    try:
+        makers = _makers(name)
+    except ValueError as error:
+        raise failure(str(error), ExitCode.USAGE) from None
+    for made in makers:
+        typer.echo(f"{name}: {getattr(made, '__module__', '')}.{getattr(made, '__qualname__', made)}")
+        typer.echo(f"\n{inspect.getdoc(made) or 'No description.'}\n\nArguments: {inspect.signature(made)}\n")
+
+
+def _makers(name: str) -> list[Any]:
+    """Class or function behind a name that `run` accepts: of the node, and then of the block that names a strategy.
+
+    Raises:
+        ValueError: no such node or strategy.
+    """
+    from revsnn_nodes import NormCarrierLIF, node_factory
+
+    from revsnn_bench.models.peers import PEERS
+    from revsnn_bench.models.strategies import BLOCKS, NORM_CARRIER, strategy
+
+    strategy(name)
+    if name == NORM_CARRIER:
+        return [NormCarrierLIF]
+    if name in PEERS:
+        return [PEERS[name]]
+    node, plus, kind = name.partition("+")
+    return [node_factory(node), *([BLOCKS[kind]] if plus else [])]

@@ -1,16 +1,84 @@
-"""Errors that carry their exit code.
+"""What the commands share: options from the tables, saved runs by what the user typed, errors with their exit code."""
 
-From what the user typed to a run: a file, the id of a run in the results folder, or `latest`.
-"""
-
+import inspect
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from revsnn_bench.case import CASE_FIELDS, Parser
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
+from revsnn_bench.run_options import OPTIONS, RunOption
 from revsnn_bench.runs import JournalError, load_run
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_ROWS = {row.name: row for row in CASE_FIELDS}
+_PANELS = {"sweep": "Sweep", "run": "Run"}
+
+
+def checked(parse: Parser, **options: Any) -> Any:
+    """A typer option whose text is checked before the command starts; the command gets it as it was typed."""
+
+    def check(value: Any) -> Any:
+        try:
+            if value not in (None, ""):
+                parse(str(value))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return typer.Option(callback=check, **options)
+
+
+def case_option(name: str, **options: Any) -> Any:
+    """The option of a command for one value of a field of `Case`."""
+    row = _ROWS[name]
+    return checked(row.parse, **({"help": row.meaning} | options))
+
+
+def run_option(key: str, **options: Any) -> Any:
+    """The option of a command for one row of the table of run options."""
+    option = OPTIONS[key]
+    texts = {"help": option.help, "metavar": option.metavar or None, "show_default": bool(option.default)}
+    return checked(option.parse, **(texts | options))
+
+
+RunName = Annotated[str, run_option("run_id")]
+Resume = Annotated[str, run_option("resume")]
+Threads = Annotated[str, run_option("threads")]
+Results = Annotated[Path, run_option("results")]
+Reports = Annotated[Path, run_option("reports")]
+Formats = Annotated[str, run_option("format")]
+RunPath = Annotated[str, typer.Argument(help="Run id, file, or `latest`.")]
+RESULTS, REPORTS, FORMATS = (
+    Path(OPTIONS["results"].default),
+    Path(OPTIONS["reports"].default),
+    OPTIONS["format"].default,
+)
+
+
+def takes(*options: RunOption) -> Callable[[_Command], _Command]:
+    """Gives a command with `**given` the options of a table, each in the panel of its group."""
+
+    def parameter(option: RunOption) -> inspect.Parameter:
+        info = run_option(option.key, rich_help_panel=_PANELS[option.group])
+        kind, default = (str, option.default) if option.metavar else (bool, False)
+        if not option.metavar:
+            info.param_decls = (option.flag,)
+        return inspect.Parameter(
+            option.key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+        )
+
+    def decorate(command: _Command) -> _Command:
+        own = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
+        signed: Any = command
+        signed.__signature__ = inspect.Signature([*own, *map(parameter, options)])
+        return command
+
+    return decorate
 
 
 def failure(message: str, code: ExitCode) -> typer.Exit:
@@ -19,8 +87,13 @@ def failure(message: str, code: ExitCode) -> typer.Exit:
     return typer.Exit(code)
 
 
+def listed(text: str) -> list[str]:
+    """Words separated by commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def find_run(name: str, results_dir: Path) -> Run:
-    """Loads a run; ends the command with a clear error where there is none or its file is damaged."""
+    """Loads a run from a file, the id of a saved run, or `latest`; ends the command where that fails."""
     path = _path_of(name, results_dir)
     try:
         return load_run(path)

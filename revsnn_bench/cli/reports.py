@@ -1,7 +1,4 @@
-"""`revsnn-bench report`: reports of saved runs, without measuring anything.
-
-`revsnn-bench compare`: two saved runs, case by case and metric by metric.
-"""
+"""`revsnn-bench report` and `compare`: reports of saved runs, and what changed between two; nothing is measured."""
 
 import webbrowser
 from pathlib import Path
@@ -10,7 +7,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.options import failure, find_run, saved_runs
+from revsnn_bench.cli.options import (
+    FORMATS,
+    REPORTS,
+    RESULTS,
+    Formats,
+    Reports,
+    Results,
+    RunPath,
+    failure,
+    find_run,
+    listed,
+    saved_runs,
+)
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report import write_reports
 from revsnn_bench.report.terminal import print_run
@@ -20,9 +29,9 @@ def report(
     runs: Annotated[
         list[str] | None, typer.Argument(help="Run ids, files, or `latest`.", metavar="RUN...", show_default="latest")
     ] = None,
-    format: Annotated[str, typer.Option(help="Formats among md, csv, json, html, svg.")] = "md,csv,json,html,svg",
-    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
-    reports: Annotated[Path, typer.Option(help="Where reports go.")] = Path("reports"),
+    format: Formats = FORMATS,
+    results: Results = RESULTS,
+    reports: Reports = REPORTS,
     open_page: Annotated[bool, typer.Option("--open", help="Open the first report when it is written.")] = False,
     gallery: Annotated[bool, typer.Option("--gallery", help="Write index.html over all saved runs, too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the files alone, not the tables.")] = False,
@@ -36,12 +45,14 @@ def report(
         if not quiet:
             print_run(run, Console())
         try:
-            formats = [part.strip() for part in format.split(",") if part.strip()]
-            written += write_reports(run, reports, formats, claims_section(run))
+            written += write_reports(run, reports, listed(format), claims_section(run))
         except ValueError as error:
             raise failure(str(error), ExitCode.USAGE) from None
     if gallery:
-        written.append(_gallery(results, reports))
+        from revsnn_bench.report.html import render_gallery
+
+        written.append(reports / "index.html")
+        written[-1].write_text(render_gallery(saved_runs(results)), encoding="utf-8")
     for path in written:
         typer.echo(path)
     if open_page and written:
@@ -49,22 +60,14 @@ def report(
         webbrowser.open(pages[0].resolve().as_uri())
 
 
-def _gallery(results: Path, reports: Path) -> Path:
-    from revsnn_bench.report.html import render_gallery
-
-    page = reports / "index.html"
-    page.write_text(render_gallery(saved_runs(results)), encoding="utf-8")
-    return page
-
-
 def compare(
-    before: Annotated[str, typer.Argument(help="Run id, file, or `latest`.", metavar="A")],
-    after: Annotated[str, typer.Argument(help="Run id, file, or `latest`.", metavar="B")],
-    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
+    before: RunPath,
+    after: RunPath,
+    results: Results = RESULTS,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)] = None,
 ) -> None:
-    """Show what changed from run A to run B: bytes and FLOPs exactly, times as ratios to the standard LIF."""
+    """Show what changed from run BEFORE to run AFTER: bytes and FLOPs exactly, times as ratios to the standard LIF."""
     a, b = find_run(before, results), find_run(after, results)
     if html is not None:
         from revsnn_bench.report.html import render_comparison_html

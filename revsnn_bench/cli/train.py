@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.options import failure
+from revsnn_bench.case import Case, one_of, parse_shape
+from revsnn_bench.cli.options import RESULTS, Results, RunName, case_option, checked, failure
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from revsnn_bench.case import Case
     from revsnn_bench.models.data import Split
     from revsnn_bench.models.training import Trainer
 
@@ -21,58 +21,50 @@ DATA = ("digits", "cifar10", "cifar100")
 
 
 def train(
-    network: Annotated[str, typer.Option(help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")] = (
-        "vgg11@0.25"
-    ),
-    node: Annotated[str, typer.Option(help="Node, or node+strategy.")] = "lif-carrier",
+    network: Annotated[
+        str, case_option("workload", help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")
+    ] = "vgg11@0.25",
+    node: Annotated[str, case_option("node", help="Node, or node+strategy.")] = "lif-carrier",
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the node, such as group_dim=1.")
     ] = None,
-    data: Annotated[str, typer.Option(help=f"Data set, among {', '.join(DATA)}.")] = "digits",
+    data: Annotated[str, checked(one_of(DATA), help=f"Data set, among {', '.join(DATA)}.")] = "digits",
     data_dir: Annotated[Path, typer.Option(help="Folder that holds the CIFAR archive.")] = Path("data"),
     shape: Annotated[
-        str, typer.Option(help="Channels x height x width of digits; for pixels the neurons per layer.")
+        str, case_option("shape", help="Channels x height x width of digits; for pixels the neurons per layer.")
     ] = "1x8x8",
-    encoding: Annotated[
-        str, typer.Option(help="direct: the image at every step; poisson: spikes at a rate of its brightness.")
-    ] = "direct",
-    timesteps: Annotated[int, typer.Option(min=1, help="Time steps T.")] = 4,
+    encoding: Annotated[str, case_option("encoding")] = "direct",
+    timesteps: Annotated[int, case_option("timesteps")] = 4,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
-    batch: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 64,
+    batch: Annotated[int, case_option("batch")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the schedule.")] = 1e-2,
-    seed: Annotated[int, typer.Option(help="Seeds parameters and order of samples.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, or float64.")] = "float32",
+    seed: Annotated[int, case_option("seed", help="Seed of parameters and order of samples.")] = 0,
+    device: Annotated[str, case_option("device")] = "cpu",
+    dtype: Annotated[str, case_option("dtype")] = "float32",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Written after every epoch; gone on with where it exists.", show_default=False)
     ] = None,
-    run_id: Annotated[str, typer.Option(help="Name of the run; made of date and time by default.")] = "",
-    results: Annotated[Path, typer.Option(help="Where runs are saved.")] = Path("results"),
+    run_id: RunName = "",
+    results: Results = RESULTS,
 ) -> None:
     """Train a network and test it after every epoch; save accuracy, its curve and the stripped accuracy as a run.
 
     Ctrl-C loses the epoch in progress; the same command with the same --checkpoint goes on to the bit.
     """
-    from pydantic import ValidationError
+    case = Case.model_validate({
+        "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
+        "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
+        "encoding": encoding, "node_options": dict(map(_option, option or [])),
+    })  # fmt: skip
+    import torch
 
-    from revsnn_bench.case import Case
     from revsnn_bench.models.training import Recipe, Trainer
 
-    if data not in DATA:
-        raise failure(f"no data set {data!r}. Data sets are: {', '.join(DATA)}.", ExitCode.USAGE)
-    sizes = (3, 32, 32) if data != "digits" else tuple(map(int, shape.split("x")))
     try:
-        case = Case.model_validate({
-            "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "shape": sizes, "dtype": dtype,
-            "device": device, "node_options": dict(map(_option, option or [])), "seed": seed, "epochs": epochs,
-            "encoding": encoding,
-        })  # fmt: skip
         trainer = Trainer(case, Recipe(epochs, batch, learning_rate), _split(data, data_dir), data)
         if checkpoint is not None and checkpoint.is_file():
-            import torch
-
             trainer.load_state(torch.load(checkpoint, weights_only=True))
-    except (ValidationError, ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         raise failure(str(error), ExitCode.USAGE) from None
     _train(trainer, checkpoint)
     typer.echo(_save(case, trainer, run_id, results))
@@ -104,7 +96,6 @@ def _split(data: str, folder: Path) -> "Split | None":
 
 def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
     """Runs the epochs that are left, under a progress bar, and prints a line after each."""
-    import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -120,16 +111,23 @@ def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
                 kept = f"; the same command goes on after epoch {trainer.epoch}" if checkpoint else ""
                 raise failure(f"interrupted{kept}", ExitCode.INTERRUPTED) from None
             if checkpoint is not None:
-                checkpoint.parent.mkdir(parents=True, exist_ok=True)
-                whole = checkpoint.with_suffix(".part")
-                torch.save(trainer.state(), whole)
-                whole.replace(checkpoint)
+                _write(trainer, checkpoint)
             loss, accuracy = trainer.loss_by_epoch[-1], trainer.accuracy_by_epoch[-1]
             typer.echo(f"epoch {trainer.epoch:3}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %")
 
 
-def _save(case: "Case", trainer: "Trainer", run_id: str, results: Path) -> Path:
-    """Writes the run of one record, and says what came out."""
+def _write(trainer: "Trainer", checkpoint: Path) -> None:
+    """Replaces the checkpoint as a whole, so that an interrupt leaves the old one."""
+    import torch
+
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    part = checkpoint.with_suffix(".part")
+    torch.save(trainer.state(), part)
+    part.replace(checkpoint)
+
+
+def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
+    """Writes a run of this one record, and prints the accuracy."""
     from revsnn_bench.records import Record, RunHeader, Status
     from revsnn_bench.runner.client import utc_now
     from revsnn_bench.runs import Journal, new_run_id

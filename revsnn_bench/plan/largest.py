@@ -1,7 +1,7 @@
 """The largest T or batch whose training step fits in a budget of bytes, found by bisection on measured peaks.
 
-Peaks lie on lines wherever a node's bytes do, so two probes predict where the budget is met; the answer is always one
-that was measured to fit, with the next larger one measured not to, or beyond the limit of the search.
+Peaks grow in a line wherever a node's bytes do, so that two measurements predict where the budget is met. What is
+returned was measured to fit; the next larger value was measured not to, or is beyond the limit of the search.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,9 @@ def largest_that_fits(case: Case, axis: Axis, budget_bytes: int, peak_of: Peak, 
     """Searches one axis of a case.
 
     Args:
-        case: everything but the axis; the axis starts at the case's own value.
+        case: everything but the axis, whose smallest value is the case's own.
         axis: what grows.
-        budget_bytes: the peak that may not be passed.
+        budget_bytes: largest peak that fits.
         peak_of: measured peak bytes of a case; None where it ran out of memory.
         limit: largest value to try.
     Returns:
@@ -64,34 +64,23 @@ def largest_that_fits(case: Case, axis: Axis, budget_bytes: int, peak_of: Peak, 
 
     if not fits(start):
         return Fit(None, None, peaks[start], at_limit=False, probes=len(peaks))
-    low, high = start, limit + 1  # low fits, high does not or is not tried
-    guess = 2 * start
+    low, high = start, limit + 1  # low fits; high does not, or is not tried
     while high - low > 1:
-        guess = min(max(guess, low + 1), high - 1)
-        if fits(guess):
-            low = guess
-        else:
-            high = guess
-        guess = _next_guess(peaks, low, high, budget_bytes)
-    return Fit(
-        case.model_copy(update={axis: low}),
-        peaks[low],
-        peaks.get(high),
-        at_limit=low == limit,
-        probes=len(peaks),
-    )
+        value = min(max(_next_value(peaks, low, high, budget_bytes), low + 1), high - 1)
+        low, high = (value, high) if fits(value) else (low, value)
+    best = case.model_copy(update={axis: low})
+    return Fit(best, peaks[low], peaks.get(high), at_limit=low == limit, probes=len(peaks))
 
 
-def _next_guess(peaks: dict[int, int | None], low: int, high: int, budget_bytes: int) -> int:
-    """Where a line through two probes meets the budget; every other time the middle, so that any growth converges."""
-    ends = [value for value in (low, high) if peaks.get(value) is not None]
-    if high in peaks and (len(peaks) % 2 or len(ends) < 2):
+def _next_value(peaks: dict[int, int | None], low: int, high: int, budget_bytes: int) -> int:
+    """Where a line through two measured peaks meets the budget.
+
+    Between a value that fits and one that does not, every second value is the middle, so that any growth converges.
+    """
+    if high in peaks and (len(peaks) % 2 or peaks[high] is None):
         return (low + high) // 2
-    if len(ends) < 2:
-        ends = sorted(value for value, peak in peaks.items() if peak is not None and value <= low)[-2:]
-    if len(ends) < 2:
-        return 2 * low
-    y0, y1 = (peaks[value] or 0 for value in ends)
+    ends = [low, high] if high in peaks else sorted(peaks)[-2:]
+    y0, y1 = (peaks[value] or 0 for value in (ends[0], ends[-1]))
     if y1 <= y0:
         return 2 * low
     return ends[0] + (budget_bytes - y0) * (ends[1] - ends[0]) // (y1 - y0)

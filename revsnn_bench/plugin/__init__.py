@@ -7,14 +7,13 @@
 With `--benchmark` cases are measured in full, saved and reported; without it every case runs once, small and fast.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from revsnn_bench.case import Sweep
 from revsnn_bench.plugin import budget, options, progress
-from revsnn_bench.plugin import budget as replay
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -34,16 +33,15 @@ MARKERS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--benchmark`, the axes of the sweeps, and how runs are carried out."""
+    """Adds `--benchmark` and the options of the sweeps and of the run."""
     options.add(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the markers known, and shows progress where the command line asked for it."""
+    """Registers the markers, checks the options, and shows progress where the command line asked for it."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    options.check_nodes(config)
-    options.check_run_id(config)
+    options.check(config)
     if config.getoption("run_progress"):
         config.pluginmanager.register(progress.Progress(), "revsnn-bench-progress")
 
@@ -76,7 +74,7 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
     of it; it is skipped where the case cannot run here, and marked as expected failure where the node itself warned.
     """
     config = request.config
-    timer = replay.ReplayTimer()
+    timer = ReplayTimer()
     untold: list[Record] = []
     benchmark: Any = None
 
@@ -88,7 +86,7 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
         if benchmark is None and record.time is not None and config.getoption("benchmark"):
             benchmark = _benchmark_of(request, timer)
         while benchmark is not None and untold:
-            replay.replay(benchmark, timer, untold.pop(0))
+            _replay(benchmark, timer, untold.pop(0))
         _judge(record)
         budget.check(request.node, record)
         return record
@@ -105,11 +103,44 @@ def session_of(config: pytest.Config) -> "BenchSession":
     return config.stash[SESSION]
 
 
-def _benchmark_of(request: pytest.FixtureRequest, timer: replay.ReplayTimer) -> Any:
+class ReplayTimer:
+    """A clock for pytest-benchmark: read in pairs, each pair is one sample apart."""
+
+    def __init__(self) -> None:
+        self._readings: list[float] = []
+        self._now = 0.0
+
+    def load(self, samples_s: Iterable[float]) -> None:
+        """Sets the samples that come next."""
+        for sample in samples_s:
+            self._readings += [self._now, self._now + sample]
+            self._now += sample
+
+    def __call__(self) -> float:
+        """The next reading, in seconds."""
+        return self._readings.pop(0) if self._readings else self._now
+
+
+def _replay(benchmark: Any, timer: ReplayTimer, record: "Record") -> None:
+    """Gives a record's step times to the `benchmark` fixture, and everything else to its `extra_info`.
+
+    Only the first case of a test reaches pytest-benchmark's statistics, which hold one benchmark per test.
+    """
+    from revsnn_bench.metrics import measured
+
+    benchmark.extra_info[record.case.id] = {"status": record.status.value, **measured(record)}
+    if record.time is None or benchmark.stats is not None or benchmark.disabled:
+        return
+    samples = [f + b for f, b in zip(record.time.forward_time_s, record.time.backward_time_s, strict=True)]
+    timer.load(samples)
+    benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1)
+
+
+def _benchmark_of(request: pytest.FixtureRequest, timer: ReplayTimer) -> Any:
     """The fixture of pytest-benchmark, which takes its timer and its group from the test's marker."""
     callspec = getattr(request.node, "callspec", None)
     case = None if callspec is None else callspec.params.get("case")
-    group = None if case is None else f"{case.workload} {case.size} {case.dtype} {case.device}"
+    group = None if case is None else " ".join(case.place)
     request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
     return request.getfixturevalue("benchmark")
 
@@ -167,4 +198,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if len(reports) > _MOST_REPORTS:
         terminalreporter.write_line(f"         and {len(reports) - _MOST_REPORTS} more files beside it")
     if files[0].endswith(".jsonl"):
-        terminalreporter.write_line(f"interrupted; go on with --run-resume {files[0]}")
+        terminalreporter.write_line(f"interrupted; go on with {options.flag(config, 'resume')} {files[0]}")

@@ -1,16 +1,11 @@
-"""`@pytest.mark.memory_budget(retained="4 MiB", peak="64 MiB")`: a limit on bytes that are exact.
+"""`@pytest.mark.memory_budget(retained="4 MiB", peak="64 MiB")`: a limit on bytes that are exact."""
 
-Samples taken in a worker, put into pytest-benchmark through its public options: a timer that replays them.
-"""
-
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
 from revsnn_bench.case import parse_size
-from revsnn_bench.metrics import measured
 from revsnn_bench.records import Record
 
 _LARGEST = 5
@@ -47,13 +42,13 @@ def check(item: pytest.Item, record: Record) -> None:
 
 
 def applies_to_test(item: pytest.Item) -> bool:
-    """Whether the test itself is what the budget is about: it measures no case."""
+    """Whether the budget holds for the test itself, because it measures no case."""
     return bool(limits(item)) and "measure_case" not in getattr(item, "fixturenames", ())
 
 
 @contextmanager
 def watched(item: pytest.Item) -> Iterator[None]:
-    """Runs the test's body under the allocator's timeline: host tensors that it makes, and what of them it leaves."""
+    """Runs the test's body under the allocator's timeline, which gives the peak and the rest of its host tensors."""
     from revsnn_bench.meters.allocator import watch_timeline
 
     with watch_timeline() as watch:
@@ -76,34 +71,3 @@ def _hold(what: str, name: str, found: int, limit: int, parts: dict[str, int]) -
         f"Largest contributors: {contributors or 'none known'}",
         pytrace=False,
     )
-
-
-class ReplayTimer:
-    """A clock for pytest-benchmark: read in pairs, each pair is one sample apart."""
-
-    def __init__(self) -> None:
-        self._readings: list[float] = []
-        self._now = 0.0
-
-    def load(self, samples_s: Iterable[float]) -> None:
-        """Sets the samples that come next."""
-        for sample in samples_s:
-            self._readings += [self._now, self._now + sample]
-            self._now += sample
-
-    def __call__(self) -> float:
-        """The next reading, in seconds."""
-        return self._readings.pop(0) if self._readings else self._now
-
-
-def replay(benchmark: Any, timer: ReplayTimer, record: Record) -> None:
-    """Gives a record's step times to the `benchmark` fixture, and everything else to its `extra_info`.
-
-    Only the first case of a test reaches pytest-benchmark's statistics, which hold one benchmark per test.
-    """
-    benchmark.extra_info[record.case.id] = {"status": record.status.value, **measured(record)}
-    if record.time is None or benchmark.stats is not None or benchmark.disabled:
-        return
-    samples = [f + b for f, b in zip(record.time.forward_time_s, record.time.backward_time_s, strict=True)]
-    timer.load(samples)
-    benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1)

@@ -49,6 +49,6 @@ class Progress:
         self._bar.stop()
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Prints no letter per test: the bar tells."""
+        """Prints no letter per test, since the bar shows how many are done."""
         category = report.outcome if report.when == "call" or report.outcome != "passed" else ""
         return category, "", ""

@@ -66,9 +66,7 @@ def fixed_part(case: Case, without: Axis | None = None) -> str:
     sizes = [f"{symbol} = {getattr(case, axis)}" for axis, symbol in AXES.items() if axis != without]
     if case.depth == 1 and without != "depth":
         sizes.remove("D = 1")
-    shape = "x".join(map(str, case.shape))
-    seed = [f"seed {case.seed}"] if case.seed else []
-    return ", ".join([case.workload, *sizes, f"features {shape}", case.dtype, case.device, *seed])
+    return ", ".join([case.workload, *sizes, f"features {case.features}", case.dtype, case.device, *case.others])
 
 
 def neurons(case: Case) -> int:

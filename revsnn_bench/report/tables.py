@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from revsnn_bench.case import Case
+import pandas as pd
+
+from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
@@ -20,20 +22,7 @@ from revsnn_bench.report.points import AXES, Axis, position, ratio_text, ratio_t
 Value = str | int | float | None
 Row = dict[str, Value]
 
-IDENTITY = (
-    "id",
-    "node",
-    "variant",
-    "workload",
-    "timesteps",
-    "batch",
-    "shape",
-    "depth",
-    "dtype",
-    "device",
-    "seed",
-    "status",
-)
+IDENTITY = ("id", "node", "variant", *(row.name for row in CASE_FIELDS[1:]), "status")
 LONG_COLUMNS = (*IDENTITY, "metric", "value", "unit", "ratio_to_lif", "ratio_low", "ratio_high")
 _NOTES = ("reason", "warning", "tolerance", "peak_phase", "peak_module")
 WIDE_COLUMNS = (
@@ -47,20 +36,8 @@ WIDE_COLUMNS = (
 def identity(record: Record) -> Row:
     """Returns what was asked for and how it ended."""
     case = record.case
-    return {
-        "id": case.id,
-        "node": case.node,
-        "variant": case.variant,
-        "workload": case.workload,
-        "timesteps": case.timesteps,
-        "batch": case.batch,
-        "shape": "x".join(map(str, case.shape)),
-        "depth": case.depth,
-        "dtype": case.dtype,
-        "device": case.device,
-        "seed": case.seed,
-        "status": record.status.value,
-    }
+    values = {row.name: case.value(row) for row in CASE_FIELDS}
+    return {"id": case.id, "variant": case.variant, "status": record.status.value, **values}
 
 
 def long_rows(run: Run) -> list[Row]:
@@ -143,19 +120,40 @@ def _json_value(value: Value) -> Value:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+_COUNTS = tuple(row.name for row in CASE_FIELDS if row.is_number)
+
+
+def _typed(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
+    """Bytes, FLOPs and counts become nullable integers, other numbers float64, the rest stays text."""
+    frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    for column in columns:
+        metric = BY_NAME.get(column)
+        if column in _COUNTS or (metric is not None and metric.unit in ("B", "FLOP")):
+            frame[column] = frame[column].astype("Int64")
+        elif metric is not None or column in ("value", "tolerance") or "ratio_" in column:
+            frame[column] = frame[column].astype("float64")
+    return frame
+
+
+def long(run: Run) -> pd.DataFrame:
+    """Returns one row per case and measured metric, raw values in the unit of the column `unit`.
+
+    A case without any measurement (out of memory, say) keeps one row, with its status and no metric. A row
+    whose value is NaN was measured as NaN; what was not measured has no row.
+    """
+    return _typed(long_rows(run), LONG_COLUMNS)
+
+
+def wide(run: Run) -> pd.DataFrame:
+    """Returns one row per case, one column per metric and one per ratio to the standard LIF."""
+    return _typed(wide_rows(run), WIDE_COLUMNS)
+
+
 _DICTIONARY_COLUMNS = ("column", "file", "unit", "meaning", "better", "in_repeated_runs")
 _MEANINGS = {
     "id": "Name of the case: workload/node/size/dtype/device.",
-    "node": "Registry name of the node.",
     "variant": "The node with the options that differ from its defaults.",
-    "workload": "What the node was measured in: layer, or a network.",
-    "timesteps": "T, the number of time steps.",
-    "batch": "B, samples per step.",
-    "shape": "Features of one sample, sizes joined by x.",
-    "depth": "D, blocks stacked.",
-    "dtype": "Floating-point type of input, state and parameters.",
-    "device": "Where the case ran.",
-    "seed": "Seed of parameters and input.",
+    **{row.name: row.meaning for row in CASE_FIELDS},
     "status": "How the case ended: ok, wrong, oom, timeout, error or skipped.",
     "metric": "Name of the quantity; empty for a case without any.",
     "value": "The quantity, in the unit of the column `unit`.",
@@ -294,6 +292,4 @@ def ratio_value(name: str, record: Record, lifs: Mapping[Case, Record]) -> str:
 
 
 def _point(record: Record) -> str:
-    case = record.case
-    seed = f" seed{case.seed}" if case.seed else ""
-    return f"{case.workload} {case.size} {case.dtype} {case.device}{seed}"
+    return " ".join(record.case.place)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import torch
 
 from revsnn_bench.records import Conditions, Environment
 from revsnn_bench.system import gpu
@@ -36,6 +35,8 @@ def fingerprint() -> Environment:
     Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that
     asks.
     """
+    import torch  # not at the top: reading a run and checking a command line need no torch
+
     commit, dirty = _commit()
     return Environment(
         torch=torch.__version__,

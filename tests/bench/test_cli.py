@@ -1,4 +1,4 @@
-"""The command line as a newcomer uses it: real runs of small cases, in folders of their own."""
+"""The command line as a newcomer uses it: real runs of small cases, and what it says of wrong input."""
 
 import json
 import os
@@ -8,87 +8,161 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
+
+from revsnn_bench.cli import app
+from revsnn_bench.run_options import OPTIONS
 
 SMALL = ("--suite=timesteps", "--node=lif,lif-carrier", "--timesteps=2,3", "--batch=2", "--shape=16", "--target=0.01")
 
 
-@pytest.fixture
-def command(tmp_path):
-    """Runs `revsnn-bench` in an empty folder; returns exit code, stdout and stderr."""
-
-    def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "revsnn_bench.cli", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=os.environ | {"COLUMNS": "120"},
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return run
+def command(folder, *arguments):
+    """Runs `revsnn-bench` in a folder; returns exit code, stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "revsnn_bench.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"COLUMNS": "120"},
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
-def test_run_writes_the_comparison(command, tmp_path):
-    """One command measures every case, prints the comparison, and writes run and reports."""
-    code, out, err = command("run", *SMALL, "--run-id=first")
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Two real runs of the same cases, `first` with every pass; the folder and what the first printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    code, out, err = command(folder, "run", *SMALL, "--run-id=first", f"--results={folder / 'deep' / 'down'}")
     assert code == 0, out + err
+    code, again, err = command(folder, "run", *SMALL, "--run-id=second", "--passes=memory,flops", "--results=deep/down")
+    assert code == 0, again + err
+    return folder, out
+
+
+def test_run_writes_the_comparison(measured):
+    """One command measures every case, prints the comparison, and writes run and reports."""
+    folder, out = measured
     assert "least retained" in out
     assert "lif-carrier" in out
-    run = json.loads((tmp_path / "results" / "first.json").read_text())
+    run = json.loads((folder / "deep" / "down" / "first.json").read_text())
     assert {record["status"] for record in run["records"]} == {"ok"}
     assert len(run["records"]) == 4
-    written = {path.name for path in (tmp_path / "reports").iterdir()}
+    written = {path.name for path in (folder / "reports").iterdir()}
     assert {"first.html", "first.md", "first.csv", "first-long.csv", "first-wide.json"} <= written
-    code, out, err = command("run", *SMALL, "--run-id=first")
-    assert code == 2, "a name that is taken is refused before anything is measured"
-    assert "--run-id: `run_id` must be new; 'first' is a finished run." in out + err
 
 
-def test_reports_and_comparisons_come_from_the_saved_run(command, tmp_path):
+def test_a_record_does_not_tell_where_things_lie(measured):
+    """The command is recorded as it was typed, with files by their names alone."""
+    folder, _ = measured
+    text = (folder / "deep" / "down" / "first.json").read_text()
+    assert json.loads(text)["header"]["command"][:2] == ["revsnn-bench", "run"]
+    assert "--results=down" in json.loads(text)["header"]["command"]
+    assert str(folder) not in text
+
+
+def test_reports_and_comparisons_come_from_the_saved_run(measured, tmp_path):
     """`report` and `compare` read records and measure nothing; two equal runs differ in no byte and no operation."""
-    for name in ("a", "b"):
-        assert command("run", *SMALL, "--passes=memory,flops", f"--run-id={name}")[0] == 0
-    code, out, err = command("report", "a", "--format=md", "--reports=elsewhere", "--quiet")
-    assert code == 0, err
-    assert (tmp_path / "elsewhere" / "a.md").is_file()
-    code, out, err = command("compare", "a", "b", "--markdown")
-    assert code == 0, err
-    assert "retained_bytes" not in out
-    assert "forward_flops" not in out
+    results = f"--results={measured[0] / 'deep' / 'down'}"
+    done = invoke("report", "first", results, "--format=md", f"--reports={tmp_path}", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "first.md").is_file()
+    done = invoke("compare", "first", "second", results, "--markdown")
+    assert done.exit_code == 0, done.output
+    assert "retained_bytes" not in done.output
+    assert "forward_flops" not in done.output
 
 
-def test_gate_without_a_baseline_says_how_to_make_one(command):
+def test_gate_without_a_baseline_says_how_to_make_one(measured, tmp_path):
     """A missing baseline has an exit code of its own, and the message holds the command that makes one."""
-    assert command("run", *SMALL, "--passes=memory", "--run-id=a")[0] == 0
-    code, out, err = command("gate", "a", "--baseline=b.json")
-    assert code == 3
-    assert "--update-baseline" in out + err
+    done = invoke("gate", "first", f"--results={measured[0] / 'deep' / 'down'}", f"--baseline={tmp_path / 'b.json'}")
+    assert done.exit_code == 3
+    assert "--update-baseline" in done.output
+
+
+SHAPE = "`shape` must be one or more sizes of at least 1, joined by x; got"
+WITHOUT_TORCH = [
+    (("run", "--nodes=lif"), "--node"),
+    (("run", "--suite=tmesteps"), "Suites are: "),
+    (("run", "--timesteps=four"), "Several values are separated by commas"),
+    (("run", "--batch=0"), "'--batch': must be a whole number of at least 1; got '0'"),
+    (("run", "--shape=16x"), f"'--shape': {SHAPE} '16x'"),
+    (("run", "--dtype=float8"), "must be one of float64, float32"),
+    (("run", "--encoding=latency"), "'--encoding': must be one of direct, poisson; got 'latency'"),
+    (("run", "--passes=speed"), "'--passes': must be one of compile, memory"),
+    (("run", "--format=pdf"), "'--format': must be one of md, csv"),
+    (("run", "--memory-limit=1 GB"), "B, KiB, MiB"),
+    (("run", "--threads=0"), "'--threads': must be a whole number of at least 1"),
+    (("run", "--resume=nothing"), "--resume: cannot resume results/nothing.jsonl: there is no such journal"),
+    (("run", "--run-id=first", "--results=deep/down"), "--run-id: `run_id` must be new; 'first' is a finished run."),
+    (("largest", "--budget=1 MiB", "--shape=abc"), f"'--shape': {SHAPE} 'abc'"),
+    (("largest", "--budget=1 MB"), "'--budget': `size` must be a number with B, KiB"),
+    (("largest", "--budget=1 MiB", "--axis=depth"), "must be one of timesteps, batch"),
+    (("train", "--shape=1x0x8"), f"'--shape': {SHAPE} '1x0x8'"),
+    (("train", "--data=mnist"), "must be one of digits, cifar10, cifar100; got 'mnist'"),
+    (("claims", "--resume=nothing"), "--resume: cannot resume results/nothing.jsonl"),
+    (("report", "nothing"), "There is none yet"),
+]
+WITH_TORCH = [
+    (("run", "--node=revlfi"), "--node: `node` must be a registered name; got 'revlfi'"),
+    (("largest", "--budget=1 MiB", "--node=lif+chekpoint"), "Did you mean lif+checkpoint"),
+    (("nodes", "lif-carier"), "Did you mean lif-carrier"),
+]
+REFUSE = """
+import json, sys
+from typer.testing import CliRunner
+from revsnn_bench.cli import app
+refused = []
+for arguments in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "500"})
+    refused.append((done.exit_code, done.output, "torch" in sys.modules))
+print(json.dumps(refused), file=sys.__stdout__)
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(measured):
+    """Exit code, output, and whether torch was imported by then, of every wrong command, in one fresh process."""
+    arguments = json.dumps([arguments for arguments, _ in (*WITHOUT_TORCH, *WITH_TORCH)])
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSE, arguments], cwd=measured[0], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("run", "--nodes=lif"), "--node"),
-        (("run", "--node=revlfi"), "Did you mean revlif"),
-        (("run", "--suite=tmesteps"), "Suites are: "),
-        (("run", "--timesteps=four"), "separated by commas"),
-        (("run", "--memory-limit=1 GB"), "B, KiB, MiB"),
-        (("run", "--resume=nothing"), "there is no such journal"),
-        (("report", "nothing"), "There is none yet"),
-        (("nodes", "lif-carier"), "Did you mean lif-carrier"),
-    ],
+    "number",
+    range(len(WITHOUT_TORCH) + len(WITH_TORCH)),
+    ids=[" ".join(arguments) for arguments, _ in (*WITHOUT_TORCH, *WITH_TORCH)],
 )
-def test_wrong_input_gets_one_clear_error(command, arguments, message):
-    """Misspelt flags, nodes and suites name their neighbours; the exit code is 2."""
-    code, out, err = command(*arguments)
-    assert code == 2, out + err
-    assert message in " ".join((out + err).replace("│", " ").split())
-    assert "Traceback" not in out + err
+def test_wrong_input_gets_one_clear_error(refused, number):
+    """The message names the option as it was typed; the exit code is 2; what needs no node is said before torch."""
+    arguments, message = (*WITHOUT_TORCH, *WITH_TORCH)[number]
+    code, output, torch = refused[number]
+    assert code == 2, output
+    assert message in " ".join(output.replace("│", " ").split()), arguments
+    assert "Traceback" not in output
+    assert "--run-resume" not in output
+    assert torch == (number >= len(WITHOUT_TORCH))
 
 
-def test_ctrl_c_ends_cleanly_and_resume_goes_on(command, tmp_path):
+def test_every_run_option_is_on_both_lines(pytestconfig):
+    """`run` and pytest take the same table of options, and the help of `run` has each with its help and default."""
+    done = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "300"})
+    for option in OPTIONS.values():
+        assert option.flag in done.output
+        assert option.help in done.output
+        assert f"[default: {option.default}]" in done.output or not option.default
+        pytestconfig.getoption(option.pytest_flag)
+    assert "Sweep" in done.output
+
+
+def test_ctrl_c_ends_cleanly_and_resume_goes_on(tmp_path):
     """An interrupt keeps what is done, reports it and says how to go on; --resume measures the rest alone."""
     arguments = (
         "--suite=timesteps",
@@ -115,37 +189,40 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(command, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
-    assert "resume" in out
+    assert "go on with --resume results/cut.jsonl" in out
     assert "Traceback" not in out + err
     done = journal.read_text().splitlines()
     assert 3 <= len(done) < 7
-    code, out, err = command("run", *arguments, "--resume=cut")
+    code, out, err = command(tmp_path, "run", *arguments, "--resume=cut")
     assert code == 0, out + err
     records = json.loads((tmp_path / "results" / "cut.json").read_text())["records"]
     assert len(records) == 6
     assert records[0] == json.loads(done[1])
 
 
-def test_nodes_env_and_doctor_speak(command):
-    """The nodes are listed with what they are, the environment as it is recorded, and the meters are exact."""
-    code, out, err = command("nodes")
-    assert code == 0, err
-    assert "CarrierLIF" in out
-    code, out, err = command("env", "--json")
+def test_nodes_are_what_run_takes():
+    """The list holds nodes, strategies and peers; each can be described, with what its block keeps."""
+    from revsnn_bench.models.peers import PEERS
+    from revsnn_bench.models.strategies import strategy_names
+
+    done = invoke("nodes")
+    assert done.exit_code == 0, done.output
+    assert "CarrierLIF" in done.output
+    for name in (*strategy_names(), *PEERS):
+        assert f" {name} " in done.output
+        described = invoke("nodes", name)
+        assert described.exit_code == 0, described.output
+        assert f"{name}: " in described.output
+    assert "CheckpointBlock" in invoke("nodes", "revlif+checkpoint").output
+    assert "NormCarrierLIF" in invoke("nodes", "norm-carrier").output
+
+
+def test_env_and_doctor_speak(tmp_path):
+    """The environment is that of a worker, and the meters are exact; in processes of their own, whose heap is fresh."""
+    code, out, err = command(tmp_path, "env", "--json")
     assert code == 0, err
     assert json.loads(out)["malloc"]["MALLOC_MMAP_THRESHOLD_"] == "1048576"
-    code, out, err = command("doctor")
+    code, out, err = command(tmp_path, "doctor")
     assert code == 0, out + err
     assert "recompute_flops" in out
     assert err == ""
-
-
-def test_a_record_does_not_tell_where_things_lie(command, tmp_path):
-    """The command is recorded as it was typed, with files by their names alone."""
-    folder = tmp_path / "deep" / "down"
-    code, out, err = command("run", *SMALL, "--passes=memory", "--run-id=a", f"--results={folder}")
-    assert code == 0, out + err
-    text = (folder / "a.json").read_text()
-    assert json.loads(text)["header"]["command"][:2] == ["revsnn-bench", "run"]
-    assert "--results=down" in json.loads(text)["header"]["command"]
-    assert str(tmp_path) not in text

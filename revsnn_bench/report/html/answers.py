@@ -82,9 +82,8 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
 
 def setting(case: Case) -> str:
     """Returns what a reader chooses beside T and B."""
-    depth = f", depth {case.depth}" if case.depth > 1 else ""
-    seed = f", seed {case.seed}" if case.seed else ""
-    return f"{case.workload}, features {'x'.join(map(str, case.shape))}{depth}, {case.dtype}, {case.device}{seed}"
+    depth = [f"depth {case.depth}"] if case.depth > 1 else []
+    return ", ".join([case.workload, f"features {case.features}", *depth, case.dtype, case.device, *case.others])
 
 
 def _point(point: Case, records: list[Record], index: Mapping[Case, int], lifs: Mapping[Case, Record]) -> Point:

@@ -1,10 +1,11 @@
 """One run as one page: the answer, the findings, the figures, every case, the method, the place."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from markupsafe import Markup
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import CASE_FIELDS, Case, CaseField
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
@@ -33,16 +34,18 @@ _SHOWN = (
 
 
 _Numbered = tuple[int, Record]
+
+
+def _point_cell(row: CaseField, item: _Numbered) -> str | int:
+    return item[1].case.value(row)
+
+
 _POINT: list[Column[_Numbered]] = [
     Column("node", lambda item: item[1].case.variant, "the node with its options", is_filter=True),
-    Column("workload", lambda item: item[1].case.workload, "what the node was measured in", is_filter=True),
-    Column("T", lambda item: item[1].case.timesteps, "time steps", is_number=True, is_filter=True),
-    Column("B", lambda item: item[1].case.batch, "samples in a batch", is_number=True, is_filter=True),
-    Column("features", lambda item: "x".join(map(str, item[1].case.shape)), "shape of one sample", is_filter=True),
-    Column("D", lambda item: item[1].case.depth, "blocks stacked", is_number=True, is_filter=True),
-    Column("dtype", lambda item: item[1].case.dtype, is_filter=True),
-    Column("device", lambda item: item[1].case.device, is_filter=True),
-    Column("seed", lambda item: item[1].case.seed, is_number=True, is_filter=True),
+    *(
+        Column(row.title, partial(_point_cell, row), row.meaning, is_number=row.is_number, is_filter=True)
+        for row in CASE_FIELDS[1:]
+    ),
     Column("status", lambda item: item[1].status.value, "how the case ended", is_filter=True),
 ]
 

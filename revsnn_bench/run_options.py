@@ -1,0 +1,90 @@
+"""The options of a run, once, for `revsnn-bench run` and for the pytest plugin: names, parsers, defaults, help."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from revsnn_bench.case import COUNT, FIELDS, POSITIVE, WHOLE, each, one_of, parse_size
+from revsnn_bench.measuring import PASSES
+
+FORMATS = ("md", "csv", "json", "html", "svg")
+
+
+@dataclass(frozen=True)
+class RunOption:
+    """One option of a run: `--NAME` on the command line, `--GROUP-NAME` in pytest.
+
+    Args:
+        group: "sweep" for what is measured, "run" for how.
+        name: in pytest, after the group.
+        help: one sentence.
+        metavar: stands for the value in help texts; empty for a flag.
+        parse: reads the value; not used by a flag.
+        default: as text, as a user would type it; empty for none.
+        typed: name on the command line, where it is another.
+    """
+
+    group: str
+    name: str
+    help: str
+    metavar: str = ""
+    parse: Callable[[str], Any] = str
+    default: str = ""
+    typed: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The option of `revsnn-bench run`."""
+        return f"--{self.typed or self.name}"
+
+    @property
+    def pytest_flag(self) -> str:
+        """The option of pytest."""
+        return f"--{self.group}-{self.name}"
+
+    @property
+    def key(self) -> str:
+        """Name of the parameter of the command."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+SWEEP_OPTIONS = tuple(RunOption("sweep", row.name, row.help, "VALUES", each(row.parse)) for row in FIELDS if row.swept)
+
+RUN_OPTIONS = (
+    RunOption("run", "id", "Name of the run; made of date and time by default.", "NAME", typed="run-id"),
+    RunOption("run", "results", "Folder of saved runs.", "DIR", Path, "results"),
+    RunOption("run", "reports", "Folder of reports.", "DIR", Path, "reports"),
+    RunOption(
+        "run", "formats", "Formats of the reports.", "FORMATS", each(one_of(FORMATS)), ",".join(FORMATS), typed="format"
+    ),
+    RunOption("run", "live", "Refresh the page in the reports folder as cases finish."),
+    RunOption("run", "resume", "Go on with an interrupted run: its id, or its .jsonl file.", "RUN"),
+    RunOption("run", "timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
+    RunOption("run", "memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_size),
+    RunOption("run", "threads", "Threads of each worker; torch's default if not given.", "N", COUNT),
+    RunOption("run", "passes", "Passes of each case.", "PASSES", each(one_of(tuple(PASSES))), ",".join(PASSES)),
+    RunOption("run", "target", "Timed seconds to aim for per case.", "SECONDS", POSITIVE, "0.1"),
+    RunOption("run", "keep-freed", "Keep freed memory while timing, so that there are no page faults."),
+    RunOption("run", "epochs", "Epochs of training for accuracy in digits-net.", "N", WHOLE, "3"),
+    RunOption(
+        "run", "preload", "Modules that workers import first, such as one that registers a node.", "MODULES", each(str)
+    ),
+)
+
+OPTIONS = {option.key: option for option in (*SWEEP_OPTIONS, *RUN_OPTIONS)}
+"""Every option by the name of its parameter, such as `run_id`."""
+
+
+def find_journal(run: str, results_dir: Path) -> Path:
+    """The journal of an interrupted run, from its id or its path.
+
+    Raises:
+        ValueError: there is none, or the run is finished.
+    """
+    path = Path(run) if run.endswith(".jsonl") else results_dir / f"{run}.jsonl"
+    if not path.is_file():
+        finished = path.with_suffix(".json").is_file()
+        why = "that run is finished; there is nothing left to do" if finished else "there is no such journal"
+        raise ValueError(f"cannot resume {path}: {why}.")
+    return path
