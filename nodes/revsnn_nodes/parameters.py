@@ -1,16 +1,27 @@
-"""Validated, frozen neuron parameters: the numbers that every equation takes, and nothing that changes in a run."""
+"""Validated, frozen parameters of every neuron: the numbers that its equations take; none of them changes in a run."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 ResetGate = Literal["output", "spike"]
+CarrierMode = Literal["train", "always"]
+
+KAPPA = 31 / 64
+"""Largest fraction that carries an input: below 1/2, and 1 + KAPPA is exact even in bfloat16, so that clamped inputs
+are recognised without error."""
 
 
 def require(condition: bool, argument: str, rule: str, got: object, why: str, fix: str) -> None:
     """Raises `ValueError` in the one form that every error of this package has, unless `condition` holds."""
     if not condition:
         raise ValueError(f"`{argument}` must {rule}; got {got!r}. {why} {fix}")
+
+
+def require_word(argument: str, words: tuple[str, ...], got: object, why: str, fix: str) -> None:
+    """Raises `ValueError` as `require` does, unless the argument is one of some words."""
+    *others, last = (f'"{word}"' for word in words)
+    require(got in words, argument, f"be {', '.join(others)} or {last}", got, why, fix)
 
 
 def _require_finite(argument: str, value: float) -> None:
@@ -75,6 +86,39 @@ class LIFParameters:
 
 
 @dataclass(frozen=True)
+class CarrierParameters(LIFParameters):
+    """Parameters of the carrier neuron: those of the LIF, and how the output carries the input.
+
+    Args:
+        epsilon: scale of the carried input, a power of two below 1.
+        carrier: "train" emits spikes alone in `eval()`; "always" keeps the carrier there too.
+    Raises:
+        ValueError: epsilon is not a power of two in (0, 1), or carrier is another word.
+    """
+
+    epsilon: float = 1 / 16
+    carrier: CarrierMode = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < self.epsilon < 1 and math.frexp(self.epsilon)[0] == 0.5,
+            "epsilon",
+            "be a power of two in (0, 1)",
+            self.epsilon,
+            "Scaling by a power of two loses no bit of the carried input.",
+            "Pass for example 1/16 or 1/256.",
+        )
+        modes, fix = ("train", "always"), 'Pass "train" for binary spikes in eval().'
+        require_word("carrier", modes, self.carrier, "It says when the output carries its input.", fix)
+
+    @property
+    def clamp(self) -> float:
+        """c: the input is clamped to [-c, c], so that the fraction never reaches the spike."""
+        return KAPPA / self.epsilon
+
+
+@dataclass(frozen=True)
 class CoupledParameters(LIFParameters):
     """Parameters of the coupled (reversible) dynamics.
 
@@ -112,14 +156,8 @@ class CoupledParameters(LIFParameters):
             "Dimension 0 of a step [N, *] is the batch: its samples must stay independent.",
             "Pass 1 for channels or -1 for the last dimension.",
         )
-        require(
-            self.reset_gate in ("output", "spike"),
-            "reset_gate",
-            'be "output" or "spike"',
-            self.reset_gate,
-            "It names what opens the reset.",
-            'Pass "output" for the invertible dynamics.',
-        )
+        gates, fix = ("output", "spike"), 'Pass "output" for the invertible dynamics.'
+        require_word("reset_gate", gates, self.reset_gate, "It names what opens the reset.", fix)
         top = 1.0 if self.reset_gate == "spike" else math.nextafter(1.0, 0.0)
         require(
             0.0 < self.alpha <= top,
