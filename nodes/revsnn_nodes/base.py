@@ -15,6 +15,7 @@ from revsnn_nodes.surrogate import as_surrogate
 
 StepMode = Literal["s", "m"]
 P = TypeVar("P", bound=LIFParameters)
+Node = TypeVar("Node", bound="SpikingNode[Any]")
 
 
 def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -60,12 +61,9 @@ class SpikingNode(nn.Module, Generic[P]):
     v: Tensor | float
 
     def __init__(
-        self,
-        neuron: P,
-        surrogate_function: Callable[[Tensor], Tensor] | None,
-        step_mode: StepMode,
+        self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode,
         backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.neuron = neuron
         self.surrogate_function = as_surrogate(surrogate_function)
@@ -141,21 +139,14 @@ class SpikingNode(nn.Module, Generic[P]):
         shape = tuple(given.shape)
         expected = "[N, *]" if self.step_mode == "s" else "[T, N, *]"
         require(
-            x_seq.dim() >= 2 and x_seq.shape[0] > 0,
-            "x",
-            f"be {expected} with at least one step",
-            shape,
+            x_seq.dim() >= 2 and x_seq.shape[0] > 0, "x", f"be {expected} with at least one step", shape,
             f'Step mode "{self.step_mode}" reads it so.',
             'Add the missing dimension, or set step_mode="m" for sequences and "s" for single steps.',
-        )
+        )  # fmt: skip
         require(
-            x_seq.is_floating_point(),
-            "x",
-            "be floating",
-            x_seq.dtype,
-            "The membrane integrates it.",
+            x_seq.is_floating_point(), "x", "be floating", x_seq.dtype, "The membrane integrates it.",
             "Convert it with .float().",
-        )
+        )  # fmt: skip
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
         v = self.v
@@ -163,13 +154,9 @@ class SpikingNode(nn.Module, Generic[P]):
             return None if v == self.neuron.rest else torch.full_like(x_seq[0], v, requires_grad=False)
         have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), x_seq.dtype, x_seq.device)
         require(
-            have == need,
-            "x",
-            f"match the carried state's shape, dtype and device {have}",
-            need,
-            "The membrane of the last call is where this one starts.",
-            "Call reset() between independent batches.",
-        )
+            have == need, "x", f"match the carried state's shape, dtype and device {have}", need,
+            "The membrane of the last call is where this one starts.", "Call reset() between independent batches.",
+        )  # fmt: skip
         return v
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -206,10 +193,10 @@ class SpikingNode(nn.Module, Generic[P]):
             state["v"] = self.v.detach().clone()
         return state
 
-    def fresh(self, kind: "type[SpikingNode[Any]]", **changes: Any) -> "SpikingNode[Any]":
-        """A node of another kind with this one's parameters, surrogate, step mode and training mode, at rest.
+    def fresh(self, kind: type[Node], **changes: Any) -> Node:
+        """A node of another kind, at rest and on the reference backend, with this one's parameters and modes.
 
-        It runs on the reference backend.
+        `changes` are further arguments of its constructor, or parameters that differ.
         """
         parameters = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
         node = kind(

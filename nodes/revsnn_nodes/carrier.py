@@ -77,13 +77,9 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        x_seq: Tensor,
-        v: Tensor | None,
-        neuron: CarrierParameters,
+        info: Any, in_dims: tuple[int | None, ...], x_seq: Tensor, v: Tensor | None, neuron: CarrierParameters,
         surrogate: SurrogateFunction,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:  # fmt: skip
         """The neuron is pointwise, so the mapped dimension is one more dimension of N."""
         x_dim, v_dim = in_dims[:2]
         x_seq = x_seq.unsqueeze(1) if x_dim is None else x_seq.movedim(x_dim, 1)
@@ -106,18 +102,11 @@ class CarrierNode(SpikingNode[CarrierParameters]):
     """What the carrier nodes share: parameters, the forward by plain autograd, and what can be read from an output."""
 
     def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        epsilon: float = 1 / 16,
-        carrier: CarrierMode = "train",
+        self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", epsilon: float = 1 / 16, carrier: CarrierMode = "train",
         backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
+    ) -> None:  # fmt: skip
         neuron = CarrierParameters(tau, decay_input, v_threshold, v_reset, detach_reset, epsilon, carrier)
         super().__init__(neuron, surrogate_function, step_mode, backend)
 

@@ -95,13 +95,9 @@ class DriftGuard:
         why = "It says what to do where the inverse is predicted to give a wrong gradient."
         require_word("on_drift", ("warn", "error", "ignore"), on_drift, why, 'Pass "warn".')
         require(
-            0.0 < tolerance <= 1.0,
-            "drift_tolerance",
-            "lie in (0, 1]",
-            tolerance,
-            "It is a relative error of the gradient.",
-            "Pass for example 1e-3.",
-        )
+            0.0 < tolerance <= 1.0, "drift_tolerance", "lie in (0, 1]", tolerance,
+            "It is a relative error of the gradient.", "Pass for example 1e-3.",
+        )  # fmt: skip
         self.on_drift = on_drift
         self.tolerance = tolerance
         self.warned = False
@@ -142,21 +138,11 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     reset_gate_choice = False
 
     def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        groups: int = 2,
-        group_dim: int = -1,
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        reset_gate: ResetGate = "output",
-        backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
+        self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", groups: int = 2, group_dim: int = -1, alpha: float = 0.5, beta: float = 1.0,
+        reset_gate: ResetGate = "output", backend: Backend = DEFAULT_BACKEND,
+    ) -> None:  # fmt: skip
         neuron = CoupledParameters(
             tau, decay_input, v_threshold, v_reset, detach_reset, groups, group_dim, alpha, beta, reset_gate
         )
@@ -165,13 +151,11 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     def check_neuron(self, neuron: CoupledParameters) -> None:
         """See `SpikingNode.check_neuron`: a node that inverts its membrane has no other gate than the output."""
         require(
-            self.reset_gate_choice or neuron.reset_gate == "output",
-            "reset_gate",
-            f'be "output" for {type(self).__name__}',
-            neuron.reset_gate,
+            self.reset_gate_choice or neuron.reset_gate == "output", "reset_gate",
+            f'be "output" for {type(self).__name__}', neuron.reset_gate,
             "It inverts the reset from its output alone.",
             "Use AnchoredReversibleLIF, which never inverts the membrane.",
-        )
+        )  # fmt: skip
 
     def spikes(self, x_seq: Tensor, y_seq: Tensor) -> Tensor:
         """The spikes in an output, given its input; both, and the result, `[T, N, *]`."""
@@ -356,13 +340,9 @@ class InvertingNode(CoupledNode):
         neuron = self.neuron
         carried = self.v if v_last is None else v_last
         require(
-            isinstance(carried, Tensor),
-            "v_last",
-            "be the membrane after the last step of y_seq",
-            carried,
-            "The inverse starts there, and no state is carried now.",
-            "Pass it, or call invert() before reset().",
-        )
+            isinstance(carried, Tensor), "v_last", "be the membrane after the last step of y_seq", carried,
+            "The inverse starts there, and no state is carried now.", "Pass it, or call invert() before reset().",
+        )  # fmt: skip
         assert isinstance(carried, Tensor)
         v: Parts = split(carried, neuron)
         x_seq, spike_seq = torch.empty_like(y_seq), torch.empty_like(y_seq)
@@ -490,13 +470,9 @@ class AnchoredReversibleLIF(CoupledNode):
     def __init__(self, *args: Any, anchor_every: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         require(
-            anchor_every is None or anchor_every >= 1,
-            "anchor_every",
-            "be at least 1 step",
-            anchor_every,
-            "It is the length of a segment.",
-            "Leave it out to keep nothing.",
-        )
+            anchor_every is None or anchor_every >= 1, "anchor_every", "be at least 1 step", anchor_every,
+            "It is the length of a segment.", "Leave it out to keep nothing.",
+        )  # fmt: skip
         self.anchor_every = anchor_every
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -110,14 +110,9 @@ def recharge(
 
 
 def lif_step_vjp(
-    h: Tensor,
-    spike: Tensor,
-    sbar: Tensor,
-    vbar: Tensor | None,
-    neuron: LIFParameters,
-    surrogate: SurrogateFunction,
+    h: Tensor, spike: Tensor, sbar: Tensor, vbar: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction,
     out: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Vector-Jacobian product of one LIF step, outside of autograd.
 
     Args:
@@ -196,24 +191,19 @@ def split(x: Tensor, neuron: CoupledParameters) -> tuple[Tensor, ...]:
     """
     dims = x.dim()
     require(
-        -dims < neuron.group_dim < dims,
-        "group_dim",
-        f"name a feature dimension of a step [N, *] with {dims} dimensions",
-        neuron.group_dim,
+        -dims < neuron.group_dim < dims, "group_dim",
+        f"name a feature dimension of a step [N, *] with {dims} dimensions", neuron.group_dim,
         "Dimension 0 is the batch, and samples must stay independent.",
         "Pass 1 for channels or -1 for the last dimension.",
-    )
+    )  # fmt: skip
     size = x.shape[neuron.group_dim]
     if size % neuron.groups:  # the divisors of a large size take longer to list than the step takes to compute
         divisors = [n for n in range(2, size + 1) if size % n == 0][:8]
         require(
-            False,
-            "groups",
-            f"divide the size {size} of dimension {neuron.group_dim}",
-            neuron.groups,
+            False, "groups", f"divide the size {size} of dimension {neuron.group_dim}", neuron.groups,
             "Each part's output carries an equal part of the input.",
             f"Pass one of {divisors or 'another group_dim'}.",
-        )
+        )  # fmt: skip
     return x.chunk(neuron.groups, neuron.group_dim)
 
 
@@ -241,13 +231,12 @@ def coupled_step(
     Returns:
         Output Y, membrane after the step, and charge M, n parts each.
     """
-    outputs: list[Tensor] = []
-    membranes: list[Tensor] = []
-    charges: list[Tensor] = []
+    outputs, membranes, charges = [], [], []
+    drive = x[0]
     for i in range(neuron.groups):
-        charge = neuronal_charge(x[0] if i == 0 else outputs[i - 1], v[i], neuron)
+        charge = neuronal_charge(drive, v[i], neuron)
         spike = fire(charge - neuron.v_threshold)
-        y = spike + neuron.beta * x[(i + 1) % neuron.groups]
+        drive = y = spike + neuron.beta * x[(i + 1) % neuron.groups]
         gate = spike if neuron.reset_gate == "spike" else output_gate(y)
         if neuron.detach_reset:
             gate = gate.detach()
@@ -273,13 +262,13 @@ def invert_membranes(y: Parts, v_next: Parts, neuron: CoupledParameters) -> tupl
         neuron: parameters, with `reset_gate="output"`.
     Returns:
         The first input part X_1, the membrane before the step, and the charge M (n parts each).
-    Exactness: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) per step; see `revsnn_nodes.coupled`.
+    Exactness: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) per step; see `coupled.predicted_gradient_error`.
     """
-    n = neuron.groups
-    charges = [_undo_reset(v_next[i], y[i], neuron) for i in range(n)]
-    x_first = _carried_input(y[n - 1], charges[n - 1], neuron)
-    drives = [x_first, *y[: n - 1]]
-    return x_first, [_undo_charge(charges[i], drives[i], neuron) for i in range(n)], charges
+    charges = [_undo_reset(after, out, neuron) for after, out in zip(v_next, y, strict=True)]
+    x_first = _carried_input(y[-1], charges[-1], neuron)
+    drives = [x_first, *y[:-1]]
+    v = [_undo_charge(charge, drive, neuron) for charge, drive in zip(charges, drives, strict=True)]
+    return x_first, v, charges
 
 
 def recover_inputs(y: Parts, charges: Parts, neuron: CoupledParameters) -> list[Tensor]:
@@ -332,13 +321,9 @@ def _undo_charge(charge: Tensor, drive: Tensor, neuron: CoupledParameters) -> Te
 
 
 def coupled_step_vjp(
-    y: Parts,
-    charges: Parts,
-    ybar: Parts,
-    vbar_next: Parts,
-    neuron: CoupledParameters,
+    y: Parts, charges: Parts, ybar: Parts, vbar_next: Parts, neuron: CoupledParameters,
     phi: Callable[[Tensor], Tensor],
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Vector-Jacobian product of one step, for the groups from last to first; nothing of the forward is run again.
 
     Args:
@@ -367,13 +352,9 @@ def coupled_step_vjp(
 
 
 def _reset_vjp(
-    y: Tensor,
-    charge: Tensor,
-    ybar: Tensor,
-    vbar_next: Tensor,
-    neuron: CoupledParameters,
+    y: Tensor, charge: Tensor, ybar: Tensor, vbar_next: Tensor, neuron: CoupledParameters,
     phi: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradient at the output with the reset's share added, and gradient at the charge."""
     by_spike = neuron.reset_gate == "spike"
     z = charge - neuron.v_threshold

@@ -25,16 +25,10 @@ class LIFNode(SpikingNode[LIFParameters]):
     """What the two nodes of the standard LIF share: constructor and reference."""
 
     def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
+        self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+    ) -> None:  # fmt: skip
         neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
         super().__init__(neuron, surrogate_function, step_mode, backend)
 
@@ -86,13 +80,9 @@ class CheckpointedLIF(LIFNode):
     def __init__(self, *args: Any, checkpoint_every: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         require(
-            checkpoint_every is None or checkpoint_every >= 1,
-            "checkpoint_every",
-            "be at least 1 step",
-            checkpoint_every,
-            "It is the length of a segment.",
-            "Leave it out for ceil(sqrt(T)).",
-        )
+            checkpoint_every is None or checkpoint_every >= 1, "checkpoint_every", "be at least 1 step",
+            checkpoint_every, "It is the length of a segment.", "Leave it out for ceil(sqrt(T)).",
+        )  # fmt: skip
         self.checkpoint_every = checkpoint_every
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,7 @@ batch norm leaves the norm to keep its input; here the one output stands for bot
 state_dict are `torch.nn.BatchNorm2d`'s, so that weights move between these nodes and an ordinary norm.
 """
 
-import copy
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, Self, overload
 
 import torch
@@ -81,15 +79,9 @@ class NormCarrierNode(CarrierNode):
 
     @with_arguments_of(CarrierNode)
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
+        track_running_stats: bool = True, *args: Any, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
@@ -111,26 +103,20 @@ class NormCarrierNode(CarrierNode):
             ValueError: another module; SyncBatchNorm among them, whose statistics span processes.
         """
         require(
-            isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d),
-            "norm",
-            "be a BatchNorm1d, BatchNorm2d or BatchNorm3d",
-            type(norm).__name__,
+            isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d), "norm",
+            "be a BatchNorm1d, BatchNorm2d or BatchNorm3d", type(norm).__name__,
             "The layer normalises by the statistics of its own process and batch.",
             "Keep another norm (SyncBatchNorm among them) as it is, and put a CarrierLIF behind it.",
-        )
+        )  # fmt: skip
         assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d | nn.BatchNorm3d)
         settings = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         return cls(norm.num_features, *settings, **neuron)._with_values_of(norm)
 
     def reference(self) -> "StoredNormCarrierLIF":
         """A `StoredNormCarrierLIF` with these parameters and statistics, in storage of its own."""
-        neuron = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
-        settings = {name: getattr(self, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
-        surrogate = copy.deepcopy(self.surrogate_function)
-        node = StoredNormCarrierLIF(
-            self.num_features, **settings, **neuron, surrogate_function=surrogate, step_mode=self.step_mode
-        )
-        return node._with_values_of(self)
+        names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+        settings = {name: getattr(self, name) for name in names}
+        return self.fresh(StoredNormCarrierLIF, **settings)._with_values_of(self)
 
     def forward(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalises, adds a residual where one is given, and runs the neuron.
@@ -143,13 +129,10 @@ class NormCarrierNode(CarrierNode):
                 `backend="fused"` where there are no fused kernels for the case.
         """
         require(
-            residual is None or residual.shape == z.shape,
-            "residual",
-            f"have the shape of z {tuple(z.shape)}",
-            None if residual is None else tuple(residual.shape),
-            "It is added neuron by neuron.",
+            residual is None or residual.shape == z.shape, "residual", f"have the shape of z {tuple(z.shape)}",
+            None if residual is None else tuple(residual.shape), "It is added neuron by neuron.",
             "Expand it, or pass it through a shortcut of the right shape.",
-        )
+        )  # fmt: skip
         return self._run(z, residual)
 
     def multi_step_forward(
@@ -167,12 +150,9 @@ class NormCarrierNode(CarrierNode):
         return self.stored_forward(x_seq, v, residual)
 
     def stored_forward(
-        self,
-        x_seq: Tensor,
-        v: Tensor | None,
-        residual: Tensor | None,
+        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None,
         run_neuron: Callable[..., tuple[Tensor, Tensor]] = lif_sequence,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The forward by plain autograd, in training and in `eval()`; see `multi_step_forward`."""
         affine = (None, None) if self.carries else (self.weight, self.bias)
         mean, var, momentum = self.running_mean, self.running_var, 0.0
@@ -211,21 +191,16 @@ class NormCarrierNode(CarrierNode):
     def _check_input(self, x_seq: Tensor, given: Tensor) -> None:
         super()._check_input(x_seq, given)
         require(
-            x_seq.dim() >= 3 and x_seq.shape[2] == self.num_features,
-            "z",
-            f"have num_features = {self.num_features} channels after time and batch",
-            tuple(given.shape),
-            "Each channel has a mean and a variance of its own.",
-            'Pass [T, N, C, *], or [N, C, *] in step mode "s".',
-        )
+            x_seq.dim() >= 3 and x_seq.shape[2] == self.num_features, "z",
+            f"have num_features = {self.num_features} channels after time and batch", tuple(given.shape),
+            "Each channel has a mean and a variance of its own.", 'Pass [T, N, C, *], or [N, C, *] in step mode "s".',
+        )  # fmt: skip
         require(
-            not self.training or x_seq.numel() > self.num_features,
-            "z",
-            "hold more than 1 value per channel when training",
-            tuple(given.shape),
+            not self.training or x_seq.numel() > self.num_features, "z",
+            "hold more than 1 value per channel when training", tuple(given.shape),
             "Expected more than 1 value per channel when training: the variance of one value is 0.",
             "Use more steps, samples or positions, or eval().",
-        )
+        )  # fmt: skip
 
 
 class StoredNormCarrierLIF(NormCarrierNode):
@@ -245,14 +220,9 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        z_seq: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        v: Tensor | None,
-        layer: NormCarrierNode,
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, z_seq: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+        v: Tensor | None, layer: NormCarrierNode,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         neuron: CarrierParameters = layer.neuron
         mean, var, momentum = layer.update_of_statistics()
         flat, _, inverse_std = torch.native_batch_norm(
@@ -357,14 +327,9 @@ def _cut(n_seq: Tensor, clamp: float) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _regenerate_charges(
-    y_seq: Tensor,
-    v: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    charge_seq: Tensor,
-    neuron: CarrierParameters,
-) -> None:
+    y_seq: Tensor, v: Tensor | None, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    charge_seq: Tensor, neuron: CarrierParameters,
+) -> None:  # fmt: skip
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
     gain = neuron.input_gain / neuron.epsilon
     scale = gain if weight is None else per_channel(weight * gain, y_seq)
@@ -382,13 +347,9 @@ def _regenerate_charges(
 
 
 def _through_the_norm(
-    nbar_seq: Tensor,
-    y_seq: Tensor,
-    sums: _ChannelSums,
-    inverse_std: Tensor,
-    cut: tuple[Tensor | None, Tensor | None],
-    neuron: CarrierParameters,
-) -> None:
+    nbar_seq: Tensor, y_seq: Tensor, sums: _ChannelSums, inverse_std: Tensor,
+    cut: tuple[Tensor | None, Tensor | None], neuron: CarrierParameters,
+) -> None:  # fmt: skip
     """Turns the gradient at the normalised input into that at z, in place."""
     sigma = inverse_std.to(sums.dtype)
     # One factor 1 / epsilon for the carried value inside the sum, one for that in the product.

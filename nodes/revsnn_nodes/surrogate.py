@@ -80,13 +80,9 @@ class SurrogateFunction(nn.Module):
         super().__init__()
         self.alpha = self.formulas.alpha if alpha is None else alpha
         require(
-            self.alpha > 0,
-            "alpha",
-            "be positive",
-            self.alpha,
-            "It is the sharpness of the surrogate's slope.",
+            self.alpha > 0, "alpha", "be positive", self.alpha, "It is the sharpness of the surrogate's slope.",
             f"Leave it out for the default {self.formulas.alpha}.",
-        )
+        )  # fmt: skip
 
     def forward(self, z: Tensor) -> Tensor:
         """Fires: Theta(z), with derivative phi(z) in autograd."""
@@ -204,22 +200,15 @@ class ForeignSurrogate(SurrogateFunction):
         self.function = function
         fired = function(torch.tensor([-1.0, 0.5])).tolist()
         require(
-            fired == [0.0, 1.0],
-            "surrogate_function",
-            "fire 0 below and 1 above the threshold",
-            f"{fired} at z = -1 and 0.5",
-            "The backward passes know the spike to be Theta(z).",
+            fired == [0.0, 1.0], "surrogate_function", "fire 0 below and 1 above the threshold",
+            f"{fired} at z = -1 and 0.5", "The backward passes know the spike to be Theta(z).",
             "In SpikingJelly, leave its `spiking=True`.",
-        )
+        )  # fmt: skip
         trainable = isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters())
         require(
-            not trainable,
-            "surrogate_function",
-            "have no trainable parameters",
-            function,
-            "The closed-form backward passes return no gradient for them.",
-            "Freeze them with requires_grad_(False).",
-        )
+            not trainable, "surrogate_function", "have no trainable parameters", function,
+            "The closed-form backward passes return no gradient for them.", "Freeze them with requires_grad_(False).",
+        )  # fmt: skip
 
     def forward(self, z: Tensor) -> Tensor:
         """Fires with the given function."""
@@ -256,11 +245,7 @@ def as_surrogate(function: Callable[[Tensor], Tensor] | None) -> SurrogateFuncti
     if isinstance(function, SurrogateFunction):
         return function
     require(
-        callable(function),
-        "surrogate_function",
-        "be a surrogate object or a callable on tensors",
-        function,
-        "The neuron fires by calling it.",
-        "Pass for example revsnn_nodes.surrogate.ATan().",
-    )
+        callable(function), "surrogate_function", "be a surrogate object or a callable on tensors", function,
+        "The neuron fires by calling it.", "Pass for example revsnn_nodes.surrogate.ATan().",
+    )  # fmt: skip
     return ForeignSurrogate(function)
