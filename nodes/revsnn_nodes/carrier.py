@@ -12,19 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
+from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode
-from revsnn_nodes.equations import (
-    clamp_input,
-    clamp_input_vjp,
-    decode_input,
-    decode_output,
-    decode_spikes,
-    fire,
-    lif_sequence,
-    lif_step,
-    lif_step_vjp,
-    recharge,
-)
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CarrierMode, CarrierParameters
 from revsnn_nodes.surrogate import SurrogateFunction
@@ -41,8 +30,8 @@ class _DecodeAndMultiply(torch.autograd.Function):
         y_seq = torch.empty_like(x_seq)
         membrane: Tensor | float = neuron.rest if v is None else v
         for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
-            x = clamp_input(x, neuron)
-            spike, membrane = lif_step(x, membrane, neuron, fire)
+            x = eq.clamp_input(x, neuron)
+            spike, membrane = eq.lif_step(x, membrane, neuron, eq.fire)
             torch.add(spike, x, alpha=neuron.epsilon, out=out)
         assert isinstance(membrane, Tensor)
         return y_seq, membrane
@@ -67,11 +56,11 @@ class _DecodeAndMultiply(torch.autograd.Function):
         del v
         for t in range(y_seq.shape[0] - 1, -1, -1):
             with record_function("recompute"):
-                spike, carried = decode_output(y_seq[t])
+                spike, carried = eq.decode_output(y_seq[t])
             ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
-            hbar = lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate)
+            hbar = eq.lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate)
             xbar = torch.add(neuron.input_gain * hbar, ybar, alpha=neuron.epsilon)
-            xbar_seq[t] = clamp_input_vjp(xbar, carried, neuron)
+            xbar_seq[t] = eq.clamp_input_vjp(xbar, carried, neuron)
             vbar = hbar.mul_(neuron.keep)
         return xbar_seq, vbar if ctx.needs_input_grad[1] else None, None, None
 
@@ -93,8 +82,8 @@ def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neu
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
     membrane = None if v is None else v - neuron.rest
     for y, out in zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True):
-        spike, carried = decode_output(y)
-        h, membrane = recharge(carried.mul_(neuron.input_gain / neuron.epsilon), membrane, spike, neuron)
+        spike, carried = eq.decode_output(y)
+        h, membrane = eq.recharge(carried.mul_(neuron.input_gain / neuron.epsilon), membrane, spike, neuron)
         out.copy_(h)
 
 
@@ -112,8 +101,8 @@ class CarrierNode(SpikingNode[CarrierParameters]):
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs T steps under plain autograd; see `SpikingNode.multi_step_forward`."""
-        clamped = clamp_input(x_seq, self.neuron)
-        spike_seq, v_last = lif_sequence(clamped, v, self.neuron, self.surrogate_function)
+        clamped = eq.clamp_input(x_seq, self.neuron)
+        spike_seq, v_last = eq.lif_sequence(clamped, v, self.neuron, self.surrogate_function)
         return torch.add(spike_seq, clamped, alpha=self.neuron.epsilon) if self.carries else spike_seq, v_last
 
     @property
@@ -123,8 +112,8 @@ class CarrierNode(SpikingNode[CarrierParameters]):
 
     def decode(self, y_seq: Tensor) -> tuple[Tensor, Tensor]:
         """The clamped input and the spikes of an output that carries, both of its shape."""
-        spike_seq = decode_spikes(y_seq)
-        return decode_input(y_seq, spike_seq, self.neuron.epsilon), spike_seq
+        spike_seq = eq.decode_spikes(y_seq)
+        return eq.decode_input(y_seq, spike_seq, self.neuron.epsilon), spike_seq
 
     def clamped_fraction(self, y_seq: Tensor) -> float:
         """The share of inputs that the clamp cut, read from an output that carries."""
@@ -175,5 +164,5 @@ class CarrierLIF(CarrierNode):
         from revsnn_nodes.kernels.autograd import FusedCarrier, fused_lif
 
         if not self.carries:
-            return fused_lif(clamp_input(x_seq, self.neuron), v, self.neuron, self.surrogate_function)
+            return fused_lif(eq.clamp_input(x_seq, self.neuron), v, self.neuron, self.surrogate_function)
         return FusedCarrier.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

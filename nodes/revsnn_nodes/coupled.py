@@ -20,20 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
+from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
-from revsnn_nodes.equations import (
-    Parts,
-    Spike,
-    arriving,
-    coupled_step,
-    coupled_step_vjp,
-    initial_membrane,
-    invert_membranes,
-    join,
-    recover_inputs,
-    regenerate_step,
-    split,
-)
+from revsnn_nodes.equations import Parts, Spike
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -172,12 +161,12 @@ class CoupledNode(SpikingNode[CoupledParameters]):
 def coupled_sequence(x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, fire: Spike) -> tuple[Tensor, Tensor]:
     """T steps under autograd: output `[T, N, *]` and the last membrane `[N, *]`."""
     steps = x_seq.unbind(0)
-    membranes: Parts = split(initial_membrane(steps[0], v, neuron), neuron)
+    membranes: Parts = eq.split(eq.initial_membrane(steps[0], v, neuron), neuron)
     outputs = []
     for x in steps:
-        y, membranes, _ = coupled_step(split(x, neuron), membranes, neuron, fire)
-        outputs.append(join(y, neuron))
-    return torch.stack(outputs), join(membranes, neuron)
+        y, membranes, _ = eq.coupled_step(eq.split(x, neuron), membranes, neuron, fire)
+        outputs.append(eq.join(y, neuron))
+    return torch.stack(outputs), eq.join(membranes, neuron)
 
 
 class StoredCoupledLIF(CoupledNode):
@@ -202,19 +191,19 @@ def _run_forward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """T steps without a graph: output, last membrane, and the membranes before steps `every`, 2 `every` and so on."""
     y_seq = torch.empty_like(x_seq)
-    membranes: Parts = split(initial_membrane(x_seq[0], v, neuron), neuron)
+    membranes: Parts = eq.split(eq.initial_membrane(x_seq[0], v, neuron), neuron)
     anchors = []
     for t, (x, out) in enumerate(zip(x_seq.unbind(0), y_seq.unbind(0), strict=True)):
         if t and t % every == 0:
-            anchors.append(join(membranes, neuron))
-        y, membranes, _ = coupled_step(split(x, neuron), membranes, neuron, heaviside)
+            anchors.append(eq.join(membranes, neuron))
+        y, membranes, _ = eq.coupled_step(eq.split(x, neuron), membranes, neuron, heaviside)
         _write(out, y, neuron)
-    return y_seq, join(membranes, neuron), anchors
+    return y_seq, eq.join(membranes, neuron), anchors
 
 
 def _write(out: Tensor, parts: Parts, neuron: CoupledParameters) -> None:
     """Writes n parts into one step of a sequence."""
-    for target, part in zip(split(out, neuron), parts, strict=True):
+    for target, part in zip(eq.split(out, neuron), parts, strict=True):
         target.copy_(part)
 
 
@@ -248,31 +237,31 @@ def _backward_in_time(
     """Inverts step by step, and differentiates each step by what the inverse has found."""
     y_seq, v_last = ctx.saved_tensors
     neuron = ctx.neuron
-    ybar_seq = arriving(ybar_seq, y_seq)
+    ybar_seq = eq.arriving(ybar_seq, y_seq)
     xbar_seq = torch.empty_like(y_seq)
-    v: Parts = split(v_last, neuron)
-    vbar: Parts = split(arriving(vbar_last, v_last), neuron)
+    v: Parts = eq.split(v_last, neuron)
+    vbar: Parts = eq.split(eq.arriving(vbar_last, v_last), neuron)
     del v_last
     for t in range(y_seq.shape[0] - 1, -1, -1):
-        y = split(y_seq[t], neuron)
+        y = eq.split(y_seq[t], neuron)
         with record_function("recompute"):
-            _, v, charges = invert_membranes(y, v, neuron)
-        xbar, vbar = step_vjp(y, v, charges, split(ybar_seq[t], neuron), vbar, ctx)
+            _, v, charges = eq.invert_membranes(y, v, neuron)
+        xbar, vbar = step_vjp(y, v, charges, eq.split(ybar_seq[t], neuron), vbar, ctx)
         _write(xbar_seq[t], xbar, neuron)
-    return xbar_seq, join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None
+    return xbar_seq, eq.join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None
 
 
 def _multiply(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: Any) -> tuple[Parts, Parts]:
-    return coupled_step_vjp(y, charges, ybar, vbar, ctx.neuron, ctx.surrogate.derivative)
+    return eq.coupled_step_vjp(y, charges, ybar, vbar, ctx.neuron, ctx.surrogate.derivative)
 
 
 def _rerun(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: Any) -> tuple[Parts, Parts]:
     groups = ctx.neuron.groups
     with record_function("recompute"):
-        x = recover_inputs(y, charges, ctx.neuron)
+        x = eq.recover_inputs(y, charges, ctx.neuron)
     with record_function("recompute"), torch.enable_grad():
         leaves = [part.detach().requires_grad_() for part in (*x, *v)]
-        outputs, membranes, _ = coupled_step(leaves[:groups], leaves[groups:], ctx.neuron, ctx.surrogate)
+        outputs, membranes, _ = eq.coupled_step(leaves[:groups], leaves[groups:], ctx.neuron, ctx.surrogate)
     grads = torch.autograd.grad((*outputs, *membranes), leaves, (*ybar, *vbar))
     return grads[:groups], grads[groups:]
 
@@ -344,14 +333,14 @@ class InvertingNode(CoupledNode):
             "The inverse starts there, and no state is carried now.", "Pass it, or call invert() before reset().",
         )  # fmt: skip
         assert isinstance(carried, Tensor)
-        v: Parts = split(carried, neuron)
+        v: Parts = eq.split(carried, neuron)
         x_seq, spike_seq = torch.empty_like(y_seq), torch.empty_like(y_seq)
         for t in range(y_seq.shape[0] - 1, -1, -1):
-            y = split(y_seq[t], neuron)
-            _, v, charges = invert_membranes(y, v, neuron)
-            _write(x_seq[t], recover_inputs(y, charges, neuron), neuron)
+            y = eq.split(y_seq[t], neuron)
+            _, v, charges = eq.invert_membranes(y, v, neuron)
+            _write(x_seq[t], eq.recover_inputs(y, charges, neuron), neuron)
             _write(spike_seq[t], [heaviside(charge - neuron.v_threshold) for charge in charges], neuron)
-        return x_seq, spike_seq, join(v, neuron)
+        return x_seq, spike_seq, eq.join(v, neuron)
 
 
 class ReversibleLIF(InvertingNode):
@@ -374,7 +363,7 @@ class ReversibleLIF(InvertingNode):
         from revsnn_nodes.kernels.autograd import FusedInverse
 
         self._check_drift(x_seq, v)
-        split(x_seq[0], self.neuron)  # refuses what does not divide into groups
+        eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         return FusedInverse.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
 
@@ -421,30 +410,30 @@ class _RegenerateAndMultiply(torch.autograd.Function):
         """Gradients of the input and of the first membrane."""
         y_seq, v, *later = ctx.saved_tensors
         neuron, phi = ctx.neuron, ctx.surrogate.derivative
-        ybar_seq = arriving(ybar_seq, y_seq)
+        ybar_seq = eq.arriving(ybar_seq, y_seq)
         # The charges of a segment wait in the buffer of the input gradient until the gradient overwrites them.
         xbar_seq = torch.empty_like(y_seq)
         anchors = [v, *later]
-        vbar: Parts = split(arriving(vbar_last, y_seq[0]), neuron)
+        vbar: Parts = eq.split(eq.arriving(vbar_last, y_seq[0]), neuron)
         del v, later
         for start in range((len(anchors) - 1) * ctx.every, -1, -ctx.every):
             steps = range(start, min(start + ctx.every, y_seq.shape[0]))
             with record_function("recompute"):
                 _regenerate_charges(y_seq, anchors.pop(), steps, xbar_seq, neuron)
             for t in reversed(steps):
-                y, charges = split(y_seq[t], neuron), split(xbar_seq[t], neuron)
-                xbar, vbar = coupled_step_vjp(y, charges, split(ybar_seq[t], neuron), vbar, neuron, phi)
+                y, charges = eq.split(y_seq[t], neuron), eq.split(xbar_seq[t], neuron)
+                xbar, vbar = eq.coupled_step_vjp(y, charges, eq.split(ybar_seq[t], neuron), vbar, neuron, phi)
                 _write(xbar_seq[t], xbar, neuron)
-        return xbar_seq, join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None, None
+        return xbar_seq, eq.join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None, None
 
 
 def _regenerate_charges(
     y_seq: Tensor, anchor: Tensor | None, steps: range, charge_seq: Tensor, neuron: CoupledParameters
 ) -> None:
     """Runs a segment forward from its anchor and the output, and writes its charges."""
-    membranes: Parts = split(initial_membrane(y_seq[steps[0]], anchor, neuron), neuron)
+    membranes: Parts = eq.split(eq.initial_membrane(y_seq[steps[0]], anchor, neuron), neuron)
     for t in steps:
-        membranes, charges = regenerate_step(split(y_seq[t], neuron), membranes, neuron)
+        membranes, charges = eq.regenerate_step(eq.split(y_seq[t], neuron), membranes, neuron)
         _write(charge_seq[t], charges, neuron)
 
 
@@ -485,7 +474,7 @@ class AnchoredReversibleLIF(CoupledNode):
         """See `SpikingNode.fused_sequence`."""
         from revsnn_nodes.kernels.autograd import FusedAnchored
 
-        split(x_seq[0], self.neuron)  # refuses what does not divide into groups
+        eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         every = self.anchor_every or x_seq.shape[0]
         y_seq, v_last, _ = FusedAnchored.apply(x_seq, v, self.neuron, self.surrogate_function, every)
         return y_seq, v_last

@@ -14,18 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 from torch.profiler import record_function
 
+from revsnn_nodes import equations as eq
 from revsnn_nodes.base import with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
-from revsnn_nodes.equations import (
-    clamp_input,
-    clamp_input_vjp,
-    decode_output,
-    fire,
-    lif_sequence,
-    lif_step,
-    lif_step_vjp,
-    recharge,
-)
 from revsnn_nodes.parameters import CarrierParameters, require
 
 
@@ -151,7 +142,7 @@ class NormCarrierNode(CarrierNode):
 
     def stored_forward(
         self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None,
-        run_neuron: Callable[..., tuple[Tensor, Tensor]] = lif_sequence,
+        run_neuron: Callable[..., tuple[Tensor, Tensor]] = eq.lif_sequence,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The forward by plain autograd, in training and in `eval()`; see `multi_step_forward`."""
         affine = (None, None) if self.carries else (self.weight, self.bias)
@@ -162,7 +153,7 @@ class NormCarrierNode(CarrierNode):
         n_seq = batch_norm(x_seq.flatten(0, 1), mean, var, *affine, by_batch, momentum, self.eps).view_as(x_seq)
         if not self.carries:
             return run_neuron(neuron_input(n_seq, None, None, residual), v, self.neuron, self.surrogate_function)
-        n_seq = clamp_input(n_seq, self.neuron)
+        n_seq = eq.clamp_input(n_seq, self.neuron)
         x_seq = neuron_input(n_seq, per_channel(self.weight, n_seq), per_channel(self.bias, n_seq), residual)
         spike_seq, v_last = run_neuron(x_seq, v, self.neuron, self.surrogate_function)
         return torch.add(spike_seq, n_seq, alpha=self.neuron.epsilon), v_last
@@ -236,7 +227,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         x, spike, membrane = (torch.empty_like(y_seq[0]) for _ in range(3))
         for t, out in enumerate(y_seq.unbind(0)):
             neuron_input(out, gamma, shift, None if residual is None else residual[t], out=x)
-            _, before = lif_step(x, before, neuron, fire, out=(spike, membrane))
+            _, before = eq.lif_step(x, before, neuron, eq.fire, out=(spike, membrane))
             torch.add(spike, out, alpha=neuron.epsilon, out=out)
         ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
@@ -258,9 +249,9 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         spike, carried, hbar, other = (torch.empty_like(y_seq[0]) for _ in range(4))
         for t in range(y_seq.shape[0] - 1, -1, -1):
             with record_function("recompute"):
-                decode_output(y_seq[t], out=(spike, carried))
+                eq.decode_output(y_seq[t], out=(spike, carried))
             ybar = torch.zeros_like(hbar) if ybar_seq is None else ybar_seq[t]
-            lif_step_vjp(zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate, out=hbar)
+            eq.lif_step_vjp(zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate, out=hbar)
             if residual_bar is not None:
                 torch.mul(hbar, neuron.input_gain, out=residual_bar[t])
             if needs[1]:
@@ -269,7 +260,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
                 sums.add("bias", hbar)
             nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.epsilon)
             if beyond is not None:
-                clamp_input_vjp(nbar, carried, neuron, out=nbar)
+                eq.clamp_input_vjp(nbar, carried, neuron, out=nbar)
             sums.add("gradient", nbar)
             sums.add("slope", carried.mul_(nbar))
             vbar = hbar.mul_(neuron.keep)
@@ -337,13 +328,13 @@ def _regenerate_charges(
     before = None if v is None else v - neuron.rest
     spike, membrane = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for t, (y, out) in enumerate(zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True)):
-        decode_output(y, out=(spike, out))
+        eq.decode_output(y, out=(spike, out))
         out.mul_(scale)
         if shift is not None:
             out.add_(shift)
         if residual is not None:
             out.add_(residual[t], alpha=neuron.input_gain)
-        _, before = recharge(out, before, spike, neuron, out=membrane)
+        _, before = eq.recharge(out, before, spike, neuron, out=membrane)
 
 
 def _through_the_norm(
@@ -360,7 +351,7 @@ def _through_the_norm(
     spike, carried = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):
         with record_function("recompute"):
-            decode_output(y, out=(spike, carried))
+            eq.decode_output(y, out=(spike, carried))
         out.mul_(scale).sub_(carried.mul_(of_carried).add_(mean))
     beyond, excess = cut
     if beyond is not None and excess is not None:
