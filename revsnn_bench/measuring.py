@@ -1,40 +1,29 @@
-"""The one measuring path: a case goes in, a record comes out. Every door leads here."""
+"""The one measuring path: a case goes in, a record comes out. The command line, pytest and Python all call `measure`.
+
+`PASSES` is the table of what can be measured. A new meter is one file in `meters/` and one row here, with the field of
+`Record` that it fills. Meters are imported when they run, so that the table can be read without torch.
+"""
 
 import time
 import warnings
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.compile import measure_compile_time
-from revsnn_bench.meters.fidelity import is_right, measure_fidelity
-from revsnn_bench.meters.flops import measure_flops, register_fused_operators
-from revsnn_bench.meters.memory import measure_memory
-from revsnn_bench.meters.timing import measure_time, set_steady_state_malloc
-from revsnn_bench.models.reference import subject_of
-from revsnn_bench.models.training import train
-from revsnn_bench.models.workloads import build
-from revsnn_bench.records import FidelityRecord, FlopsRecord, MemoryRecord, Record, Status, TimeRecord
-from revsnn_bench.runner.client import utc_now
-from revsnn_bench.runner.worker import SkipCase
-from revsnn_bench.system.environment import conditions, read_conditions
-
-Pass = Literal["compile", "memory", "flops", "fidelity", "time"]
-USUAL: tuple[Pass, ...] = ("memory", "flops", "fidelity", "time")
-"""What a case gets unless its suite names other passes."""
+from revsnn_bench.records import AccuracyRecord, FidelityRecord, FlopsRecord, MemoryRecord, Record, Status, TimeRecord
 
 KEEPING_ROUNDS = 10
-"""Until a process that keeps what it frees has all the memory that its steps will ask for."""
+"""Rounds until a process that keeps what it frees has all the memory that its steps will ask for."""
 
 
 class Settings(BaseModel):
     """How to measure: which passes, and how long the timed one takes.
 
     Args:
-        passes: what to measure; each is a pass of its own, so that no counter runs while the clock does. "compile" is
-            for cases that compile something, and none of the usual ones.
+        passes: what to measure, names of `PASSES`; each runs by itself, so that no counter runs while the clock does.
         target_s: timed seconds to aim for per case, the standard LIF's rounds included.
         min_rounds, max_rounds: bounds on the number of timed rounds.
         keep_freed: whether the timed process keeps all memory that it frees, so that no page is new; see
@@ -45,12 +34,20 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    passes: tuple[Pass, ...] = USUAL
+    passes: tuple[str, ...] = Field(default_factory=lambda: USUAL)
     target_s: float = Field(default=0.3, gt=0)
     min_rounds: int = Field(default=5, ge=1)
     max_rounds: int = Field(default=50, ge=1)
     keep_freed: bool = False
     epochs: int = Field(default=0, ge=0)
+
+    @field_validator("passes")
+    @classmethod
+    def _passes_exist(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(value) - set(PASSES))
+        if unknown:
+            raise ValueError(f"`passes` must be among {', '.join(PASSES)}; got {', '.join(unknown)}.")
+        return value
 
 
 def measure(case: Case, settings: Settings | None = None) -> Record:
@@ -68,6 +65,12 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         SkipCase: the case cannot run on this machine.
         ValueError: the case names a node, a workload or options that do not exist or do not fit.
     """
+    import torch
+
+    from revsnn_bench.runner.client import utc_now
+    from revsnn_bench.runner.worker import SkipCase
+    from revsnn_bench.system.environment import conditions, read_conditions
+
     settings = settings or Settings()
     if case.device == "cuda" and not torch.cuda.is_available():
         raise SkipCase("no CUDA device is available")
@@ -75,47 +78,62 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     with warnings.catch_warnings():
         # What a node warns of is recorded by the fidelity pass; here it would only be repeated.
         warnings.simplefilter("ignore")
-        compile_time_s = measure_compile_time(case) if "compile" in settings.passes else None
-        memory = _memory(case) if "memory" in settings.passes else None
-        flops = _flops(case) if "flops" in settings.passes else None
-        fidelity = measure_fidelity(subject_of(case)) if "fidelity" in settings.passes else None
-        timing = _time(case, settings) if "time" in settings.passes else None
-        epochs = case.epochs or (settings.epochs if case.workload.startswith("digits-net") else 0)
-        accuracy = train(case, epochs) if epochs else None
-    right = fidelity is None or is_right(fidelity)
+        parts = {each.field: each.meter(case, settings) for name, each in PASSES.items() if name in settings.passes}
+        accuracy = _accuracy(case, settings)
+    fidelity: FidelityRecord | None = parts.get("fidelity")
+    reason = None if fidelity is None else _disagreement(fidelity)
     return Record(
         case=case,
-        status=Status.OK if right else Status.WRONG,
-        reason=None if fidelity is None or right else _disagreement(fidelity),
-        memory=memory,
-        flops=flops,
-        compile_time_s=compile_time_s,
-        time=timing,
-        fidelity=fidelity,
+        status=Status.WRONG if reason else Status.OK,
+        reason=reason or None,
         accuracy=accuracy,
         conditions=conditions(before),
         started_at=started_at,
         duration_s=time.monotonic() - start,
+        **parts,
     )
 
 
-def _memory(case: Case) -> MemoryRecord:
+def _compile_time(case: Case, settings: Settings) -> float:
+    from revsnn_bench.meters.compile import measure_compile_time
+
+    return measure_compile_time(case)
+
+
+def _memory(case: Case, settings: Settings) -> MemoryRecord:
+    from revsnn_bench.meters.memory import measure_memory
+    from revsnn_bench.models.workloads import build
+
     return measure_memory(build(case))
 
 
-def _flops(case: Case) -> FlopsRecord:
+def _flops(case: Case, settings: Settings) -> FlopsRecord:
+    from revsnn_bench.meters.flops import measure_flops, register_fused_operators
+    from revsnn_bench.models.workloads import build
+
     register_fused_operators()
     return measure_flops(build(case))
 
 
+def _fidelity(case: Case, settings: Settings) -> FidelityRecord:
+    from revsnn_bench.meters.fidelity import measure_fidelity
+    from revsnn_bench.models.reference import subject_of
+
+    return measure_fidelity(subject_of(case))
+
+
 def _time(case: Case, settings: Settings) -> TimeRecord:
+    import torch
+
+    from revsnn_bench.meters.timing import measure_time, set_steady_state_malloc
+    from revsnn_bench.models.workloads import build
+
     kept = set_steady_state_malloc(settings.keep_freed)
-    # A function that once ran under a dispatch mode, as attribution uses, torch.compile leaves eager from then on.
+    # torch.compile leaves a function eager for good once it ran under a dispatch mode, as attribution uses.
     torch.compiler.reset()
-    reference = None if case == case.point else build(case.point)
     record = measure_time(
         build(case),
-        reference,
+        None if case == case.point else build(case.point),
         target_s=settings.target_s,
         min_rounds=settings.min_rounds,
         max_rounds=settings.max_rounds,
@@ -124,7 +142,45 @@ def _time(case: Case, settings: Settings) -> TimeRecord:
     return record.model_copy(update={"freed_memory_kept": kept and settings.keep_freed})
 
 
+def _accuracy(case: Case, settings: Settings) -> AccuracyRecord | None:
+    epochs = case.epochs or (settings.epochs if case.workload.startswith("digits-net") else 0)
+    if not epochs:
+        return None
+    from revsnn_bench.models.training import train
+
+    return train(case, epochs)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Something that is measured of a case by itself.
+
+    Fields:
+        meter: measures it; the result goes into the record.
+        field: of `Record`, where it goes.
+        usual: whether a case gets it unless its suite names other passes.
+    """
+
+    meter: Callable[[Case, Settings], Any]
+    field: str
+    usual: bool = True
+
+
+PASSES: dict[str, Pass] = {
+    "compile": Pass(_compile_time, "compile_time_s", usual=False),
+    "memory": Pass(_memory, "memory"),
+    "flops": Pass(_flops, "flops"),
+    "fidelity": Pass(_fidelity, "fidelity"),
+    "time": Pass(_time, "time"),
+}
+"""What can be measured, in the order in which it is: memory while the heap is fresh, time after what counts."""
+
+USUAL: tuple[str, ...] = tuple(name for name, each in PASSES.items() if each.usual)
+"""What a case gets unless its suite names other passes."""
+
+
 def _disagreement(fidelity: FidelityRecord) -> str:
+    """Which errors exceed the tolerance; "" where none does. A NaN does."""
     errors = {
         "gradient_error": fidelity.gradient_error,
         "parameter_gradient_error": fidelity.parameter_gradient_error,
@@ -133,4 +189,4 @@ def _disagreement(fidelity: FidelityRecord) -> str:
     beyond = [
         f"{name} {error:.2g}" for name, error in errors.items() if error is not None and not error <= fidelity.tolerance
     ]
-    return f"{', '.join(beyond)}: more than the tolerance {fidelity.tolerance:g}"
+    return f"{', '.join(beyond)}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from revsnn_bench.case import COUNT, FIELDS, POSITIVE, WHOLE, each, one_of, parse_size
+from revsnn_bench.measuring import PASSES
 
 FORMATS = ("md", "csv", "json", "html", "svg")
-PASSES = ("compile", "memory", "flops", "fidelity", "time")
-"""Names of the passes that `Settings` takes, known without importing torch."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ RUN_OPTIONS = (
     RunOption("run", "timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
     RunOption("run", "memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_size),
     RunOption("run", "threads", "Threads of each worker; torch's default if not given.", "N", COUNT),
-    RunOption("run", "passes", "Passes of each case.", "PASSES", each(one_of(PASSES)), ",".join(PASSES)),
+    RunOption("run", "passes", "Passes of each case.", "PASSES", each(one_of(tuple(PASSES))), ",".join(PASSES)),
     RunOption("run", "target", "Timed seconds to aim for per case.", "SECONDS", POSITIVE, "0.1"),
     RunOption("run", "keep-freed", "Keep freed memory while timing, so that there are no page faults."),
     RunOption("run", "epochs", "Epochs of training for accuracy in digits-net.", "N", WHOLE, "3"),

@@ -3,17 +3,36 @@
 import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
+from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
-from revsnn_nodes.parameters import LIFParameters, require
+from revsnn_nodes.parameters import LIFParameters, require, require_word
 from revsnn_nodes.surrogate import as_surrogate
 
 StepMode = Literal["s", "m"]
 P = TypeVar("P", bound=LIFParameters)
+Node = TypeVar("Node", bound="SpikingNode[Any]")
+
+
+def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorates a constructor that passes `*args, **kwargs` on to that of `base`.
+
+    Its signature then shows their names and defaults, after its own positional arguments and before its own keywords.
+    """
+
+    def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        _, *inherited = signature(base.__init__).parameters.values()  # type: ignore[misc]
+        own = signature(init).parameters.values()
+        first = [each for each in own if each.kind is Parameter.POSITIONAL_OR_KEYWORD]
+        last = [each for each in own if each.kind is Parameter.KEYWORD_ONLY]
+        init.__signature__ = Signature([*first, *inherited, *last], return_annotation=None)  # type: ignore[attr-defined]
+        return init
+
+    return decorate
 
 
 class SpikingNode(nn.Module, Generic[P]):
@@ -42,12 +61,9 @@ class SpikingNode(nn.Module, Generic[P]):
     v: Tensor | float
 
     def __init__(
-        self,
-        neuron: P,
-        surrogate_function: Callable[[Tensor], Tensor] | None,
-        step_mode: StepMode,
+        self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode,
         backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.neuron = neuron
         self.surrogate_function = as_surrogate(surrogate_function)
@@ -87,13 +103,21 @@ class SpikingNode(nn.Module, Generic[P]):
             ValueError: input that is not floating or too small, a carried state that does not fit it, or
                 `backend="fused"` where there are no fused kernels for the case.
         """
-        x_seq = x.unsqueeze(0) if self.step_mode == "s" else x
+        return self._run(x)
+
+    def _run(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        """Runs `forward`; others are further inputs of the shape of x, which `multi_step_forward` takes after v."""
+        single = self.step_mode == "s"
+        x_seq = x.unsqueeze(0) if single else x
+        other_seqs = [each.unsqueeze(0) if single and each is not None else each for each in others]
         self._check_input(x_seq, x)
         v = self._carried_state(x_seq)
         self.backend_in_use, self.backend_reason = choose_backend(self, x_seq)
-        run = self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
-        y_seq, self.v = run(x_seq, v)
-        return y_seq.squeeze(0) if self.step_mode == "s" else y_seq
+        run: Callable[..., tuple[Tensor, Tensor]] = (
+            self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
+        )
+        y_seq, self.v = run(x_seq, v, *other_seqs)
+        return y_seq.squeeze(0) if single else y_seq
 
     def check_neuron(self, neuron: P) -> None:
         """Refuses parameters that are valid but not for this kind of node.
@@ -115,21 +139,14 @@ class SpikingNode(nn.Module, Generic[P]):
         shape = tuple(given.shape)
         expected = "[N, *]" if self.step_mode == "s" else "[T, N, *]"
         require(
-            x_seq.dim() >= 2 and x_seq.shape[0] > 0,
-            "x",
-            f"be {expected} with at least one step",
-            shape,
+            x_seq.dim() >= 2 and x_seq.shape[0] > 0, "x", f"be {expected} with at least one step", shape,
             f'Step mode "{self.step_mode}" reads it so.',
             'Add the missing dimension, or set step_mode="m" for sequences and "s" for single steps.',
-        )
+        )  # fmt: skip
         require(
-            x_seq.is_floating_point(),
-            "x",
-            "be floating",
-            x_seq.dtype,
-            "The membrane integrates it.",
+            x_seq.is_floating_point(), "x", "be floating", x_seq.dtype, "The membrane integrates it.",
             "Convert it with .float().",
-        )
+        )  # fmt: skip
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
         v = self.v
@@ -137,34 +154,18 @@ class SpikingNode(nn.Module, Generic[P]):
             return None if v == self.neuron.rest else torch.full_like(x_seq[0], v, requires_grad=False)
         have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), x_seq.dtype, x_seq.device)
         require(
-            have == need,
-            "x",
-            f"match the carried state's shape, dtype and device {have}",
-            need,
-            "The membrane of the last call is where this one starts.",
-            "Call reset() between independent batches.",
-        )
+            have == need, "x", f"match the carried state's shape, dtype and device {have}", need,
+            "The membrane of the last call is where this one starts.", "Call reset() between independent batches.",
+        )  # fmt: skip
         return v
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "step_mode":
-            require(
-                value in ("s", "m"),
-                name,
-                'be "s" or "m"',
-                value,
-                "It says what the input's first dimension is.",
-                'Pass "m" for [T, N, *].',
-            )
+            why = "It says what the input's first dimension is."
+            require_word(name, ("s", "m"), value, why, 'Pass "m" for [T, N, *].')
         if name == "backend":
-            require(
-                value in ("auto", "torch", "fused"),
-                name,
-                'be "auto", "torch" or "fused"',
-                value,
-                "It says what the node runs on.",
-                'Pass "auto" for the fused kernels where they support the case.',
-            )
+            fix = 'Pass "auto" for the fused kernels where they support the case.'
+            require_word(name, ("auto", "torch", "fused"), value, "It says what the node runs on.", fix)
         if name == "surrogate_function":
             value = as_surrogate(value)
         neuron = self.__dict__.get("neuron")
@@ -192,10 +193,10 @@ class SpikingNode(nn.Module, Generic[P]):
             state["v"] = self.v.detach().clone()
         return state
 
-    def fresh(self, kind: "type[SpikingNode[Any]]", **changes: Any) -> "SpikingNode[Any]":
-        """A node of another kind with this one's parameters, surrogate, step mode and training mode, at rest.
+    def fresh(self, kind: type[Node], **changes: Any) -> Node:
+        """A node of another kind, at rest and on the reference backend, with this one's parameters and modes.
 
-        It runs on the reference backend.
+        `changes` are further arguments of its constructor, or parameters that differ.
         """
         parameters = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
         node = kind(

@@ -4,68 +4,19 @@ Equations: section "Carrier" of nodes/README.md. This node is our own. Contrast:
 make it reversible; this one leaves it as it is and hides the input in the fraction of the output.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import hardtanh
 from torch.profiler import record_function
 
+from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode
-from revsnn_nodes.equations import decode_input, decode_spikes, fire, lif_step_vjp, recharge
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
-from revsnn_nodes.lif import lif_sequence, lif_step
-from revsnn_nodes.parameters import LIFParameters, require
+from revsnn_nodes.parameters import CarrierMode, CarrierParameters
 from revsnn_nodes.surrogate import SurrogateFunction
-
-CarrierMode = Literal["train", "always"]
-
-KAPPA = 31 / 64
-"""Largest fraction that carries an input: below 1/2, and 1 + KAPPA is exact even in bfloat16, so that clamped inputs
-are recognised without error."""
-
-
-@dataclass(frozen=True)
-class CarrierParameters(LIFParameters):
-    """Parameters of the carrier neuron: those of the LIF, and how the output carries the input.
-
-    Args:
-        epsilon: scale of the carried input, a power of two below 1.
-        carrier: "train" emits spikes alone in `eval()`; "always" keeps the carrier there too.
-    Raises:
-        ValueError: epsilon is not a power of two in (0, 1), or carrier is another word.
-    """
-
-    epsilon: float = 1 / 16
-    carrier: CarrierMode = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            0 < self.epsilon < 1 and math.frexp(self.epsilon)[0] == 0.5,
-            "epsilon",
-            "be a power of two in (0, 1)",
-            self.epsilon,
-            "Scaling by a power of two loses no bit of the carried input.",
-            "Pass for example 1/16 or 1/256.",
-        )
-        require(
-            self.carrier in ("train", "always"),
-            "carrier",
-            'be "train" or "always"',
-            self.carrier,
-            "It says when the output carries its input.",
-            'Pass "train" for binary spikes in eval().',
-        )
-
-    @property
-    def clamp(self) -> float:
-        """c: the input is clamped to [-c, c], so that the fraction never reaches the spike."""
-        return KAPPA / self.epsilon
 
 
 class _DecodeAndMultiply(torch.autograd.Function):
@@ -79,8 +30,8 @@ class _DecodeAndMultiply(torch.autograd.Function):
         y_seq = torch.empty_like(x_seq)
         membrane: Tensor | float = neuron.rest if v is None else v
         for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
-            x = hardtanh(x, -neuron.clamp, neuron.clamp)
-            spike, membrane = lif_step(x, membrane, neuron, fire)
+            x = eq.clamp_input(x, neuron)
+            spike, membrane = eq.lif_step(x, membrane, neuron, eq.fire)
             torch.add(spike, x, alpha=neuron.epsilon, out=out)
         assert isinstance(membrane, Tensor)
         return y_seq, membrane
@@ -97,33 +48,27 @@ class _DecodeAndMultiply(torch.autograd.Function):
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v = ctx.saved_tensors
-        neuron, phi = ctx.neuron, ctx.surrogate.derivative
+        neuron = ctx.neuron
         # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.
         xbar_seq = torch.empty_like(y_seq)
         with record_function("recompute"):
             _regenerate_charges(y_seq, v, xbar_seq, neuron)
         del v
-        border = neuron.clamp * neuron.epsilon
         for t in range(y_seq.shape[0] - 1, -1, -1):
             with record_function("recompute"):
-                spike = decode_spikes(y_seq[t])
-                carried = y_seq[t] - spike
+                spike, carried = eq.decode_output(y_seq[t])
             ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
-            hbar = lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, phi)
+            hbar = eq.lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate)
             xbar = torch.add(neuron.input_gain * hbar, ybar, alpha=neuron.epsilon)
-            xbar_seq[t] = torch.ops.aten.hardtanh_backward(xbar, carried, -border, border)
+            xbar_seq[t] = eq.clamp_input_vjp(xbar, carried, neuron)
             vbar = hbar.mul_(neuron.keep)
         return xbar_seq, vbar if ctx.needs_input_grad[1] else None, None, None
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        x_seq: Tensor,
-        v: Tensor | None,
-        neuron: CarrierParameters,
+        info: Any, in_dims: tuple[int | None, ...], x_seq: Tensor, v: Tensor | None, neuron: CarrierParameters,
         surrogate: SurrogateFunction,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:  # fmt: skip
         """The neuron is pointwise, so the mapped dimension is one more dimension of N."""
         x_dim, v_dim = in_dims[:2]
         x_seq = x_seq.unsqueeze(1) if x_dim is None else x_seq.movedim(x_dim, 1)
@@ -137,30 +82,28 @@ def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neu
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
     membrane = None if v is None else v - neuron.rest
     for y, out in zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True):
-        spike = decode_spikes(y)
-        drive = (y - spike).mul_(neuron.input_gain / neuron.epsilon)
-        h, membrane = recharge(drive, membrane, spike, neuron)
+        spike, carried = eq.decode_output(y)
+        h, membrane = eq.recharge(carried.mul_(neuron.input_gain / neuron.epsilon), membrane, spike, neuron)
         out.copy_(h)
 
 
 class CarrierNode(SpikingNode[CarrierParameters]):
-    """What the two carrier nodes share: parameters and what can be read from an output."""
+    """What the carrier nodes share: parameters, the forward by plain autograd, and what can be read from an output."""
 
     def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        epsilon: float = 1 / 16,
-        carrier: CarrierMode = "train",
+        self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", epsilon: float = 1 / 16, carrier: CarrierMode = "train",
         backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
+    ) -> None:  # fmt: skip
         neuron = CarrierParameters(tau, decay_input, v_threshold, v_reset, detach_reset, epsilon, carrier)
         super().__init__(neuron, surrogate_function, step_mode, backend)
+
+    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Runs T steps under plain autograd; see `SpikingNode.multi_step_forward`."""
+        clamped = eq.clamp_input(x_seq, self.neuron)
+        spike_seq, v_last = eq.lif_sequence(clamped, v, self.neuron, self.surrogate_function)
+        return torch.add(spike_seq, clamped, alpha=self.neuron.epsilon) if self.carries else spike_seq, v_last
 
     @property
     def carries(self) -> bool:
@@ -169,8 +112,8 @@ class CarrierNode(SpikingNode[CarrierParameters]):
 
     def decode(self, y_seq: Tensor) -> tuple[Tensor, Tensor]:
         """The clamped input and the spikes of an output that carries, both of its shape."""
-        spike_seq = decode_spikes(y_seq)
-        return decode_input(y_seq, spike_seq, self.neuron.epsilon), spike_seq
+        spike_seq = eq.decode_spikes(y_seq)
+        return eq.decode_input(y_seq, spike_seq, self.neuron.epsilon), spike_seq
 
     def clamped_fraction(self, y_seq: Tensor) -> float:
         """The share of inputs that the clamp cut, read from an output that carries."""
@@ -189,13 +132,6 @@ class StoredCarrierLIF(CarrierNode):
     Keeps for backward: every intermediate of every step, O(T).
     Exactness: its output equals that of `CarrierLIF` bit for bit; its gradient is autograd's.
     """
-
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
-        # hardtanh, not clamp: no gradient passes at the borders, as in the closed form.
-        clamped = hardtanh(x_seq, -self.neuron.clamp, self.neuron.clamp)
-        spike_seq, v_last = lif_sequence(clamped, v, self.neuron, self.surrogate_function)
-        return torch.add(spike_seq, clamped, alpha=self.neuron.epsilon) if self.carries else spike_seq, v_last
 
 
 class CarrierLIF(CarrierNode):
@@ -220,7 +156,7 @@ class CarrierLIF(CarrierNode):
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.multi_step_forward`."""
         if not self.carries:
-            return StoredCarrierLIF.multi_step_forward(self, x_seq, v)  # type: ignore[arg-type]
+            return super().multi_step_forward(x_seq, v)
         return _DecodeAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -228,6 +164,5 @@ class CarrierLIF(CarrierNode):
         from revsnn_nodes.kernels.autograd import FusedCarrier, fused_lif
 
         if not self.carries:
-            clamped = hardtanh(x_seq, -self.neuron.clamp, self.neuron.clamp)
-            return fused_lif(clamped, v, self.neuron, self.surrogate_function)
+            return fused_lif(eq.clamp_input(x_seq, self.neuron), v, self.neuron, self.surrogate_function)
         return FusedCarrier.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

@@ -1,54 +1,30 @@
-"""The drift guard: how wrong a gradient the inverse in time will give, said before anyone trains on it.
+"""The coupled (reversible) nodes: the drift guard, what they share, and the four ways to the gradient.
 
-A leaky membrane contracts forward, so its inverse expands: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) with
-every step back, g in [0, 1] being how far the reset's gate is open. Averaged over neurons this is
-(1 - alpha)^-gate / (1 - 1/tau) with an exponent `gate` near the mean of g. The constants below, and the powers of tau,
-were fitted to the measured error over T, tau, alpha and dtype at input N(0.3, 1); the test of this file measures it
-again.
+Equations: section "Coupled LIF" of nodes/README.md; our reconstruction of Lei et al., arXiv 2308.08649.
 
-What the coupled nodes share, and the one that stores: plain autograd through the coupled steps.
+    StoredCoupledLIF        plain autograd through time, the control
+    ReversibleLIF           inverts the membrane in time; applies the closed-form product to what the inverse gives
+    RevNetLIF               inverts too, then runs each step again under autograd (Gomez et al. 2017, arXiv 1707.04585)
+    AnchoredReversibleLIF   regenerates the membrane forward in time, from anchors
 
-Equations: section "Coupled LIF" of nodes/README.md.
-
-ReversibleLIF: the backward pass inverts the membrane in time and applies the closed-form product.
-
-Contrast: `RevNetLIF` inverts too, but re-runs each step under autograd; `AnchoredReversibleLIF` regenerates forward,
-which is accurate at every T. Source: our reconstruction of Lei et al., arXiv 2308.08649 (see nodes/README.md).
-
-RevNetLIF: classic RevNet backprop through the coupled dynamics.
-
-Every step is inverted, run forward again under grad, and differentiated by autograd. Contrast: `ReversibleLIF`
-applies the closed-form product to what the inverse has just produced and runs nothing again.
-Source: Gomez et al. 2017, arXiv 1707.04585, applied to the dynamics of coupling.py.
-
-AnchoredReversibleLIF: the backward pass regenerates the membrane forward in time, from anchors.
-
-Contrast: `ReversibleLIF` inverts, which expands errors; regeneration contracts them, and is accurate at every T.
+A leaky membrane contracts forward. So its inverse expands errors, against which the drift guard warns, and regeneration
+contracts them: it is accurate at every T.
 """
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
-from revsnn_nodes.base import SpikingNode, StepMode
-from revsnn_nodes.equations import (
-    Parts,
-    coupled_step,
-    coupled_step_vjp,
-    initial_membrane,
-    invert_membranes,
-    join,
-    recover_inputs,
-    regenerate_step,
-    split,
-)
+from revsnn_nodes import equations as eq
+from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
+from revsnn_nodes.equations import Parts, Spike
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
-from revsnn_nodes.parameters import CoupledParameters, ResetGate, require
+from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
 OnDrift = Literal["warn", "error", "ignore"]
@@ -70,6 +46,11 @@ class DriftError(RuntimeError):
 
 def predicted_gradient_error(timesteps: int, neuron: CoupledParameters, dtype: torch.dtype) -> float:
     """Relative L2 error of the input gradient that inverting `timesteps` steps is predicted to have; at most 1.
+
+    An error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) with every step back, g in [0, 1] being how far the reset's
+    gate is open. Averaged over neurons this is (1 - alpha)^-gate / (1 - 1/tau), with an exponent `gate` near the mean
+    of g. The constants, and the powers of tau, were fitted to the measured error over T, tau, alpha and dtype at input
+    N(0.3, 1); tests/nodes/test_coupled.py measures it again.
 
     Args:
         timesteps: T of one call.
@@ -100,22 +81,12 @@ class DriftGuard:
     """
 
     def __init__(self, on_drift: OnDrift = "warn", tolerance: float = 1e-3) -> None:
+        why = "It says what to do where the inverse is predicted to give a wrong gradient."
+        require_word("on_drift", ("warn", "error", "ignore"), on_drift, why, 'Pass "warn".')
         require(
-            on_drift in ("warn", "error", "ignore"),
-            "on_drift",
-            'be "warn", "error" or "ignore"',
-            on_drift,
-            "It says what to do where the inverse is predicted to give a wrong gradient.",
-            'Pass "warn".',
-        )
-        require(
-            0.0 < tolerance <= 1.0,
-            "drift_tolerance",
-            "lie in (0, 1]",
-            tolerance,
-            "It is a relative error of the gradient.",
-            "Pass for example 1e-3.",
-        )
+            0.0 < tolerance <= 1.0, "drift_tolerance", "lie in (0, 1]", tolerance,
+            "It is a relative error of the gradient.", "Pass for example 1e-3.",
+        )  # fmt: skip
         self.on_drift = on_drift
         self.tolerance = tolerance
         self.warned = False
@@ -156,21 +127,11 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     reset_gate_choice = False
 
     def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        groups: int = 2,
-        group_dim: int = -1,
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        reset_gate: ResetGate = "output",
-        backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
+        self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", groups: int = 2, group_dim: int = -1, alpha: float = 0.5, beta: float = 1.0,
+        reset_gate: ResetGate = "output", backend: Backend = DEFAULT_BACKEND,
+    ) -> None:  # fmt: skip
         neuron = CoupledParameters(
             tau, decay_input, v_threshold, v_reset, detach_reset, groups, group_dim, alpha, beta, reset_gate
         )
@@ -179,13 +140,11 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     def check_neuron(self, neuron: CoupledParameters) -> None:
         """See `SpikingNode.check_neuron`: a node that inverts its membrane has no other gate than the output."""
         require(
-            self.reset_gate_choice or neuron.reset_gate == "output",
-            "reset_gate",
-            f'be "output" for {type(self).__name__}',
-            neuron.reset_gate,
+            self.reset_gate_choice or neuron.reset_gate == "output", "reset_gate",
+            f'be "output" for {type(self).__name__}', neuron.reset_gate,
             "It inverts the reset from its output alone.",
             "Use AnchoredReversibleLIF, which never inverts the membrane.",
-        )
+        )  # fmt: skip
 
     def spikes(self, x_seq: Tensor, y_seq: Tensor) -> Tensor:
         """The spikes in an output, given its input; both, and the result, `[T, N, *]`."""
@@ -199,17 +158,15 @@ class CoupledNode(SpikingNode[CoupledParameters]):
         return self.fresh(StoredCoupledLIF)
 
 
-def coupled_sequence(
-    x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, fire: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def coupled_sequence(x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, fire: Spike) -> tuple[Tensor, Tensor]:
     """T steps under autograd: output `[T, N, *]` and the last membrane `[N, *]`."""
     steps = x_seq.unbind(0)
-    membranes: Parts = split(initial_membrane(steps[0], v, neuron), neuron)
+    membranes: Parts = eq.split(eq.initial_membrane(steps[0], v, neuron), neuron)
     outputs = []
     for x in steps:
-        y, membranes, _ = coupled_step(split(x, neuron), membranes, neuron, fire)
-        outputs.append(join(y, neuron))
-    return torch.stack(outputs), join(membranes, neuron)
+        y, membranes, _ = eq.coupled_step(eq.split(x, neuron), membranes, neuron, fire)
+        outputs.append(eq.join(y, neuron))
+    return torch.stack(outputs), eq.join(membranes, neuron)
 
 
 class StoredCoupledLIF(CoupledNode):
@@ -229,28 +186,28 @@ class StoredCoupledLIF(CoupledNode):
         return coupled_sequence(x_seq, v, self.neuron, self.surrogate_function)
 
 
-def run_forward(x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters) -> tuple[Tensor, Tensor]:
-    """T steps without a graph: output `[T, N, *]` and the last membrane `[N, *]`, nothing else allocated for long."""
+def _run_forward(
+    x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, every: int
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """T steps without a graph: output, last membrane, and the membranes before steps `every`, 2 `every` and so on."""
     y_seq = torch.empty_like(x_seq)
-    membranes: Parts = split(initial_membrane(x_seq[0], v, neuron), neuron)
-    for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
-        y, membranes, _ = coupled_step(split(x, neuron), membranes, neuron, heaviside)
-        write(out, y, neuron)
-    return y_seq, join(membranes, neuron)
+    membranes: Parts = eq.split(eq.initial_membrane(x_seq[0], v, neuron), neuron)
+    anchors = []
+    for t, (x, out) in enumerate(zip(x_seq.unbind(0), y_seq.unbind(0), strict=True)):
+        if t and t % every == 0:
+            anchors.append(eq.join(membranes, neuron))
+        y, membranes, _ = eq.coupled_step(eq.split(x, neuron), membranes, neuron, heaviside)
+        _write(out, y, neuron)
+    return y_seq, eq.join(membranes, neuron), anchors
 
 
-def write(out: Tensor, parts: Parts, neuron: CoupledParameters) -> None:
+def _write(out: Tensor, parts: Parts, neuron: CoupledParameters) -> None:
     """Writes n parts into one step of a sequence."""
-    for target, part in zip(split(out, neuron), parts, strict=True):
+    for target, part in zip(eq.split(out, neuron), parts, strict=True):
         target.copy_(part)
 
 
-def arriving(grad: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient that arrived, or zeros where none did."""
-    return torch.zeros_like(like) if grad is None else grad
-
-
-class InvertingFunction(torch.autograd.Function):
+class _Inverting(torch.autograd.Function):
     """The forward of the nodes that invert: keeps the output (an alias) and the last membrane."""
 
     @staticmethod
@@ -258,7 +215,8 @@ class InvertingFunction(torch.autograd.Function):
         x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction
     ) -> tuple[Tensor, Tensor]:
         """Output and the last membrane."""
-        return run_forward(x_seq, v, neuron)
+        y_seq, v_last, _ = _run_forward(x_seq, v, neuron, x_seq.shape[0])
+        return y_seq, v_last
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -268,28 +226,60 @@ class InvertingFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
 
-class _InvertAndMultiply(InvertingFunction):
-    """Inverts step by step, and multiplies with what the inverse has found."""
+StepVjp = Callable[[Parts, Parts, Parts, Parts, Parts, Any], tuple[Parts, Parts]]
+"""From output, membrane before the step, charge, the two gradients that arrive, and context: gradients of the input and
+of the membrane before the step."""
 
+
+def _backward_in_time(
+    ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, step_vjp: StepVjp
+) -> tuple[Tensor | None, ...]:
+    """Inverts step by step, and differentiates each step by what the inverse has found."""
+    y_seq, v_last = ctx.saved_tensors
+    neuron = ctx.neuron
+    ybar_seq = eq.arriving(ybar_seq, y_seq)
+    xbar_seq = torch.empty_like(y_seq)
+    v: Parts = eq.split(v_last, neuron)
+    vbar: Parts = eq.split(eq.arriving(vbar_last, v_last), neuron)
+    del v_last
+    for t in range(y_seq.shape[0] - 1, -1, -1):
+        y = eq.split(y_seq[t], neuron)
+        with record_function("recompute"):
+            _, v, charges = eq.invert_membranes(y, v, neuron)
+        xbar, vbar = step_vjp(y, v, charges, eq.split(ybar_seq[t], neuron), vbar, ctx)
+        _write(xbar_seq[t], xbar, neuron)
+    return xbar_seq, eq.join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None
+
+
+def _multiply(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: Any) -> tuple[Parts, Parts]:
+    return eq.coupled_step_vjp(y, charges, ybar, vbar, ctx.neuron, ctx.surrogate.derivative)
+
+
+def _rerun(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: Any) -> tuple[Parts, Parts]:
+    groups = ctx.neuron.groups
+    with record_function("recompute"):
+        x = eq.recover_inputs(y, charges, ctx.neuron)
+    with record_function("recompute"), torch.enable_grad():
+        leaves = [part.detach().requires_grad_() for part in (*x, *v)]
+        outputs, membranes, _ = eq.coupled_step(leaves[:groups], leaves[groups:], ctx.neuron, ctx.surrogate)
+    grads = torch.autograd.grad((*outputs, *membranes), leaves, (*ybar, *vbar))
+    return grads[:groups], grads[groups:]
+
+
+class _InvertAndMultiply(_Inverting):
     generate_vmap_rule = True
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        y_seq, v_last = ctx.saved_tensors
-        neuron, phi = ctx.neuron, ctx.surrogate.derivative
-        ybar_seq = arriving(ybar_seq, y_seq)
-        xbar_seq = torch.empty_like(y_seq)
-        v: Parts = split(v_last, neuron)
-        vbar: Parts = split(arriving(vbar_last, v_last), neuron)
-        del v_last
-        for t in range(y_seq.shape[0] - 1, -1, -1):
-            y = split(y_seq[t], neuron)
-            with record_function("recompute"):
-                _, v, charges = invert_membranes(y, v, neuron)
-            xbar, vbar = coupled_step_vjp(y, charges, split(ybar_seq[t], neuron), vbar, neuron, phi)
-            write(xbar_seq[t], xbar, neuron)
-        return xbar_seq, join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None
+        return _backward_in_time(ctx, ybar_seq, vbar_last, _multiply)
+
+
+class _InvertAndRerun(_Inverting):
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _backward_in_time(ctx, ybar_seq, vbar_last, _rerun)
 
 
 class InvertingNode(CoupledNode):
@@ -302,13 +292,10 @@ class InvertingNode(CoupledNode):
         Others: see `CoupledParameters` and `SpikingNode`.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        on_drift: OnDrift = "warn",
-        drift_tolerance: float = 1e-3,
-        **kwargs: Any,
-    ) -> None:
+    function: ClassVar[type[_Inverting]]
+
+    @with_arguments_of(CoupledNode)
+    def __init__(self, *args: Any, on_drift: OnDrift = "warn", drift_tolerance: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.drift_guard = DriftGuard(on_drift, drift_tolerance)
 
@@ -319,18 +306,14 @@ class InvertingNode(CoupledNode):
             DriftError: the predicted gradient error exceeds the tolerance and `on_drift="error"`.
         """
         self._check_drift(x_seq, v)
-        return self.reversible_sequence(x_seq, v)
+        return self.function.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
     def _check_drift(self, x_seq: Tensor, v: Tensor | None) -> None:
         if torch.is_grad_enabled() and (x_seq.requires_grad or (v is not None and v.requires_grad)):
             self.drift_guard.check(x_seq.shape[0], self.neuron, x_seq.dtype, type(self).__name__)
 
-    def reversible_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """T steps through this node's autograd Function."""
-        raise NotImplementedError
-
     def predicted_error(self, timesteps: int, dtype: torch.dtype) -> float:
-        """Relative gradient error predicted for one call of `timesteps` steps; see `revsnn_nodes.coupled`."""
+        """Relative gradient error predicted for one call of `timesteps` steps; see `predicted_gradient_error`."""
         return predicted_gradient_error(timesteps, self.neuron, dtype)
 
     @torch.no_grad()
@@ -346,22 +329,18 @@ class InvertingNode(CoupledNode):
         neuron = self.neuron
         carried = self.v if v_last is None else v_last
         require(
-            isinstance(carried, Tensor),
-            "v_last",
-            "be the membrane after the last step of y_seq",
-            carried,
-            "The inverse starts there, and no state is carried now.",
-            "Pass it, or call invert() before reset().",
-        )
+            isinstance(carried, Tensor), "v_last", "be the membrane after the last step of y_seq", carried,
+            "The inverse starts there, and no state is carried now.", "Pass it, or call invert() before reset().",
+        )  # fmt: skip
         assert isinstance(carried, Tensor)
-        v: Parts = split(carried, neuron)
+        v: Parts = eq.split(carried, neuron)
         x_seq, spike_seq = torch.empty_like(y_seq), torch.empty_like(y_seq)
         for t in range(y_seq.shape[0] - 1, -1, -1):
-            y = split(y_seq[t], neuron)
-            _, v, charges = invert_membranes(y, v, neuron)
-            write(x_seq[t], recover_inputs(y, charges, neuron), neuron)
-            write(spike_seq[t], [heaviside(charge - neuron.v_threshold) for charge in charges], neuron)
-        return x_seq, spike_seq, join(v, neuron)
+            y = eq.split(y_seq[t], neuron)
+            _, v, charges = eq.invert_membranes(y, v, neuron)
+            _write(x_seq[t], eq.recover_inputs(y, charges, neuron), neuron)
+            _write(spike_seq[t], [heaviside(charge - neuron.v_threshold) for charge in charges], neuron)
+        return x_seq, spike_seq, eq.join(v, neuron)
 
 
 class ReversibleLIF(InvertingNode):
@@ -377,51 +356,15 @@ class ReversibleLIF(InvertingNode):
     Source: our reconstruction of Lei et al., arXiv 2308.08649.
     """
 
-    def reversible_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `InvertingNode.reversible_sequence`."""
-        return _InvertAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
+    function = _InvertAndMultiply
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`; raises what `multi_step_forward` does."""
         from revsnn_nodes.kernels.autograd import FusedInverse
 
         self._check_drift(x_seq, v)
-        split(x_seq[0], self.neuron)  # refuses what does not divide into groups
+        eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         return FusedInverse.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
-
-
-class _InvertAndRerun(InvertingFunction):
-    """Inverts step by step, re-runs each step under grad, differentiates."""
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        y_seq, v_last = ctx.saved_tensors
-        neuron: CoupledParameters = ctx.neuron
-        ybar_seq = arriving(ybar_seq, y_seq)
-        xbar_seq = torch.empty_like(y_seq)
-        v: Parts = split(v_last, neuron)
-        vbar: Parts = split(arriving(vbar_last, v_last), neuron)
-        del v_last
-        for t in range(y_seq.shape[0] - 1, -1, -1):
-            y = split(y_seq[t], neuron)
-            with record_function("recompute"):
-                _, v, charges = invert_membranes(y, v, neuron)
-                x = recover_inputs(y, charges, neuron)
-            xbar, vbar = _rerun_and_differentiate(x, v, split(ybar_seq[t], neuron), vbar, neuron, ctx.surrogate)
-            write(xbar_seq[t], xbar, neuron)
-        return xbar_seq, join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None
-
-
-def _rerun_and_differentiate(
-    x: Parts, v: Parts, ybar: Parts, vbar: Parts, neuron: CoupledParameters, surrogate: SurrogateFunction
-) -> tuple[Parts, Parts]:
-    with record_function("recompute"), torch.enable_grad():
-        leaves = [part.detach().requires_grad_() for part in (*x, *v)]
-        inputs, membranes = leaves[: neuron.groups], leaves[neuron.groups :]
-        y, v_next, _ = coupled_step(inputs, membranes, neuron, surrogate)
-    grads = torch.autograd.grad((*y, *v_next), leaves, (*ybar, *vbar))
-    return grads[: neuron.groups], grads[neuron.groups :]
 
 
 class RevNetLIF(InvertingNode):
@@ -436,9 +379,7 @@ class RevNetLIF(InvertingNode):
     Exactness: as `ReversibleLIF`.
     """
 
-    def reversible_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `InvertingNode.reversible_sequence`."""
-        return _InvertAndRerun.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
+    function = _InvertAndRerun
 
 
 class _RegenerateAndMultiply(torch.autograd.Function):
@@ -451,15 +392,8 @@ class _RegenerateAndMultiply(torch.autograd.Function):
         x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction, every: int
     ) -> tuple[Tensor, ...]:
         """Output `[T, N, *]`, the last membrane, and the membranes at the starts of later segments, each `[N, *]`."""
-        y_seq = torch.empty_like(x_seq)
-        membranes: Parts = split(initial_membrane(x_seq[0], v, neuron), neuron)
-        anchors = []
-        for t, (x, out) in enumerate(zip(x_seq.unbind(0), y_seq.unbind(0), strict=True)):
-            if t and t % every == 0:
-                anchors.append(join(membranes, neuron))
-            y, membranes, _ = coupled_step(split(x, neuron), membranes, neuron, heaviside)
-            write(out, y, neuron)
-        return y_seq, join(membranes, neuron), *anchors
+        y_seq, v_last, anchors = _run_forward(x_seq, v, neuron, every)
+        return y_seq, v_last, *anchors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -476,31 +410,31 @@ class _RegenerateAndMultiply(torch.autograd.Function):
         """Gradients of the input and of the first membrane."""
         y_seq, v, *later = ctx.saved_tensors
         neuron, phi = ctx.neuron, ctx.surrogate.derivative
-        ybar_seq = arriving(ybar_seq, y_seq)
+        ybar_seq = eq.arriving(ybar_seq, y_seq)
         # The charges of a segment wait in the buffer of the input gradient until the gradient overwrites them.
         xbar_seq = torch.empty_like(y_seq)
         anchors = [v, *later]
-        vbar: Parts = split(arriving(vbar_last, y_seq[0]), neuron)
+        vbar: Parts = eq.split(eq.arriving(vbar_last, y_seq[0]), neuron)
         del v, later
         for start in range((len(anchors) - 1) * ctx.every, -1, -ctx.every):
             steps = range(start, min(start + ctx.every, y_seq.shape[0]))
             with record_function("recompute"):
                 _regenerate_charges(y_seq, anchors.pop(), steps, xbar_seq, neuron)
             for t in reversed(steps):
-                y, charges = split(y_seq[t], neuron), split(xbar_seq[t], neuron)
-                xbar, vbar = coupled_step_vjp(y, charges, split(ybar_seq[t], neuron), vbar, neuron, phi)
-                write(xbar_seq[t], xbar, neuron)
-        return xbar_seq, join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None, None
+                y, charges = eq.split(y_seq[t], neuron), eq.split(xbar_seq[t], neuron)
+                xbar, vbar = eq.coupled_step_vjp(y, charges, eq.split(ybar_seq[t], neuron), vbar, neuron, phi)
+                _write(xbar_seq[t], xbar, neuron)
+        return xbar_seq, eq.join(vbar, neuron) if ctx.needs_input_grad[1] else None, None, None, None
 
 
 def _regenerate_charges(
     y_seq: Tensor, anchor: Tensor | None, steps: range, charge_seq: Tensor, neuron: CoupledParameters
 ) -> None:
     """Runs a segment forward from its anchor and the output, and writes its charges."""
-    membranes: Parts = split(initial_membrane(y_seq[steps[0]], anchor, neuron), neuron)
+    membranes: Parts = eq.split(eq.initial_membrane(y_seq[steps[0]], anchor, neuron), neuron)
     for t in steps:
-        membranes, charges = regenerate_step(split(y_seq[t], neuron), membranes, neuron)
-        write(charge_seq[t], charges, neuron)
+        membranes, charges = eq.regenerate_step(eq.split(y_seq[t], neuron), membranes, neuron)
+        _write(charge_seq[t], charges, neuron)
 
 
 class AnchoredReversibleLIF(CoupledNode):
@@ -521,35 +455,13 @@ class AnchoredReversibleLIF(CoupledNode):
 
     reset_gate_choice = True
 
-    def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        groups: int = 2,
-        group_dim: int = -1,
-        alpha: float = 0.5,
-        beta: float = 1.0,
-        reset_gate: ResetGate = "output",
-        anchor_every: int | None = None,
-        backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
-        super().__init__(
-            tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode,
-            groups, group_dim, alpha, beta, reset_gate, backend,
-        )  # fmt: skip
+    @with_arguments_of(CoupledNode)
+    def __init__(self, *args: Any, anchor_every: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         require(
-            anchor_every is None or anchor_every >= 1,
-            "anchor_every",
-            "be at least 1 step",
-            anchor_every,
-            "It is the length of a segment.",
-            "Leave it out to keep nothing.",
-        )
+            anchor_every is None or anchor_every >= 1, "anchor_every", "be at least 1 step", anchor_every,
+            "It is the length of a segment.", "Leave it out to keep nothing.",
+        )  # fmt: skip
         self.anchor_every = anchor_every
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -562,7 +474,7 @@ class AnchoredReversibleLIF(CoupledNode):
         """See `SpikingNode.fused_sequence`."""
         from revsnn_nodes.kernels.autograd import FusedAnchored
 
-        split(x_seq[0], self.neuron)  # refuses what does not divide into groups
+        eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         every = self.anchor_every or x_seq.shape[0]
         y_seq, v_last, _ = FusedAnchored.apply(x_seq, v, self.neuron, self.surrogate_function, every)
         return y_seq, v_last

@@ -1,15 +1,11 @@
-"""The coupled (reversible) step, its inverse in time and its vector-Jacobian product, as pure functions.
+"""Every step, its inverse and its vector-Jacobian product, as pure functions of tensors: each equation once.
 
-Equations: section "Coupled LIF" of nodes/README.md: our reconstruction of the data flow summarised in Lei et al.,
-arXiv 2308.08649. A step's tensors are sequences of n parts, one per group, each a slice of `[N, *]`.
+Sections "Standard LIF", "Carrier" and "Coupled LIF" of nodes/README.md, in this order. The coupled dynamics are our
+reconstruction of the data flow summarised in Lei et al., arXiv 2308.08649.
 
-What the carrier nodes read from their output, and the LIF step run again and differentiated from it.
-
-Equations: section "Carrier" of nodes/README.md.
-
-The LIF step and its gradient in buffers that one sequence reuses: on a CPU these stay in its cache.
-
-Same equations as `decoding.py` and `lif.py`, for the layers that no `torch.func` transform passes through.
+A function that takes `out` serves autograd without it, and allocates its results. With it, it writes results to the
+given buffers and overwrites the arguments that it names: one sequence then reuses buffers that stay in a CPU's cache.
+No transform of `torch.func` passes through that.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +14,173 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardtanh
 
-from revsnn_nodes.lif import neuronal_charge
-from revsnn_nodes.parameters import CoupledParameters, LIFParameters, require
+from revsnn_nodes.parameters import CarrierParameters, CoupledParameters, LIFParameters, require
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
 Parts = Sequence[Tensor]
+"""A step `[N, *]` of the coupled dynamics as n parts, one per group."""
+
+Spike = Callable[[Tensor], Tensor]
+"""Spike function of charge minus threshold."""
+
+
+def fire(z: Tensor) -> Tensor:
+    """Spikes: 1 where z >= 0, else 0, in the dtype and the storage of z; to the bit those of `heaviside`."""
+    return z.ge_(0)
+
+
+def neuronal_charge(x: Tensor, v: Tensor | float, neuron: LIFParameters, out: Tensor | None = None) -> Tensor:
+    """Charge h = M from input x (or drive D) and membrane v; all `[N, *]`. `out` may be the storage of x."""
+    leak = v - neuron.rest if neuron.rest else v
+    if neuron.decay_input:
+        return torch.add(torch.div(torch.sub(x, leak, out=out), neuron.tau, out=out), v, out=out)
+    return torch.add(x, v - leak / neuron.tau, out=out)
+
+
+def neuronal_reset(h: Tensor, spike: Tensor, neuron: LIFParameters, out: Tensor | None = None) -> Tensor:
+    """Membrane after firing, `[N, *]`: to v_reset where the neuron fired, or down by the threshold (soft)."""
+    if neuron.detach_reset:
+        spike = spike.detach()
+    if neuron.v_reset is None:
+        return torch.sub(h, torch.mul(spike, neuron.v_threshold, out=out), out=out)
+    v = torch.mul(_silent(spike, out), h, out=out)
+    return torch.add(v, spike * neuron.v_reset, out=out) if neuron.v_reset else v
+
+
+def _silent(spike: Tensor, out: Tensor | None) -> Tensor:
+    """1 - s: 1 where the neuron did not fire. `out` may be the storage of the spikes."""
+    return 1.0 - spike if out is None else torch.eq(spike, 0.0, out=out)
+
+
+def lif_step(
+    x: Tensor, v: Tensor | float, neuron: LIFParameters, fire: Spike, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """One step of the LIF: charge, fire, reset.
+
+    Args:
+        x: input current, `[N, *]`; with `out` overwritten by the charge.
+        v: membrane before the step, `[N, *]`, or the float it rests at.
+        neuron: parameters.
+        fire: spike function of charge minus threshold; with `out` one that works in place.
+        out: where the spikes and the membrane after the step go; the latter may be the storage of v.
+    Returns:
+        Spikes and the membrane after the step, both `[N, *]`.
+    """
+    to_spike, to_v = out or (None, None)
+    h = neuronal_charge(x, v, neuron, x if out else None)
+    spike = fire(torch.sub(h, neuron.v_threshold, out=to_spike))
+    return spike, neuronal_reset(h, spike, neuron, to_v)
+
+
+def lif_sequence(x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, fire: Spike) -> tuple[Tensor, Tensor]:
+    """T steps of the LIF under autograd: spikes `[T, N, *]` and the last membrane `[N, *]`."""
+    spikes = []
+    # unbind, not x_seq[t]: the backward of indexing fills one [T, N, *] with zeros at every step.
+    steps = x_seq.unbind(0)
+    membrane = initial_membrane(steps[0], v, neuron)
+    for x in steps:
+        spike, membrane = lif_step(x, membrane, neuron, fire)
+        spikes.append(spike)
+    return torch.stack(spikes), membrane
+
+
+def initial_membrane(x: Tensor, v: Tensor | None, neuron: LIFParameters) -> Tensor:
+    """The membrane before the first step, `[N, *]`: the carried one, or rest."""
+    return torch.full_like(x, neuron.rest, requires_grad=False) if v is None else v
+
+
+def recharge(
+    drive: Tensor, v: Tensor | None, spike: Tensor, neuron: LIFParameters, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One LIF step whose spikes are known: none can flip. Charge and membrane count from rest, `[N, *]`.
+
+    Args:
+        drive: `input_gain` times the input; overwritten by the charge.
+        v: membrane before the step; None for rest.
+        spike: spikes of the step.
+        neuron: parameters.
+        out: where the membrane after the step goes; may be the storage of v.
+    Returns:
+        The charge, in the storage of `drive`, and the membrane after the step.
+    """
+    h = drive if v is None else drive.add_(v, alpha=neuron.keep)
+    if neuron.v_reset is None:
+        return h, torch.sub(h, spike, alpha=neuron.v_threshold, out=out)
+    return h, _silent(spike, out).mul_(h)
+
+
+def lif_step_vjp(
+    h: Tensor, spike: Tensor, sbar: Tensor, vbar: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction,
+    out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Vector-Jacobian product of one LIF step, outside of autograd.
+
+    Args:
+        h: charge above rest, `[N, *]`; with `out` overwritten.
+        spike: spikes of the step; with `out` overwritten.
+        sbar: gradient that arrives at the spikes.
+        vbar: gradient that arrives at the membrane after the step; None for none.
+        neuron: parameters.
+        surrogate: spike function.
+        out: where the result goes.
+    Returns:
+        Gradient at the charge, in storage of its own.
+    """
+    in_h, in_spike = (None, None) if out is None else (h, spike)
+    z = torch.sub(h, neuron.v_threshold - neuron.rest, out=out)
+    slope = surrogate.derivative(z) if out is None else surrogate.derivative_(z)
+    del z
+    soft = neuron.v_reset is None
+    if vbar is None:
+        return torch.mul(sbar, slope, out=out)
+    if not neuron.detach_reset:
+        if soft:
+            sbar = torch.sub(sbar, vbar, alpha=neuron.v_threshold, out=in_h)
+        else:
+            sbar = torch.sub(sbar, torch.mul(vbar, h, out=in_h), out=in_h)
+    hbar = torch.mul(sbar, slope, out=out)
+    return hbar.add_(vbar if soft else torch.mul(_silent(spike, in_spike), vbar, out=in_spike))
+
+
+def decode_output(y: Tensor, out: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)) -> tuple[Tensor, Tensor]:
+    """The spikes of a carrier output, and what it carries beside them: epsilon times the clamped input."""
+    spike = torch.round(y, out=out[0])  # exact: what is carried stays below 1/2
+    return spike, torch.sub(y, spike, out=out[1])
+
+
+def decode_spikes(y: Tensor) -> Tensor:
+    """The spikes of a carrier output (or of plain spikes), any shape, in the dtype of y; exact."""
+    # A comparison would give bools, whose conversion costs ten times as much on a CPU.
+    return y.detach().round()
+
+
+def decode_input(y: Tensor, spike: Tensor, epsilon: float) -> Tensor:
+    """The clamped input that a carrier output holds, of its shape.
+
+    Exactness: to half an ulp(1) / epsilon where the neuron fired; to the bit where it did not, unless epsilon x is
+        subnormal (in float16 below 6e-5).
+    """
+    return (y - spike) * (1.0 / epsilon)
+
+
+def clamp_input(x: Tensor, neuron: CarrierParameters) -> Tensor:
+    """The input that a carrier neuron works with: clamped to [-c, c]; no gradient passes at the borders or beyond."""
+    # hardtanh, not clamp: its derivative is 0 at both borders, where what is carried does not tell them from beyond.
+    return hardtanh(x, -neuron.clamp, neuron.clamp)
+
+
+def clamp_input_vjp(xbar: Tensor, carried: Tensor, neuron: CarrierParameters, out: Tensor | None = None) -> Tensor:
+    """Gradient at the input before the clamp, from that behind it and what is carried. `out` may be the former."""
+    border = neuron.clamp * neuron.epsilon
+    if out is None:
+        return torch.ops.aten.hardtanh_backward(xbar, carried, -border, border)  # type: ignore[no-any-return]
+    torch.ops.aten.hardtanh_backward.grad_input(xbar, carried, -border, border, grad_input=out)
+    return out
+
+
+def arriving(grad: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient that arrived, or zeros where none did."""
+    return torch.zeros_like(like) if grad is None else grad
 
 
 def split(x: Tensor, neuron: CoupledParameters) -> tuple[Tensor, ...]:
@@ -33,24 +191,19 @@ def split(x: Tensor, neuron: CoupledParameters) -> tuple[Tensor, ...]:
     """
     dims = x.dim()
     require(
-        -dims < neuron.group_dim < dims,
-        "group_dim",
-        f"name a feature dimension of a step [N, *] with {dims} dimensions",
-        neuron.group_dim,
+        -dims < neuron.group_dim < dims, "group_dim",
+        f"name a feature dimension of a step [N, *] with {dims} dimensions", neuron.group_dim,
         "Dimension 0 is the batch, and samples must stay independent.",
         "Pass 1 for channels or -1 for the last dimension.",
-    )
+    )  # fmt: skip
     size = x.shape[neuron.group_dim]
     if size % neuron.groups:  # the divisors of a large size take longer to list than the step takes to compute
         divisors = [n for n in range(2, size + 1) if size % n == 0][:8]
         require(
-            False,
-            "groups",
-            f"divide the size {size} of dimension {neuron.group_dim}",
-            neuron.groups,
+            False, "groups", f"divide the size {size} of dimension {neuron.group_dim}", neuron.groups,
             "Each part's output carries an equal part of the input.",
             f"Pass one of {divisors or 'another group_dim'}.",
-        )
+        )  # fmt: skip
     return x.chunk(neuron.groups, neuron.group_dim)
 
 
@@ -66,7 +219,7 @@ def output_gate(y: Tensor) -> Tensor:
 
 
 def coupled_step(
-    x: Parts, v: Parts, neuron: CoupledParameters, fire: Callable[[Tensor], Tensor]
+    x: Parts, v: Parts, neuron: CoupledParameters, fire: Spike
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """One step forward, for the groups in order: charge, fire, output, reset.
 
@@ -78,13 +231,12 @@ def coupled_step(
     Returns:
         Output Y, membrane after the step, and charge M, n parts each.
     """
-    outputs: list[Tensor] = []
-    membranes: list[Tensor] = []
-    charges: list[Tensor] = []
+    outputs, membranes, charges = [], [], []
+    drive = x[0]
     for i in range(neuron.groups):
-        charge = neuronal_charge(x[0] if i == 0 else outputs[i - 1], v[i], neuron)
+        charge = neuronal_charge(drive, v[i], neuron)
         spike = fire(charge - neuron.v_threshold)
-        y = spike + neuron.beta * x[(i + 1) % neuron.groups]
+        drive = y = spike + neuron.beta * x[(i + 1) % neuron.groups]
         gate = spike if neuron.reset_gate == "spike" else output_gate(y)
         if neuron.detach_reset:
             gate = gate.detach()
@@ -110,13 +262,13 @@ def invert_membranes(y: Parts, v_next: Parts, neuron: CoupledParameters) -> tupl
         neuron: parameters, with `reset_gate="output"`.
     Returns:
         The first input part X_1, the membrane before the step, and the charge M (n parts each).
-    Exactness: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) per step; see `revsnn_nodes.coupled`.
+    Exactness: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) per step; see `coupled.predicted_gradient_error`.
     """
-    n = neuron.groups
-    charges = [_undo_reset(v_next[i], y[i], neuron) for i in range(n)]
-    x_first = _carried_input(y[n - 1], charges[n - 1], neuron)
-    drives = [x_first, *y[: n - 1]]
-    return x_first, [_undo_charge(charges[i], drives[i], neuron) for i in range(n)], charges
+    charges = [_undo_reset(after, out, neuron) for after, out in zip(v_next, y, strict=True)]
+    x_first = _carried_input(y[-1], charges[-1], neuron)
+    drives = [x_first, *y[:-1]]
+    v = [_undo_charge(charge, drive, neuron) for charge, drive in zip(charges, drives, strict=True)]
+    return x_first, v, charges
 
 
 def recover_inputs(y: Parts, charges: Parts, neuron: CoupledParameters) -> list[Tensor]:
@@ -169,13 +321,9 @@ def _undo_charge(charge: Tensor, drive: Tensor, neuron: CoupledParameters) -> Te
 
 
 def coupled_step_vjp(
-    y: Parts,
-    charges: Parts,
-    ybar: Parts,
-    vbar_next: Parts,
-    neuron: CoupledParameters,
+    y: Parts, charges: Parts, ybar: Parts, vbar_next: Parts, neuron: CoupledParameters,
     phi: Callable[[Tensor], Tensor],
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
     """Vector-Jacobian product of one step, for the groups from last to first; nothing of the forward is run again.
 
     Args:
@@ -204,13 +352,9 @@ def coupled_step_vjp(
 
 
 def _reset_vjp(
-    y: Tensor,
-    charge: Tensor,
-    ybar: Tensor,
-    vbar_next: Tensor,
-    neuron: CoupledParameters,
+    y: Tensor, charge: Tensor, ybar: Tensor, vbar_next: Tensor, neuron: CoupledParameters,
     phi: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradient at the output with the reset's share added, and gradient at the charge."""
     by_spike = neuron.reset_gate == "spike"
     z = charge - neuron.v_threshold
@@ -227,147 +371,3 @@ def _reset_vjp(
     into_spike = ybar - into_gate if into_gate is not None and by_spike else ybar
     kept = vbar_next if neuron.v_reset is None else vbar_next * (1.0 - neuron.alpha * gate)
     return ybar, kept + into_spike * phi(z)
-
-
-def initial_membrane(x: Tensor, v: Tensor | None, neuron: CoupledParameters) -> Tensor:
-    """The membrane before the first step, `[N, *]`: the carried one, or rest."""
-    return torch.full_like(x, neuron.rest, requires_grad=False) if v is None else v
-
-
-def decode_spikes(y: Tensor) -> Tensor:
-    """The spikes of a carrier output (or of plain spikes), any shape, in the dtype of y; exact."""
-    # What is carried stays below 1/2. A comparison gives bools, whose conversion costs ten times as much on a CPU.
-    return y.detach().round()
-
-
-def decode_input(y: Tensor, spike: Tensor, epsilon: float) -> Tensor:
-    """The clamped input that a carrier output holds, of its shape.
-
-    Exactness: to half an ulp(1) / epsilon where the neuron fired; to the bit where it did not, unless epsilon x is
-        subnormal (in float16 below 6e-5).
-    """
-    return (y - spike) * (1.0 / epsilon)
-
-
-def fire(z: Tensor) -> Tensor:
-    """Spikes: 1 where z >= 0, else 0, in the dtype and the storage of z; to the bit those of `heaviside`."""
-    return z.ge_(0)
-
-
-def recharge(drive: Tensor, membrane: Tensor | None, spike: Tensor, neuron: LIFParameters) -> tuple[Tensor, Tensor]:
-    """One LIF step whose spikes are known: none can flip. Charge and membrane count from rest, `[N, *]`.
-
-    Args:
-        drive: `input_gain` times the input; overwritten.
-        membrane: before the step; None for rest.
-        spike: spikes of the step.
-        neuron: parameters.
-    Returns:
-        The charge, in the storage of `drive`, and the membrane after the step.
-    """
-    h = drive if membrane is None else drive.add_(membrane, alpha=neuron.keep)
-    if neuron.v_reset is None:
-        return h, torch.sub(h, spike, alpha=neuron.v_threshold)
-    return h, (1.0 - spike).mul_(h)
-
-
-def lif_step_vjp(
-    h: Tensor,
-    spike: Tensor,
-    sbar: Tensor,
-    vbar: Tensor | None,
-    neuron: LIFParameters,
-    phi: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Gradient at the charge of one LIF step, `[N, *]`, in storage of its own.
-
-    Args:
-        h: charge above rest.
-        spike: spikes of the step.
-        sbar: gradient that arrives at the spikes.
-        vbar: gradient that arrives at the membrane after the step; None for none.
-        neuron: parameters.
-        phi: surrogate derivative of charge minus threshold.
-    """
-    slope = phi(h - (neuron.v_threshold - neuron.rest))
-    if vbar is None:
-        return sbar * slope
-    soft = neuron.v_reset is None
-    if not neuron.detach_reset:
-        sbar = torch.sub(sbar, vbar, alpha=neuron.v_threshold) if soft else sbar - vbar * h
-    return (sbar * slope).add_(vbar if soft else (1.0 - spike) * vbar)
-
-
-def step_into(spike: Tensor, after: Tensor, x: Tensor, v: Tensor | float, neuron: LIFParameters) -> None:
-    """One step of the LIF, to the bit that of `lif_step`.
-
-    Args:
-        spike: where its spikes go, `[N, *]`.
-        after: where the membrane after the step goes; may be the storage of `v`.
-        x: input current; overwritten by the charge.
-        v: membrane before the step, or the float that it rests at.
-        neuron: parameters.
-    """
-    leak = v - neuron.rest if neuron.rest else v
-    if neuron.decay_input:
-        x.sub_(leak).div_(neuron.tau).add_(v)
-    else:
-        x.add_(v - leak / neuron.tau)
-    torch.sub(x, neuron.v_threshold, out=spike).ge_(0)
-    if neuron.v_reset is None:
-        torch.sub(x, spike, alpha=neuron.v_threshold, out=after)
-        return
-    torch.sub(torch.ones((), dtype=x.dtype, device=x.device), spike, out=after).mul_(x)
-    if neuron.v_reset:
-        after.add_(spike, alpha=neuron.v_reset)
-
-
-def recharge_into(after: Tensor, drive: Tensor, v: Tensor | None, spike: Tensor, neuron: LIFParameters) -> None:
-    """One LIF step whose spikes are known: none can flip. Charge and membrane count from rest.
-
-    Args:
-        after: where the membrane after the step goes; may be the storage of `v`.
-        drive: `input_gain` times the input, `[N, *]`; overwritten by the charge.
-        v: membrane before the step; None for rest.
-        spike: spikes of the step.
-        neuron: parameters.
-    """
-    if v is not None:
-        drive.add_(v, alpha=neuron.keep)
-    if neuron.v_reset is None:
-        torch.sub(drive, spike, alpha=neuron.v_threshold, out=after)
-    else:
-        torch.mul(drive, spike, out=after)
-        torch.sub(drive, after, out=after)
-
-
-def lif_step_vjp_into(
-    hbar: Tensor,
-    h: Tensor,
-    spike: Tensor,
-    sbar: Tensor,
-    vbar: Tensor | None,
-    neuron: LIFParameters,
-    surrogate: SurrogateFunction,
-) -> None:
-    """Gradient at the charge of one LIF step; see `lif_step_vjp`.
-
-    Args:
-        hbar: where it goes, `[N, *]`.
-        h: charge above rest; overwritten.
-        spike: spikes of the step; overwritten.
-        sbar, vbar: gradients that arrive at the spikes and at the membrane after the step; None for none of the latter.
-        neuron: parameters.
-        surrogate: spike function.
-    """
-    soft = neuron.v_reset is None
-    if vbar is None or neuron.detach_reset:
-        hbar.copy_(sbar)
-    elif soft:
-        torch.sub(sbar, vbar, alpha=neuron.v_threshold, out=hbar)
-    else:
-        torch.sub(sbar, torch.mul(vbar, h, out=hbar), out=hbar)
-    surrogate.multiply_by_derivative_(hbar, h.sub_(neuron.v_threshold - neuron.rest))
-    if vbar is not None:
-        # (1 - spike) vbar is subtracted as (spike - 1) vbar.
-        hbar.add_(vbar) if soft else hbar.sub_(spike.sub_(1.0).mul_(vbar))

@@ -1,12 +1,8 @@
-"""The LIF step, and StandardLIF: plain autograd through the loop over time.
+"""StandardLIF, by plain autograd through time, and CheckpointedLIF, which runs segments of it a second time.
 
-Equations: section "Standard LIF" of nodes/README.md. Forward values, argument names, defaults and gradients agree
-with SpikingJelly's `LIFNode`.
-
-CheckpointedLIF: the standard LIF in segments that are run a second time in the backward pass.
-
-Contrast: `StandardLIF` keeps every step; this keeps its input and one membrane per segment; `CarrierLIF` keeps
-nothing. Source: torch.utils.checkpoint (Chen et al. 2016, arXiv 1604.06174).
+Equations: section "Standard LIF" of nodes/README.md. Forward values, argument names, defaults and gradients agree with
+SpikingJelly's `LIFNode`. Contrast: `StandardLIF` keeps every step; `CheckpointedLIF` its input and one membrane per
+segment (torch.utils.checkpoint; Chen et al. 2016, arXiv 1604.06174); `CarrierLIF` keeps nothing.
 """
 
 import math
@@ -19,62 +15,29 @@ from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
-from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
+from revsnn_nodes.equations import lif_sequence
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import LIFParameters, require
 
 
-def neuronal_charge(x: Tensor, v: Tensor | float, neuron: LIFParameters) -> Tensor:
-    """Charge h = M from input x (or drive D) and membrane v; all `[N, *]`."""
-    leak = v - neuron.rest if neuron.rest else v
-    if neuron.decay_input:
-        return v + (x - leak) / neuron.tau
-    return v - leak / neuron.tau + x
+class LIFNode(SpikingNode[LIFParameters]):
+    """What the two nodes of the standard LIF share: constructor and reference."""
+
+    def __init__(
+        self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+    ) -> None:  # fmt: skip
+        neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
+        super().__init__(neuron, surrogate_function, step_mode, backend)
+
+    def reference(self) -> SpikingNode[LIFParameters]:
+        """A `StandardLIF` with these parameters."""
+        return self.fresh(StandardLIF)
 
 
-def neuronal_reset(h: Tensor, spike: Tensor, neuron: LIFParameters) -> Tensor:
-    """Membrane after firing, `[N, *]`: to v_reset where the neuron fired, or down by the threshold (soft)."""
-    if neuron.detach_reset:
-        spike = spike.detach()
-    if neuron.v_reset is None:
-        return h - spike * neuron.v_threshold
-    v = (1.0 - spike) * h
-    return v + spike * neuron.v_reset if neuron.v_reset else v
-
-
-def lif_step(
-    x: Tensor, v: Tensor | float, neuron: LIFParameters, fire: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """One step of the LIF: charge, fire, reset.
-
-    Args:
-        x: input current, `[N, *]`.
-        v: membrane before the step, `[N, *]`, or the float it rests at.
-        neuron: parameters.
-        fire: spike function of charge minus threshold.
-    Returns:
-        Spikes and the membrane after the step, both `[N, *]`.
-    """
-    h = neuronal_charge(x, v, neuron)
-    spike = fire(h - neuron.v_threshold)
-    return spike, neuronal_reset(h, spike, neuron)
-
-
-def lif_sequence(
-    x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, fire: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """T steps of the LIF under autograd: spikes `[T, N, *]` and the last membrane `[N, *]`."""
-    spikes = []
-    # unbind, not x_seq[t]: the backward of indexing fills one [T, N, *] with zeros at every step.
-    steps = x_seq.unbind(0)
-    membrane = torch.full_like(steps[0], neuron.rest) if v is None else v
-    for x in steps:
-        spike, membrane = lif_step(x, membrane, neuron, fire)
-        spikes.append(spike)
-    return torch.stack(spikes), membrane
-
-
-class StandardLIF(SpikingNode[LIFParameters]):
+class StandardLIF(LIFNode):
     """Leaky integrate-and-fire layer, by plain autograd through time: the standard that others are held against.
 
     Args: see `LIFParameters` and `SpikingNode`.
@@ -86,20 +49,6 @@ class StandardLIF(SpikingNode[LIFParameters]):
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
-    def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
-        neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
-        super().__init__(neuron, surrogate_function, step_mode, backend)
-
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.multi_step_forward`."""
         return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
@@ -110,17 +59,13 @@ class StandardLIF(SpikingNode[LIFParameters]):
 
         return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
 
-    def reference(self) -> "SpikingNode[LIFParameters]":
-        """A fresh node like this one: the standard is its own reference."""
-        return self.fresh(StandardLIF)
-
 
 def _label_recomputation() -> tuple[nullcontext[None], record_function]:
     """Contexts of the first run of a segment and of the second."""
     return nullcontext(), record_function("recompute")
 
 
-class CheckpointedLIF(SpikingNode[LIFParameters]):
+class CheckpointedLIF(LIFNode):
     """Leaky integrate-and-fire layer that recomputes segments of steps instead of keeping them.
 
     Args:
@@ -131,28 +76,13 @@ class CheckpointedLIF(SpikingNode[LIFParameters]):
     Exactness: the gradient of `StandardLIF`, bit for bit on one device.
     """
 
-    def __init__(
-        self,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        checkpoint_every: int | None = None,
-        backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
-        neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
-        super().__init__(neuron, surrogate_function, step_mode, backend)
+    @with_arguments_of(LIFNode)
+    def __init__(self, *args: Any, checkpoint_every: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         require(
-            checkpoint_every is None or checkpoint_every >= 1,
-            "checkpoint_every",
-            "be at least 1 step",
-            checkpoint_every,
-            "It is the length of a segment.",
-            "Leave it out for ceil(sqrt(T)).",
-        )
+            checkpoint_every is None or checkpoint_every >= 1, "checkpoint_every", "be at least 1 step",
+            checkpoint_every, "It is the length of a segment.", "Leave it out for ceil(sqrt(T)).",
+        )  # fmt: skip
         self.checkpoint_every = checkpoint_every
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -177,10 +107,6 @@ class CheckpointedLIF(SpikingNode[LIFParameters]):
             outputs.append(spikes)
         assert v is not None
         return torch.cat(outputs), v
-
-    def reference(self) -> SpikingNode[LIFParameters]:
-        """A `StandardLIF` with these parameters."""
-        return self.fresh(StandardLIF)
 
     def extra_repr(self) -> str:
         """Parameters and segment length."""

@@ -1,31 +1,23 @@
-"""Batch norm and LIF in one layer: what both nodes of this kind share, and the one by plain autograd.
-
-Equations: section "Carrier with its norm" of nodes/README.md. Names and state_dict are `torch.nn.BatchNorm2d`'s, so
-that weights move between these nodes and an ordinary norm.
-
-NormCarrierLIF: batch norm and LIF in one layer, whose output carries the normalised input.
+"""Batch norm and LIF in one layer whose output carries the normalised input: NormCarrierLIF, and its control.
 
 Equations: section "Carrier with its norm" of nodes/README.md. This node is our own. Contrast: `CarrierLIF` after a
-batch norm leaves the norm to keep its input; here the one output stands for both, and neither is kept.
+batch norm leaves the norm to keep its input; here the one output stands for both, and neither is kept. Names and
+state_dict are `torch.nn.BatchNorm2d`'s, so that weights move between these nodes and an ordinary norm.
 """
 
-import copy
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, Self, overload
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import batch_norm, hardtanh
+from torch.nn.functional import batch_norm
 from torch.profiler import record_function
 
-from revsnn_nodes.base import StepMode
-from revsnn_nodes.carrier import CarrierMode, CarrierNode, CarrierParameters
-from revsnn_nodes.equations import lif_step_vjp_into, recharge_into, step_into
-from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, choose_backend
-from revsnn_nodes.lif import lif_sequence
-from revsnn_nodes.parameters import require
+from revsnn_nodes import equations as eq
+from revsnn_nodes.base import with_arguments_of
+from revsnn_nodes.carrier import CarrierNode
+from revsnn_nodes.parameters import CarrierParameters, require
 
 
 @overload
@@ -39,17 +31,21 @@ def per_channel(values: Tensor | None, like: Tensor) -> Tensor | None:
     return None if values is None else values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 3))
 
 
-def neuron_input(n: Tensor, gamma: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> Tensor:
+def neuron_input(
+    n: Tensor, gamma: Tensor | None, shift: Tensor | None, residual: Tensor | None, out: Tensor | None = None
+) -> Tensor:
     """The neuron's input gamma n + shift + residual; rounded once per operation, so equal for a step and a sequence.
 
     Args:
         n: normalised and clamped, `[N, C, *]` or `[T, N, C, *]`.
         gamma, shift: from `per_channel`; None for 1 and 0.
         residual: of the shape of n; None for 0.
+        out: where it goes; allocated, or n itself, where None.
     """
-    x = n if gamma is None else n * gamma
-    x = x if shift is None else x + shift
-    return x if residual is None else x + residual
+    x = torch.mul(n, gamma, out=out) if gamma is not None else n if out is None else out.copy_(n)
+    for each in (shift, residual):
+        x = x if each is None else torch.add(x, each, out=out)
+    return x
 
 
 class NormCarrierNode(CarrierNode):
@@ -72,26 +68,12 @@ class NormCarrierNode(CarrierNode):
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
 
+    @with_arguments_of(CarrierNode)
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        tau: float = 2.0,
-        decay_input: bool = True,
-        v_threshold: float = 1.0,
-        v_reset: float | None = 0.0,
-        surrogate_function: Callable[[Tensor], Tensor] | None = None,
-        detach_reset: bool = False,
-        step_mode: StepMode = "m",
-        epsilon: float = 1 / 16,
-        carrier: CarrierMode = "train",
-        backend: Backend = DEFAULT_BACKEND,
-    ) -> None:
-        neuron = (tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset)
-        super().__init__(*neuron, step_mode, epsilon, carrier, backend)
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
+        track_running_stats: bool = True, *args: Any, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(*args, **kwargs)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
@@ -112,26 +94,20 @@ class NormCarrierNode(CarrierNode):
             ValueError: another module; SyncBatchNorm among them, whose statistics span processes.
         """
         require(
-            isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d),
-            "norm",
-            "be a BatchNorm1d, BatchNorm2d or BatchNorm3d",
-            type(norm).__name__,
+            isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d), "norm",
+            "be a BatchNorm1d, BatchNorm2d or BatchNorm3d", type(norm).__name__,
             "The layer normalises by the statistics of its own process and batch.",
             "Keep another norm (SyncBatchNorm among them) as it is, and put a CarrierLIF behind it.",
-        )
+        )  # fmt: skip
         assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d | nn.BatchNorm3d)
         settings = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         return cls(norm.num_features, *settings, **neuron)._with_values_of(norm)
 
     def reference(self) -> "StoredNormCarrierLIF":
         """A `StoredNormCarrierLIF` with these parameters and statistics, in storage of its own."""
-        neuron = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
-        settings = {name: getattr(self, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
-        surrogate = copy.deepcopy(self.surrogate_function)
-        node = StoredNormCarrierLIF(
-            self.num_features, **settings, **neuron, surrogate_function=surrogate, step_mode=self.step_mode
-        )
-        return node._with_values_of(self)
+        names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+        settings = {name: getattr(self, name) for name in names}
+        return self.fresh(StoredNormCarrierLIF, **settings)._with_values_of(self)
 
     def forward(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
         """Normalises, adds a residual where one is given, and runs the neuron.
@@ -143,25 +119,12 @@ class NormCarrierNode(CarrierNode):
             ValueError: wrong shape or dtype, a carried state that does not fit, one value per channel in training, or
                 `backend="fused"` where there are no fused kernels for the case.
         """
-        single = self.step_mode == "s"
-        z_seq = z.unsqueeze(0) if single else z
-        self._check_input(z_seq, z)
-        self._check_channels(z_seq, z)
         require(
-            residual is None or residual.shape == z.shape,
-            "residual",
-            f"have the shape of z {tuple(z.shape)}",
-            None if residual is None else tuple(residual.shape),
-            "It is added neuron by neuron.",
+            residual is None or residual.shape == z.shape, "residual", f"have the shape of z {tuple(z.shape)}",
+            None if residual is None else tuple(residual.shape), "It is added neuron by neuron.",
             "Expand it, or pass it through a shortcut of the right shape.",
-        )
-        self.backend_in_use, self.backend_reason = choose_backend(self, z_seq)
-        residual_seq = residual.unsqueeze(0) if single and residual is not None else residual
-        run: Callable[..., tuple[Tensor, Tensor]] = (
-            self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
-        )
-        y_seq, self.v = run(z_seq, self._carried_state(z_seq), residual_seq)
-        return y_seq.squeeze(0) if single else y_seq
+        )  # fmt: skip
+        return self._run(z, residual)
 
     def multi_step_forward(
         self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None
@@ -178,12 +141,9 @@ class NormCarrierNode(CarrierNode):
         return self.stored_forward(x_seq, v, residual)
 
     def stored_forward(
-        self,
-        x_seq: Tensor,
-        v: Tensor | None,
-        residual: Tensor | None,
-        run_neuron: Callable[..., tuple[Tensor, Tensor]] = lif_sequence,
-    ) -> tuple[Tensor, Tensor]:
+        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None,
+        run_neuron: Callable[..., tuple[Tensor, Tensor]] = eq.lif_sequence,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The forward by plain autograd, in training and in `eval()`; see `multi_step_forward`."""
         affine = (None, None) if self.carries else (self.weight, self.bias)
         mean, var, momentum = self.running_mean, self.running_var, 0.0
@@ -193,8 +153,7 @@ class NormCarrierNode(CarrierNode):
         n_seq = batch_norm(x_seq.flatten(0, 1), mean, var, *affine, by_batch, momentum, self.eps).view_as(x_seq)
         if not self.carries:
             return run_neuron(neuron_input(n_seq, None, None, residual), v, self.neuron, self.surrogate_function)
-        # hardtanh, not clamp: no gradient passes at the borders, as in the closed form.
-        n_seq = hardtanh(n_seq, -self.neuron.clamp, self.neuron.clamp)
+        n_seq = eq.clamp_input(n_seq, self.neuron)
         x_seq = neuron_input(n_seq, per_channel(self.weight, n_seq), per_channel(self.bias, n_seq), residual)
         spike_seq, v_last = run_neuron(x_seq, v, self.neuron, self.surrogate_function)
         return torch.add(spike_seq, n_seq, alpha=self.neuron.epsilon), v_last
@@ -220,23 +179,19 @@ class NormCarrierNode(CarrierNode):
             self.get_parameter(name).requires_grad_(parameter.requires_grad)
         return self.train(norm.training)
 
-    def _check_channels(self, z_seq: Tensor, given: Tensor) -> None:
+    def _check_input(self, x_seq: Tensor, given: Tensor) -> None:
+        super()._check_input(x_seq, given)
         require(
-            z_seq.dim() >= 3 and z_seq.shape[2] == self.num_features,
-            "z",
-            f"have num_features = {self.num_features} channels after time and batch",
-            tuple(given.shape),
-            "Each channel has a mean and a variance of its own.",
-            'Pass [T, N, C, *], or [N, C, *] in step mode "s".',
-        )
+            x_seq.dim() >= 3 and x_seq.shape[2] == self.num_features, "z",
+            f"have num_features = {self.num_features} channels after time and batch", tuple(given.shape),
+            "Each channel has a mean and a variance of its own.", 'Pass [T, N, C, *], or [N, C, *] in step mode "s".',
+        )  # fmt: skip
         require(
-            not self.training or z_seq.numel() > self.num_features,
-            "z",
-            "hold more than 1 value per channel when training",
-            tuple(given.shape),
+            not self.training or x_seq.numel() > self.num_features, "z",
+            "hold more than 1 value per channel when training", tuple(given.shape),
             "Expected more than 1 value per channel when training: the variance of one value is 0.",
             "Use more steps, samples or positions, or eval().",
-        )
+        )  # fmt: skip
 
 
 class StoredNormCarrierLIF(NormCarrierNode):
@@ -256,14 +211,9 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        z_seq: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        v: Tensor | None,
-        layer: NormCarrierNode,
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, z_seq: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+        v: Tensor | None, layer: NormCarrierNode,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         neuron: CarrierParameters = layer.neuron
         mean, var, momentum = layer.update_of_statistics()
         flat, _, inverse_std = torch.native_batch_norm(
@@ -276,10 +226,9 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         before: Tensor | float = neuron.rest if v is None else v
         x, spike, membrane = (torch.empty_like(y_seq[0]) for _ in range(3))
         for t, out in enumerate(y_seq.unbind(0)):
-            _input_into(x, out, gamma, shift, None if residual is None else residual[t])
-            step_into(spike, membrane, x, before, neuron)
+            neuron_input(out, gamma, shift, None if residual is None else residual[t], out=x)
+            _, before = eq.lif_step(x, before, neuron, eq.fire, out=(spike, membrane))
             torch.add(spike, out, alpha=neuron.epsilon, out=out)
-            before = membrane
         ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
         ctx.set_materialize_grads(False)
@@ -299,9 +248,10 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         gain = neuron.input_gain if weight is None else per_channel(weight * neuron.input_gain, y_seq)
         spike, carried, hbar, other = (torch.empty_like(y_seq[0]) for _ in range(4))
         for t in range(y_seq.shape[0] - 1, -1, -1):
-            _decode_into(spike, carried, y_seq[t])
+            with record_function("recompute"):
+                eq.decode_output(y_seq[t], out=(spike, carried))
             ybar = torch.zeros_like(hbar) if ybar_seq is None else ybar_seq[t]
-            lif_step_vjp_into(hbar, zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate)
+            eq.lif_step_vjp(zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate, out=hbar)
             if residual_bar is not None:
                 torch.mul(hbar, neuron.input_gain, out=residual_bar[t])
             if needs[1]:
@@ -310,7 +260,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
                 sums.add("bias", hbar)
             nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.epsilon)
             if beyond is not None:
-                _stop_at_the_clamp(nbar, carried, neuron)
+                eq.clamp_input_vjp(nbar, carried, neuron, out=nbar)
             sums.add("gradient", nbar)
             sums.add("slope", carried.mul_(nbar))
             vbar = hbar.mul_(neuron.keep)
@@ -367,37 +317,10 @@ def _cut(n_seq: Tensor, clamp: float) -> tuple[Tensor | None, Tensor | None]:
     return beyond, cut - cut.clamp(-clamp, clamp)
 
 
-def _stop_at_the_clamp(nbar: Tensor, carried: Tensor, neuron: CarrierParameters) -> None:
-    """Sets a gradient to zero, in place, where what is carried lies at the clamp."""
-    border = neuron.clamp * neuron.epsilon
-    torch.ops.aten.hardtanh_backward.grad_input(nbar, carried, -border, border, grad_input=nbar)
-
-
-def _input_into(x: Tensor, n: Tensor, gamma: Tensor | None, shift: Tensor | None, residual: Tensor | None) -> None:
-    """Writes `neuron_input` to x, to the bit."""
-    x.copy_(n) if gamma is None else torch.mul(n, gamma, out=x)
-    for each in (shift, residual):
-        if each is not None:
-            x.add_(each)
-
-
-def _decode_into(spike: Tensor, carried: Tensor, y: Tensor) -> None:
-    """Writes the spikes of an output, and what it carries beside them: epsilon times the normalised input."""
-    with record_function("recompute"):
-        # What is carried stays below 1/2.
-        torch.round(y, out=spike)
-        torch.sub(y, spike, out=carried)
-
-
 def _regenerate_charges(
-    y_seq: Tensor,
-    v: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    charge_seq: Tensor,
-    neuron: CarrierParameters,
-) -> None:
+    y_seq: Tensor, v: Tensor | None, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    charge_seq: Tensor, neuron: CarrierParameters,
+) -> None:  # fmt: skip
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
     gain = neuron.input_gain / neuron.epsilon
     scale = gain if weight is None else per_channel(weight * gain, y_seq)
@@ -405,24 +328,19 @@ def _regenerate_charges(
     before = None if v is None else v - neuron.rest
     spike, membrane = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for t, (y, out) in enumerate(zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True)):
-        _decode_into(spike, out, y)
+        eq.decode_output(y, out=(spike, out))
         out.mul_(scale)
         if shift is not None:
             out.add_(shift)
         if residual is not None:
             out.add_(residual[t], alpha=neuron.input_gain)
-        recharge_into(membrane, out, before, spike, neuron)
-        before = membrane
+        _, before = eq.recharge(out, before, spike, neuron, out=membrane)
 
 
 def _through_the_norm(
-    nbar_seq: Tensor,
-    y_seq: Tensor,
-    sums: _ChannelSums,
-    inverse_std: Tensor,
-    cut: tuple[Tensor | None, Tensor | None],
-    neuron: CarrierParameters,
-) -> None:
+    nbar_seq: Tensor, y_seq: Tensor, sums: _ChannelSums, inverse_std: Tensor,
+    cut: tuple[Tensor | None, Tensor | None], neuron: CarrierParameters,
+) -> None:  # fmt: skip
     """Turns the gradient at the normalised input into that at z, in place."""
     sigma = inverse_std.to(sums.dtype)
     # One factor 1 / epsilon for the carried value inside the sum, one for that in the product.
@@ -432,7 +350,8 @@ def _through_the_norm(
     )
     spike, carried = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):
-        _decode_into(spike, carried, y)
+        with record_function("recompute"):
+            eq.decode_output(y, out=(spike, carried))
         out.mul_(scale).sub_(carried.mul_(of_carried).add_(mean))
     beyond, excess = cut
     if beyond is not None and excess is not None:

@@ -1,10 +1,15 @@
-"""Validated, frozen neuron parameters: the numbers that every equation takes, and nothing that changes in a run."""
+"""Validated, frozen parameters of every neuron: the numbers that its equations take; none of them changes in a run."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 ResetGate = Literal["output", "spike"]
+CarrierMode = Literal["train", "always"]
+
+KAPPA = 31 / 64
+"""Largest fraction that carries an input: below 1/2, and 1 + KAPPA is exact even in bfloat16, so that clamped inputs
+are recognised without error."""
 
 
 def require(condition: bool, argument: str, rule: str, got: object, why: str, fix: str) -> None:
@@ -13,15 +18,17 @@ def require(condition: bool, argument: str, rule: str, got: object, why: str, fi
         raise ValueError(f"`{argument}` must {rule}; got {got!r}. {why} {fix}")
 
 
+def require_word(argument: str, words: tuple[str, ...], got: object, why: str, fix: str) -> None:
+    """Raises `ValueError` as `require` does, unless the argument is one of some words."""
+    *others, last = (f'"{word}"' for word in words)
+    require(got in words, argument, f"be {', '.join(others)} or {last}", got, why, fix)
+
+
 def _require_finite(argument: str, value: float) -> None:
     require(
-        isinstance(value, int | float) and math.isfinite(value),
-        argument,
-        "be a finite number",
-        value,
-        "It enters the membrane equation.",
-        "Pass a float.",
-    )
+        isinstance(value, int | float) and math.isfinite(value), argument, "be a finite number", value,
+        "It enters the membrane equation.", "Pass a float.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,9 @@ class LIFParameters:
     def __post_init__(self) -> None:
         _require_finite("tau", self.tau)
         require(
-            self.tau > 1,
-            "tau",
-            "be > 1 step",
-            self.tau,
-            "The leak 1/tau would overshoot rest.",
+            self.tau > 1, "tau", "be > 1 step", self.tau, "The leak 1/tau would overshoot rest.",
             "Pass tau in time steps, not seconds.",
-        )
+        )  # fmt: skip
         _require_finite("v_threshold", self.v_threshold)
         if self.v_reset is not None:
             _require_finite("v_reset", self.v_reset)
@@ -72,6 +75,36 @@ class LIFParameters:
     def keep(self) -> float:
         """Derivative of the charge with respect to the membrane: 1 - 1/tau."""
         return 1.0 - 1.0 / self.tau
+
+
+@dataclass(frozen=True)
+class CarrierParameters(LIFParameters):
+    """Parameters of the carrier neuron: those of the LIF, and how the output carries the input.
+
+    Args:
+        epsilon: scale of the carried input, a power of two below 1.
+        carrier: "train" emits spikes alone in `eval()`; "always" keeps the carrier there too.
+    Raises:
+        ValueError: epsilon is not a power of two in (0, 1), or carrier is another word.
+    """
+
+    epsilon: float = 1 / 16
+    carrier: CarrierMode = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < self.epsilon < 1 and math.frexp(self.epsilon)[0] == 0.5, "epsilon", "be a power of two in (0, 1)",
+            self.epsilon, "Scaling by a power of two loses no bit of the carried input.",
+            "Pass for example 1/16 or 1/256.",
+        )  # fmt: skip
+        modes, fix = ("train", "always"), 'Pass "train" for binary spikes in eval().'
+        require_word("carrier", modes, self.carrier, "It says when the output carries its input.", fix)
+
+    @property
+    def clamp(self) -> float:
+        """c: the input is clamped to [-c, c], so that the fraction never reaches the spike."""
+        return KAPPA / self.epsilon
 
 
 @dataclass(frozen=True)
@@ -97,44 +130,23 @@ class CoupledParameters(LIFParameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            isinstance(self.groups, int) and self.groups >= 2,
-            "groups",
-            "be an integer >= 2",
-            self.groups,
-            "Each group's output carries the next group's input.",
-            "Pass groups=2 for the plain reversible node.",
-        )
+            isinstance(self.groups, int) and self.groups >= 2, "groups", "be an integer >= 2", self.groups,
+            "Each group's output carries the next group's input.", "Pass groups=2 for the plain reversible node.",
+        )  # fmt: skip
         require(
-            self.group_dim != 0,
-            "group_dim",
-            "not be 0",
-            self.group_dim,
+            self.group_dim != 0, "group_dim", "not be 0", self.group_dim,
             "Dimension 0 of a step [N, *] is the batch: its samples must stay independent.",
             "Pass 1 for channels or -1 for the last dimension.",
-        )
-        require(
-            self.reset_gate in ("output", "spike"),
-            "reset_gate",
-            'be "output" or "spike"',
-            self.reset_gate,
-            "It names what opens the reset.",
-            'Pass "output" for the invertible dynamics.',
-        )
+        )  # fmt: skip
+        gates, fix = ("output", "spike"), 'Pass "output" for the invertible dynamics.'
+        require_word("reset_gate", gates, self.reset_gate, "It names what opens the reset.", fix)
         top = 1.0 if self.reset_gate == "spike" else math.nextafter(1.0, 0.0)
         require(
-            0.0 < self.alpha <= top,
-            "alpha",
-            "lie in (0, 1)" if self.reset_gate == "output" else "lie in (0, 1]",
-            self.alpha,
-            "The inverse divides by 1 - alpha g(Y), and alpha = 0 never resets.",
-            "Pass for example 0.5.",
-        )
+            0.0 < self.alpha <= top, "alpha", "lie in (0, 1)" if self.reset_gate == "output" else "lie in (0, 1]",
+            self.alpha, "The inverse divides by 1 - alpha g(Y), and alpha = 0 never resets.", "Pass for example 0.5.",
+        )  # fmt: skip
         _require_finite("beta", self.beta)
         require(
-            self.beta != 0.0,
-            "beta",
-            "not be 0",
-            self.beta,
-            "The output carries the partner's input times beta; the inverse divides by it.",
-            "Pass for example 1.0.",
-        )
+            self.beta != 0.0, "beta", "not be 0", self.beta,
+            "The output carries the partner's input times beta; the inverse divides by it.", "Pass for example 1.0.",
+        )  # fmt: skip

@@ -15,15 +15,35 @@ ENTRY_POINT_GROUP = "revsnn_bench.nodes"
 
 NodeFactory = Callable[..., nn.Module]
 
-_NODES: dict[str, NodeFactory] = {
-    "lif": StandardLIF,
-    "lif-checkpoint": CheckpointedLIF,
-    "revlif-stored": StoredCoupledLIF,
-    "revlif-revnet": RevNetLIF,
-    "revlif": ReversibleLIF,
-    "revlif-anchored": AnchoredReversibleLIF,
-    "lif-carrier": CarrierLIF,
-}
+
+class _Nodes(dict[str, NodeFactory]):
+    """Factories by short name; those of installed packages are found by entry point and loaded when asked for."""
+
+    def __missing__(self, name: str) -> NodeFactory:
+        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            return self.setdefault(name, point.load())
+        near = get_close_matches(name, self.names(), 3) or self.names()
+        raise ValueError(
+            f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. "
+            f"Did you mean {' or '.join(near)}?"
+        )
+
+    def names(self) -> list[str]:
+        """Every name that has a factory, loaded or not."""
+        return [*self, *sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(self))]
+
+
+_NODES = _Nodes(
+    {
+        "lif": StandardLIF,
+        "lif-checkpoint": CheckpointedLIF,
+        "revlif-stored": StoredCoupledLIF,
+        "revlif-revnet": RevNetLIF,
+        "revlif": ReversibleLIF,
+        "revlif-anchored": AnchoredReversibleLIF,
+        "lif-carrier": CarrierLIF,
+    }
+)
 
 
 def register_node(name: str, factory: NodeFactory) -> None:
@@ -35,18 +55,16 @@ def register_node(name: str, factory: NodeFactory) -> None:
     Raises:
         ValueError: the name is taken.
     """
-    if _NODES.get(name, factory) is not factory:
+    if _NODES.setdefault(name, factory) is not factory:
         raise ValueError(
             f"`name` must be unused; got {name!r}, which is {_NODES[name]!r}. Records refer to nodes by name. "
             "Choose another name."
         )
-    _NODES[name] = factory
 
 
 def node_names() -> list[str]:
     """Short names of every node, those of this package first, in the order of the table in nodes/README.md."""
-    plugged = sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(_NODES))
-    return [*_NODES, *plugged]
+    return _NODES.names()
 
 
 def node_factory(name: str) -> NodeFactory:
@@ -55,15 +73,6 @@ def node_factory(name: str) -> NodeFactory:
     Raises:
         ValueError: no such node; says which names are near.
     """
-    if name not in _NODES:
-        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            _NODES[name] = point.load()
-    if name not in _NODES:
-        near = get_close_matches(name, node_names(), 3) or node_names()
-        raise ValueError(
-            f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. "
-            f"Did you mean {' or '.join(near)}?"
-        )
     return _NODES[name]
 
 

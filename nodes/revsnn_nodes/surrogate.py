@@ -1,17 +1,22 @@
 """Surrogate gradients: the spike Theta(z) forward, the derivative phi(z) of a smooth primitive backward.
 
-Names, parameters and derivatives agree with SpikingJelly's `activation_based.surrogate`. `z` is the distance of
-the charge to the threshold, any shape, floating. Theta(0) = 1.
+Names, default sharpness and derivatives are those of SpikingJelly's `activation_based.surrogate`. `z` is the distance
+of the charge to the threshold, any shape, floating. Theta(0) = 1. A new surrogate is one class with its `Formulas`, and
+one row of `kernels/layout.py` where the fused kernels are to know it.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softsign
 
 from revsnn_nodes.parameters import require
+
+Formula = Callable[[Tensor, float], Tensor]
 
 
 def in_transform() -> bool:
@@ -46,6 +51,21 @@ class _Spike(torch.autograd.Function):
         return grad * ctx.derivative(z), None
 
 
+@dataclass(frozen=True)
+class Formulas:
+    """What tells one surrogate from another.
+
+    Args:
+        phi: surrogate derivative of z and the sharpness alpha.
+        primitive: smooth function of z and alpha whose derivative is phi.
+        alpha: sharpness where none is given, SpikingJelly's default.
+    """
+
+    phi: Formula
+    primitive: Formula
+    alpha: float = 1.0
+
+
 class SurrogateFunction(nn.Module):
     """Spike function of a neuron: call it to fire, ask `derivative` for phi.
 
@@ -54,19 +74,15 @@ class SurrogateFunction(nn.Module):
     Keeps for backward: z, as every surrogate does under plain autograd.
     """
 
-    default_alpha = 1.0
+    formulas: ClassVar[Formulas]
 
     def __init__(self, alpha: float | None = None) -> None:
         super().__init__()
-        self.alpha = self.default_alpha if alpha is None else alpha
+        self.alpha = self.formulas.alpha if alpha is None else alpha
         require(
-            self.alpha > 0,
-            "alpha",
-            "be positive",
-            self.alpha,
-            "It is the sharpness of the surrogate's slope.",
-            f"Leave it out for the default {self.default_alpha}.",
-        )
+            self.alpha > 0, "alpha", "be positive", self.alpha, "It is the sharpness of the surrogate's slope.",
+            f"Leave it out for the default {self.formulas.alpha}.",
+        )  # fmt: skip
 
     def forward(self, z: Tensor) -> Tensor:
         """Fires: Theta(z), with derivative phi(z) in autograd."""
@@ -74,131 +90,99 @@ class SurrogateFunction(nn.Module):
 
     def derivative(self, z: Tensor) -> Tensor:
         """The surrogate derivative phi(z), shape and dtype of z."""
-        raise NotImplementedError
+        return self.formulas.phi(z, self.alpha)
 
-    def multiply_by_derivative_(self, grad: Tensor, z: Tensor) -> None:
-        """Multiplies `grad` by phi(z) in place, outside of autograd; `z`, of its shape and dtype, is overwritten."""
-        grad.mul_(self.derivative(z))
+    def derivative_(self, z: Tensor) -> Tensor:
+        """phi(z), outside of autograd and perhaps in the storage of z, whose values are lost."""
+        return self.derivative(z)
 
     def primitive(self, z: Tensor) -> Tensor:
         """The smooth function whose derivative is phi(z)."""
-        raise NotImplementedError
+        return self.formulas.primitive(z, self.alpha)
 
     def extra_repr(self) -> str:
         """Parameters, as they were passed."""
         return f"alpha={self.alpha}"
 
 
+def _sigmoid_slope(z: Tensor, a: float) -> Tensor:
+    s = torch.sigmoid(z * a)
+    return (1.0 - s) * s * a
+
+
+def _parabolas(z: Tensor, a: float) -> Tensor:
+    inside = -(a**2) / 2 * z * z.abs() + a * z + 0.5
+    return torch.where(z.abs() <= 1 / a, inside, heaviside(z))
+
+
+def _laplace_distribution(z: Tensor, a: float) -> Tensor:
+    half = torch.exp(-a * z.abs()) / 2
+    return torch.where(z >= 0, 1 - half, half)
+
+
 class Sigmoid(SurrogateFunction):
     """phi(z) = alpha s (1 - s), s = sigmoid(alpha z)."""
 
-    default_alpha = 4.0
+    formulas = Formulas(_sigmoid_slope, lambda z, a: torch.sigmoid(z * a), alpha=4.0)
 
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        s = torch.sigmoid(z * self.alpha)
-        return (1.0 - s) * s * self.alpha
-
-    def multiply_by_derivative_(self, grad: Tensor, z: Tensor) -> None:
-        """See `SurrogateFunction`."""
-        s = z.mul_(self.alpha).sigmoid_()
-        torch.ops.aten.sigmoid_backward.grad_input(grad, s, grad_input=grad).mul_(self.alpha)
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """sigmoid(alpha z)."""
-        return torch.sigmoid(z * self.alpha)
+    def derivative_(self, z: Tensor) -> Tensor:
+        """See `SurrogateFunction.derivative_`; here always in the storage of z."""
+        s, alpha = z.mul_(self.alpha).sigmoid_(), z.new_tensor(self.alpha)
+        return torch.ops.aten.sigmoid_backward.grad_input(alpha, s, grad_input=s)  # type: ignore[no-any-return]
 
 
 class ATan(SurrogateFunction):
     """phi(z) = (alpha / 2) / (1 + (pi alpha z / 2)^2)."""
 
-    default_alpha = 2.0
-
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        return self.alpha / 2 / (1.0 + (z * (math.pi / 2 * self.alpha)).square())
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """atan(pi alpha z / 2) / pi + 1/2."""
-        return torch.atan(z * (math.pi / 2 * self.alpha)) / math.pi + 0.5
+    formulas = Formulas(
+        lambda z, a: a / 2 / (1.0 + (z * (math.pi / 2 * a)).square()),
+        lambda z, a: torch.atan(z * (math.pi / 2 * a)) / math.pi + 0.5,
+        alpha=2.0,
+    )
 
 
 class PiecewiseQuadratic(SurrogateFunction):
     """The triangle: phi(z) = max(0, alpha - alpha^2 |z|)."""
 
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        return torch.relu(self.alpha - self.alpha**2 * z.abs())
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """A step whose edge is two parabolas."""
-        inside = -(self.alpha**2) / 2 * z * z.abs() + self.alpha * z + 0.5
-        return torch.where(z.abs() <= 1 / self.alpha, inside, heaviside(z))
+    formulas = Formulas(lambda z, a: torch.relu(a - a**2 * z.abs()), _parabolas)
 
 
 class PiecewiseExp(SurrogateFunction):
     """phi(z) = (alpha / 2) exp(-alpha |z|)."""
 
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        return self.alpha / 2 * torch.exp(-self.alpha * z.abs())
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """The Laplace distribution function."""
-        half = torch.exp(-self.alpha * z.abs()) / 2
-        return torch.where(z >= 0, 1 - half, half)
+    formulas = Formulas(lambda z, a: a / 2 * torch.exp(-a * z.abs()), _laplace_distribution)
 
 
 class SoftSign(SurrogateFunction):
     """phi(z) = 1 / (2 alpha (1/alpha + |z|)^2)."""
 
-    default_alpha = 2.0
-
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        return 1.0 / (2 * self.alpha * (1 / self.alpha + z.abs()).square())
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """(softsign(alpha z) + 1) / 2."""
-        return (nn.functional.softsign(z * self.alpha) + 1.0) / 2.0
+    formulas = Formulas(
+        lambda z, a: 1.0 / (2 * a * (1 / a + z.abs()).square()), lambda z, a: (softsign(z * a) + 1.0) / 2.0, alpha=2.0
+    )
 
 
 class SuperSpike(SurrogateFunction):
     """phi(z) = alpha / (1 + |z|)^2."""
 
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        return self.alpha / (1.0 + z.abs()).square()
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """alpha softsign(z)."""
-        return self.alpha * nn.functional.softsign(z)
+    formulas = Formulas(lambda z, a: a / (1.0 + z.abs()).square(), lambda z, a: a * softsign(z))
 
 
 class Erf(SurrogateFunction):
     """phi(z) = alpha / sqrt(pi) exp(-(alpha z)^2)."""
 
-    default_alpha = 2.0
-
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        return torch.exp(-(z * self.alpha).square()) * (self.alpha / math.sqrt(math.pi))
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """erfc(-alpha z) / 2."""
-        return torch.erfc(-self.alpha * z) / 2
+    formulas = Formulas(
+        lambda z, a: torch.exp(-(z * a).square()) * (a / math.sqrt(math.pi)),
+        lambda z, a: torch.erfc(-a * z) / 2,
+        alpha=2.0,
+    )
 
 
 class Rect(SurrogateFunction):
     """The window: phi(z) = alpha where |z| < 1 / (2 alpha), else 0."""
 
-    def derivative(self, z: Tensor) -> Tensor:
-        """See the class."""
-        return self.alpha * (z.abs() < 0.5 / self.alpha).to(z.dtype)
-
-    def primitive(self, z: Tensor) -> Tensor:
-        """A ramp of slope alpha between 0 and 1."""
-        return torch.clamp(z * self.alpha + 0.5, 0.0, 1.0)
+    formulas = Formulas(
+        lambda z, a: a * (z.abs() < 0.5 / a).to(z.dtype), lambda z, a: torch.clamp(z * a + 0.5, 0.0, 1.0)
+    )
 
 
 class ForeignSurrogate(SurrogateFunction):
@@ -212,26 +196,19 @@ class ForeignSurrogate(SurrogateFunction):
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not SurrogateFunction's: the sharpness is the function's own
         self.function = function
         fired = function(torch.tensor([-1.0, 0.5])).tolist()
         require(
-            fired == [0.0, 1.0],
-            "surrogate_function",
-            "fire 0 below and 1 above the threshold",
-            f"{fired} at z = -1 and 0.5",
-            "The backward passes know the spike to be Theta(z).",
+            fired == [0.0, 1.0], "surrogate_function", "fire 0 below and 1 above the threshold",
+            f"{fired} at z = -1 and 0.5", "The backward passes know the spike to be Theta(z).",
             "In SpikingJelly, leave its `spiking=True`.",
-        )
+        )  # fmt: skip
         trainable = isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters())
         require(
-            not trainable,
-            "surrogate_function",
-            "have no trainable parameters",
-            function,
-            "The closed-form backward passes return no gradient for them.",
-            "Freeze them with requires_grad_(False).",
-        )
+            not trainable, "surrogate_function", "have no trainable parameters", function,
+            "The closed-form backward passes return no gradient for them.", "Freeze them with requires_grad_(False).",
+        )  # fmt: skip
 
     def forward(self, z: Tensor) -> Tensor:
         """Fires with the given function."""
@@ -268,11 +245,7 @@ def as_surrogate(function: Callable[[Tensor], Tensor] | None) -> SurrogateFuncti
     if isinstance(function, SurrogateFunction):
         return function
     require(
-        callable(function),
-        "surrogate_function",
-        "be a surrogate object or a callable on tensors",
-        function,
-        "The neuron fires by calling it.",
-        "Pass for example revsnn_nodes.surrogate.ATan().",
-    )
+        callable(function), "surrogate_function", "be a surrogate object or a callable on tensors", function,
+        "The neuron fires by calling it.", "Pass for example revsnn_nodes.surrogate.ATan().",
+    )  # fmt: skip
     return ForeignSurrogate(function)

@@ -1,7 +1,6 @@
-"""The paper's claims put to the test: which cases each needs, and what their records say of it.
+"""The paper's claims: which cases each needs, and the verdict that follows from their records.
 
 Source of the claims: Lei et al., *Towards Zero Memory Footprint Spiking Neural Network Training*, arXiv 2308.08649.
-Verdicts are computed from records (`verdicts.py`); nothing here is written by hand.
 """
 
 from revsnn_bench.claims.judge import CLAIMS, ClaimFinding, Verdict, judge

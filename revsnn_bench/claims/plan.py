@@ -1,4 +1,4 @@
-"""The cases that each claim needs: sizes in one place, cases shared between claims measured once."""
+"""The cases that each claim needs, with all sizes in `Plan`; a case that several claims share is measured once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,14 @@ from typing import Any
 from revsnn_bench.case import Case
 
 TORCH: dict[str, Any] = {"backend": "torch"}
-"""Every case runs on the reference backend: what is compared is the algorithm, not who has a fused kernel."""
+"""Every case runs on the reference backend, so that algorithms are compared and not kernels."""
 
-UNDECAYED = {"decay_input": False}
+UNDECAYED: dict[str, Any] = {"decay_input": False}
 """In a deep network of few steps an input divided by tau leaves most neurons silent: plain LIF would not train."""
 
-ACROSS_CHANNELS = {"group_dim": 1}
+ACROSS_CHANNELS: dict[str, Any] = {"group_dim": 1}
+Nodes = Sequence[tuple[str, dict[str, Any]]]
+DEEP_NODES: Nodes = (("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED))
 SMALL_NETWORK = "digits-net"
 DEEP_NETWORK = "vgg11@0.25"
 ONE_SWAPPED = "vgg11-one@0.25"
@@ -78,29 +80,23 @@ class Plan:
 
     def accuracy(self) -> list[Case]:
         """Two networks trained with the standard LIF, the coupled node, the same with a small beta, and the carrier."""
-        small: list[tuple[str, dict[str, Any]]] = [
+        small: Nodes = [
             ("lif", {}), ("revlif", ACROSS_CHANNELS | {"groups": self.groups[0]}),
             ("revlif", ACROSS_CHANNELS | {"beta": 0.1}), ("lif-carrier", {}),
         ]  # fmt: skip
-        deep: list[tuple[str, dict[str, Any]]] = [
-            ("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED),
-        ]  # fmt: skip
         return [
-            *self._trained(SMALL_NETWORK, (1, 8, 8), small, self.seeds),
-            *self._trained(DEEP_NETWORK, self.deep_shape, deep, self.seeds),
+            *self._trained(SMALL_NETWORK, (1, 8, 8), small),
+            *self._trained(DEEP_NETWORK, self.deep_shape, DEEP_NODES),
         ]
 
     def group_counts(self) -> list[Case]:
         """The small network trained with the coupled node in more and more groups of channels."""
         options = [("revlif", ACROSS_CHANNELS | {"groups": groups}) for groups in self.groups]
-        return self._trained(SMALL_NETWORK, (1, 8, 8), options, self.seeds)
+        return self._trained(SMALL_NETWORK, (1, 8, 8), options)
 
     def one_swapped(self) -> list[Case]:
         """VGG-11 of standard LIF with one layer's node swapped."""
-        nodes: list[tuple[str, dict[str, Any]]] = [
-            ("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED),
-        ]  # fmt: skip
-        return self._trained(ONE_SWAPPED, self.deep_shape, nodes, self.seeds)
+        return self._trained(ONE_SWAPPED, self.deep_shape, DEEP_NODES)
 
     def _layer(self, node: str, timesteps: int, features: int = 0, **fields: Any) -> Case:
         return Case(
@@ -122,13 +118,7 @@ class Plan:
             node_options=_pairs(TORCH),
         )
 
-    def _trained(
-        self,
-        workload: str,
-        shape: tuple[int, ...],
-        nodes: Sequence[tuple[str, dict[str, Any]]],
-        seeds: Sequence[int],
-    ) -> list[Case]:
+    def _trained(self, workload: str, shape: tuple[int, ...], nodes: Nodes) -> list[Case]:
         return [
             Case(
                 node=node,
@@ -141,7 +131,7 @@ class Plan:
                 epochs=self.epochs,
             )
             for node, options in nodes
-            for seed in seeds
+            for seed in self.seeds
         ]
 
 

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from revsnn_bench.claims.judge import SOURCE, ClaimFinding, Verdict
+from revsnn_bench.claims.judge import SOURCE, ClaimFinding, Verdict, judge
+from revsnn_bench.claims.plan import Plan
 from revsnn_bench.records import Run
 from revsnn_bench.report import units
+from revsnn_bench.report.html.page import render_part
 from revsnn_bench.report.markdown import table
 from revsnn_bench.report.terminal import grid
 
@@ -47,6 +50,12 @@ def claims_markdown(run: Run, findings: Sequence[ClaimFinding]) -> str:
         )
         + "\n"
     )
+
+
+def claims_section(run: Run) -> Markup:
+    """The section of a run's page on the claims whose cases it holds; empty where it holds none."""
+    shown = [finding for finding in judge(run, Plan()) if finding.verdict is not Verdict.OPEN]
+    return render_part("claims", claims=shown, source=SOURCE) if shown else Markup("")
 
 
 def claims_json(run: Run, findings: Sequence[ClaimFinding]) -> str:

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from revsnn_bench.cli.options import RESULTS, Results, RunPath, failure, find_run
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate import formats as wording
-from revsnn_bench.gate.formats import RENDERERS, Format, print_verdict
+from revsnn_bench.gate.formats import RENDERERS, Format, headline, print_verdict
 from revsnn_bench.gate.policy import Policy
 from revsnn_bench.gate.verdict import (
     DEFAULT_BASELINE,
@@ -114,7 +113,7 @@ def _say(verdict: Verdict, run: Run, format: Format, output: Path | None) -> Non
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(RENDERERS[format](verdict, run), encoding="utf-8", newline="\n")
-        typer.echo(wording.headline(verdict))
+        typer.echo(headline(verdict))
     elif format is Format.TABLE:
         print_verdict(verdict, Console())
     else:

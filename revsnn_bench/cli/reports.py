@@ -37,13 +37,15 @@ def report(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the files alone, not the tables.")] = False,
 ) -> None:
     """Write the reports of saved runs, and show them in the terminal."""
+    from revsnn_bench.claims.report import claims_section
+
     written: list[Path] = []
     for name in runs or ["latest"]:
         run = find_run(name, results)
         if not quiet:
             print_run(run, Console())
         try:
-            written += write_reports(run, reports, listed(format))
+            written += write_reports(run, reports, listed(format), claims_section(run))
         except ValueError as error:
             raise failure(str(error), ExitCode.USAGE) from None
     if gallery:
@@ -73,7 +75,7 @@ def compare(
         html.write_text(render_comparison_html(a, b), encoding="utf-8")
         typer.echo(html)
         return
-    from revsnn_bench.gate.diff import render_comparison
+    from revsnn_bench.report.comparison import render_comparison
 
     if markdown:
         typer.echo(render_comparison(a, b))

@@ -4,7 +4,6 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import GATED, Policy
 from revsnn_bench.gate.verdict import (
     BaselineRefused,
-    Difference,
     Finding,
     Kind,
     MissingBaseline,
@@ -17,7 +16,6 @@ from revsnn_bench.gate.verdict import (
 __all__ = [
     "GATED",
     "BaselineRefused",
-    "Difference",
     "ExitCode",
     "Finding",
     "Kind",

@@ -1,25 +1,10 @@
-"""Verdicts in words: one sentence per finding, one headline, and what to do next.
+"""A verdict in the formats of people, CI servers and benchmark services, by name in `RENDERERS`.
 
-The gated values of a run, for services that keep a history and have thresholds of their own.
-
-The verdict for a terminal: headline, what fails, what became better, and what to do next.
-
-The verdict as Markdown, for the summary of a job or a comment on a change.
-
-The verdict as JUnit XML: one test case per benchmark case, which most CI servers show as a list.
-
-Format: the schema of the Jenkins xUnit plugin, as pytest writes it.
-
-The verdict as annotations of GitHub Actions: lines on standard output that the runner turns into notices.
-
-Format: workflow commands, with the escapes of @actions/core: `%`, carriage return and newline everywhere, and `:`
-and `,` in properties. GitHub shows the first ten errors of a step.
-
-The run in Bencher Metric Format, for Bencher's adapter `json`: benchmark, measure, value and its bounds.
-
-The run for github-action-benchmark, tool `customSmallerIsBetter`: a list of name, unit and value.
-
-The verdict and the run in the formats of people, CI servers and benchmark services.
+`table` and `markdown` show headline, findings and advice. `junit` is one test case per benchmark case, in the schema of
+the Jenkins xUnit plugin as pytest writes it. `github` are workflow commands that the runner of GitHub Actions turns
+into annotations, with the escapes of @actions/core; GitHub shows the first ten errors of a step. `bencher`
+(Bencher Metric Format) and `customSmallerIsBetter` (github-action-benchmark) hold the gated values without the verdict,
+for services that keep a history and have thresholds of their own.
 """
 
 import json
@@ -34,18 +19,38 @@ from rich.console import Console
 from rich.text import Text
 
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate.verdict import FAILING, TIMES, Difference, Finding, Kind, Verdict, ratio_name
+from revsnn_bench.gate.verdict import FAILING, TIMES, Finding, Kind, Verdict
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
+from revsnn_bench.report.comparison import FieldDifference, ratio_name
 from revsnn_bench.report.markdown import bullets, table
 from revsnn_bench.report.points import ratio_to_lif
 from revsnn_bench.report.terminal import grid
 
 WHOLE_RUN = "the whole run"
+HEADINGS = ("case", "metric", "before", "after", "change", "what")
+NUMBERS = (False, False, True, True, True, False)
+MOST_ROWS = 200
+"""Rows of one Markdown table; GitHub drops a summary of more than 1 MiB as a whole."""
+
+_SUITE = "revsnn-bench gate"
+_WIDTH = 160
+_UNITS = {"B": "bytes", "FLOP": "FLOP"}
 
 
-def value(metric: str, amount: Number | str | None) -> str:
+class Format(StrEnum):
+    """Names of the formats, as the command line takes them."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    JUNIT = "junit"
+    GITHUB = "github"
+    CUSTOM_SMALLER_IS_BETTER = "customSmallerIsBetter"
+    BENCHER = "bencher"
+
+
+def _value(metric: str, amount: Number | str | None) -> str:
     """Returns a value exactly: bytes and operations to the last one, ratios at three digits."""
     if amount is None:
         return units.ABSENT
@@ -55,7 +60,7 @@ def value(metric: str, amount: Number | str | None) -> str:
     return f"{amount:,} {known.unit}" if known else f"{units.times(amount)} x lif"
 
 
-def change(finding: Finding) -> str:
+def _change(finding: Finding) -> str:
     """Returns the difference, absolute and in percent; a dash where it has no meaning."""
     before, after = finding.before, finding.after
     if isinstance(before, str) or isinstance(after, str) or before is None or after is None:
@@ -68,15 +73,15 @@ def change(finding: Finding) -> str:
 def sentence(finding: Finding) -> str:
     """Returns a finding as `case: metric before -> after (change), what it is: detail`."""
     place = finding.case or WHOLE_RUN
-    values = f"{value(finding.metric, finding.before)} -> {value(finding.metric, finding.after)}"
+    values = f"{_value(finding.metric, finding.before)} -> {_value(finding.metric, finding.after)}"
     shown = "" if finding.before is None and finding.after is None else f" {values}"
-    difference = change(finding)
+    difference = _change(finding)
     if difference != units.ABSENT:
         shown += f", {difference}"
-    return f"{place}: {finding.metric}{shown}; {label(finding)}"
+    return f"{place}: {finding.metric}{shown}; {_label(finding)}"
 
 
-def label(finding: Finding) -> str:
+def _label(finding: Finding) -> str:
     """Returns the kind of a finding with its detail and what allowed it."""
     allowed = f"allowed by {finding.allowed_by}" if finding.allowed_by else ""
     detail = units.one_line(finding.detail)
@@ -84,7 +89,7 @@ def label(finding: Finding) -> str:
     return "; ".join(part for part in (kind, detail, allowed) if part)
 
 
-def difference(found: Difference) -> str:
+def _difference(found: FieldDifference) -> str:
     """Returns a field of the environment with both of its values."""
     return f"{found.field} is {found.before} in the baseline and {found.after} in the run"
 
@@ -93,7 +98,7 @@ def headline(verdict: Verdict) -> str:
     """Returns the verdict in one sentence."""
     pair = f"{verdict.run_id} against the baseline {verdict.baseline_id}"
     if verdict.incomparable:
-        return f"NOT COMPARABLE: {pair}: {'; '.join(map(difference, verdict.incomparable))}."
+        return f"NOT COMPARABLE: {pair}: {'; '.join(map(_difference, verdict.incomparable))}."
     compared = f"{verdict.values_compared} values compared over {len(verdict.cases)} cases"
     better = f", {len(verdict.improvements)} better" if verdict.improvements else ""
     if verdict.passed:
@@ -108,115 +113,48 @@ def advice(verdict: Verdict) -> list[str]:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)
         return [
             "Exact bytes and operations belong to one environment. Measure a baseline in the new one and keep it "
-            f"with --update-baseline --force, or compare in spite of it: {fields}"
+            f"with --update-baseline --force, or compare nevertheless: {fields}"
         ]
     said = []
     kinds = {finding.kind for finding in verdict.failures}
     if verdict.exit_code is ExitCode.CASE_FAILED:
-        said.append("A case that failed was not compared. Mend it first, then look at the numbers again.")
+        said.append("A case that failed was not compared. Fix it first, then run the gate again.")
     if kinds & {Kind.ADDED, Kind.REMOVED, Kind.SKIPPED, Kind.FAILED}:
-        said.append("If a case is meant to come, go or fail, name it: --allow 'ID or pattern'.")
+        said.append("If a case is intended to appear, disappear or fail, name it: --allow 'ID or pattern'.")
     if kinds:
-        said.append("If all of this is meant, make it the norm: --update-baseline --force.")
+        said.append("If all of this is intended, make it the baseline: --update-baseline --force.")
     elif verdict.improvements:
-        said.append("Keep what was gained, so that it cannot be lost unnoticed: --update-baseline.")
+        said.append("Update the baseline, or a later run can lose the gain unnoticed: --update-baseline.")
     return said
-
-
-_UNITS = {"B": "bytes", "FLOP": "FLOP"}
-
-
-class Measure(NamedTuple):
-    """One value of one case; `low` and `high` bound it where it varies."""
-
-    case: str
-    metric: str
-    value: Number
-    unit: str
-    status: str
-    low: float | None = None
-    high: float | None = None
-
-
-def measures(verdict: Verdict, run: Run) -> Iterator[Measure]:
-    """Every gated metric of every case, then time as a ratio to the standard LIF; smaller is better in all.
-
-    What was not measured is left out, and so is a case that failed: neither is a number.
-    """
-    for record in {record.case.id: record for record in run}.values():
-        for name in verdict.policy.metrics:
-            value = BY_NAME[name].read(record)
-            if value is not None:
-                yield Measure(record.case.id, name, value, _UNITS[BY_NAME[name].unit], record.status.value)
-        for name in TIMES:
-            ratio = ratio_to_lif(BY_NAME[name], record, {})
-            if ratio is not None:
-                place = (record.case.id, ratio_name(name))
-                yield Measure(*place, ratio.value, "x lif", record.status.value, ratio.low, ratio.high)
-
-
-HEADINGS = ("case", "metric", "before", "after", "change", "what")
-NUMBERS = (False, False, True, True, True, False)
-_WIDTH = 160
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """Prints the verdict."""
     console.print(Text(units.one_line(headline(verdict)), style="green" if verdict.passed else "bold red"))
-    for found in verdict.allowed_differences:
-        console.print(Text(units.one_line(f"Compared although {difference(found)}."), style="yellow"))
-    _print("What fails", verdict.failures, "red", console)
-    _print("What became better", verdict.improvements, "green", console)
-    _print("Remarks", verdict.remarks, "", console)
+    for line in _allowed(verdict):
+        console.print(Text(units.one_line(line), style="yellow"))
+    for (title, findings), style in zip(_sections(verdict), ("red", "green", ""), strict=True):
+        if findings:
+            console.print(grid(title, HEADINGS, NUMBERS, map(_cells, findings), style))
     for line in advice(verdict):
         console.print(Text(line))
 
 
-def render(verdict: Verdict, run: Run) -> str:
+def render_table(verdict: Verdict, run: Run) -> str:
     """Returns the same without colour, 160 columns wide."""
     text = StringIO()
     print_verdict(verdict, Console(file=text, width=_WIDTH, color_system=None))
     return text.getvalue()
 
 
-def cells(finding: Finding) -> list[str]:
-    """Returns a finding as the cells of a table with `HEADINGS`."""
-    return [
-        finding.case or WHOLE_RUN,
-        finding.metric,
-        value(finding.metric, finding.before),
-        value(finding.metric, finding.after),
-        change(finding),
-        label(finding),
-    ]
-
-
-def _print(title: str, findings: Sequence[Finding], style: str, console: Console) -> None:
-    if not findings:
-        return
-    table = grid(title, HEADINGS, NUMBERS)
-    for finding in findings:
-        table.add_row(*(Text(units.one_line(cell)) for cell in cells(finding)), style=style)
-    console.print(table)
-
-
-MOST_ROWS = 200
-"""Rows of one table that are shown; GitHub drops a summary of more than 1 MiB as a whole."""
-
-
 def render_markdown(verdict: Verdict, run: Run) -> str:
-    """Returns headline, tables and advice."""
+    """Returns headline, tables and advice, for the summary of a job or a comment on a change."""
     parts = [f"## Memory and FLOPs gate\n\n**{units.markdown(headline(verdict))}**"]
     if verdict.allowed_differences:
-        lines = (f"Compared although {difference(found)}." for found in verdict.allowed_differences)
-        parts.append(bullets(map(units.markdown, lines)))
-    for title, findings in (
-        ("What fails", verdict.failures),
-        ("What became better", verdict.improvements),
-        ("Remarks", verdict.remarks),
-    ):
+        parts.append(bullets(map(units.markdown, _allowed(verdict))))
+    for title, findings in _sections(verdict):
         if findings:
-            rows = table(HEADINGS, map(cells, findings[:MOST_ROWS]), NUMBERS)
+            rows = table(HEADINGS, map(_cells, findings[:MOST_ROWS]), NUMBERS)
             rest = len(findings) - MOST_ROWS
             parts.append(f"### {title}\n\n{rows}" + (f"\n\nand {rest} more" if rest > 0 else ""))
     if said := advice(verdict):
@@ -224,16 +162,32 @@ def render_markdown(verdict: Verdict, run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-SUITE = "revsnn-bench gate"
+def _allowed(verdict: Verdict) -> list[str]:
+    return [f"Compared although {_difference(found)}." for found in verdict.allowed_differences]
+
+
+def _sections(verdict: Verdict) -> tuple[tuple[str, Sequence[Finding]], ...]:
+    return (
+        ("What fails", verdict.failures),
+        ("What became better", verdict.improvements),
+        ("Remarks", verdict.remarks),
+    )
+
+
+def _cells(finding: Finding) -> list[str]:
+    """A finding as the cells of a table with `HEADINGS`."""
+    name = finding.metric
+    values = _value(name, finding.before), _value(name, finding.after)
+    return [finding.case or WHOLE_RUN, name, *values, _change(finding), _label(finding)]
 
 
 def render_junit(verdict: Verdict, run: Run) -> str:
     """Returns one test suite; a run that is not comparable has one test case more, which is an error."""
     records = {record.case.id: record for record in run}
-    suite = ElementTree.Element("testsuite", name=SUITE)
+    suite = ElementTree.Element("testsuite", name=_SUITE)
     for found in verdict.incomparable:
         case = ElementTree.SubElement(suite, "testcase", classname="environment", name=found.field, time="0")
-        ElementTree.SubElement(case, "error", message=units.one_line(difference(found)), type="not comparable")
+        ElementTree.SubElement(case, "error", message=units.one_line(_difference(found)), type="not comparable")
     for case_id in verdict.cases:
         findings = [finding for finding in verdict.findings if finding.case == case_id]
         _add_case(suite, case_id, records.get(case_id), findings, compared=not verdict.incomparable)
@@ -273,7 +227,7 @@ def _lines(findings: Sequence[Finding]) -> str:
 
 def render_github(verdict: Verdict, run: Run) -> str:
     """Returns one error per field or finding that fails, then warnings, then a notice with the headline."""
-    lines = [_command("error", f"Not comparable: {found.field}", difference(found)) for found in verdict.incomparable]
+    lines = [_command("error", f"Not comparable: {found.field}", _difference(found)) for found in verdict.incomparable]
     lines += [_command("error", _title(finding), sentence(finding)) for finding in verdict.failures]
     lines += [
         _command("warning", _title(finding), sentence(finding))
@@ -298,10 +252,39 @@ def _data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
+class _Measure(NamedTuple):
+    """One value of one case; `low` and `high` bound it where it varies."""
+
+    case: str
+    metric: str
+    value: Number
+    unit: str
+    status: str
+    low: float | None = None
+    high: float | None = None
+
+
+def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
+    """Every gated metric of every case, then time as a ratio to the standard LIF; smaller is better in all.
+
+    What was not measured is left out, and so is a case that failed: neither is a number.
+    """
+    for record in {record.case.id: record for record in run}.values():
+        for name in verdict.policy.metrics:
+            value = BY_NAME[name].read(record)
+            if value is not None:
+                yield _Measure(record.case.id, name, value, _UNITS[BY_NAME[name].unit], record.status.value)
+        for name in TIMES:
+            ratio = ratio_to_lif(name, record)
+            if ratio is not None:
+                place = (record.case.id, ratio_name(name))
+                yield _Measure(*place, ratio.value, "x lif", record.status.value, ratio.low, ratio.high)
+
+
 def render_bencher(verdict: Verdict, run: Run) -> str:
-    """Returns the document as JSON; the verdict is the gate's own and does not appear in it."""
+    """Returns values by case and metric, with the bounds of those that vary, as JSON."""
     document: dict[str, dict[str, dict[str, float]]] = {}
-    for measure in measures(verdict, run):
+    for measure in _measures(verdict, run):
         metric: dict[str, float] = {"value": measure.value}
         if measure.low is not None and measure.high is not None:
             metric |= {"lower_value": measure.low, "upper_value": measure.high}
@@ -310,11 +293,11 @@ def render_bencher(verdict: Verdict, run: Run) -> str:
 
 
 def render_customsmaller(verdict: Verdict, run: Run) -> str:
-    """Returns the list as JSON; the verdict is the gate's own and does not appear in it."""
-    return json.dumps([_entry(measure) for measure in measures(verdict, run)], indent=1) + "\n"
+    """Returns a list of name, unit and value as JSON."""
+    return json.dumps([_entry(measure) for measure in _measures(verdict, run)], indent=1) + "\n"
 
 
-def _entry(measure: Measure) -> dict[str, object]:
+def _entry(measure: _Measure) -> dict[str, object]:
     entry: dict[str, object] = {
         "name": f"{measure.case} {measure.metric}",
         "unit": measure.unit,
@@ -326,19 +309,8 @@ def _entry(measure: Measure) -> dict[str, object]:
     return entry
 
 
-class Format(StrEnum):
-    """Names of the formats, as the command line takes them."""
-
-    TABLE = "table"
-    MARKDOWN = "markdown"
-    JUNIT = "junit"
-    GITHUB = "github"
-    CUSTOM_SMALLER_IS_BETTER = "customSmallerIsBetter"
-    BENCHER = "bencher"
-
-
 RENDERERS: dict[Format, Callable[[Verdict, Run], str]] = {
-    Format.TABLE: render,
+    Format.TABLE: render_table,
     Format.MARKDOWN: render_markdown,
     Format.JUNIT: render_junit,
     Format.GITHUB: render_github,

@@ -1,4 +1,4 @@
-"""What the gate tolerates: percentages per metric, cases that may come and go, fields that may differ."""
+"""What the gate tolerates: percentages per metric, cases that may be added or removed, fields that may differ."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ class Policy:
         tolerance_percent: by how much a deterministic metric may grow, in percent of the baseline; 0 where
             not named. Naming a metric that is not gated by default gates it.
         allow: case ids, or patterns with `*`, `?` and `[...]`, of cases that may be added, removed, skipped
-            or newly failing. A pattern never excuses more bytes, more operations or a wrong gradient.
+            or newly failing. A pattern never allows more bytes, more operations or a wrong gradient.
         allow_environment: fields of the environment that may differ.
         time_ratio_percent: by how much the time relative to the standard LIF may grow, in percent; None
             leaves time out.

@@ -1,30 +1,25 @@
-"""What the gate says: findings, and the verdict that they add up to.
+"""The gate: a run, its baseline and a policy give a verdict, which is a list of findings and an exit code.
 
-Time, as the ratio to the standard LIF of the same rounds, tested on the raw samples.
-
-Seconds of two runs are never compared: the machine was not the same, not even where it was. The standard LIF
-was timed in the same process, round by round, so each round gives one ratio, and two runs give two samples of
-ratios.
-
-The gate: a run, a baseline and a policy go in, a verdict comes out. Pure; nothing is read or written.
-
-Baselines: finished runs kept under `results/baselines/`, replaced only when asked, and never by a bad run.
+Which cases and values differ is computed by `report/comparison.py`; this file decides which differences are
+regressions. Times are tested as ratios to the standard LIF of the same rounds. Baselines are finished runs kept under
+`results/baselines/`; `update_baseline` alone replaces them.
 """
 
 import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import Policy, names
 from revsnn_bench.metrics import BY_NAME, Number
-from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.records import Run, Status
+from revsnn_bench.report.comparison import STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
 from revsnn_bench.runs import load_run
 
 
@@ -74,14 +69,6 @@ class Finding:
         return self.kind in FAILING and self.allowed_by is None
 
 
-class Difference(NamedTuple):
-    """A field of the environment that must agree, and does not."""
-
-    field: str
-    before: Any
-    after: Any
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What the gate found, in the order of the baseline.
@@ -100,8 +87,8 @@ class Verdict:
     baseline_id: str
     policy: Policy
     findings: tuple[Finding, ...] = ()
-    incomparable: tuple[Difference, ...] = ()
-    allowed_differences: tuple[Difference, ...] = ()
+    incomparable: tuple[FieldDifference, ...] = ()
+    allowed_differences: tuple[FieldDifference, ...] = ()
     cases: tuple[str, ...] = ()
     values_compared: int = 0
 
@@ -131,9 +118,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the run."""
+        """Whether no finding fails the gate."""
         return self.exit_code is ExitCode.PASS
 
+
+FAILED = (Status.OOM, Status.TIMEOUT, Status.ERROR)
+"""Statuses of a case that broke; `skipped` did not, and `wrong` has numbers."""
 
 TIMES = ("forward_time_s", "backward_time_s")
 """The phases that are tested; their sum follows."""
@@ -141,11 +131,115 @@ TIMES = ("forward_time_s", "backward_time_s")
 FALSE_DISCOVERY_RATE = 0.05
 """Expected share of false alarms among the slowdowns that are reported."""
 
-_Pair = tuple[Record, Record]
+_MEASURED = (Status.OK, Status.WRONG)
+_MAY_BE_ALLOWED = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
 
 
-@dataclass(frozen=True)
-class _Test:
+def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
+    """Judges a run against a baseline.
+
+    More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
+    was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
+    in both is compared all the same, for its bytes and operations are exact.
+
+    Args:
+        run: what was measured now.
+        baseline: what it is held against.
+        policy: what is tolerated; by default nothing, and time is left out.
+    """
+    policy = policy or Policy()
+    comparison = compare(baseline, run)
+    differing = comparison.incomparable_fields()
+    forbidden = tuple(found for found in differing if found.field not in policy.allow_environment)
+    cases = tuple(pair.id for pair in comparison.cases)
+    findings: list[Finding] = []
+    values = 0
+    if not forbidden:
+        for pair in comparison.cases:
+            found, compared = _judge_case(pair, policy)
+            findings += found
+            values += compared
+        if policy.time_ratio_percent is not None:
+            findings += time_findings(comparison.cases, policy.time_ratio_percent)
+        findings += _idle_patterns(policy, cases)
+    return Verdict(
+        run_id=run.header.run_id,
+        baseline_id=baseline.header.run_id,
+        policy=policy,
+        findings=tuple(_excused(finding, policy) for finding in findings),
+        incomparable=forbidden,
+        allowed_differences=tuple(found for found in differing if found.field in policy.allow_environment),
+        cases=cases,
+        values_compared=values,
+    )
+
+
+def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
+    """Findings on one case, and how many pairs of values were compared."""
+    before, after = pair.before, pair.after
+    if before is None or after is None:
+        return [_lonely(pair)], 0
+    findings = _judge_status(pair)
+    if before.status not in _MEASURED or after.status not in _MEASURED:
+        return findings, 0
+    found = {difference.name: difference for difference in pair.differences}
+    values = [found[name] for name in policy.metrics if name in found]
+    for value in values:
+        if value.differs:
+            findings.append(_judge_value(pair.id, value, policy.tolerance(value.name)))
+    return findings, sum(value.before is not None and value.after is not None for value in values)
+
+
+def _lonely(pair: CasePair) -> Finding:
+    """The finding on a case that only one run has."""
+    status, record = pair.differences[0], pair.after
+    if record is None:
+        return Finding(Kind.REMOVED, pair.id, STATUS, status.before, None)
+    kind = Kind.FAILED if record.status in FAILED else Kind.ADDED
+    return Finding(kind, pair.id, STATUS, None, status.after, record.reason or "")
+
+
+def _judge_status(pair: CasePair) -> list[Finding]:
+    assert pair.before is not None
+    assert pair.after is not None
+    old, new = pair.before.status, pair.after.status
+    if old is new is Status.OK:
+        return []
+    detail = pair.after.reason or ""
+    if old is new:
+        kind, detail = Kind.NOTE, f"the same in the baseline; {detail}"
+    elif new in FAILED:
+        kind = Kind.FAILED
+    elif new is Status.WRONG:
+        kind = Kind.WRONG
+    elif new is Status.SKIPPED:
+        kind = Kind.SKIPPED if old in _MEASURED else Kind.NOTE
+    else:
+        kind = Kind.IMPROVED
+    return [Finding(kind, pair.id, STATUS, old.value, new.value, detail)]
+
+
+def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
+    """The finding on a deterministic metric that differs."""
+    before, after = value.before, value.after
+    assert not isinstance(before, str)
+    assert not isinstance(after, str)
+    if after is None:
+        kind, detail = Kind.UNMEASURED, ""
+    elif before is None:
+        kind, detail = Kind.NOTE, "not measured in the baseline"
+    elif after < before:
+        kind, detail = Kind.IMPROVED, ""
+    elif (after - before) * 100 <= tolerance * before:
+        kind, detail = Kind.NOTE, f"within the tolerance of {tolerance:g} %"
+    else:
+        kind, detail = Kind.GREW, ""
+    return Finding(kind, case_id, value.name, before, after, detail)
+
+
+class _Slowdown(NamedTuple):
+    """A slower phase with the p-value of its test."""
+
     case: str
     metric: str
     before: float
@@ -153,7 +247,7 @@ class _Test:
     p_value: float
 
 
-def time_findings(pairs: Iterable[_Pair], percent: float) -> list[Finding]:
+def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
     """Finds slowdowns beyond a percentage, in cases that ended as `ok` in both runs.
 
     One-sided Mann-Whitney U test on the logarithms of the per-round ratios, the baseline's raised by the
@@ -161,55 +255,44 @@ def time_findings(pairs: Iterable[_Pair], percent: float) -> list[Finding]:
     Benjamini and Hochberg's procedure keeps the rate of false alarms over all cases and phases.
 
     Args:
-        pairs: record before and after, of the same case.
+        pairs: the cases of both runs.
         percent: growth of the ratio that is tolerated.
     Returns:
         Findings `slower` with the median ratios, `no longer measured`, and notes on what could not be judged.
     """
     findings: list[Finding] = []
-    tests: list[_Test] = []
-    for before, after in pairs:
-        if before.case == before.case.point:
+    tests: list[_Slowdown] = []
+    for pair in pairs:
+        if pair.before is None or pair.after is None or pair.after.case == pair.after.case.point:
             continue
-        judged = [_judge(before, after, name, percent) for name in TIMES]
-        tests += [test for test in judged if isinstance(test, _Test)]
-        findings += [finding for finding in judged if isinstance(finding, Finding)]
+        if pair.before.status is pair.after.status is Status.OK:
+            judged = [_judge_time(pair, name, percent) for name in TIMES]
+            tests += [found for found in judged if isinstance(found, _Slowdown)]
+            findings += [found for found in judged if isinstance(found, Finding)]
     return findings + _significant(tests, percent)
 
 
-def ratio_name(metric: str) -> str:
-    """What the ratio of a time is called: the name that comparisons of runs give it."""
-    return f"{metric}_ratio_to_lif"
-
-
-def _judge(before: Record, after: Record, name: str, percent: float) -> _Test | Finding | None:
+def _judge_time(pair: CasePair, name: str, percent: float) -> _Slowdown | Finding | None:
     """The test of one phase; a finding where it cannot be made; None where neither run timed it."""
-    old, new = _ratios(before, name), _ratios(after, name)
-    case, metric = after.case.id, ratio_name(name)
+    old, new = pair.rounds(BY_NAME[name])
+    metric = ratio_name(name)
     if not old:
-        return Finding(Kind.NOTE, case, metric, None, median(new), "not measured in the baseline") if new else None
+        detail = "not measured in the baseline"
+        return Finding(Kind.NOTE, pair.id, metric, None, median(new), detail) if new else None
     if not new:
-        return Finding(Kind.UNMEASURED, case, metric, median(old), None)
-    contended = sum(record.time.rounds_contended for record in (before, after) if record.time)
+        return Finding(Kind.UNMEASURED, pair.id, metric, median(old), None)
+    contended = sum(r.time.rounds_contended for r in (pair.before, pair.after) if r is not None and r.time)
     if contended:
         detail = f"not judged: {contended} rounds were timed while other work held the processor"
-        return Finding(Kind.NOTE, case, metric, median(old), median(new), detail)
+        return Finding(Kind.NOTE, pair.id, metric, median(old), median(new), detail)
     from scipy.stats import mannwhitneyu
 
     raised = [math.log(ratio * (1 + percent / 100)) for ratio in old]
     p_value = mannwhitneyu([math.log(ratio) for ratio in new], raised, alternative="greater").pvalue
-    return _Test(case, metric, median(old), median(new), float(p_value))
+    return _Slowdown(pair.id, metric, median(old), median(new), float(p_value))
 
 
-def _ratios(record: Record, name: str) -> list[float]:
-    read = BY_NAME[name].samples
-    samples = read(record) if read else None
-    if samples is None or len(samples.own) != len(samples.lif) or min(samples.own + samples.lif) <= 0:
-        return []
-    return [own / lif for own, lif in zip(samples.own, samples.lif, strict=True)]
-
-
-def _significant(tests: Sequence[_Test], percent: float) -> list[Finding]:
+def _significant(tests: Sequence[_Slowdown], percent: float) -> list[Finding]:
     if not tests:
         return []
     from scipy.stats import false_discovery_control
@@ -229,131 +312,8 @@ def _significant(tests: Sequence[_Test], percent: float) -> list[Finding]:
     ]
 
 
-FAILED = (Status.OOM, Status.TIMEOUT, Status.ERROR)
-"""Statuses of a case that broke; `skipped` did not, and `wrong` has numbers."""
-
-_MEASURED = (Status.OK, Status.WRONG)
-_MAY_BE_ALLOWED = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
-
-
-def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
-    """Judges a run against a baseline.
-
-    More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
-    was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
-    in both is compared all the same, for its bytes and operations are exact. Of a case recorded twice in one
-    run, the last record counts.
-
-    Args:
-        run: what was measured now.
-        baseline: what it is held against.
-        policy: what is tolerated; by default nothing, and time is left out.
-    """
-    policy = policy or Policy()
-    differences = _differences(baseline, run)
-    allowed = tuple(found for found in differences if found.field in policy.allow_environment)
-    forbidden = tuple(found for found in differences if found.field not in policy.allow_environment)
-    before, after = _by_id(baseline), _by_id(run)
-    cases = tuple(dict.fromkeys([*before, *after]))
-    findings: list[Finding] = []
-    values = 0
-    if not forbidden:
-        for case_id in cases:
-            found, compared = _judge_case(case_id, before.get(case_id), after.get(case_id), policy)
-            findings += found
-            values += compared
-        findings += _judge_times(before, after, policy)
-        findings += _idle_patterns(policy, cases)
-    return Verdict(
-        run_id=run.header.run_id,
-        baseline_id=baseline.header.run_id,
-        policy=policy,
-        findings=tuple(_excused(finding, policy) for finding in findings),
-        incomparable=forbidden,
-        allowed_differences=allowed,
-        cases=cases,
-        values_compared=values,
-    )
-
-
-def _differences(baseline: Run, run: Run) -> list[Difference]:
-    # Imported late: it brings torch along, which nothing else here needs.
-    from revsnn_bench.system.environment import incomparable_fields
-
-    found = incomparable_fields(baseline.header.environment, run.header.environment)
-    return [Difference(*difference) for difference in found]
-
-
-def _by_id(run: Run) -> dict[str, Record]:
-    return {record.case.id: record for record in run}
-
-
-def _judge_case(case_id: str, before: Record | None, after: Record | None, policy: Policy) -> tuple[list[Finding], int]:
-    """Findings on one case, and how many pairs of values were compared."""
-    if after is None:
-        was = None if before is None else before.status.value
-        return [Finding(Kind.REMOVED, case_id, "status", was, None)], 0
-    if before is None:
-        kind = Kind.FAILED if after.status in FAILED else Kind.ADDED
-        return [Finding(kind, case_id, "status", None, after.status.value, after.reason or "")], 0
-    findings = _judge_status(before, after)
-    if before.status not in _MEASURED or after.status not in _MEASURED:
-        return findings, 0
-    compared = 0
-    for name in policy.metrics:
-        old, new = BY_NAME[name].read(before), BY_NAME[name].read(after)
-        findings += _judge_value(case_id, name, old, new, policy.tolerance(name))
-        compared += old is not None and new is not None
-    return findings, compared
-
-
-def _judge_status(before: Record, after: Record) -> list[Finding]:
-    old, new = before.status, after.status
-    if old is new is Status.OK:
-        return []
-    detail = after.reason or ""
-    if old is new:
-        kind, detail = Kind.NOTE, f"the same in the baseline; {detail}"
-    elif new in FAILED:
-        kind = Kind.FAILED
-    elif new is Status.WRONG:
-        kind = Kind.WRONG
-    elif new is Status.SKIPPED:
-        kind = Kind.SKIPPED if old in _MEASURED else Kind.NOTE
-    else:
-        kind = Kind.IMPROVED
-    return [Finding(kind, after.case.id, "status", old.value, new.value, detail)]
-
-
-def _judge_value(
-    case_id: str, name: str, before: Number | None, after: Number | None, tolerance: float
-) -> list[Finding]:
-    if before == after:
-        return []
-    if after is None:
-        return [Finding(Kind.UNMEASURED, case_id, name, before, None)]
-    if before is None:
-        return [Finding(Kind.NOTE, case_id, name, None, after, "not measured in the baseline")]
-    if after < before:
-        return [Finding(Kind.IMPROVED, case_id, name, before, after)]
-    if (after - before) * 100 <= tolerance * before:
-        return [Finding(Kind.NOTE, case_id, name, before, after, f"within the tolerance of {tolerance:g} %")]
-    return [Finding(Kind.GREW, case_id, name, before, after)]
-
-
-def _judge_times(before: Mapping[str, Record], after: Mapping[str, Record], policy: Policy) -> list[Finding]:
-    if policy.time_ratio_percent is None:
-        return []
-    pairs = [
-        (before[case_id], record)
-        for case_id, record in after.items()
-        if case_id in before and record.status is before[case_id].status is Status.OK
-    ]
-    return time_findings(pairs, policy.time_ratio_percent)
-
-
 def _idle_patterns(policy: Policy, cases: tuple[str, ...]) -> list[Finding]:
-    """A pattern that names no case is a typing error, or left over: it is said, and fails nothing."""
+    """Notes on patterns that name no case: a typing error or a leftover, which fails nothing."""
     return [
         Finding(Kind.NOTE, "", "allow", detail=f"{pattern!r} names no case of either run")
         for pattern in policy.allow
@@ -445,8 +405,8 @@ def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:
     if verdict is not None and not verdict.passed:
         raise BaselineRefused(
             f"`update_baseline` must follow a run that passed; got one that ended with {verdict.exit_code.value} "
-            f"({_spelled(verdict.exit_code)}). {path} is unchanged, or the regression would be the norm from now "
-            "on. Mend the run; or, if what differs is meant, add --force.",
+            f"({_spelled(verdict.exit_code)}). {path} is unchanged: as the baseline, this run would "
+            "hide what went wrong from now on. Fix the run; or, if the differences are intended, add --force.",
             verdict.exit_code,
         )
     failed = [f"{record.case.id} ({record.status.value})" for record in run if record.status in FAILED]
@@ -454,7 +414,7 @@ def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:
         what = f"failed cases: {', '.join(failed)}" if failed else "no case at all"
         raise BaselineRefused(
             f"A first baseline must have no failed case; got {what}. They would be expected to fail from now on. "
-            "Mend them; or, if that is what you expect, add --force.",
+            "Fix them; or, if that is what you expect, add --force.",
             ExitCode.CASE_FAILED,
         )
 

@@ -14,7 +14,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch._C._profiler import _EventType
@@ -43,6 +43,63 @@ class Timeline:
     peak_blocks: dict[int, int]
 
 
+@dataclass
+class Ledger:
+    """The life of blocks in order of time, and which of them were alive at the highest point.
+
+    Blocks are numbered in the order in which they were made; a key, such as an address, names one while it lives.
+
+    Fields:
+        keys, sizes: key and bytes of each block.
+        log: +(number + 1) where a block was made and -(number + 1) where it was freed.
+        live: number of each block that is alive, by key.
+        now, peak: bytes alive, and the highest that they were.
+        at_peak: numbers of the blocks that were alive then; complete after `settle`.
+        where: what the caller said of the place of the allocation that reached the peak.
+    """
+
+    keys: list[Any] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    log: list[int] = field(default_factory=list)
+    live: dict[Any, int] = field(default_factory=dict)
+    now: int = 0
+    peak: int = 0
+    at_peak: set[int] = field(default_factory=set)
+    where: Any = None
+    rising: bool = False
+
+    def allocate(self, key: Any, nbytes: int, where: Any = None) -> None:
+        """A block was made."""
+        self.live[key] = len(self.sizes)
+        self.keys.append(key)
+        self.sizes.append(nbytes)
+        self.log.append(len(self.sizes))
+        self.now += nbytes
+        if self.now > self.peak:
+            self.peak, self.where, self.rising = self.now, where, True
+
+    def free(self, key: Any) -> None:
+        """A block was freed; one that is older than the ledger is passed over."""
+        if key in self.live:
+            self.settle()
+            number = self.live.pop(key)
+            self.log.append(-(number + 1))
+            self.now -= self.sizes[number]
+
+    def settle(self) -> None:
+        """Copies the set of live blocks where a rise ended: once per rise, not at every allocation."""
+        if self.rising:
+            self.at_peak, self.rising = set(self.live.values()), False
+
+    def replay(self, event: Any, where: Any = None) -> None:
+        """Books an allocation event of the profiler."""
+        block = event.extra_fields
+        if block.alloc_size > 0:
+            self.allocate(block.ptr, block.alloc_size, where)
+        else:
+            self.free(block.ptr)
+
+
 @contextmanager
 def quiet_gc() -> Iterator[None]:
     """Collects garbage, then keeps the collector off: it would free at moments that differ between runs."""
@@ -69,7 +126,7 @@ def watch_timeline() -> Iterator[Watch]:
     with quiet_gc():
         with profile(profile_memory=True) as prof:
             yield watch
-        watch.timeline = _replay(_events_of(prof))
+        watch.timeline = _timeline(_events_of(prof))
 
 
 def record_timeline(work: Callable[[], Result]) -> tuple[Result, Timeline]:
@@ -80,7 +137,7 @@ def record_timeline(work: Callable[[], Result]) -> tuple[Result, Timeline]:
         are older than the call are not in it: drop what may be freed before.
     """
     result, events = profiled_events(work)
-    return result, _replay(events)
+    return result, _timeline(events)
 
 
 def profiled_events(work: Callable[[], Result]) -> tuple[Result, list[Any]]:
@@ -108,20 +165,12 @@ def _events_of(prof: profile) -> list[Any]:
     return found
 
 
-def _replay(events: list[Any]) -> Timeline:
-    live: dict[int, int] = {}
-    at_peak: dict[int, int] = {}
-    now = peak = 0
-    rising = False
-    for fields in (event.extra_fields for event in events if event.tag == _EventType.Allocation):
-        if fields.alloc_size > 0:
-            live[fields.ptr] = fields.alloc_size
-            now += fields.alloc_size
-            rising = rising or now > peak
-            peak = max(peak, now)
-        elif fields.ptr in live:
-            # Copied where a peak ends, not at every step up to it.
-            if rising:
-                at_peak, rising = dict(live), False
-            now -= live.pop(fields.ptr)
-    return Timeline(peak, now, live, dict(live) if rising else at_peak)
+def _timeline(events: list[Any]) -> Timeline:
+    ledger = Ledger()
+    for event in events:
+        if event.tag == _EventType.Allocation:
+            ledger.replay(event)
+    ledger.settle()
+    at_peak = {ledger.keys[number]: ledger.sizes[number] for number in ledger.at_peak}
+    live = {key: ledger.sizes[number] for key, number in ledger.live.items()}
+    return Timeline(ledger.peak, ledger.now, live, at_peak)

@@ -1,15 +1,9 @@
-"""How live bytes rise and fall over one training step, by category, thinned without losing a maximum.
+"""What the peak is made of and where it happens; what each module leaves behind after forward.
 
-What the peak is made of and where it happens; what each module leaves behind after forward.
-
-The tracker's own peak agrees with the allocator's except for kernel scratch and wrapped Python numbers
-(`tracker.py`).
-
-What the host peak is made of and where it happens, exact: from the allocator's events, with kernel scratch.
-
-Marks (empty `record_function` ranges) tie what Python knows, which tensor plays which part and which module
-runs, to the clock of the profiler. `attribution.py` answers the same for any device, from what a dispatch
-mode can see.
+`attribute_host_peak` reads the allocator's events, exact and with kernel scratch: marks (empty `record_function`
+ranges) tie what Python knows, which tensor plays which part and which module runs, to the clock of the profiler.
+`attribute_peak` and `retained_by_module` answer for any device, from what a dispatch mode sees (`tracker.py`);
+their peak agrees with the allocator's except for kernel scratch and wrapped Python numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +17,7 @@ from torch import Tensor, nn
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
 
-from revsnn_bench.meters.allocator import profiled_events, quiet_gc
+from revsnn_bench.meters.allocator import Ledger, profiled_events, quiet_gc
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of
 from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, StorageTracker
 from revsnn_bench.records import MemoryTimeline
@@ -182,32 +176,29 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
 
 
 def _attribute(tracker: StorageTracker, roles: dict[int, str], forward_events: int) -> Attribution:
-    now = peak = position = 0
-    for index, entry in enumerate(tracker.log):
-        nbytes = tracker.blocks[abs(entry) - 1].nbytes
-        now += nbytes if entry > 0 else -nbytes
-        if now > peak:
-            peak, position = now, index + 1
-    alive: set[int] = set()
-    for entry in tracker.log[:position]:
-        (alive.add if entry > 0 else alive.remove)(abs(entry) - 1)
+    ledger = Ledger()
+    for entry in tracker.log:
+        serial = abs(entry) - 1
+        block = tracker.blocks[serial]
+        ledger.allocate(serial, block.nbytes, block) if entry > 0 else ledger.free(serial)
+    ledger.settle()
+    last = ledger.where
+
+    def category(number: int) -> str:
+        return roles.get(ledger.keys[number], TEMPORARY)
+
+    phase, module = (last.phase, last.module) if last else ("forward", OUTSIDE)
+    return _attribution(ledger, category, phase, module, forward_events)
+
+
+def _attribution(
+    ledger: Ledger, category: Callable[[int], str], phase: str, module: str, forward_events: int
+) -> Attribution:
     sizes: dict[str, int] = {}
-    for serial in alive:
-        category = roles.get(serial, TEMPORARY)
-        sizes[category] = sizes.get(category, 0) + tracker.blocks[serial].nbytes
-    last = tracker.blocks[tracker.log[position - 1] - 1] if position else None
-    return Attribution(
-        peak_bytes=peak,
-        peak_by_category_bytes=dict(sorted(sizes.items())),
-        peak_phase=last.phase if last else "forward",
-        peak_module=last.module if last else OUTSIDE,
-        timeline=timeline_of(
-            tracker.log,
-            [block.nbytes for block in tracker.blocks],
-            lambda serial: roles.get(serial, TEMPORARY),
-            forward_events,
-        ),
-    )
+    for number in ledger.at_peak:
+        sizes[category(number)] = sizes.get(category(number), 0) + ledger.sizes[number]
+    timeline = timeline_of(ledger.log, ledger.sizes, category, forward_events)
+    return Attribution(ledger.peak, dict(sorted(sizes.items())), phase, module, timeline)
 
 
 _MARK = "revsnn_bench:"
@@ -241,57 +232,29 @@ class _Marks:
 
 @dataclass
 class _Replay:
-    """The life of every block, in order of time."""
+    """The allocator's blocks beside what the marks say: parts of blocks, the running module, the phase."""
 
-    sizes: list[int] = field(default_factory=list)
-    log: list[int] = field(default_factory=list)
-    forward_events: int = 0
-    live: dict[int, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
     parts: dict[int, str] = field(default_factory=dict)
     stack: list[str] = field(default_factory=lambda: [OUTSIDE])
     phase: str = "forward"
+    forward_events: int = 0
     retained: set[int] = field(default_factory=set)
-    now: int = 0
-    peak: int = 0
-    at_peak: set[int] = field(default_factory=set)
-    where: tuple[str, str, Any] = ("forward", OUTSIDE, None)
-    rising: tuple[str, str, Any] | None = None
 
     def play(self, address: int, category: str) -> None:
-        if address in self.live:
-            self.parts.setdefault(self.live[address], category)
+        if address in self.ledger.live:
+            self.parts.setdefault(self.ledger.live[address], category)
 
     def leave(self) -> None:
         self.stack.pop()
 
     def end_forward(self) -> None:
-        self.retained = set(self.live.values())
-        self.forward_events = len(self.log)
+        self.retained = set(self.ledger.live.values())
+        self.forward_events = len(self.ledger.log)
         self.phase = "backward"
 
-    def allocate(self, address: int, nbytes: int, event: Any) -> None:
-        self.live[address] = len(self.sizes)
-        self.sizes.append(nbytes)
-        self.log.append(len(self.sizes))
-        self.now += nbytes
-        if self.now > self.peak:
-            self.peak = self.now
-            self.rising = (self.phase, self.stack[-1], event)
-
-    def free(self, address: int) -> None:
-        if address in self.live:
-            self.settle()
-            serial = self.live.pop(address)
-            self.log.append(-(serial + 1))
-            self.now -= self.sizes[serial]
-
-    def settle(self) -> None:
-        # The set at a peak is copied once per rise, at the first free after it, not at every allocation.
-        if self.rising is not None:
-            self.at_peak, self.where, self.rising = set(self.live.values()), self.rising, None
-
-    def category(self, serial: int) -> str:
-        return self.parts.get(serial, RETAINED if serial in self.retained else TEMPORARY)
+    def category(self, number: int) -> str:
+        return self.parts.get(number, RETAINED if number in self.retained else TEMPORARY)
 
 
 def attribute_host_peak(step: TrainingStep) -> Attribution:
@@ -316,18 +279,14 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     replay = _Replay()
     for event in events:
         if event.tag == _EventType.Allocation:
-            if event.extra_fields.alloc_size > 0:
-                replay.allocate(event.extra_fields.ptr, event.extra_fields.alloc_size, event)
-            else:
-                replay.free(event.extra_fields.ptr)
+            replay.ledger.replay(event, (replay.phase, replay.stack[-1], event))
         elif (action := marks.action(event.name)) is not None:
             action(replay)
-    replay.settle()
-    phase, module, event = replay.where
+    replay.ledger.settle()
+    phase, module, event = replay.ledger.where or ("forward", OUTSIDE, None)
     if module == OUTSIDE and phase == "backward":
         module = _module_of_node(event, clock, last_of_forward)
-    timeline = timeline_of(replay.log, replay.sizes, replay.category, replay.forward_events)
-    return Attribution(replay.peak, _by_category(replay), phase, module, timeline)
+    return _attribution(replay.ledger, replay.category, phase, module, replay.forward_events)
 
 
 def _marked_pass(step: TrainingStep, marks: _Marks) -> int:
@@ -372,11 +331,3 @@ def _module_of_node(event: Any, clock: ModuleClock, last_of_forward: int) -> str
         if of_node and 0 <= fields.sequence_number < last_of_forward:
             return clock.at(fields.sequence_number)
     return OUTSIDE
-
-
-def _by_category(replay: _Replay) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for serial in replay.at_peak:
-        category = replay.category(serial)
-        sizes[category] = sizes.get(category, 0) + replay.sizes[serial]
-    return dict(sorted(sizes.items()))

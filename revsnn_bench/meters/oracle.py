@@ -184,7 +184,7 @@ def primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
     Raises:
         NoOracle: the module tells none.
     """
-    own = getattr(module, "primitive", None)
+    own: Callable[[Tensor], Tensor] | None = getattr(module, "primitive", None)
     if callable(own):
         return own
     theirs = getattr(module, "primitive_function", None)  # SpikingJelly's
@@ -233,7 +233,7 @@ def _in_double(model: nn.Module) -> nn.Module:
         if callable(getattr(module, "reset", None)):
             module.reset()  # type: ignore[operator]
         if hasattr(module, "backend"):
-            module.backend = "torch"
+            setattr(module, "backend", "torch")  # noqa: B010  (not every module declares it)
     return double
 
 
@@ -252,7 +252,7 @@ def _cut(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 setattr(module, name, value.detach())
-        memories = getattr(module, "_memories", None)
-        for name, value in list((memories or {}).items()):
-            if isinstance(value, Tensor):
-                memories[name] = value.detach()
+        memories: dict[str, Any] = getattr(module, "_memories", {})  # SpikingJelly's
+        for name, memory in list(memories.items()):
+            if isinstance(memory, Tensor):
+                memories[name] = memory.detach()

@@ -17,7 +17,6 @@ from revsnn_bench.plugin import budget, options, progress
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
-    from revsnn_bench.measuring import Pass
     from revsnn_bench.records import Record
     from revsnn_bench.runner.session import BenchSession
 
@@ -79,7 +78,7 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
     untold: list[Record] = []
     benchmark: Any = None
 
-    def measure(case: "Case", passes: "Sequence[Pass] | None" = None) -> "Record":
+    def measure(case: "Case", passes: "Sequence[str] | None" = None) -> "Record":
         nonlocal benchmark
         record = session_of(config).measure(case, passes)
         untold.append(record)

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 from revsnn_bench.records import Run
 from revsnn_bench.report import markdown, tables
-from revsnn_bench.report import tables as dictionary
 
 if TYPE_CHECKING:
-    from revsnn_bench.report.figures import Figure
+    from markupsafe import Markup
+
+    from revsnn_bench.report.canvas import Figure
 
 _FORMATS = ("md", "csv", "json", "html", "svg")
 
 
-def write_reports(run: Run, reports_dir: Path, formats: Sequence[str] = ("md", "csv", "json")) -> list[Path]:
+def write_reports(
+    run: Run, reports_dir: Path, formats: Sequence[str] = ("md", "csv", "json"), claims: "Markup | None" = None
+) -> list[Path]:
     """Writes the reports of a run, replacing older ones of the same run.
 
     Args:
@@ -22,6 +25,7 @@ def write_reports(run: Run, reports_dir: Path, formats: Sequence[str] = ("md", "
         reports_dir: folder to write to; made if absent.
         formats: any of `md`, `csv` (wide, long and the data dictionary), `json`, `html` (one self-contained
             page) and `svg` (one file per figure, which the Markdown report then shows).
+        claims: the section of the paper's claims for the page, see `claims/report.py`.
     Returns:
         The files written; their content is the same, byte for byte, whenever the run is the same.
     Raises:
@@ -30,7 +34,12 @@ def write_reports(run: Run, reports_dir: Path, formats: Sequence[str] = ("md", "
     _require_known(formats)
     _require_plain(run.header.run_id)
     reports_dir.mkdir(parents=True, exist_ok=True)
-    figures = _figures(run) if {"html", "svg"} & set(formats) else []
+    figures: list[Figure] = []
+    if {"html", "svg"} & set(formats):
+        # matplotlib is imported only here, so that text reports start fast.
+        from revsnn_bench.report.figures import draw_figures
+
+        figures = draw_figures(run)
     written = []
     for name in formats:
         if name == "svg":
@@ -38,38 +47,30 @@ def write_reports(run: Run, reports_dir: Path, formats: Sequence[str] = ("md", "
 
             written += write_figures(run, reports_dir, figures)
             continue
-        for suffix, text in _texts(run, name, figures, pictures="svg" in formats):
+        for suffix, text in _texts(run, name, figures, "svg" in formats, claims):
             path = reports_dir / f"{run.header.run_id}{suffix}"
             path.write_text(text, encoding="utf-8", newline="\n")
             written.append(path)
     return written
 
 
-def _texts(run: Run, name: str, figures: "list[Figure]", *, pictures: bool) -> list[tuple[str, str]]:
+def _texts(
+    run: Run, name: str, figures: "list[Figure]", pictures: bool, claims: "Markup | None"
+) -> list[tuple[str, str]]:
     """The files of one format, as suffix and content."""
     if name == "html":
         from revsnn_bench.report.html import render_html
 
-        return [(".html", render_html(run, figures))]
+        return [(".html", render_html(run, figures, claims=claims))]
     if name == "md":
         from revsnn_bench.report.figures import file_name
 
         shown = [markdown.Picture(file_name(run, f), f.title, f.caption) for f in figures if pictures]
         return [(".md", markdown.render(run, shown))]
     if name == "csv":
-        return [
-            (".csv", tables.wide_csv(run)),
-            ("-long.csv", tables.long_csv(run)),
-            ("-columns.csv", dictionary.columns_csv()),
-        ]
+        texts = {".csv": tables.wide_csv, "-long.csv": tables.long_csv}
+        return [*((suffix, write(run)) for suffix, write in texts.items()), ("-columns.csv", tables.columns_csv())]
     return [("-wide.json", tables.wide_json(run))]
-
-
-def _figures(run: Run) -> "list[Figure]":
-    """Draws the figures; matplotlib is imported only here, so that text reports start fast."""
-    from revsnn_bench.report.figures import draw_figures
-
-    return draw_figures(run)
 
 
 def _require_known(formats: Sequence[str]) -> None:

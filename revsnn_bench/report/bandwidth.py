@@ -1,14 +1,13 @@
 """How near nodes come to the memory bandwidth: the least traffic that a step can do with, over its time."""
 
 from collections import defaultdict
-from math import prod
 from statistics import median
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import ITEMSIZE
+from revsnn_bench.report.points import ITEMSIZE, neurons
 
 LEAST_COPIES = {"forward": 1.0, "backward": 1.5}
 """Of the input: forward reads the input and writes the output, backward reads output and gradient and writes one."""
@@ -76,7 +75,7 @@ def _row(place: Case, record: Record) -> tuple[str, ...]:
     ]
     return (
         str(place.timesteps),
-        units.scaled(size, 1024, units.BINARY),
+        units.size(size),
         record.case.variant,
         units.seconds(copy_s),
         units.times(2 * size / copy_s / 1e9),
@@ -90,7 +89,7 @@ def _names_a_backend(found: dict[str, Record]) -> bool:
 
 
 def _input_bytes(case: Case) -> int:
-    return case.timesteps * case.batch * prod(case.shape) * ITEMSIZE[case.dtype]
+    return case.timesteps * neurons(case) * ITEMSIZE[case.dtype]
 
 
 def _copies(record: Record) -> float:

@@ -1,16 +1,15 @@
-"""matplotlib's SVG made small: no unused ids, empty groups, needless digits or repeated fonts.
+"""What every figure is drawn with: panels as SVG, logarithmic scales, one look per node, and a smaller SVG.
 
-One look per node: colour, marker and dash, so that any one of the three is enough to tell nodes apart.
-
-Logarithmic axes in the units of the field: binary bytes, powers of two of T, and a place for 0 and NaN.
-
-One panel as SVG: fixed layout, byte-stable, light and dark, readable without colour.
+The layout is fixed in inches and the same content gives the same bytes. Each node has a colour, a marker and a dash,
+any one of which tells it from the others; `looks` holds the one table of them. Scales are in the units of the field:
+binary bytes, powers of two of T, and a place for 0 and for what is not finite. `tidy` halves the bytes of matplotlib's
+SVG.
 """
 
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,220 +26,12 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 FONT = "system-ui,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
-_HEAD = re.compile(r"^.*?(<svg\b)", re.DOTALL)
-_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
-_LONG_NUMBER = re.compile(r"(?<=[\s\"(])-?\d+\.\d{3,}(?=[\s\")])")
-_NO_ROTATION = re.compile(r' transform="rotate\(-?0 [^)]*\)"')
-_IDS = re.compile(r' id="([^"]+)"')
-_REFERENCES = re.compile(r'(?:href="#|url\(#)([^")]+)')
-# Each use of a marker repeats its style, which alone follows the dark rules: they do not reach into definitions.
-_MARKER_STYLE = re.compile(r'(<path id="m[^"]+" d="[^"]*") style="stroke[^"]*"')
-_PLAIN_GROUP = re.compile(r"<g>([^<]*(?:<(?!/?g\b)[^<]*)*)</g>")
-
-
-def tidy(svg: str) -> str:
-    """Returns the same drawing in about half the bytes, as one `<svg>` element without a prolog."""
-    svg = _METADATA.sub("", _HEAD.sub(r"\1", svg, count=1))
-    svg = _NO_ROTATION.sub("", svg)
-    svg = re.sub(r"font-family: [^;\"]+; ?", "", svg)
-    svg = svg.replace("<svg ", f'<svg font-family="{FONT}" ', 1)
-    tags, texts = re.split(r"(>[^<]*)", svg), []
-    for part in tags:
-        texts.append(part if part.startswith(">") else _LONG_NUMBER.sub(_short, part))
-    svg = "".join(texts)
-    used = set(_REFERENCES.findall(svg))
-    svg = _IDS.sub(lambda found: found[0] if found[1] in used else "", svg)
-    svg = re.sub(r">\s+<", "><", re.sub(r"[ \t]*\n[ \t]*", " ", svg))
-    svg = _MARKER_STYLE.sub(r"\1", svg)
-    before = ""
-    while before != svg:
-        before, svg = svg, _PLAIN_GROUP.sub(r"\1", svg).replace("<g></g>", "")
-    svg = re.sub(r'style="[^"]*"', lambda found: found[0].replace("; ", ";").replace(": ", ":"), svg)
-    return re.sub(r"(</g>|</defs>)", r"\1\n", svg).strip() + "\n"
-
-
-def _short(found: re.Match[str]) -> str:
-    return f"{float(found[0]):.2f}".rstrip("0").rstrip(".")
-
-
 INK, MUTED, GRID, PAPER = "#1c1e22", "#5f6670", "#dfe2e6", "#ffffff"
 _FIXED = ("lif", "lif-checkpoint", "revlif-stored", "revlif-revnet", "revlif", "revlif-anchored", "lif-carrier")
 # Okabe and Ito's colours without yellow, which is too pale on white.
 _COLOURS = (INK, "#E69F00", "#56B4E9", "#CC79A7", "#D55E00", "#0072B2", "#009E73")
 _MARKERS = ("o", "s", "D", "v", "^", "P", "X", "<", ">", "p", "*")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 2)), (0, (8, 2, 2, 2)))
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one node with its options is drawn.
-
-    Fields:
-        label: the node's name, fit to be drawn.
-        colour, marker, dash: in matplotlib's terms.
-        weight: 1 for the first node, less for later ones, so that lines on top of each other all show.
-    """
-
-    label: str
-    colour: str
-    marker: str
-    dash: Any
-    weight: float
-
-    def point(self, *, filled: bool = True) -> dict[str, Any]:
-        """Keywords of a marker; a hollow one stands for a wrong gradient."""
-        return {
-            "marker": self.marker,
-            "markersize": 4.5 + 3.5 * self.weight,
-            "markerfacecolor": self.colour if filled else PAPER,
-            "markeredgecolor": self.colour,
-            "markeredgewidth": 1.2,
-            "linestyle": "none",
-            "clip_on": False,
-        }
-
-    def line(self) -> dict[str, Any]:
-        """Keywords of a line."""
-        return {"color": self.colour, "linestyle": self.dash, "linewidth": 1.1 + 1.3 * self.weight}
-
-    def handle(self, label: str, *, line: bool = True) -> Any:
-        """Returns a legend entry."""
-        from matplotlib.lines import Line2D
-
-        styles = self.line() if line else {}
-        return Line2D([], [], label=label, **(self.point() | styles))
-
-
-def looks(run: Run) -> dict[str, Look]:
-    """Returns the look of every node in a run, standard LIF first; the known nodes look alike in every run."""
-    names = variants(run)
-    others = [name for name in names if name not in _FIXED]
-    slots = {name: _FIXED.index(name) if name in _FIXED else len(_FIXED) + others.index(name) for name in names}
-    return {name: _look(name, slot) for name, slot in slots.items()}
-
-
-def _look(name: str, slot: int) -> Look:
-    return Look(
-        label=plain(name),
-        colour=_COLOURS[slot % len(_COLOURS)],
-        marker=_MARKERS[slot % len(_MARKERS)],
-        dash=_DASHES[slot % len(_DASHES)],
-        weight=1 - min(slot, 6) / 6,
-    )
-
-
-def in_order(known: dict[str, Look], names: Iterable[str]) -> list[str]:
-    """Returns the names that occur, in the order of the looks."""
-    found = set(names)
-    return [name for name in known if name in found]
-
-
-_MOST_TICKS = 8
-
-
-class LogRange:
-    """Where values stand on a logarithmic axis; 0 and what is not finite get places beyond its two ends.
-
-    Args:
-        values: everything that will be placed.
-        base: 2 for bytes, 10 for errors and times.
-    """
-
-    def __init__(self, values: Iterable[Number], base: int) -> None:
-        given = list(values)
-        known = [value for value in given if math.isfinite(value) and value > 0] or [1]
-        self.base = base
-        self.first = math.floor(math.log(min(known), base) + 1e-9)
-        self.last = max(math.ceil(math.log(max(known), base) - 1e-9), self.first + 1)
-        self.step = max(1, -(-(self.last - self.first) // _MOST_TICKS))
-        self.has_zero = any(value <= 0 for value in given if math.isfinite(value))
-        self.has_lost = any(not math.isfinite(value) for value in given)
-
-    @property
-    def _gap(self) -> float:
-        return max(1.0, (self.last - self.first) * 0.14)
-
-    def place(self, value: Number) -> float:
-        """Returns where to draw a value."""
-        if not math.isfinite(value):
-            return float(self.base ** (self.last + self._gap))
-        return float(value) if value > 0 else float(self.base ** (self.first - self._gap))
-
-    def _ticks(self) -> list[tuple[int, float]]:
-        """Powers of the base; where bytes span two octaves at most, parts of them as well."""
-        octaves = self.last - self.first
-        parts = {1: (1, 1.25, 1.5, 1.75), 2: (1, 1.5)}.get(octaves, (1,)) if self.base == 2 else (1,)
-        powers = range(self.first, self.last + 1, self.step)
-        return [(power, part) for power in powers for part in parts if power < self.last or part == 1]
-
-    def apply(self, axes: "Axes", axis: "Axis", zero: str, lost: str, tick_name: "Names") -> None:
-        """Sets scale, limits and ticks of `axes.xaxis` or `axes.yaxis`."""
-        ticks = self._ticks()
-        places = [float(self.base**exponent) * part for exponent, part in ticks]
-        names = [tick_name(exponent, part) for exponent, part in ticks]
-        low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
-        draw = axes.axhline if axis is axes.yaxis else axes.axvline
-        if self.has_zero:
-            places, names, low = [self.place(0), *places], [zero, *names], self.first - 1.35 * self._gap
-            draw(self.base ** (self.first - 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        if self.has_lost:
-            places, names, high = [*places, self.place(math.nan)], [*names, lost], self.last + 1.35 * self._gap
-            draw(self.base ** (self.last + 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        _logarithmic(axes, axis, self.base)
-        axis.set_ticks(places, names)
-        axis.set_ticks([], minor=True)
-        (axes.set_ylim if axis is axes.yaxis else axes.set_xlim)(float(self.base) ** low, float(self.base) ** high)
-
-
-class Names:
-    """Names the tick at a power of the base, or at a multiple of one."""
-
-    def __init__(self, base: int, unit: str) -> None:
-        self.base, self.unit = base, unit
-
-    def __call__(self, exponent: int, part: float = 1) -> str:
-        """Returns the name of `part * base ** exponent`."""
-        if self.unit == "B":
-            return _binary(exponent, part)
-        return f"1e{exponent}" if abs(exponent) > 2 else f"{float(self.base) ** exponent:g}"
-
-
-BYTES, PLAIN = Names(2, "B"), Names(10, "1")
-
-
-def positions(axes: "Axes", at: Sequence[int]) -> None:
-    """Marks the x axis at the positions that were measured, spaced by their logarithm."""
-    shown = sorted(set(at))
-    _logarithmic(axes, axes.xaxis, 2)
-    kept = shown if len(shown) <= 10 else shown[:: -(-len(shown) // 10)]
-    axes.xaxis.set_ticks(kept, [str(position) for position in kept])
-    axes.xaxis.set_ticks([], minor=True)
-    spread = (shown[-1] / shown[0]) ** 0.05 if shown[0] != shown[-1] else 1.5
-    axes.set_xlim(shown[0] / spread, shown[-1] * spread)
-
-
-def from_zero(axes: "Axes", values: Sequence[Number], unit: str) -> tuple[float, str]:
-    """Gives the y axis a linear scale from 0, for costs that lie within a few times of each other.
-
-    Returns:
-        What to divide values by, and the name of the unit that they are in then.
-    """
-    largest = max(values, default=0) or 1
-    steps = [(10.0 ** (3 * power), prefix) for power, prefix in zip(range(-3, 6), "nµm kMGTP", strict=True)]
-    scale, prefix = next(((s, p) for s, p in reversed(steps) if largest >= s), steps[0])
-    axes.set_ylim(0, 1.12 * largest / scale)
-    return scale, f"{prefix.strip()}{unit}"
-
-
-def _logarithmic(axes: "Axes", axis: "Axis", base: int) -> None:
-    (axes.set_yscale if axis is axes.yaxis else axes.set_xscale)("log", base=base)
-
-
-def _binary(exponent: int, part: float) -> str:
-    index = min(max(exponent, 0) // 10, len(units.BINARY) - 1)
-    return f"{part * 2.0 ** (exponent - 10 * index):.10g} {units.BINARY[index]}"
-
-
 _DARK = {INK: "#eceef1", MUTED: "#a3abb6", GRID: "#343a42", PAPER: "#15171b"}
 
 WIDTH_IN, PLOT_HEIGHT_IN = 5.2, 3.0
@@ -275,6 +66,19 @@ _RC: Any = {
     "legend.fontsize": 8.5,
     "legend.title_fontsize": 8.5,
 }
+_MOST_TICKS = 8
+MOST_POINTS = 3
+"""How many settings of a run are drawn as figures of one kind."""
+
+_HEAD = re.compile(r"^.*?(<svg\b)", re.DOTALL)
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_LONG_NUMBER = re.compile(r"(?<=[\s\"(])-?\d+\.\d{3,}(?=[\s\")])")
+_NO_ROTATION = re.compile(r' transform="rotate\(-?0 [^)]*\)"')
+_IDS = re.compile(r' id="([^"]+)"')
+_REFERENCES = re.compile(r'(?:href="#|url\(#)([^")]+)')
+# Each use of a marker repeats its style, which alone follows the dark rules: they do not reach into definitions.
+_MARKER_STYLE = re.compile(r'(<path id="m[^"]+" d="[^"]*") style="stroke[^"]*"')
+_PLAIN_GROUP = re.compile(r"<g>([^<]*(?:<(?!/?g\b)[^<]*)*)</g>")
 
 
 @dataclass(frozen=True)
@@ -395,6 +199,20 @@ def _whole(axes: "Axes") -> Any:
     return _drawing(axes).transFigure
 
 
+def name_rows(axes: "Axes", names: Sequence[str]) -> None:
+    """Names the rows of a panel of horizontal bars or dots, the first on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def draw_line(axes: "Axes", look: "Look", points: Sequence[tuple[int, float, int, bool]]) -> None:
+    """Draws the line of one node: place, height, index of the record, and whether its gradient is right, by point."""
+    axes.plot([x for x, *_ in points], [y for _, y, *_ in points], **look.line())
+    for x, y, index, right in points:
+        axes.plot([x], [y], url=f"case:{index}", **look.point(filled=right))
+
+
 def legend_rows(entries: int, columns: int = 2, *, titled: bool = False) -> int:
     """Returns how many rows `legend` takes."""
     return -(-entries // columns) + int(titled)
@@ -418,3 +236,195 @@ def _glyphs() -> frozenset[int]:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one node with its options is drawn.
+
+    Fields:
+        label: the node's name, fit to be drawn.
+        colour, marker, dash: in matplotlib's terms.
+        weight: 1 for the first node, less for later ones, so that lines on top of each other all show.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    dash: Any
+    weight: float
+
+    def point(self, *, filled: bool = True) -> dict[str, Any]:
+        """Keywords of a marker; a hollow one stands for a wrong gradient."""
+        return {
+            "marker": self.marker,
+            "markersize": 4.5 + 3.5 * self.weight,
+            "markerfacecolor": self.colour if filled else PAPER,
+            "markeredgecolor": self.colour,
+            "markeredgewidth": 1.2,
+            "linestyle": "none",
+            "clip_on": False,
+        }
+
+    def line(self) -> dict[str, Any]:
+        """Keywords of a line."""
+        return {"color": self.colour, "linestyle": self.dash, "linewidth": 1.1 + 1.3 * self.weight}
+
+    def handle(self, label: str, *, line: bool = True) -> Any:
+        """Returns a legend entry."""
+        from matplotlib.lines import Line2D
+
+        styles = self.line() if line else {}
+        return Line2D([], [], label=label, **(self.point() | styles))
+
+
+def looks(run: Run) -> dict[str, Look]:
+    """Returns the look of every node in a run, standard LIF first; the known nodes look alike in every run."""
+    names = variants(run)
+    others = [name for name in names if name not in _FIXED]
+    slots = {name: _FIXED.index(name) if name in _FIXED else len(_FIXED) + others.index(name) for name in names}
+    return {name: _look(name, slot) for name, slot in slots.items()}
+
+
+def _look(name: str, slot: int) -> Look:
+    return Look(
+        label=plain(name),
+        colour=_COLOURS[slot % len(_COLOURS)],
+        marker=_MARKERS[slot % len(_MARKERS)],
+        dash=_DASHES[slot % len(_DASHES)],
+        weight=1 - min(slot, 6) / 6,
+    )
+
+
+def in_order(known: Mapping[str, Look], names: Iterable[str]) -> list[str]:
+    """Returns the names that occur, in the order of the looks."""
+    found = set(names)
+    return [name for name in known if name in found]
+
+
+class LogRange:
+    """Where values stand on a logarithmic axis; 0 and what is not finite get places beyond its two ends.
+
+    Args:
+        values: everything that will be placed.
+        base: 2 for bytes, 10 for errors and times.
+    """
+
+    def __init__(self, values: Iterable[Number], base: int) -> None:
+        given = list(values)
+        known = [value for value in given if math.isfinite(value) and value > 0] or [1]
+        self.base = base
+        self.first = math.floor(math.log(min(known), base) + 1e-9)
+        self.last = max(math.ceil(math.log(max(known), base) - 1e-9), self.first + 1)
+        self.step = max(1, -(-(self.last - self.first) // _MOST_TICKS))
+        self.has_zero = any(value <= 0 for value in given if math.isfinite(value))
+        self.has_lost = any(not math.isfinite(value) for value in given)
+
+    @property
+    def _gap(self) -> float:
+        return max(1.0, (self.last - self.first) * 0.14)
+
+    def place(self, value: Number) -> float:
+        """Returns where to draw a value."""
+        if not math.isfinite(value):
+            return float(self.base ** (self.last + self._gap))
+        return float(value) if value > 0 else float(self.base ** (self.first - self._gap))
+
+    def _ticks(self) -> list[tuple[int, float]]:
+        """Powers of the base; where bytes span two octaves at most, parts of them as well."""
+        octaves = self.last - self.first
+        parts = {1: (1, 1.25, 1.5, 1.75), 2: (1, 1.5)}.get(octaves, (1,)) if self.base == 2 else (1,)
+        powers = range(self.first, self.last + 1, self.step)
+        return [(power, part) for power in powers for part in parts if power < self.last or part == 1]
+
+    def apply(self, axes: "Axes", axis: "Axis", zero: str, lost: str, tick_name: "Names") -> None:
+        """Sets scale, limits and ticks of `axes.xaxis` or `axes.yaxis`."""
+        ticks = self._ticks()
+        places = [float(self.base**exponent) * part for exponent, part in ticks]
+        names = [tick_name(exponent, part) for exponent, part in ticks]
+        low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
+        draw = axes.axhline if axis is axes.yaxis else axes.axvline
+        if self.has_zero:
+            places, names, low = [self.place(0), *places], [zero, *names], self.first - 1.35 * self._gap
+            draw(self.base ** (self.first - 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        if self.has_lost:
+            places, names, high = [*places, self.place(math.nan)], [*names, lost], self.last + 1.35 * self._gap
+            draw(self.base ** (self.last + 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        _logarithmic(axes, axis, self.base)
+        axis.set_ticks(places, names)
+        axis.set_ticks([], minor=True)
+        (axes.set_ylim if axis is axes.yaxis else axes.set_xlim)(float(self.base) ** low, float(self.base) ** high)
+
+
+class Names:
+    """Names the tick at a power of the base, or at a multiple of one."""
+
+    def __init__(self, base: int, unit: str) -> None:
+        self.base, self.unit = base, unit
+
+    def __call__(self, exponent: int, part: float = 1) -> str:
+        """Returns the name of `part * base ** exponent`."""
+        if self.unit == "B":
+            return _binary(exponent, part)
+        return f"1e{exponent}" if abs(exponent) > 2 else f"{float(self.base) ** exponent:g}"
+
+
+BYTES, PLAIN = Names(2, "B"), Names(10, "1")
+
+
+def positions(axes: "Axes", at: Sequence[int]) -> None:
+    """Marks the x axis at the positions that were measured, spaced by their logarithm."""
+    shown = sorted(set(at))
+    _logarithmic(axes, axes.xaxis, 2)
+    kept = shown if len(shown) <= 10 else shown[:: -(-len(shown) // 10)]
+    axes.xaxis.set_ticks(kept, [str(position) for position in kept])
+    axes.xaxis.set_ticks([], minor=True)
+    spread = (shown[-1] / shown[0]) ** 0.05 if shown[0] != shown[-1] else 1.5
+    axes.set_xlim(shown[0] / spread, shown[-1] * spread)
+
+
+def from_zero(axes: "Axes", values: Sequence[Number], unit: str) -> tuple[float, str]:
+    """Gives the y axis a linear scale from 0, for costs that lie within a few times of each other.
+
+    Returns:
+        What to divide values by, and the name of the unit that they are in then.
+    """
+    largest = max(values, default=0) or 1
+    steps = [(10.0 ** (3 * power), prefix) for power, prefix in zip(range(-3, 6), "nµm kMGTP", strict=True)]
+    scale, prefix = next(((s, p) for s, p in reversed(steps) if largest >= s), steps[0])
+    axes.set_ylim(0, 1.12 * largest / scale)
+    return scale, f"{prefix.strip()}{unit}"
+
+
+def _logarithmic(axes: "Axes", axis: "Axis", base: int) -> None:
+    (axes.set_yscale if axis is axes.yaxis else axes.set_xscale)("log", base=base)
+
+
+def _binary(exponent: int, part: float) -> str:
+    index = min(max(exponent, 0) // 10, len(units.BINARY) - 1)
+    return f"{part * 2.0 ** (exponent - 10 * index):.10g} {units.BINARY[index]}"
+
+
+def tidy(svg: str) -> str:
+    """Returns the same drawing in about half the bytes, as one `<svg>` element without a prolog."""
+    svg = _METADATA.sub("", _HEAD.sub(r"\1", svg, count=1))
+    svg = _NO_ROTATION.sub("", svg)
+    svg = re.sub(r"font-family: [^;\"]+; ?", "", svg)
+    svg = svg.replace("<svg ", f'<svg font-family="{FONT}" ', 1)
+    tags, texts = re.split(r"(>[^<]*)", svg), []
+    for part in tags:
+        texts.append(part if part.startswith(">") else _LONG_NUMBER.sub(_short, part))
+    svg = "".join(texts)
+    used = set(_REFERENCES.findall(svg))
+    svg = _IDS.sub(lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r">\s+<", "><", re.sub(r"[ \t]*\n[ \t]*", " ", svg))
+    svg = _MARKER_STYLE.sub(r"\1", svg)
+    before = ""
+    while before != svg:
+        before, svg = svg, _PLAIN_GROUP.sub(r"\1", svg).replace("<g></g>", "")
+    svg = re.sub(r'style="[^"]*"', lambda found: found[0].replace("; ", ";").replace(": ", ":"), svg)
+    return re.sub(r"(</g>|</defs>)", r"\1\n", svg).strip() + "\n"
+
+
+def _short(found: re.Match[str]) -> str:
+    return f"{float(found[0]):.2f}".rstrip("0").rstrip(".")

@@ -1,19 +1,31 @@
-"""Where a network's retained bytes come from, and what a node's saving leaves of itself in a network.
+"""What a run found, in sentences: who needs least memory, at what cost, whose gradient is right, what to distrust.
 
-What a run found, in sentences: who needs least memory, at what cost, and whose gradient is right.
+For networks, retained bytes are split by the kind of module that made them (`module_rows`), and the saving of a node by
+itself is held against that of a network made of it (`node_and_network`).
 """
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import fixed_part, lif_name, lif_of, neurons, ratio_to_lif, standard_lifs, variants
+from revsnn_bench.report.points import (
+    by_point,
+    fixed_part,
+    lif_name,
+    lif_of,
+    ratio_text,
+    ratio_to_lif,
+    setting,
+    standard_lifs,
+    variants,
+    work,
+)
 
 KINDS = {
     "conv": "convolution outputs, the norms' inputs",
@@ -25,57 +37,6 @@ KINDS = {
 """Parts of a block by the name of the module that made the bytes; anything else is the rest."""
 
 REST = "rest"
-
-
-def by_kind(record: Record) -> dict[str, int]:
-    """Retained bytes by the kind of module that made them, in the order of `KINDS`; nothing where not measured."""
-    modules = None if record.memory is None else record.memory.retained_by_module_bytes
-    sizes: dict[str, int] = defaultdict(int)
-    for module, size in (modules or {}).items():
-        parts = module.split(".")
-        kind = next((part for part in parts if part in KINDS), REST)
-        sizes[kind] += size
-    return {kind: sizes[kind] for kind in (*KINDS, REST) if sizes[kind]}
-
-
-def module_rows(run: Run) -> list[tuple[str, ...]]:
-    """One row per case that ended well and is made of several modules: the case, its bytes, and each kind's."""
-    rows = []
-    for record in run:
-        sizes = by_kind(record)
-        if record.status is not Status.OK or record.memory is None or not set(sizes) - {REST}:
-            continue
-        shown = [units.scaled(sizes.get(kind, 0), 1024, units.BINARY) for kind in (*KINDS, REST)]
-        rows.append((record.case.id, units.number(_RETAINED, record.memory.retained_bytes), *shown))
-    return rows
-
-
-def node_and_network(run: Run) -> list[str]:
-    """One sentence per node: the bytes of lif over its own, by itself and in each network of the run at the same T."""
-    lifs = standard_lifs(run)
-    alone: dict[tuple[str, int], float] = {}
-    inside: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for record in run:
-        found, key = ratio_to_lif(_RETAINED, record, lifs), (record.case.variant, record.case.timesteps)
-        if found is None or lif_of(record.case, lifs) is record:
-            continue
-        if record.case.workload == "layer":
-            alone[key] = found.value
-        elif found.value:
-            inside[key].append(f"{units.times(1 / found.value)} in {record.case.workload}")
-    parts: dict[str, list[str]] = defaultdict(list)
-    for (variant, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
-        if (variant, t) in alone:
-            shown = units.listing(list(dict.fromkeys(places)))
-            parts[variant].append(f"{_over(alone[variant, t])} by itself, {shown} (T = {t})")
-    return [f"lif over {variant} in retained bytes: {'; '.join(texts)}." for variant, texts in parts.items()]
-
-
-def _over(ratio: float) -> str:
-    return units.times(1 / ratio) if ratio else "retains 0 B"
-
-
-_RETAINED = BY_NAME["retained_bytes"]
 
 
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
@@ -112,10 +73,9 @@ def overview(run: Run) -> str:
 
 
 def _settings(run: Run) -> list[list[Record]]:
-    """Records of one workload, dtype and device: ratios and rankings never cross these."""
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in run:
-        groups[record.case.workload, record.case.dtype, record.case.device].append(record)
+        groups[setting(record.case)].append(record)
     return list(groups.values())
 
 
@@ -142,14 +102,11 @@ def least_of(run: Run, name: str) -> list[Least]:
 
 def _least_in(records: list[Record], name: str) -> Least | None:
     """Ranks the cases that are `ok` at each point; tells the point with most nodes, then the largest one."""
-    points: dict[Case, dict[str, Record]] = defaultdict(dict)
-    for record in records:
-        if record.status is Status.OK and BY_NAME[name].read(record) is not None:
-            points[record.case.point][record.case.variant] = record
+    points = by_point(r for r in records if r.status is Status.OK and BY_NAME[name].read(r) is not None)
     ranked = {point: _winners(name, found) for point, found in points.items() if len(found) > 1}
     if not ranked:
         return None
-    point = max(ranked, key=lambda p: (len(points[p]), p.timesteps * neurons(p) * p.depth))
+    point = max(ranked, key=lambda p: (len(points[p]), work(p)))
     often = sum(set(ranked[point]) <= set(other) for other in ranked.values())
     return Least(point, ranked[point], often, len(ranked))
 
@@ -161,7 +118,7 @@ def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Findi
     first = next(iter(found.winners.values()))
     text = (
         f"{fixed_part(found.point)}: {units.listing(list(found.winners))} with "
-        f"{units.number(BY_NAME[name], BY_NAME[name].read(first))} ({_standard(run, first, name)}). "
+        f"{units.measured(name, first)} ({_standard(run, first, name)}). "
     )
     text += " ".join(_cost(run, record) for record in found.winners.values())
     return [Finding(topic, f"{text} Least, alone or shared, at {found.often} of the {found.compared} points compared.")]
@@ -177,29 +134,29 @@ def _standard(run: Run, record: Record, name: str) -> str:
     """What the standard LIF needs at the point of a record, or why that is not known."""
     lif = lif_of(record.case, standard_lifs(run))
     if lif is not None:
-        return f"{lif_name(lif.case)}: {units.number(BY_NAME[name], BY_NAME[name].read(lif))}"
+        return f"{lif_name(lif.case)}: {units.measured(name, lif)}"
     at_point = [other for other in run if other.case == record.case.point]
     return f"lif ended as {at_point[-1].status.value} there" if at_point else "lif not measured there"
 
 
 def _cost(run: Run, record: Record) -> str:
-    lifs = standard_lifs(run)
-    costs = [
-        f"{units.ratio(found)} × lif in {BY_NAME[name].label}"
-        for name in ("step_flops", "step_time_s")
-        if (found := ratio_to_lif(BY_NAME[name], record, lifs))
-    ]
-    known = units.listing(costs) if costs else "not known against lif"
+    known = costs(record, ("step_flops", "step_time_s"), standard_lifs(run)) or "not known against lif"
     return f"Cost of {record.case.variant}: {known}."
+
+
+def costs(record: Record, names: Sequence[str], lifs: Mapping[Case, Record]) -> str:
+    """Returns ratios to the standard LIF as `1.53 × lif in step time and ...`; empty where there is none."""
+    found = {name: ratio_to_lif(name, record, lifs) for name in names}
+    return units.listing([f"{ratio_text(r)} × lif in {BY_NAME[name].label}" for name, r in found.items() if r])
 
 
 def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
     """How many times less the paper's node retains than the standard LIF; it means nothing without its T."""
-    lifs, metric = standard_lifs(run), BY_NAME["retained_bytes"]
+    lifs = standard_lifs(run)
     ratios = {
         record.case.timesteps: 1 / found.value
         for record in sorted(records, key=lambda record: record.case.timesteps)
-        if record.case.variant == "revlif" and (found := ratio_to_lif(metric, record, lifs)) and found.value
+        if record.case.variant == "revlif" and (found := ratio_to_lif("retained_bytes", record, lifs)) and found.value
     }
     if not ratios:
         return []
@@ -250,7 +207,7 @@ def _saving(run: Run) -> list[Finding]:
         flops = [BY_NAME["backward_recompute_flops"].read(each) for each in (record, revnet)]
         if flops[0] is not None and flops[1]:
             of_flops.append(1 - flops[0] / flops[1])
-        took = [ratio_to_lif(BY_NAME["backward_time_s"], each, {}) for each in (record, revnet)]
+        took = [ratio_to_lif("backward_time_s", each) for each in (record, revnet)]
         if took[0] and took[1]:
             of_time.append(1 - took[0].value / took[1].value)
     claims = ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif"))
@@ -262,8 +219,8 @@ def _saving(run: Run) -> list[Finding]:
 
 
 def _range(fractions: Iterable[float]) -> str:
-    low, high = min(shown := list(fractions)), max(shown)
-    least, most = units.percent(low), units.percent(high)
+    shown = list(fractions)
+    least, most = units.percent(min(shown)), units.percent(max(shown))
     return least if least == most else f"{least} to {most}"
 
 
@@ -272,8 +229,7 @@ def _accuracy(run: Run) -> list[Finding]:
     scores: dict[str, list[str]] = defaultdict(list)
     for record in run:
         if record.accuracy is not None and record.status is Status.OK:
-            score = units.number(BY_NAME["accuracy"], record.accuracy.accuracy)
-            scores[fixed_part(record.case)].append(f"{record.case.variant} {score}")
+            scores[fixed_part(record.case)].append(f"{record.case.variant} {units.measured('accuracy', record)}")
     return [Finding("Accuracy", f"{place}: {', '.join(texts)}.") for place, texts in scores.items()]
 
 
@@ -302,3 +258,51 @@ def _warnings(run: Run) -> list[Finding]:
         Finding("Warning", f"{variant} at T = {', '.join(map(str, sorted(texts)))}: {texts[min(texts)]}")
         for (variant, _), texts in given.items()
     ]
+
+
+def by_kind(record: Record) -> dict[str, int]:
+    """Retained bytes by the kind of module that made them, in the order of `KINDS`; nothing where not measured."""
+    modules = None if record.memory is None else record.memory.retained_by_module_bytes
+    sizes: dict[str, int] = defaultdict(int)
+    for module, size in (modules or {}).items():
+        parts = module.split(".")
+        kind = next((part for part in parts if part in KINDS), REST)
+        sizes[kind] += size
+    return {kind: sizes[kind] for kind in (*KINDS, REST) if sizes[kind]}
+
+
+def module_rows(run: Run) -> list[tuple[str, ...]]:
+    """One row per case that ended well and is made of several modules: the case, its bytes, and each kind's."""
+    rows = []
+    for record in run:
+        sizes = by_kind(record)
+        if record.status is not Status.OK or record.memory is None or not set(sizes) - {REST}:
+            continue
+        shown = [units.size(sizes.get(kind, 0)) for kind in (*KINDS, REST)]
+        rows.append((record.case.id, units.measured("retained_bytes", record), *shown))
+    return rows
+
+
+def node_and_network(run: Run) -> list[str]:
+    """One sentence per node: the bytes of lif over its own, by itself and in each network of the run at the same T."""
+    lifs = standard_lifs(run)
+    alone: dict[tuple[str, int], float] = {}
+    inside: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for record in run:
+        found, key = ratio_to_lif("retained_bytes", record, lifs), (record.case.variant, record.case.timesteps)
+        if found is None or lif_of(record.case, lifs) is record:
+            continue
+        if record.case.workload == "layer":
+            alone[key] = found.value
+        elif found.value:
+            inside[key].append(f"{units.times(1 / found.value)} in {record.case.workload}")
+    parts: dict[str, list[str]] = defaultdict(list)
+    for (variant, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
+        if (variant, t) in alone:
+            shown = units.listing(list(dict.fromkeys(places)))
+            parts[variant].append(f"{_over(alone[variant, t])} by itself, {shown} (T = {t})")
+    return [f"lif over {variant} in retained bytes: {'; '.join(texts)}." for variant, texts in parts.items()]
+
+
+def _over(ratio: float) -> str:
+    return units.times(1 / ratio) if ratio else "retains 0 B"

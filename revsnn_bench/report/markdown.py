@@ -6,13 +6,13 @@ from urllib.parse import quote
 
 from tabulate import tabulate
 
-from revsnn_bench.metrics import METRICS, measured
+from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
 from revsnn_bench.report.points import AXES, growths, rest, sweeps
-from revsnn_bench.report.tables import Column, columns, value_cell
+from revsnn_bench.report.tables import Column, columns, environment_rows, metric_rows, value_cell
 
 _TITLES = {"timesteps": "Time steps T", "batch": "Batch B", "depth": "Depth D"}
 _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
@@ -91,24 +91,23 @@ def _intro(run: Run) -> str:
     )
 
 
+def _section(
+    title: str, text: str, headings: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[bool] = ()
+) -> list[str]:
+    """A section with a table; nothing where the table has no row."""
+    parts = [f"## {title}", *([text] if text else []), table(headings, rows, numbers)]
+    return ["\n\n".join(parts)] if rows else []
+
+
 def _failures(run: Run) -> list[str]:
     """Every case that did not end as `ok`, with its reason; left out where there is none."""
     rows = [
-        (
-            record.case.id,
-            record.status.value,
-            value_cell("gradient_error", record),
-            record.reason or units.ABSENT,
-        )
+        (record.case.id, record.status.value, value_cell("gradient_error", record), record.reason or units.ABSENT)
         for record in run
         if record.status is not Status.OK
     ]
-    if not rows:
-        return []
-    return [
-        "## Cases that did not end well\n\nThey take part in no ranking and have no ratio; raw values of "
-        "wrong cases are in the CSV and JSON files.\n\n" + table(("case", "status", "gradient error", "reason"), rows)
-    ]
+    text = "They take part in no ranking and have no ratio; raw values of wrong cases are in the CSV and JSON files."
+    return _section("Cases that did not end well", text, ("case", "status", "gradient error", "reason"), rows)
 
 
 def _sweep_sections(run: Run) -> list[str]:
@@ -125,17 +124,13 @@ def _sweep_sections(run: Run) -> list[str]:
 
 def _rest_section(run: Run) -> list[str]:
     records = rest(run)
-    if not records:
-        return []
-    return [f"## Single points\n\n{_record_table(columns(run, None, compact=False), records)}"]
+    return [f"## Single points\n\n{_record_table(columns(run, None, compact=False), records)}"] if records else []
 
 
 def _bandwidth_section(run: Run) -> list[str]:
-    rows = bandwidth_rows(run)
-    if not rows:
-        return []
     numbers = [heading != "node" for heading in HEADINGS]
-    return [f"## Against a copy of the input\n\n{READING} {about_pages(run)}\n\n{table(HEADINGS, rows, numbers)}"]
+    text = f"{READING} {about_pages(run)}"
+    return _section("Against a copy of the input", text, HEADINGS, bandwidth_rows(run), numbers)
 
 
 def _growth_section(run: Run) -> list[str]:
@@ -152,14 +147,13 @@ def _growth_section(run: Run) -> list[str]:
         for axis in AXES
         for growth in growths(run, axis, _STATED)
     ]
-    if not rows:
-        return []
-    return [
-        "## Growth\n\nb is the bytes of one number, N the neurons of the whole batch, T the time steps, "
+    text = (
+        "b is the bytes of one number, N the neurons of the whole batch, T the time steps, "
         "D the depth. A line is exact, with no residual; a power is fitted to the logarithms. Bytes and "
-        "FLOPs do not depend on whether the gradient is right, so wrong cases take part, and are named.\n\n"
-        + table(("metric", "node", "growth", "measured over", "gradient wrong at", "fixed"), rows)
-    ]
+        "FLOPs do not depend on whether the gradient is right, so wrong cases take part, and are named."
+    )
+    headings = ("metric", "node", "growth", "measured over", "gradient wrong at", "fixed")
+    return _section("Growth", text, headings, rows)
 
 
 def _accuracy_section(run: Run) -> list[str]:
@@ -176,20 +170,16 @@ def _accuracy_section(run: Run) -> list[str]:
         for record in run
         if (known := record.accuracy) is not None
     ]
-    if not rows:
-        return []
     headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
-    return ["## Accuracy\n\n" + table(headings, rows)]
+    return _section("Accuracy", "", headings, rows)
 
 
 def _module_section(run: Run) -> list[str]:
     """What each network retains, by the kind of module that made it; the kinds sum to the total."""
-    rows = module_rows(run)
-    if not rows:
-        return []
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     headings = ("case", "retained", *KINDS, REST)
-    return [f"## Where the retained bytes come from\n\n{kinds}.\n\n" + table(headings, rows, [False, *[True] * 7])]
+    title, numbers = "Where the retained bytes come from", [heading != "case" for heading in headings]
+    return _section(title, f"{kinds}.", headings, module_rows(run), numbers)
 
 
 def _peak_section(run: Run) -> list[str]:
@@ -200,51 +190,26 @@ def _peak_section(run: Run) -> list[str]:
             record.memory.peak_phase,
             record.memory.peak_module,
             ", ".join(
-                f"{name} {units.scaled(size, 1024, units.BINARY)}"
-                for name, size in record.memory.peak_by_category_bytes.items()
-                if size
+                f"{name} {units.size(size)}" for name, size in record.memory.peak_by_category_bytes.items() if size
             ),
         )
         for record in run
         if record.memory is not None and record.status is Status.OK
     ]
-    if not rows:
-        return []
-    return ["## Where the peak is\n\n" + table(("case", "peak", "phase", "module", "made of"), rows)]
+    return _section("Where the peak is", "", ("case", "peak", "phase", "module", "made of"), rows)
 
 
 def _reading(run: Run) -> str:
-    present = set().union(*(measured(record) for record in run))
-    rows = [
-        (
-            metric.name,
-            metric.label,
-            metric.meaning,
-            f"{metric.better} is better" if metric.better else units.ABSENT,
-            "exact" if metric.deterministic else "varies",
-        )
-        for metric in METRICS
-        if metric.name in present
-    ]
     return (
         "## How to read the columns\n\n"
         f"`{units.ABSENT}` means not measured, or withheld because the case did not end as ok. A case is "
         "`wrong` when its output or gradient disagrees with float64 backpropagation beyond the stated "
         "tolerance. Time ratios compare medians of rounds interleaved with the standard LIF in one process; "
         "brackets hold the 95 % bootstrap interval. A ratio in memory holds at its T only.\n\n"
-        + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), rows)
+        + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))
     )
 
 
 def _environment(run: Run) -> str:
     """Every field of the environment and of the run, so that nothing about the place has to be guessed."""
-    fields = run.header.environment.model_dump(mode="json")
-    fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
-    rows = [(name, _flat(value)) for name, value in fields.items()]
-    return "## Environment\n\n" + table(("field", "value"), rows)
-
-
-def _flat(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in sorted(value.items())) or "none"
-    return "not known" if value is None else str(value)
+    return "## Environment\n\n" + table(("field", "value"), environment_rows(run))

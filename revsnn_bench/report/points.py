@@ -1,19 +1,18 @@
-"""Which records form a sweep: those that differ in one axis, and in the node.
+"""Points of a run: sweeps along one axis, ratios to the standard LIF at the same point, and growth along an axis.
 
-Ratios to the standard LIF at the same point; only a case whose gradient is right has one.
-
-How a quantity grows along one axis: an exact line where there is one, else a fitted power.
+A point is everything of a case but the node and its options. Only a case that ended as `ok` has a ratio. Growth is an
+exact line where there is one, else a fitted power.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
-from math import prod
 from statistics import correlation, linear_regression, median
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from revsnn_bench.case import Case
@@ -28,6 +27,12 @@ if TYPE_CHECKING:
 Axis = Literal["timesteps", "batch", "depth"]
 AXES: dict[Axis, str] = {"timesteps": "T", "batch": "B", "depth": "D"}
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+Points = dict[Case, dict[str, Record]]
+"""Records by point, which is the case of the standard LIF there, and by node with its options."""
+
+Form = Literal["constant", "linear", "power", "irregular"]
+_RESAMPLES = 999
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,41 @@ def fixed_part(case: Case, without: Axis | None = None) -> str:
 
 def neurons(case: Case) -> int:
     """Returns N, batch times features."""
-    return case.batch * prod(case.shape)
+    return case.batch * math.prod(case.shape)
+
+
+def work(case: Case) -> int:
+    """Returns time steps times neurons times depth."""
+    return case.timesteps * neurons(case) * case.depth
+
+
+def setting(case: Case) -> tuple[str, str, str]:
+    """Returns workload, dtype and device: rankings never cross these."""
+    return case.workload, case.dtype, case.device
+
+
+def by_point(records: Iterable[Record]) -> Points:
+    """Returns the latest record of each node at each point."""
+    points: Points = defaultdict(dict)
+    for record in records:
+        points[record.case.point][record.case.variant] = record
+    return points
+
+
+def best_points(points: Points, rank: Callable[[Case], tuple[int, ...]]) -> Points:
+    """Returns the highest-ranked point of each setting, where it has several nodes."""
+    best = {setting(point): point for point in sorted(points, key=rank)}
+    return {point: points[point] for point in best.values() if len(points[point]) > 1}
+
+
+def points_by_setting(run: Run) -> Points:
+    """Returns the point with most nodes that are right, then the largest one, of each setting; most nodes first.
+
+    Only cases that ended as `ok` and whose memory was measured take part.
+    """
+    points = by_point(record for record in run if record.status is Status.OK and record.memory is not None)
+    best = best_points(points, lambda point: (len(points[point]), work(point)))
+    return dict(sorted(best.items(), key=lambda item: -len(item[1])))
 
 
 def variants(records: Iterable[Record]) -> list[str]:
@@ -98,10 +137,6 @@ def rest(run: Run) -> list[Record]:
     return [record for record in run if record.case not in swept]
 
 
-_RESAMPLES = 999
-_CONFIDENCE = 0.95
-
-
 @dataclass(frozen=True)
 class Ratio:
     """A case over the standard LIF; below 1 the case needs less. The 95 % interval exists for times only."""
@@ -130,17 +165,18 @@ def lif_name(case: Case) -> str:
     return "lif" if case == case.point else case.variant
 
 
-def ratio_to_lif(metric: Metric, record: Record, lifs: Mapping[Case, Record]) -> Ratio | None:
+def ratio_to_lif(name: str, record: Record, lifs: Mapping[Case, Record] = MappingProxyType({})) -> Ratio | None:
     """Compares one metric of a record with the standard LIF at the same point.
 
     Args:
-        metric: what to compare.
+        name: of the metric.
         record: the case.
-        lifs: from `standard_lifs` of the same run.
+        lifs: from `standard_lifs` of the same run; times do not need it, since each record holds the standard LIF's.
     Returns:
         The ratio; None where the metric has none, something was not measured, the standard LIF failed or
         kept 0 bytes, or the case did not end as `ok` (a wrong gradient makes no saving).
     """
+    metric = BY_NAME[name]
     if record.status is not Status.OK or not metric.has_ratio:
         return None
     if metric.samples is not None:
@@ -149,6 +185,17 @@ def ratio_to_lif(metric: Metric, record: Record, lifs: Mapping[Case, Record]) ->
     lif = lif_of(record.case, lifs)
     value, reference = metric.read(record), None if lif is None else metric.read(lif)
     return Ratio(value / reference) if value is not None and reference else None
+
+
+def ratio_text(found: Ratio | None) -> str:
+    """Returns a ratio with its interval where one was taken."""
+    if found is None:
+        return units.ABSENT
+    value = units.times(found.value)
+    if found.low is None or found.high is None:
+        return value
+    low, high = units.times(found.low), units.times(found.high)
+    return value if low == high == value else f"{value} [{low}, {high}]"
 
 
 @lru_cache(maxsize=4096)
@@ -193,9 +240,6 @@ def _standards(case: Case) -> tuple[Case, ...]:
     """The standard LIFs that a case may be compared with, the first choice first; remembered, for it is asked often."""
     subsets = [kept for n in range(len(case.node_options), 0, -1) for kept in combinations(case.node_options, n)]
     return case.point, *(case.model_copy(update={"node": "lif", "node_options": kept}) for kept in subsets)
-
-
-Form = Literal["constant", "linear", "power", "irregular"]
 
 
 @dataclass(frozen=True)
@@ -255,13 +299,6 @@ class Growth:
     def title(self) -> str:
         """The fixed part of the sweep, in words."""
         return fixed_part(self.fixed, without=self.axis)
-
-    def statement(self) -> str:
-        """The growth as a sentence, with where it was measured."""
-        over = f"measured over {AXES[self.axis]} = {', '.join(map(str, self.at))}"
-        if self.wrong_at:
-            over += f"; gradient wrong at {AXES[self.axis]} = {', '.join(map(str, self.wrong_at))}"
-        return f"{self.metric} of {self.variant}: {self.formula()} ({over})"
 
     def _plain(self, value: Number) -> str:
         return units.number(BY_NAME[self.metric], value)

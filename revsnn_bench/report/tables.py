@@ -1,12 +1,7 @@
-"""Records as flat rows of plain Python values: exact integers, `None` for what was not measured.
+"""Records as tables: exact rows for CSV and JSON files, the dictionary of their columns, and columns for people.
 
-Rows as CSV and JSON text: byte-stable for the same run, a measured NaN told apart from a gap.
-
-Records as pandas tables, for notebooks and further analysis.
-
-What each column of the CSV files means, as a CSV file of its own.
-
-The columns of a sweep table, shared by Markdown and terminal.
+In a file, what was not measured is empty (CSV) or null (JSON), and a measured NaN stays visible; the same run always
+gives the same bytes. `columns` are those of a sweep table in Markdown and in a terminal.
 """
 
 import csv
@@ -22,19 +17,19 @@ from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import AXES, Axis, position, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import AXES, Axis, position, ratio_text, ratio_to_lif, standard_lifs
 
 Value = str | int | float | None
 Row = dict[str, Value]
 
 IDENTITY = ("id", "node", "variant", *(row.name for row in CASE_FIELDS[1:]), "status")
 LONG_COLUMNS = (*IDENTITY, "metric", "value", "unit", "ratio_to_lif", "ratio_low", "ratio_high")
-_TEXTS = ("reason", "warning", "tolerance", "peak_phase", "peak_module")
+_NOTES = ("reason", "warning", "tolerance", "peak_phase", "peak_module")
 WIDE_COLUMNS = (
     *IDENTITY,
     *(metric.name for metric in METRICS),
     *(f"{metric.name}_ratio_to_lif" for metric in METRICS if metric.has_ratio),
-    *_TEXTS,
+    *_NOTES,
 )
 
 
@@ -46,28 +41,21 @@ def identity(record: Record) -> Row:
 
 
 def long_rows(run: Run) -> list[Row]:
-    """Returns one row per case and measured metric; a case without any has one row without a metric."""
+    """Returns one row per case and measured metric; a case without any has one row without a metric.
+
+    Values are in the unit of the column `unit`. A row with NaN was measured as NaN; what was not measured has no row.
+    """
     lifs = standard_lifs(run)
     rows: list[Row] = []
     for record in run:
         values = measured(record)
         if not values:
             rows.append(dict.fromkeys(LONG_COLUMNS) | identity(record))
-        for metric in METRICS:
-            if metric.name not in values:
-                continue
-            ratio = ratio_to_lif(metric, record, lifs)
-            rows.append(
-                identity(record)
-                | {
-                    "metric": metric.name,
-                    "value": values[metric.name],
-                    "unit": metric.unit,
-                    "ratio_to_lif": ratio.value if ratio else None,
-                    "ratio_low": ratio.low if ratio else None,
-                    "ratio_high": ratio.high if ratio else None,
-                }
-            )
+        for name, value in values.items():
+            ratio = ratio_to_lif(name, record, lifs)
+            bounds = (ratio.value, ratio.low, ratio.high) if ratio else (None, None, None)
+            numbers: tuple[Value, ...] = (name, value, BY_NAME[name].unit, *bounds)
+            rows.append(identity(record) | dict(zip(LONG_COLUMNS[len(IDENTITY) :], numbers, strict=True)))
     return rows
 
 
@@ -78,7 +66,7 @@ def wide_rows(run: Run) -> list[Row]:
     for record in run:
         row: Row = dict.fromkeys(WIDE_COLUMNS) | identity(record) | measured(record)
         for metric in METRICS:
-            ratio = ratio_to_lif(metric, record, lifs)
+            ratio = ratio_to_lif(metric.name, record, lifs)
             if ratio is not None:
                 row[f"{metric.name}_ratio_to_lif"] = ratio.value
         row["reason"] = record.reason
@@ -91,12 +79,12 @@ def wide_rows(run: Run) -> list[Row]:
 
 
 def long_csv(run: Run) -> str:
-    """Returns one line per case and metric; see `frame.long`."""
+    """Returns one line per case and metric; see `long_rows`."""
     return _csv(long_rows(run), LONG_COLUMNS)
 
 
 def wide_csv(run: Run) -> str:
-    """Returns one line per case; see `frame.wide`."""
+    """Returns one line per case; see `wide_rows`."""
     return _csv(wide_rows(run), WIDE_COLUMNS)
 
 
@@ -161,8 +149,8 @@ def wide(run: Run) -> pd.DataFrame:
     return _typed(wide_rows(run), WIDE_COLUMNS)
 
 
-COLUMNS = ("column", "file", "unit", "meaning", "better", "in_repeated_runs")
-_TEXTS_DICTIONARY = {
+_DICTIONARY_COLUMNS = ("column", "file", "unit", "meaning", "better", "in_repeated_runs")
+_MEANINGS = {
     "id": "Name of the case: workload/node/size/dtype/device.",
     "variant": "The node with the options that differ from its defaults.",
     **{row.name: row.meaning for row in CASE_FIELDS},
@@ -185,7 +173,7 @@ def columns_csv() -> str:
     """Returns the data dictionary of the wide and the long CSV file; every run has the same columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(_DICTIONARY_COLUMNS)
     for column in dict.fromkeys([*WIDE_COLUMNS, *LONG_COLUMNS]):
         files = [name for name, known in (("wide", WIDE_COLUMNS), ("long", LONG_COLUMNS)) if column in known]
         writer.writerow([column, " and ".join(files), *_described(column)])
@@ -199,7 +187,36 @@ def _described(column: str) -> tuple[str, str, str, str]:
     base = column.removesuffix("_ratio_to_lif")
     if base != column:
         return "1", f"Ratio of {base} to that of the standard LIF at the same point.", BY_NAME[base].better or "", ""
-    return "", _TEXTS_DICTIONARY[column], "", ""
+    return "", _MEANINGS[column], "", ""
+
+
+def metric_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
+    """Returns name, label, meaning, direction and repeatability of each metric that the run holds."""
+    present = set().union(*(measured(record) for record in run))
+    return [
+        (
+            metric.name,
+            metric.label,
+            metric.meaning,
+            f"{metric.better} is better" if metric.better else units.ABSENT,
+            "exact" if metric.deterministic else "varies",
+        )
+        for metric in METRICS
+        if metric.name in present
+    ]
+
+
+def environment_rows(run: Run) -> list[tuple[str, str]]:
+    """Returns every field of the environment and of the run, as name and text."""
+    fields = run.header.environment.model_dump(mode="json")
+    fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
+    return [(name, _flat(value)) for name, value in fields.items()]
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in sorted(value.items())) or "none"
+    return "not known" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -217,10 +234,9 @@ SHOWN_ALWAYS = ("fidelity",)
 
 def value_cell(name: str, record: Record) -> str:
     """Returns a value for people; memory, FLOPs and time of a case that is not `ok` are withheld."""
-    metric = BY_NAME[name]
-    if record.status is not Status.OK and metric.family not in SHOWN_ALWAYS:
+    if record.status is not Status.OK and BY_NAME[name].family not in SHOWN_ALWAYS:
         return units.ABSENT
-    return units.number(metric, metric.read(record))
+    return units.measured(name, record)
 
 
 def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
@@ -237,7 +253,7 @@ def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
         return Column(BY_NAME[name].label, lambda record: value_cell(name, record))
 
     def ratio(name: str, heading: str) -> Column:
-        return Column(heading, lambda record: units.ratio(ratio_to_lif(BY_NAME[name], record, lifs)))
+        return Column(heading, lambda record: ratio_text(ratio_to_lif(name, record, lifs)))
 
     if axis is None:
         place = Column("point", _point, is_number=False)
@@ -253,7 +269,7 @@ def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
         ratio("peak_bytes", "× lif"),
     ]
     if compact:
-        time = Column("time × lif", lambda record: _bare_ratio("step_time_s", record, lifs))
+        time = Column("time × lif", lambda record: ratio_value("step_time_s", record, lifs))
         error = Column("error", lambda record: value_cell("gradient_error", record))
         return [*shown, time, error]
     return [
@@ -269,9 +285,9 @@ def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
     ]
 
 
-def _bare_ratio(name: str, record: Record, lifs: Mapping[Case, Record]) -> str:
-    """A ratio without its interval, which a terminal has no room for."""
-    found = ratio_to_lif(BY_NAME[name], record, lifs)
+def ratio_value(name: str, record: Record, lifs: Mapping[Case, Record]) -> str:
+    """Returns a ratio to the standard LIF without its interval, which a terminal has no room for."""
+    found = ratio_to_lif(name, record, lifs)
     return units.ABSENT if found is None else units.times(found.value)
 
 

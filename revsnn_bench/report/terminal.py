@@ -10,12 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from revsnn_bench.case import Case
-from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.findings import Least, findings, least_of, overview
 from revsnn_bench.report.points import AXES, ratio_to_lif, rest, standard_lifs, sweeps, variants
-from revsnn_bench.report.tables import Column, columns
+from revsnn_bench.report.tables import Column, columns, ratio_value
 
 _STYLES = {
     Status.OK: "",
@@ -25,8 +24,6 @@ _STYLES = {
     Status.TIMEOUT: "red",
     Status.ERROR: "red",
 }
-
-
 _MOST_ROWS, _MOST_FAILURES = 5, 2
 _POINT_WIDTH, _NODE_WIDTH = 37, 27
 _ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
@@ -64,19 +61,18 @@ def _answer(least: Least, lifs: Mapping[Case, Record]) -> tuple[str, ...]:
     """The cells of a row: of several nodes that share the least bytes the quickest one, and how many there are more."""
 
     def took(record: Record) -> float:
-        found = ratio_to_lif(BY_NAME["step_time_s"], record, lifs)
+        found = ratio_to_lif("step_time_s", record, lifs)
         return found.value if found else math.inf
 
     best = min(least.winners.values(), key=took)
     more = f" (+{len(least.winners) - 1})" if len(least.winners) > 1 else ""
     device = "" if best.case.device == "cpu" else f" {best.case.device}"
-    bytes_ratio = ratio_to_lif(BY_NAME["retained_bytes"], best, lifs)
     return (
         _cut(f"{best.case.workload} {best.case.size} {best.case.dtype}{device}", _POINT_WIDTH),
         _cut(best.case.variant, _NODE_WIDTH - len(more)) + more,
-        units.number(BY_NAME["retained_bytes"], BY_NAME["retained_bytes"].read(best)),
-        units.times(bytes_ratio.value) if bytes_ratio else units.ABSENT,
-        units.times(took(best)) if math.isfinite(took(best)) else units.ABSENT,
+        units.measured("retained_bytes", best),
+        ratio_value("retained_bytes", best, lifs),
+        ratio_value("step_time_s", best, lifs),
     )
 
 
@@ -95,9 +91,9 @@ def print_run(run: Run, console: Console) -> None:
             console.print(_failure(record))
     for axis in AXES:
         for sweep in sweeps(run, axis):
-            console.print(_table(sweep.title, columns(run, axis, compact=True), sweep.records))
+            console.print(_record_table(sweep.title, columns(run, axis, compact=True), sweep.records))
     if records := rest(run):
-        console.print(_table("Single points", columns(run, None, compact=True), records))
+        console.print(_record_table("Single points", columns(run, None, compact=True), records))
 
 
 def _failure(record: Record) -> Text:
@@ -105,17 +101,20 @@ def _failure(record: Record) -> Text:
     return Text(units.one_line(text), style=_STYLES[record.status])
 
 
-def grid(title: str, headings: Sequence[str], numbers: Sequence[bool]) -> Table:
-    """Returns an empty table whose cells fold, so that nothing is cut off in a narrow terminal."""
+def grid(
+    title: str, headings: Sequence[str], numbers: Sequence[bool], rows: Iterable[Sequence[str]] = (), style: str = ""
+) -> Table:
+    """Returns a table whose cells fold, so that nothing is cut off in a narrow terminal."""
     table = Table(title=Text(units.one_line(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, is_number in zip(headings, numbers, strict=True):
         table.add_column(Text(heading), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(units.one_line(cell)) for cell in row), style=style)
     return table
 
 
-def _table(title: str, shown: Sequence[Column], records: Iterable[Record]) -> Table:
+def _record_table(title: str, shown: Sequence[Column], records: Iterable[Record]) -> Table:
     table = grid(title, [column.heading for column in shown], [column.is_number for column in shown])
     for record in records:
-        cells = [Text(units.one_line(column.cell(record))) for column in shown]
-        table.add_row(*cells, style=_STYLES[record.status])
+        table.add_row(*(Text(units.one_line(column.cell(record))) for column in shown), style=_STYLES[record.status])
     return table

@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from revsnn_bench.metrics import Metric, Number
-from revsnn_bench.report.points import Ratio
+from revsnn_bench.metrics import BY_NAME, Metric, Number
+from revsnn_bench.records import Record
 
 ABSENT = "–"
 """Shown where nothing was measured, or where a value is withheld: never 0, never a NaN."""
@@ -26,6 +26,16 @@ def scaled(value: Number, base: int, units: Sequence[str]) -> str:
     return f"{math.copysign(magnitude, value):.2f} {units[index]}"
 
 
+def size(nbytes: Number) -> str:
+    """Returns bytes in the largest binary unit that leaves at least 1."""
+    return scaled(nbytes, 1024, BINARY)
+
+
+def measured(name: str, record: Record) -> str:
+    """Returns what a record holds of a metric."""
+    return number(BY_NAME[name], BY_NAME[name].read(record))
+
+
 def number(metric: Metric, value: Number | None) -> str:
     """Returns one value of a metric in the metric's own unit, MiB meaning 2^20 bytes."""
     if value is None:
@@ -33,7 +43,7 @@ def number(metric: Metric, value: Number | None) -> str:
     if not math.isfinite(value):
         return NOT_FINITE
     if metric.unit == "B":
-        return scaled(value, 1024, BINARY)
+        return size(value)
     if metric.unit == "FLOP":
         return scaled(value, 1000, [f"{prefix}FLOP" for prefix in _DECIMAL])
     if metric.unit == "s":
@@ -62,16 +72,6 @@ def times(value: Number) -> str:
     value = float(f"{value:.3g}")  # 0.09999 is 0.100
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(digits, 6)}f}"
-
-
-def ratio(found: Ratio | None) -> str:
-    """Returns a ratio to the standard LIF, with its interval where one was taken."""
-    if found is None:
-        return ABSENT
-    value = times(found.value)
-    if found.low is None or found.high is None or times(found.low) == times(found.high) == value:
-        return value
-    return f"{value} [{times(found.low)}, {times(found.high)}]"
 
 
 def percent(fraction: Number) -> str:

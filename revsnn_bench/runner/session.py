@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from revsnn_bench.case import Case
-from revsnn_bench.measuring import USUAL, Pass, Settings, measure
+from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
@@ -68,7 +68,7 @@ class BenchSession:
         self._opened = False
         self._page_due = 0.0
 
-    def measure(self, case: Case, passes: Sequence[Pass] | None = None) -> Record:
+    def measure(self, case: Case, passes: Sequence[str] | None = None) -> Record:
         """The record of a case: from the journal if it is there, else measured in a process of its own.
 
         Args:
@@ -115,19 +115,22 @@ class BenchSession:
         else:
             saved = self._journal.path
             self._journal.close()
-        return saved, *write_reports(run, self.options.reports_dir, self.options.formats)
+        from revsnn_bench.claims.report import claims_section
+
+        return saved, *write_reports(run, self.options.reports_dir, self.options.formats, claims_section(run))
 
     def _refresh_page(self) -> None:
         """Writes the page of a live run, at most every `LIVE_S` seconds and never for more than a tenth of the time."""
         if self._journal is None or not self.options.live or time.monotonic() < self._page_due:
             return
+        from revsnn_bench.claims.report import claims_section
         from revsnn_bench.report.html import render_html
 
         start = time.monotonic()
         run = self._journal.run
         self.options.reports_dir.mkdir(parents=True, exist_ok=True)
         page = self.options.reports_dir / f"{run.header.run_id}.html"
-        page.write_text(render_html(run, refresh_s=LIVE_S), encoding="utf-8")
+        page.write_text(render_html(run, refresh_s=LIVE_S, claims=claims_section(run)), encoding="utf-8")
         self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
     def _open(self) -> None:

@@ -26,7 +26,7 @@ _ALLOCATOR_VARIABLES = (
 _EXACT_FIELDS = ("torch", "threads", "deterministic")
 _FIELDS_WITH_A_GPU = ("cuda", "gpu")
 
-_CHECKOUT = Path(__file__).resolve().parents[1]
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def fingerprint() -> Environment:

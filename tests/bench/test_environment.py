@@ -73,7 +73,7 @@ def test_determinism_flag_is_recorded() -> None:
 COMMITS = """
 import sys
 from pathlib import Path
-from revsnn_bench.environment import fingerprint
+from revsnn_bench.system.environment import fingerprint
 
 root = Path(sys.argv[1])
 (root / "results").mkdir()

@@ -1,4 +1,4 @@
-"""Figures: byte-stable, labelled, honest about zeros, wrong gradients and failed cases."""
+"""Figures: byte-stable and labelled; zeros, wrong gradients and failed cases shown as what they are."""
 
 import math
 import re
@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from revsnn_bench.meters.memory import measure_memory
+from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.report.canvas import BYTES, LogRange, looks
 from revsnn_bench.report.figures import draw_figures, write_figures
 from revsnn_bench.report.figures.tradeoff import front
@@ -15,9 +17,25 @@ from revsnn_bench.report.figures.tradeoff import front
 HOSTILE = "a$\\frac{1$<script>alert(1)</script>\"'&;]]> \U0001f600\x07" + "x" * 500
 
 
+ROWS, FEATURES, UNITS = 32, 8, (40, 20)
+_DRAWN = {}
+
+
+def drawn(run):
+    """The figures of a run, drawn once per session for runs of the same content."""
+    key = run.model_dump_json()
+    if key not in _DRAWN:
+        _DRAWN[key] = draw_figures(run)
+    return _DRAWN[key]
+
+
 def figure(run, name):
-    (found,) = (each for each in draw_figures(run) if each.name == name)
+    (found,) = (each for each in drawn(run) if each.name == name)
     return found
+
+
+def named(run, start):
+    return [each for each in drawn(run) if each.name.startswith(start)]
 
 
 def words(svg):
@@ -38,14 +56,12 @@ def test_importing_the_figures_does_not_import_matplotlib():
 
 def test_figures_are_byte_stable(sweep_run):
     """Two drawings of one run are the same, byte for byte."""
-    assert [each.standalone() for each in draw_figures(sweep_run)] == [
-        each.standalone() for each in draw_figures(sweep_run)
-    ]
+    assert [each.standalone() for each in draw_figures(sweep_run)] == [each.standalone() for each in drawn(sweep_run)]
 
 
 def test_figures_cover_what_was_measured(sweep_run):
     """A sweep over T gives front, gradient, retained and peak bytes against T, and the parts of the peak."""
-    names = [each.name for each in draw_figures(sweep_run)]
+    names = [each.name for each in drawn(sweep_run)]
     assert names == [
         "pareto-1",
         "gradient-float32",
@@ -94,9 +110,9 @@ def test_lost_gradients_stand_at_the_top(make_record, make_run):
 
 def test_every_case_of_a_line_is_linked(sweep_run):
     """Each point leads to its own case, by its index in the run; the file of its own has no links."""
-    drawn = figure(sweep_run, "retained_bytes-timesteps-1")
-    assert sorted(map(int, re.findall(r"case:(\d+)", drawn.svg))) == list(range(len(sweep_run.records)))
-    assert "<a" not in drawn.standalone()
+    line = figure(sweep_run, "retained_bytes-timesteps-1")
+    assert sorted(map(int, re.findall(r"case:(\d+)", line.svg))) == list(range(len(sweep_run.records)))
+    assert "<a" not in line.standalone()
 
 
 def test_wrong_gradients_are_hollow(sweep_run):
@@ -109,10 +125,10 @@ def test_wrong_gradients_are_hollow(sweep_run):
 
 def test_beaten_nodes_are_faded_and_named_so(timed_run):
     """The stored coupled node needs as much as lif and more time: it is not on the front."""
-    drawn = figure(timed_run, "pareto-1")
-    assert "revlif-stored (beaten)" in words(drawn.svg)
-    assert {"lif", "lif-carrier"} <= set(words(drawn.svg))
-    assert "opacity" in drawn.svg
+    front_of = figure(timed_run, "pareto-1")
+    assert "revlif-stored (beaten)" in words(front_of.svg)
+    assert {"lif", "lif-carrier"} <= set(words(front_of.svg))
+    assert "opacity" in front_of.svg
 
 
 def test_front_keeps_what_no_other_beats():
@@ -124,9 +140,9 @@ def test_front_keeps_what_no_other_beats():
 def test_front_takes_operations_where_no_time_was_measured(make_record, make_run):
     """Without times the figure shows FLOPs, and says so."""
     run = make_run([make_record(node=node, time=None) for node in ("lif", "lif-carrier")])
-    drawn = figure(run, "pareto-1")
-    assert "step FLOPs (kFLOP)" in words(drawn.svg)
-    assert drawn.title.startswith("Operations against memory")
+    front_of = figure(run, "pareto-1")
+    assert "step FLOPs (kFLOP)" in words(front_of.svg)
+    assert front_of.title.startswith("Operations against memory")
 
 
 def test_nodes_differ_without_colour(make_record, make_run):
@@ -163,8 +179,8 @@ def test_hostile_names_stay_text(make_record, make_run, tmp_path):
         plain = make_record(node="lif", timesteps=t)
         records += [plain, plain.model_copy(update={"case": plain.case.model_copy(update={"node": HOSTILE})})]
     run = make_run(records)
-    assert len(draw_figures(run)) == 5
-    for path in write_figures(run, tmp_path):
+    assert len(drawn(run)) == 5
+    for path in write_figures(run, tmp_path, drawn(run)):
         text = path.read_text(encoding="utf-8")
         ElementTree.fromstring(text)
         assert "<script" not in text
@@ -187,3 +203,90 @@ def test_short_range_of_bytes_has_more_ticks(timed_run):
 def test_byte_ticks_are_binary():
     """2^20 is named 1 MiB."""
     assert [BYTES(n) for n in (0, 9, 10, 20, 33, 44)] == ["1 B", "512 B", "1 KiB", "1 MiB", "8 GiB", "16 TiB"]
+
+
+def heights(svg):
+    """Heights of the filled areas, in points, by the baseline on which they stand, top panel first."""
+    found = {}
+    areas = re.findall(r'<path d="([^"]+)" clip-path=[^>]*style="fill:(?:url|#)[^>]*stroke:#1c1e22', svg)
+    for area in areas:
+        at = [float(y) for y in re.findall(r"[ML] [-\d.]+ ([-\d.]+)", area)]
+        found.setdefault(round(max(at)), []).append(max(at) - min(at))
+    return [max(found[baseline]) for baseline in sorted(found)]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Two self-test steps, whose peaks are A + 7 B with B = 4 x 32 x 40 and 4 x 32 x 20."""
+    return [measure_memory(SelfTestStep(ROWS, FEATURES, units)) for units in UNITS]
+
+
+@pytest.fixture
+def step_run(make_record, make_run, measured):
+    """A run whose `lif` has the first of the steps, `lif-carrier` the second."""
+    nodes = ("lif", "lif-carrier")
+    return make_run([make_record(node=node, memory=memory) for node, memory in zip(nodes, measured, strict=True)])
+
+
+def test_highest_points_are_the_closed_form_peaks(step_run):
+    """On one scale, the tallest area of each panel is as high as A + 7 B, in the same proportion to the bytes."""
+    (step,) = named(step_run, "timeline")
+    peaks = [4 * ROWS * FEATURES + 7 * 4 * ROWS * units for units in UNITS]
+    assert [record.memory.peak_bytes for record in step_run] == peaks
+    first, second = heights(step.svg)
+    assert second / first == pytest.approx(peaks[1] / peaks[0], abs=1e-3)
+    assert {"lif: peak 36.00 KiB", "lif-carrier: peak 18.50 KiB"} <= set(words(step.svg))
+
+
+def test_timeline_is_labelled(step_run):
+    """Both axes have their unit, the phases their names, and each kind its entry."""
+    (step,) = named(step_run, "timeline")
+    shown = set(words(step.svg))
+    assert {"live bytes (KiB)", "allocation events (blocks allocated or freed so far)"} <= shown
+    assert {"forward", "backward", "input", "output", "state", "retained", "temporary", "output gradient"} <= shown
+    assert step.svg == named(step_run, "timeline")[0].svg
+
+
+def test_unattributed_bytes_are_stated(make_record, make_run, measured):
+    """Where the allocator saw more than the tracker, the panel says how much is not drawn."""
+    seen = measured[0].model_copy(
+        update={
+            "peak_bytes": measured[0].peak_bytes + 1024,
+            "peak_by_category_bytes": measured[0].peak_by_category_bytes | {"unattributed": 1024},
+        }
+    )
+    run = make_run([make_record(node="lif", memory=seen), make_record(node="revlif", memory=measured[1])])
+    (step,) = named(run, "timeline")
+    assert "lif: peak 37.00 KiB, 1.00 KiB of it unattributed and not drawn" in words(step.svg)
+
+
+def test_wrong_gradients_take_part_and_are_named(make_record, make_run, measured):
+    """Bytes do not depend on the gradient: the largest T is shown, with the node that is wrong there marked."""
+    records = [
+        make_record(node=node, timesteps=t, memory=memory)
+        for t in (4, 16)
+        for node, memory in zip(("lif", "revlif"), measured, strict=True)
+    ]
+    (step,) = named(make_run(records), "timeline")
+    assert "T = 16" in step.title
+    assert "revlif: peak 18.50 KiB; its gradient is wrong here" in words(step.svg)
+
+
+def test_without_timelines_nothing_is_drawn(sweep_run):
+    """Records of older runs have no timeline, and get no empty figure; nor does one backend get a roofline."""
+    assert named(sweep_run, "timeline") == named(sweep_run, "roofline") == []
+
+
+def test_roofline_tells_every_backend_and_size(kernel_record, make_record, make_run):
+    """One figure per size, the largest first, with each node, backend and node without one, and its two shares."""
+    records = [
+        kernel_record(node, backend, forward, 2 * forward, batch=batch)
+        for batch in (1, 8)
+        for node, backend, forward in (("lif", "torch", 20.0), ("lif", "fused", 2.0), ("revlif", None, 10.0))
+    ]
+    large, small = named(make_run(records), "roofline")
+    assert ("B = 8" in large.title, "B = 1" in small.title) == (True, True)
+    shown = set(words(large.svg))
+    assert {"lif[backend=torch]", "lif[backend=fused]", "revlif", "share of the copy's bandwidth (%)"} <= shown
+    assert {"5 and 3.8 %", "50 and 38 %", "10 and 7.5 %"} <= shown
+    assert sorted(set(map(int, re.findall(r"case:(\d+)", large.svg)))) == [3, 4, 5]

@@ -1,10 +1,16 @@
-"""The gate: each planted regression is found, named with both values, and ends with its own exit code."""
+"""The gate: each planted regression is found, named with both values, and ends with its own exit code.
+
+Slowdowns beyond the threshold are found; noise and slower machines are not.
+"""
+
+import random
 
 import pytest
 
-from revsnn_bench.gate import ExitCode, Kind, Policy, gate
-from revsnn_bench.gate import formats as wording
+from revsnn_bench.gate import ExitCode, Kind, Policy, formats, gate
 from revsnn_bench.records import PhaseFlops, Status
+
+TIMED = Policy(time_ratio_percent=20)
 
 
 def with_memory(record, **more):
@@ -28,7 +34,7 @@ def test_run_passes_against_itself(sweep_run):
     assert verdict.exit_code is ExitCode.PASS
     assert {finding.kind for finding in verdict.findings} == {Kind.NOTE}
     assert verdict.values_compared == len(sweep_run.records) * 10
-    assert not wording.advice(verdict)
+    assert not formats.advice(verdict)
 
 
 def test_one_tensor_more_per_step_is_a_regression(make_run, record):
@@ -38,7 +44,7 @@ def test_one_tensor_more_per_step_is_a_regression(make_run, record):
     verdict = gate(make_run([worse]), make_run([record]))
     assert verdict.exit_code is ExitCode.REGRESSION
     assert [finding.metric for finding in verdict.failures] == ["retained_bytes", "peak_bytes"]
-    assert wording.sentence(verdict.failures[0]) == (
+    assert formats.sentence(verdict.failures[0]) == (
         "layer/lif-checkpoint/T4-B8-N64/float32/cpu: retained_bytes 10,240 B -> 18,432 B, +8,192 B (+80 %); grew"
     )
 
@@ -72,7 +78,7 @@ def test_growth_from_zero_is_beyond_every_percentage(make_run, make_record):
     run = make_run([with_memory(carrier, retained_bytes=1)])
     verdict = gate(run, make_run([carrier]), Policy(tolerance_percent={"retained_bytes": 1000}))
     assert verdict.exit_code is ExitCode.REGRESSION
-    assert "0 B -> 1 B, +1 B (from 0)" in wording.sentence(verdict.failures[0])
+    assert "0 B -> 1 B, +1 B (from 0)" in formats.sentence(verdict.failures[0])
 
 
 def test_improvement_is_reported_and_passes(make_run, record):
@@ -80,7 +86,7 @@ def test_improvement_is_reported_and_passes(make_run, record):
     verdict = gate(make_run([with_memory(record, retained_bytes=-2048)]), make_run([record]))
     assert verdict.passed
     assert [finding.metric for finding in verdict.improvements] == ["retained_bytes"]
-    assert any("--update-baseline" in line and "--force" not in line for line in wording.advice(verdict))
+    assert any("--update-baseline" in line and "--force" not in line for line in formats.advice(verdict))
 
 
 def test_metric_that_was_lost_is_a_regression(make_run, record):
@@ -119,7 +125,7 @@ def test_newly_failing_case_has_its_own_exit_code(make_run, make_record, status)
     run, baseline = make_run([make_record(node="revlif", status=status)]), make_run([good])
     verdict = gate(run, baseline)
     assert verdict.exit_code is ExitCode.CASE_FAILED
-    assert f"status ok -> {status}; newly failing; ended as {status}" in wording.sentence(verdict.failures[0])
+    assert f"status ok -> {status}; newly failing; ended as {status}" in formats.sentence(verdict.failures[0])
     assert gate(run, baseline, Policy(allow=("layer/revlif/*",))).passed
     assert gate(run, make_run([]), Policy()).exit_code is ExitCode.CASE_FAILED
 
@@ -154,7 +160,7 @@ def test_newly_wrong_gradient_is_never_allowed_by_name(make_run, record):
     wrong = record.model_copy(update={"status": Status.WRONG, "reason": "gradient_error 0.3"})
     verdict = gate(make_run([wrong]), make_run([record]), Policy(allow=("*",)))
     assert verdict.exit_code is ExitCode.REGRESSION
-    assert wording.sentence(verdict.failures[0]).endswith("status ok -> wrong; newly wrong; gradient_error 0.3")
+    assert formats.sentence(verdict.failures[0]).endswith("status ok -> wrong; newly wrong; gradient_error 0.3")
     assert gate(make_run([record]), make_run([wrong])).passed
 
 
@@ -172,9 +178,9 @@ def test_other_torch_is_not_comparable(make_run, record):
     run, baseline = make_run([record]), make_run([record], torch="2.6.0+cpu")
     verdict = gate(run, baseline)
     assert verdict.exit_code is ExitCode.NOT_COMPARABLE
-    assert "torch is 2.6.0+cpu in the baseline and 2.13.0+cpu in the run" in wording.headline(verdict)
+    assert "torch is 2.6.0+cpu in the baseline and 2.13.0+cpu in the run" in formats.headline(verdict)
     assert verdict.values_compared == 0
-    assert any("--allow-environment torch" in line for line in wording.advice(verdict))
+    assert any("--allow-environment torch" in line for line in formats.advice(verdict))
     told = gate(run, baseline, Policy(allow_environment=("torch",)))
     assert told.passed
     assert told.allowed_differences == (("torch", "2.6.0+cpu", "2.13.0+cpu"),)
@@ -208,3 +214,76 @@ def test_policy_refuses_what_it_cannot_mean(options, message):
     """A typing error in a policy is an error, not a gate that looks away."""
     with pytest.raises(ValueError, match=message):
         Policy(**options)
+
+
+@pytest.fixture
+def timed(make_record):
+    """Makes a record whose rounds are noisy, with slow rounds that hit case and lif alike."""
+
+    def make(factor, *, seed, rounds=20, machine=1.0, noise=0.05, node="revlif", timesteps=4, **changes):
+        record = make_record(node=node, timesteps=timesteps)
+        generator = random.Random(seed)
+        load = [machine * generator.choice([1.0, 1.0, 1.5]) for _ in range(rounds)]
+        own = tuple(factor * 1e-3 * slow * generator.gauss(1, noise) for slow in load)
+        lif = tuple(1e-3 * slow * generator.gauss(1, noise) for slow in load)
+        samples = {"forward_time_s": own, "lif_forward_time_s": lif}
+        return record.model_copy(update={"time": record.time.model_copy(update=samples | changes)})
+
+    return make
+
+
+def test_slowdown_beyond_the_threshold_is_a_regression(make_run, timed):
+    """Half as slow again, told with both ratios and a p-value, in the phase where it is."""
+    verdict = gate(make_run([timed(3.0, seed=1)]), make_run([timed(2.0, seed=2)]), TIMED)
+    (finding,) = verdict.failures
+    assert (finding.kind, finding.metric) == (Kind.SLOWER, "forward_time_s_ratio_to_lif")
+    assert finding.before == pytest.approx(2.0, rel=0.1)
+    assert finding.after == pytest.approx(3.0, rel=0.1)
+    assert "more than 20 % slower" in finding.detail
+
+
+def test_time_is_not_gated_unless_asked(make_run, timed):
+    """The same slowdown passes by default."""
+    assert gate(make_run([timed(3.0, seed=1)]), make_run([timed(2.0, seed=2)])).passed
+
+
+def test_slowdown_within_the_threshold_passes(make_run, timed):
+    """A real but small slowdown, of 10 %, is none by a threshold of 20 %."""
+    assert gate(make_run([timed(2.2, seed=1, noise=0.01)]), make_run([timed(2.0, seed=2, noise=0.01)]), TIMED).passed
+
+
+def test_slower_machine_is_no_slowdown(make_run, timed):
+    """Three times the seconds for case and lif alike is the same ratio."""
+    assert gate(make_run([timed(2.0, seed=1, machine=3.0)]), make_run([timed(2.0, seed=2)]), TIMED).passed
+
+
+def test_noise_over_many_cases_gives_no_alarm(make_run, timed):
+    """Forty unchanged cases with 20 % noise pass, also without any threshold."""
+    sizes = range(1, 41)
+    before = make_run([timed(2.0, seed=t, noise=0.2, timesteps=t, node="revlif-stored") for t in sizes])
+    after = make_run([timed(2.0, seed=100 + t, noise=0.2, timesteps=t, node="revlif-stored") for t in sizes])
+    assert gate(after, before, Policy(time_ratio_percent=0)).passed
+
+
+def test_contended_rounds_are_not_judged(make_run, timed):
+    """Where other work held the processor the slowdown is shown and fails nothing."""
+    verdict = gate(make_run([timed(3.0, seed=1, rounds_contended=7)]), make_run([timed(2.0, seed=2)]), TIMED)
+    assert verdict.passed
+    assert any("not judged: 7 rounds" in finding.detail for finding in verdict.remarks)
+
+
+def test_time_that_was_lost_is_a_regression(make_run, timed):
+    """A run without times does not pass a time gate; a baseline without them is said."""
+    good = timed(2.0, seed=1)
+    bare = good.model_copy(update={"time": None})
+    assert {f.kind for f in gate(make_run([bare]), make_run([good]), TIMED).failures} == {Kind.UNMEASURED}
+    late = gate(make_run([good]), make_run([bare]), TIMED)
+    assert late.passed
+    assert len(late.remarks) == 2
+
+
+def test_standard_lif_is_not_held_against_itself(make_run, timed):
+    """Its ratio is 1 by definition, so there is nothing to test."""
+    lif = timed(1.0, seed=1, node="lif")
+    verdict = gate(make_run([lif]), make_run([timed(1.0, seed=2, node="lif")]), TIMED)
+    assert verdict.findings == ()

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from revsnn_bench.case import Case
 from revsnn_bench.cli.gate import gate_command
-from revsnn_bench.gate import ExitCode, gate
-from revsnn_bench.gate import formats as wording
+from revsnn_bench.gate import ExitCode, formats, gate
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.records import Run, RunHeader
 from revsnn_bench.runner import Runner
@@ -47,7 +46,7 @@ def test_two_measured_runs_agree_to_the_byte():
     forged = [first[0].model_copy(update={"memory": doctored}), first[1]]
     (finding,) = gate(run, Run(header=header, records=forged)).failures
     was, now = f"{memory.retained_bytes - 1:,} B", f"{memory.retained_bytes:,} B"
-    assert wording.sentence(finding).startswith(f"layer/lif/T4-B2-N16/float32/cpu: retained_bytes {was} -> {now}, +1 B")
+    assert formats.sentence(finding).startswith(f"layer/lif/T4-B2-N16/float32/cpu: retained_bytes {was} -> {now}, +1 B")
 
 
 @pytest.fixture

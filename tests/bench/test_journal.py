@@ -75,7 +75,7 @@ def test_torn_last_line_is_left_out_and_repaired(
 KILLED_SWEEP = """
 import os, signal, sys
 from pathlib import Path
-from revsnn_bench.journal import Journal
+from revsnn_bench.runs import Journal
 from revsnn_bench.records import Run
 
 run = Run.model_validate_json(sys.argv[2])

@@ -172,7 +172,7 @@ import json, sys
 import torch
 from torch import nn
 from revsnn_bench.meters.memory import measure_memory
-from revsnn_bench.step import ModuleStep
+from revsnn_bench.meters.step import ModuleStep
 
 source = torch.rand(4096, 2048).requires_grad_()
 step = ModuleStep(nn.Sequential(nn.Sigmoid(), nn.ReLU()), source)

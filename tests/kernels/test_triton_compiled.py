@@ -4,9 +4,8 @@ import kernels_triton
 import pytest
 import torch
 from kernels_triton import compile_for
-from revsnn_nodes.carrier import CarrierParameters
 from revsnn_nodes.kernels.layout import coefficients
-from revsnn_nodes.parameters import CoupledParameters
+from revsnn_nodes.parameters import CarrierParameters, CoupledParameters
 
 pytest.importorskip("triton", reason="the Triton kernels need triton")
 

@@ -17,6 +17,15 @@ INVERTING = ("revlif-revnet", "revlif")
 CLOSED_FORM = ("revlif-revnet", "revlif", "revlif-anchored", "lif-carrier")
 ALL = (*LIF_FAMILY, *COUPLED)
 FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
+NEURONS = [
+    {"v_reset": 0.0, "decay_input": True, "detach_reset": True},
+    {"v_reset": 0.0, "decay_input": False, "detach_reset": False},
+    {"v_reset": -0.3, "decay_input": True, "detach_reset": False},
+    {"v_reset": -0.3, "decay_input": False, "detach_reset": True},
+    {"v_reset": None, "decay_input": True, "detach_reset": False},
+    {"v_reset": None, "decay_input": False, "detach_reset": True},
+]
+"""Resets, decays and detachments in every pair of values; test_properties draws all triples."""
 backend = "torch"
 """What `make` makes nodes with; the fixture `on_each_backend` changes it."""
 ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

@@ -85,19 +85,6 @@ def test_inputs_are_checked(name):
     assert node.v == single.v == 0.0
 
 
-@pytest.mark.parametrize("name", COUPLED)
-def test_groups_must_fit_the_input(name):
-    """A dimension that the groups do not divide, or that a step does not have, or that is the batch."""
-    x = torch.zeros(3, 2, 6)
-    with pytest.raises(ValueError, match=r"`groups` must divide the size 6 of dimension -1; got 4\..*\[2, 3, 6\]"):
-        make(name, groups=4)(x)
-    with pytest.raises(ValueError, match=r"`groups` must divide the size 1 of dimension -1.*another group_dim"):
-        make(name)(x[..., :1])
-    for dim in (2, -2, -3):
-        with pytest.raises(ValueError, match=rf"`group_dim` must name a feature dimension.*2 dimensions; got {dim}\."):
-            make(name, group_dim=dim)(x)
-
-
 def test_a_taken_name_is_refused():
     """Registering another factory under a known name; the same factory again is fine."""
     with pytest.raises(ValueError, match=r"`name` must be unused; got 'lif'.*Choose another name"):

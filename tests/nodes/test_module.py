@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from nodes_cases import ALL, COUPLED, Problem, make
-from revsnn_nodes import StandardLIF, decode_spikes, surrogate
+from revsnn_nodes import surrogate
 from torch import nn
 
 
@@ -100,55 +100,6 @@ def test_parameters_can_be_changed_and_are_checked(name):
     assert (node.tau, node.step_mode) == (8.0, "m")
     with pytest.raises(AttributeError, match="no attribute 'leak'"):
         _ = node.leak
-
-
-@pytest.mark.parametrize("name", ["revlif", "revlif-revnet"])
-def test_inverting_nodes_cannot_be_given_the_spike_gate(name):
-    """Neither in the constructor nor later: the inverse does not know the spike before it knows the charge."""
-    message = r'`reset_gate` must be "output" for .*Use AnchoredReversibleLIF'
-    with pytest.raises(ValueError, match=message):
-        make(name, reset_gate="spike")
-    node = make(name)
-    with pytest.raises(ValueError, match=message):
-        node.reset_gate = "spike"
-    assert node.reset_gate == "output"
-
-
-@pytest.mark.parametrize("epsilon", [1 / 16, 1 / 256])
-def test_carrier_spikes_are_the_lifs(epsilon):
-    """decode_spikes of a training output equals StandardLIF on the clamped input to the bit, as do the membranes."""
-    x = 4 * Problem(steps=30, shape=(3, 50)).x.float()
-    node = make("lif-carrier", epsilon=epsilon)
-    border = node.neuron.clamp
-    for neuron in ({}, {"v_reset": None}, {"decay_input": False, "v_reset": -0.1}):
-        node, plain = make("lif-carrier", epsilon=epsilon, **neuron), StandardLIF(**neuron)
-        y, spikes = node(x), plain(x.clamp(-border, border))
-        assert torch.equal(decode_spikes(y), spikes)
-        assert torch.equal(node.v, plain.v)
-        held, fired = node.decode(y)
-        assert torch.equal(fired, spikes)
-        assert torch.equal(held[spikes == 0], x.clamp(-border, border)[spikes == 0])
-
-
-def test_carrier_is_binary_in_eval():
-    """eval() emits the spikes alone; carrier="always" keeps the carrier there; train() brings it back."""
-    x = Problem().x
-    node, always = make("lif-carrier"), make("lif-carrier", carrier="always")
-    carried = node(x)
-    spikes = decode_spikes(carried)
-    for module in (node.eval(), always.eval()):
-        module.reset()
-    assert torch.equal(node(x), spikes)
-    assert torch.equal(always(x), carried)
-    node.train().reset()
-    assert torch.equal(node(x), carried)
-
-
-def test_carrier_in_eval_has_the_lifs_gradient():
-    """A gradient asked for in eval(), as in saliency maps, is that of the plain LIF."""
-    x = Problem(carried=False).x.requires_grad_()
-    got = torch.autograd.grad(make("lif-carrier").eval()(x).sum(), x)[0]
-    assert torch.equal(got, torch.autograd.grad(StandardLIF(backend="torch")(x).sum(), x)[0])
 
 
 @pytest.mark.parametrize("name", ["lif-carrier", "revlif-anchored"])

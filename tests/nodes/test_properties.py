@@ -1,14 +1,12 @@
 """Properties over shapes and parameters drawn by hypothesis."""
 
-import math
-
 import nodes_oracle as oracle
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes_cases import LIF_FAMILY, Problem, assert_ends_close, differentiate, make, run_node, run_oracle
 from nodes_tolerances import RTOL
-from revsnn_nodes import decode_spikes, surrogate
+from revsnn_nodes import surrogate
 
 bounded = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 neurons = st.fixed_dictionaries(
@@ -60,24 +58,3 @@ def test_regeneration_is_the_loop_for_any_parameters(
     coupling = {"groups": groups, "group_dim": dim - 4 if last else dim, "alpha": alpha, "beta": beta}
     problem = Problem(steps, tuple(shape), seed, carried)
     _check("revlif-anchored", problem, neuron, reset_gate=gate, anchor_every=every, backend=backend, **coupling)
-
-
-@bounded
-@given(
-    exponent=st.integers(1, 10), seed=st.integers(0, 999), scale=st.floats(0.01, 1000.0),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
-)  # fmt: skip
-def test_carrier_gives_back_what_it_was_given(exponent, seed, scale, dtype):
-    """Spikes to the bit; inputs to half an ulp(1) over epsilon, and to the bit where silent and epsilon x is normal."""
-    x = (scale * torch.randn(6, 2, 16, generator=torch.Generator().manual_seed(seed))).to(dtype)
-    node = make("lif-carrier", epsilon=2.0**-exponent)
-    y = node(x)
-    held, spikes = node.decode(y)
-    clamped = x.clamp(-node.neuron.clamp, node.neuron.clamp)
-    assert torch.equal(spikes, make("lif")(clamped))
-    assert torch.equal(decode_spikes(y), spikes)
-    exact = (spikes == 0) & (clamped.abs() * 2.0**-exponent >= torch.finfo(dtype).tiny)
-    assert torch.equal(held[exact], clamped[exact])
-    ulp = torch.finfo(dtype).eps * 2.0**exponent
-    assert (held.double() - clamped.double()).abs().max().item() <= ulp / 2
-    assert math.isclose(node.clamped_fraction(y), (x.abs() >= node.neuron.clamp).double().mean().item(), abs_tol=0.02)

@@ -15,7 +15,7 @@ from revsnn_nodes import make_node, node_factory, node_names, register_node, reg
 
 @pytest.fixture
 def _own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_NODES", dict(registry._NODES))
+    monkeypatch.setattr(registry, "_NODES", registry._Nodes(registry._NODES))
 
 
 def test_the_seven_names():

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from revsnn_nodes.carrier import CarrierParameters
 from revsnn_nodes.equations import decode_input, decode_spikes
 from revsnn_nodes.kernels import ops as operators  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.layout import coefficients, surrogate_code
-from revsnn_nodes.parameters import CoupledParameters, LIFParameters
+from revsnn_nodes.parameters import CarrierParameters, CoupledParameters, LIFParameters
 from revsnn_nodes.surrogate import SurrogateFunction
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 from revsnn_bench.records import Run
 from revsnn_bench.report.canvas import Figure, dark_rules, looks
 from revsnn_bench.report.figures.growth import fidelity_figures, scaling_figures
-from revsnn_bench.report.figures.memory import breakdown_figures, course_figures
+from revsnn_bench.report.figures.memory import breakdown_figures, step_figures
 from revsnn_bench.report.figures.tradeoff import pareto_figures, roofline_figures
 
 __all__ = ["Figure", "dark_rules", "draw_figures", "write_figures"]
@@ -25,7 +25,7 @@ def draw_figures(run: Run) -> list[Figure]:
         *fidelity_figures(run, known, index),
         *scaling_figures(run, known, index),
         *breakdown_figures(run, known),
-        *course_figures(run, known),
+        *step_figures(run, known),
         *roofline_figures(run, known, index),
     ]
 

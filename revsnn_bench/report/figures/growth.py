@@ -1,12 +1,11 @@
-"""Which points of a run the figures show: per workload, dtype and device the one that says most.
+"""Lines of a run over a sweep: gradient error against T, and retained and peak bytes against T, batch and depth.
 
-Gradient error against T, one figure per dtype, with the largest error that counts as right.
-
-Retained and peak bytes against T, batch and depth, log-log, with the slope of every node.
+Gradient errors have one figure per dtype, with the largest error that counts as right. Bytes are drawn log-log, and the
+legend holds the slope of every node.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import linear_regression
 from typing import Any
@@ -14,54 +13,20 @@ from typing import Any
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import units
-from revsnn_bench.report.canvas import (
-    BYTES,
-    INK,
-    PLAIN,
-    Figure,
-    LogRange,
-    Look,
-    in_order,
-    legend,
-    legend_rows,
-    panel,
-    positions,
-    to_svg,
-)
-from revsnn_bench.report.points import Axis, Sweep, neurons, position, sweeps
-
-MOST_POINTS = 3
-
-
-def points_by_setting(run: Run) -> list[tuple[Case, dict[str, Record]]]:
-    """Returns the point with most nodes that are right, then the largest one, of each setting.
-
-    Returns:
-        Pairs of the point (its standard LIF) and the records there by node, latest record of each; only
-        cases that ended as `ok` and whose memory was measured. Settings with most nodes first.
-    """
-    points: dict[Case, dict[str, Record]] = defaultdict(dict)
-    for record in run:
-        if record.status is Status.OK and record.memory is not None:
-            points[record.case.point][record.case.variant] = record
-    best: dict[tuple[str, str, str], Case] = {}
-    for point in sorted(points, key=lambda p: (len(points[p]), weight(p))):
-        best[point.workload, point.dtype, point.device] = point
-    chosen = [point for point in best.values() if len(points[point]) > 1]
-    chosen.sort(key=lambda p: -len(points[p]))
-    return [(point, points[point]) for point in chosen]
-
-
-def weight(point: Case) -> int:
-    """Returns how much work a point is: steps times neurons times depth."""
-    return point.timesteps * neurons(point) * point.depth
-
+from revsnn_bench.report import canvas, units
+from revsnn_bench.report.canvas import INK, Figure, Look
+from revsnn_bench.report.points import Axis, Sweep, position, setting, sweeps
 
 _LIMIT = 100
+AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
+_MOST_SWEEPS: dict[Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
+_METRICS = ("retained_bytes", "peak_bytes")
 
 Worst = dict[int, tuple[float, int, bool]]
 """By T: the worst error, the index of its record, and whether it is within tolerance."""
+
+Line = list[tuple[int, Number, int]]
+"""Position on the axis, value, and index of the record, in order of position."""
 
 
 def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
@@ -70,33 +35,32 @@ def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, i
     for record in run:
         if record.fidelity is not None:
             by_dtype[record.case.dtype].append(record)
-    return [_draw(dtype, records, known, index) for dtype, records in by_dtype.items()]
+    return [_draw_errors(dtype, records, known, index) for dtype, records in by_dtype.items()]
 
 
-def _draw(dtype: str, records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int]) -> Figure:
+def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int]) -> Figure:
     lines = _worst(records, index)
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
     errors = [_shown(error) for points in lines.values() for error, _, _ in points.values()]
-    places = LogRange([*errors, *tolerances], base=10)
-    shown = in_order(dict(known), lines)
-    with panel(legend_rows(len(shown))) as axes:
-        places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", PLAIN)
+    places = canvas.LogRange([*errors, *tolerances], base=10)
+    shown = canvas.in_order(known, lines)
+    with canvas.panel(canvas.legend_rows(len(shown))) as axes:
+        places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", canvas.PLAIN)
         for tolerance in tolerances:
             axes.axhline(places.place(tolerance), color=INK, linewidth=1, linestyle=(0, (6, 3)))
             label = f"tolerance {tolerance:.0e}"
             spot: dict[str, Any] = {"xy": (1, places.place(tolerance)), "xycoords": axes.get_yaxis_transform()}
             axes.annotate(label, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
         for variant in shown:
-            look, points = known[variant], sorted(lines[variant].items())
-            heights = [places.place(_shown(error)) for _, (error, _, _) in points]
-            axes.plot([t for t, _ in points], heights, **look.line())
-            for (t, (_, i, right)), height in zip(points, heights, strict=True):
-                axes.plot([t], [height], url=f"case:{i}", **look.point(filled=right))
-        positions(axes, [t for points in lines.values() for t in points])
+            points = sorted(lines[variant].items())
+            canvas.draw_line(
+                axes, known[variant], [(t, places.place(_shown(e)), i, right) for t, (e, i, right) in points]
+            )
+        canvas.positions(axes, [t for points in lines.values() for t in points])
         axes.set_xlabel("time steps T")
         axes.set_ylabel("gradient error (relative L2)")
-        legend(axes, [known[variant].handle(known[variant].label) for variant in shown])
-        svg = to_svg(axes)
+        canvas.legend(axes, [known[variant].handle(known[variant].label) for variant in shown])
+        svg = canvas.to_svg(axes)
     caption = (
         "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T. "
         f"Hollow: above the tolerance, so the gradient is wrong. Errors above {_LIMIT}, and those that are not "
@@ -126,65 +90,50 @@ def _badness(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-AXIS_LABELS: dict[Axis, str] = {
-    "timesteps": "time steps T",
-    "batch": "batch B (samples)",
-    "depth": "depth D (blocks)",
-}
-_SHOWN: dict[Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
-_METRICS = ("retained_bytes", "peak_bytes")
-
-Points = list[tuple[int, Number, int]]
-"""Position on the axis, value, and index of the record, in order of position."""
-
-
 def scaling_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
     """Draws the sweeps with most records, one workload after the other; captions count the others."""
     figures = []
-    for axis, limit in _SHOWN.items():
+    for axis, limit in _MOST_SWEEPS.items():
         found = sweeps(run, axis)
         for number, sweep in enumerate(_chosen(found)[:limit], start=1):
             for metric in _METRICS:
                 left_out = len(found) - min(limit, len(found))
-                figure = _draw_scaling(sweep, metric, known, index, f"{metric}-{axis}-{number}", left_out)
+                figure = _draw_sweep(sweep, metric, known, index, f"{metric}-{axis}-{number}", left_out)
                 figures += [figure] if figure else []
     return figures
 
 
 def _chosen(found: Sequence[Sweep]) -> list[Sweep]:
-    """Largest first, but every workload and dtype before any comes a second time."""
+    """Largest first, but every setting before any comes a second time."""
     ranked = sorted(found, key=lambda sweep: -len(sweep.records))
-    seen: dict[tuple[str, str, str], int] = {}
-    turns = []
+    turns: Counter[tuple[str, str, str]] = Counter()
+    order = []
     for sweep in ranked:
-        kind = (sweep.fixed.workload, sweep.fixed.dtype, sweep.fixed.device)
-        turns.append(seen.get(kind, 0))
-        seen[kind] = turns[-1] + 1
-    return [sweep for _, sweep in sorted(zip(turns, ranked, strict=True), key=lambda pair: pair[0])]
+        order.append(turns[setting(sweep.fixed)])
+        turns[setting(sweep.fixed)] += 1
+    return [sweep for _, sweep in sorted(zip(order, ranked, strict=True), key=lambda pair: pair[0])]
 
 
-def _draw_scaling(
+def _draw_sweep(
     sweep: Sweep, metric: str, known: Mapping[str, Look], index: Mapping[Case, int], name: str, left_out: int
 ) -> Figure | None:
     lines = _lines(sweep, metric, index)
     if not lines:
         return None
     wrong = {index[record.case] for record in sweep.records if record.status is Status.WRONG}
-    shown = in_order(dict(known), lines)
-    places = LogRange((value for points in lines.values() for _, value, _ in points), base=2)
-    with panel(legend_rows(len(shown), titled=True)) as axes:
-        places.apply(axes, axes.yaxis, "0 B", "", BYTES)
+    shown = canvas.in_order(known, lines)
+    places = canvas.LogRange((value for points in lines.values() for _, value, _ in points), base=2)
+    with canvas.panel(canvas.legend_rows(len(shown), titled=True)) as axes:
+        places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)
         for variant in shown:
-            look, points = known[variant], lines[variant]
-            axes.plot([x for x, _, _ in points], [places.place(y) for _, y, _ in points], **look.line())
-            for x, y, i in points:
-                axes.plot([x], [places.place(y)], url=f"case:{i}", **look.point(filled=i not in wrong))
-        positions(axes, [x for points in lines.values() for x, _, _ in points])
+            points = [(x, places.place(y), i, i not in wrong) for x, y, i in lines[variant]]
+            canvas.draw_line(axes, known[variant], points)
+        canvas.positions(axes, [x for points in lines.values() for x, _, _ in points])
         axes.set_xlabel(AXIS_LABELS[sweep.axis])
         axes.set_ylabel(f"{BY_NAME[metric].label} bytes")
         entries = [known[v].handle(f"{known[v].label} · {_slope(lines[v])}") for v in shown]
-        legend(axes, entries, title="node and slope in log-log")
-        svg = to_svg(axes)
+        canvas.legend(axes, entries, title="node and slope in log-log")
+        svg = canvas.to_svg(axes)
     caption = BY_NAME[metric].meaning
     if wrong:
         caption += " Hollow: the gradient there is wrong."
@@ -194,22 +143,18 @@ def _draw_scaling(
     return Figure(name, title, caption, svg)
 
 
-def _lines(sweep: Sweep, metric: str, index: Mapping[Case, int]) -> dict[str, Points]:
+def _lines(sweep: Sweep, metric: str, index: Mapping[Case, int]) -> dict[str, Line]:
     """Bytes do not depend on the gradient, so wrong cases take part; failed ones have no number."""
     found: dict[str, dict[int, tuple[int, Number, int]]] = {}
     for record in sweep.records:
-        value = _usable(record, metric)
+        value = BY_NAME[metric].read(record) if record.status in (Status.OK, Status.WRONG) else None
         if value is not None:
             at = position(record, sweep.axis)
             found.setdefault(record.case.variant, {})[at] = (at, value, index[record.case])
     return {variant: list(points.values()) for variant, points in found.items()}
 
 
-def _usable(record: Record, metric: str) -> Number | None:
-    return BY_NAME[metric].read(record) if record.status in (Status.OK, Status.WRONG) else None
-
-
-def _slope(points: Points) -> str:
+def _slope(points: Line) -> str:
     """The least-squares slope of the logarithms: 1 means in proportion, 0 independent."""
     usable = [(math.log(x), math.log(y)) for x, y, _ in points if y > 0 and math.isfinite(y)]
     if not usable:

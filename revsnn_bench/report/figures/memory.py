@@ -1,33 +1,17 @@
-"""How the kinds of live bytes are drawn: the same colour and hatch in every figure and every run.
+"""Live bytes by kind: what the peak of each node is made of, and how memory runs over one training step.
 
-What the peak is made of: one stacked bar per node, at the point where most nodes are right.
-
-One training step seen by the allocator: live bytes over time by kind, a few nodes one above the other.
+A kind has the same colour and hatch in every figure. The peak is one stacked bar per node; a step is one panel per
+node, over the events of the allocator.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.records import MemoryTimeline, Record, Run, Status
-from revsnn_bench.report import units
-from revsnn_bench.report.canvas import (
-    INK,
-    MUTED,
-    Figure,
-    Look,
-    in_order,
-    label_room,
-    legend,
-    legend_rows,
-    panel,
-    panels,
-    plain,
-    to_svg,
-)
-from revsnn_bench.report.figures.growth import MOST_POINTS, points_by_setting, weight
-from revsnn_bench.report.points import fixed_part
+from revsnn_bench.report import canvas, units
+from revsnn_bench.report.canvas import INK, MUTED, Figure, Look
+from revsnn_bench.report.points import Points, best_points, by_point, fixed_part, points_by_setting, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +29,14 @@ _LOOKS = {
     "unattributed": ("#F0E442", "xx"),
 }
 """From the bottom of a stack to its top: what lasts longest first, what comes and goes last."""
+
+
+_BAR_IN = 0.33
+_FIRST = ("lif", "lif-checkpoint", "revlif", "lif-carrier")
+_MOST_PANELS, _MOST_FIGURES = 5, 2
+_HEIGHT_IN, _BETWEEN_IN, _LEFT_IN = 0.92, 0.44, 0.75
+_NARROW = 0.14
+"""Share of a panel in which the word for a phase has no room."""
 
 
 def kinds_in_order(found: Iterable[str]) -> list[str]:
@@ -65,36 +57,31 @@ def binary_unit(largest: int) -> tuple[int, str]:
     return 1 << (10 * index), units.BINARY[index]
 
 
-_BAR_IN = 0.33
-
-
 def breakdown_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
     """Draws one figure per workload, dtype and device."""
-    settings = [(point, found) for point, records in points_by_setting(run) if (found := _split(records))]
+    settings = [(point, found) for point, records in points_by_setting(run).items() if (found := _peaks(records))]
     return [
-        _draw(f"breakdown-{number}", point, found, known)
-        for number, (point, found) in enumerate(settings[:MOST_POINTS], start=1)
+        _draw_peak(f"breakdown-{number}", point, found, known)
+        for number, (point, found) in enumerate(settings[: canvas.MOST_POINTS], start=1)
     ]
 
 
-def _split(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
-    found = {}
-    for variant, record in records.items():
-        if record.memory is not None and record.memory.peak_by_category_bytes:
-            found[variant] = record.memory.peak_by_category_bytes
-    return found
+def _peaks(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
+    """The bytes at the peak by kind, of each node for which they are known."""
+    known = {name: r.memory.peak_by_category_bytes for name, r in records.items() if r.memory is not None}
+    return {name: parts for name, parts in known.items() if parts}
 
 
-def _draw(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Mapping[str, Look]) -> Figure:
+def _draw_peak(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    shown = in_order(dict(known), found)
+    shown = canvas.in_order(known, found)
     kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
     scale, unit = binary_unit(largest)
-    rows = legend_rows(len(kinds), columns=3)
-    with panel(
-        rows, plot_height=_BAR_IN * len(shown) + 0.15, left=label_room(known[variant].label for variant in shown)
+    rows = canvas.legend_rows(len(kinds), columns=3)
+    with canvas.panel(
+        rows, plot_height=_BAR_IN * len(shown) + 0.15, left=canvas.label_room(known[variant].label for variant in shown)
     ) as axes:
         axes.grid(visible=False, axis="y")
         for row, variant in enumerate(shown):
@@ -104,68 +91,59 @@ def _draw(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Ma
                 if width:
                     axes.barh(row, width, left=start, height=0.66, **kind_style(kind))
                     start += width
-            total = units.scaled(sum(found[variant].values()), 1024, units.BINARY)
+            total = units.size(sum(found[variant].values()))
             axes.annotate(total, (start, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        axes.set_yticks(range(len(shown)), [known[variant].label for variant in shown])
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+        canvas.name_rows(axes, [known[variant].label for variant in shown])
         axes.set_xlim(0, 1.2 * largest / scale or 1)
         axes.set_xlabel(f"live bytes at the peak ({unit})")
-        legend(axes, [Patch(label=plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
-        svg = to_svg(axes)
+        canvas.legend(axes, [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
+        svg = canvas.to_svg(axes)
     caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
     return Figure(name, f"What the peak is made of: {fixed_part(point)}", caption, svg)
 
 
-_FIRST = ("lif", "lif-checkpoint", "revlif", "lif-carrier")
-_MOST_PANELS, _MOST_FIGURES = 5, 2
-_HEIGHT_IN, _BETWEEN_IN, _LEFT_IN = 0.92, 0.44, 0.75
-_NARROW = 0.14
-"""Share of a panel in which the word for a phase has no room."""
-
-
-def course_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
+def step_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
     """Draws one point of each setting whose records hold timelines, for the two settings with most nodes."""
     found = sorted(_points(run).items(), key=lambda pair: -len(pair[1]))[:_MOST_FIGURES]
     numbered = enumerate(found, 1)
-    return [_draw_course(f"timeline-{i}", point, records, known) for i, (point, records) in numbered]
+    return [_draw_step(f"timeline-{i}", point, records, known) for i, (point, records) in numbered]
 
 
-def _points(run: Run) -> dict[Case, dict[str, Record]]:
+def _points(run: Run) -> Points:
     """The point of each setting that has most of the nodes shown first, then the largest one; latest records."""
-    points: dict[Case, dict[str, Record]] = defaultdict(dict)
-    for record in run:
-        timeline = record.memory.timeline if record.memory is not None else None
-        if timeline is not None and timeline.live_bytes and record.status in (Status.OK, Status.WRONG):
-            points[record.case.point][record.case.variant] = record
-    best: dict[tuple[str, str, str], Case] = {}
-    for point in sorted(points, key=lambda p: (_shown_first(points[p]), weight(p))):
-        best[point.workload, point.dtype, point.device] = point
-    return {point: points[point] for point in best.values() if len(points[point]) > 1}
+    points = by_point(
+        record
+        for record in run
+        if record.status in (Status.OK, Status.WRONG)
+        and record.memory is not None
+        and record.memory.timeline is not None
+        and record.memory.timeline.live_bytes
+    )
+    return best_points(points, lambda point: (_shown_first(points[point]), work(point)))
 
 
 def _shown_first(records: Mapping[str, Record]) -> int:
     return len({record.case.node for record in records.values()} & set(_FIRST))
 
 
-def _draw_course(name: str, point: Case, found: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
+def _draw_step(name: str, point: Case, found: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    chosen = sorted(in_order(dict(known), found), key=lambda variant: _rank(found[variant].case.node))
+    chosen = sorted(canvas.in_order(known, found), key=lambda variant: _rank(found[variant].case.node))
     shown = [found[variant] for variant in chosen[:_MOST_PANELS]]
     timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
     kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)
     largest = max(timeline.peak_bytes for timeline in timelines)
     scale, unit = binary_unit(largest)
-    with panels(len(shown), legend_rows(len(kinds), 3), _HEIGHT_IN, _LEFT_IN, _BETWEEN_IN) as stack:
+    with canvas.panels(len(shown), canvas.legend_rows(len(kinds), 3), _HEIGHT_IN, _LEFT_IN, _BETWEEN_IN) as stack:
         for axes, record, timeline in zip(stack, shown, timelines, strict=True):
             _fill(axes, timeline, kinds, scale)
             axes.set_title(_title(known[record.case.variant].label, record), loc="left", fontsize=9, pad=3)
         stack[0].set_ylim(0, 1.25 * largest / scale)
         stack[-1].set_xlabel("allocation events (blocks allocated or freed so far)")
         stack[0].set_ylabel(f"live bytes ({unit})")
-        legend(stack[-1], [Patch(label=plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
-        svg = to_svg(stack[0])
+        canvas.legend(stack[-1], [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
+        svg = canvas.to_svg(stack[0])
     return Figure(name, f"Memory over one training step: {fixed_part(point)}", _caption(len(chosen) - len(shown)), svg)
 
 
@@ -186,9 +164,9 @@ def _title(label: str, record: Record) -> str:
     """The node, its peak, and what a reader must know of it."""
     memory = record.memory
     assert memory is not None
-    text = f"{label}: peak {units.scaled(memory.peak_bytes, 1024, units.BINARY)}"
+    text = f"{label}: peak {units.size(memory.peak_bytes)}"
     if unseen := memory.peak_by_category_bytes.get("unattributed", 0):
-        text += f", {units.scaled(unseen, 1024, units.BINARY)} of it unattributed and not drawn"
+        text += f", {units.size(unseen)} of it unattributed and not drawn"
     return f"{text}; its gradient is wrong here" if record.status is Status.WRONG else text
 
 

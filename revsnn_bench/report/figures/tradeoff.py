@@ -1,6 +1,7 @@
-"""Time against memory: one point per node, the front joined, what another node beats on both counts faded.
+"""What a node costs: time against memory with the front of nodes, and the share of the memory bandwidth it reaches.
 
-The shares of the memory bandwidth, drawn: a point per node and phase against the line of a copy.
+In the first, nodes that another beats in both time and memory are faded. In the second, each node has a dot per phase
+against the line of a copy of the input.
 """
 
 from collections.abc import Mapping
@@ -9,40 +10,28 @@ from typing import TYPE_CHECKING, Any
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run
+from revsnn_bench.report import canvas
 from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
-from revsnn_bench.report.canvas import (
-    BYTES,
-    INK,
-    MUTED,
-    PAPER,
-    Figure,
-    LogRange,
-    Look,
-    from_zero,
-    in_order,
-    label_room,
-    legend,
-    legend_rows,
-    panel,
-    to_svg,
-)
-from revsnn_bench.report.figures.growth import MOST_POINTS, points_by_setting, weight
-from revsnn_bench.report.points import fixed_part
+from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Look
+from revsnn_bench.report.points import fixed_part, points_by_setting, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COSTS = {"step_time_s": "Time", "step_flops": "Operations"}
+_MOST_FIGURES = 3
+_ROW_IN = 0.27
+_STYLES = {"forward": {"marker": "o", "markerfacecolor": INK}, "backward": {"marker": "s", "markerfacecolor": PAPER}}
 
 
 def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
     """Draws one front per workload, dtype and device; operations stand in where times were not taken."""
-    settings = points_by_setting(run)
+    settings = list(points_by_setting(run).items())
     figures = []
-    for number, (point, records) in enumerate(settings[:MOST_POINTS], start=1):
+    for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1):
         cost = next((name for name in _COSTS if len(_read(records, name)) > 1), None)
         if cost is not None:
-            figures.append(_draw(f"pareto-{number}", point, _read(records, cost), cost, known, index))
+            figures.append(_draw_front(f"pareto-{number}", point, _read(records, cost), cost, known, index))
     return figures
 
 
@@ -73,7 +62,7 @@ def _read(records: Mapping[str, Record], cost: str) -> dict[str, tuple[Number, N
     return found
 
 
-def _draw(
+def _draw_front(
     name: str,
     point: Case,
     found: Mapping[str, tuple[Number, Number, Record]],
@@ -82,11 +71,11 @@ def _draw(
     index: Mapping[Case, int],
 ) -> Figure:
     best = front({variant: (peak, spent) for variant, (peak, spent, _) in found.items()})
-    across = LogRange((peak for peak, _, _ in found.values()), base=2)
-    shown = in_order(dict(known), found)
-    with panel(legend_rows(len(shown))) as axes:
-        across.apply(axes, axes.xaxis, "0 B", "", BYTES)
-        scale, unit = from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
+    across = canvas.LogRange((peak for peak, _, _ in found.values()), base=2)
+    shown = canvas.in_order(known, found)
+    with canvas.panel(canvas.legend_rows(len(shown))) as axes:
+        across.apply(axes, axes.xaxis, "0 B", "", canvas.BYTES)
+        scale, unit = canvas.from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
         axes.step(*zip(*steps, strict=True), where="post", color=MUTED, linewidth=1, zorder=1)
         handles: list[Any] = []
@@ -101,8 +90,8 @@ def _draw(
             handles.append(handle)
         axes.set_xlabel("peak bytes")
         axes.set_ylabel(f"{BY_NAME[cost].label} ({unit})")
-        legend(axes, handles)
-        svg = to_svg(axes)
+        canvas.legend(axes, handles)
+        svg = canvas.to_svg(axes)
     return Figure(
         name,
         f"{_COSTS[cost]} against memory: {fixed_part(point)}",
@@ -112,18 +101,10 @@ def _draw(
     )
 
 
-_MOST_FIGURES = 3
-_ROW_IN = 0.27
-_STYLES = {
-    "forward": {"marker": "o", "markerfacecolor": INK},
-    "backward": {"marker": "s", "markerfacecolor": PAPER},
-}
-
-
 def roofline_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
     """Draws one figure per size of `compared_nodes`, largest sizes first."""
     groups = compared_nodes(run)
-    compared = sorted(groups, key=weight, reverse=True)
+    compared = sorted(groups, key=work, reverse=True)
     return [
         _draw_roofline(f"roofline-{number}", place, groups[place], known, index)
         for number, place in enumerate(compared[:_MOST_FIGURES], start=1)
@@ -135,20 +116,18 @@ def _draw_roofline(
 ) -> Figure:
     from matplotlib.lines import Line2D
 
-    shown = in_order(dict(known), found)
-    room = label_room(known[variant].label for variant in shown)
-    with panel(legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
+    shown = canvas.in_order(known, found)
+    room = canvas.label_room(known[variant].label for variant in shown)
+    with canvas.panel(canvas.legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
         axes.grid(visible=False, axis="y")
         axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
         for row, variant in enumerate(shown):
-            _row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
-        _scale(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
-        axes.set_yticks(range(len(shown)), [known[variant].label for variant in shown])
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+            _draw_row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
+        _scale_percents(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
+        canvas.name_rows(axes, [known[variant].label for variant in shown])
         axes.set_xlabel("share of the copy's bandwidth (%)")
-        legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
-        svg = to_svg(axes)
+        canvas.legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
+        svg = canvas.to_svg(axes)
     caption = (
         "100 % is the time in which the input could be copied: once for forward, one and a half times for backward, "
         "the least that a node which keeps nothing can do with. Beyond it data came from a cache, or other work slowed "
@@ -161,7 +140,7 @@ def _marker(phase: str) -> dict[str, Any]:
     return {"linestyle": "none", "markersize": 7, "markeredgecolor": INK, "markeredgewidth": 1.2, **_STYLES[phase]}
 
 
-def _row(axes: "Axes", row: int, found: Shares, url: str) -> None:
+def _draw_row(axes: "Axes", row: int, found: Shares, url: str) -> None:
     """Both phases of one node on a line, with their numbers at the right."""
     places = [100 * share for share in found.values()]
     axes.plot(places, [row] * len(places), color=MUTED, linewidth=0.8, zorder=1)
@@ -171,7 +150,7 @@ def _row(axes: "Axes", row: int, found: Shares, url: str) -> None:
     axes.annotate(f"{words} %", (1, row), xycoords=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8)
 
 
-def _scale(axes: "Axes", percents: list[float]) -> None:
+def _scale_percents(axes: "Axes", percents: list[float]) -> None:
     """A logarithmic axis from a power of ten below the least share to some room beyond 100 %."""
     low = 1.0
     while low > min(percents):

@@ -1,44 +1,39 @@
 """Which node for which budget: the nodes at every measured point, ranked, with cost and trust in words."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from revsnn_bench.case import Case
-from revsnn_bench.metrics import BY_NAME, Number
+from revsnn_bench.metrics import Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.figures.growth import weight
 from revsnn_bench.report.figures.tradeoff import front
-from revsnn_bench.report.points import lif_name, lif_of, ratio_to_lif, standard_lifs
+from revsnn_bench.report.findings import costs
+from revsnn_bench.report.points import by_point, lif_name, lif_of, ratio_to_lif, standard_lifs, work
 from revsnn_bench.report.tables import value_cell
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One node at one point; texts are for people, `peak_bytes` and `cost` (a ratio to lif) for the budget."""
+    """One node at one point: its record with the record's index, and for a right one its peak and its cost against lif.
 
-    node: str
+    The cost is in time where time was measured at the point, else in operations.
+    """
+
+    record: Record
     case: int
-    status: str
-    retained: str
-    peak: str
-    peak_ratio: str
-    time_ratio: str
-    flops_ratio: str
-    gradient: str
     peak_bytes: Number | None
     cost: Number | None
 
+    @property
+    def node(self) -> str:
+        """The node with its options."""
+        return self.record.case.variant
 
-@dataclass(frozen=True)
-class Step:
-    """From this budget upwards the node is the cheapest that fits."""
-
-    budget: str
-    node: str
-    case: int
-    cost: str
+    @property
+    def status(self) -> str:
+        """How the case ended."""
+        return self.record.status.value
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,8 @@ class Point:
         timesteps, batch: T and B.
         winner: the nodes that need least peak memory among those that are right; empty where none is.
         memory, cost, trust: the answer in sentences.
-        steps: by increasing budget; in time where it was measured, else in operations (`cost_label`).
+        steps: by increasing budget, the node that is cheapest from there on.
+        cost_label: in what the cost is.
         candidates: right ones by memory, then wrong ones, then those that failed.
     """
 
@@ -61,7 +57,7 @@ class Point:
     memory: str
     cost: str
     trust: str
-    steps: list[Step]
+    steps: list[Candidate]
     cost_label: str
     candidates: list[Candidate]
 
@@ -71,15 +67,13 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
 
     The first one shown has most nodes that are right; of several such points the largest.
     """
-    points: dict[Case, dict[str, Record]] = defaultdict(dict)
-    for record in run:
-        points[record.case.point][record.case.variant] = record
+    points = by_point(run)
     order = sorted(points, key=lambda p: (setting(p), p.timesteps, p.batch))
     if not order:
         return [], 0
 
     def tells(point: Case) -> tuple[int, int]:
-        return sum(record.status is Status.OK for record in points[point].values()), weight(point)
+        return sum(record.status is Status.OK for record in points[point].values()), work(point)
 
     lifs = standard_lifs(run)
     made = [_point(point, list(points[point].values()), index, lifs) for point in order]
@@ -94,11 +88,15 @@ def setting(case: Case) -> str:
 
 def _point(point: Case, records: list[Record], index: Mapping[Case, int], lifs: Mapping[Case, Record]) -> Point:
     right = sorted((r for r in records if r.status is Status.OK and r.memory is not None), key=_need)
-    others = [r for r in records if r not in right]
-    others.sort(key=lambda r: list(Status).index(r.status))
-    best = [r for r in right if _need(r)[:2] == _need(right[0])[:2]]
-    timed = [r for r in right if ratio_to_lif(BY_NAME["step_time_s"], r, lifs)]
-    cost = "step_time_s" if timed else "step_flops"
+    others = sorted((r for r in records if r not in right), key=lambda r: list(Status).index(r.status))
+    best = [r for r in right if _need(r) == _need(right[0])]
+    timed = any(ratio_to_lif("step_time_s", r, lifs) for r in right)
+
+    def candidate(record: Record) -> Candidate:
+        found = ratio_to_lif("step_time_s" if timed else "step_flops", record, lifs)
+        return Candidate(record, index[record.case], _need(record)[0], found.value if found else None)
+
+    ranked = [candidate(r) for r in right]
     return Point(
         setting=setting(point),
         timesteps=point.timesteps,
@@ -107,9 +105,9 @@ def _point(point: Case, records: list[Record], index: Mapping[Case, int], lifs: 
         memory=_memory(best, lif_of(best[0].case, lifs) if best else None, {r.case: r for r in records}.get(point)),
         cost=" ".join(_cost(r, lifs) for r in best),
         trust=_trust(best, others),
-        steps=_steps(right, cost, index, lifs),
+        steps=_steps(ranked),
         cost_label="time" if timed else "FLOPs",
-        candidates=[_candidate(r, index, lifs, cost) for r in [*right, *others]],
+        candidates=[*ranked, *(Candidate(r, index[r.case], None, None) for r in others)],
     )
 
 
@@ -132,12 +130,8 @@ def _memory(best: list[Record], lif: Record | None, at_lif: Record | None) -> st
 def _cost(record: Record, lifs: Mapping[Case, Record]) -> str:
     if record.case == record.case.point:
         return f"{record.case.variant} is the standard: every ratio is taken against it."
-    parts = [
-        f"{units.ratio(found)} × lif in {BY_NAME[name].label}"
-        for name in ("step_time_s", "step_flops")
-        if (found := ratio_to_lif(BY_NAME[name], record, lifs))
-    ]
-    text = f"{record.case.variant} costs {units.listing(parts) if parts else 'an amount not known against lif'}."
+    known = costs(record, ("step_time_s", "step_flops"), lifs) or "an amount not known against lif"
+    text = f"{record.case.variant} costs {known}."
     held = record.time is not None and record.time.rounds_contended
     return f"{text} Other work held the processor in some rounds: read its time with care." if held else text
 
@@ -149,7 +143,7 @@ def _trust(best: list[Record], others: list[Record]) -> str:
         if found is None:
             texts.append(f"The gradient of {record.case.variant} was not compared.")
             continue
-        error = units.number(BY_NAME["gradient_error"], found.gradient_error)
+        error = units.measured("gradient_error", record)
         texts.append(f"{record.case.variant} is right: relative error {error}, tolerance {found.tolerance:.0e}.")
     wrong = [record.case.variant for record in others if record.status is Status.WRONG]
     if wrong:
@@ -157,41 +151,8 @@ def _trust(best: list[Record], others: list[Record]) -> str:
     return " ".join(texts)
 
 
-def _spent(record: Record, cost: str, lifs: Mapping[Case, Record]) -> Number | None:
-    found = ratio_to_lif(BY_NAME[cost], record, lifs)
-    return found.value if found else None
-
-
-def _steps(right: list[Record], cost: str, index: Mapping[Case, int], lifs: Mapping[Case, Record]) -> list[Step]:
-    spent = {r.case.variant: s for r in right if (s := _spent(r, cost, lifs)) is not None}
-    records = {r.case.variant: r for r in right}
-    names = front({name: (_need(records[name])[0], value) for name, value in spent.items()})
-    return [
-        Step(
-            value_cell("peak_bytes", records[name]),
-            name,
-            index[records[name].case],
-            units.times(spent[name]),
-        )
-        for name in names
-    ]
-
-
-def _candidate(record: Record, index: Mapping[Case, int], lifs: Mapping[Case, Record], cost: str) -> Candidate:
-    def ratio(name: str) -> str:
-        return units.ratio(ratio_to_lif(BY_NAME[name], record, lifs))
-
-    ok = record.status is Status.OK and record.memory is not None
-    return Candidate(
-        node=record.case.variant,
-        case=index[record.case],
-        status=record.status.value,
-        retained=value_cell("retained_bytes", record),
-        peak=value_cell("peak_bytes", record),
-        peak_ratio=ratio("peak_bytes"),
-        time_ratio=ratio("step_time_s"),
-        flops_ratio=ratio("step_flops"),
-        gradient=value_cell("gradient_error", record),
-        peak_bytes=_need(record)[0] if ok else None,
-        cost=_spent(record, cost, lifs) if ok else None,
-    )
+def _steps(right: list[Candidate]) -> list[Candidate]:
+    """The candidates that no other beats in both memory and cost, by increasing memory."""
+    known = {c.node: c for c in right}
+    places = {c.node: (c.peak_bytes, c.cost) for c in right if c.peak_bytes is not None and c.cost is not None}
+    return [known[name] for name in front(places)]

@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from revsnn_bench.metrics import BY_NAME, METRICS, Number
+from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.html.page import Cell, Heading, Row, Table, make_table, render_page
+from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
 
 _EXACT = tuple(metric for metric in METRICS if metric.deterministic)
 _STEADY = ("retained_bytes", "peak_bytes", "step_flops")
@@ -22,7 +22,7 @@ class History:
     """One exact quantity of one case: the runs that measured it, by date, and what they found."""
 
     case_id: str
-    metric: str
+    metric: Metric
     runs: tuple[Run, ...]
     values: tuple[Number, ...]
 
@@ -31,14 +31,45 @@ class History:
         """Positions at which the value differs from the one before."""
         return [i for i in range(1, len(self.values)) if self.values[i] != self.values[i - 1]]
 
+    @property
+    def direction(self) -> str:
+        """Whether the latest value is better or worse than the first; empty where it is neither."""
+        first, latest = self.values[0], self.values[-1]
+        if self.metric.better is None or first == latest:
+            return ""
+        return "better" if (latest < first) == (self.metric.better == "lower") else "worse"
+
+    def cell(self, i: int) -> Cell:
+        """One of the values."""
+        return Cell(self._text(i), self.values[i])
+
+    def changes(self) -> str:
+        """Each change with its commit."""
+        return "; ".join(f"{_commit(self.runs[i])}: {self._text(i - 1)} to {self._text(i)}" for i in self.turns)
+
+    def spark(self) -> Markup:
+        """A line over the runs, from the least to the most; the latest run is the dot."""
+        low, count = min(self.values), len(self.values)
+        span = (max(self.values) - low) or 1
+        places = [
+            (f"{4 + 92 * i / max(1, count - 1):.1f}", f"{20 - 16 * (value - low) / span:.1f}")
+            for i, value in enumerate(self.values)
+        ]
+        return Markup(
+            '<svg class="spark" viewBox="0 0 100 24" role="img" aria-label="{} runs">'
+            '<polyline points="{}"/><circle cx="{}" cy="{}" r="2.5"/></svg>'
+        ).format(count, " ".join(map(",".join, places)), *places[-1])
+
+    def _text(self, i: int) -> str:
+        return units.number(self.metric, self.values[i])
+
 
 def render_gallery(runs: Iterable[Run]) -> str:
     """Returns the gallery of runs as one page, in order of commit date; a run is never left out.
 
-    Where the commit is not known, the date of the run stands for it.
-
-    Each run links to `<run id>.html` beside the page. Quantities whose value changed at some commit are listed
-    with every turn, at most 4000 of them; the others with the value that they kept.
+    Where the commit is not known, the date of the run stands for it. Each run links to `<run id>.html` beside the
+    page. Quantities whose value changed at some commit are listed with every turn, at most 4000 of them; the others
+    with the value that they kept.
     """
     ordered = sorted(runs, key=_age)
     histories = _histories(ordered)
@@ -47,8 +78,10 @@ def render_gallery(runs: Iterable[Run]) -> str:
         "gallery",
         title="Benchmark runs",
         runs=ordered,
-        listing=_runs_table(ordered),
-        moves=_moved_table(moved[:_MOST_ROWS]),
+        listing=make_table("runs", "Runs", _RUNS, reversed(ordered)),
+        moves=make_table(
+            "moves", "What changed across commits", _MOVES, moved[:_MOST_ROWS], kind=lambda history: history.direction
+        ),
         left_out=max(0, len(moved) - _MOST_ROWS),
         compared=sum(len(history.values) > 1 for history in histories),
         steady=_steady_table(histories),
@@ -73,97 +106,23 @@ def _histories(runs: Sequence[Run]) -> list[History]:
                 if value is not None:
                     found.setdefault((case_id, metric.name), []).append((run, value))
     return [
-        History(case_id, name, tuple(run for run, _ in taken), tuple(value for _, value in taken))
+        History(case_id, BY_NAME[name], tuple(run for run, _ in taken), tuple(value for _, value in taken))
         for (case_id, name), taken in found.items()
     ]
 
 
-def _runs_table(runs: Sequence[Run]) -> Table:
-    headings = [
-        Heading("run"),
-        Heading("started"),
-        Heading("commit"),
-        Heading("machine", is_filter=True),
-        Heading("torch", is_filter=True),
-        Heading("cases", is_number=True),
-        Heading("ended as"),
-    ]
-    return make_table("runs", "Runs", headings, [Row(_run_cells(run)) for run in reversed(runs)])
+def _link(run: Run) -> Cell:
+    # A leading ./ keeps a run id from being read as a scheme.
+    return Cell(run.header.run_id, link=f"./{quote(run.header.run_id, safe='')}.html")
 
 
-def _run_cells(run: Run) -> list[Cell]:
-    header, place = run.header, run.header.environment
-    ended = [f"{n} {s.value}" for s in Status if (n := sum(record.status is s for record in run))]
-    return [
-        # A leading ./ keeps a run id from being read as a scheme.
-        Cell(header.run_id, link=f"./{quote(header.run_id, safe='')}.html"),
-        Cell(header.started_at),
-        Cell(_commit(run)),
-        Cell(place.gpu or place.cpu_model),
-        Cell(place.torch),
-        Cell(str(len(run.records)), len(run.records)),
-        Cell(", ".join(ended) or units.ABSENT),
-    ]
+def _machine(run: Run) -> str:
+    return run.header.environment.gpu or run.header.environment.cpu_model
 
 
-def _moved_table(histories: Sequence[History]) -> Table:
-    headings = [
-        Heading("case"),
-        Heading("metric", is_filter=True),
-        Heading("first", is_number=True),
-        Heading("latest", is_number=True),
-        Heading("history", "every run that measured it, in order of date"),
-        Heading("changed", "each change, with the commit at which it was first seen"),
-    ]
-    return make_table("moves", "What changed across commits", headings, [_moved_row(h) for h in histories])
-
-
-def _moved_row(history: History) -> Row:
-    values, metric = history.values, BY_NAME[history.metric]
-    kind = ""
-    if metric.better and values[-1] != values[0]:
-        kind = "better" if (values[-1] < values[0]) == (metric.better == "lower") else "worse"
-    turns = [
-        f"{_commit(history.runs[i])}: {_text(history.metric, values[i - 1])} to {_text(history.metric, values[i])}"
-        for i in history.turns
-    ]
-    return Row(
-        [
-            Cell(history.case_id),
-            Cell(history.metric),
-            Cell(_text(history.metric, values[0]), values[0]),
-            Cell(_text(history.metric, values[-1]), values[-1]),
-            Cell(_spark(values)),
-            Cell("; ".join(turns)),
-        ],
-        kind,
-    )
-
-
-def _steady_table(histories: Sequence[History]) -> Table:
-    cases: dict[str, dict[str, History]] = {}
-    for history in histories:
-        if not history.turns:
-            cases.setdefault(history.case_id, {})[history.metric] = history
-    headings = [
-        Heading("case"),
-        Heading("runs", is_number=True),
-        Heading("same values", "exact quantities that no run changed", is_number=True),
-        *(Heading(BY_NAME[name].label, BY_NAME[name].meaning, is_number=True) for name in _STEADY),
-    ]
-    rows = []
-    for case_id, known in cases.items():
-        runs = max(len(history.values) for history in known.values())
-        cells = [Cell(case_id), Cell(str(runs), runs), Cell(str(len(known)), len(known))]
-        for name in _STEADY:
-            value = known[name].values[-1] if name in known else None
-            cells.append(Cell(units.number(BY_NAME[name], value), value))
-        rows.append(Row(cells))
-    return make_table("steady", "What stayed the same", headings, rows)
-
-
-def _text(name: str, value: Number) -> str:
-    return units.number(BY_NAME[name], value)
+def _ended(run: Run) -> str:
+    counts = [f"{n} {s.value}" for s in Status if (n := sum(record.status is s for record in run))]
+    return ", ".join(counts) or units.ABSENT
 
 
 def _commit(run: Run) -> str:
@@ -172,13 +131,42 @@ def _commit(run: Run) -> str:
     return f"{commit[:12]}{changes}" if commit else "not known"
 
 
-def _spark(values: Sequence[Number]) -> Markup:
-    """A line over the runs, from the least to the most; the latest run is the dot."""
-    low, span = min(values), (max(values) - min(values)) or 1
-    places = [(4 + 92 * i / max(1, len(values) - 1), 20 - 16 * (value - low) / span) for i, value in enumerate(values)]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    x, y = places[-1]
-    return Markup(
-        '<svg class="spark" viewBox="0 0 100 24" role="img" aria-label="{} runs">'
-        '<polyline points="{}"/><circle cx="{}" cy="{}" r="2.5"/></svg>'
-    ).format(len(values), line, f"{x:.1f}", f"{y:.1f}")
+_RUNS: list[Column[Run]] = [
+    Column("run", _link),
+    Column("started", lambda run: run.header.started_at),
+    Column("commit", _commit),
+    Column("machine", _machine, is_filter=True),
+    Column("torch", lambda run: run.header.environment.torch, is_filter=True),
+    Column("cases", lambda run: len(run.records), is_number=True),
+    Column("ended as", _ended),
+]
+_MOVES: list[Column[History]] = [
+    Column("case", lambda history: history.case_id),
+    Column("metric", lambda history: history.metric.name, is_filter=True),
+    Column("first", lambda history: history.cell(0), is_number=True),
+    Column("latest", lambda history: history.cell(-1), is_number=True),
+    Column("history", lambda history: Cell(history.spark()), "every run that measured it, in order of date"),
+    Column("changed", History.changes, "each change, with the commit at which it was first seen"),
+]
+
+
+def _steady_table(histories: Sequence[History]) -> Table:
+    """The cases with the quantities that no run changed."""
+    cases: dict[str, dict[str, History]] = {}
+    for history in histories:
+        if not history.turns:
+            cases.setdefault(history.case_id, {})[history.metric.name] = history
+    columns: list[Column[dict[str, History]]] = [
+        Column("case", lambda known: next(iter(known.values())).case_id),
+        Column("runs", lambda known: max(len(history.values) for history in known.values()), is_number=True),
+        Column("same values", len, "exact quantities that no run changed", is_number=True),
+        *map(_steady, _STEADY),
+    ]
+    return make_table("steady", "What stayed the same", columns, cases.values())
+
+
+def _steady(name: str) -> Column[dict[str, History]]:
+    def show(known: dict[str, History]) -> Cell:
+        return known[name].cell(-1) if name in known else Cell(units.ABSENT)
+
+    return Column(BY_NAME[name].label, show, BY_NAME[name].meaning, is_number=True)

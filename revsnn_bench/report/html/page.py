@@ -1,23 +1,23 @@
-"""A table that a reader can search, filter and sort; the script does the rest.
+"""What every page shares: templates, style sheet, script, and tables that a reader can search, filter and sort.
 
-What every page shares: templates, the style sheet, the script, and the ban on network access.
+A page is one file that asks no server for anything; its content security policy allows nothing but its own script.
 """
 
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from revsnn_bench.metrics import Number
 from revsnn_bench.report import units
-from revsnn_bench.report.figures import dark_rules
+from revsnn_bench.report.canvas import dark_rules
 
 _MOST_OPTIONS = 40
 
@@ -38,19 +38,31 @@ class Cell:
         return f"{self.value}" if math.isfinite(self.value) else "1e999"
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
-class Heading:
-    """A column: its title, what the title means, whether it holds numbers, and whether it can be filtered by."""
+class Column(Generic[T]):
+    """A column: its title, what it shows of an item, what the title means, and how the column is used.
+
+    A number that `show` returns is shown as it is and sorted by its value.
+    """
 
     title: str
+    show: Callable[[T], Cell | str | int]
     meaning: str = ""
     is_number: bool = False
     is_filter: bool = False
 
+    def cell(self, item: T) -> Cell:
+        """The cell of an item."""
+        shown = self.show(item)
+        return shown if isinstance(shown, Cell) else Cell(str(shown), shown if isinstance(shown, int) else None)
+
 
 @dataclass(frozen=True)
 class Row:
-    """Cells in the order of the headings; the kind colours the row, the anchor lets figures link to it."""
+    """Cells in the order of the columns; the kind colours the row, the anchor lets figures link to it."""
 
     cells: Sequence[Cell]
     kind: str = ""
@@ -68,79 +80,74 @@ class Filter:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, rows and the filters that make sense for them; `name` tells tables of a page apart."""
+    """Columns, rows and the filters that make sense for them; `name` tells tables of a page apart."""
 
     name: str
     label: str
-    headings: Sequence[Heading]
+    columns: Sequence[Column[Any]]
     rows: Sequence[Row]
-    filters: Sequence[Filter] = field(default_factory=tuple)
-    same: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    filters: Sequence[Filter]
+    same: Sequence[tuple[str, str]]
 
 
 def make_table(
     name: str,
     label: str,
-    headings: Sequence[Heading],
-    rows: Iterable[Row],
+    columns: Sequence[Column[T]],
+    items: Iterable[T],
     *,
+    kind: Callable[[T], str] = lambda item: "",
+    anchor: Callable[[T], str | None] = lambda item: None,
     drop_same: bool = False,
 ) -> Table:
     """Builds a table with a filter for each column that is meant to have one and holds several values.
 
     Args:
         name, label: for the script and for screen readers.
-        headings, rows: in order.
+        columns, items: in order; one row per item.
+        kind, anchor: of the row of an item.
         drop_same: leave out filter columns that say the same everywhere, and report them as `same`; columns
             without any value are left out as well.
     """
-    kept = list(rows)
-    columns = [list(dict.fromkeys(row.cells[i].text for row in kept)) for i in range(len(headings))]
-    same = []
-    shown = []
-    for i, heading in enumerate(headings):
-        single = len(kept) > 1 and len(columns[i]) == 1
-        if drop_same and single and heading.is_filter:
-            same.append((heading.title, columns[i][0]))
-        elif not (drop_same and columns[i] in (["–"], [""])):
+    rows = [Row([column.cell(item) for column in columns], kind(item), anchor(item)) for item in items]
+    values = [list(dict.fromkeys(row.cells[i].text for row in rows)) for i in range(len(columns))]
+    same, shown = [], []
+    for i, column in enumerate(columns):
+        if drop_same and column.is_filter and len(rows) > 1 and len(values[i]) == 1:
+            same.append((column.title, values[i][0]))
+        elif not (drop_same and values[i] in ([units.ABSENT], [""])):
             shown.append(i)
     filters = [
-        Filter(headings[i].title, place, columns[i])
+        Filter(columns[i].title, place, values[i])
         for place, i in enumerate(shown)
-        if headings[i].is_filter and 1 < len(columns[i]) <= _MOST_OPTIONS
+        if columns[i].is_filter and 1 < len(values[i]) <= _MOST_OPTIONS
     ]
-    return Table(
-        name,
-        label,
-        [headings[i] for i in shown],
-        [Row([row.cells[i] for i in shown], row.kind, row.anchor) for row in kept],
-        filters,
-        same,
-    )
+    rows = [Row([row.cells[i] for i in shown], row.kind, row.anchor) for row in rows]
+    return Table(name, label, [columns[i] for i in shown], rows, filters, same)
 
 
 def render_page(template: str, *, refresh_s: int | None = None, **values: object) -> str:
-    """Fills a template; every value is escaped and kept on one line, unless it is `Markup`.
+    """Fills the template of a page; every value is escaped and kept on one line, unless it is `Markup`.
 
     Args:
         template: name without extension, such as `report`.
         refresh_s: seconds after which an open page loads itself again; None for never.
         values: for the template.
-    Returns:
-        One HTML file that needs no other and asks no server for anything.
     """
     script = _asset("page.js")
-    return (
-        _environment()
-        .get_template(f"{template}.html.j2")
-        .render(
-            style=Markup(_asset("page.css") + dark_rules("@media screen and (prefers-color-scheme: dark)")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            refresh_s=refresh_s,
-            **values,
-        )
+    return render_part(
+        template,
+        style=Markup(_asset("page.css") + dark_rules("@media screen and (prefers-color-scheme: dark)")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        refresh_s=refresh_s,
+        **values,
     )
+
+
+def render_part(template: str, **values: object) -> Markup:
+    """Fills the template of a section, which a page then takes as it is."""
+    return Markup(_environment().get_template(f"{template}.html.j2").render(**values))
 
 
 @cache

@@ -1,21 +1,20 @@
 """One run as one page: the answer, the findings, the figures, every case, the method, the place."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from markupsafe import Markup
 
-from revsnn_bench.case import CASE_FIELDS, Case
-from revsnn_bench.claims import Plan, Verdict, judge
-from revsnn_bench.claims.judge import SOURCE
-from revsnn_bench.metrics import BY_NAME, METRICS, measured
+from revsnn_bench.case import CASE_FIELDS, Case, CaseField
+from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.figures import Figure, draw_figures
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html.answers import answers
-from revsnn_bench.report.html.page import Cell, Heading, Row, Table, make_table, render_page
-from revsnn_bench.report.points import ratio_to_lif, standard_lifs
-from revsnn_bench.report.tables import value_cell
+from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
+from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.tables import environment_rows, metric_rows, value_cell
 
 _SHOWN = (
     ("retained_bytes", True),
@@ -34,18 +33,39 @@ _SHOWN = (
 )
 
 
-def render_html(run: Run, figures: Sequence[Figure] | None = None, refresh_s: int | None = None) -> str:
+_Numbered = tuple[int, Record]
+
+
+def _point_cell(row: CaseField, item: _Numbered) -> str | int:
+    return item[1].case.value(row)
+
+
+_POINT: list[Column[_Numbered]] = [
+    Column("node", lambda item: item[1].case.variant, "the node with its options", is_filter=True),
+    *(
+        Column(row.title, partial(_point_cell, row), row.meaning, is_number=row.is_number, is_filter=True)
+        for row in CASE_FIELDS[1:]
+    ),
+    Column("status", lambda item: item[1].status.value, "how the case ended", is_filter=True),
+]
+
+
+def render_html(
+    run: Run, figures: Sequence[Figure] | None = None, refresh_s: int | None = None, claims: Markup | None = None
+) -> str:
     """Returns the report as one self-contained page; the same run gives the same text.
 
     Args:
         run: header and records.
         figures: what `draw_figures(run)` returned, where that was called already.
         refresh_s: seconds after which an open page loads itself again, while a run goes on; None for never.
+        claims: the section of the paper's claims, see `claims/report.py`; None for none.
     """
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
     points, first = answers(run, index)
     labels = [_label(record) for record in run]
+    lifs = standard_lifs(run)
     return render_page(
         "report",
         refresh_s=refresh_s,
@@ -56,12 +76,14 @@ def render_html(run: Run, figures: Sequence[Figure] | None = None, refresh_s: in
         first=first,
         findings=_by_topic(run),
         figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],
-        claims=[finding for finding in judge(run, Plan()) if finding.verdict is not Verdict.OPEN],
-        claims_source=SOURCE,
-        table=_cases(run, standard_lifs(run)),
-        metrics=_metrics(run),
-        places=environment_rows(run),
+        claims=claims or "",
+        table=_cases(run, lifs),
+        metrics=metric_rows(run),
+        places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
         absent=units.ABSENT,
+        cell=value_cell,
+        ratio=lambda name, record: ratio_text(ratio_to_lif(name, record, lifs)),
+        times=units.times,
     )
 
 
@@ -70,19 +92,6 @@ def _by_topic(run: Run) -> list[tuple[str, list[str]]]:
     for finding in findings(run):
         found.setdefault(finding.topic, []).append(finding.text)
     return list(found.items())
-
-
-def environment_rows(run: Run) -> list[tuple[str, str]]:
-    """Returns every field of the environment and of the run, as name and text."""
-    fields = run.header.environment.model_dump(mode="json")
-    fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
-    return [(name.replace("_", " "), _flat(value)) for name, value in fields.items()]
-
-
-def _flat(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in sorted(value.items())) or "none"
-    return "not known" if value is None else str(value)
 
 
 def _label(record: Record) -> str:
@@ -97,58 +106,40 @@ def _label(record: Record) -> str:
 
 def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
     latest = {record.case: number for number, record in enumerate(run)}
-    rows = [
-        Row(
-            _cells(record, lifs),
-            record.status.value,
-            f"case-{number}" if latest[record.case] == number else None,
-        )
-        for number, record in enumerate(run)
-    ]
-    return make_table("cases", "Every case of the run", _headings(), rows, drop_same=True)
+    values = [column for name, with_ratio in _SHOWN for column in _values(name, with_ratio, lifs)]
+    return make_table(
+        "cases",
+        "Every case of the run",
+        [
+            *_POINT,
+            *values,
+            Column("note", lambda item: _note(item[1]), "why the case ended so, and what the node warned of"),
+        ],
+        enumerate(run),
+        kind=lambda item: item[1].status.value,
+        anchor=lambda item: f"case-{item[0]}" if latest[item[1].case] == item[0] else None,
+        drop_same=True,
+    )
 
 
-def _headings() -> list[Heading]:
-    point = [
-        Heading("node", "the node with its options", is_filter=True),
-        *(Heading(row.title, row.meaning, is_number=row.is_number, is_filter=True) for row in CASE_FIELDS[1:]),
-        Heading("status", "how the case ended", is_filter=True),
-    ]
-    values = []
-    for name, with_ratio in _SHOWN:
-        values.append(Heading(BY_NAME[name].label, BY_NAME[name].meaning, is_number=True))
-        if with_ratio:
-            values.append(Heading("× lif", f"{BY_NAME[name].label} over that of the standard LIF", is_number=True))
-    return [*point, *values, Heading("note", "why the case ended so, and what the node warned of")]
+def _values(name: str, with_ratio: bool, lifs: Mapping[Case, Record]) -> list[Column[_Numbered]]:
+    """The column of a metric, and that of its ratio."""
+    metric = BY_NAME[name]
+
+    def value(item: _Numbered) -> Cell:
+        text = value_cell(name, item[1])
+        return Cell(text, None if text == units.ABSENT else metric.read(item[1]))
+
+    def ratio(item: _Numbered) -> Cell:
+        found = ratio_to_lif(name, item[1], lifs)
+        return Cell(ratio_text(found), found.value if found else None)
+
+    columns = [Column(metric.label, value, metric.meaning, is_number=True)]
+    if with_ratio:
+        columns.append(Column("× lif", ratio, f"{metric.label} over that of the standard LIF", is_number=True))
+    return columns
 
 
-def _cells(record: Record, lifs: Mapping[Case, Record]) -> list[Cell]:
-    case = record.case
-    cells = [
-        Cell(case.variant),
-        *(Cell(str(value), None if isinstance(value, str) else value) for value in map(case.value, CASE_FIELDS[1:])),
-        Cell(record.status.value),
-    ]
-    for name, with_ratio in _SHOWN:
-        text = value_cell(name, record)
-        cells.append(Cell(text, None if text == units.ABSENT else BY_NAME[name].read(record)))
-        if with_ratio:
-            ratio = ratio_to_lif(BY_NAME[name], record, lifs)
-            cells.append(Cell(units.ratio(ratio), ratio.value if ratio else None))
+def _note(record: Record) -> str:
     notes = [record.reason, record.fidelity.warning if record.fidelity else None]
-    return [*cells, Cell("; ".join(note for note in notes if note))]
-
-
-def _metrics(run: Run) -> list[tuple[str, str, str, str, str]]:
-    present = set().union(*(measured(record) for record in run))
-    return [
-        (
-            metric.label,
-            metric.name,
-            metric.meaning,
-            f"{metric.better} is better" if metric.better else units.ABSENT,
-            "exact" if metric.deterministic else "varies",
-        )
-        for metric in METRICS
-        if metric.name in present
-    ]
+    return "; ".join(note for note in notes if note)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revsnn_nodes.coupled import arriving
+from revsnn_nodes.equations import arriving
 from revsnn_nodes.kernels.cpu import (
     carrier as cpu_carrier,
 )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revsnn_nodes.coupled import arriving
+from revsnn_nodes.equations import arriving
 from revsnn_nodes.kernels.cpu import bfloat16 as cpu_bfloat16_coupled_backward
 from revsnn_nodes.kernels.cpu import bfloat16 as cpu_bfloat16_coupled_rows
 from revsnn_nodes.kernels.cpu import bfloat16 as cpu_bfloat16_rows

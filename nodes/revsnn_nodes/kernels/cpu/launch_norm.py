@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from revsnn_nodes.coupled import arriving
+from revsnn_nodes.equations import arriving
 from revsnn_nodes.kernels.cpu import norm as cpu_norm_backward
 from revsnn_nodes.kernels.cpu import norm as cpu_norm_rows
 from revsnn_nodes.kernels.cpu.launch import SCRATCH_BYTES, Results, as_array, as_numbers, leak_code

@@ -1,10 +1,21 @@
-"""Growth: exact lines are found exactly, powers are fitted, and the text says which."""
+"""Points: the standard LIF a ratio is taken against, intervals of ratios, and growth as a line or a power."""
 
 from fractions import Fraction
 
 import pytest
 
-from revsnn_bench.report.points import find_fit, growths
+from revsnn_bench.case import Case
+from revsnn_bench.report import units
+from revsnn_bench.report.findings import findings
+from revsnn_bench.report.points import (
+    Ratio,
+    find_fit,
+    growths,
+    lif_of,
+    ratio_of_medians,
+    ratio_text,
+    standard_lifs,
+)
 
 
 def found(run, variant, metric, axis="timesteps"):
@@ -28,13 +39,11 @@ def test_retained_bytes_are_told_in_closed_form(sweep_run, variant, formula):
     assert found(sweep_run, variant, "retained_bytes").formula() == formula
 
 
-def test_statement_names_where_it_was_measured_and_where_the_gradient_is_wrong(sweep_run):
-    """A statement gives its range, and points whose gradient is wrong are named."""
-    statement = found(sweep_run, "revlif", "retained_bytes").statement()
-    assert statement == (
-        "retained_bytes of revlif: 1.00 b N, independent of T "
-        "(measured over T = 4, 8, 16, 32; gradient wrong at T = 16, 32)"
-    )
+def test_growth_names_where_it_was_measured_and_where_the_gradient_is_wrong(sweep_run):
+    """A growth holds its positions, and those at which the gradient is wrong."""
+    growth = found(sweep_run, "revlif", "retained_bytes")
+    assert growth.at == (4, 8, 16, 32)
+    assert growth.wrong_at == (16, 32)
 
 
 def test_checkpointing_is_no_line_and_gets_a_power(sweep_run):
@@ -117,3 +126,35 @@ def test_square_growth_is_found():
 def test_constant_times_have_exponent_zero():
     """Equal float samples fit the power 0 without a warning."""
     assert find_fit((4, 8, 16), (1.5, 1.5, 1.5)).exponent == 0.0
+
+
+def test_lif_with_the_same_options_stands_in_where_the_plain_one_is_missing(make_record, make_run):
+    """Nodes that do not decay their input are held against the lif that does not; with a plain lif, against that."""
+    options = {"decay_input": False}
+    lif = make_record(Case(node="lif", shape=(64,), node_options=options))
+    more = make_record(Case(node="lif-carrier", shape=(64,), node_options=options | {"tau": 3.0}))
+    other = make_record(Case(node="lif-checkpoint", shape=(64,), node_options={"tau": 3.0}))
+    lifs = standard_lifs(make_run([lif, more, other]))
+    assert lif_of(more.case, lifs) is lif
+    assert lif_of(lif.case, lifs) is lif
+    assert lif_of(other.case, lifs) is None
+    (text,) = (f.text for f in findings(make_run([lif, more, other])) if f.topic == "Least retained memory")
+    assert "lif-carrier[decay_input=False,tau=3.0] with 0 B (lif[decay_input=False]: 48.00 KiB)" in text
+    plain = make_record(node="lif")
+    assert lif_of(more.case, standard_lifs(make_run([lif, plain, more]))) is plain
+
+
+def test_bootstrap_interval_holds_the_ratio_and_repeats():
+    """The interval encloses the ratio of medians and is the same at every call."""
+    own, lif = tuple(2.0 + 0.1 * (i % 7) for i in range(30)), tuple(1.0 + 0.1 * (i % 3) for i in range(30))
+    found = ratio_of_medians(own, lif)
+    assert found.low < found.value < found.high
+    ratio_of_medians.cache_clear()
+    assert ratio_of_medians(own, lif) == found
+
+
+def test_ratio_shows_its_interval_unless_it_says_nothing():
+    """An interval that prints like its ratio is left out."""
+    assert ratio_text(Ratio(1.5, 1.4, 1.6)) == "1.50 [1.40, 1.60]"
+    assert ratio_text(Ratio(1.5, 1.4999, 1.5001)) == "1.50"
+    assert ratio_text(None) == units.ABSENT

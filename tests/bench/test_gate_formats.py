@@ -1,4 +1,4 @@
-"""What the gate writes can be read by whom it is for, hostile text included."""
+"""Formats of a verdict: each can be read by the program it is for, hostile text included."""
 
 import json
 import re

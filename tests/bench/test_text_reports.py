@@ -6,11 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
-from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.findings import findings
-from revsnn_bench.report.points import Ratio, lif_of, standard_lifs
 from revsnn_bench.report.terminal import print_run, print_summary
 
 HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
@@ -64,22 +62,6 @@ def test_summary_stays_short_however_much_was_measured(make_record, make_run):
 def test_summary_of_nothing_says_so(make_run):
     """A run without a record has one line."""
     assert summed_up(make_run([])) == ["Run run-1: No case was recorded."]
-
-
-def test_lif_with_the_same_options_stands_in_where_the_plain_one_is_missing(make_record, make_run):
-    """Nodes that do not decay their input are held against the lif that does not; with a plain lif, against that."""
-    options = {"decay_input": False}
-    lif = make_record(Case(node="lif", shape=(64,), node_options=options))
-    more = make_record(Case(node="lif-carrier", shape=(64,), node_options=options | {"tau": 3.0}))
-    other = make_record(Case(node="lif-checkpoint", shape=(64,), node_options={"tau": 3.0}))
-    lifs = standard_lifs(make_run([lif, more, other]))
-    assert lif_of(more.case, lifs) is lif
-    assert lif_of(lif.case, lifs) is lif
-    assert lif_of(other.case, lifs) is None
-    (text,) = told(make_run([lif, more, other]), "Least retained memory")
-    assert "lif-carrier[decay_input=False,tau=3.0] with 0 B (lif[decay_input=False]: 48.00 KiB)" in text
-    plain = make_record(node="lif")
-    assert lif_of(more.case, standard_lifs(make_run([lif, plain, more]))) is plain
 
 
 def test_wrong_cases_are_not_ranked(make_record, make_run):
@@ -250,10 +232,3 @@ def test_bytes_are_binary_and_labelled_so(value, text):
 def test_ratios_have_three_digits_where_rounding_carries():
     """0.09999 and 9.999 are rounded before their digits are counted."""
     assert [units.times(value) for value in (0.09999, 9.999, 0.5, 123.4)] == ["0.100", "10.0", "0.500", "123"]
-
-
-def test_ratio_shows_its_interval_unless_it_says_nothing():
-    """An interval that prints like its ratio is left out."""
-    assert units.ratio(Ratio(1.5, 1.4, 1.6)) == "1.50 [1.40, 1.60]"
-    assert units.ratio(Ratio(1.5, 1.4999, 1.5001)) == "1.50"
-    assert units.ratio(None) == units.ABSENT

@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from revsnn_bench.gate.diff import changed, compare, differing_fields, render_comparison
+from revsnn_bench.report.comparison import compare, render_comparison
 
 
 def grown(record, extra):
@@ -17,17 +17,17 @@ def grown(record, extra):
 def test_a_run_equals_itself(sweep_run, make_record, make_run):
     """No row differs, a measured NaN included."""
     run = make_run([*sweep_run, make_record(node="revlif", timesteps=256)])
-    frame = compare(run, run)
-    assert frame["before"].map(lambda value: value != value).any()
-    assert changed(frame).empty
+    comparison = compare(run, run)
+    assert any(value.before != value.before for pair in comparison.cases for value in pair.differences)
+    assert not comparison.changed()
 
 
 def test_one_byte_is_a_change(make_record, make_run):
     """Bytes are compared exactly, as integers."""
     record = make_record(node="lif")
-    (row,) = changed(compare(make_run([record]), make_run([grown(record, 1)]))).to_dict("records")
-    assert (row["metric"], row["after"] - row["before"]) == ("peak_bytes", 1)
-    assert row["change"] == pytest.approx(1 / row["before"])
+    ((_, found),) = compare(make_run([record]), make_run([grown(record, 1)])).changed()
+    assert (found.name, found.after - found.before) == ("peak_bytes", 1)
+    assert found.change == pytest.approx(1 / found.before)
 
 
 def test_slower_machine_is_no_change(make_record, make_run):
@@ -36,28 +36,29 @@ def test_slower_machine_is_no_change(make_record, make_run):
     fields = ("forward_time_s", "backward_time_s", "lif_forward_time_s", "lif_backward_time_s")
     doubled = {name: tuple(2 * sample for sample in getattr(record.time, name)) for name in fields}
     slow = record.model_copy(update={"time": record.time.model_copy(update=doubled)})
-    frame = compare(make_run([record]), make_run([slow]))
-    assert changed(frame).empty
-    assert "step_time_s_ratio_to_lif" in set(frame["metric"])
-    assert not {"step_time_s", "train_time_s"} & set(frame["metric"])
+    comparison = compare(make_run([record]), make_run([slow]))
+    assert not comparison.changed()
+    names = {value.name for value in comparison.cases[0].differences}
+    assert "step_time_s_ratio_to_lif" in names
+    assert not {"step_time_s", "train_time_s"} & names
 
 
 def test_case_in_one_run_only_is_listed(make_record, make_run):
     """A case that vanished and one that is new each keep a row that says so."""
     before, after = make_run([make_record(node="lif")]), make_run([make_record(node="revlif")])
-    rows = changed(compare(before, after))
-    assert list(rows["metric"]) == ["status", "status"]
-    assert list(rows["note"]) == ["only before", "only after"]
-    assert set(compare(before, after)["note"]) == {"only before", "only after"}
+    comparison = compare(before, after)
+    shown = [(found.name, found.note) for _, found in comparison.changed()]
+    assert shown == [("status", "only before"), ("status", "only after")]
+    assert {value.note for pair in comparison.cases for value in pair.differences} == {"only before", "only after"}
 
 
 def test_case_that_fails_now_is_a_change_of_status(make_record, make_run):
     """ok to oom is told by status; its metrics are listed as only before, never as 0."""
     before, after = make_run([make_record(node="lif")]), make_run([make_record(node="lif", status="oom")])
-    rows = changed(compare(before, after)).set_index("metric")
-    assert tuple(rows.loc["status", ["before", "after", "note"]]) == ("ok", "oom", "status differs")
-    assert rows.loc["peak_bytes", "after"] is None
-    assert rows.loc["peak_bytes", "note"] == "only before"
+    rows = {found.name: found for _, found in compare(before, after).changed()}
+    assert (rows["status"].before, rows["status"].after, rows["status"].note) == ("ok", "oom", "status differs")
+    assert rows["peak_bytes"].after is None
+    assert rows["peak_bytes"].note == "only before"
 
 
 def test_growth_from_zero_is_infinite_and_told_as_such(make_record, make_run):
@@ -65,15 +66,15 @@ def test_growth_from_zero_is_infinite_and_told_as_such(make_record, make_run):
     record = make_record(node="lif-carrier")
     memory = record.memory.model_copy(update={"retained_bytes": 4})
     runs = make_run([record]), make_run([record.model_copy(update={"memory": memory})])
-    (row,) = changed(compare(*runs)).to_dict("records")
-    assert math.isinf(row["change"])
+    ((_, found),) = compare(*runs).changed()
+    assert math.isinf(found.change)
     assert "from 0" in render_comparison(*runs)
 
 
 def test_differing_environment_is_named(make_run):
     """The comparison names the fields of the environment that differ, and only these."""
     a, b = make_run([], "a"), make_run([], "b", torch="2.14.0")
-    assert differing_fields(a, b) == {"torch": ("2.13.0+cpu", "2.14.0")}
+    assert compare(a, b).fields() == [("torch", "2.13.0+cpu", "2.14.0")]
     assert "2.14.0" in render_comparison(a, b)
 
 

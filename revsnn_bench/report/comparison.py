@@ -1,0 +1,229 @@
+"""Two runs compared: which cases, values and fields of the environment differ. The gate and `compare` read this.
+
+Cases are matched by id; of a case recorded twice in one run, the last record counts. Bytes and operations are
+compared exactly. Seconds of two runs are never compared, since load and clocks differ even on one machine: each time is
+taken as a ratio to the standard LIF, which was timed in the same process, round by round. Whether a difference is a
+regression is decided by the gate.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.text import Text
+
+from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
+from revsnn_bench.records import Record, Run
+from revsnn_bench.report import markdown, units
+from revsnn_bench.report.points import Ratio, ratio_to_lif
+from revsnn_bench.report.terminal import grid
+
+ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
+STATUS = "status"
+_SUFFIX = "_ratio_to_lif"
+_HEADINGS = ("case", "metric", "before", "after", "change", "note")
+_NUMBERS = (False, False, True, True, True, False)
+
+
+def ratio_name(metric: str) -> str:
+    """Returns the name under which the ratio of a time to the standard LIF is compared."""
+    return f"{metric}{_SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value of a case in two runs, equal or not.
+
+    Fields:
+        name: of the metric; `ratio_name` of a time; `status` for how the case ended.
+        before, after: exact values, or statuses; None where a run has none.
+    """
+
+    name: str
+    before: Number | str | None
+    after: Number | str | None
+
+    @property
+    def metric(self) -> Metric | None:
+        """The metric, of a ratio that of its time; None for the status."""
+        return BY_NAME.get(self.name.removesuffix(_SUFFIX))
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether the values are ratios to the standard LIF."""
+        return self.name.endswith(_SUFFIX)
+
+    @property
+    def note(self) -> str:
+        """Which run alone has a value, or that the status differs; else empty."""
+        if self.before is None:
+            return ONLY_AFTER
+        if self.after is None:
+            return ONLY_BEFORE
+        return STATUS_DIFFERS if self.name == STATUS and self.before != self.after else ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the values differ; two measured NaN do not."""
+        both_nan = self.before != self.before and self.after != self.after
+        return bool(self.note) or not (self.before == self.after or both_nan)
+
+    @property
+    def change(self) -> float:
+        """(after - before) / |before|; infinite from 0, NaN where a value is absent or a status."""
+        before, after = self.before, self.after
+        if before is None or after is None or isinstance(before, str) or isinstance(after, str):
+            return math.nan
+        if before == 0:
+            return 0.0 if after == 0 else math.copysign(math.inf, after)
+        return (after - before) / abs(before)
+
+    def texts(self) -> tuple[str, str]:
+        """Both values for people."""
+        return self._text(self.before), self._text(self.after)
+
+    def change_text(self, minus: str = "-") -> str:
+        """The change in percent; a dash where it has no meaning."""
+        if math.isnan(self.change):
+            return units.ABSENT
+        sign = minus if self.change < 0 else "+"
+        return "from 0" if math.isinf(self.change) else f"{sign}{abs(100 * self.change):.2f} %"
+
+    def _text(self, value: Number | str | None) -> str:
+        if value is None or isinstance(value, str):
+            return value or units.ABSENT
+        return units.times(value) if self.is_ratio or self.metric is None else units.number(self.metric, value)
+
+
+@dataclass(frozen=True)
+class CasePair:
+    """The records of one case in two runs; None where a run does not have it."""
+
+    id: str
+    before: Record | None
+    after: Record | None
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """The status, then every value that one of the two has: exact ones, and times as ratios."""
+        before, after = _values(self.before), _values(self.after)
+        return tuple(Difference(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after]))
+
+    def changed(self) -> Iterator[Difference]:
+        """What differs; of a case that only one run has, the status alone."""
+        shown = self.differences if self.before and self.after else self.differences[:1]
+        return (found for found in shown if found.differs)
+
+    def ratios(self, metric: Metric) -> tuple[Ratio | None, Ratio | None]:
+        """The ratios of a time to the standard LIF in both runs, with their intervals."""
+        first, second = (None if r is None else ratio_to_lif(metric.name, r) for r in (self.before, self.after))
+        return first, second
+
+    def rounds(self, metric: Metric) -> tuple[list[float], list[float]]:
+        """The ratio of each round in both runs; empty where a time, or the standard LIF's, was not measured."""
+        return _rounds(self.before, metric), _rounds(self.after, metric)
+
+
+class FieldDifference(NamedTuple):
+    """A field of header or environment with its value in both runs."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs and their cases, in the order of the first run, then those that only the second one has."""
+
+    before: Run
+    after: Run
+    cases: tuple[CasePair, ...]
+
+    @property
+    def values_compared(self) -> int:
+        """How many values at least one of the runs has, statuses included."""
+        return sum(len(pair.differences) for pair in self.cases)
+
+    def changed(self) -> list[tuple[CasePair, Difference]]:
+        """Every case with each value in which it differs."""
+        return [(pair, found) for pair in self.cases for found in pair.changed()]
+
+    def fields(self) -> list[FieldDifference]:
+        """Fields of header and environment that differ; run id, start and command always do and are left out."""
+        left, right = _fields(self.before), _fields(self.after)
+        return [FieldDifference(name, str(left[name]), str(right[name])) for name in left if left[name] != right[name]]
+
+    def incomparable_fields(self) -> list[FieldDifference]:
+        """Fields of the environment that must agree before exact values are compared, and differ."""
+        # Imported late: it brings torch along, which nothing else here needs.
+        from revsnn_bench.system.environment import incomparable_fields
+
+        found = incomparable_fields(self.before.header.environment, self.after.header.environment)
+        return [FieldDifference(*difference) for difference in found]
+
+
+def compare(before: Run, after: Run) -> Comparison:
+    """Matches the cases of two runs."""
+    left, right = ({record.case.id: record for record in run} for run in (before, after))
+    ids = dict.fromkeys([*left, *right])
+    return Comparison(before, after, tuple(CasePair(name, left.get(name), right.get(name)) for name in ids))
+
+
+def render_comparison(before: Run, after: Run, console: Console | None = None) -> str:
+    """Returns the comparison as Markdown, and prints it as tables where a console is given.
+
+    Only what differs is shown; how many values were compared is stated.
+    """
+    comparison = compare(before, after)
+    rows = [
+        [pair.id, found.name, *found.texts(), found.change_text(), found.note] for pair, found in comparison.changed()
+    ]
+    title = f"{before.header.run_id} before, {after.header.run_id} after"
+    fields = comparison.fields()
+    equal = f"{comparison.values_compared} values compared; the {len(rows)} shown differ, or stand in one run only."
+    if console is not None:
+        console.print(Text(units.one_line(title), style="bold"))
+        console.print(Text(equal))
+        for name, old, new in fields:
+            console.print(Text(units.one_line(f"{name}: {old} before, {new} after"), style="yellow"))
+        if rows:
+            console.print(grid("", _HEADINGS, _NUMBERS, rows))
+    parts = [f"# Comparison: {units.markdown(title)}", equal]
+    if fields:
+        table = markdown.table(("field", "before", "after"), fields)
+        parts.append(f"## The runs differ in more than their results\n\n{table}")
+    if rows:
+        parts.append(f"## What changed\n\n{markdown.table(_HEADINGS, rows, _NUMBERS)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _values(record: Record | None) -> dict[str, Number | str]:
+    """The status and every compared value of a record; times as ratios, other seconds left out."""
+    if record is None:
+        return {}
+    found: dict[str, Number | str] = {STATUS: record.status.value}
+    for metric in METRICS:
+        if metric.samples is not None:
+            ratio = ratio_to_lif(metric.name, record)
+            if ratio is not None:
+                found[ratio_name(metric.name)] = ratio.value
+        elif metric.unit != "s" and (value := metric.read(record)) is not None:
+            found[metric.name] = value
+    return found
+
+
+def _rounds(record: Record | None, metric: Metric) -> list[float]:
+    samples = metric.samples(record) if record and metric.samples else None
+    if samples is None or len(samples.own) != len(samples.lif) or min(samples.own + samples.lif) <= 0:
+        return []
+    return [own / lif for own, lif in zip(samples.own, samples.lif, strict=True)]
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    fields: dict[str, Any] = run.header.model_dump(mode="json", exclude={"run_id", "started_at", "command"})
+    environment: dict[str, Any] = fields.pop("environment")
+    return fields | environment
