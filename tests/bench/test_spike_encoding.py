@@ -87,9 +87,7 @@ def test_spikes_are_refused_where_nothing_is_encoded(workload, shape, timesteps)
 
 def test_encoding_is_in_the_name_and_an_axis():
     """Cases that differ in their encoding alone have different ids; direct ones keep the id that they had."""
-    cases = Sweep.of_marker(quick={"encoding": ("direct", "poisson")}, workload="digits-net").cases(
-        "quick", {}, ["lif"]
-    )
+    cases = Sweep(quick={"encoding": ("direct", "poisson")}, workload="digits-net").cases("quick", {}, ["lif"])
     assert [case.encoding for case in cases] == ["direct", "poisson"]
     assert cases[1].id == f"{cases[0].id}/poisson"
 
