@@ -111,7 +111,7 @@ class CaseField:
         name: of the field, of the CSV column, and of the options `--NAME` and `--sweep-NAME`.
         parse: reads one value from text.
         meaning: one sentence, for help texts and for the dictionary of the CSV columns.
-        values: end of the help of a swept option: examples, or choices.
+        values: end of the help of a swept option: examples.
         heading: of a column in reports; the name if empty.
         in_id: what stands before a value in the id where the value is not the default; None where the id has a fixed
             place for the field.
@@ -146,7 +146,7 @@ class CaseField:
 
 def _choice(name: str, literal: Any, meaning: str, **more: Any) -> CaseField:
     choices = get_args(literal)
-    return CaseField(name, one_of(choices), meaning, f"among {', '.join(choices)}", **more)
+    return CaseField(name, one_of(choices), f"{meaning}: {', '.join(choices)}.", **more)
 
 
 FIELDS = (
@@ -156,15 +156,22 @@ FIELDS = (
     CaseField("batch", COUNT, "B, samples per step.", "such as 1,8", "B"),
     CaseField("shape", parse_shape, "Features of one sample, sizes joined by x.", "such as 4096,16x8x8", "features"),
     CaseField("depth", COUNT, "D, blocks stacked.", "such as 1,4", "D"),
-    _choice("dtype", DType, "Floating-point type of input, state and parameters."),
-    _choice("device", Device, "Device that the case runs on."),
+    _choice("dtype", DType, "Floating-point type of input, state and parameters"),
+    _choice("device", Device, "Device that the case runs on"),
     CaseField("seed", ANY, "Seed of parameters and input.", "such as 0,1,2", in_id="seed"),
-    CaseField("epochs", WHOLE, "Epochs of training before the test; 0: as the run sets.", in_id="epochs", swept=False),
-    _choice("encoding", Encoding, "Image at every step, or random spikes at a rate of its brightness.", in_id=""),
+    CaseField(
+        "epochs", WHOLE, "Epochs of training before the test; 0 where the run sets them.", in_id="epochs", swept=False
+    ),
+    _choice(
+        "encoding",
+        Encoding,
+        "Input of a network, the image at every step or spikes at a rate of its brightness",
+        in_id="",
+    ),
     CaseField("groups", COUNT, "Number of groups of the coupled nodes.", "such as 2,4,8", of_node=True),
     CaseField("alpha", REAL, "Reset strength of the coupled nodes, in (0, 1).", "such as 0.25,0.5", of_node=True),
     CaseField("tau", REAL, "Membrane time constant, in steps.", "such as 2,4", of_node=True),
-    _choice("backend", Backend, "Backend of the nodes that have several.", of_node=True),
+    _choice("backend", Backend, "Backend of the nodes that have several", of_node=True),
 )
 """A new field of `Case` is a row here; it shows in ids where it is not the default, and gets a column and a heading."""
 

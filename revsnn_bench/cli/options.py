@@ -53,14 +53,11 @@ Results = Annotated[Path, run_option("results")]
 Reports = Annotated[Path, run_option("reports")]
 Formats = Annotated[str, run_option("format")]
 RunPath = Annotated[str, typer.Argument(help="Run id, file, or `latest`.")]
-RESULTS, REPORTS, FORMATS = (
-    Path(OPTIONS["results"].default),
-    Path(OPTIONS["reports"].default),
-    OPTIONS["format"].default,
-)
+RESULTS, REPORTS = Path(OPTIONS["results"].default), Path(OPTIONS["reports"].default)
+FORMATS = OPTIONS["format"].default
 
 
-def takes(*options: RunOption) -> Callable[[_Command], _Command]:
+def with_options(*options: RunOption) -> Callable[[_Command], _Command]:
     """Gives a command with `**given` the options of a table, each in the panel of its group."""
 
     def parameter(option: RunOption) -> inspect.Parameter:

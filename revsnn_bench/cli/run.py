@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from revsnn_bench.cli.options import failure, listed, takes
+from revsnn_bench.cli.options import failure, listed, with_options
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS
 
@@ -20,7 +20,7 @@ QUIET = ("-qq", "-s", "-rN", "--tb=no", "--disable-warnings", "--benchmark-quiet
 """pytest as an engine: no letters, and no tables but those of the run."""
 
 
-@takes(*SWEEP_OPTIONS, *RUN_OPTIONS)
+@with_options(*SWEEP_OPTIONS, *RUN_OPTIONS)
 def run(
     suite: Annotated[
         str, typer.Option(help="Suites to run, separated by commas; `all` for every one.")

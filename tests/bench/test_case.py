@@ -28,12 +28,12 @@ def test_ids_of_saved_runs_stay_as_they_are():
     assert case.id == "digits-net/lif/T8-B8-N1x8x8-D2/float32/cpu/poisson/epochs12/seed3"
 
 
-@pytest.mark.parametrize("row", FIELDS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in FIELDS if row.swept], ids=lambda row: row.name)
 def test_examples_in_the_help_can_be_read(row):
     """Every value that the help of an option shows is one that the option takes, and that a case or a node takes."""
-    shown = row.values.removeprefix("such as ").removeprefix("among ").partition(";")[0]
+    shown = row.values.removeprefix("such as ").partition(";")[0] or row.meaning.partition(": ")[2].rstrip(".")
     values = each(row.parse)(shown)
-    assert values or not row.swept
+    assert values
     if not row.of_node:
         for value in values:
             assert getattr(Case.model_validate({"node": "lif", row.name: value}), row.name) == value
