@@ -13,7 +13,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from revsnn_bench.case import Case
-from revsnn_bench.records import AccuracyRecord, FidelityRecord, FlopsRecord, MemoryRecord, Record, Status, TimeRecord
+from revsnn_bench.records import (
+    AccuracyRecord,
+    FidelityRecord,
+    FlopsRecord,
+    MemoryRecord,
+    Record,
+    SkipCase,
+    Status,
+    TimeRecord,
+    utc_now,
+)
 
 KEEPING_ROUNDS = 10
 """Rounds until a process that keeps what it frees has all the memory that its steps will ask for."""
@@ -67,8 +77,6 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     """
     import torch
 
-    from revsnn_bench.runner.client import utc_now
-    from revsnn_bench.runner.worker import SkipCase
     from revsnn_bench.system.environment import conditions, read_conditions
 
     settings = settings or Settings()
@@ -97,7 +105,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
 def _compile_time(case: Case, settings: Settings) -> float:
     from revsnn_bench.meters.compile import measure_compile_time
 
-    return measure_compile_time(case)
+    return measure_compile_time(case, "revsnn_bench.models.workloads:build")
 
 
 def _memory(case: Case, settings: Settings) -> MemoryRecord:
