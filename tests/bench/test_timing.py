@@ -59,7 +59,7 @@ def rounds_of(*shares: float) -> list[Round]:
 
 
 def test_a_known_time_comes_out_with_forward_and_backward_apart():
-    """The fastest sample of each is the sleep itself and what waking up costs: forward takes twice what backward does."""
+    """The fastest sample of each is the sleep and what waking up costs: forward takes twice what backward does."""
     step = Step(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
     record = measure_time(step, None, target_s=0.0)
     assert min(record.forward_time_s) >= 0.02
