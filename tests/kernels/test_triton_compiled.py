@@ -5,7 +5,7 @@ import pytest
 import torch
 from kernels_triton import compile_for
 from revsnn_nodes.carrier import CarrierParameters
-from revsnn_nodes.kernels.layout import coefficients
+from revsnn_nodes.kernels.layout import numbers
 from revsnn_nodes.parameters import CoupledParameters
 
 pytest.importorskip("triton", reason="the Triton kernels need triton")
@@ -21,8 +21,8 @@ def compiled(tmp_path_factory):
 def operator(name, steps, dtype, features=512):
     """Arguments of an operator on four samples."""
     x = torch.zeros(steps, 4, features, dtype=dtype)
-    v, p = x[0], coefficients(CarrierParameters(), 4.0, 4.0)
-    q = coefficients(CoupledParameters(), 4.0, 4.0)
+    v, p = x[0], numbers(CarrierParameters(), 4.0, 4.0)
+    q = numbers(CoupledParameters(), 4.0, 4.0)
     return {
         "lif_forward": (x, v, p, True, False, True),
         "lif_backward": (x, x, v, p, 0, False, False, True),
