@@ -60,6 +60,15 @@ def _launch(packed: bytes) -> bytes:
     return results.getvalue()
 
 
+def kernels_and_operators() -> tuple[set[str], set[str]]:
+    """Names of the kernels, and of the operators that CUDA tensors reach."""
+    from revsnn_nodes.kernels.triton import launch as triton_launch
+
+    everything = [each for each in torch._C._dispatch_get_all_op_names() if each.startswith("revsnn::")]
+    on_cuda = {each for each in everything if torch._C._dispatch_has_kernel_for_dispatch_key(each, "CUDA")}
+    return set(triton_launch.KERNELS), {each.removeprefix("revsnn::") for each in on_cuda}
+
+
 def differentiate(launch: Launch, name: str, node: Any, problem: Problem, through: str = "yv") -> Ends:
     """Runs a node's operators forward and backward, as its autograd Function does; `through` as in `nodes_cases`."""
     neuron, soft = node.neuron, node.neuron.v_reset is None
