@@ -14,7 +14,7 @@ from torch import Tensor
 
 from revsnn_nodes.equations import decode_input, decode_spikes
 from revsnn_nodes.kernels import ops as operators  # noqa: F401  (defines torch.ops.revsnn)
-from revsnn_nodes.kernels.layout import coefficients, surrogate_code
+from revsnn_nodes.kernels.layout import numbers, surrogate_code
 from revsnn_nodes.parameters import CarrierParameters, CoupledParameters, LIFParameters
 from revsnn_nodes.surrogate import SurrogateFunction
 
@@ -72,7 +72,7 @@ def _gradient_numbers(neuron: LIFParameters, surrogate: SurrogateFunction) -> tu
     code = surrogate_code(surrogate)
     assert code is not None, "the selection lets no other surrogate through"
     kind, height, scale = code
-    return coefficients(neuron, height, scale), kind
+    return numbers(neuron, height, scale), kind
 
 
 def _state_gradient(ctx: Any, gradient: Tensor) -> Tensor | None:
@@ -89,7 +89,7 @@ class FusedLIF(torch.autograd.Function):
         """Spikes, the last membrane, and the charges (empty unless `keep`)."""
         soft = neuron.v_reset is None
         result: tuple[Tensor, Tensor, Tensor] = _ops.lif_forward(
-            x_seq, v, coefficients(neuron), neuron.decay_input, soft, keep
+            x_seq, v, numbers(neuron), neuron.decay_input, soft, keep
         )
         return result
 
@@ -132,7 +132,7 @@ class FusedCarrier(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Output and the last membrane."""
         soft = neuron.v_reset is None
-        result: tuple[Tensor, Tensor] = _ops.carrier_forward(x_seq, v, coefficients(neuron), neuron.decay_input, soft)
+        result: tuple[Tensor, Tensor] = _ops.carrier_forward(x_seq, v, numbers(neuron), neuron.decay_input, soft)
         return result
 
     @staticmethod
@@ -157,7 +157,7 @@ class FusedCarrier(torch.autograd.Function):
 
 def _coupled(x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, every: int) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = _ops.coupled_forward(
-        x_seq, v, coefficients(neuron), neuron.decay_input, neuron.v_reset is None, neuron.reset_gate == "spike",
+        x_seq, v, numbers(neuron), neuron.decay_input, neuron.v_reset is None, neuron.reset_gate == "spike",
         neuron.groups, neuron.group_dim, every,
     )  # fmt: skip
     return result
@@ -253,7 +253,7 @@ class FusedNormCarrier(torch.autograd.Function):
             weight,
             bias,
             residual,
-            coefficients(neuron),
+            numbers(neuron),
             layer.eps,
             neuron.decay_input,
             neuron.v_reset is None,
@@ -276,7 +276,7 @@ class FusedNormCarrier(torch.autograd.Function):
         kind, height, scale = surrogate_code(ctx.surrogate) or (0, 0.0, 0.0)
         zbar_seq, weight_bar, bias_bar, residual_bar, vbar0 = _ops_norm_function.norm_carrier_backward(
             y_seq, v, weight, bias, residual, inverse_std, beyond, excess, ybar_seq, vbar,
-            coefficients(neuron, height, scale), kind, neuron.v_reset is None, neuron.detach_reset, needs[3], needs[4],
+            numbers(neuron, height, scale), kind, neuron.v_reset is None, neuron.detach_reset, needs[3], needs[4],
         )  # fmt: skip
         return (
             zbar_seq if needs[0] else None,

@@ -12,14 +12,13 @@ The rule: 1 per element of every pointwise operation that a kernel executes (com
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from revsnn_nodes.kernels.cpu.machine import prepare
-from revsnn_nodes.kernels.layout import KINDS
+from revsnn_nodes.kernels.layout import KINDS, grouped  # noqa: F401
 
 SCHEMAS = {
     "lif_forward": "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool keep) -> (Tensor, Tensor, Tensor)",
@@ -89,12 +88,6 @@ def backward_results(name: str, y_seq: Tensor, *arguments: Any) -> tuple[Tensor,
         results += [y_seq.new_empty(y_seq.shape[2]) for _ in range(2)]
         results.append(y_seq.new_empty(y_seq.shape if arguments[-2] else (0,)))
     return *results, y_seq.new_empty(y_seq.shape[1:] if arguments[-1] else (0,))
-
-
-def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, int]:
-    """A step's shape `[N, *]` as `[outer, groups, inner]`."""
-    dim = group_dim % len(shape)
-    return prod(shape[:dim]), groups, prod(shape[dim:]) // groups
 
 
 def _cpu_module(name: str, dtype: torch.dtype) -> Any:

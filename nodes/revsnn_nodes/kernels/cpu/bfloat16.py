@@ -213,7 +213,7 @@ def carried_input(y: Any, charge: Any, threshold: Any, unscale: Any) -> Any:
 def _forward_row(
     drive: Any, partner: Any, v: Any, charge: Any, y: Any, p: Any, leak: Any, soft: bool, by_spike: bool
 ) -> None:
-    tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[7], p[8], p[9]
+    tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[9], p[10], p[11]
     for j in range(y.shape[0]):
         m = rounded(charge_of(drive[j], v[j], tau, rest, leak))
         out = rounded(fired(m, threshold) + beta * partner[j])
@@ -247,7 +247,7 @@ def _agree_row(x: Any, before: Any, charge: Any, y: Any, v: Any, p: Any, leak: A
         charge, y: those of the last group; y is changed.
         v: the first group's membrane after the step, written.
     """
-    tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[7], p[8], p[9]
+    tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[9], p[10], p[11]
     unscale = type(beta)(1) / beta
     half = type(beta)(0.5)
     for j in range(y.shape[0]):
@@ -349,7 +349,7 @@ def inverse_backward(
 @exact
 def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
     """A group of a step, forward in time, from the membrane before it and the output."""
-    tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[7], p[9]
+    tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[9], p[11]
     for j in range(y.shape[0]):
         m = rounded(charge_of(drive[j], v[j], tau, rest, leak))
         charge[j] = m
@@ -360,7 +360,7 @@ def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, leak: Any, 
 @exact
 def _decode_row(y: Any, charge: Any, x: Any, p: Any) -> None:
     """The first group's input, from the last group."""
-    threshold, unscale = p[1], type(p[8])(1) / p[8]
+    threshold, unscale = p[1], type(p[10])(1) / p[10]
     for j in range(y.shape[0]):
         x[j] = carried_input(y[j], charge[j], threshold, unscale)
 

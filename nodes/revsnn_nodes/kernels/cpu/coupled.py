@@ -63,7 +63,7 @@ def reset_membrane(charge: Any, gate: Any, rest: Any, alpha: Any, drop: Any, sof
 
 @exact_row
 def _forward_row(drive: Any, partner: Any, v: Any, y: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
-    tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[7], p[8], p[9]
+    tau, threshold, rest, alpha, beta, drop = p[0], p[1], p[2], p[9], p[10], p[11]
     for j in range(y.shape[0]):
         charge = charge_of(drive[j], v[j], tau, rest, leak)
         out = fired(charge, threshold) + beta * partner[j]
@@ -171,7 +171,7 @@ def _product_row(
     """See `revsnn_nodes.equations._reset_vjp`. Writes the gradient of the drive, added to `before`, into `total`, and
     that of the partner's input into `partner`. No two rows may overlap: the loop would not be vectorised."""
     threshold, rest, keep, gain, height, scale = p[1], p[2], p[3], p[4], p[5], p[6]
-    alpha, beta, drop = p[7], p[8], p[9]
+    alpha, beta, drop = p[9], p[10], p[11]
     zero = type(keep)(0)
     one = type(keep)(1)
     for j in range(y.shape[0]):
@@ -230,8 +230,8 @@ def _charge_after(y: Any, v: Any, rest: Any, alpha: Any, drop: Any, soft: bool) 
 @exact_row
 def invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, soft: bool) -> None:
     """The last group of a step, backward in time; also writes the first group's input, which its output carries."""
-    threshold, rest, alpha, drop = p[1], p[2], p[7], p[9]
-    unkeep, gain, inflow, unscale = type(p[3])(1) / p[3], p[4], p[10], type(p[8])(1) / p[8]
+    threshold, rest, alpha, drop = p[1], p[2], p[9], p[11]
+    unkeep, gain, inflow, unscale = type(p[3])(1) / p[3], p[4], p[12], type(p[10])(1) / p[10]
     for j in range(y.shape[0]):
         m = _charge_after(y[j], v[j], rest, alpha, drop, soft)
         charge[j] = m
@@ -242,8 +242,8 @@ def invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Any, sof
 @exact_row
 def invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, soft: bool) -> None:
     """Another group of a step, backward in time."""
-    rest, alpha, drop = p[2], p[7], p[9]
-    unkeep, gain, inflow = type(p[3])(1) / p[3], p[4], p[10]
+    rest, alpha, drop = p[2], p[9], p[11]
+    unkeep, gain, inflow = type(p[3])(1) / p[3], p[4], p[12]
     for j in range(y.shape[0]):
         m = _charge_after(y[j], v[j], rest, alpha, drop, soft)
         charge[j] = m
@@ -301,7 +301,7 @@ def inverse_backward(
 @exact_row
 def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Any, leak: Any, soft: bool, by_spike: bool) -> None:
     """A group of a step, forward in time, from the membrane before it and the output."""
-    tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[7], p[9]
+    tau, threshold, rest, alpha, drop = p[0], p[1], p[2], p[9], p[11]
     for j in range(y.shape[0]):
         m = charge_of(drive[j], v[j], tau, rest, leak)
         charge[j] = m
@@ -336,7 +336,7 @@ def _regenerate_step(
             drive = row_of(y, place(y, t, o, i - 1, c), n) if i else row_of(x_first, 0, n)
             _regenerate_row(here, drive, row_of(v, scratch, n), h, p, leak, soft, by_spike)
             if i == groups - 1:
-                _first_inputs(here, h, row_of(x_first, 0, n), p[1], p[8])
+                _first_inputs(here, h, row_of(x_first, 0, n), p[1], p[10])
 
 
 @exact
