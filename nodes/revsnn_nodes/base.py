@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require
+from revsnn_nodes.remat.record import run_node
 from revsnn_nodes.surrogate import as_surrogate
 
 StepMode = Literal["s", "m"]
@@ -33,11 +34,13 @@ class SpikingNode(nn.Module, Generic[P]):
         backend_in_use: "torch" or "fused", what the last call ran on; None before the first.
         backend_reason: why the last call did not run on the fused kernels; empty where it did.
         fused_cpu_dtypes: what the fused kernels of this kind of node take on the CPU.
+        keeps_input_in_remat: whether, inside `remat`, this kind of node keeps its input in place of its charges.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
             then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
     """
 
     fused_cpu_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
+    keeps_input_in_remat: ClassVar[bool] = False
     neuron: P
     v: Tensor | float
 
@@ -92,7 +95,7 @@ class SpikingNode(nn.Module, Generic[P]):
         v = self._carried_state(x_seq)
         self.backend_in_use, self.backend_reason = choose_backend(self, x_seq)
         run = self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
-        y_seq, self.v = run(x_seq, v)
+        y_seq, self.v = run_node(self, run, x_seq, v)
         return y_seq.squeeze(0) if self.step_mode == "s" else y_seq
 
     def check_neuron(self, neuron: P) -> None:

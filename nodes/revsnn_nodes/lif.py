@@ -85,6 +85,7 @@ class StandardLIF(SpikingNode[LIFParameters]):
     """
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    keeps_input_in_remat = True
 
     def __init__(
         self,
