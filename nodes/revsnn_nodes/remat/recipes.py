@@ -81,12 +81,12 @@ class View:
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
         """The place of a tensor."""
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
 
     def on(self, storage: UntypedStorage) -> Tensor:
         """The tensor in this place of another storage."""
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
-        return empty.set_(storage, self.offset, self.size, self.stride)  # type: ignore[call-overload, no-any-return]
+        return empty.set_(storage, self.offset, self.size, self.stride)
 
 
 class Counter:

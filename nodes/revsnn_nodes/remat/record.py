@@ -1,11 +1,12 @@
 """The context `remat`: watches a forward, and decides for each saved tensor whether it is kept or made again.
 
-Three hooks of torch work together: a `TorchFunctionMode` sees calls of cheap functions and notes recipes,
-`saved_tensors_hooks` replace what autograd saves, and module hooks name the module that a tensor was saved in.
+Two hooks of torch work together: a `TorchFunctionMode` sees calls of cheap functions and notes recipes, and
+`saved_tensors_hooks` replace what autograd saves.
 Neurons announce themselves through `run_node`. Source of the idea: Chen et al. 2016 (arXiv 1604.06174), recomputation
 of cheap layers; here chosen for each tensor, and run lazily.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
 from revsnn_nodes.parameters import require
@@ -56,7 +56,6 @@ class Recorder:
         self.max_passes, self.verify, self.saved = max_passes, verify, saved
         self.values: dict[int, Value] = {}  # by address of the storage, which its weak reference keeps from reuse
         self.fresh: list[Packed] = []
-        self.modules: list[str] = []
         self.names: dict[int, str] = {}
         self.hook = self.pack
 
@@ -78,7 +77,7 @@ class Recorder:
         with torch._C.DisableTorchFunction():
             if packing.is_paused() or not recordable(tensor):
                 return tensor.detach()
-            entry = Entry(self.modules[-1] if self.modules else "(no module)", NOT_CHEAP)
+            entry = Entry(self.module_name(), NOT_CHEAP)
             value = self.value_of(tensor)
             packed = Packed(tensor, value, entry, self.verify)
             self.decide(packed, value)
@@ -185,18 +184,27 @@ class Recorder:
             self.value_of(tensor).opened = True
             self.values[tensor.untyped_storage()._cdata] = Value(tensor)
 
-    def enter_module(self, module: nn.Module, _: Any) -> None:
-        """Before a module's forward."""
-        if id(module) not in self.names:
-            self.names.update((id(each), name) for name, each in module.named_modules())
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-            self.saved.note(f"{type(module).__name__} is compiled: the compiler decides what to recompute there")
-        self.modules.append(self.names[id(module)] or type(module).__name__)
+    def module_name(self) -> str:
+        """The innermost module whose forward is running: its path from the outermost one, or that one's type."""
+        modules = list(_running_modules())
+        if not modules:
+            return "(no module)"
+        inner, outer = modules[0], modules[-1]
+        if id(inner) not in self.names:
+            self.names.update((id(each), name) for name, each in outer.named_modules())
+        for module in (inner, outer):
+            if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+                self.saved.note(f"{type(module).__name__} is compiled: the compiler decides what to recompute there")
+        return self.names.get(id(inner)) or type(inner).__name__
 
-    def leave_module(self, *_: Any) -> None:
-        """After a module's forward, whether or not it raised."""
-        if self.modules:
-            self.modules.pop()
+
+def _running_modules() -> Iterator[nn.Module]:
+    """Modules whose forward is running in this thread, the innermost first."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__:
+            yield frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 def recordable(tensor: Tensor) -> bool:
@@ -264,27 +272,12 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
         return
     recorder = Recorder(max_passes, verify, saved)
     with ExitStack() as stack:
-        owner = threading.get_ident()
         stack.callback(setattr, _active, "recorder", None)
         _active.recorder = recorder
-        for handle in _name_modules(recorder, owner):
-            stack.callback(handle.remove)
         stack.enter_context(saved_tensors_hooks(recorder.hook, unpack))
         stack.enter_context(_Mode(recorder))
         stack.callback(recorder.values.clear)
         yield saved
-
-
-def _name_modules(recorder: Recorder, owner: int) -> Iterator[Any]:
-    def mine(hook: Callable[..., None]) -> Callable[..., None]:
-        def run(*args: Any) -> None:
-            if not torch.compiler.is_compiling() and threading.get_ident() == owner:
-                hook(*args)
-
-        return run
-
-    yield module_hooks.register_module_forward_pre_hook(mine(recorder.enter_module))
-    yield module_hooks.register_module_forward_hook(mine(recorder.leave_module), always_call=True)
 
 
 def run_node(
