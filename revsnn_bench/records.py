@@ -80,6 +80,7 @@ class Status(StrEnum):
 
     OK = "ok"
     WRONG = "wrong"
+    UNVERIFIED = "unverified"
     OOM = "oom"
     TIMEOUT = "timeout"
     ERROR = "error"
@@ -188,7 +189,7 @@ class FidelityRecord(_Frozen):
     Fields:
         gradient_error: of the gradient with respect to the input.
         parameter_gradient_error: of all parameter gradients together; None without parameters.
-        output_error: of the output against the reference dynamics in the same dtype.
+        output_error: of the output against the reference dynamics in the same dtype; None without a reference.
         tolerance: largest gradient error that counts as right for this dtype.
         reconstruction_error: worst absolute input error after inverting or decoding; None where nothing
             is inverted.
@@ -198,11 +199,13 @@ class FidelityRecord(_Frozen):
         predicted_error: what the node's own drift guard predicts; None where there is none.
         warning: the warning that the node gave, word for word.
         neurons: how many neurons were compared.
+        judged_by: "reference", backpropagation through the reference's forward; or "differences" of the model's own
+            forward, for a model that names no reference; see `meters/oracle.py`.
     """
 
     gradient_error: float
     parameter_gradient_error: float | None = None
-    output_error: float
+    output_error: float | None = None
     tolerance: float
     reconstruction_error: float | None = None
     flipped_spikes: int | None = None
@@ -210,6 +213,7 @@ class FidelityRecord(_Frozen):
     predicted_error: float | None = None
     warning: str | None = None
     neurons: int
+    judged_by: str = "reference"
 
 
 class AccuracyRecord(_Frozen):
@@ -347,6 +351,10 @@ class Run(_Frozen):
 
     def __iter__(self) -> Iterator[Record]:  # type: ignore[override]
         return iter(self.records)
+
+
+class NoOracle(Exception):
+    """Nothing can judge the gradient of a case that names no reference; the message says why."""
 
 
 class SkipCase(Exception):

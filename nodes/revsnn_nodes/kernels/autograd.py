@@ -14,7 +14,7 @@ from torch import Tensor
 
 from revsnn_nodes.equations import decode_input, decode_spikes
 from revsnn_nodes.kernels import ops as operators  # noqa: F401  (defines torch.ops.revsnn)
-from revsnn_nodes.kernels.layout import numbers, surrogate_code
+from revsnn_nodes.kernels.layout import Numbers, numbers, surrogate_code
 from revsnn_nodes.parameters import CarrierParameters, CoupledParameters, LIFParameters
 from revsnn_nodes.surrogate import SurrogateFunction
 
@@ -68,7 +68,7 @@ def first_derivative_only(backward: Backward) -> Backward:
 _ops = torch.ops.revsnn
 
 
-def _gradient_numbers(neuron: LIFParameters, surrogate: SurrogateFunction) -> tuple[list[float], int]:
+def _gradient_numbers(neuron: LIFParameters, surrogate: SurrogateFunction) -> tuple[Numbers, int]:
     code = surrogate_code(surrogate)
     assert code is not None, "the selection lets no other surrogate through"
     kind, height, scale = code

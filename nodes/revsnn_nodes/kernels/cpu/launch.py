@@ -25,7 +25,7 @@ from revsnn_nodes.kernels.cpu import (
     lif as cpu_lif,
 )
 from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, run_columns
-from revsnn_nodes.kernels.ops import grouped
+from revsnn_nodes.kernels.layout import grouped
 
 Results = tuple[Tensor, ...]
 

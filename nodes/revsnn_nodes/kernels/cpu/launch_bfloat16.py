@@ -17,7 +17,7 @@ from revsnn_nodes.kernels.cpu import bfloat16 as cpu_bfloat16_coupled_rows
 from revsnn_nodes.kernels.cpu import bfloat16 as cpu_bfloat16_rows
 from revsnn_nodes.kernels.cpu.launch import Results, as_numbers, leak_code, unit_columns
 from revsnn_nodes.kernels.cpu.machine import run_columns
-from revsnn_nodes.kernels.ops import grouped
+from revsnn_nodes.kernels.layout import grouped
 
 MOST_COLUMNS = 1024
 
