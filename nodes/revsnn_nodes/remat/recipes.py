@@ -128,7 +128,7 @@ class Value:
         recipe: how to make it again; None for a source.
         counter: version of the storage when it had these contents.
         nbytes: of the whole storage.
-        persistent: whether it belongs to a parameter, which nothing here keeps alive.
+        persistent: whether it belongs to a parameter or a norm's statistics, which live anyway.
         keepers: how many saved tensors hold the storage.
         asks: saved tensors that were replaced by this value's recipe and not asked for yet.
         held: contents made again before the next ask.
@@ -218,11 +218,11 @@ class Recipe:
     Args:
         function: what to run; returns one tensor.
         arguments: positional and by keyword.
-        sources: the values among the arguments.
         result: what it returned in the forward.
         passes: its cost.
         overwrites: the value that it changes in place, one of the sources.
     Attributes:
+        sources: the values among the arguments.
         nbytes: of tensors that were copied into its arguments.
     """
 
@@ -230,16 +230,18 @@ class Recipe:
         self,
         function: Function,
         arguments: tuple[Any, Any],
-        sources: tuple[Value, ...],
         result: Tensor,
         passes: int,
         overwrites: Value | None = None,
     ) -> None:
-        self.function, self.arguments, self.sources = function, arguments, sources
+        self.function, self.arguments = function, arguments
         self.passes, self.overwrites = passes, overwrites
         self.view = View.of(result)
         self.nbytes = 0
         map_leaves(arguments, Tensor, self._count)
+        sources: dict[Value, None] = {}
+        map_leaves(arguments, Ref, lambda ref: sources.setdefault(ref.value))
+        self.sources = tuple(sources)
         self.autocast = Autocast(result.device.type)
 
     def _count(self, constant: Tensor) -> Tensor:
@@ -261,8 +263,8 @@ class Recipe:
 
 def batch_norm_again(
     input: Any,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    running_mean: Ref | None,
+    running_var: Ref | None,
     weight: Any = None,
     bias: Any = None,
     training: bool = False,
@@ -276,8 +278,8 @@ def batch_norm_again(
 
 def instance_norm_again(
     input: Any,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
+    running_mean: Ref | None = None,
+    running_var: Ref | None = None,
     weight: Any = None,
     bias: Any = None,
     use_input_stats: bool = True,
@@ -289,8 +291,9 @@ def instance_norm_again(
     return functional.instance_norm, ((input, mean, var, weight, bias, use_input_stats, momentum, eps), {})
 
 
-def _copied(statistics: Tensor | None) -> Tensor | None:
-    return None if statistics is None else statistics.detach().clone()
+def _copied(statistics: Ref | None) -> Tensor | None:
+    storage = None if statistics is None else statistics.value.storage()
+    return None if statistics is None or storage is None else statistics.view.on(storage).clone()
 
 
 AGAIN: dict[Function, Function] = {

@@ -109,7 +109,11 @@ class Recorder:
         except _Unrecorded:
             return function(*args, **kwargs)
         if function in HIDDEN:
-            return self.call_hidden(function, args, kwargs, refs)
+            return self.call_hidden(function, args, kwargs)
+        if function in AGAIN:
+            for ref in (*refs[0][1:3], refs[1].get("running_mean"), refs[1].get("running_var")):
+                if ref is not None:
+                    ref.value.persistent = True
         result = function(*args, **kwargs)
         if isinstance(result, Tensor) and recordable(result):
             again = AGAIN.get(function)
@@ -145,23 +149,21 @@ class Recorder:
                 return
         elif not fills_its_storage(result):
             return
-        sources = tuple(dict.fromkeys(value for value, _ in before.values()))
-        value = Value(result, Recipe(run, arguments, sources, result, passes, overwrites))
+        value = Value(result, Recipe(run, arguments, result, passes, overwrites))
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
             if kept is not None and kept.untyped_storage()._cdata == address and packed.counter.current:
                 self.decide(packed, value)
 
-    def call_hidden(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], refs: Any) -> Any:
+    def call_hidden(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a function of one tensor as one that is run again in the backward pass."""
-        source = args[0] if args else None
-        others = map_leaves((args[1:], kwargs), Tensor, lambda _: None)
-        if not isinstance(source, Tensor) or kwargs.get("return_indices") or others != (args[1:], kwargs):
+        if not args or kwargs.get("return_indices"):
             return function(*args, **kwargs)
+        source, rest = args[0], args[1:]
 
         def run(tensor: Tensor) -> Any:
-            return function(tensor, *args[1:], **kwargs)
+            return function(tensor, *rest, **kwargs)
 
         before, ((ref,), _) = self.refer(((source,), {}))
         result = Rerun.apply(run, source) if source.requires_grad else run(source)
