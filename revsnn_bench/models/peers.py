@@ -1,8 +1,6 @@
-"""Neurons of other packages, as rows of a comparison: SpikingJelly's LIF, eager and under torch.compile.
+"""SpikingJelly's LIF, eager and compiled, for comparison, and which nodes take a backend.
 
-They are measured where they are installed and skipped elsewhere. Versions: see the extra `peers`.
-
-Which backends a node has, by its name: what a user's choice of backend reaches.
+A peer is a function and a row of `PEERS`; it is skipped where its package is not installed (extra `peers`).
 """
 
 from collections.abc import Callable

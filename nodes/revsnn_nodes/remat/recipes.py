@@ -8,15 +8,12 @@ to storages weakly, so that recording keeps nothing alive. A view is a value wit
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from revsnn_nodes.remat.pack import Packed
 
 Function = Callable[..., Any]
 
@@ -169,7 +166,7 @@ class Value:
             return None
         return cast("UntypedStorage | None", UntypedStorage._new_with_weak_ptr(self.weak.cdata))
 
-    def forget(self, packed: "Packed") -> None:
+    def forget(self, packed: Any) -> None:
         """Counts a saved tensor as asked for, or as gone; drops what was held for the last one."""
         self.asks.discard(id(packed))
         if not self.asks:

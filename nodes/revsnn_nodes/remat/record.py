@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,6 @@ from revsnn_nodes.remat.recipes import (
 from revsnn_nodes.remat.report import Entry, Saved
 from revsnn_nodes.remat.rerun import Rerun
 from revsnn_nodes.surrogate import in_transform
-
-if TYPE_CHECKING:
-    from revsnn_nodes.base import SpikingNode
 
 NOT_CHEAP = "not cheap"
 """Kept: the function that made it is not run again."""
@@ -283,7 +280,7 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
 
 
 def run_node(
-    node: "SpikingNode[Any]", run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None
+    node: Any, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Runs a neuron; inside `remat` as one that keeps its input in place of its charges, if that keeps no more.
 
