@@ -14,7 +14,7 @@ from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, node_factory
 from revsnn_nodes.kernels.support import fused_obstacle
 from torch import nn
 
-from revsnn_bench.runner.worker import SkipCase
+from revsnn_bench.records import SkipCase
 
 
 def spikingjelly(**options: Any) -> nn.Module:
