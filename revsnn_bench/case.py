@@ -6,7 +6,7 @@ line and of pytest, the columns of the CSV files and the headings of reports rea
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -58,7 +58,7 @@ def _bad_shape(value: Any) -> ValueError:
     )
 
 
-def number(kind: type[int] | type[float], rule: str, accepts: Callable[[Any], bool]) -> Parser:
+def number(kind: type[int] | type[float], rule: str, accepts: Callable[[Any], bool] = lambda value: True) -> Parser:
     """A parser of numbers that are accepted; `rule` says which."""
 
     def parse(text: str) -> Any:
@@ -96,10 +96,10 @@ def each(parse: Parser) -> Parser:
     return parse_each
 
 
-ANY = number(int, "a whole number", lambda value: True)
+ANY = number(int, "a whole number")
 WHOLE = number(int, "a whole number of at least 0", lambda value: value >= 0)
 COUNT = number(int, "a whole number of at least 1", lambda value: value >= 1)
-REAL = number(float, "a number", lambda value: True)
+REAL = number(float, "a number")
 POSITIVE = number(float, "a number above 0", lambda value: value > 0)
 
 
@@ -143,11 +143,6 @@ class CaseField:
         """Whether its values are whole numbers."""
         return not self.of_node and Case.model_fields[self.name].annotation is int
 
-    @property
-    def default(self) -> Any:
-        """Default of the field of `Case`."""
-        return Case.model_fields[self.name].default
-
 
 def _choice(name: str, literal: Any, meaning: str, **more: Any) -> CaseField:
     choices = get_args(literal)
@@ -165,13 +160,7 @@ FIELDS = (
     _choice("device", Device, "Device that the case runs on."),
     CaseField("seed", ANY, "Seed of parameters and input.", "such as 0,1,2", in_id="seed"),
     CaseField("epochs", WHOLE, "Epochs of training before the test; 0: as the run sets.", in_id="epochs", swept=False),
-    CaseField(
-        "encoding",
-        one_of(get_args(Encoding)),
-        "How a network is shown an image: direct, the same at every step; poisson, random spikes at a rate of its "
-        "brightness.",
-        in_id="",
-    ),
+    _choice("encoding", Encoding, "Image at every step, or random spikes at a rate of its brightness.", in_id=""),
     CaseField("groups", COUNT, "Number of groups of the coupled nodes.", "such as 2,4,8", of_node=True),
     CaseField("alpha", REAL, "Reset strength of the coupled nodes, in (0, 1).", "such as 0.25,0.5", of_node=True),
     CaseField("tau", REAL, "Membrane time constant, in steps.", "such as 2,4", of_node=True),
@@ -249,14 +238,8 @@ class Case(BaseModel):
     @property
     def place(self) -> tuple[str, ...]:
         """Everything but the node: workload, size, dtype, device, and what else differs from its default."""
-        # The latest field comes first, as in the ids of saved runs.
-        return (
-            self.workload,
-            self.size,
-            self.dtype,
-            self.device,
-            *(f"{row.in_id}{getattr(self, row.name)}" for row in reversed(self._others())),
-        )
+        others = [f"{row.in_id}{self.value(row)}" for row in self._others()]
+        return self.workload, self.size, self.dtype, self.device, *reversed(others)
 
     @property
     def id(self) -> str:
@@ -267,10 +250,11 @@ class Case(BaseModel):
     @property
     def others(self) -> list[str]:
         """Fields without a fixed place in headings, where they differ from their default: `seed 1`, `epochs 12`."""
-        return [f"{row.title} {getattr(self, row.name)}" for row in self._others()]
+        return [f"{row.title} {self.value(row)}" for row in self._others()]
 
     def _others(self) -> list[CaseField]:
-        return [row for row in CASE_FIELDS if row.in_id is not None and getattr(self, row.name) != row.default]
+        defaults = Case.model_fields
+        return [r for r in CASE_FIELDS if r.in_id is not None and self.value(r) != defaults[r.name].default]
 
     def value(self, row: CaseField) -> int | str:
         """The value of a field as tables show it: the shape as text."""
@@ -294,7 +278,6 @@ Axes = Mapping[str, Sequence[Any]]
 _SMOKE_SIZE, _SMOKE_BATCH = 8, 2
 
 
-@dataclass(frozen=True)
 class Sweep:
     """A suite's declaration: the axes it sweeps, for a quick and for a full run, and what stays fixed.
 
@@ -308,25 +291,21 @@ class Sweep:
         ValueError: one string in place of several nodes or values.
     """
 
-    quick: Axes
-    full: Axes = field(default_factory=dict)
-    workload: str = "layer"
-    nodes: Sequence[str] | None = None
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, values in {"nodes": self.nodes, **self.quick, **self.full}.items():
+    def __init__(
+        self,
+        quick: Axes,
+        full: Axes | None = None,
+        workload: str = "layer",
+        nodes: Sequence[str] | None = None,
+        **fixed: Any,
+    ) -> None:
+        self.quick, self.full, self.workload, self.nodes, self.fixed = quick, full or {}, workload, nodes, fixed
+        for name, values in {"nodes": nodes, **quick, **self.full}.items():
             if isinstance(values, str):
                 raise ValueError(
                     f"`{name}` of a sweep must be a sequence of values; got the string {values!r}. "
                     f"It would be taken letter by letter. Write ({values!r},)."
                 )
-
-    @classmethod
-    def of_marker(cls, quick: Axes, full: Axes | None = None, workload: str = "layer",
-                  nodes: Sequence[str] | None = None, **fixed: Any) -> "Sweep":  # fmt: skip
-        """The sweep of `@pytest.mark.sweep(...)`; unnamed keywords are fixed values."""
-        return cls(quick=quick, full=full or {}, workload=workload, nodes=nodes, fixed=fixed)
 
     def cases(
         self,
@@ -355,23 +334,18 @@ class Sweep:
             axes = {name: values[:1] for name, values in axes.items()}
         chosen = [node for node in (nodes or self.nodes or all_nodes) if self.nodes is None or node in self.nodes]
         points = [{**fixed, **dict(zip(axes, values, strict=True))} for values in product(*axes.values())]
-        cases = [self._case(node, _taken(node, point, overrides, takes)) for point in points for node in chosen]
-        cases = list(dict.fromkeys(cases))
-        return [_shrunk(case) for case in cases] if preset == "smoke" else cases
 
-    def _case(self, node: str, point: Mapping[str, Any]) -> Case:
-        fields = {name: value for name, value in point.items() if name in Case.model_fields}
-        options = {name: value for name, value in point.items() if name not in Case.model_fields}
-        return Case(node=node, workload=self.workload, node_options=options, **fields)  # type: ignore[arg-type]
+        def case(node: str, point: Mapping[str, Any]) -> Case:
+            fields = {name: value for name, value in point.items() if name in Case.model_fields}
+            options = {
+                name: value
+                for name, value in point.items()
+                if name not in fields and (name not in overrides or takes(node, name, value))
+            }
+            return Case.model_validate({"node": node, "workload": self.workload, "node_options": options, **fields})
 
-
-def _taken(
-    node: str, point: Mapping[str, Any], overrides: Axes, takes: Callable[[str, str, Any], bool]
-) -> Mapping[str, Any]:
-    """A point without the options that the user gave and the node does not take."""
-    options = [name for name in overrides if name in point and name not in Case.model_fields]
-    refused = {name for name in options if not takes(node, name, point[name])}
-    return {name: value for name, value in point.items() if name not in refused}
+        cases = list(dict.fromkeys(case(node, point) for point in points for node in chosen))
+        return [_shrunk(each) for each in cases] if preset == "smoke" else cases
 
 
 def _shrunk(case: Case) -> Case:

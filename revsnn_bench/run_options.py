@@ -16,22 +16,22 @@ class RunOption:
     """One option of a run: `--NAME` on the command line, `--GROUP-NAME` in pytest.
 
     Args:
-        group: "sweep" for what is measured, "run" for how.
         name: in pytest, after the group.
         help: one sentence.
         metavar: stands for the value in help texts; empty for a flag.
         parse: reads the value; not used by a flag.
         default: as text, as a user would type it; empty for none.
         typed: name on the command line, where it is another.
+        group: "sweep" for what is measured, "run" for how.
     """
 
-    group: str
     name: str
     help: str
     metavar: str = ""
     parse: Callable[[str], Any] = str
     default: str = ""
     typed: str = ""
+    group: str = "run"
 
     @property
     def flag(self) -> str:
@@ -49,27 +49,27 @@ class RunOption:
         return self.flag.removeprefix("--").replace("-", "_")
 
 
-SWEEP_OPTIONS = tuple(RunOption("sweep", row.name, row.help, "VALUES", each(row.parse)) for row in FIELDS if row.swept)
+SWEEP_OPTIONS = tuple(
+    RunOption(row.name, row.help, "VALUES", each(row.parse), group="sweep") for row in FIELDS if row.swept
+)
 
 RUN_OPTIONS = (
-    RunOption("run", "id", "Name of the run; made of date and time by default.", "NAME", typed="run-id"),
-    RunOption("run", "results", "Folder of saved runs.", "DIR", Path, "results"),
-    RunOption("run", "reports", "Folder of reports.", "DIR", Path, "reports"),
+    RunOption("id", "Name of the run; made of date and time by default.", "NAME", typed="run-id"),
+    RunOption("results", "Folder of saved runs.", "DIR", Path, "results"),
+    RunOption("reports", "Folder of reports.", "DIR", Path, "reports"),
     RunOption(
-        "run", "formats", "Formats of the reports.", "FORMATS", each(one_of(FORMATS)), ",".join(FORMATS), typed="format"
+        "formats", "Formats of the reports.", "FORMATS", each(one_of(FORMATS)), ",".join(FORMATS), typed="format"
     ),
-    RunOption("run", "live", "Refresh the page in the reports folder as cases finish."),
-    RunOption("run", "resume", "Go on with an interrupted run: its id, or its .jsonl file.", "RUN"),
-    RunOption("run", "timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
-    RunOption("run", "memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_size),
-    RunOption("run", "threads", "Threads of each worker; torch's default if not given.", "N", COUNT),
-    RunOption("run", "passes", "Passes of each case.", "PASSES", each(one_of(tuple(PASSES))), ",".join(PASSES)),
-    RunOption("run", "target", "Timed seconds to aim for per case.", "SECONDS", POSITIVE, "0.1"),
-    RunOption("run", "keep-freed", "Keep freed memory while timing, so that there are no page faults."),
-    RunOption("run", "epochs", "Epochs of training for accuracy in digits-net.", "N", WHOLE, "3"),
-    RunOption(
-        "run", "preload", "Modules that workers import first, such as one that registers a node.", "MODULES", each(str)
-    ),
+    RunOption("live", "Refresh the page in the reports folder as cases finish."),
+    RunOption("resume", "Go on with an interrupted run: its id, or its .jsonl file.", "RUN"),
+    RunOption("timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
+    RunOption("memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_size),
+    RunOption("threads", "Threads of each worker; torch's default if not given.", "N", COUNT),
+    RunOption("passes", "Passes of each case.", "PASSES", each(one_of(tuple(PASSES))), ",".join(PASSES)),
+    RunOption("target", "Timed seconds to aim for per case.", "SECONDS", POSITIVE, "0.1"),
+    RunOption("keep-freed", "Keep freed memory while timing, so that there are no page faults."),
+    RunOption("epochs", "Epochs of training for accuracy in digits-net.", "N", WHOLE, "3"),
+    RunOption("preload", "Modules that workers import first, such as one that registers a node.", "MODULES", each(str)),
 )
 
 OPTIONS = {option.key: option for option in (*SWEEP_OPTIONS, *RUN_OPTIONS)}

@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     from revsnn_bench.models.peers import takes
 
-    sweep = Sweep.of_marker(*marker.args, **marker.kwargs)
+    sweep = Sweep(*marker.args, **marker.kwargs)
     cases = sweep.cases(
         options.preset(metafunc.config),
         options.axes(metafunc.config),

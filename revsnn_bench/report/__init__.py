@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from revsnn_bench.records import Run
 from revsnn_bench.report import markdown, tables
+from revsnn_bench.run_options import FORMATS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
     from revsnn_bench.report.canvas import Figure
-
-_FORMATS = ("md", "csv", "json", "html", "svg")
 
 
 def write_reports(
@@ -74,10 +73,10 @@ def _texts(
 
 
 def _require_known(formats: Sequence[str]) -> None:
-    unknown = [name for name in formats if name not in _FORMATS]
+    unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(
-            f"`formats` must name formats among {', '.join(_FORMATS)}; got {', '.join(unknown)}. Nothing was "
+            f"`formats` must name formats among {', '.join(FORMATS)}; got {', '.join(unknown)}. Nothing was "
             "written. Leave the others out."
         )
 

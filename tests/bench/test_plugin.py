@@ -7,33 +7,76 @@ import sys
 import pytest
 
 CASE = "from revsnn_bench import Case\n"
+RETAINED = 4 * 2 * 64 * (3 * 8 - 2) + 8 * 8
+"""Bytes that lif keeps at T = 8, B = 2, 64 features: three tensors per step, less two of the last step's reset, and
+8 bytes per step, since autograd keeps the divisor tau as a tensor of one number."""
+
 SMALL = 'Case(node="{node}", timesteps=4, batch=2, shape=(64,))'
+ENDINGS = f"""
+import pytest, torch
+from revsnn_bench import Case
+
+SMALL = dict(timesteps=4, batch=2, shape=(64,))
+LONG = dict(timesteps=32, batch=2, shape=(64,))
+BUDGET = Case(node="lif", timesteps=8, batch=2, shape=(64,))
+
+def test_keeps_nothing(measure_case):
+    record = measure_case(Case(node="lif-carrier", **SMALL))
+    assert record.memory.retained_bytes == 0
+    assert measure_case(Case(node="revlif", **SMALL)).memory.retained_bytes == 4 * 2 * 64
+
+@pytest.mark.memory_budget(retained="{RETAINED} B")
+def test_at_the_budget(measure_case): measure_case(BUDGET)
+
+@pytest.mark.memory_budget(retained="{RETAINED - 1} B")
+def test_over_the_budget(measure_case): measure_case(BUDGET)
+
+@pytest.mark.memory_budget(peak="1 KiB")
+def test_over_the_peak(measure_case): measure_case(BUDGET)
+
+@pytest.mark.memory_budget(peak="8 KiB")
+def test_own_tensors_within(): torch.zeros(2048)
+
+@pytest.mark.memory_budget(peak="8 KiB")
+def test_own_tensors_beyond(): a = torch.zeros(2048); b = torch.zeros(1)
+
+def test_warned(measure_case): measure_case(Case(node="revlif", **LONG))
+
+def test_silent(measure_case): measure_case(Case(node="revlif", node_options={{"on_drift": "ignore"}}, **LONG))
+
+def test_bad(measure_case):
+    measure_case(Case(node="revlif", timesteps=2, batch=2, shape=(64,), node_options={{"groups": 7}}))
+
+def test_good(measure_case): measure_case(Case(node="lif", **SMALL))
+"""
+
+
+def run_pytest(folder, source, *arguments):
+    """Writes a test file, runs pytest on it, and returns its exit code with what it printed."""
+    (folder / "test_it.py").write_text(source)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture
 def project(tmp_path):
-    """Writes a test file, runs pytest on it, and returns what it printed with its exit code."""
-
-    def run(source, *arguments):
-        (tmp_path / "test_it.py").write_text(source)
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        return done.returncode, done.stdout + done.stderr
-
-    return run
+    """Runs pytest in a project of one test file."""
+    return lambda source, *arguments: run_pytest(tmp_path, source, *arguments)
 
 
-def test_three_lines_measure_a_case(project):
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """What pytest printed of the tests of `ENDINGS`, each of which ends in another way."""
+    code, printed = run_pytest(tmp_path_factory.mktemp("endings"), ENDINGS)
+    assert code == 1, printed
+    return printed
+
+
+def test_three_lines_measure_a_case(ended):
     """The fixture gives a record with exact bytes, in any project."""
-    source = CASE + (
-        "def test_keeps_nothing(measure_case):\n"
-        f"    record = measure_case({SMALL.format(node='lif-carrier')})\n"
-        "    assert record.memory.retained_bytes == 0\n"
-        f"    assert measure_case({SMALL.format(node='revlif')}).memory.retained_bytes == 4 * 2 * 64\n"
-    )
-    code, printed = project(source)
-    assert code == 0, printed
-    assert not (printed.count("report:"))
+    assert "PASSED test_it.py::test_keeps_nothing" in ended
+    assert "report:" not in ended
 
 
 def test_benchmark_saves_reports_and_feeds_pytest_benchmark(project, tmp_path):
@@ -109,84 +152,60 @@ def test_resume_measures_only_what_is_missing(project, tmp_path):
     assert again[1] != run["records"][1]
 
 
-RETAINED = 4 * 2 * 64 * (3 * 8 - 2) + 8 * 8
-"""Bytes that lif keeps at T = 8, B = 2, 64 features: three tensors per step, less two of the last step's reset, and
-8 bytes per step, since autograd keeps the divisor tau as a tensor of one number."""
+@pytest.mark.parametrize(
+    ("name", "failure"),
+    [
+        ("at_the_budget", None),
+        (
+            "over_the_budget",
+            f"retained memory is {RETAINED:,} B, 1 B over the budget of {RETAINED - 1:,} B. Largest contributors: ",
+        ),
+        ("over_the_peak", "peak memory is"),
+        ("own_tensors_within", None),
+        (
+            "own_tensors_beyond",
+            "peak memory is 8,196 B, 4 B over the budget of 8,192 B. Largest contributors: block 1 8,192 B",
+        ),
+    ],
+)
+def test_memory_budget_holds_cases_and_tests_to_their_bytes(ended, name, failure):
+    """The marker fails with the number, the limit and the largest contributors; at the limit it passes.
+
+    In a test that measures no case it holds the test's own host tensors to the budget.
+    """
+    assert f"{'PASSED' if failure is None else 'FAILED'} test_it.py::test_{name}" in ended
+    assert failure is None or failure in ended
+
+
+def test_an_unwarned_wrong_gradient_fails_and_a_warned_one_is_expected(ended):
+    """A node that says its gradient is wrong is an expected failure; one that silences itself fails."""
+    assert "XFAIL test_it.py::test_warned" in ended
+    assert "FAILED test_it.py::test_silent" in ended
+    assert "more than the tolerance 0.001" in ended
+
+
+def test_a_failing_case_fails_its_test_with_the_reason(ended):
+    """An error in a worker is that test's failure, and the other cases go on."""
+    assert "FAILED test_it.py::test_bad" in ended
+    assert "`groups` must divide the size 64" in ended
+    assert "PASSED test_it.py::test_good" in ended
 
 
 @pytest.mark.parametrize(
-    ("budget", "failure"),
+    ("option", "message"),
     [
-        (f'retained="{RETAINED} B"', None),
-        (
-            f'retained="{RETAINED - 1} B"',
-            f"retained memory is {RETAINED:,} B, 1 B over the budget of {RETAINED - 1:,} B",
-        ),
-        ('peak="1 KiB"', "peak memory is"),
+        ("--sweep-node=revlfi", "--sweep-node: `node` must be a registered name; got 'revlfi'"),
+        ("--sweep-shape=abc", "argument --sweep-shape: `shape` must be one or more sizes of at least 1, joined by x"),
+        ("--run-threads=0", "argument --run-threads: must be a whole number of at least 1; got '0'"),
+        ("--run-resume=nothing", "--run-resume: cannot resume results/nothing.jsonl: there is no such journal"),
     ],
 )
-def test_memory_budget_holds_a_case_to_its_bytes(project, budget, failure):
-    """The marker fails with the number, the limit and the largest contributors; at the limit it passes."""
-    source = CASE + (
-        "import pytest\n"
-        f"@pytest.mark.memory_budget({budget})\n"
-        'def test_budget(measure_case): measure_case(Case(node="lif", timesteps=8, batch=2, shape=(64,)))\n'
-    )
-    code, printed = project(source)
-    assert (code == 0) == (failure is None), printed
-    if failure is not None:
-        assert failure in printed
-        assert "Largest contributors: " in printed
-
-
-def test_memory_budget_watches_a_test_that_measures_no_case(project):
-    """Without `measure_case` the test's own host tensors are counted, exactly."""
-    source = (
-        "import pytest, torch\n"
-        '@pytest.mark.memory_budget(peak="8 KiB")\n'
-        "def test_within(): torch.zeros(2048)\n"
-        '@pytest.mark.memory_budget(peak="8 KiB")\n'
-        "def test_beyond(): a = torch.zeros(2048); b = torch.zeros(1)\n"
-    )
-    code, printed = project(source)
-    assert code == 1, printed
-    assert "PASSED test_it.py::test_within" in printed
-    assert "peak memory is 8,196 B, 4 B over the budget of 8,192 B. Largest contributors: block 1 8,192 B" in printed
-
-
-def test_an_unwarned_wrong_gradient_fails_and_a_warned_one_is_expected(project):
-    """A node that says its gradient is wrong is an expected failure; one that silences itself fails."""
-    wrong = 'Case(node="revlif", timesteps=32, batch=2, shape=(64,), node_options={})'
-    silent = wrong.replace("{}", '{"on_drift": "ignore"}')
-    source = CASE + (
-        f"def test_warned(measure_case): measure_case({wrong})\ndef test_silent(measure_case): measure_case({silent})\n"
-    )
-    code, printed = project(source)
-    assert code == 1, printed
-    assert "XFAIL test_it.py::test_warned" in printed
-    assert "FAILED test_it.py::test_silent" in printed
-    assert "more than the tolerance 0.001" in printed
-
-
-def test_a_failing_case_fails_its_test_with_the_reason(project):
-    """An error in a worker is that test's failure, and the other cases go on."""
-    source = CASE + (
-        "def test_bad(measure_case):\n"
-        '    measure_case(Case(node="revlif", timesteps=2, batch=2, shape=(64,), node_options={"groups": 7}))\n'
-        f"def test_good(measure_case): measure_case({SMALL.format(node='lif')})\n"
-    )
-    code, printed = project(source)
-    assert code == 1, printed
-    assert "`groups` must divide the size 64" in printed
-    assert "PASSED test_it.py::test_good" in printed
-
-
-def test_an_unknown_node_is_a_usage_error_with_a_suggestion(project):
-    """A misspelt node stops the session before anything is measured."""
+def test_a_wrong_option_is_a_usage_error(project, option, message):
+    """It stops the session before anything is measured, under pytest's own name of the option."""
     source = "import pytest\n@pytest.mark.sweep(quick={'timesteps': (2,)})\ndef test_a(case, measure_case): pass\n"
-    code, printed = project(source, "--sweep-node=revlfi")
+    code, printed = project(source, option)
     assert code == 4, printed
-    assert "Did you mean revlif" in printed
+    assert message in printed
 
 
 def test_pytest_without_sweeps_imports_no_torch(project):

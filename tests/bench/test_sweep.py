@@ -9,7 +9,7 @@ NODES = ["lif", "revlif", "lif-carrier"]
 
 
 def timesteps_sweep(**more):
-    return Sweep.of_marker(quick={"timesteps": (4, 8)}, full={"timesteps": (4, 64)}, batch=16, shape=(32,), **more)
+    return Sweep(quick={"timesteps": (4, 8)}, full={"timesteps": (4, 64)}, batch=16, shape=(32,), **more)
 
 
 def test_nodes_of_one_point_stand_together():
@@ -45,7 +45,7 @@ def test_values_given_replace_a_swept_axis_and_fix_another():
 
 def test_other_axes_are_options_of_the_node():
     """An axis that is no field of a case becomes a constructor argument."""
-    sweep = Sweep.of_marker(quick={"groups": (2, 4)}, nodes=("revlif",), shape=(8,))
+    sweep = Sweep(quick={"groups": (2, 4)}, nodes=("revlif",), shape=(8,))
     assert [case.options for case in sweep.cases("quick", {}, NODES)] == [{"groups": 2}, {"groups": 4}]
 
 
@@ -54,7 +54,7 @@ def test_a_backend_reaches_the_nodes_that_have_it(declared):
     """Peers have none, and classic reversible backprop has no fused one: they are measured once, as they come."""
     pytest.importorskip("numba", reason="the fused CPU kernels need numba")
     nodes = ("lif", "revlif-revnet", "lif-carrier+checkpoint-conv", "norm-carrier", "spikingjelly")
-    sweep = Sweep.of_marker(quick=declared, nodes=nodes, shape=(8,))
+    sweep = Sweep(quick=declared, nodes=nodes, shape=(8,))
     cases = sweep.cases("quick", {"backend": ("fused",), "tau": (3.0,)}, NODES, takes=takes)
     backends = {case.node: case.options.get("backend") for case in cases}
     assert backends == {node: None if node in ("revlif-revnet", "spikingjelly") else "fused" for node in nodes}
@@ -65,14 +65,14 @@ def test_a_backend_reaches_the_nodes_that_have_it(declared):
 def test_every_node_of_ours_takes_the_reference():
     """What has no kernels takes "torch" and "auto" all the same; a peer takes neither."""
     for backend in ("torch", "auto"):
-        sweep = Sweep.of_marker(quick={"timesteps": (4,)}, nodes=("revlif-revnet", "spikingjelly"), shape=(8,))
+        sweep = Sweep(quick={"timesteps": (4,)}, nodes=("revlif-revnet", "spikingjelly"), shape=(8,))
         cases = sweep.cases("quick", {"backend": (backend,)}, NODES, takes=takes)
         assert [case.options.get("backend") for case in cases] == [backend, None]
 
 
 def test_a_sweep_that_names_its_nodes_keeps_to_them():
     """Nodes that the user asks for are intersected with those that the sweep is about."""
-    sweep = Sweep.of_marker(quick={"timesteps": (4,)}, nodes=("revlif", "lif"))
+    sweep = Sweep(quick={"timesteps": (4,)}, nodes=("revlif", "lif"))
     assert [case.node for case in sweep.cases("quick", {}, NODES, ["lif-carrier", "revlif"])] == ["revlif"]
 
 

@@ -126,7 +126,6 @@ def test_train_command_goes_on_and_saves_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data=mnist"], "no data set 'mnist'"),
         (["--data=cifar10", "--data-dir=nowhere"], "cifar-10-binary.tar.gz"),
         (["--network=layer"], "network that classifies"),
         (["--node=liff"], "lif"),
