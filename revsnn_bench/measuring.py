@@ -13,7 +13,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from revsnn_bench.case import Case
-from revsnn_bench.records import AccuracyRecord, FidelityRecord, FlopsRecord, MemoryRecord, Record, Status, TimeRecord
+from revsnn_bench.records import (
+    AccuracyRecord,
+    FidelityRecord,
+    FlopsRecord,
+    MemoryRecord,
+    NoOracle,
+    Record,
+    SkipCase,
+    Status,
+    TimeRecord,
+    utc_now,
+)
 
 KEEPING_ROUNDS = 10
 """Rounds until a process that keeps what it frees has all the memory that its steps will ask for."""
@@ -67,8 +78,6 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     """
     import torch
 
-    from revsnn_bench.runner.client import utc_now
-    from revsnn_bench.runner.worker import SkipCase
     from revsnn_bench.system.environment import conditions, read_conditions
 
     settings = settings or Settings()
@@ -80,11 +89,15 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         warnings.simplefilter("ignore")
         parts = {each.field: each.meter(case, settings) for name, each in PASSES.items() if name in settings.passes}
         accuracy = _accuracy(case, settings)
-    fidelity: FidelityRecord | None = parts.get("fidelity")
-    reason = None if fidelity is None else _disagreement(fidelity)
+    status, reason = Status.OK, ""
+    if isinstance(parts.get("fidelity"), NoOracle):
+        status = Status.UNVERIFIED
+        reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
+    elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
+        status = Status.WRONG
     return Record(
         case=case,
-        status=Status.WRONG if reason else Status.OK,
+        status=status,
         reason=reason or None,
         accuracy=accuracy,
         conditions=conditions(before),
@@ -97,7 +110,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
 def _compile_time(case: Case, settings: Settings) -> float:
     from revsnn_bench.meters.compile import measure_compile_time
 
-    return measure_compile_time(case)
+    return measure_compile_time(case, "revsnn_bench.models.workloads:build")
 
 
 def _memory(case: Case, settings: Settings) -> MemoryRecord:
@@ -115,11 +128,15 @@ def _flops(case: Case, settings: Settings) -> FlopsRecord:
     return measure_flops(build(case))
 
 
-def _fidelity(case: Case, settings: Settings) -> FidelityRecord:
+def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
+    """The fidelity, or the reason why nothing can judge it."""
     from revsnn_bench.meters.fidelity import measure_fidelity
     from revsnn_bench.models.reference import subject_of
 
-    return measure_fidelity(subject_of(case))
+    try:
+        return measure_fidelity(subject_of(case))
+    except NoOracle as reason:
+        return reason
 
 
 def _time(case: Case, settings: Settings) -> TimeRecord:

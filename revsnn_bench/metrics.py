@@ -1,8 +1,6 @@
-"""Readers of a record: each returns one value, or None where it was not measured.
+"""The one table of metrics: name, unit, direction, label, meaning, and how each is read from a record.
 
-The one table of metrics: name, unit, direction, label, and where a record holds the value.
-
-Reports, comparisons and the gate all read this table, so a quantity has one name and one meaning everywhere.
+Reports, comparisons and the gate all read this table. A new metric is one row of `METRICS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +13,9 @@ from revsnn_bench.records import Record
 
 Number = int | float
 Read = Callable[[Record], Number | None]
+Unit = Literal["B", "FLOP", "s", "1"]
+Family = Literal["memory", "flops", "time", "fidelity", "accuracy"]
+Better = Literal["lower", "higher"] | None
 
 
 @dataclass(frozen=True)
@@ -25,83 +26,7 @@ class Samples:
     lif: tuple[float, ...]
 
 
-def at(path: str) -> Read:
-    """Returns a reader of a dotted path that gives None as soon as a part was not measured."""
-    parts = path.split(".")
-
-    def read(record: Record) -> Number | None:
-        value: Any = record
-        for part in parts:
-            if value is None:
-                return None
-            value = getattr(value, part)
-        number: Number | None = value
-        return number
-
-    return read
-
-
-def total(*paths: str) -> Read:
-    """Returns a reader of a sum, which gives None as soon as one term was not measured."""
-    readers = [at(path) for path in paths]
-
-    def read(record: Record) -> Number | None:
-        values = [reader(record) for reader in readers]
-        known = [value for value in values if value is not None]
-        return sum(known) if len(known) == len(values) else None
-
-    return read
-
-
-def phase_samples(phase: Literal["forward", "backward"]) -> Callable[[Record], Samples | None]:
-    """Returns a reader of the raw samples of forward or of backward."""
-
-    def samples(record: Record) -> Samples | None:
-        if record.time is None:
-            return None
-        own: tuple[float, ...] = getattr(record.time, f"{phase}_time_s")
-        lif: tuple[float, ...] = getattr(record.time, f"lif_{phase}_time_s")
-        return Samples(own, lif) if own else None
-
-    return samples
-
-
-def step_samples(record: Record) -> Samples | None:
-    """Forward plus backward round by round; None where the rounds of the two do not match."""
-    time = record.time
-    if time is None or not time.forward_time_s or len(time.forward_time_s) != len(time.backward_time_s):
-        return None
-    own = tuple(map(sum, zip(time.forward_time_s, time.backward_time_s, strict=True)))
-    matched = len(time.lif_forward_time_s) == len(time.lif_backward_time_s)
-    lif = zip(time.lif_forward_time_s, time.lif_backward_time_s, strict=True) if matched else ()
-    return Samples(own, tuple(map(sum, lif)))
-
-
-def in_copies(phase: Literal["forward", "backward"]) -> Read:
-    """Returns a reader of a phase's median time over that of copying the input in the same rounds."""
-
-    def read(record: Record) -> Number | None:
-        if record.time is None or not record.time.copy_time_s:
-            return None
-        samples = phase_samples(phase)(record)
-        copy = median(record.time.copy_time_s)
-        return median(samples.own) / copy if samples is not None and copy else None
-
-    return read
-
-
-def median_of(samples: Callable[[Record], Samples | None]) -> Read:
-    """Returns a reader of the median of the case's own samples."""
-
-    def read(record: Record) -> Number | None:
-        taken = samples(record)
-        return None if taken is None else median(taken.own)
-
-    return read
-
-
-Unit = Literal["B", "FLOP", "s", "1"]
-Family = Literal["memory", "flops", "time", "fidelity", "accuracy"]
+ReadSamples = Callable[[Record], Samples | None]
 
 
 @dataclass(frozen=True)
@@ -125,10 +50,10 @@ class Metric:
     family: Family
     label: str
     meaning: str
-    better: Literal["lower", "higher"] | None
+    better: Better
     deterministic: bool
     read: Read
-    samples: Callable[[Record], Samples | None] | None = None
+    samples: ReadSamples | None = None
 
     @property
     def has_ratio(self) -> bool:
@@ -136,208 +61,151 @@ class Metric:
         return self.better is not None and self.family in ("memory", "flops", "time")
 
 
-def _bytes(
-    name: str,
-    label: str,
-    meaning: str,
-    *,
-    path: str = "",
-    better: Literal["lower"] | None = "lower",
-    exact: bool = True,
-) -> Metric:
-    read = at(path or f"memory.{name}")
-    return Metric(name, "B", "memory", label, meaning, better, exact, read)
+def total_at(*paths: str) -> Read:
+    """Returns a reader of the sum over dotted paths; None as soon as a part of one was not measured."""
+
+    def read(record: Record) -> Number | None:
+        values = [_at(record, path) for path in paths]
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    return read
 
 
-def _flops(name: str, label: str, meaning: str, *paths: str, better: Literal["lower"] | None = "lower") -> Metric:
-    read = total(*(f"flops.{path}" for path in paths))
-    return Metric(name, "FLOP", "flops", label, meaning, better, True, read)
+def _at(value: Any, path: str) -> Any:
+    for part in path.split("."):
+        value = None if value is None else getattr(value, part)
+    return value
 
 
-def _time(name: str, label: str, meaning: str, samples: Callable[[Record], Samples | None]) -> Metric:
+def samples_of(*phases: Literal["forward", "backward"]) -> ReadSamples:
+    """Returns a reader of raw samples, added up round by round; None where the rounds of the phases do not match."""
+
+    def read(record: Record) -> Samples | None:
+        own = [_at(record, f"time.{phase}_time_s") for phase in phases]
+        lif = [_at(record, f"time.lif_{phase}_time_s") for phase in phases]
+        if not own[0] or not _same_length(own):
+            return None
+        return Samples(_by_round(own), _by_round(lif) if _same_length(lif) else ())
+
+    return read
+
+
+def _same_length(samples: list[tuple[float, ...]]) -> bool:
+    return len({len(each or ()) for each in samples}) == 1
+
+
+def _by_round(samples: list[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(map(sum, zip(*samples, strict=True)))
+
+
+step_samples = samples_of("forward", "backward")
+"""Raw samples of forward plus backward."""
+
+
+def in_copies(phase: Literal["forward", "backward"]) -> Read:
+    """Returns a reader of a phase's median time over that of copying the input in the same rounds."""
+    samples = samples_of(phase)
+
+    def read(record: Record) -> Number | None:
+        taken, copies = samples(record), _at(record, "time.copy_time_s")
+        copy = median(copies) if copies else 0.0
+        return median(taken.own) / copy if taken is not None and copy else None
+
+    return read
+
+
+def median_of(samples: ReadSamples) -> Read:
+    """Returns a reader of the median of the case's own samples."""
+
+    def read(record: Record) -> Number | None:
+        taken = samples(record)
+        return None if taken is None else median(taken.own)
+
+    return read
+
+
+def _bytes(name: str, label: str, meaning: str, path: str = "", better: Better = "lower", exact: bool = True) -> Metric:
+    return Metric(name, "B", "memory", label, meaning, better, exact, total_at(f"memory.{path or name}"))
+
+
+def _flops(name: str, label: str, meaning: str, *paths: str, better: Better = "lower") -> Metric:
+    return Metric(name, "FLOP", "flops", label, meaning, better, True, total_at(*(f"flops.{path}" for path in paths)))
+
+
+def _time(name: str, label: str, meaning: str, samples: ReadSamples) -> Metric:
     return Metric(name, "s", "time", label, meaning, "lower", False, median_of(samples), samples)
 
 
-def _fidelity(name: str, label: str, meaning: str, *, better: Literal["lower"] | None = "lower") -> Metric:
-    return Metric(name, "1", "fidelity", label, meaning, better, False, at(f"fidelity.{name}"))
+def _fidelity(name: str, label: str, meaning: str, better: Better = "lower") -> Metric:
+    return Metric(name, "1", "fidelity", label, meaning, better, False, total_at(f"fidelity.{name}"))
 
 
+# fmt: off
 METRICS: tuple[Metric, ...] = (
-    _bytes(
-        "retained_bytes",
-        "retained",
-        "Bytes alive after forward only because of the node or model; input dropped, output, parameters "
-        "and carried state not counted.",
-    ),
+    _bytes("retained_bytes", "retained",
+           "Bytes alive after forward only because of the node or model; input dropped, output, parameters "
+           "and carried state not counted."),
     _bytes("state_bytes", "state", "Neuron state carried to the next call until reset()."),
     _bytes("output_bytes", "output", "The output itself; the same for every node that spikes alike.", better=None),
-    _bytes(
-        "saved_own_bytes",
-        "saved, own",
-        "Storages autograd packed for backward that belong to neither input nor output.",
-        path="memory.saved_bytes.own",
-    ),
-    _bytes(
-        "saved_input_bytes",
-        "saved, input",
-        "Packed storages that are the caller's input, kept alive by the graph.",
-        path="memory.saved_bytes.input",
-        better=None,
-    ),
-    _bytes(
-        "saved_output_bytes",
-        "saved, output",
-        "Packed storages that are the output: free where the next layer keeps its input anyway.",
-        path="memory.saved_bytes.output",
-        better=None,
-    ),
-    _bytes(
-        "peak_bytes",
-        "peak",
-        "Highest live tensor bytes during forward and backward, less what was alive before the step.",
-    ),
-    _bytes(
-        "process_peak_bytes",
-        "process peak",
-        "Growth of the process's high-water mark in the step, by the operating system; never exact.",
-        exact=False,
-    ),
+    _bytes("saved_own_bytes", "saved, own",
+           "Storages autograd packed for backward that belong to neither input nor output.", "saved_bytes.own"),
+    _bytes("saved_input_bytes", "saved, input",
+           "Packed storages that are the caller's input, kept alive by the graph.", "saved_bytes.input", better=None),
+    _bytes("saved_output_bytes", "saved, output",
+           "Packed storages that are the output: free where the next layer keeps its input anyway.",
+           "saved_bytes.output", better=None),
+    _bytes("peak_bytes", "peak",
+           "Highest live tensor bytes during forward and backward, less what was alive before the step."),
+    _bytes("process_peak_bytes", "process peak",
+           "Growth of the process's high-water mark in the step, by the operating system; never exact.", exact=False),
     _bytes("device_peak_bytes", "device peak", "Highest bytes by the device allocator; absent on CPU."),
-    _bytes(
-        "device_reserved_bytes",
-        "device reserved",
-        "Bytes the device allocator held; absent on CPU.",
-        exact=False,
-    ),
+    _bytes("device_reserved_bytes", "device reserved", "Bytes the device allocator held; absent on CPU.", exact=False),
     _bytes("driver_peak_bytes", "driver peak", "Bytes of this process by the NVIDIA driver.", exact=False),
-    _flops(
-        "forward_flops",
-        "forward FLOPs",
-        "Operations of forward: 1 per pointwise output element, 2 per multiply-accumulate.",
-        "forward.total",
-    ),
-    _flops(
-        "forward_pointwise_flops",
-        "forward pointwise FLOPs",
-        "The pointwise part of forward.",
-        "forward.pointwise",
-    ),
+    _flops("forward_flops", "forward FLOPs",
+           "Operations of forward: 1 per pointwise output element, 2 per multiply-accumulate.", "forward.total"),
+    _flops("forward_pointwise_flops", "forward pointwise FLOPs",
+           "The pointwise part of forward.", "forward.pointwise"),
     _flops("backward_flops", "backward FLOPs", "Operations of backward, without recomputation.", "backward.total"),
-    _flops(
-        "recompute_flops",
-        "recompute FLOPs",
-        "Operations spent on having forward values again.",
-        "recompute.total",
-    ),
-    _flops(
-        "backward_recompute_flops",
-        "backward + recompute FLOPs",
-        "All operations after forward: what the gradient costs.",
-        "backward.total",
-        "recompute.total",
-    ),
-    _flops(
-        "step_flops",
-        "step FLOPs",
-        "Forward, backward and recomputation together.",
-        "forward.total",
-        "backward.total",
-        "recompute.total",
-    ),
-    _flops(
-        "fvcore_forward_flops",
-        "fvcore forward FLOPs",
-        "Cross-check of the forward convolution and linear part by fvcore, at 2 per multiply-accumulate.",
-        "fvcore_forward_flops",
-        better=None,
-    ),
-    _time("forward_time_s", "forward time", "Median wall time of forward.", phase_samples("forward")),
-    _time("backward_time_s", "backward time", "Median wall time of backward.", phase_samples("backward")),
+    _flops("recompute_flops", "recompute FLOPs",
+           "Operations spent on having forward values again.", "recompute.total"),
+    _flops("backward_recompute_flops", "backward + recompute FLOPs",
+           "All operations after forward: what the gradient costs.", "backward.total", "recompute.total"),
+    _flops("step_flops", "step FLOPs",
+           "Forward, backward and recomputation together.", "forward.total", "backward.total", "recompute.total"),
+    _flops("fvcore_forward_flops", "fvcore forward FLOPs",
+           "Cross-check of the forward convolution and linear part by fvcore, at 2 per multiply-accumulate.",
+           "fvcore_forward_flops", better=None),
+    _time("forward_time_s", "forward time", "Median wall time of forward.", samples_of("forward")),
+    _time("backward_time_s", "backward time", "Median wall time of backward.", samples_of("backward")),
     _time("step_time_s", "step time", "Median wall time of forward and backward together.", step_samples),
-    Metric(
-        "compile_time_s",
-        "s",
-        "time",
-        "compile time",
-        "What the first step of a process takes beyond a later one, with nothing compiled on disk; one sample.",
-        None,
-        False,
-        at("compile_time_s"),
-    ),
-    Metric(
-        "forward_copies",
-        "1",
-        "time",
-        "forward in copies",
-        "Forward time over that of copying the input, read and write, in the same rounds; one copy is the least.",
-        None,
-        False,
-        in_copies("forward"),
-    ),
-    Metric(
-        "backward_copies",
-        "1",
-        "time",
-        "backward in copies",
-        "The same of backward; one and a half copies is the least: output and gradient read, gradient written.",
-        None,
-        False,
-        in_copies("backward"),
-    ),
-    _fidelity(
-        "gradient_error",
-        "gradient error",
-        "Relative L2 error of the input's gradient against float64 backpropagation of the same forward.",
-    ),
-    _fidelity(
-        "parameter_gradient_error",
-        "parameter gradient error",
-        "The same error over all parameter gradients together.",
-    ),
+    Metric("compile_time_s", "s", "time", "compile time",
+           "What the first step of a process takes beyond a later one, with nothing compiled on disk; one sample.",
+           None, False, total_at("compile_time_s")),
+    Metric("forward_copies", "1", "time", "forward in copies",
+           "Forward time over that of copying the input, read and write, in the same rounds; one copy is the least.",
+           None, False, in_copies("forward")),
+    Metric("backward_copies", "1", "time", "backward in copies",
+           "The same of backward; one and a half copies is the least: output and gradient read, gradient written.",
+           None, False, in_copies("backward")),
+    _fidelity("gradient_error", "gradient error",
+              "Relative L2 error of the input's gradient against float64 backpropagation of the same forward."),
+    _fidelity("parameter_gradient_error", "parameter gradient error",
+              "The same error over all parameter gradients together."),
     _fidelity("output_error", "output error", "Error of the output against the reference dynamics."),
-    _fidelity(
-        "reconstruction_error",
-        "reconstruction error",
-        "Worst absolute input error after inverting or decoding.",
-    ),
+    _fidelity("reconstruction_error", "reconstruction error",
+              "Worst absolute input error after inverting or decoding."),
     _fidelity("flipped_spikes", "flipped spikes", "Spikes recovered wrongly."),
-    _fidelity(
-        "predicted_error",
-        "predicted error",
-        "Gradient error that the node's own guard predicts.",
-        better=None,
-    ),
-    Metric(
-        "accuracy",
-        "1",
-        "accuracy",
-        "accuracy",
-        "Test accuracy after a fixed budget of training on real data.",
-        "higher",
-        False,
-        at("accuracy.accuracy"),
-    ),
-    Metric(
-        "stripped_accuracy",
-        "1",
-        "accuracy",
-        "stripped accuracy",
-        "Test accuracy of the trained network with true binary spikes.",
-        "higher",
-        False,
-        at("accuracy.stripped_accuracy"),
-    ),
-    Metric(
-        "train_time_s",
-        "s",
-        "accuracy",
-        "training time",
-        "Wall time of that training, one sample.",
-        None,
-        False,
-        at("accuracy.train_time_s"),
-    ),
+    _fidelity("predicted_error", "predicted error", "Gradient error that the node's own guard predicts.", better=None),
+    Metric("accuracy", "1", "accuracy", "accuracy", "Test accuracy after a fixed budget of training on real data.",
+           "higher", False, total_at("accuracy.accuracy")),
+    Metric("stripped_accuracy", "1", "accuracy", "stripped accuracy",
+           "Test accuracy of the trained network with true binary spikes.",
+           "higher", False, total_at("accuracy.stripped_accuracy")),
+    Metric("train_time_s", "s", "accuracy", "training time", "Wall time of that training, one sample.",
+           None, False, total_at("accuracy.train_time_s")),
 )
+# fmt: on
 """Every metric, in the order in which reports show them."""
 
 BY_NAME: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in METRICS})

@@ -6,6 +6,7 @@ Every quantity has one name, ends in its unit, is stored raw, and is formatted o
 """
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -79,6 +80,7 @@ class Status(StrEnum):
 
     OK = "ok"
     WRONG = "wrong"
+    UNVERIFIED = "unverified"
     OOM = "oom"
     TIMEOUT = "timeout"
     ERROR = "error"
@@ -187,7 +189,7 @@ class FidelityRecord(_Frozen):
     Fields:
         gradient_error: of the gradient with respect to the input.
         parameter_gradient_error: of all parameter gradients together; None without parameters.
-        output_error: of the output against the reference dynamics in the same dtype.
+        output_error: of the output against the reference dynamics in the same dtype; None without a reference.
         tolerance: largest gradient error that counts as right for this dtype.
         reconstruction_error: worst absolute input error after inverting or decoding; None where nothing
             is inverted.
@@ -197,11 +199,13 @@ class FidelityRecord(_Frozen):
         predicted_error: what the node's own drift guard predicts; None where there is none.
         warning: the warning that the node gave, word for word.
         neurons: how many neurons were compared.
+        judged_by: "reference", backpropagation through the reference's forward; or "differences" of the model's own
+            forward, for a model that names no reference; see `meters/oracle.py`.
     """
 
     gradient_error: float
     parameter_gradient_error: float | None = None
-    output_error: float
+    output_error: float | None = None
     tolerance: float
     reconstruction_error: float | None = None
     flipped_spikes: int | None = None
@@ -209,6 +213,7 @@ class FidelityRecord(_Frozen):
     predicted_error: float | None = None
     warning: str | None = None
     neurons: int
+    judged_by: str = "reference"
 
 
 class AccuracyRecord(_Frozen):
@@ -287,6 +292,46 @@ class Environment(_Frozen):
     malloc: dict[str, str]
 
 
+_EXACT_FIELDS = ("torch", "threads", "deterministic")
+_FIELDS_WITH_A_GPU = ("cuda", "gpu")
+
+
+def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
+    """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
+
+    * `torch`: kernels and their temporaries change between versions and builds.
+    * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
+      memory on another architecture is another number.
+    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per
+      thread, none with one thread). Runs that are to be compared fix their thread count
+      (`Runner(threads=...)`).
+    * `deterministic`: deterministic kernels use other temporaries.
+    * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
+      one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
+
+    Everything else may differ: CPU model, cores, memory, driver, Python, commit. The gate must say the same
+    on every machine of one kind, and a changed commit is what it is there to judge.
+
+    Returns:
+        (field, value in `a`, value in `b`), empty when the runs are comparable.
+    """
+    return list(_differences(a, b))
+
+
+def _differences(a: Environment, b: Environment) -> Iterator[tuple[str, Any, Any]]:
+    if _system(a) != _system(b):
+        yield "platform", a.platform, b.platform
+    both_saw_a_gpu = a.gpu is not None and b.gpu is not None
+    for field in _EXACT_FIELDS + (_FIELDS_WITH_A_GPU if both_saw_a_gpu else ()):
+        if getattr(a, field) != getattr(b, field):
+            yield field, getattr(a, field), getattr(b, field)
+
+
+def _system(environment: Environment) -> tuple[str, str]:
+    words = environment.platform.split()
+    return words[0], words[-1]
+
+
 class RunHeader(_Frozen):
     """First line of a journal: what was asked for, and where."""
 
@@ -306,3 +351,16 @@ class Run(_Frozen):
 
     def __iter__(self) -> Iterator[Record]:  # type: ignore[override]
         return iter(self.records)
+
+
+class NoOracle(Exception):
+    """Nothing can judge the gradient of a case that names no reference; the message says why."""
+
+
+class SkipCase(Exception):
+    """Raised by a measure function for a case that cannot run here; the message becomes the reason."""
+
+
+def utc_now() -> str:
+    """The time as records write it: ISO 8601, UTC, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -18,8 +18,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader
-from revsnn_bench.system.environment import incomparable_fields
+from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader, incomparable_fields
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

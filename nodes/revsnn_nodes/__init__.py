@@ -22,6 +22,7 @@ from revsnn_nodes.equations import decode_spikes
 from revsnn_nodes.lif import CheckpointedLIF, StandardLIF
 from revsnn_nodes.norm_carrier import NormCarrierLIF, NormCarrierNode, StoredNormCarrierLIF
 from revsnn_nodes.registry import make_node, node_factory, node_names, register_node
+from revsnn_nodes.remat import remat
 
 __all__ = [
     "AnchoredReversibleLIF",
@@ -44,5 +45,6 @@ __all__ = [
     "node_names",
     "predicted_gradient_error",
     "register_node",
+    "remat",
     "surrogate",
 ]

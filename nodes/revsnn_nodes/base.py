@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_word
+from revsnn_nodes.remat.record import run_node
 from revsnn_nodes.surrogate import as_surrogate
 
 StepMode = Literal["s", "m"]
@@ -52,11 +53,13 @@ class SpikingNode(nn.Module, Generic[P]):
         backend_in_use: "torch" or "fused", what the last call ran on; None before the first.
         backend_reason: why the last call did not run on the fused kernels; empty where it did.
         fused_cpu_dtypes: what the fused kernels of this kind of node take on the CPU.
+        keeps_input_in_remat: whether, inside `remat`, this kind of node keeps its input in place of its charges.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
             then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
     """
 
     fused_cpu_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
+    keeps_input_in_remat: ClassVar[bool] = False
     neuron: P
     v: Tensor | float
 
@@ -116,7 +119,7 @@ class SpikingNode(nn.Module, Generic[P]):
         run: Callable[..., tuple[Tensor, Tensor]] = (
             self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
         )
-        y_seq, self.v = run(x_seq, v, *other_seqs)
+        y_seq, self.v = run(x_seq, v, *other_seqs) if others else run_node(self, run, x_seq, v)
         return y_seq.squeeze(0) if single else y_seq
 
     def check_neuron(self, neuron: P) -> None:

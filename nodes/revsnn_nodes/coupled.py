@@ -476,8 +476,7 @@ class AnchoredReversibleLIF(CoupledNode):
 
         eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         every = self.anchor_every or x_seq.shape[0]
-        y_seq, v_last, _ = FusedAnchored.apply(x_seq, v, self.neuron, self.surrogate_function, every)
-        return y_seq, v_last
+        return FusedAnchored.apply(x_seq, v, self.neuron, self.surrogate_function, every)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """Parameters and segment length."""

@@ -25,7 +25,7 @@ from revsnn_bench.run_options import find_journal
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
     from revsnn_bench.records import Run
-    from revsnn_bench.runner.session import BenchSession
+    from revsnn_bench.session import BenchSession
 
 TIMEOUT_S = 900.0
 
@@ -73,7 +73,7 @@ def _session(run_id: str, resume: str, threads: str, results: Path, reports: Pat
     except ValueError as error:
         raise failure(f"--resume: {error}", ExitCode.USAGE) from None
     from revsnn_bench.measuring import Settings
-    from revsnn_bench.runner.session import BenchSession, RunOptions
+    from revsnn_bench.session import BenchSession, RunOptions
 
     return BenchSession(
         RunOptions(

@@ -31,7 +31,7 @@ def doctor() -> None:
 
     Exit code 5 where a meter is wrong; advice on the machine does not change the exit code.
     """
-    from revsnn_bench.system import doctor as checks
+    from revsnn_bench import doctor as checks
 
     console = Console()
     exact, machine = checks.self_test(), checks.machine()

@@ -128,8 +128,7 @@ def _write(trainer: "Trainer", checkpoint: Path) -> None:
 
 def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
     """Writes a run of this one record, and prints the accuracy."""
-    from revsnn_bench.records import Record, RunHeader, Status
-    from revsnn_bench.runner.client import utc_now
+    from revsnn_bench.records import Record, RunHeader, Status, utc_now
     from revsnn_bench.runs import Journal, new_run_id
     from revsnn_bench.system.environment import fingerprint
 

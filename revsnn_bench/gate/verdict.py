@@ -131,7 +131,7 @@ TIMES = ("forward_time_s", "backward_time_s")
 FALSE_DISCOVERY_RATE = 0.05
 """Expected share of false alarms among the slowdowns that are reported."""
 
-_MEASURED = (Status.OK, Status.WRONG)
+_MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED)
 _MAY_BE_ALLOWED = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
 
 
@@ -210,7 +210,7 @@ def _judge_status(pair: CasePair) -> list[Finding]:
         kind, detail = Kind.NOTE, f"the same in the baseline; {detail}"
     elif new in FAILED:
         kind = Kind.FAILED
-    elif new is Status.WRONG:
+    elif new in (Status.WRONG, Status.UNVERIFIED):
         kind = Kind.WRONG
     elif new is Status.SKIPPED:
         kind = Kind.SKIPPED if old in _MEASURED else Kind.NOTE

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revsnn_bench.meters.oracle import measure_oracle_errors
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import FidelityRecord
 
@@ -30,7 +31,8 @@ class Subject:
 
     Args:
         step: the step under test.
-        reference: a model of the same function and parameters, by plain autograd.
+        reference: a model of the same function and parameters, by plain autograd; None where the model names none,
+            which is then judged by differences of its own forward.
         spikes: the modules of a model that fire, in no particular order.
         reconstruct: from an input and its output, the input and the spikes as the backward pass recovers them, and
             the input and the spikes that were: four tensors of the input's shape. None where nothing is recovered.
@@ -40,7 +42,7 @@ class Subject:
     """
 
     step: TrainingStep
-    reference: nn.Module
+    reference: nn.Module | None
     spikes: Callable[[nn.Module], Sequence[nn.Module]]
     reconstruct: Callable[[Tensor, Tensor], Reconstruction] | None = None
     predicted_error: float | None = None
@@ -48,8 +50,21 @@ class Subject:
 
 
 def measure_fidelity(subject: Subject) -> FidelityRecord:
-    """Compares output, gradients and recovered inputs of one step with the reference; leaves the step prepared."""
+    """Compares output, gradients and recovered inputs of one step with the reference; leaves the step prepared.
+
+    Raises:
+        NoOracle: the model names no reference, and differences of its forward cannot judge it.
+    """
     step, dtype = subject.step, subject.step.source.dtype
+    if subject.reference is None:
+        found = measure_oracle_errors(step)
+        return FidelityRecord(
+            gradient_error=found.input,
+            parameter_gradient_error=found.parameters,
+            tolerance=TOLERANCE[dtype],
+            neurons=step.source[0].numel(),
+            judged_by="differences",
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         output, gradients = _gradients(step, step.model, step.source)
@@ -72,7 +87,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
 
 def is_right(fidelity: FidelityRecord) -> bool:
     """Whether output and gradients agree with the reference within the stated tolerance; NaN does not."""
-    errors = (fidelity.gradient_error, fidelity.output_error, fidelity.parameter_gradient_error or 0.0)
+    errors = (fidelity.gradient_error, fidelity.output_error or 0.0, fidelity.parameter_gradient_error or 0.0)
     return all(error <= fidelity.tolerance for error in errors)
 
 
@@ -100,8 +115,8 @@ def _gradients(step: TrainingStep, model: nn.Module, source: Tensor) -> tuple[Te
 
 
 def _reference_gradients(subject: Subject) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    step = subject.step
-    same = subject.reference
+    step, same = subject.step, subject.reference
+    assert same is not None
     double = copy.deepcopy(same).double()
     with _recorded(subject.spikes(same)) as spikes:
         output, _ = _gradients(step, same, step.source)

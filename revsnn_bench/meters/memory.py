@@ -6,7 +6,7 @@ graphs that die early.
 
 Bytes of one training step: retained after forward, peak in forward and backward, and who says so.
 
-On CPU the profiler's timeline is the truth (`timeline.py`); on CUDA the caching allocator's statistics are.
+On CPU the profiler's timeline is the truth (`allocator.py`); on CUDA the caching allocator's statistics are.
 Each quantity is read in a pass of its own, from the same prepared state.
 """
 

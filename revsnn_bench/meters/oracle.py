@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.records import NoOracle
 
 DIRECTIONS = 12
 """Random directions per call: a relative error is then estimated to about a fifth of itself."""
@@ -31,10 +32,6 @@ STEP = 1e-5
 """Half width of the central difference, for directions of unit variance per element."""
 
 CALLS = 2
-
-
-class NoOracle(Exception):
-    """The gradient cannot be judged in this way; the text says why."""
 
 
 @dataclass(frozen=True)

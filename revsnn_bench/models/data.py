@@ -1,13 +1,11 @@
-"""Scikit-learn's handwritten digits: 1,797 real 8x8 images that ship with the package.
+"""Data sets, and how their images become sequences.
 
-CIFAR-10 and CIFAR-100 from the official binary archives, in a folder that the user names. Nothing is downloaded.
+Digits: scikit-learn's 1,797 handwritten 8x8 images, which ship with the package. CIFAR-10 and CIFAR-100: the official
+binary archives, from a folder that the user names; nothing is downloaded and nothing is unpickled. Format and
+checksums: https://www.cs.toronto.edu/~kriz/cifar.html. A record is one label byte (CIFAR-100: coarse label, then fine
+label) and 3,072 pixel bytes, channel by channel, row by row.
 
-Format and checksums: https://www.cs.toronto.edu/~kriz/cifar.html. A record is one label byte (CIFAR-100: coarse label,
-then fine label) and 3,072 pixel bytes, channel by channel, row by row. Nothing is unpickled.
-
-From images to sequences: the same image at every step, or random spikes at a rate of its brightness.
-
-What the network of a case reads: digits in its size, at every step, as spikes, or pixel by pixel.
+Encodings: the same image at every step, random spikes at a rate of its brightness, or one pixel per step.
 """
 
 import hashlib

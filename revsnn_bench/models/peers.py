@@ -1,8 +1,6 @@
-"""Neurons of other packages, as rows of a comparison: SpikingJelly's LIF, eager and under torch.compile.
+"""SpikingJelly's LIF, eager and compiled, for comparison, and which nodes take a backend.
 
-They are measured where they are installed and skipped elsewhere. Versions: see the extra `peers`.
-
-Which backends a node has, by its name: what a user's choice of backend reaches.
+A peer is a function and a row of `PEERS`; it is skipped where its package is not installed (extra `peers`).
 """
 
 from collections.abc import Callable
@@ -14,7 +12,7 @@ from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, node_factory
 from revsnn_nodes.kernels.support import fused_obstacle
 from torch import nn
 
-from revsnn_bench.runner.worker import SkipCase
+from revsnn_bench.records import SkipCase
 
 
 def spikingjelly(**options: Any) -> nn.Module:

@@ -5,17 +5,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from revsnn_nodes import CarrierLIF, SpikingNode
+from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF
 from revsnn_nodes.coupled import InvertingNode
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
-from revsnn_bench.models.workloads import WorkloadStep, build
+from revsnn_bench.models.workloads import WorkloadStep, build, is_neuron
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
+
+LIF_PARAMETERS = ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset")
 
 STEP_TOLERANCE = 1e-4
 """`rtol` and `atol` of `torch.allclose` for an inverted step, in units of the threshold."""
@@ -31,7 +33,7 @@ def subject_of(case: Case) -> Subject:
     node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
-        reference=reference_of(step.model),
+        reference=_same_parameters(reference_of(step.model), step.model),
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
@@ -39,13 +41,26 @@ def subject_of(case: Case) -> Subject:
     )
 
 
-def reference_of(model: nn.Module) -> nn.Module:
-    """A copy of a model in which every node is its own reference by plain autograd, and every block keeps everything.
+def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:
+    """The reference, unless the model has other parameters, whose gradients it could not judge."""
+    if reference is None or [p.shape for p in reference.parameters()] != [p.shape for p in model.parameters()]:
+        return None
+    return reference
 
-    A node of another package has no reference of its own: its copy stands for it, and only its precision is judged.
+
+def reference_of(model: nn.Module) -> nn.Module | None:
+    """A copy of a model in which every node is its reference by plain autograd, and every block keeps everything.
+
+    SpikingJelly's LIF is held against our `StandardLIF`. A node of another package names its reference by a method
+    `reference()`, which returns a fresh module of the same function and parameters; its own copy never stands for it.
+
+    Returns:
+        The reference; None where a neuron of the model names none.
     """
-    if isinstance(model, SpikingNode):
-        return model.reference()
+    if is_neuron(model):
+        return _reference_of_neuron(model)
+    if any(_reference_of_neuron(module) is None for module in model.modules() if is_neuron(module)):
+        return None
     reference = copy.deepcopy(model)
     if isinstance(reference, ConvBlock):
         reference = reference.plain()
@@ -53,9 +68,26 @@ def reference_of(model: nn.Module) -> nn.Module:
         if name and isinstance(module, ConvBlock):
             reference.set_submodule(name, module.plain())
     for name, module in model.named_modules():
-        if isinstance(module, SpikingNode):
-            reference.set_submodule(name, module.reference())
+        if is_neuron(module):
+            replacement = _reference_of_neuron(module)
+            assert replacement is not None
+            reference.set_submodule(name, replacement)
     return reference
+
+
+def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
+    named = getattr(neuron, "reference", None)
+    if callable(named):
+        found: nn.Module = named()
+        itself = type(found) is type(neuron) and not type(neuron).__module__.startswith("revsnn_nodes.")
+        return None if itself else found
+    if type(neuron).__module__.startswith("spikingjelly.") and type(neuron).__name__ == "LIFNode":
+        from revsnn_nodes.spikingjelly import our_surrogate
+
+        parameters = {name: getattr(neuron, name) for name in LIF_PARAMETERS}
+        surrogate = our_surrogate(neuron.surrogate_function)
+        return StandardLIF(**parameters, surrogate_function=surrogate, step_mode="m", backend="torch")
+    return None
 
 
 def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:

@@ -1,8 +1,4 @@
-"""Binary tensors at one bit per element.
-
-Saved tensors that the backward pass makes again, from another tensor that autograd keeps anyway.
-
-What a block keeps for its backward pass: everything, its input, its input in bits, or its output alone.
+"""What a block keeps for its backward pass: everything, its input, its input in bits, or its output alone.
 
 A strategy is chosen by the name of the node, so that each is a row of a comparison:
 
@@ -12,7 +8,8 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
     lif-carrier+checkpoint-conv   its input and output; convolution and norm run again
     norm-carrier                  its output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
 
-Any node may stand before the `+`.
+Any node may stand before the `+`. `pack_bits` stores binary tensors at one bit per element; `made_again` replaces a
+saved tensor by the tensor and the function that it was computed from.
 """
 
 from collections.abc import Callable, Iterator

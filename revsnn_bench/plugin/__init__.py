@@ -18,7 +18,7 @@ from revsnn_bench.plugin import budget, options, progress
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
     from revsnn_bench.records import Record
-    from revsnn_bench.runner.session import BenchSession
+    from revsnn_bench.session import BenchSession
 
 SESSION = pytest.StashKey["BenchSession"]()
 FILES = pytest.StashKey[list[str]]()
@@ -97,7 +97,7 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
 def session_of(config: pytest.Config) -> "BenchSession":
     """The run of this pytest session, started with its first case."""
     if SESSION not in config.stash:
-        from revsnn_bench.runner.session import BenchSession
+        from revsnn_bench.session import BenchSession
 
         config.stash[SESSION] = BenchSession(options.run_options(config))
     return config.stash[SESSION]

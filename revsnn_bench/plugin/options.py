@@ -13,7 +13,7 @@ from revsnn_bench.case import Preset
 from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS, RunOption, find_journal
 
 if TYPE_CHECKING:
-    from revsnn_bench.runner.session import RunOptions
+    from revsnn_bench.session import RunOptions
 
 
 def add(parser: pytest.Parser) -> None:
@@ -111,7 +111,7 @@ def _command(config: pytest.Config) -> tuple[str, ...]:
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
     from revsnn_bench.measuring import Settings
-    from revsnn_bench.runner.session import RunOptions
+    from revsnn_bench.session import RunOptions
 
     given = config.getoption
     measured = given("benchmark")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
-from revsnn_bench.records import Record, Run
+from revsnn_bench.records import Record, Run, incomparable_fields
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.points import Ratio, ratio_to_lif
 from revsnn_bench.report.terminal import grid
@@ -160,8 +160,6 @@ class Comparison:
     def incomparable_fields(self) -> list[FieldDifference]:
         """Fields of the environment that must agree before exact values are compared, and differ."""
         # Imported late: it brings torch along, which nothing else here needs.
-        from revsnn_bench.system.environment import incomparable_fields
-
         found = incomparable_fields(self.before.header.environment, self.after.header.environment)
         return [FieldDifference(*difference) for difference in found]
 

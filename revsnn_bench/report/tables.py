@@ -154,7 +154,7 @@ _MEANINGS = {
     "id": "Name of the case: workload/node/size/dtype/device.",
     "variant": "The node with the options that differ from its defaults.",
     **{row.name: row.meaning for row in CASE_FIELDS},
-    "status": "How the case ended: ok, wrong, oom, timeout, error or skipped.",
+    "status": "How the case ended: ok, wrong, unverified, oom, timeout, error or skipped.",
     "metric": "Name of the quantity; empty for a case without any.",
     "value": "The quantity, in the unit of the column `unit`.",
     "unit": "Unit of the value: B is bytes, FLOP operations, s seconds, 1 a pure number.",

@@ -19,6 +19,7 @@ from revsnn_bench.report.tables import Column, columns, ratio_value
 _STYLES = {
     Status.OK: "",
     Status.WRONG: "yellow",
+    Status.UNVERIFIED: "yellow",
     Status.SKIPPED: "dim",
     Status.OOM: "red",
     Status.TIMEOUT: "red",

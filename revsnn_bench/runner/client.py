@@ -9,16 +9,16 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from multiprocessing import Pipe
 from types import TracebackType
 from typing import IO, Any, Self
 
 from revsnn_bench.case import Case
-from revsnn_bench.records import Environment, Record, Status
+from revsnn_bench.records import Environment, Record, Status, utc_now
 from revsnn_bench.runner.server import Request
 from revsnn_bench.runner.worker import Outcome
 from revsnn_bench.system.environment import conditions, fingerprint, read_conditions
+from revsnn_bench.system.process import PRELOAD
 
 # The import path travels through the pipe, and the caller's main module is never imported: a script needs no
 # guard.
@@ -27,9 +27,6 @@ _BOOT = (
     "sys.path[:] = client.recv(); from revsnn_bench.runner.server import main; main(client)"
 )
 _PATIENCE_S = 10.0
-
-PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measuring")
-"""What every worker needs. torch imports the second and the third at the first backward, which takes 0.8 s."""
 
 
 class Runner:
@@ -212,11 +209,6 @@ def worker_environment(threads: int | None = None) -> dict[str, str]:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         environment |= dict.fromkeys(names, str(threads))
     return environment
-
-
-def utc_now() -> str:
-    """The time as records write it: ISO 8601, UTC, seconds."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _require_positive(name: str, value: float | None, why: str) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from revsnn_bench.records import Status
+from revsnn_bench.records import SkipCase, Status
 
 _OUT_OF_MEMORY = (
     "not enough memory",
@@ -29,10 +29,6 @@ _OUT_OF_MEMORY = (
     "_status_alloc_failed",
 )
 _LONGEST_TRACEBACK = 8000
-
-
-class SkipCase(Exception):
-    """Raised by a measure function for a case that cannot run here; the message becomes the reason."""
 
 
 class Outcome(NamedTuple):

@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +22,6 @@ _ALLOCATOR_VARIABLES = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
-_EXACT_FIELDS = ("torch", "threads", "deterministic")
-_FIELDS_WITH_A_GPU = ("cuda", "gpu")
-
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -57,42 +53,6 @@ def fingerprint() -> Environment:
         deterministic=torch.are_deterministic_algorithms_enabled(),
         malloc=_allocator_settings(),
     )
-
-
-def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
-    """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
-
-    * `torch`: kernels and their temporaries change between versions and builds.
-    * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
-      memory on another architecture is another number.
-    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per
-      thread, none with one thread). Runs that are to be compared fix their thread count
-      (`Runner(threads=...)`).
-    * `deterministic`: deterministic kernels use other temporaries.
-    * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
-      one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
-
-    Everything else may differ: CPU model, cores, memory, driver, Python, commit. The gate must say the same
-    on every machine of one kind, and a changed commit is what it is there to judge.
-
-    Returns:
-        (field, value in `a`, value in `b`), empty when the runs are comparable.
-    """
-    return list(_differences(a, b))
-
-
-def _differences(a: Environment, b: Environment) -> Iterator[tuple[str, Any, Any]]:
-    if _system(a) != _system(b):
-        yield "platform", a.platform, b.platform
-    both_saw_a_gpu = a.gpu is not None and b.gpu is not None
-    for field in _EXACT_FIELDS + (_FIELDS_WITH_A_GPU if both_saw_a_gpu else ()):
-        if getattr(a, field) != getattr(b, field):
-            yield field, getattr(a, field), getattr(b, field)
-
-
-def _system(environment: Environment) -> tuple[str, str]:
-    words = environment.platform.split()
-    return words[0], words[-1]
 
 
 class Reading(NamedTuple):

@@ -31,6 +31,9 @@ from pathlib import Path
 
 import psutil
 
+PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measuring")
+"""What every worker needs. torch imports the second and the third at the first backward, which takes 0.8 s."""
+
 CONTENDED_SHARE = 0.05
 """A round is contended when our threads waited for a core longer than this share of its wall time."""
 

@@ -122,6 +122,12 @@ def _record(case: Case | None = None, /, status: Status | str | None = None, **c
     return Record(case=case, status=status, started_at="2026-01-01T00:00:00Z", duration_s=1.0, **parts)
 
 
+@pytest.fixture(autouse=True)
+def _no_worker_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pytest that a test starts is a session of its own: pytest-benchmark would take it for a worker's."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 @pytest.fixture
 def make_record() -> Callable[..., Record]:
     """Makes one record: `make_record(node="revlif", timesteps=4)`, or with any of its parts replaced."""

@@ -12,8 +12,8 @@ from revsnn_bench.claims.judge import cases_of
 from revsnn_bench.claims.report import claims_json, claims_markdown
 from revsnn_bench.cli import app
 from revsnn_bench.records import PhaseFlops, Status, TimeRecord
-from revsnn_bench.runner.session import BenchSession, RunOptions
 from revsnn_bench.runs import load_run
+from revsnn_bench.session import BenchSession, RunOptions
 
 PLAN = Plan(seeds=(0, 1, 2))
 SMALL = Plan(

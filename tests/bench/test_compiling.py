@@ -4,7 +4,9 @@ import pytest
 
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.compile import measure_compile_time
-from revsnn_bench.runner.session import BenchSession, RunOptions
+from revsnn_bench.session import BenchSession, RunOptions
+
+BUILD = "revsnn_bench.models.workloads:build"
 
 
 def case(backend, node="lif"):
@@ -15,14 +17,14 @@ def test_compilation_is_timed_however_warm_the_caches_are():
     """Kernels that this process has compiled, and that are on disk, are compiled again; eager code compiles nothing."""
     pytest.importorskip("numba", reason="the fused CPU kernels need numba")
     measure(case("fused"), Settings(passes=("time",), min_rounds=1, max_rounds=1))
-    assert measure(case("fused"), Settings(passes=("compile",))).compile_time_s > 1
-    assert measure_compile_time(case("torch")) < 0.5
+    fused = measure(case("fused"), Settings(passes=("compile",))).compile_time_s
+    assert fused > 3 * measure_compile_time(case("torch"), BUILD)
 
 
 def test_a_case_that_fails_where_it_is_compiled_says_how():
     """The error of the other process is in the message."""
     with pytest.raises(RuntimeError, match=r"exit code 1:(.|\n)*`node` must be a registered name"):
-        measure_compile_time(case("torch", node="lyf"))
+        measure_compile_time(case("torch", node="lyf"), BUILD)
 
 
 def test_only_a_suite_that_asks_for_compilation_gets_it():

@@ -7,7 +7,7 @@ from revsnn_nodes import make_node
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.models.reference import STEP_TOLERANCE, recovered_steps
 from revsnn_bench.models.workloads import build
-from revsnn_bench.runner.session import BenchSession, RunOptions
+from revsnn_bench.session import BenchSession, RunOptions
 
 REFERENCE = {"backend": "torch"}
 DEEP = REFERENCE | {"decay_input": False}

@@ -10,7 +10,7 @@ from revsnn_bench.models.networks import DelayedLinear
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.largest import largest_that_fits
 from revsnn_bench.records import Status
-from revsnn_bench.runner.session import BenchSession, RunOptions
+from revsnn_bench.session import BenchSession, RunOptions
 
 MIB = 2**20
 REFERENCE = {"backend": "torch"}

@@ -3,11 +3,13 @@
 import planted_faults
 import pytest
 import torch
-from revsnn_nodes import StandardLIF, surrogate
+from revsnn_nodes import StandardLIF, registry, surrogate
 from torch import nn
 
-from revsnn_bench.meters.oracle import NoOracle, measure_oracle_errors
+from revsnn_bench import Case, Settings, measure
+from revsnn_bench.meters.oracle import measure_oracle_errors
 from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.records import NoOracle, Status
 
 TOLERANCE = 1e-3
 
@@ -81,3 +83,78 @@ def test_what_cannot_be_judged_says_why(model, why):
     """Where differences cannot decide, there is no error to show, but a reason."""
     with pytest.raises(NoOracle, match=why):
         errors_of(model)
+
+
+FIDELITY = Settings(passes=("fidelity",))
+
+
+@pytest.fixture
+def verdict_on(monkeypatch):
+    """Gives the record of a foreign node, measured by its name as every node is."""
+
+    def measured(make, **changes):
+        monkeypatch.setitem(registry._NODES, "planted", make)
+        return measure(Case(node="planted", timesteps=6, batch=2, shape=(64,), **changes), FIDELITY)
+
+    return measured
+
+
+def test_a_foreign_node_is_judged_by_differences(verdict_on):
+    """Right nodes are ok and say by what they were judged; a tripled and flipped gradient is wrong, not "right"."""
+    record = verdict_on(planted_faults.Planted)
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences")
+    assert record.fidelity.output_error is None
+    assert verdict_on(planted_faults.WRONG["three times and flipped"]).status is Status.WRONG
+
+
+def test_what_nothing_can_judge_is_unverified(verdict_on):
+    """It is shown with the reason, and it is not ok."""
+    record = verdict_on(planted_faults.HiddenSpikes)
+    assert (record.status, record.fidelity) == (Status.UNVERIFIED, None)
+    assert "does not fire through a surrogate" in record.reason
+
+
+def test_no_node_is_its_own_reference(verdict_on):
+    """A node that names itself is judged by differences all the same."""
+
+    class Itself(planted_faults.Planted):
+        def reference(self):
+            return self
+
+    record = verdict_on(lambda: Itself(at_input=lambda g: 3 * g))
+    assert (record.status, record.fidelity.judged_by) == (Status.WRONG, "differences")
+
+
+def test_a_node_may_name_its_reference(verdict_on):
+    """Where it does, output and gradient are held against that."""
+
+    class Named(planted_faults.HiddenSpikes):
+        def reference(self):
+            return StandardLIF(step_mode="m", backend="torch")
+
+    record = verdict_on(Named)
+    assert (record.status, record.fidelity.judged_by, record.fidelity.output_error) == (Status.OK, "reference", 0.0)
+
+
+def test_a_subclass_with_a_further_parameter_is_measured(verdict_on):
+    """Its parameter's gradient is judged too, by differences, since the reference has no such parameter."""
+
+    class Scaled(StandardLIF):
+        def __init__(self, **options):
+            super().__init__(step_mode="m", **options)
+            self.scale = nn.Parameter(torch.tensor(1.2))
+
+        def multi_step_forward(self, x_seq, v):
+            return super().multi_step_forward(x_seq * self.scale, v)
+
+    record = verdict_on(Scaled)
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences")
+    assert record.fidelity.parameter_gradient_error < TOLERANCE
+
+
+def test_spikingjelly_is_held_against_our_lif():
+    """Its rows are judged by our float64 LIF, soft and hard reset, not by themselves."""
+    for v_reset in (0.0, None):
+        case = Case(node="spikingjelly", timesteps=6, batch=2, shape=(64,), node_options={"v_reset": v_reset})
+        record = measure(case, FIDELITY)
+        assert (record.status, record.fidelity.judged_by, record.fidelity.output_error) == (Status.OK, "reference", 0.0)

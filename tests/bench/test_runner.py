@@ -149,6 +149,7 @@ def test_endless_output_is_cut_to_its_end(run: Callable[..., Record]) -> None:
     assert len(reason) < 6000
 
 
+@pytest.mark.timing
 def test_overhead_is_below_a_third_of_a_second(run: Callable[..., Record]) -> None:
     """A case that does nothing costs less than 0.3 s once the server is up."""
     run("succeed")

@@ -3,8 +3,8 @@
 import pytest
 
 from revsnn_bench import Case, Settings
-from revsnn_bench.runner.session import BenchSession, RunOptions
 from revsnn_bench.runs import load_run
+from revsnn_bench.session import BenchSession, RunOptions
 
 CASES = [Case(node="lif", timesteps=t, batch=2, shape=(8,)) for t in (2, 3)]
 

@@ -59,11 +59,12 @@ def rounds_of(*shares: float) -> list[Round]:
 
 
 def test_a_known_time_comes_out_with_forward_and_backward_apart():
-    """The fastest sample of each is the sleep itself, give or take what waking up costs."""
+    """The fastest sample of each is the sleep and what waking up costs: forward takes twice what backward does."""
     step = Step(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
     record = measure_time(step, None, target_s=0.0)
-    assert 0.02 <= min(record.forward_time_s) < 0.03
-    assert 0.01 <= min(record.backward_time_s) < 0.02
+    assert min(record.forward_time_s) >= 0.02
+    assert min(record.backward_time_s) >= 0.01
+    assert 1.2 < min(record.forward_time_s) / min(record.backward_time_s) < 2.5
 
 
 def test_more_elements_take_longer():
@@ -173,8 +174,9 @@ def test_rounds_that_shared_their_core_are_rejected_and_counted():
 
 def test_sleeping_is_not_contention():
     delay = RunDelay()
+    start = time.perf_counter()
     time.sleep(0.1)
-    assert delay.elapsed_s() < 0.05
+    assert delay.elapsed_s() < 0.5 * (time.perf_counter() - start)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

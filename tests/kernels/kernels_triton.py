@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from nodes_cases import COUPLED, Ends, Problem
-from revsnn_nodes.kernels.layout import coefficients, surrogate_code
+from revsnn_nodes.kernels.layout import numbers, surrogate_code
 from torch import Tensor
 
 Launch = Callable[..., tuple[Tensor, ...]]
@@ -60,12 +60,21 @@ def _launch(packed: bytes) -> bytes:
     return results.getvalue()
 
 
+def kernels_and_operators() -> tuple[set[str], set[str]]:
+    """Names of the kernels, and of the operators that CUDA tensors reach."""
+    from revsnn_nodes.kernels.triton import launch as triton_launch
+
+    everything = [each for each in torch._C._dispatch_get_all_op_names() if each.startswith("revsnn::")]
+    on_cuda = {each for each in everything if torch._C._dispatch_has_kernel_for_dispatch_key(each, "CUDA")}
+    return set(triton_launch.KERNELS), {each.removeprefix("revsnn::") for each in on_cuda}
+
+
 def differentiate(launch: Launch, name: str, node: Any, problem: Problem, through: str = "yv") -> Ends:
     """Runs a node's operators forward and backward, as its autograd Function does; `through` as in `nodes_cases`."""
     neuron, soft = node.neuron, node.neuron.v_reset is None
     code = surrogate_code(node.surrogate_function)
     assert code is not None
-    p = coefficients(neuron, *code[1:])
+    p = list(numbers(neuron, *code[1:]))
     ybar = problem.y_bar if "y" in through else None
     vbar = problem.v_bar if "v" in through else None
     x, v, kind, detach, decay = problem.x, problem.v, code[0], neuron.detach_reset, neuron.decay_input
@@ -115,7 +124,7 @@ def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, A
 
     facts: list[dict[str, Any]] = []
 
-    def compile_all(kernel: Any, columns: int, **given: Any) -> None:
+    def compile_all(kernel: Any, given: dict[str, Any]) -> None:
         kernel.nargs = {}
         tried = [{**each.kwargs, "num_warps": each.num_warps} for each in kernel.prune_configs(given)]
         per_thread = [each["BLOCK"] // (32 * each["num_warps"]) for each in tried]
@@ -123,7 +132,7 @@ def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, A
             if width not in (1, 4, max(per_thread)) or each["num_warps"] != 4:
                 continue
             options = {**each, "enable_fp_fusion": False}
-            made = kernel.fn.warmup(columns=columns, grid=(1,), **options, **given)
+            made = kernel.fn.warmup(grid=(1,), **options, **given)
             facts.append({"per_thread": width, **options, **_facts(made.asm, Path(triton.__file__).parent)})
 
     driver.set_active(Absent())

@@ -16,7 +16,7 @@ from revsnn_nodes import StandardLIF, surrogate
 from revsnn_nodes.kernels import ops as operators
 from revsnn_nodes.kernels import support as selection
 from revsnn_nodes.kernels.cpu import machine as threads
-from revsnn_nodes.kernels.layout import coefficients
+from revsnn_nodes.kernels.layout import numbers
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 FUSED = ("lif", "lif-carrier", "revlif", "revlif-anchored")
@@ -129,8 +129,8 @@ def test_create_graph_alone_changes_no_gradient():
 
 def _operator_arguments():
     x, v = torch.randn(4, 2, 6), torch.randn(2, 6)
-    lif = coefficients(StandardLIF().neuron, 4.0, 4.0)
-    carrier, coupled = (coefficients(make(name).neuron, 4.0, 4.0) for name in ("lif-carrier", "revlif"))
+    lif = numbers(StandardLIF().neuron, 4.0, 4.0)
+    carrier, coupled = (numbers(make(name).neuron, 4.0, 4.0) for name in ("lif-carrier", "revlif"))
     anchors, vector = torch.randn(1, 2, 6), torch.rand(6)
     cut = torch.tensor([[0, 1, 2]]), torch.tensor([0.5])
     return {
@@ -162,7 +162,7 @@ def _operator_arguments():
     }
 
 
-@pytest.mark.parametrize("name", operators.SCHEMAS)
+@pytest.mark.parametrize("name", operators.OPERATORS)
 def test_operators_are_what_their_schemas_say(name):
     """torch's own check: nothing is written in place or aliased, and the fake has the result's shapes and strides."""
     torch.library.opcheck(
@@ -192,7 +192,7 @@ def test_forked_children_work_after_the_parent_has():
     """The parent's threads do not exist in a forked child; it starts its own and writes the same bits."""
     torch.set_num_threads(2)
     x = torch.linspace(-1, 3, 4 * threads.SERIAL_ELEMENTS).view(4, 2, -1)
-    p = coefficients(make("lif-carrier").neuron)
+    p = numbers(make("lif-carrier").neuron)
 
     def forward():
         return torch.ops.revsnn.carrier_forward(x, None, p, True, False)[0].numpy()

@@ -11,7 +11,7 @@ from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
 from revsnn_nodes import decode_spikes
 from revsnn_nodes.kernels.cpu import machine as threads
-from revsnn_nodes.kernels.cpu.bfloat16 import narrow, widen
+from revsnn_nodes.kernels.cpu.equations import copy_row
 
 NAMES = ("lif", "lif-carrier")
 NEURONS = ({}, {"v_reset": None}, {"v_reset": -0.2}, {"tau": 8.0}, {"detach_reset": True})
@@ -25,8 +25,8 @@ def test_conversion_is_torchs():
     """Every bfloat16 comes back; float32 is rounded to nearest even, with infinities, subnormals and NaN."""
     bits = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
     wide, back = np.empty(1 << 16, np.float32), np.empty(1 << 16, np.uint16)
-    widen(bits, wide)
-    narrow(wide, back)
+    copy_row(bits, wide)
+    copy_row(wide, back)
     known = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
     assert np.array_equal(back[~np.isnan(wide)], bits[~np.isnan(wide)])
     assert torch.equal(torch.from_numpy(wide).nan_to_num(0.5), known.float().nan_to_num(0.5))
@@ -34,7 +34,7 @@ def test_conversion_is_torchs():
     ties = (known.float().view(torch.int32) + 0x8000).view(torch.float32)
     for values in (x, ties):
         got = np.empty(values.numel(), np.uint16)
-        narrow(values.numpy(), got)
+        copy_row(values.numpy(), got)
         expected = values.bfloat16()
         converted = torch.from_numpy(got.view(np.int16)).view(torch.bfloat16)
         assert torch.equal(converted.isnan(), expected.isnan())

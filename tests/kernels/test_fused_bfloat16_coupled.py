@@ -11,7 +11,7 @@ from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
 from revsnn_nodes import DriftError, DriftWarning, predicted_gradient_error, surrogate
 from revsnn_nodes.kernels.cpu import machine as threads
-from revsnn_nodes.kernels.layout import coefficients
+from revsnn_nodes.kernels.layout import numbers
 
 NAMES = ("revlif", "revlif-anchored")
 NEURONS = ({}, {"v_reset": None}, {"v_reset": -0.2}, {"tau": 2.7}, {"detach_reset": True}, {"decay_input": False})
@@ -113,7 +113,7 @@ def test_anchors_are_the_membranes_of_the_forward(gate):
     """To the bit: those that single steps pass through."""
     x, node = _problem(steps=5, carried=False).x, make("revlif-anchored", backend="fused", reset_gate=gate)
     anchors = torch.ops.revsnn.coupled_forward(
-        x, None, coefficients(node.neuron), True, False, gate == "spike", 2, -1, 1
+        x, None, numbers(node.neuron), True, False, gate == "spike", 2, -1, 1
     )[2]  # fmt: skip
     for step, anchor in zip(x[:-1], anchors, strict=True):
         node(step.unsqueeze(0))
@@ -225,7 +225,7 @@ def test_kept_bytes_of_coupled_nodes(name, every, kept, carried):
 def test_operators_are_what_their_schemas_say_in_bfloat16(name):
     """torch's own check: nothing is written in place or aliased, and the fake has the result's shapes and strides."""
     x, v, anchors = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((4, 2, 6), (2, 6), (1, 2, 6)))
-    p = coefficients(make("revlif").neuron, 4.0, 4.0)
+    p = numbers(make("revlif").neuron, 4.0, 4.0)
     arguments = {
         "coupled_forward": (x, v, p, True, False, True, 2, -1, 3),
         "inverse_backward": (x, v, x, None, p, 0, False, False, 2, -1, True),

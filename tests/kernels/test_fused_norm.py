@@ -11,7 +11,7 @@ from nodes_cases import relative_error
 from nodes_norm import CHANNELS, assert_gradients_close, node_gradients, node_with, problem
 from revsnn_nodes import NormCarrierLIF, StoredNormCarrierLIF, decode_spikes, surrogate
 from revsnn_nodes.kernels.cpu import machine as threads
-from revsnn_nodes.kernels.cpu.launch_norm import MOST_COLUMNS
+from revsnn_nodes.kernels.cpu.launch import NORM_COLUMNS
 from revsnn_nodes.kernels.cpu.norm import FLUSH
 from revsnn_nodes.kernels.support import choose_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -46,7 +46,7 @@ def test_surrogates(kind):
 @pytest.mark.parametrize("steps", [FLUSH - 1, FLUSH, 2 * FLUSH + 1])
 @pytest.mark.parametrize(
     "shape",
-    [(1, CHANNELS, 1), (700, CHANNELS), (3, CHANNELS, MOST_COLUMNS - 1), (2, CHANNELS, 50, 33), (5, CHANNELS, 2)],
+    [(1, CHANNELS, 1), (700, CHANNELS), (3, CHANNELS, NORM_COLUMNS[1] - 1), (2, CHANNELS, 50, 33), (5, CHANNELS, 2)],
     ids=str,
 )
 def test_channels_and_blocks_of_any_size(shape, steps):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nodes_cases import make
 from revsnn_nodes import NormCarrierLIF, surrogate
-from revsnn_nodes.kernels.ops import OPERATIONS, SCHEMAS
+from revsnn_nodes.kernels.ops import OPERATIONS, OPERATORS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PAIRS = {
@@ -48,7 +48,7 @@ def _count(node):
 
 def test_every_operator_has_a_count():
     """The table and the schemas name the same operators."""
-    assert {f"revsnn::{name}" for name in SCHEMAS} == set(OPERATIONS)
+    assert {f"revsnn::{name}" for name in OPERATORS} == set(OPERATIONS)
 
 
 @pytest.mark.parametrize("detach_reset", [False, True])

@@ -4,24 +4,29 @@ import kernels_triton
 import pytest
 import torch
 from kernels_triton import compile_for
-from revsnn_nodes.kernels.layout import coefficients
+from revsnn_nodes.kernels.layout import numbers
 from revsnn_nodes.parameters import CarrierParameters, CoupledParameters
 
 pytest.importorskip("triton", reason="the Triton kernels need triton")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def pool(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("triton"))
     with kernels_triton.child(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache) as pool:
-        yield lambda *arguments: pool.submit(compile_for, *arguments).result()
+        yield pool
+
+
+@pytest.fixture
+def compiled(pool):
+    return lambda *arguments: pool.submit(compile_for, *arguments).result()
 
 
 def operator(name, steps, dtype, features=512):
     """Arguments of an operator on four samples."""
     x = torch.zeros(steps, 4, features, dtype=dtype)
-    v, p = x[0], coefficients(CarrierParameters(), 4.0, 4.0)
-    q = coefficients(CoupledParameters(), 4.0, 4.0)
+    v, p = x[0], numbers(CarrierParameters(), 4.0, 4.0)
+    q = numbers(CoupledParameters(), 4.0, 4.0)
     return {
         "lif_forward": (x, v, p, True, False, True),
         "lif_backward": (x, x, v, p, 0, False, False, True),
@@ -31,6 +36,12 @@ def operator(name, steps, dtype, features=512):
         "inverse_backward": (x, v, x, v, q, 0, False, False, 2, -1, True),
         "anchored_backward": (x, v, x[:0], x, v, q, 0, True, False, False, False, 2, -1, steps, True),
     }[name]
+
+
+def test_every_operator_on_cuda_has_a_kernel(pool):
+    """And every kernel its operator."""
+    kernels, operators = pool.submit(kernels_triton.kernels_and_operators).result()
+    assert kernels == operators != set()
 
 
 @pytest.mark.parametrize(("name", "steps"), [
@@ -50,7 +61,7 @@ def test_reads_and_writes_sixteen_bytes_and_spills_nothing(compiled, name, steps
 
 @pytest.mark.parametrize(("name", "dtype"), [
     ("lif_backward", torch.float64), ("carrier_backward", torch.bfloat16), ("anchored_backward", torch.float64),
-])  # fmt: skip
+], ids=["lif-float64", "carrier-bfloat16", "anchored-float64"])  # fmt: skip
 def test_other_precisions_compile_for_ampere(compiled, name, dtype):
     """Float64 and bfloat16, odd sizes, for sm_80: it compiles, and with one column to a thread spills nothing."""
     facts = compiled(80, name, *operator(name, 4, dtype, features=514))

@@ -56,14 +56,16 @@ def test_every_mode_of_the_neuron_in_triton(launch, name, v_reset, decay_input, 
     assert_right(launch, name, problem, v_reset=v_reset, decay_input=decay_input, detach_reset=detach_reset)
 
 
-@pytest.mark.parametrize("steps", [1, 17, 35])
-@pytest.mark.parametrize("name", ["lif", "lif-carrier", "revlif-anchored"])
+@pytest.mark.parametrize(("name", "steps"), [
+    ("lif", 1), ("lif", 17), ("lif-carrier", 1), ("lif-carrier", 17), ("lif-carrier", 35),
+    ("revlif-anchored", 1), ("revlif-anchored", 35),
+])  # fmt: skip
 def test_any_length_in_pieces(launch, name, steps):
     """One step; and lengths cut into 2 to 5 pieces, the last of them shorter; tau no power of two."""
     assert_right(launch, name, Problem(steps=steps, shape=(1, 10), seed=2, mean=1.6), tau=2.7)
 
 
-@pytest.mark.parametrize(("steps", "rtol"), [(1, 1e-12), (17, 1e-4)])
+@pytest.mark.parametrize(("steps", "rtol"), [(1, 1e-12), (17, 1e-4)], ids=["1", "17"])
 def test_inverse_of_any_length(launch, steps, rtol):
     """One step to rounding; seventeen to roundings of 1e-16 that grew by up to 4^17."""
     assert_right(launch, "revlif", Problem(steps=steps, shape=(1, 10), seed=3, mean=1.6), rtol)
@@ -80,8 +82,8 @@ def test_every_surrogate_in_triton(launch, kind):
 
 
 @pytest.mark.parametrize(("shape", "groups", "group_dim"), [
-    ((3, 12), 2, -1), ((5, 14), 2, 1), ((3, 21), 3, -1), ((2, 6, 5), 3, 1), ((2, 8, 5), 4, 1), ((3, 4, 8), 4, -1),
-])  # fmt: skip
+    ((5, 14), 2, 1), ((3, 21), 3, -1), ((2, 6, 5), 3, 1), ((3, 4, 8), 4, -1),
+], ids=["2-first-feature", "3-last", "3-channels", "4-last"])  # fmt: skip
 @pytest.mark.parametrize("name", ["revlif", "revlif-anchored"])
 def test_any_number_of_groups_in_triton(launch, name, shape, groups, group_dim):
     """Two to four groups, along the last dimension and before others, in columns that no block divides."""
@@ -89,22 +91,23 @@ def test_any_number_of_groups_in_triton(launch, name, shape, groups, group_dim):
     assert_right(launch, name, problem, groups=groups, group_dim=group_dim, alpha=0.4, beta=-0.7)
 
 
-@pytest.mark.parametrize("gate", ["output", "spike"])
-@pytest.mark.parametrize("every", [1, 4, 10, 100])
+@pytest.mark.parametrize(("every", "gate"), [
+    (1, "output"), (4, "output"), (10, "output"), (100, "output"), (10, "spike"),
+])  # fmt: skip
 def test_segments_of_any_length_in_triton(launch, every, gate):
     """Segments of one step, of one piece, of two pieces, and longer than T; the last one short; both gates."""
     problem = Problem(steps=13, shape=(1, 6), seed=6)
     assert_right(launch, "revlif-anchored", problem, anchor_every=every, reset_gate=gate)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["lif", "lif-carrier", "revlif-anchored"])
 def test_half_precisions_keep_their_tolerance(launch, name, dtype):
     """Float16 and bfloat16 tensors, computed in float32: the gradient of the spikes that were fired, flat in T."""
     # The interpreter cuts bfloat16 off where a GPU rounds to nearest: twice the error.
     rtol = RTOL[dtype] * (2 if dtype is torch.bfloat16 else 1)
     for steps in (1, 17):
-        assert_right(launch, name, Problem(steps=steps, shape=(2, 20), seed=7, mean=1.6).to(dtype), rtol)
+        assert_right(launch, name, Problem(steps=steps, shape=(1, 20), seed=7, mean=1.6).to(dtype), rtol)
 
 
 @pytest.mark.parametrize("name", NAMES)

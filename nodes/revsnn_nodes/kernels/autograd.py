@@ -1,27 +1,23 @@
-"""The fused backward passes are closed forms outside of autograd: a second derivative is refused, never left out.
+"""The fused operators under autograd: forward, backward, and exactly what each keeps between them.
 
-The fused operators under autograd: forward, backward, and exactly what is kept between them.
-
-`NormCarrierLIF` by its fused operators, under autograd: what is kept, and what becomes of running statistics.
+Backward passes are closed forms outside of autograd: a second derivative is refused, never left out.
 """
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from revsnn_nodes.equations import decode_input, decode_spikes
-from revsnn_nodes.kernels import ops as operators  # noqa: F401  (defines torch.ops.revsnn)
-from revsnn_nodes.kernels.layout import coefficients, surrogate_code
-from revsnn_nodes.parameters import CarrierParameters, CoupledParameters, LIFParameters
+from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
+from revsnn_nodes.kernels.layout import Numbers, numbers, surrogate_code
+from revsnn_nodes.parameters import CoupledParameters, LIFParameters
 from revsnn_nodes.surrogate import SurrogateFunction
 
-if TYPE_CHECKING:
-    from revsnn_nodes.norm_carrier import NormCarrierNode
-
-Backward = Callable[..., tuple[Tensor | None, ...]]
+Gradients = tuple[Tensor | None, ...]
+Backward = Callable[..., Gradients]
 
 _REFUSAL = (
     '`backend` must be "torch" for second derivatives; got "fused". The fused kernels give the first derivative alone, '
@@ -68,50 +64,51 @@ def first_derivative_only(backward: Backward) -> Backward:
 _ops = torch.ops.revsnn
 
 
-def _gradient_numbers(neuron: LIFParameters, surrogate: SurrogateFunction) -> tuple[list[float], int]:
-    code = surrogate_code(surrogate)
-    assert code is not None, "the selection lets no other surrogate through"
-    kind, height, scale = code
-    return coefficients(neuron, height, scale), kind
-
-
-def _state_gradient(ctx: Any, gradient: Tensor) -> Tensor | None:
-    return gradient if ctx.needs_input_grad[1] else None
-
-
-class FusedLIF(torch.autograd.Function):
-    """Keeps the charges: b N T bytes."""
+class _Fused(torch.autograd.Function):
+    """What the fused functions share."""
 
     @staticmethod
-    def forward(
-        x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Spikes, the last membrane, and the charges (empty unless `keep`)."""
-        soft = neuron.v_reset is None
-        result: tuple[Tensor, Tensor, Tensor] = _ops.lif_forward(
-            x_seq, v, coefficients(neuron), neuron.decay_input, soft, keep
-        )
-        return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        """See the class."""
-        _, _, ctx.neuron, ctx.surrogate, _ = inputs
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(output[2])
+    def keep(ctx: Any, neuron: LIFParameters, surrogate: SurrogateFunction, *tensors: Tensor | None) -> None:
+        """Keeps what the backward pass needs; a gradient that does not arrive is None there, not zeros."""
+        ctx.neuron, ctx.surrogate = neuron, surrogate
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def constants(ctx: Any) -> tuple[Numbers, int]:
+        """`p` and `kind` of a backward operator."""
+        code = surrogate_code(ctx.surrogate)
+        assert code is not None, "`support.fused_obstacle` lets no other surrogate through"
+        kind, height, scale = code
+        return numbers(ctx.neuron, height, scale), kind
+
+
+def _is_soft(neuron: LIFParameters) -> bool:
+    return neuron.v_reset is None
+
+
+class FusedLIF(_Fused):
+    """Keeps the charges, b N T bytes, unless told that no gradient can be asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Spikes and the last membrane."""
+        p = numbers(neuron)
+        spike_seq, v_last, charge_seq = _ops.lif_forward(x_seq, v, p, neuron.decay_input, _is_soft(neuron), keep)
+        FusedLIF.keep(ctx, neuron, surrogate, charge_seq)
+        return spike_seq, v_last
+
+    @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the input and of the first membrane."""
-        (charge_seq,) = ctx.saved_tensors
-        neuron = ctx.neuron
-        p, kind = _gradient_numbers(neuron, ctx.surrogate)
-        xbar_seq, vbar = _ops.lif_backward(
-            charge_seq, sbar_seq, vbar, p, kind, neuron.v_reset is None, neuron.detach_reset, ctx.needs_input_grad[1]
+        (charge_seq,), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        xbar_seq, vbar0 = _ops.lif_backward(
+            charge_seq, sbar_seq, vbar, *FusedLIF.constants(ctx), _is_soft(neuron), neuron.detach_reset, need_v
         )
-        return xbar_seq, _state_gradient(ctx, vbar), None, None, None
+        return xbar_seq, vbar0 if need_v else None, None, None, None
 
 
 def fused_lif(
@@ -119,193 +116,151 @@ def fused_lif(
 ) -> tuple[Tensor, Tensor]:
     """Spikes `[T, N, *]` and the last membrane; charges are kept where a gradient can be asked for."""
     keep = torch.is_grad_enabled() and (x_seq.requires_grad or (v is not None and v.requires_grad))
-    spike_seq, v_last, _ = FusedLIF.apply(x_seq, v, neuron, surrogate, keep)
-    return spike_seq, v_last
+    result: tuple[Tensor, Tensor] = FusedLIF.apply(x_seq, v, neuron, surrogate, keep)
+    return result
 
 
-class FusedCarrier(torch.autograd.Function):
+class FusedCarrier(_Fused):
     """Keeps the output (an alias), and the state it started from where that was carried."""
 
     @staticmethod
     def forward(
-        x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction
+        ctx: Any, x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction
     ) -> tuple[Tensor, Tensor]:
         """Output and the last membrane."""
-        soft = neuron.v_reset is None
-        result: tuple[Tensor, Tensor] = _ops.carrier_forward(x_seq, v, coefficients(neuron), neuron.decay_input, soft)
-        return result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """See the class."""
-        _, v, ctx.neuron, ctx.surrogate = inputs
-        ctx.save_for_backward(output[0], v)
-        ctx.set_materialize_grads(False)
+        y_seq, v_last = _ops.carrier_forward(x_seq, v, numbers(neuron), neuron.decay_input, _is_soft(neuron))
+        FusedCarrier.keep(ctx, neuron, surrogate, y_seq, v)
+        return y_seq, v_last
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the input and of the first membrane."""
-        y_seq, v = ctx.saved_tensors
-        neuron = ctx.neuron
-        p, kind = _gradient_numbers(neuron, ctx.surrogate)
-        xbar_seq, vbar = _ops.carrier_backward(
-            y_seq, v, ybar_seq, vbar, p, kind, neuron.v_reset is None, neuron.detach_reset, ctx.needs_input_grad[1]
+        (y_seq, v), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        xbar_seq, vbar0 = _ops.carrier_backward(
+            y_seq, v, ybar_seq, vbar, *FusedCarrier.constants(ctx), _is_soft(neuron), neuron.detach_reset, need_v
         )
-        return xbar_seq, _state_gradient(ctx, vbar), None, None
+        return xbar_seq, vbar0 if need_v else None, None, None
 
 
 def _coupled(x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, every: int) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = _ops.coupled_forward(
-        x_seq, v, coefficients(neuron), neuron.decay_input, neuron.v_reset is None, neuron.reset_gate == "spike",
+        x_seq, v, numbers(neuron), neuron.decay_input, _is_soft(neuron), neuron.reset_gate == "spike",
         neuron.groups, neuron.group_dim, every,
     )  # fmt: skip
     return result
 
 
-class FusedInverse(torch.autograd.Function):
+class FusedInverse(_Fused):
     """Keeps the output (an alias) and the last membrane: b N bytes."""
 
     @staticmethod
     def forward(
-        x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction
+        ctx: Any, x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction
     ) -> tuple[Tensor, Tensor]:
         """Output and the last membrane."""
         y_seq, v_last, _ = _coupled(x_seq, v, neuron, x_seq.shape[0])
+        FusedInverse.keep(ctx, neuron, surrogate, y_seq, v_last)
         return y_seq, v_last
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """See the class."""
-        _, _, ctx.neuron, ctx.surrogate = inputs
-        ctx.save_for_backward(*output)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the input and of the first membrane."""
-        y_seq, v_last = ctx.saved_tensors
-        neuron = ctx.neuron
-        p, kind = _gradient_numbers(neuron, ctx.surrogate)
-        xbar_seq, vbar = _ops.inverse_backward(
-            y_seq, v_last, ybar_seq, vbar, p, kind, neuron.v_reset is None, neuron.detach_reset,
-            neuron.groups, neuron.group_dim, ctx.needs_input_grad[1],
+        (y_seq, v_last), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        xbar_seq, vbar0 = _ops.inverse_backward(
+            y_seq, v_last, ybar_seq, vbar, *FusedInverse.constants(ctx), _is_soft(neuron), neuron.detach_reset,
+            neuron.groups, neuron.group_dim, need_v,
         )  # fmt: skip
-        return xbar_seq, _state_gradient(ctx, vbar), None, None
+        return xbar_seq, vbar0 if need_v else None, None, None
 
 
-class FusedAnchored(torch.autograd.Function):
+class FusedAnchored(_Fused):
     """Keeps the output (an alias), the state it started from if carried, and one membrane per later segment."""
 
     @staticmethod
     def forward(
-        x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction, every: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output, the last membrane, and the anchors `[ceil(T / every) - 1, N, *]`."""
-        return _coupled(x_seq, v, neuron, every)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        """See the class."""
-        _, v, ctx.neuron, ctx.surrogate, ctx.every = inputs
-        y_seq, _, anchors = output
-        ctx.mark_non_differentiable(anchors)
-        ctx.save_for_backward(y_seq, v, anchors)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of the first membrane."""
-        y_seq, v, anchors = ctx.saved_tensors
-        neuron = ctx.neuron
-        p, kind = _gradient_numbers(neuron, ctx.surrogate)
-        xbar_seq, vbar = _ops.anchored_backward(
-            y_seq, v, anchors, ybar_seq, vbar, p, kind, neuron.decay_input, neuron.v_reset is None,
-            neuron.detach_reset, neuron.reset_gate == "spike", neuron.groups, neuron.group_dim, ctx.every,
-            ctx.needs_input_grad[1],
-        )  # fmt: skip
-        return xbar_seq, _state_gradient(ctx, vbar), None, None, None
-
-
-_ops_norm_function = torch.ops.revsnn
-
-
-class FusedNormCarrier(torch.autograd.Function):
-    """Keeps the output, residual and given state as they are, 1/sigma per channel, and what the clamp cut off."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        z_seq: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        v: Tensor | None,
-        layer: "NormCarrierNode",
+        ctx: Any, x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction, every: int
     ) -> tuple[Tensor, Tensor]:
-        """Output and the last membrane; enters the batch in the layer's running statistics."""
-        neuron = layer.neuron
-        y_seq, v_last, mean, var, inverse_std, cut = _ops_norm_function.norm_carrier_forward(
-            z_seq,
-            v,
-            weight,
-            bias,
-            residual,
-            coefficients(neuron),
-            layer.eps,
-            neuron.decay_input,
-            neuron.v_reset is None,
-        )
-        _enter_statistics(layer, mean, var, z_seq.numel() // z_seq.shape[2])
-        beyond, excess = (None, None)
-        if cut.item():
-            beyond, excess = _cut_off(z_seq, y_seq, mean, inverse_std, neuron)
-        ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
-        ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
-        ctx.set_materialize_grads(False)
+        """Output and the last membrane; keeps anchors `[ceil(T / every) - 1, N, *]`."""
+        y_seq, v_last, anchors = _coupled(x_seq, v, neuron, every)
+        FusedAnchored.keep(ctx, neuron, surrogate, y_seq, v, anchors)
+        ctx.every = every
         return y_seq, v_last
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of the input, gamma, bias, residual and first membrane."""
-        y_seq, weight, bias, residual, v, inverse_std, beyond, excess = ctx.saved_tensors
-        neuron, needs = ctx.neuron, ctx.needs_input_grad
-        kind, height, scale = surrogate_code(ctx.surrogate) or (0, 0.0, 0.0)
-        zbar_seq, weight_bar, bias_bar, residual_bar, vbar0 = _ops_norm_function.norm_carrier_backward(
-            y_seq, v, weight, bias, residual, inverse_std, beyond, excess, ybar_seq, vbar,
-            coefficients(neuron, height, scale), kind, neuron.v_reset is None, neuron.detach_reset, needs[3], needs[4],
+    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+        """Gradients of the input and of the first membrane."""
+        (y_seq, v, anchors), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        xbar_seq, vbar0 = _ops.anchored_backward(
+            y_seq, v, anchors, ybar_seq, vbar, *FusedAnchored.constants(ctx), neuron.decay_input, _is_soft(neuron),
+            neuron.detach_reset, neuron.reset_gate == "spike", neuron.groups, neuron.group_dim, ctx.every, need_v,
         )  # fmt: skip
-        return (
-            zbar_seq if needs[0] else None,
-            weight_bar if needs[1] else None,
-            bias_bar if needs[2] else None,
-            residual_bar if needs[3] else None,
-            vbar0 if needs[4] else None,
-            None,
+        return xbar_seq, vbar0 if need_v else None, None, None, None
+
+
+class NormLayer(Protocol):
+    """What `fused_norm_carrier` asks of a layer: batch norm and carrier LIF."""
+
+    neuron: Any
+    surrogate_function: SurrogateFunction
+    eps: float
+    weight: Any
+    bias: Any
+
+    def update_of_statistics(self) -> tuple[Tensor | None, Tensor | None, float]:
+        """Counts a batch; the running mean and variance that it enters, and with which weight."""
+
+
+class FusedNormCarrier(_Fused):
+    """Keeps the output, residual and given state as they are, 1/sigma per channel, and what the clamp cut off."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z_seq: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, v: Tensor | None,
+        layer: NormLayer,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Output and the last membrane; enters the batch in the layer's running statistics."""
+        neuron = layer.neuron
+        y_seq, v_last, mean, var, inverse_std, cut = _ops.norm_carrier_forward(
+            z_seq, v, weight, bias, residual, numbers(neuron), layer.eps, neuron.decay_input, _is_soft(neuron)
         )
+        _enter_statistics(layer, mean, var, z_seq.numel() // z_seq.shape[2])
+        clipped = _cut_off(z_seq, y_seq, mean, inverse_std, neuron) if cut.item() else (None, None)
+        FusedNormCarrier.keep(
+            ctx, neuron, layer.surrogate_function, y_seq, v, weight, bias, residual, inverse_std, *clipped
+        )
+        return y_seq, v_last
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+        """Gradients of the input, gamma, bias, residual and first membrane."""
+        neuron, needs = ctx.neuron, ctx.needs_input_grad
+        gradients = _ops.norm_carrier_backward(
+            *ctx.saved_tensors, ybar_seq, vbar, *FusedNormCarrier.constants(ctx), _is_soft(neuron),
+            neuron.detach_reset, needs[3], needs[4],
+        )  # fmt: skip
+        return *(each if needed else None for each, needed in zip(gradients, needs, strict=False)), None
 
 
 def fused_norm_carrier(
-    z_seq: Tensor, v: Tensor | None, residual: Tensor | None, layer: "NormCarrierNode"
+    z_seq: Tensor, v: Tensor | None, residual: Tensor | None, layer: NormLayer
 ) -> tuple[Tensor, Tensor]:
     """Output `[T, N, C, *]` and the last membrane of a layer in training."""
     result: tuple[Tensor, Tensor] = FusedNormCarrier.apply(z_seq, layer.weight, layer.bias, residual, v, layer)
     return result
 
 
-def _enter_statistics(layer: "NormCarrierNode", mean: Tensor, var: Tensor, count: int) -> None:
+def _enter_statistics(layer: NormLayer, mean: Tensor, var: Tensor, count: int) -> None:
     running_mean, running_var, momentum = layer.update_of_statistics()
     for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
         if running is not None:
             running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
 
 
-def _cut_off(
-    z_seq: Tensor, y_seq: Tensor, mean: Tensor, inverse_std: Tensor, neuron: CarrierParameters
-) -> tuple[Tensor, Tensor]:
+def _cut_off(z_seq: Tensor, y_seq: Tensor, mean: Tensor, inverse_std: Tensor, neuron: Any) -> tuple[Tensor, Tensor]:
     """Where the clamp bit, `[k, dims]`, and how much it cut off, `[k]`."""
     places, parts = [], []
     for t, (z, y) in enumerate(zip(z_seq, y_seq, strict=True)):

@@ -1,8 +1,15 @@
-"""What a kernel gets of a neuron and its surrogate: numbers, and switches."""
+"""What every fused kernel gets of a neuron, its surrogate and its groups, on every device.
+
+A kernel takes tensors; the parameter vector `Numbers`; switches (soft or hard reset, ...), which are compiled in; and
+the number of its surrogate's shape. Symbols are those of nodes/README.md.
+"""
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
+
+import torch
 
 from revsnn_nodes.parameters import CoupledParameters, LIFParameters
 from revsnn_nodes.surrogate import (
@@ -17,18 +24,63 @@ from revsnn_nodes.surrogate import (
     SurrogateFunction,
 )
 
-KINDS = ("sigmoid", "atan", "quadratic", "exponential", "squared", "erf", "rect")
-"""Shapes of surrogate derivatives, in the order of their numbers in `cpu_rows`."""
 
-_SURROGATES: dict[type[SurrogateFunction], tuple[str, Callable[[float], tuple[float, float]]]] = {
-    Sigmoid: ("sigmoid", lambda a: (a, a)),
-    ATan: ("atan", lambda a: (a / 2, math.pi / 2 * a)),
-    PiecewiseQuadratic: ("quadratic", lambda a: (a, a**2)),
-    PiecewiseExp: ("exponential", lambda a: (a / 2, a)),
-    SoftSign: ("squared", lambda a: (1 / (2 * a), 1 / a)),
-    SuperSpike: ("squared", lambda a: (a, 1.0)),
-    Erf: ("erf", lambda a: (a / math.sqrt(math.pi), a)),
-    Rect: ("rect", lambda a: (a, 0.5 / a)),
+class Numbers(NamedTuple):
+    """A kernel's parameters, by name; operators take them as `float[] p`, in this order. Unused ones are 0.0."""
+
+    tau: float  # tau, membrane time constant; steps
+    threshold: float  # V_th, membrane at which the neuron fires; units of the membrane
+    rest: float  # V_reset, or 0 for soft reset: leak's target and first membrane; units of the membrane
+    keep: float  # dH/dV = 1 - 1/tau; no unit
+    gain: float  # dH/dX, 1/tau or 1; no unit
+    height: float  # phi's height, see `surrogate_code`; 1 / units of the membrane
+    scale: float  # phi's scale, see `surrogate_code`; its unit depends on the kind
+    epsilon: float  # epsilon, share of the input in a carrier's output; output per unit of the input
+    clamp: float  # largest |input| that a carrier's output carries; units of the input
+    alpha: float  # alpha, strength of the coupled reset; no unit
+    beta: float  # beta, share of the partner's input in a coupled output; output per unit of the input
+    drop: float  # alpha V_th, what an open gate takes off in a coupled soft reset; units of the membrane
+    inflow: float  # V_reset / tau, constant part of the coupled charge; units of the membrane
+
+
+@lru_cache(maxsize=256)
+def numbers(neuron: LIFParameters, height: float = 0.0, scale: float = 0.0) -> Numbers:
+    """The parameter vector of a neuron, with the height and scale of `surrogate_code` for a backward pass."""
+    alpha = beta = drop = inflow = 0.0
+    if isinstance(neuron, CoupledParameters):
+        alpha, beta = neuron.alpha, neuron.beta
+        drop, inflow = neuron.alpha * neuron.v_threshold, neuron.rest / neuron.tau
+    return Numbers(
+        tau=neuron.tau,
+        threshold=neuron.v_threshold,
+        rest=neuron.rest,
+        keep=neuron.keep,
+        gain=neuron.input_gain,
+        height=height,
+        scale=scale,
+        epsilon=getattr(neuron, "epsilon", 0.0),
+        clamp=getattr(neuron, "clamp", 0.0),
+        alpha=alpha,
+        beta=beta,
+        drop=drop,
+        inflow=inflow,
+    )
+
+
+KINDS = ("sigmoid", "atan", "quadratic", "exponential", "squared", "erf", "rect")
+"""Shapes of surrogate derivatives; a kernel gets the index."""
+
+SIGMOID, ATAN, QUADRATIC, EXPONENTIAL, SQUARED, ERF, RECT = range(len(KINDS))
+
+_SURROGATES: dict[type[SurrogateFunction], tuple[int, Callable[[float], tuple[float, float]]]] = {
+    Sigmoid: (SIGMOID, lambda a: (a, a)),
+    ATan: (ATAN, lambda a: (a / 2, math.pi / 2 * a)),
+    PiecewiseQuadratic: (QUADRATIC, lambda a: (a, a**2)),
+    PiecewiseExp: (EXPONENTIAL, lambda a: (a / 2, a)),
+    SoftSign: (SQUARED, lambda a: (1 / (2 * a), 1 / a)),
+    SuperSpike: (SQUARED, lambda a: (a, 1.0)),
+    Erf: (ERF, lambda a: (a / math.sqrt(math.pi), a)),
+    Rect: (RECT, lambda a: (a, 0.5 / a)),
 }
 
 
@@ -39,16 +91,11 @@ def surrogate_code(surrogate: SurrogateFunction) -> tuple[int, float, float] | N
     """
     if type(surrogate) not in _SURROGATES:
         return None
-    kind, numbers = _SURROGATES[type(surrogate)]
-    return KINDS.index(kind), *numbers(surrogate.alpha)
+    kind, height_and_scale = _SURROGATES[type(surrogate)]
+    return kind, *height_and_scale(surrogate.alpha)
 
 
-@lru_cache(maxsize=256)
-def coefficients(neuron: LIFParameters, height: float = 0.0, scale: float = 0.0) -> list[float]:
-    """Numbers of a kernel, in its order: see the first lines of each kernel. Not to be changed: it is shared."""
-    common = [neuron.tau, neuron.v_threshold, neuron.rest, neuron.keep, neuron.input_gain, height, scale]
-    if isinstance(neuron, CoupledParameters):
-        drop = neuron.alpha * neuron.v_threshold
-        return [*common, neuron.alpha, neuron.beta, drop, neuron.rest / neuron.tau]
-    epsilon, clamp = getattr(neuron, "epsilon", 0.0), getattr(neuron, "clamp", 0.0)
-    return [*common, epsilon, clamp]
+def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, int]:
+    """A step's shape `[N, *]` as `[outer, groups, inner]`: contiguous, it has the strides of that array."""
+    dim = group_dim % len(shape)
+    return math.prod(shape[:dim]), groups, math.prod(shape[dim:]) // groups

@@ -1,152 +1,23 @@
-"""The fused kernels as torch operators `revsnn::*`, with fake implementations for tracing and memory prediction.
+"""The fused kernels as torch operators `revsnn::*`: one row each in `OPERATORS`.
 
 Sequences are `[T, N, *]`, states `[N, *]`, of any strides (copied where not contiguous); results are contiguous.
-`p` is `coefficients.coefficients(...)`; `kind` numbers the surrogate. Missing gradients count as zeros. An
-operator that may leave out a result returns an empty tensor for it. Compiled code is loaded at the first call.
+`p` is a `layout.Numbers`; `kind` is the index of the surrogate's shape in `layout.KINDS`. Missing gradients count as
+zeros. An operator that may leave out a result returns an empty tensor for it. Compiled code is loaded at first use.
 
-What the fused operators compute, in closed form: a counter at the dispatcher cannot see inside of them.
-
-The rule: 1 per element of every pointwise operation that a kernel executes (compare and select included, exp is 1).
-`OPERATIONS` maps an operator's qualified name to a function of its arguments.
+A row counts its operations in closed form, since a counter at the dispatcher cannot see inside an operator. The rule: 1
+per element of every pointwise operation that a kernel executes (compare and select included, exp is 1).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from revsnn_nodes.kernels.cpu.machine import prepare
-from revsnn_nodes.kernels.layout import KINDS
-
-SCHEMAS = {
-    "lif_forward": "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool keep) -> (Tensor, Tensor, Tensor)",
-    "lif_backward": (
-        "(Tensor charge_seq, Tensor? sbar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach, bool need_v)"
-        " -> (Tensor, Tensor)"
-    ),
-    "carrier_forward": "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft) -> (Tensor, Tensor)",
-    "carrier_backward": (
-        "(Tensor y_seq, Tensor? v, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
-        " bool need_v) -> (Tensor, Tensor)"
-    ),
-    "coupled_forward": (
-        "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool by_spike, int groups, int group_dim,"
-        " int every) -> (Tensor, Tensor, Tensor)"
-    ),
-    "inverse_backward": (
-        "(Tensor y_seq, Tensor v_last, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
-        " int groups, int group_dim, bool need_v) -> (Tensor, Tensor)"
-    ),
-    "anchored_backward": (
-        "(Tensor y_seq, Tensor? v, Tensor anchors, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool decay,"
-        " bool soft, bool detach, bool by_spike, int groups, int group_dim, int every, bool need_v) -> (Tensor, Tensor)"
-    ),
-    "norm_carrier_forward": (
-        "(Tensor z_seq, Tensor? v, Tensor? weight, Tensor? bias, Tensor? residual_seq, float[] p, float eps,"
-        " bool decay, bool soft) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
-    "norm_carrier_backward": (
-        "(Tensor y_seq, Tensor? v, Tensor? weight, Tensor? bias, Tensor? residual_seq, Tensor inverse_std,"
-        " Tensor? beyond, Tensor? excess, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
-        " bool need_residual, bool need_v) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
-}
-"""Operators by name, with their schemas."""
-
-CPU_ONLY = ("norm_carrier_forward", "norm_carrier_backward")
-"""Operators without a kernel for CUDA."""
-
-_LIBRARY = torch.library.Library("revsnn", "DEF")
-
-
-def forward_results(name: str, x_seq: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Empty results of a forward operator: output, last membrane, and what else it gives.
-
-    That is the charges; the anchors; or of a norm mean, variance and 1/sigma per channel, and how often the clamp bit.
-    """
-    step = x_seq.shape[1:]
-    results = [x_seq.new_empty(x_seq.shape), x_seq.new_empty(step)]
-    if name == "norm_carrier_forward":
-        results += [x_seq.new_empty(x_seq.shape[2]) for _ in range(3)]
-        results.append(x_seq.new_empty(1, dtype=torch.int64))
-    if name == "lif_forward":
-        results.append(x_seq.new_empty(x_seq.shape if arguments[-1] else (0,)))
-    if name == "coupled_forward":
-        results.append(x_seq.new_empty(((x_seq.shape[0] - 1) // arguments[-1], *step)))
-    return tuple(results)
-
-
-def backward_results(name: str, y_seq: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """Empty results of a backward operator: gradients of the input and, where needed, of the first membrane.
-
-    A norm gives between them those of gamma, bias and, where needed, residual.
-    """
-    results = [y_seq.new_empty(y_seq.shape)]
-    if name == "norm_carrier_backward":
-        results += [y_seq.new_empty(y_seq.shape[2]) for _ in range(2)]
-        results.append(y_seq.new_empty(y_seq.shape if arguments[-2] else (0,)))
-    return *results, y_seq.new_empty(y_seq.shape[1:] if arguments[-1] else (0,))
-
-
-def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, int]:
-    """A step's shape `[N, *]` as `[outer, groups, inner]`."""
-    dim = group_dim % len(shape)
-    return prod(shape[:dim]), groups, prod(shape[dim:]) // groups
-
-
-def _cpu_module(name: str, dtype: torch.dtype) -> Any:
-    """Where the operator is implemented for CPU tensors of a type."""
-    from revsnn_nodes.kernels.cpu import (
-        launch as cpu,
-    )
-    from revsnn_nodes.kernels.cpu import (
-        launch_bfloat16 as cpu_bfloat16,
-    )
-    from revsnn_nodes.kernels.cpu import (
-        launch_bfloat16 as cpu_bfloat16_coupled,
-    )
-    from revsnn_nodes.kernels.cpu import (
-        launch_norm as cpu_norm,
-    )
-
-    if name in CPU_ONLY:
-        return cpu_norm
-    if dtype is not torch.bfloat16:
-        return cpu
-    return cpu_bfloat16_coupled if hasattr(cpu_bfloat16_coupled, name) else cpu_bfloat16
-
-
-def _define(name: str, schema: str) -> None:
-    results = forward_results if name.endswith("forward") else backward_results
-
-    def fake(*arguments: Any) -> tuple[Tensor, ...]:
-        return results(name, *arguments)
-
-    def on_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-        made = results(name, *arguments)
-        for result in made:
-            prepare(result)
-        implementation: Callable[..., None] = getattr(_cpu_module(name, arguments[0].dtype), name)
-        implementation(made, *arguments)
-        return made
-
-    def on_cuda(*arguments: Any) -> tuple[Tensor, ...]:
-        from revsnn_nodes.kernels.triton import launch as triton_launch
-
-        return triton_launch.launch(name, *arguments)
-
-    _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, on_cpu, "CPU")
-    if name not in CPU_ONLY:
-        _LIBRARY.impl(name, on_cuda, "CUDA")
-    torch.library.register_fake(f"revsnn::{name}", fake, lib=_LIBRARY)
-
-
-for _name, _schema in SCHEMAS.items():
-    _define(_name, _schema)
+from revsnn_nodes.kernels.layout import ATAN, ERF, EXPONENTIAL, QUADRATIC, RECT, SIGMOID, SQUARED
 
 
 @dataclass(frozen=True)
@@ -156,6 +27,59 @@ class Operations:
     work: int
     recompute: int = 0
 
+
+class Call(SimpleNamespace):
+    """The arguments of one call, by the names in the operator's schema."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One fused operator.
+
+    Args:
+        schema: arguments and results, as torch writes them.
+        results: the empty results of a call.
+        operations: what the kernel executes in a call.
+        on_cuda: whether there is a kernel for CUDA.
+    """
+
+    schema: str
+    results: Callable[[Call], tuple[Tensor, ...]]
+    operations: Callable[[Call], Operations]
+    on_cuda: bool = True
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments."""
+        inside = self.schema[1 : self.schema.index(")")]
+        return tuple(argument.split()[-1] for argument in inside.split(","))
+
+    def call(self, *arguments: Any, **named: Any) -> Call:
+        """A call's record."""
+        return Call(**dict(zip(self.arguments, arguments, strict=False)), **named)
+
+    def count(self, *arguments: Any, **named: Any) -> Operations:
+        """Operations of a call."""
+        return self.operations(self.call(*arguments, **named))
+
+
+def _all(sequence: Tensor, wanted: bool = True) -> Tensor:
+    return sequence.new_empty(sequence.shape if wanted else (0,))
+
+
+def _step(sequence: Tensor, wanted: bool = True) -> Tensor:
+    return sequence.new_empty(sequence.shape[1:] if wanted else (0,))
+
+
+def _channels(sequence: Tensor, count: int) -> tuple[Tensor, ...]:
+    return tuple(sequence.new_empty(sequence.shape[2]) for _ in range(count))
+
+
+def _anchors(x_seq: Tensor, every: int) -> Tensor:
+    return x_seq.new_empty(((x_seq.shape[0] - 1) // every, *x_seq.shape[1:]))
+
+
+# Operations per element.
 
 CHARGE = 4
 """v - rest, x minus that, divided by tau, added to v."""
@@ -169,137 +93,190 @@ RESET = 2
 CLAMP = 1
 """One operation, as torch's hardtanh is."""
 
-DECODE_SPIKE = 2
-DECODE_INPUT = 2
+DECODE = 4
+"""Spike: compare, select; input: minus the spike, divided by epsilon."""
 
-PHI = dict(zip(KINDS, (8, 5, 5, 5, 5, 5, 4), strict=True))
-"""Surrogate derivative, the distance to the threshold included."""
+OUTPUT = 2
+"""Product with epsilon or beta, sum."""
 
+INSIDE = 2
+"""Whether a clamp bit: absolute value, compare."""
 
-def _charge_gradient(kind: int, soft: bool, detach: bool) -> int:
-    through_reset = 0 if detach else 2 if soft else 3
-    kept = 0 if soft else 2
-    return through_reset + kept + PHI[KINDS[kind]] + 2
-
-
-def lif_forward(x_seq: Tensor, *_: Any, **__: Any) -> Operations:
-    """Charge, fire, reset."""
-    return Operations(x_seq.numel() * (CHARGE + FIRE + RESET))
-
-
-def lif_backward(
-    charge_seq: Tensor, sbar: Any, vbar: Any, p: Any, kind: int, soft: bool, detach: bool, need_v: bool, **_: Any
-) -> Operations:
-    """Spike of the charge, the product, and the two factors keep and gain."""
-    return Operations(charge_seq.numel() * (FIRE + _charge_gradient(kind, soft, detach) + 2))
-
-
-def carrier_forward(x_seq: Tensor, *_: Any, **__: Any) -> Operations:
-    """Clamp, charge, fire, reset, and the output spike + epsilon x."""
-    return Operations(x_seq.numel() * (CLAMP + CHARGE + FIRE + RESET + 2))
-
-
-def carrier_backward(
-    y_seq: Tensor, v: Any, ybar: Any, vbar: Any, p: Any, kind: int, soft: bool, detach: bool, need_v: bool, **_: Any
-) -> Operations:
-    """Recomputed: decoding, charge and reset; decoding once more, and whether the clamp bit. Then the product."""
-    recompute = DECODE_SPIKE + DECODE_INPUT + CHARGE + RESET + DECODE_SPIKE + DECODE_INPUT + 2
-    work = _charge_gradient(kind, soft, detach) + 5
-    return Operations(y_seq.numel() * work, y_seq.numel() * recompute)
-
-
-def _gate(by_spike: bool) -> int:
-    return 0 if by_spike else CLAMP
-
-
-def _coupled_reset(soft: bool) -> int:
-    return 2 if soft else 4
-
-
-def coupled_forward(
-    x_seq: Tensor, v: Any, p: Any, decay: bool, soft: bool, by_spike: bool, *_: Any, **__: Any
-) -> Operations:
-    """Charge, fire, output, gate, reset."""
-    return Operations(x_seq.numel() * (CHARGE + FIRE + 2 + _gate(by_spike) + _coupled_reset(soft)))
-
-
-def _coupled_product(kind: int, soft: bool, detach: bool, by_spike: bool) -> int:
-    into_gate = 0 if detach else (1 if soft else 3) + 1 + (0 if by_spike else OUTPUT_INSIDE)
-    kept = 0 if soft else 3 + (FIRE if by_spike else CLAMP)
-    # Sum of what arrives, product with phi, and the factors keep, gain and beta.
-    return 1 + into_gate + kept + PHI[KINDS[kind]] + 2 + 3
-
-
-OUTPUT_INSIDE = 4
+GATE_INSIDE = 4
 """Whether 0 < y < 1: two compares, their conjunction, select."""
 
 CARRIED_INPUT = FIRE + 2
 """Spike, difference, division by beta: for the last group alone, to give the first its drive."""
 
+NORM = 6
+"""Minus a centre, added; squared, added; normalisation: minus the mean, times 1/sigma."""
 
-def inverse_backward(
-    y_seq: Tensor, v_last: Any, ybar: Any, vbar: Any, p: Any, kind: int, soft: bool, detach: bool, groups: int,
-    *_: Any, **__: Any,
-) -> Operations:  # fmt: skip
+PHI = {SIGMOID: 8, ATAN: 5, QUADRATIC: 5, EXPONENTIAL: 5, SQUARED: 5, ERF: 5, RECT: 4}
+"""Surrogate derivative, the distance to the threshold included."""
+
+
+def _charge_gradient(c: Call) -> int:
+    through_reset = 0 if c.detach else 2 if c.soft else 3
+    kept = 0 if c.soft else 2
+    return through_reset + kept + PHI[c.kind] + 2
+
+
+def _coupled_reset(c: Call) -> int:
+    return 2 if c.soft else 4
+
+
+def _coupled_gradient(c: Call, by_spike: bool) -> int:
+    into_gate = 0 if c.detach else (1 if c.soft else 3) + 1 + (0 if by_spike else GATE_INSIDE)
+    kept = 0 if c.soft else 3 + (FIRE if by_spike else CLAMP)
+    # Sum of what arrives, product with phi, and the factors keep, gain and beta.
+    return 1 + into_gate + kept + PHI[c.kind] + 2 + 3
+
+
+def _coupled_forward(c: Call) -> Operations:
+    gate = 0 if c.by_spike else CLAMP
+    return Operations(c.x_seq.numel() * (CHARGE + FIRE + OUTPUT + gate + _coupled_reset(c)))
+
+
+def _inverse_backward(c: Call) -> Operations:
     """Recomputed: reset and charge undone. Then the product."""
-    elements = y_seq.numel()
-    recompute = CLAMP + (2 if soft else 5) + 4
+    elements = c.y_seq.numel()
+    recompute = CLAMP + (2 if c.soft else 5) + CHARGE
     return Operations(
-        elements * _coupled_product(kind, soft, detach, False),
-        elements * recompute + elements // groups * CARRIED_INPUT,
+        elements * _coupled_gradient(c, by_spike=False), elements * recompute + elements // c.groups * CARRIED_INPUT
     )
 
 
-def anchored_backward(
-    y_seq: Tensor, v: Any, anchors: Any, ybar: Any, vbar: Any, p: Any, kind: int, decay: bool, soft: bool, detach: bool,
-    by_spike: bool, groups: int, *_: Any, **__: Any,
-) -> Operations:  # fmt: skip
+def _anchored_backward(c: Call) -> Operations:
     """Recomputed: charge, gate and reset. Then the product."""
-    elements = y_seq.numel()
-    recompute = CHARGE + (FIRE if by_spike else CLAMP) + _coupled_reset(soft)
+    elements = c.y_seq.numel()
+    recompute = CHARGE + (FIRE if c.by_spike else CLAMP) + _coupled_reset(c)
     return Operations(
-        elements * _coupled_product(kind, soft, detach, by_spike),
-        elements * recompute + elements // groups * CARRIED_INPUT,
+        elements * _coupled_gradient(c, c.by_spike), elements * recompute + elements // c.groups * CARRIED_INPUT
     )
 
 
-MOMENTS = 4
-"""Minus a centre, added; squared, added."""
-
-NORMALISE = 2
+def _affine(c: Call) -> int:
+    return sum(each is not None for each in (c.weight, c.bias, c.residual_seq))
 
 
-def _affine(weight: Any, bias: Any, residual: Any) -> int:
-    return sum(each is not None for each in (weight, bias, residual))
+def _norm_forward(c: Call) -> Operations:
+    return Operations(c.z_seq.numel() * (NORM + CLAMP + _affine(c) + CHARGE + FIRE + RESET + OUTPUT))
 
 
-def norm_carrier_forward(
-    z_seq: Tensor, v: Any, weight: Any, bias: Any, residual: Any, *_: Any, **__: Any
-) -> Operations:
-    """Moments, normalisation, clamp, gamma n + bias + residual; then as `carrier_forward`."""
-    neuron = CHARGE + FIRE + RESET + 2
-    return Operations(z_seq.numel() * (MOMENTS + NORMALISE + CLAMP + _affine(weight, bias, residual) + neuron))
-
-
-def norm_carrier_backward(
-    y_seq: Tensor, v: Any, weight: Any, bias: Any, residual: Any, inverse_std: Any, beyond: Any, excess: Any, ybar: Any,
-    vbar: Any, p: Any, kind: int, soft: bool, detach: bool, *_: Any, **__: Any,
-) -> Operations:  # fmt: skip
+def _norm_backward(c: Call) -> Operations:
     """Recomputed: input, charge and reset; decoding thrice more, and whether the clamp bit.
 
     Then the product, its two factors, the gradient at n (gamma, epsilon y, sum, select), the four sums, and the norm's.
     """
-    decode = DECODE_SPIKE + DECODE_INPUT
-    recompute = 4 * decode + _affine(weight, bias, residual) + CHARGE + RESET + 2
-    work = _charge_gradient(kind, soft, detach) + 2 + (weight is not None) + 3 + 6 + 4
-    return Operations(y_seq.numel() * work, y_seq.numel() * recompute)
+    recompute = 4 * DECODE + _affine(c) + CHARGE + RESET + INSIDE
+    work = _charge_gradient(c) + 2 + (c.weight is not None) + 3 + 6 + 4
+    return Operations(c.y_seq.numel() * work, c.y_seq.numel() * recompute)
 
 
-OPERATIONS: dict[str, Callable[..., Operations]] = {
-    f"revsnn::{formula.__name__}": formula
-    for formula in (
-        lif_forward, lif_backward, carrier_forward, carrier_backward,
-        coupled_forward, inverse_backward, anchored_backward, norm_carrier_forward, norm_carrier_backward,
+OPERATORS = {
+    "lif_forward": Operator(
+        "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool keep) -> (Tensor, Tensor, Tensor)",
+        # Spikes, last membrane, charges.
+        lambda c: (_all(c.x_seq), _step(c.x_seq), _all(c.x_seq, c.keep)),
+        lambda c: Operations(c.x_seq.numel() * (CHARGE + FIRE + RESET)),
+    ),
+    "lif_backward": Operator(
+        "(Tensor charge_seq, Tensor? sbar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach, bool need_v)"
+        " -> (Tensor, Tensor)",
+        # Gradients of the input and, here as below, where needed of the first membrane.
+        lambda c: (_all(c.charge_seq), _step(c.charge_seq, c.need_v)),
+        # Spike of the charge, the product, and the two factors keep and gain.
+        lambda c: Operations(c.charge_seq.numel() * (FIRE + _charge_gradient(c) + 2)),
+    ),
+    "carrier_forward": Operator(
+        "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft) -> (Tensor, Tensor)",
+        # Output, last membrane.
+        lambda c: (_all(c.x_seq), _step(c.x_seq)),
+        lambda c: Operations(c.x_seq.numel() * (CLAMP + CHARGE + FIRE + RESET + OUTPUT)),
+    ),
+    "carrier_backward": Operator(
+        "(Tensor y_seq, Tensor? v, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
+        " bool need_v) -> (Tensor, Tensor)",
+        lambda c: (_all(c.y_seq), _step(c.y_seq, c.need_v)),
+        # The product, keep, gain, epsilon, sum, select. Again: decoding, charge, reset; decoding and the clamp.
+        lambda c: Operations(
+            c.y_seq.numel() * (_charge_gradient(c) + 5), c.y_seq.numel() * (2 * DECODE + CHARGE + RESET + INSIDE)
+        ),
+    ),
+    "coupled_forward": Operator(
+        "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool by_spike, int groups, int group_dim,"
+        " int every) -> (Tensor, Tensor, Tensor)",
+        # Output, last membrane, the membrane before each later segment.
+        lambda c: (_all(c.x_seq), _step(c.x_seq), _anchors(c.x_seq, c.every)),
+        _coupled_forward,
+    ),
+    "inverse_backward": Operator(
+        "(Tensor y_seq, Tensor v_last, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
+        " int groups, int group_dim, bool need_v) -> (Tensor, Tensor)",
+        lambda c: (_all(c.y_seq), _step(c.y_seq, c.need_v)),
+        _inverse_backward,
+    ),
+    "anchored_backward": Operator(
+        "(Tensor y_seq, Tensor? v, Tensor anchors, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool decay,"
+        " bool soft, bool detach, bool by_spike, int groups, int group_dim, int every, bool need_v)"
+        " -> (Tensor, Tensor)",
+        lambda c: (_all(c.y_seq), _step(c.y_seq, c.need_v)),
+        _anchored_backward,
+    ),
+    "norm_carrier_forward": Operator(
+        "(Tensor z_seq, Tensor? v, Tensor? weight, Tensor? bias, Tensor? residual_seq, float[] p, float eps,"
+        " bool decay, bool soft) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        # Output, last membrane; mean, variance and 1/sigma per channel; how often the clamp bit.
+        lambda c: (_all(c.z_seq), _step(c.z_seq), *_channels(c.z_seq, 3), c.z_seq.new_empty(1, dtype=torch.int64)),
+        _norm_forward,
+        on_cuda=False,
+    ),
+    "norm_carrier_backward": Operator(
+        "(Tensor y_seq, Tensor? v, Tensor? weight, Tensor? bias, Tensor? residual_seq, Tensor inverse_std,"
+        " Tensor? beyond, Tensor? excess, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
+        " bool need_residual, bool need_v) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        # Gradients of the input, gamma, bias, residual and first membrane.
+        lambda c: (_all(c.y_seq), *_channels(c.y_seq, 2), _all(c.y_seq, c.need_residual), _step(c.y_seq, c.need_v)),
+        _norm_backward,
+        on_cuda=False,
+    ),
+}
+"""Every fused operator, by its name in `torch.ops.revsnn`."""
+
+_LIBRARY = torch.library.Library("revsnn", "DEF")
+
+
+def _define(name: str, operator: Operator) -> None:
+    def on_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+        from revsnn_nodes.kernels.cpu import launch
+
+        call = operator.call(*arguments)
+        return launch.run(name, operator.results(call), call)
+
+    def on_cuda(*arguments: Any) -> tuple[Tensor, ...]:
+        from revsnn_nodes.kernels.triton import launch
+
+        return launch.launch(name, *arguments)
+
+    _LIBRARY.define(name + operator.schema)
+    _LIBRARY.impl(name, on_cpu, "CPU")
+    if operator.on_cuda:
+        _LIBRARY.impl(name, on_cuda, "CUDA")
+    torch.library.register_fake(
+        f"revsnn::{name}", lambda *arguments: operator.results(operator.call(*arguments)), lib=_LIBRARY
     )
-}  # fmt: skip
+
+
+for _name, _operator in OPERATORS.items():
+    _define(_name, _operator)
+
+
+def new_results(name: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """The empty results of one call of an operator."""
+    return OPERATORS[name].results(OPERATORS[name].call(*arguments))
+
+
+forward_results = backward_results = new_results
+
+OPERATIONS: dict[str, Callable[..., Operations]] = {f"revsnn::{name}": each.count for name, each in OPERATORS.items()}
 """Operations of a call by the operator's qualified name; called with the operator's arguments."""

@@ -1,12 +1,12 @@
-"""Where the Triton kernels can run: asked before triton is imported, so that there is a reason where they cannot.
+"""Which backend a node runs on: the fused kernels where they are installed and support the case, else the reference.
 
-Which backend a node runs on: the fused kernels where they are installed and support the case, else the reference.
+Asked before numba or triton is imported: so there is a reason where the kernels cannot run.
 """
 
 import importlib.metadata
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,27 @@ from revsnn_nodes.kernels.layout import surrogate_code
 from revsnn_nodes.parameters import require
 from revsnn_nodes.surrogate import in_transform
 
-if TYPE_CHECKING:
-    from revsnn_nodes.base import SpikingNode
+Backend = Literal["auto", "torch", "fused"]
+BackendInUse = Literal["torch", "fused"]
+
+DEFAULT_BACKEND: Backend = "auto"
+"""What a node is made with unless told otherwise."""
+
+
+class Node(Protocol):
+    """What a choice depends on: see `revsnn_nodes.base.SpikingNode`."""
+
+    backend: Backend
+    neuron: Any
+    surrogate_function: Any
+
+    @property
+    def fused_cpu_dtypes(self) -> tuple[torch.dtype, ...]:
+        """The types that its kernels for the CPU take."""
+
+    def fused_obstacle(self, x_seq: Tensor) -> str:
+        """What keeps this kind of node from running fused; "" where nothing does."""
+
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of tensors that the kernels take; they compute in float64 for float64, and in float32 for all others."""
@@ -31,7 +50,7 @@ LEAST_CAPABILITY = (8, 0)
 """The kernels read ahead by asynchronous copies, which NVIDIA GPUs have from Ampere on."""
 
 
-def triton_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
+def triton_obstacle(node: Node, x_seq: Tensor) -> str:
     """What keeps the Triton kernels from running this node on this CUDA tensor; "" where nothing does."""
     version = installed_version()
     if version is None:
@@ -65,14 +84,7 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-Backend = Literal["auto", "torch", "fused"]
-BackendInUse = Literal["torch", "fused"]
-
-DEFAULT_BACKEND: Backend = "auto"
-"""What a node is made with unless told otherwise."""
-
-
-def choose_backend(node: "SpikingNode[Any]", x_seq: Tensor) -> tuple[BackendInUse, str]:
+def choose_backend(node: Node, x_seq: Tensor) -> tuple[BackendInUse, str]:
     """The backend for one call, and why it is not the fused one ("" where it is).
 
     Args:
@@ -95,7 +107,7 @@ def choose_backend(node: "SpikingNode[Any]", x_seq: Tensor) -> tuple[BackendInUs
     return ("torch", obstacle) if obstacle else ("fused", "")
 
 
-def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
+def fused_obstacle(node: Node, x_seq: Tensor) -> str:
     """What keeps the fused kernels from running this node on this input; "" where nothing does."""
     if torch.compiler.is_compiling():
         return "inside torch.compile, which fuses the reference itself"
@@ -115,7 +127,7 @@ def fused_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
     return ""
 
 
-def _cpu_obstacle(node: "SpikingNode[Any]", x_seq: Tensor) -> str:
+def _cpu_obstacle(node: Node, x_seq: Tensor) -> str:
     if not _numba_installed():
         return "numba is not installed (pip install revsnn-bench[cpu])"
     if x_seq.dtype not in node.fused_cpu_dtypes:

@@ -1,11 +1,33 @@
-"""Fused carrier LIF for the CPU: forward, and backward from the output alone. Layout and blocks: see `cpu_lif`."""
+"""Fused carrier LIF for the CPU: forward, and backward from the output alone.
+
+Equations: section "Carrier" of nodes/README.md. Layout, blocks, pieces and rows: see `revsnn_nodes.kernels.cpu.lif`.
+
+The output y = s + epsilon x holds spike and input; charges are regenerated from it. They are needed last step first,
+and can only be made first step first. So a block's steps are cut into segments of `segment` steps: a first sweep finds
+the membrane with which each segment begins; then, last segment first, its charges are regenerated into scratch, small
+enough for the caches, and its gradients written. A sequence of one segment is read once.
+"""
 
 from typing import Any
 
 import numpy as np
 
-from revsnn_nodes.kernels.cpu.equations import charge_of, clamped, fired, reset_of
-from revsnn_nodes.kernels.cpu.lif import gradient_at_charge, start_membrane
+from revsnn_nodes.kernels.cpu.equations import (
+    Mode,
+    charge_of,
+    clamped,
+    copy_row,
+    decoded_input,
+    decoded_spike,
+    fired,
+    gradient_at_charge,
+    read,
+    reset_of,
+    rounded,
+    scratch,
+    start_row,
+    write,
+)
 from revsnn_nodes.kernels.cpu.machine import (
     contracted,
     contracted_row,
@@ -19,91 +41,65 @@ from revsnn_nodes.kernels.cpu.machine import (
     stream,
     write_ahead,
 )
+from revsnn_nodes.kernels.layout import Numbers
 
 
 @exact_row
-def _carrier_row(
-    x: Any, v: Any, y: Any, tau: Any, threshold: Any, rest: Any, epsilon: Any, clamp: Any, leak: Any, soft: bool
-) -> None:
+def _carrier_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
+    """One step: v becomes the membrane after it."""
     for j in range(x.shape[0]):
-        carried = clamped(x[j], -clamp, clamp)
-        h = charge_of(carried, v[j], tau, rest, leak)
-        s = fired(h, threshold)
-        y[j] = s + epsilon * carried
-        v[j] = reset_of(h, s, threshold, rest, soft)
+        carried = clamped(read(x, j), -p.clamp, p.clamp)
+        h = rounded(charge_of(carried, v[j], p, mode.leak), x)
+        s = fired(h, p.threshold)
+        write(y, j, s + p.epsilon * carried)
+        v[j] = rounded(reset_of(h, s, p, mode), x)
 
 
 @exact
 def carrier_forward(
-    x: Any, v0: Any, p: Any, leak: Any, soft: bool, y: Any, v: Any,
-    streams: Any, piece: int, block: int, start: int, stop: int,
-) -> None:  # fmt: skip
+    x: Any, v0: Any, y: Any, v_last: Any, p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int
+) -> None:
     """Writes the output, spike + epsilon x, and the last membrane."""
-    tau, threshold, rest, epsilon, clamp = p[0], p[1], p[2], p[7], p[8]
-    row = np.empty(piece, x.dtype)
+    v = scratch(block, x)  # membranes of the block
+    row = np.empty(piece, x.dtype)  # outputs of a piece, before they are streamed
     steps, columns = x.shape
     for a in range(start, stop, block):
         b = min(a + block, stop)
-        start_membrane(v[a:b], v0[a:b], rest)
-        for t in range(x.shape[0]):
+        start_row(v[: b - a], v0[a:b], p.rest)
+        for t in range(steps):
             for c in range(a, b, piece):
                 here, n = t * columns + c, min(c + piece, b) - c
-                made = row_of(y, here, n)
-                out = row_of(row, 0, n) if len(streams) else made
-                if len(streams):
+                outs = row_of(y, here, n)
+                out = row_of(row, 0, n) if len(mode.streams) else outs
+                if len(mode.streams):
                     read_ahead(x, following(t, steps, columns, c, b - a))
-                _carrier_row(
-                    row_of(x, here, n), row_of(v, c, n), out, tau, threshold, rest, epsilon, clamp, leak, soft
-                )  # fmt: skip
-                if len(streams):
-                    stream(made, out)
+                _carrier_row(row_of(x, here, n), row_of(v, c - a, n), out, p, mode)
+                if len(mode.streams):
+                    stream(outs, out)
+        copy_row(v, v_last[a:b])
     settle()
 
 
 @contracted_row
-def _regenerate_row(
-    y: Any, v: Any, charge: Any, keep: Any, gain: Any, threshold: Any, rest: Any, decoding: Any, soft: bool
-) -> None:
-    one = type(keep)(1)
-    half = type(keep)(0.5)
-    zero = type(keep)(0)
-    inflow = rest - keep * rest
+def _regenerate_row(y: Any, v: Any, charge: Any, p: Numbers, mode: Mode) -> None:
+    """One step forward from its output: v becomes the membrane after it."""
+    decoding = type(p.epsilon)(1) / p.epsilon
+    inflow = p.rest - p.keep * p.rest
     for j in range(y.shape[0]):
-        s = one if y[j] > half else zero
-        h = keep * v[j] + gain * ((y[j] - s) * decoding) + inflow
+        out = read(y, j)
+        h = p.keep * v[j] + p.gain * decoded_input(out, decoding) + inflow
         charge[j] = h
-        v[j] = reset_of(h, s, threshold, rest, soft)
-
-
-@contracted_row
-def _carrier_gradient_row(
-    y: Any, ybar: Any, charge: Any, vbar: Any, xbar: Any,
-    kind: Any, height: Any, scale: Any, threshold: Any, rest: Any, keep: Any, gain: Any,
-    epsilon: Any, clamp: Any, decoding: Any, soft: bool, detach: bool,
-) -> None:  # fmt: skip
-    one = type(keep)(1)
-    half = type(keep)(0.5)
-    zero = type(keep)(0)
-    for j in range(y.shape[0]):
-        s = one if y[j] > half else zero
-        hbar = gradient_at_charge(
-            charge[j], s, ybar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
-        )  # fmt: skip
-        vbar[j] = keep * hbar
-        inside = abs((y[j] - s) * decoding) < clamp
-        xbar[j] = gain * hbar + epsilon * ybar[j] if inside else zero
+        v[j] = reset_of(h, decoded_spike(out), p, mode)
 
 
 @contracted
 def _regenerate(
-    y: Any, later: Any, first: int, last: int, a: int, b: int, v: Any, charge: Any, piece: int, p: Any, soft: bool
+    y: Any, later: Any, first: int, last: int, a: int, b: int, v: Any, charge: Any, piece: int, p: Numbers, mode: Mode
 ) -> None:
     """Steps first to last - 1 for columns a to b: the membrane after them, and their charges in the rows of `charge`.
 
     Rows are used again where there are fewer than steps. `later` is read after the last step.
     """
-    threshold, rest, keep, gain, epsilon = p[1], p[2], p[3], p[4], p[7]
-    decoding = type(epsilon)(1) / epsilon
     columns, rows, block = y.shape[1], charge.shape[0], charge.shape[1]
     for t in range(first, last):
         for c in range(a, b, piece):
@@ -112,21 +108,28 @@ def _regenerate(
                 read_ahead(y, here + columns)
             else:
                 read_ahead(later, here)
-            _regenerate_row(
-                row_of(y, here, n), row_of(v, c - a, n), row_of(charge, (t - first) % rows * block + c - a, n),
-                keep, gain, threshold, rest, decoding, soft,
-            )  # fmt: skip
+            charges = row_of(charge, (t - first) % rows * block + c - a, n)
+            _regenerate_row(row_of(y, here, n), row_of(v, c - a, n), charges, p, mode)
+
+
+@contracted_row
+def _carrier_gradient_row(y: Any, ybar: Any, charge: Any, vbar: Any, xbar: Any, p: Numbers, mode: Mode) -> None:
+    """One step back: vbar becomes the gradient at the membrane before it. The input has none where it was clamped."""
+    decoding = type(p.epsilon)(1) / p.epsilon
+    for j in range(y.shape[0]):
+        out, arrived = read(y, j), read(ybar, j)
+        hbar = gradient_at_charge(charge[j], decoded_spike(out), arrived, vbar[j], p, mode)
+        vbar[j] = p.keep * hbar
+        inside = abs(decoded_input(out, decoding)) < p.clamp
+        write(xbar, j, p.gain * hbar + p.epsilon * arrived if inside else type(p.keep)(0))
 
 
 @contracted
 def _carrier_product(
     y: Any, ybar: Any, first: int, last: int, a: int, b: int, charge: Any, vbar: Any, xbar: Any, piece: int,
-    p: Any, kind: Any, soft: bool, detach: bool,
+    p: Numbers, mode: Mode,
 ) -> None:  # fmt: skip
     """Vector-Jacobian product of steps last - 1 down to first for columns a to b, from their charges."""
-    threshold, rest, keep, gain, height, scale = p[1], p[2], p[3], p[4], p[5], p[6]
-    epsilon, clamp = p[7], p[8]
-    decoding = type(epsilon)(1) / epsilon
     steps, columns, block = y.shape[0], y.shape[1], charge.shape[1]
     for t in range(last - 1, first - 1, -1):
         for c in range(a, b, piece):
@@ -138,37 +141,32 @@ def _carrier_product(
             write_ahead(xbar, preceding(t, steps, columns, c, b - a))
             _carrier_gradient_row(
                 row_of(y, here, n), row_of(ybar, here, n), row_of(charge, (t - first) * block + c - a, n),
-                row_of(vbar, c - a, n), row_of(xbar, here, n),
-                kind, height, scale, threshold, rest, keep, gain, epsilon, clamp, decoding, soft, detach,
+                row_of(vbar, c - a, n), row_of(xbar, here, n), p, mode,
             )  # fmt: skip
 
 
 @contracted
 def carrier_backward(
-    y: Any, v0: Any, ybar: Any, vbar: Any, p: Any, kind: Any, soft: bool, detach: bool,
-    xbar: Any, vbar0: Any, segment: int, piece: int, block: int, start: int, stop: int,
+    y: Any, v0: Any, ybar: Any, vbar: Any, xbar: Any, vbar0: Any, segment: int, p: Numbers, mode: Mode,
+    piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """As `lif_backward`, from the output alone: the charges of a segment of steps are regenerated into scratch.
-
-    Where there are several segments, a first pass over the steps finds the membrane that each begins with.
-    """
-    steps, rest = y.shape[0], p[2]
-    v, w = np.empty(block, y.dtype), np.empty(block, y.dtype)  # the membrane, and the gradient at it
-    charge = np.empty((min(segment, steps), block), y.dtype)
-    begins = np.empty(((steps - 1) // segment + 1, block), y.dtype)
+    """Writes the gradient of the input, and of the first membrane unless an empty array is given for it."""
+    steps = y.shape[0]
+    v, w = scratch(block, y), scratch(block, y)  # membrane, and vbar, of the block
+    charge = scratch((min(segment, steps), block), y)  # charges of one segment
+    begins = scratch(((steps - 1) // segment + 1, block), y)  # the membrane that each segment begins with
     for a in range(start, stop, block):
         b = min(a + block, stop)
         n = b - a
-        start_membrane(v[:n], v0[a:b], rest)
+        start_row(v[:n], v0[a:b], p.rest)
         for i in range(begins.shape[0]):
             begins[i, :n] = v[:n]
             if i + 1 < begins.shape[0]:
-                _regenerate(y, y, i * segment, (i + 1) * segment, a, b, v, charge[:1], piece, p, soft)
-        start_membrane(w[:n], vbar[a:b], type(rest)(0))
+                _regenerate(y, y, i * segment, (i + 1) * segment, a, b, v, charge[:1], piece, p, mode)
+        start_row(w[:n], vbar[a:b], type(p.rest)(0))
         for i in range(begins.shape[0] - 1, -1, -1):
             first, last = i * segment, min(steps, (i + 1) * segment)
             v[:n] = begins[i, :n]
-            _regenerate(y, ybar, first, last, a, b, v, charge, piece, p, soft)
-            _carrier_product(y, ybar, first, last, a, b, charge, w, xbar, piece, p, kind, soft, detach)
-        if vbar0.shape[0]:
-            vbar0[a:b] = w[:n]
+            _regenerate(y, ybar, first, last, a, b, v, charge, piece, p, mode)
+            _carrier_product(y, ybar, first, last, a, b, charge, w, xbar, piece, p, mode)
+        copy_row(w, vbar0[a:b])

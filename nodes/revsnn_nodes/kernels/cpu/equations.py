@@ -1,54 +1,159 @@
-"""The neuron's equations and the surrogate derivative for one element, in compiled code.
+"""The neuron's equations for one element, in compiled code, and how an element is read, rounded and written.
 
-Equations: nodes/README.md. Each function does what its namesake in lif.py, carrier.py, coupling.py and surrogate.py
-does, in the same order, so that forward values are equal bit for bit. Constants take the type of the data: a plain
-literal would turn float32 arithmetic into float64.
+Equations: nodes/README.md. Symbols: x input, v membrane, h charge, s spike, y output; a bar is the loss's gradient at
+one of them. Each function does what its namesake in `revsnn_nodes.equations` and `revsnn_nodes.surrogate` does, in the
+same order, so that forward values are equal bit for bit. Constants take the type of the data: a plain literal would
+turn float32 arithmetic into float64.
+
+bfloat16. numba does not know it: arrays hold its bits as uint16, which are the upper half of a float32's, and
+arithmetic is in float32. One source serves all types: `read`, `write` and `rounded` are compiled for the type of the
+array, and cost nothing where it holds floats. As in the reference, charges, membranes and outputs are rounded where
+they come about, so that a sequence may be cut anywhere; gradients are rounded once, when they are written.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba.extending import overload
 
 from revsnn_nodes.kernels.cpu.machine import contracted, exact
+from revsnn_nodes.kernels.layout import ATAN, ERF, EXPONENTIAL, QUADRATIC, SIGMOID, SQUARED, Numbers
 
-SIGMOID, ATAN, QUADRATIC, EXPONENTIAL, SQUARED, ERF, RECT = range(7)
+Switch = tuple[int, ...]
+
+
+class Mode(NamedTuple):
+    """What a kernel is to do: tuples, whose lengths are part of their types and decide what is compiled.
+
+    Without this the compiler would decide again for every element, or for every piece of a row.
+    """
+
+    leak: Switch  # see `charge_of`
+    kind: Switch  # as long as the index of the surrogate in `layout.KINDS`
+    streams: Switch  # 1 where results are written past the caches
+    soft: Switch  # 1 for soft reset, 0 for hard
+    detach: Switch  # 1 for no gradient through the reset
+    by_spike: Switch  # 1 where the coupled reset opens by the spike, 0 by the clamped output
 
 
 @exact
-def charge_of(x: Any, v: Any, tau: Any, rest: Any, leak: Any) -> Any:
+def _bits_of(value: Any) -> Any:
+    """The bits of a float as bfloat16, rounded to nearest even."""
+    bits = np.float32(value).view(np.uint32)
+    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.uint32(0x7FC0) if is_nan else nearest
+
+
+@exact
+def _value_of(bits: Any) -> Any:
+    """The float32 that has these bits of a bfloat16."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+def is_bfloat16(row: Any) -> Any:
+    """Whether an array holds the bits of bfloat16; known to the compiler."""
+
+
+def read(row: Any, j: Any) -> Any:
+    """Element j of a row, as a float."""
+
+
+def write(row: Any, j: Any, value: Any) -> None:
+    """Writes element j of a row, in the row's type."""
+
+
+def rounded(value: Any, row: Any) -> Any:
+    """A float as it will be read back from a row."""
+
+
+def scratch(shape: Any, like: Any) -> Any:
+    """A new array for floats of the kind that an array's elements are read as."""
+
+
+def _by_type(function: Any, of_bits: Any, of_floats: Any) -> None:
+    """What a function of one of the signatures above is, for arrays of bfloat16's bits and for arrays of floats."""
+
+    def of_row(row: Any) -> Any:
+        return of_bits if row.dtype == numba.types.uint16 else of_floats
+
+    takes: dict[Any, Any] = {
+        is_bfloat16: lambda row: of_row(row),
+        read: lambda row, j: of_row(row),
+        write: lambda row, j, value: of_row(row),
+        rounded: lambda value, row: of_row(row),
+    }
+    overload(function, strict=False)(takes[function])
+
+
+def _write_bits(row: Any, j: Any, value: Any) -> None:
+    row[j] = np.uint16(_bits_of(value))
+
+
+def _write_float(row: Any, j: Any, value: Any) -> None:
+    row[j] = value
+
+
+_by_type(is_bfloat16, lambda row: True, lambda row: False)
+_by_type(read, lambda row, j: _value_of(row[j]), lambda row, j: row[j])
+_by_type(write, _write_bits, _write_float)
+_by_type(rounded, lambda value, row: _value_of(_bits_of(value)), lambda value, row: value)
+
+
+@overload(scratch, strict=False)
+def _scratch(shape: Any, like: Any) -> Any:
+    dtype = np.float64 if like.dtype == numba.types.float64 else np.float32
+    return lambda shape, like: np.empty(shape, dtype)
+
+
+@exact
+def start_row(row: Any, given: Any, fill: Any) -> None:
+    """Writes the membrane that a row starts from, or a gradient: the given one, or `fill` for an empty array."""
+    for j in range(row.shape[0]):
+        write(row, j, read(given, j) if given.shape[0] else fill)
+
+
+@exact
+def copy_row(source: Any, target: Any) -> None:
+    """Copies a row into another, whose type may differ."""
+    for j in range(target.shape[0]):
+        write(target, j, read(source, j))
+
+
+@exact
+def charge_of(x: Any, v: Any, p: Numbers, leak: Any) -> Any:
     """Charge h of input x and membrane v.
 
     Args:
         leak: a tuple whose length, part of its type, says what is compiled: 1 is added where the input decays, 2 where
-            `tau` holds 1 / tau, which for powers of two gives the same bits without a division.
+            `p.tau` holds 1 / tau, which for powers of two gives the same bits without a division.
     """
-    above = v - rest
+    above = v - p.rest
     if len(leak) == 0:
-        return v - above / tau + x
+        return v - above / p.tau + x
     if len(leak) == 1:
-        return v + (x - above) / tau
+        return v + (x - above) / p.tau
     if len(leak) == 2:
-        return v - above * tau + x
-    return v + (x - above) * tau
+        return v - above * p.tau + x
+    return v + (x - above) * p.tau
 
 
 @exact
-def fired(charge: Any, threshold: Any) -> Any:
-    """Spike, 0 or 1 in the type of the charge."""
-    one = type(charge)(1)
-    zero = type(charge)(0)
-    return one if charge - threshold >= zero else zero
+def fired(h: Any, threshold: Any) -> Any:
+    """Spike s, 0 or 1 in the type of the charge."""
+    one = type(h)(1)
+    zero = type(h)(0)
+    return one if h - threshold >= zero else zero
 
 
 @exact
-def reset_of(charge: Any, spike: Any, threshold: Any, rest: Any, soft: bool) -> Any:
+def reset_of(h: Any, s: Any, p: Numbers, mode: Mode) -> Any:
     """Membrane after firing."""
-    if soft:
-        return charge - spike * threshold
-    return rest if spike > type(charge)(0.5) else charge
+    if len(mode.soft):
+        return h - s * p.threshold
+    return p.rest if s > type(h)(0.5) else h
 
 
 @exact
@@ -56,6 +161,18 @@ def clamped(x: Any, low: Any, high: Any) -> Any:
     """x within [low, high]."""
     x = low if x < low else x
     return high if x > high else x
+
+
+@contracted
+def decoded_spike(y: Any) -> Any:
+    """The spike in a carrier's output y = s + epsilon x, where |epsilon x| < 1/2."""
+    return type(y)(1) if y > type(y)(0.5) else type(y)(0)
+
+
+@contracted
+def decoded_input(y: Any, decoding: Any) -> Any:
+    """The input in a carrier's output; `decoding` is 1 / epsilon."""
+    return (y - decoded_spike(y)) * decoding
 
 
 def _exp(x: Any) -> Any:
@@ -109,12 +226,9 @@ def _exp_of_type(x: Any) -> Any:
 
 
 @contracted
-def phi_of(kind: Any, height: Any, scale: Any, z: Any) -> Any:
-    """Surrogate derivative at z, the distance of the charge to the threshold.
-
-    `kind`, `height` and `scale` are those of `selection.surrogate_code`. The kind is the length of a tuple, which is
-    part of its type: the branches are decided by the compiler.
-    """
+def phi_of(z: Any, p: Numbers, kind: Any) -> Any:
+    """Surrogate derivative at z, the distance of the charge to the threshold; its form: see `layout.surrogate_code`."""
+    height, scale = p.height, p.scale
     zero = type(height)(0)
     one = type(height)(1)
     if len(kind) == SIGMOID:
@@ -131,3 +245,12 @@ def phi_of(kind: Any, height: Any, scale: Any, z: Any) -> Any:
     if len(kind) == ERF:
         return height * _exp(-(scale * z) * (scale * z))
     return height if abs(z) < scale else zero
+
+
+@contracted
+def gradient_at_charge(h: Any, s: Any, sbar: Any, vbar: Any, p: Numbers, mode: Mode) -> Any:
+    """hbar of one step, from sbar and from vbar after the reset: see `revsnn_nodes.equations.lif_step_vjp`."""
+    if not len(mode.detach):
+        sbar = sbar - vbar * (p.threshold if len(mode.soft) else h - p.rest)
+    kept = vbar if len(mode.soft) or s < type(h)(0.5) else type(h)(0)
+    return kept + sbar * phi_of(h - p.threshold, p, mode.kind)

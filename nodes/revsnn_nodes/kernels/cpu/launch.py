@@ -1,33 +1,26 @@
-"""The operators on the CPU: tensors to arrays, sizes of blocks, and the compiled kernels run over all columns.
+"""The operators on CPU tensors: tensors to arrays, sizes of blocks, and the compiled kernels run over all columns.
 
-Every function fills the results that it is given; the rest of its arguments are the operator's.
+Each function here fills the results it is given for one call of its namesake in `revsnn_nodes.kernels.ops`; `run` picks
+it. A kernel takes arrays, its own numbers, the parameters, its mode, and which columns to do.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from revsnn_nodes.equations import arriving
-from revsnn_nodes.kernels.cpu import (
-    carrier as cpu_carrier,
-)
-from revsnn_nodes.kernels.cpu import (
-    coupled as cpu_coupled,
-)
-from revsnn_nodes.kernels.cpu import (
-    coupled as cpu_coupled_backward,
-)
-from revsnn_nodes.kernels.cpu import (
-    lif as cpu_lif,
-)
-from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, run_columns
-from revsnn_nodes.kernels.ops import grouped
+from revsnn_nodes.kernels.cpu import carrier, coupled, lif, norm
+from revsnn_nodes.kernels.cpu.equations import Mode
+from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, prepare, run_columns
+from revsnn_nodes.kernels.layout import Numbers, grouped
 
 Results = tuple[Tensor, ...]
+Call = Any
+"""A call's arguments by the names in the operator's schema: see `revsnn_nodes.kernels.ops.Operator.call`."""
 
 MOST_COLUMNS = 1 << 14
 """Columns of a block, at most: longer rows no longer help the processor to read ahead."""
@@ -44,13 +37,77 @@ SEGMENT = 64
 """Steps whose charges a carrier's backward pass holds at once; with more, it goes over the output once more."""
 
 LARGE_BYTES = 16 << 20
-"""The rows of a sequence this large come from memory: backward passes ask for them ahead (see `cpu_memory`)."""
+"""The rows of a sequence this large come from memory: backward passes ask for them ahead (see `machine`)."""
 
 STREAM_BYTES = 128 << 20
 """So large a result has left the caches before it is read again: forward passes write it past them."""
 
 COLUMNS_OF_PIECES = 1 << 11
 """Columns of a block done in pieces, at most: what was asked for ahead must not be pushed out again."""
+
+NORM_COLUMNS = (128, 1024)
+"""Columns of a block of a norm, at least and at most: a dozen rows of them are at work at once."""
+
+MOST_SLOTS = 128
+"""Places for a norm's sums over parts of the columns, at most; each holds a few numbers per channel."""
+
+
+def run(name: str, results: Results, call: Call) -> Results:
+    """Runs one operator; returns its results, filled."""
+    for result in results:
+        prepare(result)
+    _LAUNCHERS[name](results, call)
+    return results
+
+
+class _Arrays:
+    """The tensors of one call as arrays: sequences `[T, *state]` and states; bfloat16 as its bits, uint16."""
+
+    def __init__(self, like: Tensor, *state: int) -> None:
+        self.like, self.shape = like, state
+        self.is_bfloat16 = like.dtype is torch.bfloat16
+        self.float: Any = np.float64 if like.dtype is torch.float64 else np.float32
+
+    def sequence(self, tensor: Tensor | None) -> Any:
+        """As `[T, *state]`, or the empty array that stands for none."""
+        return self._array(tensor, (0 if tensor is None else tensor.shape[0], *self.shape))
+
+    def state(self, tensor: Tensor | None) -> Any:
+        """As an array of the state's shape, or the empty array that stands for none."""
+        return self._array(tensor, self.shape)
+
+    def gradient(self, arrived: Tensor | None) -> Any:
+        """A sequence's gradient; zeros where none arrived."""
+        return self.sequence(torch.zeros_like(self.like) if arrived is None else arrived)
+
+    def _array(self, tensor: Tensor | None, shape: tuple[int, ...]) -> Any:
+        if tensor is None:
+            return np.empty((0,) * len(shape), np.uint16 if self.is_bfloat16 else self.float)
+        whole = tensor.detach().to(self.like.dtype).contiguous()  # copied only where it must be
+        if self.is_bfloat16:
+            return whole.view(torch.int16).numpy().view(np.uint16).reshape(shape)
+        return whole.numpy().reshape(shape)
+
+    def numbers(self, call: Call) -> tuple[Numbers, Mode]:
+        """Parameters in the type of the arithmetic, and the mode, with every switch that the operator has."""
+        names = vars(call)
+        is_exact = "decay" in names and math.frexp(call.p[0])[0] == 0.5
+        mode = Mode(
+            leak=(0,) * (names.get("decay", False) + 2 * is_exact),
+            kind=(0,) * names.get("kind", 0),
+            streams=(),
+            soft=(0,) * call.soft,
+            detach=(0,) * names.get("detach", False),
+            by_spike=(0,) * names.get("by_spike", False),
+        )
+        return _numbers(tuple(call.p), is_exact, self.float), mode
+
+
+@lru_cache(maxsize=256)
+def _numbers(p: tuple[float, ...], is_exact: bool, kind: Any) -> Numbers:
+    """Numbers of a kind, with 1 / tau in place of tau where that is exact: see `equations.charge_of`."""
+    given = Numbers(*p)
+    return Numbers(*map(kind, given._replace(tau=1 / given.tau) if is_exact else given))
 
 
 def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> int:
@@ -71,152 +128,175 @@ def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> in
     return block
 
 
-def unit_columns(block: int, inner: int) -> int:
-    """Threads begin where blocks do: anywhere in a long inner row, but only at the start of short ones."""
-    return block if inner >= block else inner * max(1, block // max(inner, 1))
-
-
-def as_array(tensor: Tensor | None, like: Tensor, *shape: int) -> Any:
-    """A view as an array, or the empty array that stands for none; copied only where not contiguous."""
-    if tensor is None:
-        return np.empty((0,) * len(shape), np.float32 if like.dtype is torch.float32 else np.float64)
-    return tensor.detach().contiguous().numpy().reshape(shape)
-
-
 def _run(
-    kernel: Callable[..., None], arguments: tuple[Any, ...], like: Tensor, state: tuple[int, int, int], rows: int = 0
+    kernel: Callable[..., None], arrays: _Arrays, call: Call, arguments: Sequence[Any], rows: int, streams: bool = False
 ) -> None:
-    """Runs a kernel over all columns of a state `[outer, groups, inner]`.
+    """Runs a kernel over all columns.
 
     Args:
-        rows: of scratch that a backward pass needs, for every column; 0 for a forward pass, which may stream.
+        arguments: what it takes before the parameters.
+        rows: of scratch that it needs, for every column.
+        streams: whether it is a forward pass, which writes large results past the caches.
     """
-    outer, _, inner = state
-    if rows:
-        by_pieces = like.nbytes >= LARGE_BYTES
-    else:
+    like, inner = arrays.like, arrays.shape[-1]
+    columns = math.prod(arrays.shape) // (arrays.shape[1] if len(arrays.shape) == 3 else 1)
+    p, mode = arrays.numbers(call)
+    by_pieces = like.nbytes >= LARGE_BYTES
+    if streams:
         by_pieces = like.nbytes >= STREAM_BYTES and inner * like.itemsize % LINE_BYTES == 0
-        arguments = (*arguments, (0,) * by_pieces)
-    block = block_columns(max(rows, 1), like.itemsize, outer * inner, by_pieces)
-    pieces = PIECE if by_pieces else block
-    run_columns(kernel, (*arguments, pieces, block), outer * inner, unit_columns(block, inner), like.numel())
+        mode = mode._replace(streams=(0,) * by_pieces)
+    block = block_columns(rows, np.dtype(arrays.float).itemsize, columns, by_pieces)
+    piece = PIECE if by_pieces else block
+    # Threads begin where blocks do: anywhere in a long inner row, but only at the start of short ones.
+    unit = block if inner >= block else inner * max(1, block // max(inner, 1))
+    run_columns(kernel, (*arguments, p, mode, piece, block), columns, unit, like.numel())
 
 
-def as_numbers(p: list[float], like: Tensor) -> Any:
-    """Parameters in the type of the data."""
-    return np.array(p, dtype=np.float32 if like.dtype is torch.float32 else np.float64)
-
-
-def leak_code(p: list[float], decay: bool, like: Tensor) -> tuple[tuple[int, ...], Any]:
-    """The leak's code (see `cpu_rows.charge_of`), and the numbers with 1 / tau in place of tau where that is exact."""
-    exact = math.frexp(p[0])[0] == 0.5
-    return (0,) * (decay + 2 * exact), as_numbers([1 / p[0] if exact else p[0], *p[1:]], like)
-
-
-def lif_forward(
-    made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool, keep: bool
-) -> None:
-    """See `cpu_lif.lif_forward`."""
-    steps, columns = x_seq.shape[0], x_seq[0].numel()
-    whole = (steps, columns)
-    spike, v_last, charge = made
-    leak, numbers = leak_code(p, decay, x_seq)
+def _lif_forward(results: Results, call: Call) -> None:
+    x, (spike, v_last, charge) = call.x_seq, results
+    as_ = _Arrays(x, x[0].numel())
     arguments = (
-        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft, (0,) * keep,
-        as_array(spike, x_seq, *whole), as_array(v_last, x_seq, columns),
-        as_array(charge if keep else None, x_seq, *whole),
+        as_.sequence(x), as_.state(call.v), as_.sequence(spike), as_.state(v_last),
+        as_.sequence(charge if call.keep else None), (0,) * call.keep,
     )  # fmt: skip
-    _run(cpu_lif.lif_forward, arguments, x_seq, (1, 1, columns))
+    _run(lif.lif_forward, as_, call, arguments, rows=1, streams=True)
 
 
-def lif_backward(
-    made: Results, charge_seq: Tensor, sbar_seq: Tensor | None, vbar: Tensor | None, p: list[float], kind: int,
-    soft: bool, detach: bool, need_v: bool,
-) -> None:  # fmt: skip
-    """See `cpu_lif.lif_backward`."""
-    columns = charge_seq[0].numel()
-    whole = (charge_seq.shape[0], columns)
+def _lif_backward(results: Results, call: Call) -> None:
+    charge, (xbar, vbar0) = call.charge_seq, results
+    as_ = _Arrays(charge, charge[0].numel())
     arguments = (
-        as_array(charge_seq, charge_seq, *whole), as_array(arriving(sbar_seq, charge_seq), charge_seq, *whole),
-        as_array(vbar, charge_seq, columns), as_numbers(p, charge_seq), (0,) * kind, soft, detach,
-        as_array(made[0], charge_seq, *whole), as_array(made[1] if need_v else None, charge_seq, columns),
+        as_.sequence(charge), as_.gradient(call.sbar_seq), as_.state(call.vbar), as_.sequence(xbar),
+        as_.state(vbar0 if call.need_v else None),
     )  # fmt: skip
-    _run(cpu_lif.lif_backward, arguments, charge_seq, (1, 1, columns), rows=1)
+    _run(lif.lif_backward, as_, call, arguments, rows=1)
 
 
-def carrier_forward(made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool) -> None:
-    """See `cpu_carrier.carrier_forward`."""
-    columns = x_seq[0].numel()
-    whole = (x_seq.shape[0], columns)
-    leak, numbers = leak_code(p, decay, x_seq)
+def _carrier_forward(results: Results, call: Call) -> None:
+    x, (y, v_last) = call.x_seq, results
+    as_ = _Arrays(x, x[0].numel())
+    arguments = (as_.sequence(x), as_.state(call.v), as_.sequence(y), as_.state(v_last))
+    _run(carrier.carrier_forward, as_, call, arguments, rows=1, streams=True)
+
+
+def _carrier_backward(results: Results, call: Call) -> None:
+    y, (xbar, vbar0) = call.y_seq, results
+    as_, steps = _Arrays(y, y[0].numel()), y.shape[0]
     arguments = (
-        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, columns), numbers, leak, soft,
-        as_array(made[0], x_seq, *whole), as_array(made[1], x_seq, columns),
+        as_.sequence(y), as_.state(call.v), as_.gradient(call.ybar_seq), as_.state(call.vbar), as_.sequence(xbar),
+        as_.state(vbar0 if call.need_v else None), SEGMENT,
     )  # fmt: skip
-    _run(cpu_carrier.carrier_forward, arguments, x_seq, (1, 1, columns))
+    _run(carrier.carrier_backward, as_, call, arguments, min(steps, SEGMENT) + (steps - 1) // SEGMENT)
 
 
-def carrier_backward(
-    made: Results, y_seq: Tensor, v: Tensor | None, ybar_seq: Tensor | None, vbar: Tensor | None, p: list[float],
-    kind: int, soft: bool, detach: bool, need_v: bool,
-) -> None:  # fmt: skip
-    """See `cpu_carrier.carrier_backward`."""
-    steps, columns = y_seq.shape[0], y_seq[0].numel()
-    whole = (steps, columns)
+def _coupled_forward(results: Results, call: Call) -> None:
+    x, (y, v_last, anchors) = call.x_seq, results
+    as_ = _Arrays(x, *grouped(x.shape[1:], call.groups, call.group_dim))
     arguments = (
-        as_array(y_seq, y_seq, *whole), as_array(v, y_seq, columns), as_array(arriving(ybar_seq, y_seq), y_seq, *whole),
-        as_array(vbar, y_seq, columns), as_numbers(p, y_seq), (0,) * kind, soft, detach,
-        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, columns), SEGMENT,
+        as_.sequence(x), as_.state(call.v), as_.sequence(y), as_.state(v_last), as_.sequence(anchors), call.every,
     )  # fmt: skip
-    _run(cpu_carrier.carrier_backward, arguments, y_seq, (1, 1, columns), min(steps, SEGMENT) + (steps - 1) // SEGMENT)
+    rows = 2 * call.groups + coupled.SPARE_FORWARD if as_.is_bfloat16 else 1
+    _run(coupled.coupled_forward, as_, call, arguments, rows, streams=True)
 
 
-def coupled_forward(
-    made: Results, x_seq: Tensor, v: Tensor | None, p: list[float], decay: bool, soft: bool, by_spike: bool,
-    groups: int, group_dim: int, every: int,
-) -> None:  # fmt: skip
-    """See `cpu_coupled.coupled_forward`."""
-    state = grouped(x_seq.shape[1:], groups, group_dim)
-    whole = (x_seq.shape[0], *state)
-    leak, numbers = leak_code(p, decay, x_seq)
+def _inverse_backward(results: Results, call: Call) -> None:
+    y, (xbar, vbar0) = call.y_seq, results
+    as_ = _Arrays(y, *grouped(y.shape[1:], call.groups, call.group_dim))
     arguments = (
-        as_array(x_seq, x_seq, *whole), as_array(v, x_seq, *state), numbers, leak, soft, by_spike, every,
-        as_array(made[0], x_seq, *whole), as_array(made[1], x_seq, *state),
-        as_array(made[2], x_seq, made[2].shape[0], *state),
+        as_.sequence(y), as_.state(call.v_last), as_.gradient(call.ybar_seq), as_.state(call.vbar),
+        as_.sequence(xbar), as_.state(vbar0 if call.need_v else None),
     )  # fmt: skip
-    _run(cpu_coupled.coupled_forward, arguments, x_seq, state)
+    spare = coupled.SPARE_BACKWARD if as_.is_bfloat16 else 0
+    _run(coupled.inverse_backward, as_, call, arguments, 3 * call.groups + spare)
 
 
-def inverse_backward(
-    made: Results, y_seq: Tensor, v_last: Tensor, ybar_seq: Tensor | None, vbar: Tensor | None, p: list[float],
-    kind: int, soft: bool, detach: bool, groups: int, group_dim: int, need_v: bool,
-) -> None:  # fmt: skip
-    """See `cpu_coupled_backward.inverse_backward`."""
-    state = grouped(y_seq.shape[1:], groups, group_dim)
-    whole = (y_seq.shape[0], *state)
+def _anchored_backward(results: Results, call: Call) -> None:
+    y, (xbar, vbar0) = call.y_seq, results
+    as_ = _Arrays(y, *grouped(y.shape[1:], call.groups, call.group_dim))
     arguments = (
-        as_array(y_seq, y_seq, *whole), as_array(v_last, y_seq, *state),
-        as_array(arriving(ybar_seq, y_seq), y_seq, *whole),
-        as_array(vbar, y_seq, *state), as_numbers(p, y_seq), (0,) * kind, soft, detach,
-        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, *state),
+        as_.sequence(y), as_.state(call.v), as_.sequence(call.anchors), as_.gradient(call.ybar_seq),
+        as_.state(call.vbar), as_.sequence(xbar), as_.state(vbar0 if call.need_v else None), call.every,
     )  # fmt: skip
-    _run(cpu_coupled_backward.inverse_backward, arguments, y_seq, state, rows=3 * groups)
+    spare = coupled.SPARE_BACKWARD if as_.is_bfloat16 else 0
+    _run(coupled.anchored_backward, as_, call, arguments, call.groups * min(call.every, y.shape[0]) + spare)
 
 
-def anchored_backward(
-    made: Results, y_seq: Tensor, v: Tensor | None, anchors: Tensor, ybar_seq: Tensor | None, vbar: Tensor | None,
-    p: list[float], kind: int, decay: bool, soft: bool, detach: bool, by_spike: bool,
-    groups: int, group_dim: int, every: int, need_v: bool,
-) -> None:  # fmt: skip
-    """See `cpu_coupled_backward.anchored_backward`."""
-    state = grouped(y_seq.shape[1:], groups, group_dim)
-    whole = (y_seq.shape[0], *state)
-    leak, numbers = leak_code(p, decay, y_seq)
-    arguments = (
-        as_array(y_seq, y_seq, *whole), as_array(v, y_seq, *state), as_array(anchors, y_seq, anchors.shape[0], *state),
-        as_array(arriving(ybar_seq, y_seq), y_seq, *whole), as_array(vbar, y_seq, *state), numbers,
-        (0,) * kind, leak, soft, detach, by_spike, every,
-        as_array(made[0], y_seq, *whole), as_array(made[1] if need_v else None, y_seq, *state),
+class _Channels(_Arrays):
+    """How `[T, N, C, *]` is cut: a step's elements are columns, in blocks, and blocks in units with a slot each.
+
+    A unit's sums lie in its slot, and slots are added in order: so the sums do not depend on threads.
+    """
+
+    def __init__(self, like: Tensor, rows: int) -> None:
+        super().__init__(like, like[0].numel())
+        self.columns, self.channels = like[0].numel(), like.shape[2]
+        self.inner = max(1, math.prod(like.shape[3:]))
+        fewest, self.block = NORM_COLUMNS
+        while self.block > fewest and self.block * rows * like.itemsize > SCRATCH_BYTES:
+            self.block //= 2
+        blocks = -(-self.columns // self.block)
+        self.unit = self.block * max(1, -(-blocks // MOST_SLOTS))
+        self.slots = max(1, -(-self.columns // self.unit))
+
+    def values(self, tensor: Tensor | None, otherwise: float = 0.0) -> Any:
+        """Values of the channels, `[C]`, in the type of the data."""
+        if tensor is None:
+            return np.full(self.channels, otherwise, self.float)
+        return tensor.detach().to(self.like.dtype).contiguous().numpy()
+
+    def run(self, kernel: Any, *arguments: Any) -> None:
+        """Runs a kernel over all columns."""
+        run_columns(kernel, (*arguments, self.unit, self.block), self.columns, self.unit, self.like.numel())
+
+
+def _norm_carrier_forward(results: Results, call: Call) -> None:
+    """Statistics in one pass over the input, everything else in a second one."""
+    of = _Channels(call.z_seq, rows=8)
+    y, v_last, mean_of, var_of, inverse_std_of, cut = results
+    z = of.sequence(call.z_seq)
+    centre = z[0].reshape(-1, of.channels, of.inner)[0, :, 0].copy()
+    sums = np.zeros((of.slots, 2, of.channels))
+    of.run(norm.norm_moments, z, centre, of.inner, sums)
+    first, second = sums.sum(0) / (z.size // of.channels)
+    mean, var = centre + first, np.maximum(second - first * first, 0.0)
+    for result, value in ((mean_of, mean), (var_of, var), (inverse_std_of, 1.0 / np.sqrt(var + call.eps))):
+        result.numpy()[:] = value
+    cuts = np.zeros(of.slots, np.int64)
+    of.run(
+        norm.norm_carrier_forward, z, of.state(call.v), mean_of.numpy(), inverse_std_of.numpy(),
+        of.values(call.weight, 1.0), of.values(call.bias), of.sequence(call.residual_seq), of.sequence(y),
+        of.state(v_last), cuts, of.inner, *of.numbers(call),
     )  # fmt: skip
-    rows = groups * min(every, y_seq.shape[0])
-    _run(cpu_coupled_backward.anchored_backward, arguments, y_seq, state, rows)
+    cut.fill_(int(cuts.sum()))
+
+
+def _norm_carrier_backward(results: Results, call: Call) -> None:
+    """The gradient at the normalised input with its sums per channel; then, in place, through the norm."""
+    of = _Channels(call.y_seq, rows=call.y_seq.shape[0] + 8)
+    zbar_seq, weight_bar, bias_bar, residual_bar, vbar0 = results
+    y, zbar = of.sequence(call.y_seq), of.sequence(zbar_seq)
+    p, mode = of.numbers(call)
+    sums = np.zeros((of.slots, 4, of.channels))
+    of.run(
+        norm.norm_carrier_product, y, of.state(call.v), of.values(call.weight, 1.0), of.values(call.bias),
+        of.sequence(call.residual_seq), of.gradient(call.ybar_seq), of.state(call.vbar), zbar,
+        of.sequence(residual_bar if call.need_residual else None), of.state(vbar0 if call.need_v else None),
+        sums, of.inner, p, mode,
+    )  # fmt: skip
+    bias_bar.numpy()[:], weight_bar.numpy()[:], total, sloped = sums.sum(0)
+    scale = of.values(call.inverse_std)
+    per_value = scale.astype(np.float64) / (y.size // of.channels)
+    mean, slope = ((each * per_value).astype(of.float) for each in (total, sloped))
+    of.run(norm.norm_gradient, y, scale, mean, slope, zbar, of.inner, p.epsilon)
+    if call.beyond is not None and call.excess is not None:
+        places = tuple(call.beyond.numpy().T)
+        zbar_seq.numpy()[places] -= call.excess.numpy() * slope[places[2]]
+
+
+_LAUNCHERS: dict[str, Callable[[Results, Call], None]] = {
+    each.__name__.removeprefix("_"): each
+    for each in (
+        _lif_forward, _lif_backward, _carrier_forward, _carrier_backward, _coupled_forward, _inverse_backward,
+        _anchored_backward, _norm_carrier_forward, _norm_carrier_backward,
+    )
+}  # fmt: skip

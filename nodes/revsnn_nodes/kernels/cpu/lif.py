@@ -1,15 +1,33 @@
 """Fused LIF for the CPU: a block of neurons at a time, with the loop over time inside.
 
-All arrays are contiguous: sequences `[T, N]`, states `[N]`; one call does neurons `start` to `stop`. `p` holds the
-parameters in the type of the data, in the order of `selection.parameters`. A row is done in pieces of `piece` columns:
-see `cpu_memory`; where the sequence fits the caches a piece is the whole row.
+Equations: section "LIF" of nodes/README.md. All arrays are contiguous: sequences `[T, N]`, states `[N]`; one call does
+neurons `start` to `stop`. The neurons are cut twice:
+
+- A block of `block` neurons goes through all steps before the next begins, so that its membranes stay in the caches.
+- A row (one step of a block) is done in pieces of `piece` neurons. Where the sequence fits the caches a piece is the
+  whole row. Where it comes from memory, a piece is short, and with each the one a step further is asked for.
+
+A loop over the neurons of a piece is a function of its own (`..._row`): rows have no strides and do not overlap, which
+is what LLVM needs to make vector instructions.
 """
 
 from typing import Any
 
 import numpy as np
 
-from revsnn_nodes.kernels.cpu.equations import charge_of, fired, phi_of, reset_of
+from revsnn_nodes.kernels.cpu.equations import (
+    Mode,
+    charge_of,
+    copy_row,
+    fired,
+    gradient_at_charge,
+    read,
+    reset_of,
+    rounded,
+    scratch,
+    start_row,
+    write,
+)
 from revsnn_nodes.kernels.cpu.machine import (
     contracted,
     contracted_row,
@@ -23,97 +41,72 @@ from revsnn_nodes.kernels.cpu.machine import (
     stream,
     write_ahead,
 )
-
-
-@exact
-def start_membrane(v: Any, given: Any, rest: Any) -> None:
-    """Writes the membrane before the first step: the given one, or rest where an empty one is given."""
-    if given.shape[0]:
-        v[:] = given
-    else:
-        v[:] = rest
+from revsnn_nodes.kernels.layout import Numbers
 
 
 @exact_row
-def _lif_row(
-    x: Any, v: Any, spike: Any, charge: Any, tau: Any, threshold: Any, rest: Any, leak: Any, soft: bool, keeps: Any
-) -> None:
+def _lif_row(x: Any, v: Any, spike: Any, charge: Any, keeps: Any, p: Numbers, mode: Mode) -> None:
+    """One step: v becomes the membrane after it."""
     for j in range(x.shape[0]):
-        h = charge_of(x[j], v[j], tau, rest, leak)
-        s = fired(h, threshold)
-        spike[j] = s
+        h = rounded(charge_of(read(x, j), v[j], p, mode.leak), x)
+        s = fired(h, p.threshold)
+        write(spike, j, s)
         if len(keeps):
-            charge[j] = h
-        v[j] = reset_of(h, s, threshold, rest, soft)
+            write(charge, j, h)
+        v[j] = rounded(reset_of(h, s, p, mode), x)
 
 
 @exact
 def lif_forward(
-    x: Any, v0: Any, p: Any, leak: Any, soft: bool, keeps: Any, spike: Any, v: Any, charge: Any,
-    streams: Any, piece: int, block: int, start: int, stop: int,
+    x: Any, v0: Any, spike: Any, v_last: Any, charge: Any, keeps: Any, p: Numbers, mode: Mode,
+    piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes spikes, the last membrane, and the charges if `keeps` is not an empty tuple."""
-    tau, threshold, rest = p[0], p[1], p[2]
-    rows = np.empty((2, piece), x.dtype)
+    v = scratch(block, x)  # membranes of the block
+    rows = np.empty((2, piece), x.dtype)  # spikes and charges of a piece, before they are streamed
     steps, columns = x.shape
     for a in range(start, stop, block):
         b = min(a + block, stop)
-        start_membrane(v[a:b], v0[a:b], rest)
-        for t in range(x.shape[0]):
+        start_row(v[: b - a], v0[a:b], p.rest)
+        for t in range(steps):
             for c in range(a, b, piece):
                 here, n = t * columns + c, min(c + piece, b) - c
-                spiked, charged = row_of(spike, here, n), row_of(charge, here, n)
-                s = row_of(rows, 0, n) if len(streams) else spiked
-                h = row_of(rows, piece, n) if len(streams) else charged
-                if len(streams):
+                spikes, charges = row_of(spike, here, n), row_of(charge, here, n)
+                s = row_of(rows, 0, n) if len(mode.streams) else spikes
+                h = row_of(rows, piece, n) if len(mode.streams) else charges
+                if len(mode.streams):
                     read_ahead(x, following(t, steps, columns, c, b - a))
-                _lif_row(row_of(x, here, n), row_of(v, c, n), s, h, tau, threshold, rest, leak, soft, keeps)
-                if len(streams):
-                    stream(spiked, s)
+                _lif_row(row_of(x, here, n), row_of(v, c - a, n), s, h, keeps, p, mode)
+                # Nobody reads a large result before it has left the caches: a plain write would first read its lines.
+                if len(mode.streams):
+                    stream(spikes, s)
                     if len(keeps):
-                        stream(charged, h)
+                        stream(charges, h)
+        copy_row(v, v_last[a:b])
     settle()
 
 
-@contracted
-def gradient_at_charge(
-    h: Any, s: Any, sbar: Any, vbar: Any,
-    kind: Any, height: Any, scale: Any, threshold: Any, rest: Any, soft: bool, detach: bool,
-) -> Any:  # fmt: skip
-    """See `revsnn_nodes.carrier.lif_step_vjp`."""
-    if not detach:
-        sbar = sbar - vbar * (threshold if soft else h - rest)
-    kept = vbar if soft else vbar * (type(h)(1) - s)
-    return kept + sbar * phi_of(kind, height, scale, h - threshold)
-
-
 @contracted_row
-def _lif_gradient_row(
-    charge: Any, sbar: Any, vbar: Any, xbar: Any,
-    kind: Any, height: Any, scale: Any, threshold: Any, rest: Any, keep: Any, gain: Any, soft: bool, detach: bool,
-) -> None:  # fmt: skip
+def _lif_gradient_row(charge: Any, sbar: Any, vbar: Any, xbar: Any, p: Numbers, mode: Mode) -> None:
+    """One step back: vbar becomes the gradient at the membrane before it."""
     for j in range(charge.shape[0]):
-        h = charge[j]
-        hbar = gradient_at_charge(
-            h, fired(h, threshold), sbar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
-        )  # fmt: skip
-        vbar[j] = keep * hbar
-        xbar[j] = gain * hbar
+        h = read(charge, j)
+        hbar = gradient_at_charge(h, fired(h, p.threshold), read(sbar, j), vbar[j], p, mode)
+        vbar[j] = p.keep * hbar
+        write(xbar, j, p.gain * hbar)
 
 
 @contracted
 def lif_backward(
-    charge: Any, sbar: Any, vbar: Any, p: Any, kind: Any, soft: bool, detach: bool,
-    xbar: Any, vbar0: Any, piece: int, block: int, start: int, stop: int,
+    charge: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, p: Numbers, mode: Mode,
+    piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes the gradient of the input, and of the first membrane unless an empty array is given for it."""
-    threshold, rest, keep, gain, height, scale = p[1], p[2], p[3], p[4], p[5], p[6]
     steps, columns = charge.shape
-    w = np.empty(block, charge.dtype)  # gradient at the membrane
-    zero = type(rest)(0)
+    w = scratch(block, charge)  # vbar of the block
     for a in range(start, stop, block):
         b = min(a + block, stop)
-        start_membrane(w[: b - a], vbar[a:b], zero)
+        start_row(w[: b - a], vbar[a:b], type(p.rest)(0))
         for t in range(steps - 1, -1, -1):
             for c in range(a, b, piece):
                 here, n = t * columns + c, min(c + piece, b) - c
@@ -122,8 +115,6 @@ def lif_backward(
                 read_ahead(sbar, ahead)
                 write_ahead(xbar, ahead)
                 _lif_gradient_row(
-                    row_of(charge, here, n), row_of(sbar, here, n), row_of(w, c - a, n), row_of(xbar, here, n),
-                    kind, height, scale, threshold, rest, keep, gain, soft, detach,
-                )  # fmt: skip
-        if vbar0.shape[0]:
-            vbar0[a:b] = w[: b - a]
+                    row_of(charge, here, n), row_of(sbar, here, n), row_of(w, c - a, n), row_of(xbar, here, n), p, mode
+                )
+        copy_row(w, vbar0[a:b])

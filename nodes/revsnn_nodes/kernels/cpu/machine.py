@@ -1,26 +1,20 @@
-"""How the CPU kernels are compiled: without the lock of the interpreter, and cached on disk where that is possible.
+"""The machine below the CPU kernels: how they are compiled and cached, run on threads, and read and write memory.
 
-Arrays of one call must not overlap where one of them is written: see `_Disjoint`.
+Threads. Kernels release the interpreter's lock, so plain threads run them side by side. numba's own parallel loops are
+not used: its thread pools either end a process that forks after them (GNU OpenMP) or may not be entered by two threads
+(workqueue).
 
-Runs a kernel over its columns on torch's number of threads.
+Pages. The first write to a page costs more than the arithmetic of its elements. So large pages are asked for, and
+filled before the kernels run, every page by one thread: two threads that first touch the same large page would both
+fill it with zeros.
 
-Kernels release the interpreter's lock, so plain threads run them side by side. numba's own parallel loops are not
-used: its thread pools either end a process that forks after them (GNU OpenMP) or may not be entered by two threads
-(workqueue). These start at first use, and anew in a forked child.
-
-Memory for large results: the first write to a page costs more than the arithmetic of its elements.
-
-So large pages are asked for, and filled before the kernels run, every page by one thread: two threads that first touch
-the same large page would both fill it with zeros, and a kernel that meets page after page leaves the caches to that.
-
-How rows travel between memory and the caches where a sequence is too large for them.
-
-A processor fetches ahead by itself, but only within a page of 4 KiB, and it reads a line before it writes it. So rows
-are done in pieces of `PIECE` columns: with each, the kernel asks for the piece that comes a row later (`read_ahead`,
-`write_ahead`), and a forward pass writes its results past the caches (`stream`). A gradient is not written so: its
-arithmetic takes longer, and the writes would hold up what is being read.
+Streaming. A processor fetches ahead by itself, but only within a page of 4 KiB, and it reads a line before it writes
+it. So rows of a sequence too large for the caches are done in pieces of `PIECE` columns: with each, the kernel asks for
+the piece that comes a row later (`read_ahead`, `write_ahead`), and a forward pass writes its results past the caches
+(`stream`). A gradient is not written so: its arithmetic takes longer, and the writes would hold up what is being read.
 """
 
+import ast
 import ctypes
 import hashlib
 import mmap
@@ -28,14 +22,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 import torch
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import caching, cgutils, types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
@@ -43,7 +39,7 @@ from torch import Tensor
 
 
 class _Disjoint(Compiler):
-    """Tells LLVM that a function's arrays do not overlap.
+    """Tells LLVM that a function's arrays do not overlap where one of them is written: callers keep to that.
 
     Else it compares every pair of them before each loop, which costs more than a short row takes, and gives up making
     vector instructions where there are many.
@@ -79,19 +75,74 @@ def contracted_row(function: Callable[..., Any]) -> Any:
     return _cached(function, fastmath={"contract"}, forceinline=True)
 
 
-_FOLDER = Path(__file__).parent
-_SOURCES = hashlib.sha256(
-    b"".join(p.read_bytes() for p in sorted([*_FOLDER.glob("*.py"), Path(__file__)]))
-).hexdigest()
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE_NAME = "revsnn_nodes.kernels"
+
+
+def sources(file: Path) -> set[Path]:
+    """The file, and what it imports of `revsnn_nodes.kernels`, directly or not: all that its kernels call."""
+    found, waiting = set(), [file.resolve()]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PACKAGE_NAME):
+                folder = _PACKAGE.joinpath(*(node.module or "").split(".")[2:])
+                names = [folder.with_suffix(".py"), *(folder / f"{name.name}.py" for name in node.names)]
+                waiting += [name for name in names if name.is_file()]
+    return found
+
+
+@cache
+def source_stamp(file: Path) -> str:
+    """Changes with the text of any of the file's `sources`, with numba and with llvmlite; not with where they lie."""
+    parts = [(path.relative_to(_PACKAGE).as_posix(), path.read_bytes()) for path in sources(file)]
+    return hashlib.sha256(repr([numba.__version__, llvmlite.__version__, sorted(parts)]).encode()).hexdigest()
+
+
+class _BySources:
+    """Part of a numba cache locator: compiled kernels are found by their `sources`, not by path, line or time."""
+
+    _py_file: str
+
+    def get_source_stamp(self) -> str:
+        return source_stamp(Path(self._py_file))
+
+    def get_disambiguator(self) -> str:
+        return "kernel"
+
+
+class _Shared(_BySources, caching.UserProvidedCacheLocator):
+    """NUMBA_CACHE_DIR: one folder for all copies of this package; versions of it lie side by side."""
+
+    def get_cache_path(self) -> str:
+        return os.path.join(str(numba.config.CACHE_DIR), _PACKAGE_NAME)  # type: ignore[attr-defined]
+
+    def get_disambiguator(self) -> str:
+        return self.get_source_stamp()[:16]
+
+
+class _Beside(_BySources, caching.InTreeCacheLocator):
+    """__pycache__ beside the source."""
+
+
+class _OfUser(_BySources, caching.UserWideCacheLocator):
+    """The user's cache folder, where the package's own may not be written."""
+
+
+class _KernelCache(caching.FunctionCache):
+    """numba looks at the file of the function alone; what it calls from other files must count too."""
+
+    class _impl_class(caching.CompileResultCacheImpl):
+        _locator_classes: Any = (_Shared, _Beside, _OfUser)
 
 
 def _cached(function: Callable[..., Any], **options: Any) -> Any:
-    try:
-        kernel = numba.njit(cache=True, **_OPTIONS, **options)(function)
-        # numba looks at the file of the function alone; what it calls from other files must count too.
-        kernel._cache._cache_file._source_stamp = _SOURCES
-    except (RuntimeError, AttributeError):  # no folder to write to, or a cache of another make: compile every time
-        return numba.njit(**_OPTIONS, **options)(function)
+    kernel = numba.njit(**_OPTIONS, **options)(function)
+    with suppress(RuntimeError, AttributeError):  # no folder to write to, or a cache of another make: not cached
+        kernel._cache = _KernelCache(function)
     return kernel
 
 

@@ -1,23 +1,31 @@
-"""Fused batch norm and carrier LIF for the CPU, forward: a block of neurons at a time, with the loop over time inside.
+"""Fused batch norm and carrier LIF for the CPU: n = (z - mean) / sigma, clamped; x = gamma n + bias + residual; the LIF
+on x; y = s + epsilon n.
 
-Equations: section "Carrier with its norm" of nodes/README.md. Sequences are `[T, columns]`, states `[columns]`, all
-contiguous; channels lie `inner` columns apart, again and again: `[N, C, inner]`. One call does the columns `start` to
-`stop`, in blocks. Sums over a channel go to `sums[column // unit]`, which one call alone writes: what they add up to
-does not depend on threads. A row of a block is done in several loops over few arrays each: with more, the check that
-they do not overlap keeps LLVM from making vector instructions.
-
-Fused backward passes of batch norm and carrier LIF for the CPU: up to the normalised input, then through the norm.
-
-Equations: section "Carrier with its norm" of nodes/README.md. Layout, blocks and sums: see `cpu_norm_rows`.
+Equations: `revsnn_nodes.norm_carrier`. Sequences are `[T, columns]`, states `[columns]`, all contiguous; channels lie
+`inner` columns apart, again and again: `[N, C, inner]`. One call does the columns `start` to `stop`, in blocks. Sums
+over a channel go to `sums[column // unit]`, which one call alone writes: what they add up to does not depend on
+threads. A row of a block is done in several loops over few arrays each: with more, the check that they do not overlap
+keeps LLVM from making vector instructions.
 """
 
 from typing import Any
 
 import numpy as np
 
-from revsnn_nodes.kernels.cpu.equations import charge_of, clamped, fired, reset_of
-from revsnn_nodes.kernels.cpu.lif import gradient_at_charge, start_membrane
+from revsnn_nodes.kernels.cpu.equations import (
+    Mode,
+    charge_of,
+    clamped,
+    copy_row,
+    decoded_input,
+    decoded_spike,
+    fired,
+    gradient_at_charge,
+    reset_of,
+    start_row,
+)
 from revsnn_nodes.kernels.cpu.machine import contracted, exact
+from revsnn_nodes.kernels.layout import Numbers
 
 
 @exact
@@ -118,37 +126,34 @@ def add_row(x: Any, term: Any) -> None:
 
 
 @exact
-def _neuron_row(
-    x: Any, v: Any, y: Any, tau: Any, threshold: Any, rest: Any, epsilon: Any, leak: Any, soft: bool
-) -> None:
+def _neuron_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
     """Runs the neuron on x, and adds its spikes to epsilon times what y holds."""
     for j in range(y.shape[0]):
-        h = charge_of(x[j], v[j], tau, rest, leak)
-        s = fired(h, threshold)
-        y[j] = s + epsilon * y[j]
-        v[j] = reset_of(h, s, threshold, rest, soft)
+        h = charge_of(x[j], v[j], p, mode.leak)
+        s = fired(h, p.threshold)
+        y[j] = s + p.epsilon * y[j]
+        v[j] = reset_of(h, s, p, mode)
 
 
 @exact
 def norm_carrier_forward(
-    z: Any, v0: Any, mean: Any, scale: Any, gamma: Any, shift: Any, residual: Any, inner: int, p: Any, leak: Any,
-    soft: bool, y: Any, v: Any, cut: Any, unit: int, block: int, start: int, stop: int,
+    z: Any, v0: Any, mean: Any, scale: Any, gamma: Any, shift: Any, residual: Any, y: Any, v: Any, cut: Any, inner: int,
+    p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes the output, spike + epsilon n, the last membrane, and to `cut`, `[slots]`, how often the clamp bit."""
-    tau, threshold, rest, epsilon, clamp = p[0], p[1], p[2], p[7], p[8]
     rows = np.empty((5, block), z.dtype)
     means, scales, gammas, shifts, x = rows[0], rows[1], rows[2], rows[3], rows[4]
     for a in range(start, stop, block):
         b, origin = min(a + block, stop), a % (mean.shape[0] * inner)
         for values, row in ((mean, means), (scale, scales), (gamma, gammas), (shift, shifts)):
             spread(values, origin, inner, row[: b - a])
-        start_membrane(v[a:b], v0[a:b], rest)
+        start_row(v[a:b], v0[a:b], p.rest)
         for t in range(z.shape[0]):
-            cut[a // unit] += _normalise_row(z[t, a:b], means, scales, clamp, y[t, a:b])
+            cut[a // unit] += _normalise_row(z[t, a:b], means, scales, p.clamp, y[t, a:b])
             _affine_row(y[t, a:b], gammas, shifts, x)
             if residual.shape[0]:
                 add_row(x, residual[t, a:b])
-            _neuron_row(x, v[a:b], y[t, a:b], tau, threshold, rest, epsilon, leak, soft)
+            _neuron_row(x, v[a:b], y[t, a:b], p, mode)
 
 
 FLUSH = 32
@@ -156,48 +161,36 @@ FLUSH = 32
 
 
 @contracted
-def _decoded(y: Any, decoding: Any) -> Any:
-    """The normalised input that y carries."""
-    return (y - (type(y)(1) if y > type(y)(0.5) else type(y)(0))) * decoding
-
-
-@contracted
 def _input_row(y: Any, gamma: Any, shift: Any, decoding: Any, x: Any) -> None:
     for j in range(y.shape[0]):
-        x[j] = _decoded(y[j], decoding) * gamma[j] + shift[j]
+        x[j] = decoded_input(y[j], decoding) * gamma[j] + shift[j]
 
 
 @contracted
-def _charge_row(y: Any, v: Any, x: Any, keep: Any, gain: Any, threshold: Any, rest: Any, soft: bool) -> None:
+def _charge_row(y: Any, v: Any, x: Any, p: Numbers, mode: Mode) -> None:
     """Turns x into the charge, with the spikes of y: none is decided twice."""
-    inflow = rest - keep * rest
+    inflow = p.rest - p.keep * p.rest
     for j in range(y.shape[0]):
-        s = type(keep)(1) if y[j] > type(keep)(0.5) else type(keep)(0)
-        h = keep * v[j] + gain * x[j] + inflow
+        h = p.keep * v[j] + p.gain * x[j] + inflow
         x[j] = h
-        v[j] = reset_of(h, s, threshold, rest, soft)
+        v[j] = reset_of(h, decoded_spike(y[j]), p, mode)
 
 
 @contracted
-def _product_row(
-    y: Any, ybar: Any, charge: Any, vbar: Any,
-    kind: Any, height: Any, scale: Any, threshold: Any, rest: Any, keep: Any, gain: Any, soft: bool, detach: bool,
-) -> None:  # fmt: skip
+def _product_row(y: Any, ybar: Any, charge: Any, vbar: Any, p: Numbers, mode: Mode) -> None:
     """Turns the charge into the gradient at the neuron's input."""
     for j in range(y.shape[0]):
-        s = type(keep)(1) if y[j] > type(keep)(0.5) else type(keep)(0)
-        hbar = gradient_at_charge(
-            charge[j], s, ybar[j], vbar[j], kind, height, scale, threshold, rest, soft, detach
-        )  # fmt: skip
-        vbar[j] = keep * hbar
-        charge[j] = gain * hbar
+        hbar = gradient_at_charge(charge[j], decoded_spike(y[j]), ybar[j], vbar[j], p, mode)
+        vbar[j] = p.keep * hbar
+        charge[j] = p.gain * hbar
 
 
 @contracted
-def _carried_row(y: Any, ybar: Any, xbar: Any, gamma: Any, epsilon: Any, clamp: Any, decoding: Any, nbar: Any) -> None:
+def _carried_row(y: Any, ybar: Any, xbar: Any, gamma: Any, decoding: Any, nbar: Any, p: Numbers) -> None:
+    """The gradient at n: through x, and as carried by the output; none where n was clamped."""
     for j in range(y.shape[0]):
-        inside = abs(_decoded(y[j], decoding)) < clamp
-        nbar[j] = gamma[j] * xbar[j] + epsilon * ybar[j] if inside else type(epsilon)(0)
+        inside = abs(decoded_input(y[j], decoding)) < p.clamp
+        nbar[j] = gamma[j] * xbar[j] + p.epsilon * ybar[j] if inside else type(p.epsilon)(0)
 
 
 @contracted
@@ -205,21 +198,19 @@ def _sums_row(y: Any, bar: Any, decoding: Any, plain: Any, sloped: Any) -> None:
     """Adds a gradient, and its product with n."""
     for j in range(y.shape[0]):
         plain[j] += bar[j]
-        sloped[j] += bar[j] * _decoded(y[j], decoding)
+        sloped[j] += bar[j] * decoded_input(y[j], decoding)
 
 
 @contracted
 def norm_carrier_product(
-    y: Any, v0: Any, gamma: Any, shift: Any, residual: Any, ybar: Any, vbar: Any, inner: int, p: Any, kind: Any,
-    soft: bool, detach: bool, nbar: Any, residual_bar: Any, vbar0: Any, sums: Any,
-    unit: int, block: int, start: int, stop: int,
+    y: Any, v0: Any, gamma: Any, shift: Any, residual: Any, ybar: Any, vbar: Any, nbar: Any, residual_bar: Any,
+    vbar0: Any, sums: Any, inner: int, p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes the gradient at n, and those of residual and first membrane unless empty arrays are given for them.
 
     Adds to `sums`, `[slots, 4, C]`: the gradient at x, the same times n, the gradient at n, the same times n.
     """
-    threshold, rest, keep, gain, height, scale, epsilon, clamp = p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8]
-    decoding = type(epsilon)(1) / epsilon
+    decoding = type(p.epsilon)(1) / p.epsilon
     rows = np.empty((3, block), y.dtype)
     gammas, shifts, w = rows[0], rows[1], rows[2]  # the last: membrane, then the gradient at it
     partial = np.zeros((4, block), y.dtype)
@@ -228,38 +219,38 @@ def norm_carrier_product(
         b, origin = min(a + block, stop), a % (gamma.shape[0] * inner)
         spread(gamma, origin, inner, gammas[: b - a])
         spread(shift, origin, inner, shifts[: b - a])
-        start_membrane(w[: b - a], v0[a:b], rest)
+        start_row(w[: b - a], v0[a:b], p.rest)
         for t in range(y.shape[0]):
             _input_row(y[t, a:b], gammas, shifts, decoding, charge[t])
             if residual.shape[0]:
                 add_row(charge[t], residual[t, a:b])
-            _charge_row(y[t, a:b], w, charge[t], keep, gain, threshold, rest, soft)
-        start_membrane(w[: b - a], vbar[a:b], type(rest)(0))
+            _charge_row(y[t, a:b], w, charge[t], p, mode)
+        start_row(w[: b - a], vbar[a:b], type(p.rest)(0))
         for t in range(y.shape[0] - 1, -1, -1):
             here, arrived, xbar = y[t, a:b], ybar[t, a:b], charge[t]
-            _product_row(here, arrived, xbar, w, kind, height, scale, threshold, rest, keep, gain, soft, detach)
+            _product_row(here, arrived, xbar, w, p, mode)
             if residual_bar.shape[0]:
                 residual_bar[t, a:b] = xbar[: b - a]
-            _carried_row(here, arrived, xbar, gammas, epsilon, clamp, decoding, nbar[t, a:b])
+            _carried_row(here, arrived, xbar, gammas, decoding, nbar[t, a:b], p)
             _sums_row(here, xbar, decoding, partial[0], partial[1])
             _sums_row(here, nbar[t, a:b], decoding, partial[2], partial[3])
             if t % FLUSH == 0:
                 for i in range(4):
                     collect(partial[i, : b - a], origin, inner, sums[a // unit, i])
-        if vbar0.shape[0]:
-            vbar0[a:b] = w[: b - a]
+        copy_row(w, vbar0[a:b])
 
 
 @contracted
 def _through_row(y: Any, scale: Any, mean: Any, slope: Any, decoding: Any, bar: Any) -> None:
     for j in range(y.shape[0]):
-        bar[j] = bar[j] * scale[j] - mean[j] - _decoded(y[j], decoding) * slope[j]
+        bar[j] = bar[j] * scale[j] - mean[j] - decoded_input(y[j], decoding) * slope[j]
 
 
 @contracted
 def norm_gradient(
-    y: Any, scale: Any, mean: Any, slope: Any, inner: int, epsilon: Any, bar: Any, block: int, start: int, stop: int
-) -> None:
+    y: Any, scale: Any, mean: Any, slope: Any, bar: Any, inner: int, epsilon: Any,
+    unit: int, block: int, start: int, stop: int,
+) -> None:  # fmt: skip
     """Turns the gradient at n into that at z, in place: bar scale - mean - n slope, with `[C]` numbers."""
     decoding = type(epsilon)(1) / epsilon
     rows = np.empty((3, block), y.dtype)

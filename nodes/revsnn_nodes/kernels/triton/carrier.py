@@ -1,14 +1,15 @@
-"""Fused carrier LIF in Triton: forward, and backward from the output alone.
+"""Fused carrier LIF in Triton; equations: section "Carrier" of nodes/README.md.
 
-Layout as in `triton_lif`. Words of memory traffic per element and step, beside 2 / T for states: forward 2 (input,
-output), which is the least.
+Layout and arguments as in `revsnn_nodes.kernels.triton.lif`. Words of memory traffic per element and step, beside
+2 / T for states: forward 2 (x, y), which is the least.
 
 The backward pass needs the charges in reverse order, and they can only be made forward. They are made in pieces of R
-steps (ROWS), as few and as even as `triton_launch.MOST_ROWS` allows. A first sweep runs to the last piece and leaves
-the membrane before each piece in the gradient's buffer, at a step whose gradient is not there yet; then, last piece
-first, a piece's outputs are read into registers, its charges regenerated there, and its gradients written. So with
-P = ceil(T / R) pieces the traffic is 3 + (P - 1) (R + 2) / T words: 3, the least, for T up to MOST_ROWS, and below
-4 + 2 / R for any T. Charges that waited in the gradient's buffer, one for each step, would cost 6.
+steps (ROWS), as few and as even as `MOST_ROWS` of `revsnn_nodes.kernels.triton.launch` allows. A first sweep runs to
+the last piece and leaves the membrane before each piece in the gradient's buffer, at a step whose gradient is not
+there yet. Then, last piece first, a piece's outputs are read into registers, its charges regenerated there, and its
+gradients written. So with P = ceil(T / R) pieces the traffic is 3 + (P - 1) (R + 2) / T words: 3, the least, for T up
+to MOST_ROWS, and below 4 + 2 / R for any T. Charges that waited in the gradient's buffer, one for each step, would
+cost 6.
 """
 
 import triton.language as tl
@@ -18,11 +19,12 @@ from revsnn_nodes.kernels.triton.equations import (
     charge_of,
     clamped,
     columns_of,
+    f64,
     fired,
-    gradient_at_charge,
     jit,
     kernel,
-    number,
+    lif_step_vjp,
+    numbers_of,
     read,
     read_or,
     reset_of,
@@ -33,98 +35,85 @@ from revsnn_nodes.kernels.triton.equations import (
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def carrier_forward(
-    x, v0, y, v_last,
-    tau: tl.float64, threshold: tl.float64, rest: tl.float64, epsilon: tl.float64, clamp: tl.float64,
-    steps: tl.int32, columns: tl.int64,
-    CARRIED: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    x_seq, v0, y_seq, v_last,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, mode, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the output, spike + epsilon x, and the last membrane."""
-    DTYPE: tl.constexpr = x.dtype.element_ty
+    """Writes the output y = s + epsilon x and the last membrane."""
+    dtype: tl.constexpr = x_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
-    v = read_or(v0 + at, mask, rest, CARRIED)
-    tau, threshold, rest = number(tau, v), number(threshold, v), number(rest, v)
-    epsilon, clamp = number(epsilon, v), number(clamp, v)
+    v = read_or(v0, 0, at, mask, p.rest, dtype)
     for t in tl.range(0, steps, num_stages=STAGES):
-        carried = clamped(read(x + t * columns + at, mask), -clamp, clamp)
-        h = rounded(charge_of(carried, v, tau, rest, DECAY, EXACT), DTYPE)
-        s = fired(h, threshold)
-        v = rounded(reset_of(h, s, threshold, rest, SOFT), DTYPE)
-        write(y + t * columns + at, s + epsilon * carried, mask)
+        row = t * columns
+        x = clamped(read(x_seq + row + at, mask), -p.clamp, p.clamp)
+        h = rounded(charge_of(x, v, p, mode), dtype)
+        s = fired(h, p)
+        v = rounded(reset_of(h, s, p, mode), dtype)
+        write(y_seq + row + at, s + p.epsilon * x, mask)
     write(v_last + at, v, mask)
 
 
 @jit
-def _decoded(y, decoding):
-    """Spike and clamped input of an output."""
+def _decoded(y, unscale):
+    """Spike and clamped input of an output; `unscale` is 1 / epsilon."""
     s = (y > 0.5).to(y.dtype)
-    return s, (y - s) * decoding
+    return s, (y - s) * unscale
 
 
 @jit
-def _regenerated(
-    y,
-    v,
-    keep,
-    gain,
-    inflow,
-    decoding,
-    threshold,
-    rest,
-    SOFT: tl.constexpr,
-):
-    """Charge and membrane after a step, by the decoded spike: none can flip."""
-    s, x = _decoded(y, decoding)
-    h = keep * v + gain * x + inflow
-    return h, reset_of(h, s, threshold, rest, SOFT)
+def _regenerated(y, v, p, unscale, from_rest, mode):
+    """Charge, and membrane after a step, by the decoded spike: none can flip."""
+    s, x = _decoded(y, unscale)
+    h = p.keep * v + p.gain * x + from_rest
+    return h, reset_of(h, s, p, mode)
 
 
 @kernel(key=("columns", "steps", "ROWS"), values=lambda given: 3 * given["ROWS"], stages=(3,))
 def carrier_backward(
-    y, v0, ybar, vbar, xbar, vbar0,
-    threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64, scale: tl.float64,
-    epsilon: tl.float64, clamp: tl.float64, steps: tl.int32, pieces: tl.int32, columns: tl.int64,
-    CARRIED: tl.constexpr, HAS_YBAR: tl.constexpr, HAS_VBAR: tl.constexpr, NEED_V: tl.constexpr,
-    KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr,
+    y_seq, v0, ybar_seq, vbar_last, xbar_seq, vbar0,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, mode, ROWS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the input, and of the first membrane if NEED_V; EVEN: all pieces have ROWS steps."""
+    """Writes the gradient of the input, and of the first membrane where wanted; EVEN: all pieces have ROWS steps."""
+    dtype: tl.constexpr = y_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
-    start = read_or(v0 + at, mask, rest, CARRIED)
-    w = read_or(vbar + at, mask, 0.0, HAS_VBAR)
-    threshold, rest, keep, gain = number(threshold, w), number(rest, w), number(keep, w), number(gain, w)
-    height, scale, epsilon, clamp = number(height, w), number(scale, w), number(epsilon, w), number(clamp, w)
-    inflow, decoding = rest - keep * rest, 1 / epsilon
+    v_first = read_or(v0, 0, at, mask, p.rest, dtype)
+    vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
+    unscale, from_rest = 1 / p.epsilon, p.rest - p.keep * p.rest  # from_rest: the charge's constant part
+    pieces = (steps + ROWS - 1) // ROWS
 
-    v = start
+    # The sweep: the membrane before every piece but the first, kept where that piece's first gradient will go.
+    v = v_first
     for piece in range(1, pieces):
         for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
-            out = read(y + t * columns + at, mask)
-            _, v = _regenerated(out, v, keep, gain, inflow, decoding, threshold, rest, SOFT)
-        write(xbar + piece * ROWS * columns + at, v, mask)
+            _, v = _regenerated(read(y_seq + t * columns + at, mask), v, p, unscale, from_rest, mode)
+        write(xbar_seq + piece * ROWS * columns + at, v, mask)
     tl.debug_barrier()  # another thread of this program may read what this one wrote
 
     for back in range(pieces):
         first = (pieces - 1 - back) * ROWS
-        v = tl.where(first > 0, read(xbar + first * columns + at, mask & (first > 0)), start)
-        # All reads before the first write: none has to wait for another.
-        outs, arrived = (), ()
+        v = tl.where(first > 0, read(xbar_seq + first * columns + at, mask & (first > 0)), v_first)
+        # y, ybar and h of the piece's steps, in registers. All reads come before the first write: none has to wait.
+        y, ybar, h = (), (), ()
         for r in tl.static_range(ROWS):
             there = mask if EVEN else mask & (first + r < steps)
-            outs = appended(outs, read(y + (first + r) * columns + at, there))
-            arrived = appended(arrived, read_or(ybar + (first + r) * columns + at, there, 0.0, HAS_YBAR))
-        charges = ()
+            row = (first + r) * columns
+            y = appended(y, read(y_seq + row + at, there))
+            ybar = appended(ybar, read_or(ybar_seq, row, at, there, 0.0, dtype))
         for r in tl.static_range(ROWS):
-            h, v = _regenerated(outs[r], v, keep, gain, inflow, decoding, threshold, rest, SOFT)
-            charges = appended(charges, h)
+            h_r, v = _regenerated(y[r], v, p, unscale, from_rest, mode)
+            h = appended(h, h_r)
         for r in tl.static_range(ROWS - 1, -1, -1):
-            s, x = _decoded(outs[r], decoding)
-            hbar = gradient_at_charge(
-                charges[r], s, arrived[r], w, threshold, rest, height, scale, KIND, SOFT, DETACH
-            )  # fmt: skip
             there = mask if EVEN else mask & (first + r < steps)
-            w = tl.where(there, keep * hbar, w)
-            gradient = tl.where(tl.abs(x) < clamp, gain * hbar + epsilon * arrived[r], 0.0)
-            write(xbar + (first + r) * columns + at, gradient, there)
-    if NEED_V:
-        write(vbar0 + at, w, mask)
+            s, x = _decoded(y[r], unscale)
+            hbar = lif_step_vjp(h[r], s, ybar[r], vbar, p, mode)
+            vbar = tl.where(there, p.keep * hbar, vbar)
+            xbar = tl.where(tl.abs(x) < p.clamp, p.gain * hbar + p.epsilon * ybar[r], 0.0)
+            write(xbar_seq + (first + r) * columns + at, xbar, there)
+    if vbar0 is not None:
+        write(vbar0 + at, vbar, mask)

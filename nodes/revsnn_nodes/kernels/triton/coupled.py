@@ -1,27 +1,18 @@
-"""One step of the coupled LIF for a block of columns, in Triton: groups are the elements of a tuple.
+"""Fused coupled LIF in Triton; equations: section "Coupled LIF" of nodes/README.md.
 
-Equations: section "Coupled LIF" of nodes/README.md; `revsnn_nodes.equations`. Sequences are
-`[T, outer, groups, inner]`, states `[outer, groups, inner]`, all contiguous. A program has a block of the columns
-`[outer, inner]` with all their groups. See `triton_step` for arithmetic and rounding.
+Sequences are `[T, outer, groups, inner]`, states `[outer, groups, inner]`, all contiguous; arguments as in
+`revsnn_nodes.kernels.triton.lif`. A program runs a block of the columns `[outer, inner]` through all steps, with the
+membranes of all their groups in registers. x, y, v, the charge m and their gradients are tuples over the groups; d is
+a group's drive, g how far the output opens its reset.
 
-Fused coupled LIF in Triton: forward, and backward by inverse in time.
+Words of memory traffic per element and step, beside 2 / T to 4 / T for states: forward 2 (x, y), and 1 / k for anchors
+every k steps; inverse backward 3 (y, ybar, xbar). Both are the least.
 
-Layout: see `triton_coupled_step`. A program runs its columns through all steps with the membranes of all groups in
-registers. Words of memory traffic per element and step, beside 2 / T to 4 / T for states: forward 2 (input, output)
-and 1 / k for anchors every k steps; inverse backward 3 (output, its gradient, gradient of the input). Both are the
-least.
-
-Fused coupled LIF in Triton: backward from anchors.
-
-Layout: see `triton_coupled_step`. A segment of k = `every` steps is regenerated forward from its anchor in pieces of R
-steps (ROWS), as few and as even as allow R times the groups to stay within `triton_launch.MOST_ROWS`. Where a segment
-has more than one piece, a first sweep leaves the membranes before the later ones in the gradient's buffer, at a step
-whose gradient is not there yet; then, last piece first, a piece's outputs and their gradients are read into registers,
-its charges regenerated there, and its gradients written.
-
-Words of memory traffic per element and step, with P = ceil(k / R) pieces for each segment: 3 + 1 / k for the output,
-its gradient, the gradient of the input and the anchors, and (P - 1) (R + 2) / k for the first sweep: none for k times
-groups up to MOST_ROWS, and never more than 1 + 2 / R.
+The backward pass from anchors regenerates a segment of k = `every` steps forward from its anchor, in pieces of R steps
+(ROWS), as few and as even as allow R times the groups to stay within `MOST_ROWS` of
+`revsnn_nodes.kernels.triton.launch`. Sweep and pieces are those of `revsnn_nodes.kernels.triton.carrier`, within each
+segment. With P = ceil(k / R) pieces per segment the traffic is 3 + 1 / k for y, ybar, xbar and the anchors, and
+(P - 1) (R + 2) / k for the sweep: none for k times groups up to MOST_ROWS, and never more than 1 + 2 / R.
 """
 
 import triton.language as tl
@@ -31,10 +22,11 @@ from revsnn_nodes.kernels.triton.equations import (
     charge_of,
     clamped,
     columns_of,
+    f64,
     fired,
     jit,
     kernel,
-    number,
+    numbers_of,
     phi_of,
     prepended,
     quotient,
@@ -52,11 +44,11 @@ def first_group_of(columns, inner, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @jit
-def read_groups(pointers, inner, mask, fill, GROUPS: tl.constexpr, GIVEN: tl.constexpr):
-    """A block of every group, in their order; `fill` where no tensor is given."""
+def read_groups(tensor, row, at, inner, mask, fill, dtype: tl.constexpr, GROUPS: tl.constexpr):
+    """A block of every group, in their order, from a tensor's row; `fill` where no tensor is given."""
     parts = ()
     for i in tl.static_range(GROUPS):
-        parts = appended(parts, read_or(pointers + i * inner, mask, fill, GIVEN))
+        parts = appended(parts, read_or(tensor, row + i * inner, at, mask, fill, dtype))
     return parts
 
 
@@ -77,266 +69,206 @@ def chosen(mask, parts, others, GROUPS: tl.constexpr):
 
 
 @jit
-def gate_of(y, charge, threshold, BY_SPIKE: tl.constexpr):
+def gate_of(y, m, p, mode):
     """How far the reset is open: by the spike, or by the clamped output."""
-    if BY_SPIKE:
-        return fired(charge, threshold)
+    if mode.by_spike:
+        return fired(m, p)
     return clamped(y, 0.0, 1.0)
 
 
 @jit
-def reset_membrane(
-    charge,
-    gate,
-    rest,
-    alpha,
-    drop,
-    DTYPE: tl.constexpr,
-    SOFT: tl.constexpr,
-):
-    """See `revsnn_nodes.equations._reset`; `drop` is alpha times the threshold."""
-    if SOFT:
-        return rounded(charge - drop * gate, DTYPE)
-    return rounded(charge - alpha * gate * (charge - rest), DTYPE)
+def coupled_reset_of(m, g, p, mode, dtype: tl.constexpr):
+    """Membrane of a group after its reset."""
+    if mode.soft:
+        return rounded(m - p.drop * g, dtype)
+    return rounded(m - p.alpha * g * (m - p.rest), dtype)
 
 
 @jit
-def carried_input(y, charge, threshold, unscale):
-    """The input that an output carries; `unscale` is 1 / beta."""
-    return (y - fired(charge, threshold)) * unscale
+def carried_input(y, m, p):
+    """The partner's input that an output carries, divided by beta as a product with 1 / beta."""
+    return (y - fired(m, p)) * (1 / p.beta)
 
 
 @jit
-def regenerated(
-    outs, states, tau, threshold, rest, alpha, drop, unscale,
-    DTYPE: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr, BY_SPIKE: tl.constexpr,
-    GROUPS: tl.constexpr,
-):  # fmt: skip
-    """See `revsnn_nodes.equations.regenerate_step`: charges, and membranes after the step."""
-    charges = ()
+def regenerate_step(y, v, p, mode, dtype: tl.constexpr, GROUPS: tl.constexpr):
+    """One step forward from its output: charges, and membranes after it."""
+    m = ()
     for i in tl.static_range(1, GROUPS):
-        charges = appended(charges, charge_of(outs[i - 1], states[i], tau, rest, DECAY, EXACT))
-    x_first = carried_input(outs[GROUPS - 1], charges[GROUPS - 2], threshold, unscale)
-    charges = prepended(charge_of(x_first, states[0], tau, rest, DECAY, EXACT), charges)
+        m = appended(m, charge_of(y[i - 1], v[i], p, mode))
+    x_first = carried_input(y[GROUPS - 1], m[GROUPS - 2], p)  # m lacks the first group's, so this is the last one's
+    m = prepended(charge_of(x_first, v[0], p, mode), m)
     after = ()
     for i in tl.static_range(GROUPS):
-        gate = gate_of(outs[i], charges[i], threshold, BY_SPIKE)
-        after = appended(after, reset_membrane(charges[i], gate, rest, alpha, drop, DTYPE, SOFT))
-    return charges, after
+        after = appended(after, coupled_reset_of(m[i], gate_of(y[i], m[i], p, mode), p, mode, dtype))
+    return m, after
 
 
 @jit
-def _group_product(
-    y, m, ybar, later, threshold, rest, keep, gain, height, scale,
-    alpha, beta, drop,
-    KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, BY_SPIKE: tl.constexpr,
-):  # fmt: skip
-    """See `revsnn_nodes.equations._reset_vjp`: gradients of the partner's input, the drive, and the membrane before."""
-    into_output = ybar
-    into_spike = ybar
-    if not DETACH:
-        into_gate = drop * later if SOFT else alpha * later * (m - rest)
-        if BY_SPIKE:
-            into_spike = ybar - into_gate
+def invert_step(y, after, p, mode, GROUPS: tl.constexpr):
+    """One step back in time from its output: charges, and membranes before it."""
+    m = ()
+    for i in tl.static_range(GROUPS):
+        g = clamped(y[i], 0.0, 1.0)
+        opened = p.alpha * g
+        m = appended(m, after[i] + p.drop * g if mode.soft else quotient(after[i] - opened * p.rest, 1 - opened))
+    x_first = carried_input(y[GROUPS - 1], m[GROUPS - 1], p)
+    v = ()
+    for i in tl.static_range(GROUPS):
+        d = x_first if i == 0 else y[i - 1]
+        v = appended(v, (m[i] - p.gain * d - p.inflow) * (1 / p.keep))
+    return m, v
+
+
+@jit
+def _group_vjp(y, m, ybar, vbar, p, mode):
+    """Of one group: gradients of the partner's input, of the drive, and of the membrane before the step."""
+    sbar = ybar
+    if not mode.detach:
+        gbar = p.drop * vbar if mode.soft else p.alpha * vbar * (m - p.rest)  # that of the gate, but for its sign
+        if mode.by_spike:
+            sbar = ybar - gbar
         else:
-            into_output = ybar - tl.where((y > 0) & (y < 1), into_gate, 0.0)
-            into_spike = into_output
-    kept = later if SOFT else later * (1 - alpha * gate_of(y, m, threshold, BY_SPIKE))
-    mbar = kept + into_spike * phi_of(m - threshold, height, scale, KIND)
-    return beta * into_output, gain * mbar, keep * mbar
+            ybar = ybar - tl.where((y > 0) & (y < 1), gbar, 0.0)
+            sbar = ybar
+    kept = vbar if mode.soft else vbar * (1 - p.alpha * gate_of(y, m, p, mode))
+    mbar = kept + sbar * phi_of(m, p, mode)
+    return p.beta * ybar, p.gain * mbar, p.keep * mbar
 
 
 @jit
-def product(
-    outs, charges, arrived, later, threshold, rest, keep, gain,
-    height, scale, alpha, beta, drop,
-    KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, BY_SPIKE: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """See `revsnn_nodes.equations.coupled_step_vjp`: gradients of the input and of the membrane before the step."""
-    last, drive, before = _group_product(
-        outs[GROUPS - 1], charges[GROUPS - 1], arrived[GROUPS - 1], later[GROUPS - 1], threshold, rest, keep, gain,
-        height, scale, alpha, beta, drop, KIND, SOFT, DETACH, BY_SPIKE,
+def coupled_step_vjp(y, m, ybar, vbar_after, p, mode, GROUPS: tl.constexpr):
+    """Gradients of the input and of the membranes before the step, for the groups from last to first."""
+    x_first_bar, dbar, vbar_last = _group_vjp(
+        y[GROUPS - 1], m[GROUPS - 1], ybar[GROUPS - 1], vbar_after[GROUPS - 1], p, mode
     )  # fmt: skip
-    xbar, vbar = (), appended((), before)
+    xbar, vbar = (), appended((), vbar_last)
     for i in tl.static_range(GROUPS - 2, -1, -1):
-        partner, drive, before = _group_product(
-            outs[i], charges[i], arrived[i] + drive, later[i], threshold, rest, keep, gain,
-            height, scale, alpha, beta, drop, KIND, SOFT, DETACH, BY_SPIKE,
-        )  # fmt: skip
-        xbar = prepended(partner, xbar)
-        vbar = prepended(before, vbar)
-    return prepended(drive + last, xbar), vbar
-
-
-@jit
-def step_back(
-    outs, after, threshold, rest, unkeep, gain, alpha, drop, unscale,
-    inflow, SOFT: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """See `revsnn_nodes.equations.invert_membranes`: charges, and membranes before the step."""
-    charges = ()
-    for i in tl.static_range(GROUPS):
-        gate = clamped(outs[i], 0.0, 1.0)
-        opened = alpha * gate
-        charge = after[i] + drop * gate if SOFT else quotient(after[i] - opened * rest, 1 - opened)
-        charges = appended(charges, charge)
-    x_first = carried_input(outs[GROUPS - 1], charges[GROUPS - 1], threshold, unscale)
-    before = ()
-    for i in tl.static_range(GROUPS):
-        drive = x_first if i == 0 else outs[i - 1]
-        before = appended(before, (charges[i] - gain * drive - inflow) * unkeep)
-    return charges, before
+        # The drive of group i + 1 is this group's output.
+        x_next_bar, dbar, vbar_i = _group_vjp(y[i], m[i], ybar[i] + dbar, vbar_after[i], p, mode)
+        xbar = prepended(x_next_bar, xbar)
+        vbar = prepended(vbar_i, vbar)
+    return prepended(dbar + x_first_bar, xbar), vbar
 
 
 @kernel(key=("columns", "steps", "GROUPS"), values=lambda given: 4 * given["GROUPS"])
 def coupled_forward(
-    x, v0, y, v_last, anchors,
-    tau: tl.float64, threshold: tl.float64, rest: tl.float64, alpha: tl.float64, beta: tl.float64, drop: tl.float64,
-    steps: tl.int32, every: tl.int32, columns: tl.int64, inner: tl.int64,
-    CARRIED: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr, BY_SPIKE: tl.constexpr,
+    x_seq, v0, y_seq, v_last, anchors,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, every: tl.int32, columns: tl.int64, inner: tl.int64, mode,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Writes the output, the last membrane, and the membrane before steps every, 2 every, ... into `anchors`."""
-    DTYPE: tl.constexpr = x.dtype.element_ty
+    dtype: tl.constexpr = x_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = first_group_of(columns, inner, GROUPS, BLOCK)
-    row = columns * GROUPS
-    states = read_groups(v0 + at, inner, mask, rest, GROUPS, CARRIED)
-    like = states[0]
-    tau, threshold, rest = number(tau, like), number(threshold, like), number(rest, like)
-    alpha, beta, drop = number(alpha, like), number(beta, like), number(drop, like)
+    width = columns * GROUPS
+    v = read_groups(v0, 0, at, inner, mask, p.rest, dtype, GROUPS)
     for first in range(0, steps, every):
-        if first > 0:
-            write_groups(anchors + (first // every - 1) * row + at, states, inner, mask, GROUPS)
+        if anchors is not None and first > 0:
+            write_groups(anchors + (first // every - 1) * width + at, v, inner, mask, GROUPS)
         for t in tl.range(first, min(first + every, steps), num_stages=STAGES):
-            inputs = read_groups(x + t * row + at, inner, mask, 0.0, GROUPS, True)
-            drive = inputs[0]
-            outs, after = (), ()
+            row = t * width
+            x = read_groups(x_seq, row, at, inner, mask, 0.0, dtype, GROUPS)
+            d = x[0]
+            y, after = (), ()
             for i in tl.static_range(GROUPS):
-                charge = charge_of(drive, states[i], tau, rest, DECAY, EXACT)
-                drive = rounded(fired(charge, threshold) + beta * inputs[(i + 1) % GROUPS], DTYPE)
-                gate = gate_of(drive, charge, threshold, BY_SPIKE)
-                outs = appended(outs, drive)
-                after = appended(after, reset_membrane(charge, gate, rest, alpha, drop, DTYPE, SOFT))
-            write_groups(y + t * row + at, outs, inner, mask, GROUPS)
-            states = after
-    write_groups(v_last + at, states, inner, mask, GROUPS)
+                m = charge_of(d, v[i], p, mode)
+                d = rounded(fired(m, p) + p.beta * x[(i + 1) % GROUPS], dtype)  # y of this group drives the next
+                y = appended(y, d)
+                after = appended(after, coupled_reset_of(m, gate_of(d, m, p, mode), p, mode, dtype))
+            write_groups(y_seq + row + at, y, inner, mask, GROUPS)
+            v = after
+    write_groups(v_last + at, v, inner, mask, GROUPS)
 
 
 @kernel(key=("columns", "steps", "GROUPS"), values=lambda given: 6 * given["GROUPS"])
 def inverse_backward(
-    y, v_last, ybar, vbar, xbar, vbar0,
-    threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64, scale: tl.float64,
-    alpha: tl.float64, beta: tl.float64, drop: tl.float64, inflow: tl.float64,
-    steps: tl.int32, columns: tl.int64, inner: tl.int64,
-    HAS_YBAR: tl.constexpr, HAS_VBAR: tl.constexpr, NEED_V: tl.constexpr,
-    KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr,
+    y_seq, v_last, ybar_seq, vbar_last, xbar_seq, vbar0,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, inner: tl.int64, mode,
     GROUPS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the input, and of the first membrane if NEED_V."""
+    """Writes the gradient of the input, and of the first membrane where wanted."""
+    dtype: tl.constexpr = y_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = first_group_of(columns, inner, GROUPS, BLOCK)
-    row = columns * GROUPS
-    states = read_groups(v_last + at, inner, mask, 0.0, GROUPS, True)
-    later = read_groups(vbar + at, inner, mask, 0.0, GROUPS, HAS_VBAR)
-    like = states[0]
-    threshold, rest, keep, gain = number(threshold, like), number(rest, like), number(keep, like), number(gain, like)
-    height, scale, alpha, beta = number(height, like), number(scale, like), number(alpha, like), number(beta, like)
-    drop, inflow = number(drop, like), number(inflow, like)
-    unkeep, unscale = 1 / keep, 1 / beta
+    v = read_groups(v_last, 0, at, inner, mask, 0.0, dtype, GROUPS)
+    vbar = read_groups(vbar_last, 0, at, inner, mask, 0.0, dtype, GROUPS)
     for back in tl.range(0, steps, num_stages=STAGES):
-        t = steps - 1 - back
-        outs = read_groups(y + t * row + at, inner, mask, 0.0, GROUPS, True)
-        arrived = read_groups(ybar + t * row + at, inner, mask, 0.0, GROUPS, HAS_YBAR)
-        charges, states = step_back(
-            outs, states, threshold, rest, unkeep, gain, alpha, drop, unscale, inflow, SOFT, GROUPS
-        )  # fmt: skip
-        gradients, later = product(
-            outs, charges, arrived, later, threshold, rest, keep, gain, height, scale, alpha, beta, drop,
-            KIND, SOFT, DETACH, False, GROUPS,
-        )  # fmt: skip
-        write_groups(xbar + t * row + at, gradients, inner, mask, GROUPS)
-    if NEED_V:
-        write_groups(vbar0 + at, later, inner, mask, GROUPS)
+        row = (steps - 1 - back) * columns * GROUPS
+        y = read_groups(y_seq, row, at, inner, mask, 0.0, dtype, GROUPS)
+        ybar = read_groups(ybar_seq, row, at, inner, mask, 0.0, dtype, GROUPS)
+        m, v = invert_step(y, v, p, mode, GROUPS)
+        xbar, vbar = coupled_step_vjp(y, m, ybar, vbar, p, mode, GROUPS)
+        write_groups(xbar_seq + row + at, xbar, inner, mask, GROUPS)
+    if vbar0 is not None:
+        write_groups(vbar0 + at, vbar, inner, mask, GROUPS)
 
 
 @jit
 def _membranes(
-    v0, anchors, xbar, at, row, inner, mask, rest,
-    first, begin, segment, GROUPS: tl.constexpr, CARRIED: tl.constexpr,
-):  # fmt: skip
+    v0, anchors, swept, at, width, inner, mask, rest, first, begin, segment, dtype: tl.constexpr, GROUPS: tl.constexpr
+):
     """Membranes before step `first`: from the state, from the segment's anchor, or from where the sweep left them."""
     at_start, at_anchor = mask & (first == 0), mask & (first == begin) & (segment > 0)
-    start = read_groups(v0 + at, inner, at_start, rest, GROUPS, CARRIED)
-    anchor = read_groups(anchors + (segment - 1) * row + at, inner, at_anchor, 0.0, GROUPS, True)
-    swept = read_groups(xbar + first * row + at, inner, mask & (first > begin), 0.0, GROUPS, True)
-    return chosen(at_start, start, chosen(at_anchor, anchor, swept, GROUPS), GROUPS)
+    v_start = read_groups(v0, 0, at, inner, at_start, rest, dtype, GROUPS)
+    v_anchor = read_groups(anchors, (segment - 1) * width, at, inner, at_anchor, 0.0, dtype, GROUPS)
+    v_swept = read_groups(swept, first * width, at, inner, mask & (first > begin), 0.0, dtype, GROUPS)
+    return chosen(at_start, v_start, chosen(at_anchor, v_anchor, v_swept, GROUPS), GROUPS)
 
 
 @kernel(
     key=("columns", "steps", "GROUPS", "ROWS"), values=lambda given: 3 * given["GROUPS"] * given["ROWS"], stages=(3,)
 )
 def anchored_backward(
-    y, v0, anchors, ybar, vbar, xbar, vbar0,
-    tau: tl.float64, threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64,
-    scale: tl.float64, alpha: tl.float64, beta: tl.float64, drop: tl.float64,
-    steps: tl.int32, every: tl.int32, columns: tl.int64, inner: tl.int64,
-    CARRIED: tl.constexpr, HAS_YBAR: tl.constexpr, HAS_VBAR: tl.constexpr, NEED_V: tl.constexpr,
-    KIND: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr,
-    BY_SPIKE: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    y_seq, v0, anchors, ybar_seq, vbar_last, xbar_seq, vbar0,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, every: tl.int32, columns: tl.int64, inner: tl.int64, mode,
+    GROUPS: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the input, and of the first membrane if NEED_V; EVEN: all pieces have ROWS steps."""
-    DTYPE: tl.constexpr = y.dtype.element_ty
+    """Writes the gradient of the input, and of the first membrane where wanted; EVEN: all pieces have ROWS steps."""
+    dtype: tl.constexpr = y_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = first_group_of(columns, inner, GROUPS, BLOCK)
-    row = columns * GROUPS
-    later = read_groups(vbar + at, inner, mask, 0.0, GROUPS, HAS_VBAR)
-    like = later[0]
-    tau, threshold, rest, keep = number(tau, like), number(threshold, like), number(rest, like), number(keep, like)
-    gain, height, scale, alpha = number(gain, like), number(height, like), number(scale, like), number(alpha, like)
-    beta, drop = number(beta, like), number(drop, like)
-    unscale = 1 / beta
-
+    width = columns * GROUPS
+    vbar = read_groups(vbar_last, 0, at, inner, mask, 0.0, dtype, GROUPS)
     segments = (steps + every - 1) // every
     for segment_back in range(segments):
         segment = segments - 1 - segment_back
         begin = segment * every
         end = min(begin + every, steps)
         pieces = (end - begin + ROWS - 1) // ROWS
+        # The sweep: the membranes before every piece but the first, kept where that piece's first gradient will go.
         if pieces > 1:
-            ahead = _membranes(v0, anchors, xbar, at, row, inner, mask, rest, begin, begin, segment, GROUPS, CARRIED)
+            v = _membranes(v0, anchors, xbar_seq, at, width, inner, mask, p.rest, begin, begin, segment, dtype, GROUPS)
             for piece in range(1, pieces):
                 for t in tl.range(begin + (piece - 1) * ROWS, begin + piece * ROWS, num_stages=STAGES):
-                    outs = read_groups(y + t * row + at, inner, mask, 0.0, GROUPS, True)
-                    _, ahead = regenerated(
-                        outs, ahead, tau, threshold, rest, alpha, drop, unscale,
-                        DTYPE, DECAY, EXACT, SOFT, BY_SPIKE, GROUPS,
-                    )  # fmt: skip
-                write_groups(xbar + (begin + piece * ROWS) * row + at, ahead, inner, mask, GROUPS)
+                    y = read_groups(y_seq, t * width, at, inner, mask, 0.0, dtype, GROUPS)
+                    _, v = regenerate_step(y, v, p, mode, dtype, GROUPS)
+                write_groups(xbar_seq + (begin + piece * ROWS) * width + at, v, inner, mask, GROUPS)
             tl.debug_barrier()  # another thread of this program may read what this one wrote
 
         for back in range(pieces):
             first = begin + (pieces - 1 - back) * ROWS
-            states = _membranes(v0, anchors, xbar, at, row, inner, mask, rest, first, begin, segment, GROUPS, CARRIED)
-            # All reads before the first write: none has to wait for another.
-            piece_outs, piece_arrived = (), ()
+            v = _membranes(v0, anchors, xbar_seq, at, width, inner, mask, p.rest, first, begin, segment, dtype, GROUPS)
+            # y, ybar and m of the piece's steps, in registers. All reads come before the first write: none has to wait.
+            y, ybar, m = (), (), ()
             for r in tl.static_range(ROWS):
                 there = mask if EVEN else mask & (first + r < end)
-                here = (first + r) * row + at
-                piece_outs = appended(piece_outs, read_groups(y + here, inner, there, 0.0, GROUPS, True))
-                piece_arrived = appended(piece_arrived, read_groups(ybar + here, inner, there, 0.0, GROUPS, HAS_YBAR))
-            piece_charges = ()
+                row = (first + r) * width
+                y = appended(y, read_groups(y_seq, row, at, inner, there, 0.0, dtype, GROUPS))
+                ybar = appended(ybar, read_groups(ybar_seq, row, at, inner, there, 0.0, dtype, GROUPS))
             for r in tl.static_range(ROWS):
-                charges, states = regenerated(
-                    piece_outs[r], states, tau, threshold, rest, alpha, drop, unscale,
-                    DTYPE, DECAY, EXACT, SOFT, BY_SPIKE, GROUPS,
-                )  # fmt: skip
-                piece_charges = appended(piece_charges, charges)
+                m_r, v = regenerate_step(y[r], v, p, mode, dtype, GROUPS)
+                m = appended(m, m_r)
             for r in tl.static_range(ROWS - 1, -1, -1):
                 there = mask if EVEN else mask & (first + r < end)
-                gradients, before = product(
-                    piece_outs[r], piece_charges[r], piece_arrived[r], later, threshold, rest, keep, gain,
-                    height, scale, alpha, beta, drop, KIND, SOFT, DETACH, BY_SPIKE, GROUPS,
-                )  # fmt: skip
-                write_groups(xbar + (first + r) * row + at, gradients, inner, there, GROUPS)
-                later = chosen(there, before, later, GROUPS)
-    if NEED_V:
-        write_groups(vbar0 + at, later, inner, mask, GROUPS)
+                xbar, vbar_r = coupled_step_vjp(y[r], m[r], ybar[r], vbar, p, mode, GROUPS)
+                write_groups(xbar_seq + (first + r) * width + at, xbar, inner, there, GROUPS)
+                vbar = chosen(there, vbar_r, vbar, GROUPS)
+    if vbar0 is not None:
+        write_groups(vbar0 + at, vbar, inner, mask, GROUPS)

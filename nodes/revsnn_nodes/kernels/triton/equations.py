@@ -1,25 +1,25 @@
-"""How the Triton kernels are compiled and how their block sizes are chosen.
+"""The neuron's equations for a block of columns in Triton, and how the kernels are compiled.
+
+Symbols are those of nodes/README.md: input x, membrane v, charge h, spike s, output y; `xbar` is the loss's gradient
+at x. `p` is `revsnn_nodes.kernels.layout.Numbers` in the type of the arithmetic, `mode` the kernel's `Mode`; helpers
+take both whole. A kernel takes the numbers one by one, since Triton narrows the floats of a tuple to float32.
+
+Arithmetic is in float64 for float64 tensors, and in float32 for all others. What the reference holds in a tensor
+(charge, membrane, output) is rounded to the tensor's type where it comes about, so that the backward pass reads what
+the forward pass decided by, in half precision too.
 
 With TRITON_INTERPRET=1 in the environment before triton is imported, kernels run in Triton's interpreter, on CPU
 tensors and with one fixed block size: slow, and the way to check their arithmetic without a GPU.
-
-The neuron's equations and the surrogate derivative for a block of columns, in Triton.
-
-Equations: nodes/README.md. Each function does what its namesake in `cpu_rows` does. Arithmetic is in float64 for
-float64 tensors, and in float32 for all others. Numbers that the reference would hold in a tensor (charge, membrane,
-output) are rounded to the tensor's type where they come about: so what the backward pass reads is what the forward
-pass decided by, in half precision too.
-
-Kernels are compiled without multiply-adds (`enable_fp_fusion=False`): forward values are then the reference's, and
-a charge that is regenerated is the charge that fired. They wait for memory, not for arithmetic.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+
+from revsnn_nodes.kernels.layout import KINDS, Numbers
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in the interpreter."""
@@ -34,6 +34,22 @@ above this, ptxas spills nearly always."""
 BLOCKS = ((128, 4), (256, 4), (512, 4), (1024, 4), (1024, 8))
 """Columns and warps of a block: 1 to 8 columns per thread, so 16 bytes per access in each width of number."""
 
+SIGMOID, ATAN, QUADRATIC, EXPONENTIAL, SQUARED, ERF, RECT = map(tl.constexpr, range(len(KINDS)))
+
+f64 = tl.float64
+"""Annotates a kernel's numbers: without it Triton passes a float as float32."""
+
+
+class Mode(NamedTuple):
+    """What a kernel is compiled for, as `tl.constexpr`; an operator leaves out what it does not distinguish."""
+
+    decay: Any  # the input is divided by tau, as the leak is
+    exact: Any  # tau is a power of two, and p.tau holds 1 / tau: a product with the quotient's bits
+    soft: Any  # reset by subtraction, else to rest
+    detach: Any  # no gradient through the reset
+    by_spike: Any  # the spike opens a coupled reset, else the output clamped to [0, 1]
+    kind: Any  # shape of the surrogate derivative, an index of KINDS
+
 
 def jit(function: Callable[..., Any]) -> Any:
     """Makes a function callable from kernels."""
@@ -45,11 +61,14 @@ def kernel(
 ) -> Callable[[Callable[..., Any]], Any]:
     """Makes a kernel with arguments BLOCK and STAGES, which are measured once for each value of `key` and then kept.
 
+    BLOCK columns go to a program. STAGES is how many steps the loops over time have under way: with 3, the tensors of
+    the next two steps are copied to shared memory, asynchronously, while a step is computed.
+
     Args:
-        key: the arguments that decide what is best, beside the dtypes.
+        key: the arguments that decide what is best, beside which tensors are given and of which type.
         values: how many numbers of a sequence a column holds at once, from the arguments: configurations whose
             threads could not hold them in registers are not tried.
-        stages: how many steps the loops over time may read ahead, by asynchronous copies.
+        stages: the values of STAGES that are tried.
     """
 
     def make(function: Callable[..., Any]) -> Any:
@@ -78,14 +97,6 @@ def _configurations(stages: Sequence[int]) -> list[Any]:
     ]
 
 
-SIGMOID = tl.constexpr(0)
-ATAN = tl.constexpr(1)
-QUADRATIC = tl.constexpr(2)
-EXPONENTIAL = tl.constexpr(3)
-SQUARED = tl.constexpr(4)
-ERF = tl.constexpr(5)
-
-
 @jit
 def appended(parts, part):
     """A tuple with one part more at its end."""
@@ -99,21 +110,27 @@ def prepended(part, parts):
 
 
 @jit
-def number(value, like):
-    """A parameter in the type of the arithmetic on a block."""
-    return tl.full((), value, like.dtype)
+def number(value, dtype: tl.constexpr):
+    """A scalar in the type of the arithmetic on tensors of this type."""
+    return tl.full((), value, tl.float64 if dtype == tl.float64 else tl.float32)
 
 
 @jit
-def widened(block):
-    """A block as read from memory, in the type of the arithmetic on it."""
-    return block if block.dtype == tl.float64 else block.to(tl.float32)
+def numbers_of(
+    dtype: tl.constexpr, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow
+):
+    """A kernel's numbers by name, in the type of the arithmetic on tensors of this type."""
+    return Numbers(
+        number(tau, dtype), number(threshold, dtype), number(rest, dtype), number(keep, dtype), number(gain, dtype),
+        number(height, dtype), number(scale, dtype), number(epsilon, dtype), number(clamp, dtype),
+        number(alpha, dtype), number(beta, dtype), number(drop, dtype), number(inflow, dtype),
+    )  # fmt: skip
 
 
 @jit
-def rounded(block, DTYPE: tl.constexpr):
+def rounded(block, dtype: tl.constexpr):
     """A block with the values it will have when read back from a tensor of this type."""
-    return block.to(DTYPE).to(block.dtype)
+    return block.to(dtype).to(block.dtype)
 
 
 @jit
@@ -125,14 +142,24 @@ def quotient(a, b):
 @jit
 def columns_of(columns, BLOCK: tl.constexpr):
     """The columns of this program, and which of them exist."""
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return offsets, offsets < columns
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return at, at < columns
 
 
 @jit
 def read(pointers, mask):
-    """A block for arithmetic; zeros where masked."""
-    return widened(tl.load(pointers, mask=mask, other=0.0))
+    """A block in the type of the arithmetic; zeros where masked."""
+    block = tl.load(pointers, mask=mask, other=0.0)
+    return block if block.dtype == tl.float64 else block.to(tl.float32)
+
+
+@jit
+def read_or(tensor, row, at, mask, fill, dtype: tl.constexpr):
+    """A block of a tensor from its row; `fill` where no tensor is given."""
+    if tensor is None:
+        return tl.zeros(at.shape, tl.float64 if dtype == tl.float64 else tl.float32) + fill
+    else:  # noqa: RET505  (Triton compiles what follows an `if`, and would read from None)
+        return read(tensor + row + at, mask)
 
 
 @jit
@@ -142,35 +169,26 @@ def write(pointers, block, mask):
 
 
 @jit
-def read_or(pointers, mask, fill, GIVEN: tl.constexpr):
-    """A block of a tensor; `fill` where none is given (the pointers are then not followed)."""
-    if GIVEN:
-        return read(pointers, mask)
-    zeros = tl.zeros(pointers.shape, tl.float64 if pointers.dtype.element_ty == tl.float64 else tl.float32)
-    return zeros + number(fill, zeros)
+def charge_of(x, v, p, mode):
+    """Charge h of input x and membrane v."""
+    leak = v - p.rest
+    part = x - leak if mode.decay else leak
+    part = part * p.tau if mode.exact else quotient(part, tl.zeros_like(part) + p.tau)
+    return v + part if mode.decay else v - part + x
 
 
 @jit
-def charge_of(x, v, tau, rest, DECAY: tl.constexpr, EXACT: tl.constexpr):
-    """Charge of input x and membrane v; with EXACT, `tau` holds 1 / tau, for powers of two the same bits."""
-    above = v - rest
-    part = x - above if DECAY else above
-    part = part * tau if EXACT else quotient(part, tl.zeros_like(part) + tau)
-    return v + part if DECAY else v - part + x
+def fired(h, p):
+    """Spike s, 0 or 1 in the type of the charge."""
+    return (h - p.threshold >= 0).to(h.dtype)
 
 
 @jit
-def fired(charge, threshold):
-    """Spike, 0 or 1 in the type of the charge."""
-    return (charge - threshold >= 0).to(charge.dtype)
-
-
-@jit
-def reset_of(charge, spike, threshold, rest, SOFT: tl.constexpr):
-    """Membrane after firing."""
-    if SOFT:
-        return charge - spike * threshold
-    return tl.where(spike > 0.5, rest, charge)
+def reset_of(h, s, p, mode):
+    """Membrane v after firing."""
+    if mode.soft:
+        return h - s * p.threshold
+    return tl.where(s > 0.5, p.rest, h)
 
 
 @jit
@@ -181,31 +199,29 @@ def clamped(x, low, high):
 
 
 @jit
-def phi_of(z, height, scale, KIND: tl.constexpr):
-    """Surrogate derivative at z; `KIND`, `height` and `scale` are those of `coefficients.surrogate_code`."""
-    if KIND == SIGMOID:
-        e = tl.exp(-scale * tl.abs(z))
-        return height * e / ((1 + e) * (1 + e))
-    if KIND == ATAN:
-        return height / (1 + (z * scale) * (z * scale))
-    if KIND == QUADRATIC:
-        return tl.maximum(height - scale * tl.abs(z), 0.0)
-    if KIND == EXPONENTIAL:
-        return height * tl.exp(-scale * tl.abs(z))
-    if KIND == SQUARED:
-        return height / ((scale + tl.abs(z)) * (scale + tl.abs(z)))
-    if KIND == ERF:
-        return height * tl.exp(-(scale * z) * (scale * z))
-    return tl.where(tl.abs(z) < scale, height, 0.0)
+def phi_of(h, p, mode):
+    """Surrogate derivative at charge h; p.height and p.scale are those of `layout.surrogate_code`."""
+    z = h - p.threshold
+    if mode.kind == SIGMOID:
+        e = tl.exp(-p.scale * tl.abs(z))
+        return p.height * e / ((1 + e) * (1 + e))
+    if mode.kind == ATAN:
+        return p.height / (1 + (z * p.scale) * (z * p.scale))
+    if mode.kind == QUADRATIC:
+        return tl.maximum(p.height - p.scale * tl.abs(z), 0.0)
+    if mode.kind == EXPONENTIAL:
+        return p.height * tl.exp(-p.scale * tl.abs(z))
+    if mode.kind == SQUARED:
+        return p.height / ((p.scale + tl.abs(z)) * (p.scale + tl.abs(z)))
+    if mode.kind == ERF:
+        return p.height * tl.exp(-(p.scale * z) * (p.scale * z))
+    return tl.where(tl.abs(z) < p.scale, p.height, 0.0)  # RECT
 
 
 @jit
-def gradient_at_charge(
-    h, s, sbar, vbar, threshold, rest, height, scale,
-    KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr,
-):  # fmt: skip
-    """See `revsnn_nodes.carrier.lif_step_vjp`."""
-    if not DETACH:
-        sbar = sbar - vbar * (threshold if SOFT else h - rest)
-    kept = vbar if SOFT else vbar * (1 - s)
-    return kept + sbar * phi_of(h - threshold, height, scale, KIND)
+def lif_step_vjp(h, s, sbar, vbar, p, mode):
+    """Gradient at the charge, of those at the spike and at the membrane after the step."""
+    if not mode.detach:
+        sbar = sbar - vbar * (p.threshold if mode.soft else h - p.rest)
+    kept = vbar if mode.soft else vbar * (1 - s)
+    return kept + sbar * phi_of(h, p, mode)

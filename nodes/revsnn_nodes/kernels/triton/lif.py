@@ -1,8 +1,12 @@
-"""Fused LIF in Triton: a program runs a block of neurons through all steps, with their membranes in registers.
+"""Fused LIF in Triton; equations: section "Standard LIF" of nodes/README.md.
 
-Sequences are `[T, columns]`, states `[columns]`, all contiguous. Words of memory traffic per element and step, with
-2 / T more for states that are read or written: forward 2 (input, spike), 3 with charges kept; backward 3 (charge,
-gradient of the spike, gradient of the input). No kernel that takes and gives these tensors can move less.
+Sequences are `[T, columns]`, states `[columns]`, all contiguous. A program runs a block of neurons through all steps
+with their membranes in registers, so each number is read once and written once. Words of memory traffic per element
+and step, with 2 / T more for states that are read or written: forward 2 (x, s), 3 with the charges h kept; backward 3
+(h, sbar, xbar). No kernel that takes and gives these tensors can move less.
+
+Every kernel of this package takes its operator's tensors, then the tensors it writes, None for those not given or not
+wanted; then the numbers of `revsnn_nodes.kernels.layout.Numbers` and its sizes; then what it is compiled for.
 """
 
 import triton.language as tl
@@ -10,10 +14,11 @@ import triton.language as tl
 from revsnn_nodes.kernels.triton.equations import (
     charge_of,
     columns_of,
+    f64,
     fired,
-    gradient_at_charge,
     kernel,
-    number,
+    lif_step_vjp,
+    numbers_of,
     read,
     read_or,
     reset_of,
@@ -24,47 +29,46 @@ from revsnn_nodes.kernels.triton.equations import (
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def lif_forward(
-    x, v0, spike, v_last, charge,
-    tau: tl.float64, threshold: tl.float64, rest: tl.float64, steps: tl.int32, columns: tl.int64,
-    CARRIED: tl.constexpr, KEEP: tl.constexpr, DECAY: tl.constexpr, EXACT: tl.constexpr, SOFT: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    x_seq, v0, s_seq, v_last, h_seq,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, mode, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes spikes, the last membrane, and the charges if KEEP."""
-    DTYPE: tl.constexpr = x.dtype.element_ty
+    """Writes the spikes, the last membrane, and the charges where wanted."""
+    dtype: tl.constexpr = x_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
-    v = read_or(v0 + at, mask, rest, CARRIED)
-    tau, threshold, rest = number(tau, v), number(threshold, v), number(rest, v)
+    v = read_or(v0, 0, at, mask, p.rest, dtype)
     for t in tl.range(0, steps, num_stages=STAGES):
-        h = rounded(charge_of(read(x + t * columns + at, mask), v, tau, rest, DECAY, EXACT), DTYPE)
-        s = fired(h, threshold)
-        v = rounded(reset_of(h, s, threshold, rest, SOFT), DTYPE)
-        write(spike + t * columns + at, s, mask)
-        if KEEP:
-            write(charge + t * columns + at, h, mask)
+        row = t * columns
+        x = read(x_seq + row + at, mask)
+        h = rounded(charge_of(x, v, p, mode), dtype)
+        s = fired(h, p)
+        v = rounded(reset_of(h, s, p, mode), dtype)
+        write(s_seq + row + at, s, mask)
+        if h_seq is not None:
+            write(h_seq + row + at, h, mask)
     write(v_last + at, v, mask)
 
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def lif_backward(
-    charge, sbar, vbar, xbar, vbar0,
-    threshold: tl.float64, rest: tl.float64, keep: tl.float64, gain: tl.float64, height: tl.float64, scale: tl.float64,
-    steps: tl.int32, columns: tl.int64,
-    HAS_SBAR: tl.constexpr, HAS_VBAR: tl.constexpr, NEED_V: tl.constexpr,
-    KIND: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    h_seq, sbar_seq, vbar_last, xbar_seq, vbar0,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, mode, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the input, and of the first membrane if NEED_V."""
+    """Writes the gradient of the input, and of the first membrane where wanted."""
+    dtype: tl.constexpr = h_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
-    w = read_or(vbar + at, mask, 0.0, HAS_VBAR)
-    threshold, rest, keep, gain = number(threshold, w), number(rest, w), number(keep, w), number(gain, w)
-    height, scale = number(height, w), number(scale, w)
+    vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
     for back in tl.range(0, steps, num_stages=STAGES):
         row = (steps - 1 - back) * columns
-        h = read(charge + row + at, mask)
-        arrived = read_or(sbar + row + at, mask, 0.0, HAS_SBAR)
-        hbar = gradient_at_charge(
-            h, fired(h, threshold), arrived, w, threshold, rest, height, scale, KIND, SOFT, DETACH
-        )  # fmt: skip
-        w = keep * hbar
-        write(xbar + row + at, gain * hbar, mask)
-    if NEED_V:
-        write(vbar0 + at, w, mask)
+        h = read(h_seq + row + at, mask)
+        sbar = read_or(sbar_seq, row, at, mask, 0.0, dtype)
+        hbar = lif_step_vjp(h, fired(h, p), sbar, vbar, p, mode)
+        vbar = p.keep * hbar
+        write(xbar_seq + row + at, p.gain * hbar, mask)
+    if vbar0 is not None:
+        write(vbar0 + at, vbar, mask)

@@ -11,8 +11,8 @@ from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Record, Run, RunHeader
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
-from revsnn_bench.runner.client import PRELOAD
 from revsnn_bench.runs import Journal, new_run_id
+from revsnn_bench.system.process import PRELOAD
 
 LIVE_S = 3
 """Seconds between two versions of the page of a live run."""

@@ -1,0 +1,212 @@
+"""What autograd saves in place of a tensor, and how it is made again in the backward pass."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.profiler import record_function
+
+from revsnn_nodes.remat.recipes import Counter, Value, View
+from revsnn_nodes.remat.report import Entry
+
+LABEL = "recompute"
+"""The profiler's name for everything that is run again."""
+
+_CHUNK = 1 << 20
+
+_lock = threading.RLock()
+_local = threading.local()
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Inside, tensors are saved as they are: what runs is a part of the backward pass."""
+    before = is_paused()
+    _local.paused = True
+    try:
+        yield
+    finally:
+        _local.paused = before
+
+
+def is_paused() -> bool:
+    """Whether this thread is inside `paused`."""
+    return getattr(_local, "paused", False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What making a value again takes; `obstacle` says why it cannot be used, and is empty where it can.
+
+    Fields:
+        leaves: storages to keep alive.
+        new_bytes: bytes of those that nothing keeps yet.
+        passes: cost.
+    """
+
+    obstacle: str = ""
+    leaves: tuple[tuple[Value, UntypedStorage], ...] = ()
+    new_bytes: int = 0
+    passes: int = 0
+
+
+def plan_for(target: Value, max_passes: int) -> Plan:
+    """How to make a value again from storages that are kept, alive, or parameters."""
+    if target.recipe is None:
+        return Plan("no recipe")
+    passes, copied, leaves, seen, ahead = 0, 0, {}, {target}, [target]
+    while ahead:
+        value = ahead.pop()
+        if value.recipe is None or (value.keepers and value is not target and value.counter.current):
+            storage = value.storage()
+            if storage is None:
+                return Plan("source gone" if value.counter.current else "source changed")
+            leaves[value] = storage
+            continue
+        passes += value.recipe.passes
+        copied += value.recipe.nbytes
+        if passes > max_passes:
+            return Plan("max_passes")
+        ahead += [source for source in value.recipe.sources if source not in seen]
+        seen.update(value.recipe.sources)
+    new_bytes = copied + sum(value.nbytes for value in leaves if not (value.keepers or value.persistent))
+    return Plan("" if new_bytes < target.nbytes else "bytes", tuple(leaves.items()), new_bytes, passes)
+
+
+class Packed:
+    """A saved tensor: kept as it is, or a value and the storages that it is made from.
+
+    Args:
+        tensor: what autograd saves.
+        value: the contents of its storage.
+        entry: its line of the report.
+        verify: whether to compare a checksum of what is made again.
+    """
+
+    __slots__ = ("__weakref__", "counter", "entry", "kept", "leaves", "sum", "value", "verify", "view")
+
+    def __init__(self, tensor: Tensor, value: Value, entry: Entry, verify: bool) -> None:
+        self.value, self.view, self.entry, self.verify = value, View.of(tensor), entry, verify
+        self.counter = Counter(tensor)
+        self.leaves: tuple[tuple[Value, UntypedStorage], ...] = ()
+        self.sum: int | None = None
+        self.kept: Tensor | None = tensor.detach()
+        entry.kept_bytes = 0 if value.keepers or value.persistent else value.nbytes
+        value.keepers += 1
+
+    def replace(self, value: Value, plan: Plan) -> None:
+        """Drops the tensor for a recipe that makes it again."""
+        assert self.kept is not None
+        if self.verify:
+            self.sum = checksum(self.kept)
+        self.kept = None
+        self.value.keepers -= 1
+        self.value, self.leaves = value, plan.leaves
+        self.entry.remade_bytes = 0 if value.asks else value.nbytes
+        self.entry.kept_bytes, self.entry.passes = plan.new_bytes, plan.passes
+        for leaf, _ in plan.leaves:
+            leaf.keepers += 1
+        value.asks.add(id(self))
+
+    def __del__(self) -> None:
+        if self.kept is not None:
+            self.value.keepers -= 1
+            return
+        for leaf, _ in self.leaves:
+            leaf.keepers -= 1
+        self.value.forget(self)
+
+    def tensor(self) -> Tensor:
+        """The saved tensor.
+
+        Raises:
+            RuntimeError: it or a source of it was modified in place, or, with `verify`, it came out differently.
+        """
+        self.counter.check()
+        if self.kept is not None:
+            return self.kept
+        with _lock, torch._C.DisableTorchFunction(), torch.no_grad():
+            for leaf, _ in self.leaves:
+                leaf.counter.check("`remat` makes another saved tensor again from it. ")
+            storage = self.value.storage()
+            if storage is None:
+                with record_function(LABEL):
+                    storage = make(self.value)
+            self.value.forget(self)
+            made = self.view.on(storage)
+            if self.sum is not None and checksum(made) != self.sum:
+                raise RuntimeError(
+                    f"a tensor made again in the backward pass must equal the one of the forward; {self.entry.name} "
+                    f"{list(self.view.size)} does not. A function that was taken for deterministic is not, or "
+                    "something that it reads has changed. Run this part of the forward outside of `remat`."
+                )
+        return made
+
+
+def make(target: Value) -> UntypedStorage:
+    """Runs the recipes from what is there to a value; holds what another saved tensor asks for next."""
+    storages: dict[Value, UntypedStorage] = {}
+    order: list[Value] = []
+    uses: dict[Value, int] = {}
+    _order(target, target, storages, order, uses)
+    held = _asked_next(target, set(order))
+    for value in order:
+        recipe, available = value.recipe, storages
+        assert recipe is not None, "a saved tensor holds its sources"
+        base = recipe.overwrites
+        if base is not None and (base not in order or base in held or uses[base] > 1):
+            available = {**storages, base: storages[base].clone()}
+        storages[value] = recipe.run(available)
+        for source in recipe.sources:
+            uses[source] -= 1
+            if not uses[source]:
+                del storages[source]
+        if value in held:
+            value.held = storages[value]
+    return storages[target]
+
+
+def _order(
+    value: Value, target: Value, storages: dict[Value, UntypedStorage], order: list[Value], uses: dict[Value, int]
+) -> None:
+    """Fills in what is there, what is to be made (sources first), and how often each is read."""
+    found = None if value is target else value.storage()
+    if found is not None:
+        storages[value] = found
+        return
+    for source in value.recipe.sources if value.recipe else ():
+        if source not in uses:
+            uses[source] = 0
+            _order(source, target, storages, order, uses)
+        uses[source] += 1
+    order.append(value)
+
+
+def _asked_next(target: Value, made: set[Value]) -> set[Value]:
+    """Of the values made on the way to a target, those that a saved tensor waits for, the nearest on each path."""
+    asked: set[Value] = set()
+    ahead, seen = [target], {target}
+    while ahead:
+        recipe = ahead.pop().recipe
+        for source in recipe.sources if recipe else ():
+            if source in made and source not in seen:
+                seen.add(source)
+                if source.asks:
+                    asked.add(source)
+                else:
+                    ahead.append(source)
+    return asked | ({target} if len(target.asks) > 1 else set())
+
+
+def checksum(tensor: Tensor) -> int:
+    """A sum of a tensor's bits, each weighted by its place: equal tensors have equal sums."""
+    bits = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    total = 0
+    for start in range(0, bits.numel(), _CHUNK):
+        part = bits[start : start + _CHUNK].to(torch.int64)
+        places = torch.arange(start, start + part.numel(), device=part.device) * 2654435761 % 4294967291 + 1
+        total += int((part * places).sum())
+    return total

@@ -1,0 +1,300 @@
+"""Recipes: how the contents of a storage are made again from other storages.
+
+A `Value` is the contents of one storage between two changes. It is a source (made by a function that is never run
+again: a convolution, anything random) or has a `Recipe`: a cheap function, and the values that it reads. Values refer
+to storages weakly, so that recording keeps nothing alive. A view is a value with a size, stride, offset and dtype.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional
+
+Function = Callable[..., Any]
+
+NORM_PASSES = 2
+"""Statistics, then normalised values."""
+
+_POINTWISE = """
+    add sub subtract mul multiply div divide true_divide rsub neg abs square sqrt rsqrt exp log log1p expm1 reciprocal
+    pow sign sin cos erf clamp clamp_min clamp_max clip minimum maximum where lerp addcmul addcdiv masked_fill
+    relu relu6 leaky_relu elu celu selu gelu sigmoid logsigmoid hardsigmoid silu hardswish hardtanh mish softplus
+    softsign softshrink hardshrink tanh tanhshrink threshold prelu glu softmax log_softmax heaviside
+    eq ne lt le gt ge logical_and logical_or logical_not
+    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __rdiv__ __pow__ __rpow__ __neg__
+    __iadd__ __isub__ __imul__ __itruediv__
+"""
+_COPIES = """
+    cat concat concatenate stack hstack vstack reshape flatten contiguous clone to type type_as float double half
+    bfloat16 repeat repeat_interleave tile pad __getitem__ index_select roll flip pixel_shuffle pixel_unshuffle
+    transpose permute movedim chunk split unbind narrow view unsqueeze squeeze expand
+"""
+_POOLS = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+_NORMS = "layer_norm group_norm rms_norm"
+_HIDDEN = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
+
+
+def _named(names: str) -> Iterator[Function]:
+    """The functions of these names, in place ("_") too, as `torch`, as methods and in `torch.nn.functional`."""
+    for name in names.split():
+        for where in (torch, torch.Tensor, functional):
+            for form in (name, f"{name}_"):
+                function = getattr(where, form, None)
+                if callable(function):
+                    yield function
+
+
+CHEAP: dict[Function, int] = {
+    **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_POOLS}"), 1),
+    **dict.fromkeys(_named(f"{_NORMS} batch_norm instance_norm"), NORM_PASSES),
+}
+"""Functions that may be run again, and their cost in passes over the tensor. Nothing random, nothing collective."""
+
+del CHEAP[torch.batch_norm], CHEAP[torch.instance_norm]  # what `torch.nn.functional` calls, with other arguments
+
+HIDDEN: frozenset[Function] = frozenset(_named(_HIDDEN))
+"""Functions that keep tensors which no recipe can make (indices in int64): they are differentiated by running again."""
+
+OPENS_MEMORY: frozenset[Function] = frozenset(
+    {torch.Tensor.data.__get__, torch.Tensor.numpy, torch.Tensor.untyped_storage, torch.Tensor.set_}  # type: ignore[attr-defined]
+)
+"""After these a tensor can change without its version counter: it is kept from there on."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a tensor lies in its storage."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "View":
+        """The place of a tensor."""
+        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
+
+    def on(self, storage: UntypedStorage) -> Tensor:
+        """The tensor in this place of another storage."""
+        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return empty.set_(storage, self.offset, self.size, self.stride)
+
+
+class Counter:
+    """A tensor's version counter without its memory, and the version that was current."""
+
+    __slots__ = ("described", "tensor", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        alias = tensor.detach()  # shares the counter; assigning `data` leaves it and drops the memory
+        self.described = f"{tensor.type()} {list(tensor.shape)}"
+        self.version = tensor._version
+        alias.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        self.tensor = alias
+
+    @property
+    def current(self) -> bool:
+        """Whether nothing has been written since."""
+        return bool(self.tensor._version == self.version)
+
+    def check(self, source: str = "") -> None:
+        """Raises autograd's error where the tensor was modified in place.
+
+        Raises:
+            RuntimeError: it was.
+        """
+        if not self.current:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                f"[{self.described}] is at version {self.tensor._version}; expected version {self.version} instead. "
+                f"{source}Hint: enable anomaly detection to find the operation that failed to compute its gradient, "
+                "with torch.autograd.set_detect_anomaly(True)."
+            )
+
+
+class Value:
+    """The contents of a storage, until it is next changed.
+
+    Attributes:
+        recipe: how to make it again; None for a source.
+        counter: version of the storage when it had these contents.
+        nbytes: of the whole storage.
+        persistent: whether it belongs to a parameter or a norm's statistics, which live anyway.
+        keepers: how many saved tensors hold the storage.
+        asks: saved tensors that were replaced by this value's recipe and not asked for yet.
+        held: contents made again before the next ask.
+        opened: whether its memory was handed out, so that it may have changed unseen.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "asks",
+        "counter",
+        "held",
+        "keepers",
+        "nbytes",
+        "opened",
+        "persistent",
+        "recipe",
+        "weak",
+    )
+
+    def __init__(self, tensor: Tensor, recipe: "Recipe | None" = None) -> None:
+        storage = tensor.untyped_storage()
+        base = tensor if tensor._base is None else tensor._base
+        self.weak = StorageWeakRef(storage)
+        self.counter = Counter(tensor)
+        self.nbytes = storage.nbytes()
+        self.persistent = base.is_leaf and base.requires_grad
+        self.recipe = recipe
+        self.keepers = 0
+        self.opened = False
+        self.asks: set[int] = set()
+        self.held: UntypedStorage | None = None
+
+    def storage(self) -> UntypedStorage | None:
+        """The storage, if it is alive with these contents or was made again."""
+        if self.held is not None:
+            return self.held
+        if not self.counter.current or (self.opened and self.recipe is not None and not self.keepers):
+            return None
+        return cast("UntypedStorage | None", UntypedStorage._new_with_weak_ptr(self.weak.cdata))
+
+    def forget(self, packed: Any) -> None:
+        """Counts a saved tensor as asked for, or as gone; drops what was held for the last one."""
+        self.asks.discard(id(packed))
+        if not self.asks:
+            self.held = None
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor among a recipe's arguments."""
+
+    value: Value
+    view: View
+
+
+def map_leaves(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Replaces the leaves of one type in nested tuples, lists and dicts."""
+    if isinstance(structure, kind):
+        return change(structure)
+    if type(structure) in (tuple, list):
+        return type(structure)(map_leaves(each, kind, change) for each in structure)
+    if type(structure) is dict:
+        return {name: map_leaves(each, kind, change) for name, each in structure.items()}
+    return structure
+
+
+class Autocast:
+    """The autocast state of the forward, to enter once more."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.state = self._now()
+
+    def _now(self) -> tuple[bool, torch.dtype]:
+        return torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device)
+
+    def again(self) -> AbstractContextManager[Any]:
+        """A context with that state."""
+        if self._now() == self.state or not (self.state[0] or self._now()[0]):
+            return nullcontext()
+        return torch.autocast(self.device, enabled=self.state[0], dtype=self.state[1], cache_enabled=False)
+
+
+class Recipe:
+    """A function, its arguments with references in place of tensors, and the layout of its result.
+
+    Args:
+        function: what to run; returns one tensor.
+        arguments: positional and by keyword.
+        result: what it returned in the forward.
+        passes: its cost.
+        overwrites: the value that it changes in place, one of the sources.
+    Attributes:
+        sources: the values among the arguments.
+        nbytes: of tensors that were copied into its arguments.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        arguments: tuple[Any, Any],
+        result: Tensor,
+        passes: int,
+        overwrites: Value | None = None,
+    ) -> None:
+        self.function, self.arguments = function, arguments
+        self.passes, self.overwrites = passes, overwrites
+        self.view = View.of(result)
+        self.nbytes = 0
+        map_leaves(arguments, Tensor, self._count)
+        sources: dict[Value, None] = {}
+        map_leaves(arguments, Ref, lambda ref: sources.setdefault(ref.value))
+        self.sources = tuple(sources)
+        self.autocast = Autocast(result.device.type)
+
+    def _count(self, constant: Tensor) -> Tensor:
+        self.nbytes += constant.nbytes
+        return constant
+
+    def run(self, storages: dict[Value, UntypedStorage]) -> UntypedStorage:
+        """The result's storage, from those of the sources; the one that it overwrites must be free to change."""
+        args, kwargs = map_leaves(self.arguments, Ref, lambda ref: ref.view.on(storages[ref.value]))
+        with self.autocast.again():
+            made = self.function(*args, **kwargs)
+        if self.overwrites is None and made.stride() != self.view.stride:
+            made = torch.empty_strided(self.view.size, self.view.stride, dtype=made.dtype, device=made.device).copy_(
+                made
+            )
+        storage: UntypedStorage = made.untyped_storage()
+        return storage
+
+
+def batch_norm_again(
+    input: Any,
+    running_mean: Ref | None,
+    running_var: Ref | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Function, tuple[Any, Any]]:
+    """Batch norm for a recipe: in training without running statistics, else with them as they are now."""
+    mean, var = (None, None) if training else (_copied(running_mean), _copied(running_var))
+    return functional.batch_norm, ((input, mean, var, weight, bias, training, momentum, eps), {})
+
+
+def instance_norm_again(
+    input: Any,
+    running_mean: Ref | None = None,
+    running_var: Ref | None = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Function, tuple[Any, Any]]:
+    """The same of instance norm."""
+    mean, var = (None, None) if use_input_stats else (_copied(running_mean), _copied(running_var))
+    return functional.instance_norm, ((input, mean, var, weight, bias, use_input_stats, momentum, eps), {})
+
+
+def _copied(statistics: Ref | None) -> Tensor | None:
+    storage = None if statistics is None else statistics.value.storage()
+    return None if statistics is None or storage is None else statistics.view.on(storage).clone()
+
+
+AGAIN: dict[Function, Function] = {
+    functional.batch_norm: batch_norm_again,
+    functional.instance_norm: instance_norm_again,
+}
+"""Functions that change something besides their result: what is run in their place, given their arguments."""

@@ -1,0 +1,309 @@
+"""The context `remat`: watches a forward, and decides for each saved tensor whether it is kept or made again.
+
+Two hooks of torch work together: a `TorchFunctionMode` sees calls of cheap functions and notes recipes, and
+`saved_tensors_hooks` replace what autograd saves.
+Neurons announce themselves through `run_node`. Source of the idea: Chen et al. 2016 (arXiv 1604.06174), recomputation
+of cheap layers; here chosen for each tensor, and run lazily.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+
+from revsnn_nodes.parameters import require
+from revsnn_nodes.remat import pack as packing
+from revsnn_nodes.remat.pack import Packed, plan_for
+from revsnn_nodes.remat.recipes import (
+    AGAIN,
+    CHEAP,
+    HIDDEN,
+    OPENS_MEMORY,
+    Function,
+    Recipe,
+    Ref,
+    Value,
+    View,
+    map_leaves,
+)
+from revsnn_nodes.remat.report import Entry, Saved
+from revsnn_nodes.remat.rerun import Rerun
+from revsnn_nodes.surrogate import in_transform
+
+NOT_CHEAP = "not cheap"
+"""Kept: the function that made it is not run again."""
+
+_active = threading.local()
+
+
+class _Unrecorded(Exception):
+    """An argument that no recipe can refer to."""
+
+
+class Recorder:
+    """Values of the storages that a forward has touched, and the saved tensors of its current call."""
+
+    def __init__(self, max_passes: int, verify: bool, saved: Saved) -> None:
+        self.max_passes, self.verify, self.saved = max_passes, verify, saved
+        self.values: dict[int, Value] = {}  # by address of the storage, which its weak reference keeps from reuse
+        self.fresh: list[Packed] = []
+        self.names: dict[int, str] = {}
+        self.hook = self.pack
+
+    def records(self) -> bool:
+        """Whether what is saved now comes to this recorder and may be made again."""
+        top = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        return top is not None and top[0] is self.hook and torch.is_grad_enabled() and not in_transform()
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """The contents of a tensor's storage: noted before, or a source."""
+        address = tensor.untyped_storage()._cdata
+        value = self.values.get(address)
+        if value is None or value.counter.version != tensor._version or not value.counter.current:
+            value = self.values[address] = Value(tensor)
+        return value
+
+    def pack(self, tensor: Tensor) -> Any:
+        """Called by autograd for each tensor that it saves."""
+        with torch._C.DisableTorchFunction():
+            if packing.is_paused() or not recordable(tensor):
+                return tensor.detach()
+            entry = Entry(self.module_name(), NOT_CHEAP)
+            value = self.value_of(tensor)
+            packed = Packed(tensor, value, entry, self.verify)
+            self.decide(packed, value)
+            if packed.kept is not None:
+                self.fresh.append(packed)
+            self.saved.entries.append(entry)
+            return packed
+
+    def decide(self, packed: Packed, value: Value) -> None:
+        """Replaces a kept tensor by its value's recipe if the rules allow it."""
+        if value.recipe is None or value.keepers > (packed.value is value):
+            return
+        with torch.no_grad():
+            plan = plan_for(value, self.max_passes)
+        if plan.obstacle:
+            packed.entry.because = plan.obstacle
+        else:
+            packed.replace(value, plan)
+
+    def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a function, and notes how to make its result again if it is cheap."""
+        self.fresh.clear()
+        if function in OPENS_MEMORY:
+            self.open_memory(args[0])
+        if not (function in CHEAP or function in HIDDEN) or not self.records():
+            return function(*args, **kwargs)
+        try:
+            before, refs = self.refer((args, kwargs))
+        except _Unrecorded:
+            return function(*args, **kwargs)
+        if function in HIDDEN:
+            return self.call_hidden(function, args, kwargs)
+        if function in AGAIN:
+            for ref in (*refs[0][1:3], refs[1].get("running_mean"), refs[1].get("running_var")):
+                if ref is not None:
+                    ref.value.persistent = True
+        result = function(*args, **kwargs)
+        if isinstance(result, Tensor) and recordable(result):
+            again = AGAIN.get(function)
+            run, arguments = again(*refs[0], **refs[1]) if again else (function, refs)
+            self.note(run, arguments, before, result, CHEAP[function])
+        return result
+
+    def refer(self, structure: Any) -> tuple[dict[int, tuple[Value, int]], Any]:
+        """References in place of tensors; and by storage the values and versions that they refer to."""
+        before: dict[int, tuple[Value, int]] = {}
+
+        def refer_to(tensor: Tensor) -> Ref:
+            if not recordable(tensor):
+                raise _Unrecorded
+            value = self.value_of(tensor)
+            before[tensor.untyped_storage()._cdata] = value, tensor._version
+            return Ref(value, View.of(tensor))
+
+        return before, map_leaves(structure, Tensor, refer_to)
+
+    def note(
+        self, run: Function, arguments: Any, before: dict[int, tuple[Value, int]], result: Tensor, passes: int
+    ) -> None:
+        """Notes the recipe of a new storage, or of one that was changed in place; a view needs none."""
+        address = result.untyped_storage()._cdata
+        overwrites = None
+        if address in before:
+            overwrites, version = before[address]
+            if version == result._version:
+                return
+            self.values.pop(address, None)
+            if overwrites.recipe is None:
+                return
+        elif not fills_its_storage(result):
+            return
+        value = Value(result, Recipe(run, arguments, result, passes, overwrites))
+        self.values[address] = value
+        for packed in self.fresh:  # saved by the function itself, before there was a recipe
+            kept = packed.kept
+            if kept is not None and kept.untyped_storage()._cdata == address and packed.counter.current:
+                self.decide(packed, value)
+
+    def call_hidden(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a function of one tensor as one that is run again in the backward pass."""
+        if not args or kwargs.get("return_indices"):
+            return function(*args, **kwargs)
+        source, rest = args[0], args[1:]
+
+        def run(tensor: Tensor) -> Any:
+            return function(tensor, *rest, **kwargs)
+
+        before, ((ref,), _) = self.refer(((source,), {}))
+        result = Rerun.apply(run, source) if source.requires_grad else run(source)
+        if isinstance(result, Tensor):
+            self.note(run, ((ref,), {}), before, result, 1)
+        return result
+
+    def new_bytes(self, values: dict[int, tuple[Value, int]]) -> int:
+        """Bytes that saving these values would keep, beyond what is kept."""
+        total = 0
+        for value in {value for value, _ in values.values()}:
+            if not (value.keepers or value.persistent):
+                plan = plan_for(value, self.max_passes)
+                total += value.nbytes if plan.obstacle else plan.new_bytes
+        return total
+
+    def open_memory(self, tensor: Any) -> None:
+        """Keeps a tensor whose memory is handed out: it may change unseen."""
+        if isinstance(tensor, Tensor) and recordable(tensor):
+            self.value_of(tensor).opened = True
+            self.values[tensor.untyped_storage()._cdata] = Value(tensor)
+
+    def module_name(self) -> str:
+        """The innermost module whose forward is running: its path from the outermost one, or that one's type."""
+        modules = list(_running_modules())
+        if not modules:
+            return "(no module)"
+        inner, outer = modules[0], modules[-1]
+        if id(inner) not in self.names:
+            self.names.update((id(each), name) for name, each in outer.named_modules())
+        for module in (inner, outer):
+            if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+                self.saved.note(f"{type(module).__name__} is compiled: the compiler decides what to recompute there")
+        return self.names.get(id(inner)) or type(inner).__name__
+
+
+def _running_modules() -> Iterator[nn.Module]:
+    """Modules whose forward is running in this thread, the innermost first."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__:
+            yield frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def recordable(tensor: Tensor) -> bool:
+    """Whether a tensor is plain memory with a version counter: no subclass, no transform, no conjugate view."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and tensor.layout is torch.strided
+        and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+        and tensor.device.type != "meta"
+    )
+
+
+def fills_its_storage(tensor: Tensor) -> bool:
+    """Whether a new tensor and its storage have the same elements, in whatever order."""
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    return whole and tensor.storage_offset() == 0 and span == tensor.numel() - 1
+
+
+class _Mode(TorchFunctionMode):
+    """Sends every call of a torch function to the recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
+        return self.recorder.call(func, args, kwargs or {})
+
+
+def unpack(packed: Any) -> Tensor:
+    """Called by autograd for each saved tensor that it needs."""
+    tensor: Tensor = packed.tensor() if isinstance(packed, Packed) else packed
+    return tensor
+
+
+@contextmanager
+def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
+    """Inside, autograd saves how to make a tensor again instead of the tensor, where that is cheap and exact.
+
+    Args:
+        max_passes: most passes over a tensor that making it again may take; deeper chains keep a tensor on the way.
+        verify: whether to compare a checksum of everything that is made again.
+    Returns:
+        A handle that tells, by module, what was kept and what is made again.
+    Raises:
+        ValueError: max_passes < 1.
+    Exactness: outputs, gradients and buffers have the bits that they have without it.
+    Source: docs/remat.md.
+    """
+    require(
+        max_passes >= 1,
+        "max_passes",
+        "be at least 1",
+        max_passes,
+        "It bounds the work for one tensor.",
+        "Leave `remat` out to keep everything.",
+    )
+    saved = Saved()
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        saved.note("other saved tensor hooks (checkpoint, save_on_cpu, an outer remat) decide here")
+        yield saved
+        return
+    recorder = Recorder(max_passes, verify, saved)
+    with ExitStack() as stack:
+        stack.callback(setattr, _active, "recorder", None)
+        _active.recorder = recorder
+        stack.enter_context(saved_tensors_hooks(recorder.hook, unpack))
+        stack.enter_context(_Mode(recorder))
+        stack.callback(recorder.values.clear)
+        yield saved
+
+
+def run_node(
+    node: Any, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Runs a neuron; inside `remat` as one that keeps its input in place of its charges, if that keeps no more.
+
+    Args:
+        node: the neuron; its parameters are those of now, in the backward pass too.
+        run: its method for the backend in use.
+        x_seq, v: input and first membrane.
+    """
+    recorder: Recorder | None = getattr(_active, "recorder", None)
+    if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:
+        return run(x_seq, v)
+    if any(True for _ in node.parameters()) or not recorder.records():
+        return run(x_seq, v)
+    given = [x_seq] if v is None else [x_seq, v]
+    if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
+        return run(x_seq, v)
+    frozen = object.__new__(type(node))
+    frozen.__dict__.update(node.__dict__, v=None)
+    again = getattr(frozen, run.__name__)
+    with torch._C.DisableTorchFunction():
+        before, refs = recorder.refer((x_seq, v))
+        if recorder.new_bytes(before) > x_seq.numel() * x_seq.itemsize:
+            return run(x_seq, v)
+        spikes, v_last = Rerun.apply(again, x_seq, v)
+        recorder.note(lambda x, v: again(x, v)[0], (refs, {}), before, spikes, 1)
+    return spikes, v_last

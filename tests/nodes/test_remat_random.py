@@ -1,0 +1,158 @@
+"""`remat` on random networks: the bits of every gradient, and never more bytes."""
+
+import copy
+import gc
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nodes_memory import timeline
+from nodes_remat import assert_equal
+from revsnn_nodes import StandardLIF, remat
+from torch import nn
+from torch.nn import functional as F
+
+CHANNELS, LENGTH, STEPS = 4, 8, 3
+
+LAYERS = {
+    "conv": lambda: nn.Conv1d(CHANNELS, CHANNELS, 3, padding=1),
+    "batch norm": lambda: nn.BatchNorm1d(CHANNELS),
+    "layer norm": lambda: nn.LayerNorm(LENGTH),
+    "group norm": lambda: nn.GroupNorm(2, CHANNELS),
+    "instance norm": lambda: nn.InstanceNorm1d(CHANNELS, affine=True, track_running_stats=True),
+    "relu": lambda: nn.ReLU(),
+    "gelu": lambda: nn.GELU(),
+    "sigmoid": lambda: nn.Sigmoid(),
+    "dropout": lambda: nn.Dropout(0.3),
+    "linear": lambda: nn.Linear(LENGTH, LENGTH),
+    "neuron": lambda: StandardLIF(step_mode="m"),
+    "soft neuron, reference": lambda: StandardLIF(step_mode="m", v_reset=None, backend="torch"),
+    "max pool": lambda: nn.MaxPool1d(3, 1, 1),
+    "avg pool": lambda: nn.AvgPool1d(3, 1, 1),
+}
+FUNCTIONS = {
+    "add": lambda x, earlier: x + earlier,
+    "add in place": lambda x, earlier: x.clone().add_(earlier),
+    "add to part": lambda x, earlier: _add_to_part(x.sin(), earlier),
+    "mul": lambda x, earlier: x * earlier,
+    "scale in place": lambda x, _: (x * 1.0).mul_(0.5),
+    "concat": lambda x, earlier: torch.cat([x, earlier], 1)[:, 1 : CHANNELS + 1],
+    "chunk": lambda x, earlier: torch.cat([x.chunk(2, 1)[1], earlier.chunk(2, 1)[0]], 1),
+    "transpose": lambda x, _: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "softmax": lambda x, _: F.softmax(x, 1),
+    "cast": lambda x, _: (x.double() * 1.5).float(),
+    "where": lambda x, earlier: torch.where(x > earlier, x, earlier),
+    "split": lambda x, _: x[..., : LENGTH // 2].repeat(1, 1, 2),
+}
+IN_PLACE = {"iadd": lambda x, earlier: x.__iadd__(earlier), "relu_": lambda x, _: F.relu(x, inplace=True)}
+
+
+def _add_to_part(x, earlier):
+    x[:, 1:] += earlier[:, :-1]
+    return x
+
+
+class Network(nn.Module):
+    """Layers and functions of the last and an earlier tensor, in a row; gives the last tensor and one before."""
+
+    def __init__(self, plan):
+        super().__init__()
+        self.plan = plan
+        self.layers = nn.ModuleList(LAYERS[name]() if name in LAYERS else nn.Identity() for name, _ in plan)
+
+    def forward(self, x):
+        tensors = [x * 1.0]
+        for (name, back), layer in zip(self.plan, self.layers, strict=True):
+            x = tensors[-1]
+            earlier = tensors[-1 - back % len(tensors)]
+            if name in LAYERS:
+                if isinstance(layer, StandardLIF):
+                    layer.reset()
+                    x = layer(x.unflatten(0, (STEPS, -1))).flatten(0, 1)
+                    layer.reset()
+                else:
+                    x = layer(x)
+            else:
+                x = (FUNCTIONS | IN_PLACE)[name](x, earlier)
+            tensors.append(x)
+        return tensors[-1], tensors[len(tensors) // 2]
+
+
+def forward(net, x, context):
+    torch.manual_seed(7)
+    with context:
+        return net(x)
+
+
+def plans(names):
+    return st.lists(st.tuples(st.sampled_from(sorted(names)), st.integers(0, 3)), min_size=1, max_size=9)
+
+
+def retained(net, x, context):
+    """Bytes that two outputs, dropped, have kept alive in their graph."""
+    gc.collect()
+    run = timeline(lambda: [(y, y.grad_fn) for y in forward(net, x, context)])
+    outputs = {y.untyped_storage().data_ptr(): y.untyped_storage().nbytes() for y, _ in run.result}
+    return run.live_bytes - sum(outputs.values())
+
+
+def step(net, x, context):
+    """Gradients of both outputs, and buffers; or autograd's refusal of a change in place."""
+    try:
+        one, two = forward(net, x, context)
+        (one.sin().sum() + two.cos().sum()).backward()
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return None
+    return {n: p.grad for n, p in net.named_parameters()} | dict(net.named_buffers()) | {"x": x.grad, "y": one.detach()}
+
+
+@settings(max_examples=80, deadline=None)
+@given(plans({**LAYERS, **FUNCTIONS}), st.booleans(), st.sampled_from([2, 5, 16]))
+def test_gradients_are_equal(plan, training, max_passes):
+    """Any network, in training and in evaluation: every gradient and buffer, to the bit."""
+    torch.manual_seed(0)
+    net = Network(plan).train(training)
+    twin = copy.deepcopy(net)
+    x = torch.randn(STEPS * 2, CHANNELS, LENGTH)
+    xs = [x.clone().requires_grad_() for _ in range(2)]
+    expected = step(twin, xs[0], nullcontext())
+    got = step(net, xs[1], remat(max_passes=max_passes, verify=True))
+    assert expected is not None
+    assert got is not None
+    assert_equal(got, expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(plans({**LAYERS, **FUNCTIONS, **IN_PLACE}))
+def test_changes_in_place_are_right_or_refused(plan):
+    """Where autograd accepts changes in place, gradients are equal; where it refuses, so does `remat`."""
+    torch.manual_seed(0)
+    net = Network(plan)
+    twin = copy.deepcopy(net)
+    x = torch.randn(STEPS * 2, CHANNELS, LENGTH)
+    xs = [x.clone().requires_grad_() for _ in range(2)]
+    expected = step(twin, xs[0], nullcontext())
+    got = step(net, xs[1], remat(verify=True))
+    assert (expected is None) == (got is None)
+    if expected is not None:
+        assert_equal(got, expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_never_more_bytes(training):
+    """Any network: what the graph keeps alive is at most what it keeps without `remat`."""
+
+    @settings(max_examples=16, deadline=None)
+    @given(plans({**LAYERS, **FUNCTIONS}))
+    def check(plan):
+        torch.manual_seed(0)
+        net = Network(plan).train(training)
+        x = torch.randn(STEPS * 2, CHANNELS, LENGTH, requires_grad=True)
+        forward(net, x, nullcontext()), forward(net, x, remat())
+        assert retained(net, x, remat()) <= retained(net, x, nullcontext())
+
+    check()
