@@ -14,11 +14,13 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch._C._profiler import _EventType
 from torch.autograd.profiler import profile
+
+from revsnn_bench.meters.ledger import Ledger
 
 Result = TypeVar("Result")
 
@@ -41,63 +43,6 @@ class Timeline:
     live_bytes: int
     live_blocks: dict[int, int]
     peak_blocks: dict[int, int]
-
-
-@dataclass
-class Ledger:
-    """The life of blocks in order of time, and which of them were alive at the highest point.
-
-    Blocks are numbered in the order in which they were made; a key, such as an address, names one while it lives.
-
-    Fields:
-        keys, sizes: key and bytes of each block.
-        log: +(number + 1) where a block was made and -(number + 1) where it was freed.
-        live: number of each block that is alive, by key.
-        now, peak: bytes alive, and the highest that they were.
-        at_peak: numbers of the blocks that were alive then; complete after `settle`.
-        where: what the caller said of the place of the allocation that reached the peak.
-    """
-
-    keys: list[Any] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    log: list[int] = field(default_factory=list)
-    live: dict[Any, int] = field(default_factory=dict)
-    now: int = 0
-    peak: int = 0
-    at_peak: set[int] = field(default_factory=set)
-    where: Any = None
-    rising: bool = False
-
-    def allocate(self, key: Any, nbytes: int, where: Any = None) -> None:
-        """A block was made."""
-        self.live[key] = len(self.sizes)
-        self.keys.append(key)
-        self.sizes.append(nbytes)
-        self.log.append(len(self.sizes))
-        self.now += nbytes
-        if self.now > self.peak:
-            self.peak, self.where, self.rising = self.now, where, True
-
-    def free(self, key: Any) -> None:
-        """A block was freed; one that is older than the ledger is passed over."""
-        if key in self.live:
-            self.settle()
-            number = self.live.pop(key)
-            self.log.append(-(number + 1))
-            self.now -= self.sizes[number]
-
-    def settle(self) -> None:
-        """Copies the set of live blocks where a rise ended: once per rise, not at every allocation."""
-        if self.rising:
-            self.at_peak, self.rising = set(self.live.values()), False
-
-    def replay(self, event: Any, where: Any = None) -> None:
-        """Books an allocation event of the profiler."""
-        block = event.extra_fields
-        if block.alloc_size > 0:
-            self.allocate(block.ptr, block.alloc_size, where)
-        else:
-            self.free(block.ptr)
 
 
 @contextmanager
@@ -152,14 +97,29 @@ def profiled_events(work: Callable[[], Result]) -> tuple[Result, list[Any]]:
     return result, _events_of(prof)
 
 
+def is_allocation(event: Any) -> bool:
+    """Whether the profiler tells of a block that was made or freed."""
+    return bool(event.tag == _EventType.Allocation)
+
+
+def replay_event(ledger: Ledger, event: Any, where: Any = None) -> None:
+    """Books an event of `is_allocation`, and the place of which the caller says that it happened there."""
+    block = event.extra_fields
+    if block.alloc_size > 0:
+        ledger.allocate(block.ptr, block.alloc_size, where)
+    else:
+        ledger.free(block.ptr)
+
+
 def _events_of(prof: profile) -> list[Any]:
+    """The profiler's events in order of time; blocks of other devices are left out."""
     assert prof.kineto_results is not None
     found: list[Any] = []
     pending: list[Any] = list(reversed(prof.kineto_results.experimental_event_tree()))
     while pending:
         event = pending.pop()
         pending.extend(reversed(event.children))
-        if event.tag != _EventType.Allocation or event.extra_fields.device.type == "cpu":
+        if not is_allocation(event) or event.extra_fields.device.type == "cpu":
             found.append(event)
     found.sort(key=lambda event: event.start_time_ns)
     return found
@@ -167,9 +127,8 @@ def _events_of(prof: profile) -> list[Any]:
 
 def _timeline(events: list[Any]) -> Timeline:
     ledger = Ledger()
-    for event in events:
-        if event.tag == _EventType.Allocation:
-            ledger.replay(event)
+    for event in filter(is_allocation, events):
+        replay_event(ledger, event)
     ledger.settle()
     at_peak = {ledger.keys[number]: ledger.sizes[number] for number in ledger.at_peak}
     live = {key: ledger.sizes[number] for key, number in ledger.live.items()}

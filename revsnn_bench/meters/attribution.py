@@ -8,65 +8,22 @@ their peak agrees with the allocator's except for kernel scratch and wrapped Pyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
 
-from revsnn_bench.meters.allocator import Ledger, profiled_events, quiet_gc
+from revsnn_bench.meters.allocator import is_allocation, profiled_events, quiet_gc, replay_event
+from revsnn_bench.meters.ledger import Ledger
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of
-from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, StorageTracker
+from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, StorageTracker, hook_modules
 from revsnn_bench.records import MemoryTimeline
-
-MOST_EVENTS = 128
-"""Events kept of one step: more than a figure shows, few enough for every record of a sweep."""
-
-
-def timeline_of(
-    log: Sequence[int], sizes: Sequence[int], category: Callable[[int], str], forward_events: int
-) -> MemoryTimeline:
-    """Adds up the life of every block, event by event.
-
-    Args:
-        log: +(serial + 1) where a block was made and -(serial + 1) where it was freed, in order.
-        sizes: bytes of each block, by serial number.
-        category: names the part that a block plays, by serial number.
-        forward_events: how many events of the log are forward's.
-    """
-    kept = _kept(log, sizes, forward_events)
-    now: dict[str, int] = {}
-    changes: dict[str, list[tuple[int, int]]] = {}
-    for event, entry in enumerate(log, start=1):
-        serial = abs(entry) - 1
-        name = category(serial)
-        now[name] = now.get(name, 0) + (sizes[serial] if entry > 0 else -sizes[serial])
-        if event in kept:
-            for known, nbytes in now.items():
-                course = changes.setdefault(known, [])
-                if nbytes != (course[-1][1] if course else 0):
-                    course.append((event, nbytes))
-    live = {name: tuple(course) for name, course in sorted(changes.items()) if course}
-    return MemoryTimeline(events=len(log), forward_events=forward_events, live_bytes=live)
-
-
-def _kept(log: Sequence[int], sizes: Sequence[int], forward_events: int) -> set[int]:
-    """The highest event of each stretch of equal length, and the last one of forward and of the step."""
-    totals, now = [0], 0
-    for entry in log:
-        now += sizes[abs(entry) - 1] if entry > 0 else -sizes[abs(entry) - 1]
-        totals.append(now)
-    # No stretch reaches from forward into backward, so there may be one more of each; the two ends are added.
-    length = max(1, -(-len(log) // (MOST_EVENTS - 4)))
-    kept = {forward_events, len(log)} - {0}
-    for first, last in ((1, forward_events), (forward_events + 1, len(log))):
-        for start in range(first, last + 1, length):
-            kept.add(max(range(start, min(start + length, last + 1)), key=totals.__getitem__))
-    return kept
-
 
 INPUT = "input"
 OUTPUT = "output"
@@ -89,28 +46,78 @@ class Attribution:
     timeline: MemoryTimeline
 
 
-class _Roles:
-    """Which block plays which part; the first part that is noted stays."""
-
-    def __init__(self, tracker: StorageTracker) -> None:
-        self.of: dict[int, str] = {}
-        self._tracker = tracker
+class _Notes:
+    """What is noted of a training step while it runs: which part its tensors play, and where forward ends."""
 
     def note(self, category: str, *tensors: Tensor | None) -> None:
-        for tensor in tensors:
-            serial = None if tensor is None else self._tracker.serial(tensor)
-            if serial is not None:
-                self.of.setdefault(serial, category)
+        """Tells the part of tensors that are alive now; the first part that is noted of a block stays."""
+        raise NotImplementedError
+
+    def end_forward(self) -> None:
+        raise NotImplementedError
 
     def note_inputs(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
                 self.note(INPUT, value)
                 if value.requires_grad:
-                    value.register_hook(self.on_gradient(INPUT_GRADIENT))
+                    value.register_hook(partial(self.note, INPUT_GRADIENT))
 
-    def on_gradient(self, category: str) -> Any:
-        return lambda gradient: self.note(category, gradient)
+    def run(self, step: TrainingStep) -> None:
+        """Runs one forward and backward pass and notes what is seen from outside of the model."""
+        output = step.forward()
+        self.note(OUTPUT, output)
+        self.note(STATE, *step.state_tensors())
+        self.end_forward()
+        if output.requires_grad:
+            output.register_hook(partial(self.note, OUTPUT_GRADIENT))
+        step.backward(output)
+        self.note(PARAMETER_GRADIENT, *(parameter.grad for parameter in step.model.parameters()))
+        self.note(INPUT_GRADIENT, step.source.grad)
+        self.note(STATE, *step.state_tensors())
+
+
+def _attribution(
+    ledger: Ledger, category: Callable[[int], str], phase: str, module: str, forward_events: int
+) -> Attribution:
+    sizes: dict[str, int] = {}
+    for number in ledger.at_peak:
+        sizes[category(number)] = sizes.get(category(number), 0) + ledger.sizes[number]
+    timeline = ledger.timeline(category, forward_events)
+    return Attribution(ledger.peak, dict(sorted(sizes.items())), phase, module, timeline)
+
+
+class _TrackerNotes(_Notes):
+    """Notes by the serial numbers of a tracker, which is active for `watching`."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        self.tracker = StorageTracker(step.model)
+        self.parts: dict[int, str] = {}
+        self.retained: set[int] = set()
+        self.forward_events = 0
+
+    @contextmanager
+    def watching(self, step: TrainingStep) -> Iterator[None]:
+        """Watches the code of a `with` block."""
+        handle = step.model.register_forward_pre_hook(self.note_inputs, with_kwargs=True)
+        try:
+            with quiet_gc(), self.tracker:
+                yield
+        finally:
+            handle.remove()
+
+    def note(self, category: str, *tensors: Tensor | None) -> None:
+        for tensor in tensors:
+            serial = None if tensor is None else self.tracker.serial(tensor)
+            if serial is not None:
+                self.parts.setdefault(serial, category)
+
+    def end_forward(self) -> None:
+        self.retained, self.forward_events = self.tracker.live(), len(self.tracker.log)
+        self.tracker.phase = "backward"
+
+    def category(self, serial: int) -> str:
+        return self.parts.get(serial, RETAINED if serial in self.retained else TEMPORARY)
 
 
 def attribute_peak(step: TrainingStep) -> Attribution:
@@ -120,29 +127,17 @@ def attribute_peak(step: TrainingStep) -> Attribution:
     at the end of forward and plays no other part; `temporary` is the rest.
     """
     step.prepare()
-    tracker = StorageTracker(step.model)
-    roles = _Roles(tracker)
-    handle = step.model.register_forward_pre_hook(roles.note_inputs, with_kwargs=True)
-    try:
-        with quiet_gc(), tracker:
-            output = step.forward()
-            roles.note(OUTPUT, output)
-            roles.note(STATE, *step.state_tensors())
-            after_forward, forward_events = tracker.live(), len(tracker.log)
-            if output.requires_grad:
-                output.register_hook(roles.on_gradient(OUTPUT_GRADIENT))
-            tracker.phase = "backward"
-            step.backward(output)
-            roles.note(PARAMETER_GRADIENT, *(parameter.grad for parameter in step.model.parameters()))
-            roles.note(INPUT_GRADIENT, step.source.grad)
-            roles.note(STATE, *step.state_tensors())
-            del output
-    finally:
-        handle.remove()
+    notes = _TrackerNotes(step)
+    with notes.watching(step):
+        notes.run(step)
     step.prepare()
-    for serial in after_forward:
-        roles.of.setdefault(serial, RETAINED)
-    return _attribute(tracker, roles.of, forward_events)
+    ledger, blocks = Ledger(), notes.tracker.blocks
+    for entry in notes.tracker.log:
+        serial = abs(entry) - 1
+        ledger.allocate(serial, blocks[serial].nbytes, blocks[serial]) if entry > 0 else ledger.free(serial)
+    ledger.settle()
+    phase, module = (ledger.where.phase, ledger.where.module) if ledger.where else ("forward", OUTSIDE)
+    return _attribution(ledger, lambda number: notes.category(ledger.keys[number]), phase, module, notes.forward_events)
 
 
 def retained_by_module(step: TrainingStep) -> dict[str, int]:
@@ -153,21 +148,16 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
         and code of the step outside of modules by `step`. The sum is the tracker's retained bytes.
     """
     step.prepare()
-    tracker = StorageTracker(step.model)
-    roles = _Roles(tracker)
-    handle = step.model.register_forward_pre_hook(roles.note_inputs, with_kwargs=True)
-    try:
-        with quiet_gc(), tracker:
-            output = step.forward()
-            step.reset_state()
-            alive, kept_for_output = tracker.live(), tracker.serial(output)
-    finally:
-        handle.remove()
+    notes = _TrackerNotes(step)
+    with notes.watching(step):
+        output = step.forward()
+        step.reset_state()
+        alive, kept_for_output = notes.tracker.live(), notes.tracker.serial(output)
     sizes: dict[str, int] = {}
     for serial in sorted(alive):
-        block = tracker.blocks[serial]
+        block = notes.tracker.blocks[serial]
         nbytes = block.nbytes - (own_bytes(output) if serial == kept_for_output else 0)
-        module = INPUT if roles.of.get(serial) == INPUT else block.module
+        module = INPUT if notes.parts.get(serial) == INPUT else block.module
         if nbytes:
             sizes[module] = sizes.get(module, 0) + nbytes
     del output
@@ -175,38 +165,18 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
     return sizes
 
 
-def _attribute(tracker: StorageTracker, roles: dict[int, str], forward_events: int) -> Attribution:
-    ledger = Ledger()
-    for entry in tracker.log:
-        serial = abs(entry) - 1
-        block = tracker.blocks[serial]
-        ledger.allocate(serial, block.nbytes, block) if entry > 0 else ledger.free(serial)
-    ledger.settle()
-    last = ledger.where
-
-    def category(number: int) -> str:
-        return roles.get(ledger.keys[number], TEMPORARY)
-
-    phase, module = (last.phase, last.module) if last else ("forward", OUTSIDE)
-    return _attribution(ledger, category, phase, module, forward_events)
-
-
-def _attribution(
-    ledger: Ledger, category: Callable[[int], str], phase: str, module: str, forward_events: int
-) -> Attribution:
-    sizes: dict[str, int] = {}
-    for number in ledger.at_peak:
-        sizes[category(number)] = sizes.get(category(number), 0) + ledger.sizes[number]
-    timeline = timeline_of(ledger.log, ledger.sizes, category, forward_events)
-    return Attribution(ledger.peak, dict(sorted(sizes.items())), phase, module, timeline)
-
-
 _MARK = "revsnn_bench:"
 _ENGINE_RANGE = "autograd::engine::evaluate_function"
 
 
-class _Marks:
-    """Marks on the profiler's clock, each with an action for the replay."""
+class _Marks(_Notes):
+    """Notes as marks on the profiler's clock, each with an action for the replay.
+
+    Attributes:
+        last_of_forward: sequence number of the first graph node made after forward.
+    """
+
+    last_of_forward = 0
 
     def __init__(self) -> None:
         self._actions: list[Callable[[_Replay], None]] = []
@@ -217,14 +187,17 @@ class _Marks:
 
     def note(self, category: str, *tensors: Tensor | None) -> None:
         for address in [storage_of(tensor).data_ptr() for tensor in tensors if tensor is not None]:
-            self.put(lambda replay, address=address: replay.play(address, category))  # type: ignore[misc]
+            self.put(partial(_Replay.play, address=address, category=category))
 
-    def note_inputs(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                self.note(INPUT, value)
-                if value.requires_grad:
-                    value.register_hook(lambda gradient: self.note(INPUT_GRADIENT, gradient))
+    def end_forward(self) -> None:
+        self.put(_Replay.end_forward)
+        self.last_of_forward = torch._C._autograd._get_sequence_nr()
+
+    def enter(self, label: str) -> None:
+        self.put(lambda replay: replay.stack.append(label))
+
+    def leave(self) -> None:
+        self.put(_Replay.leave)
 
     def action(self, name: str) -> Callable[[_Replay], None] | None:
         return self._actions[int(name.removeprefix(_MARK))] if name.startswith(_MARK) else None
@@ -268,9 +241,9 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     step.prepare()
     clock = ModuleClock(step.model)
     handles = [step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True)]
-    handles += _mark_modules(step.model, marks)
+    handles += hook_modules(step.model, marks.enter, marks.leave)
     try:
-        last_of_forward, events = profiled_events(lambda: _marked_pass(step, marks))
+        _, events = profiled_events(lambda: marks.run(step))
     finally:
         clock.close()
         for handle in handles:
@@ -278,46 +251,15 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     step.prepare()
     replay = _Replay()
     for event in events:
-        if event.tag == _EventType.Allocation:
-            replay.ledger.replay(event, (replay.phase, replay.stack[-1], event))
+        if is_allocation(event):
+            replay_event(replay.ledger, event, (replay.phase, replay.stack[-1], event))
         elif (action := marks.action(event.name)) is not None:
             action(replay)
     replay.ledger.settle()
     phase, module, event = replay.ledger.where or ("forward", OUTSIDE, None)
     if module == OUTSIDE and phase == "backward":
-        module = _module_of_node(event, clock, last_of_forward)
+        module = _module_of_node(event, clock, marks.last_of_forward)
     return _attribution(replay.ledger, replay.category, phase, module, replay.forward_events)
-
-
-def _marked_pass(step: TrainingStep, marks: _Marks) -> int:
-    output = step.forward()
-    marks.note(OUTPUT, output)
-    marks.note(STATE, *step.state_tensors())
-    marks.put(_Replay.end_forward)
-    last_of_forward: int = torch._C._autograd._get_sequence_nr()
-    if output.requires_grad:
-        output.register_hook(lambda gradient: marks.note(OUTPUT_GRADIENT, gradient))
-    step.backward(output)
-    marks.note(PARAMETER_GRADIENT, *(parameter.grad for parameter in step.model.parameters()))
-    marks.note(INPUT_GRADIENT, step.source.grad)
-    marks.note(STATE, *step.state_tensors())
-    return last_of_forward
-
-
-def _mark_modules(model: nn.Module, marks: _Marks) -> list[Any]:
-    handles = []
-    for name, module in model.named_modules():
-        label = name or type(model).__name__
-
-        def enter(*_: Any, label: str = label) -> None:
-            marks.put(lambda replay: replay.stack.append(label))
-
-        def leave(*_: Any) -> None:
-            marks.put(_Replay.leave)
-
-        handles.append(module.register_forward_pre_hook(enter, prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    return handles
 
 
 def _module_of_node(event: Any, clock: ModuleClock, last_of_forward: int) -> str:

@@ -42,6 +42,20 @@ class Block:
     node: int
 
 
+def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> list[Any]:
+    """Calls `enter` with its name before each module's forward and `leave` after it, also where it raises.
+
+    Returns:
+        The handles of the hooks. The model itself goes by its class.
+    """
+    handles: list[Any] = []
+    for name, module in model.named_modules():
+        label = name or type(model).__name__
+        handles.append(module.register_forward_pre_hook(lambda *_, label=label: enter(label), prepend=True))
+        handles.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
+    return handles
+
+
 class ModuleClock:
     """Which module is running, in forward by hooks and in backward by the module that made the graph node.
 
@@ -53,11 +67,7 @@ class ModuleClock:
         self._starts = [-1]
         self._names = [OUTSIDE]
         self._last_in_backward = OUTSIDE
-        self._handles = []
-        for name, module in model.named_modules():
-            label = name or type(model).__name__
-            self._handles.append(module.register_forward_pre_hook(self._enter(label), prepend=True))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        self._handles = hook_modules(model, self._enter, self._leave)
 
     def close(self) -> None:
         """Removes the hooks."""
@@ -80,14 +90,11 @@ class ModuleClock:
         """The module that made the graph node with this sequence number."""
         return self._names[bisect_right(self._starts, sequence) - 1]
 
-    def _enter(self, label: str) -> Callable[..., None]:
-        def enter(*_: Any) -> None:
-            self._stack.append(label)
-            self._mark(torch._C._autograd._get_sequence_nr(), label)
+    def _enter(self, label: str) -> None:
+        self._stack.append(label)
+        self._mark(torch._C._autograd._get_sequence_nr(), label)
 
-        return enter
-
-    def _leave(self, *_: Any) -> None:
+    def _leave(self) -> None:
         self._stack.pop()
         self._mark(torch._C._autograd._get_sequence_nr(), self._stack[-1])
 

@@ -6,7 +6,7 @@ import pytest
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
-from revsnn_bench.meters.attribution import MOST_EVENTS, timeline_of
+from revsnn_bench.meters.ledger import MOST_EVENTS, Ledger
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.records import MemoryRecord, MemoryTimeline
@@ -45,19 +45,18 @@ def test_highest_point_is_the_peak_of_the_record(node):
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_thinning_keeps_the_highest_point_and_both_ends(length, share):
     """Blocks of uneven sizes, made and freed in turn: few events are kept, the highest and the last among them."""
-    sizes = [(serial * 7919) % 1009 + 1 for serial in range(length)]
-    log = [entry for serial in range(length) for entry in ((serial + 1, -serial) if serial else (1,))]
-    forward = int(share * len(log))
-    timeline = timeline_of(log, sizes, lambda serial: "even" if serial % 2 == 0 else "odd", forward)
-    now, totals = 0, {}
-    for event, entry in enumerate(log, start=1):
-        now += sizes[entry - 1] if entry > 0 else -sizes[-entry - 1]
-        totals[event] = now
+    ledger, totals = Ledger(), {}
+    for number in range(length):
+        ledger.allocate(f"block {number}", (number * 7919) % 1009 + 1)
+        totals[len(ledger.log)] = ledger.now
+        ledger.free(f"block {number - 1}")
+        totals[len(ledger.log)] = ledger.now
+    timeline = ledger.timeline(lambda number: "even" if number % 2 == 0 else "odd", int(share * len(ledger.log)))
     found = {event: sum(live.values()) for event, live in timeline.rows()}
     assert len(found) <= MOST_EVENTS
-    assert timeline.peak_bytes == max(totals.values())
+    assert timeline.peak_bytes == ledger.peak == max(totals.values())
     assert all(totals[event] == total for event, total in found.items())
-    assert list(found.values())[-1] == totals[len(log)]
+    assert list(found.values())[-1] == totals[len(totals)]
 
 
 def test_files_hold_a_timeline_as_text_and_give_it_back():
