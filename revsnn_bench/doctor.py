@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from revsnn_bench.meters.flops import measure_flops
-from revsnn_bench.meters.selftest import SelfTestStep, run_memory_selftest
+from revsnn_bench.meters.selftest import run_selftest
 from revsnn_bench.system.environment import cores
 from revsnn_bench.system.gpu import driver_version, gpu_name, gpu_reading
 
@@ -28,23 +27,15 @@ class Finding:
 
 def self_test() -> list[Finding]:
     """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
-    pairs = [*run_memory_selftest(), *_flops_pairs()]
     return [
         Finding(name, expected == measured, f"{measured}", "" if expected == measured else f"must be {expected}")
-        for name, expected, measured in pairs
+        for name, expected, measured in run_selftest()
     ]
 
 
 def machine() -> list[Finding]:
     """What on this machine would disturb a measurement, and how to change it."""
     return list(_machine())
-
-
-def _flops_pairs() -> Iterator[tuple[str, object, object]]:
-    step = SelfTestStep()
-    record = measure_flops(step)
-    for phase in ("forward", "backward", "recompute"):
-        yield f"{phase}_flops", getattr(step, f"expected_{phase}_flops"), getattr(record, phase).total
 
 
 def _machine() -> Iterator[Finding]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from revsnn_bench.meters.allocator import quiet_gc, record_timeline
+from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes
 from revsnn_bench.records import MemoryRecord, SavedBytes
 from revsnn_bench.system.gpu import process_gpu_bytes
-from revsnn_bench.system.process import process_peak_bytes
+from revsnn_bench.system.process import process_peak_bytes, quiet_gc
 
 
 def measure_saved(step: TrainingStep) -> SavedBytes:

@@ -17,10 +17,12 @@ freed: start Python with `MALLOC_MMAP_THRESHOLD_=1048576`. Otherwise what is lef
 """
 
 import ctypes
+import gc
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -65,6 +67,19 @@ def _delays_ns() -> dict[str, int]:
 
 def _steal_s() -> float:
     return float(getattr(psutil.cpu_times(), "steal", 0.0)) / (psutil.cpu_count() or 1)
+
+
+@contextmanager
+def quiet_gc() -> Iterator[None]:
+    """Collects garbage, then keeps the collector off: it would free at moments that differ between runs."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set size
