@@ -27,8 +27,16 @@ from pathlib import Path
 
 import psutil
 
-PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measuring")
-"""What every worker needs. torch imports the second and the third at the first backward, which takes 0.8 s."""
+PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "revsnn_bench.measuring",
+    *(f"revsnn_bench.meters.{name}" for name in ("compile", "fidelity", "flops", "memory", "timing")),
+    *(f"revsnn_bench.models.{name}" for name in ("reference", "training", "workloads")),
+)
+"""What every worker needs, imported once, before workers are forked: what a case imports by itself would count against
+its memory limit. torch imports the second and the third at the first backward, which takes 0.8 s."""
 
 CONTENDED_SHARE = 0.05
 """A round is contended when our threads waited for a core longer than this share of its wall time."""
