@@ -1,6 +1,5 @@
 """Does the measurement measure, and is this machine fit for it? A self-test in closed form, and advice."""
 
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +7,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from revsnn_bench.meters.flops import measure_flops
-from revsnn_bench.meters.selftest import SelfTestStep, run_memory_selftest
+from revsnn_bench.meters.selftest import run_selftest
+from revsnn_bench.system.environment import cores
 from revsnn_bench.system.gpu import driver_version, gpu_name, gpu_reading
 
 BUSY_LOAD = 0.5
@@ -28,10 +27,9 @@ class Finding:
 
 def self_test() -> list[Finding]:
     """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
-    pairs = [*run_memory_selftest(), *_flops_pairs()]
     return [
         Finding(name, expected == measured, f"{measured}", "" if expected == measured else f"must be {expected}")
-        for name, expected, measured in pairs
+        for name, expected, measured in run_selftest()
     ]
 
 
@@ -40,23 +38,15 @@ def machine() -> list[Finding]:
     return list(_machine())
 
 
-def _flops_pairs() -> Iterator[tuple[str, object, object]]:
-    step = SelfTestStep()
-    record = measure_flops(step)
-    for phase in ("forward", "backward", "recompute"):
-        yield f"{phase}_flops", getattr(step, f"expected_{phase}_flops"), getattr(record, phase).total
-
-
 def _machine() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    available, threads = cores(), torch.get_num_threads()
     yield Finding(
-        "threads", threads <= cores, f"{threads} on {cores} cores",
-        f"more threads than cores wait for each other: pass --threads {cores}",
+        "threads", threads <= available, f"{threads} on {available} cores",
+        f"more threads than cores wait for each other: pass --threads {available}",
     )  # fmt: skip
     load = psutil.getloadavg()[0]
     yield Finding(
-        "load", load / cores < BUSY_LOAD, f"{load:.1f} over the last minute",
+        "load", load / available < BUSY_LOAD, f"{load:.1f} over the last minute",
         "other work holds the processor: stop it, or trust bytes and FLOPs but not times",
     )  # fmt: skip
     free = psutil.virtual_memory().available

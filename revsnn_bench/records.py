@@ -1,6 +1,4 @@
-"""Live bytes over one training step, as a record keeps them: few events, and few characters in a file.
-
-What was measured: versioned, immutable records, one per case; `None` always means not measured.
+"""What was measured: versioned, immutable records, one per case; `None` always means not measured.
 
 Every quantity has one name, ends in its unit, is stored raw, and is formatted only for display.
 """

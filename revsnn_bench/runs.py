@@ -1,9 +1,7 @@
-"""Reading a run: a finished `.json`, or the `.jsonl` journal of one that is going on or was interrupted.
+"""Runs on disk: a finished one is `<run_id>.json`; one that is going on or was interrupted is a journal.
 
-The journal: one JSON line per case, flushed, so that a killed sweep loses at most the case in flight.
-
-While a run is going on it is `<run_id>.jsonl`: the header on the first line, then a record per line. A
-finished run becomes `<run_id>.json`, and its journal disappears. `load_run` reads both.
+The journal is `<run_id>.jsonl`: the header on the first line, then a record per line, each flushed, so that a killed
+sweep loses at most the case in flight. It disappears when the run is finished. `load_run` reads both.
 """
 
 import fcntl
@@ -21,6 +19,12 @@ from pydantic import BaseModel, ValidationError
 from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader, incomparable_fields
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SAME_RUN_FIELDS = ("package", "commit", "dirty", "cpu_model")
+_HAS_JOURNAL = (
+    "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
+    "name."
+)
 
 
 class JournalError(ValueError):
@@ -35,6 +39,14 @@ class UnknownSchema(JournalError):
     """A run file was written by another version of the schema."""
 
 
+class RunInUse(JournalError):
+    """The run exists already, or another process is writing it."""
+
+
+class NotResumable(JournalError):
+    """What is to be appended was not measured under the header of this run."""
+
+
 def load_run(path: Path) -> Run:
     """Reads a run, finished (`.json`) or not (`.jsonl`; a torn last line is left out).
 
@@ -43,14 +55,14 @@ def load_run(path: Path) -> Run:
         UnknownSchema: written by a newer program; says which schema this one reads.
     """
     if path.suffix == ".jsonl":
-        return parse_journal(path)[0]
+        return _parse_journal(path)[0]
     text = path.read_text(encoding="utf-8", errors="replace")
     data = _parse_json(text, path, line=1)
     _require_schema(data.get("header"), path)
     return _validate(Run, data, str(path))
 
 
-def parse_journal(path: Path) -> tuple[Run, int]:
+def _parse_journal(path: Path) -> tuple[Run, int]:
     """The run in a journal, and how many bytes of the file are whole lines.
 
     Raises:
@@ -99,36 +111,6 @@ def _validate(model: type[_Model], data: dict[str, Any], place: str) -> _Model:
         first = error.errors(include_url=False)[0]
         field = ".".join(map(str, first["loc"])) or model.__name__
         raise DamagedFile(f"{place}: `{field}` is wrong ({first['msg']}). Restore the file.") from None
-
-
-__all__ = [
-    "DamagedFile",
-    "Journal",
-    "JournalError",
-    "NotResumable",
-    "RunInUse",
-    "UnknownSchema",
-    "load_run",
-    "new_run_id",
-    "require_new",
-]
-
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SAME_RUN_FIELDS = ("package", "commit", "dirty", "cpu_model")
-
-
-class RunInUse(JournalError):
-    """The run exists already, or another process is writing it."""
-
-
-class NotResumable(JournalError):
-    """What is to be appended was not measured under the header of this run."""
-
-
-_HAS_JOURNAL = (
-    "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
-    "name."
-)
 
 
 def require_new(run_id: str, results_dir: Path) -> None:
@@ -209,7 +191,7 @@ class Journal:
             _lock(descriptor, path)
             if not path.exists():
                 raise RunInUse(f"{path.name} was finished by another process a moment ago. Read its .json file.")
-            run, intact_bytes = parse_journal(path)
+            run, intact_bytes = _parse_journal(path)
             _require_same_conditions(path, run.header, header)
             os.ftruncate(descriptor, intact_bytes)
         except BaseException:

@@ -3,12 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import USUAL, Settings, measure
-from revsnn_bench.records import Record, Run, RunHeader
+from revsnn_bench.records import Record, Run, RunHeader, utc_now
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
 from revsnn_bench.runs import Journal, new_run_id
@@ -140,7 +139,7 @@ class BenchSession:
             return
         header = RunHeader(
             run_id=options.run_id or new_run_id(),
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            started_at=utc_now(),
             command=options.command,
             environment=self._runner.environment(),
             settings=options.settings.model_dump(mode="json"),

@@ -10,7 +10,6 @@ run without recording shapes and stacks, which nothing here needs. The profiler 
 once (0.3 s a pass).
 """
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch._C._profiler import _EventType
 from torch.autograd.profiler import profile
 
 from revsnn_bench.meters.ledger import Ledger
+from revsnn_bench.system.process import quiet_gc
 
 Result = TypeVar("Result")
 
@@ -43,19 +43,6 @@ class Timeline:
     live_bytes: int
     live_blocks: dict[int, int]
     peak_blocks: dict[int, int]
-
-
-@contextmanager
-def quiet_gc() -> Iterator[None]:
-    """Collects garbage, then keeps the collector off: it would free at moments that differ between runs."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Watch:

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
 
-from revsnn_bench.meters.allocator import is_allocation, profiled_events, quiet_gc, replay_event
+from revsnn_bench.meters.allocator import is_allocation, profiled_events, replay_event
 from revsnn_bench.meters.ledger import Ledger
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of
 from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, StorageTracker, hook_modules
 from revsnn_bench.records import MemoryTimeline
+from revsnn_bench.system.process import quiet_gc
 
 INPUT = "input"
 OUTPUT = "output"

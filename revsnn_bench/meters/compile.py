@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.timing import synchronize
 from revsnn_bench.system.process import PRELOAD
 
 CACHES = ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
@@ -50,8 +51,6 @@ def main(case: str, build: str) -> None:
 
 def _step_s(step: TrainingStep) -> float:
     """One forward and backward, made alone; on a device, until it is done with both."""
-    from revsnn_bench.meters.timing import synchronize
-
     step.prepare()
     x = step.make_input()
     start = time.perf_counter()

@@ -1,7 +1,4 @@
-"""aten operators whose count needs no formula, by name without overload: what moves data, what is pointwise
-without torch's tag saying so, what reduces. `flop_formulas` holds the rule and the operators beside it.
-
-What one operator costs: the counting rule, written down operator by operator.
+"""What one operator costs: the counting rule, written down operator by operator.
 
 The rule: 1 per output element of a pointwise operator, whatever it computes of an element (so `addcmul` and
 `sigmoid_backward` are 1; comparison and select included); 2 per multiply-accumulate; a reduction or a scan
@@ -9,6 +6,8 @@ counts its input elements; moving, making or indexing data is 0. Where one kerne
 counts what the same work written out would count over the N elements of its input. Work per channel or per
 row beside that (the square root of a variance, the last division of a mean) is left out, and so is a bias
 inside a matrix product or a convolution, where the accumulation starts. N is input elements, R reduction.
+
+Operators go by their name without overload. `MOVEMENT`, `POINTWISE` and `REDUCTIONS` name those that need no formula.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +46,7 @@ MOVEMENT = _names(
     sym_storage_offset is_same_size is_pinned
     """
 )
-"""aten operators that move, make or index data: 0. Random data is data; `bernoulli` is not (see below)."""
+"""aten operators that move, make or index data: 0. Random data is data; `bernoulli` is in `POINTWISE`."""
 
 POINTWISE = _names(
     """

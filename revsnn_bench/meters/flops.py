@@ -1,10 +1,8 @@
-"""A second opinion on the forward pass: fvcore's count of its convolutions and matrix products.
-
-Floating-point operations of one training step, counted at the dispatcher, phases apart.
+"""Floating-point operations of one training step, counted at the dispatcher, phases apart.
 
 A dispatch mode sees every operator below autograd, so composites are counted once, in the pieces that really
 run, and the code inside an autograd Function is counted like any other. An operator without a formula raises:
-a count that silently misses work would flatter whoever fuses most. The rule is in `flop_formulas`.
+a count that silently misses work would flatter whoever fuses most. The rule is in `flop_rules.py`.
 
 The phases are those that the timing meter times, with recomputation taken out of backward:
 
@@ -16,10 +14,9 @@ The phases are those that the timing meter times, with recomputation taken out o
 
 Gradient accumulation is an addition per element, first gradients excepted, which autograd only moves. What is
 launched past the dispatcher (a bare numba or triton kernel) cannot be seen: wrap it as a `torch.library`
-operator and register its formula. Under `create_graph=True` all of backward has grad mode on, and reads as
-recomputation.
-
-Tells the FLOPs meter what the fused operators of the node library compute: it cannot see inside of them.
+operator and register its formula, as `register_fused_operators` does for the node library's. Under
+`create_graph=True` all of backward has grad mode on, and reads as recomputation. fvcore's count of the convolutions
+and matrix products in forward is taken beside all this, as a cross-check.
 """
 
 import logging
@@ -286,12 +283,8 @@ def _as_flops(flops: PhaseFlops | int) -> PhaseFlops:
 def register_fused_operators() -> None:
     """Registers every fused operator; harmless where it was done before."""
     for name, operations in OPERATIONS.items():
-        register_flop_formula(name, partial(_work, operations), partial(_recompute, operations))
+        register_flop_formula(name, partial(_part, operations, "work"), partial(_part, operations, "recompute"))
 
 
-def _work(operations: Callable[..., Operations], *args: Any, **kwargs: Any) -> int:
-    return operations(*args, **kwargs).work
-
-
-def _recompute(operations: Callable[..., Operations], *args: Any, **kwargs: Any) -> int:
-    return operations(*args, **kwargs).recompute
+def _part(operations: Callable[..., Operations], part: str, *args: Any, **kwargs: Any) -> int:
+    return int(getattr(operations(*args, **kwargs), part))

@@ -1,13 +1,9 @@
-"""What autograd packs for backward, by whose storage it is.
-
-This is the view of `saved_tensors_hooks`, reported beside the allocator's and never in its place: the hooks
-do not see tensors kept as attributes of an autograd context or inside other objects, and they do count
-graphs that die early.
-
-Bytes of one training step: retained after forward, peak in forward and backward, and who says so.
+"""Bytes of one training step: retained after forward, peak in forward and backward, and what autograd packs.
 
 On CPU the profiler's timeline is the truth (`allocator.py`); on CUDA the caching allocator's statistics are.
-Each quantity is read in a pass of its own, from the same prepared state.
+Each quantity is read in a pass of its own, from the same prepared state. What `saved_tensors_hooks` see is reported
+beside the allocator's reading and never in its place: the hooks do not see tensors kept as attributes of an autograd
+context or inside other objects, and they do count graphs that die early.
 """
 
 from typing import Any
@@ -16,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from revsnn_bench.meters.allocator import quiet_gc, record_timeline
+from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes
 from revsnn_bench.records import MemoryRecord, SavedBytes
-from revsnn_bench.system.process import driver_bytes, process_peak_bytes
+from revsnn_bench.system.gpu import process_gpu_bytes
+from revsnn_bench.system.process import process_peak_bytes, quiet_gc
 
 
 def measure_saved(step: TrainingStep) -> SavedBytes:
@@ -175,7 +172,7 @@ def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:
         _forward_backward(step)
         torch.cuda.synchronize(device)
         after = torch.cuda.memory_stats(device)
-        driver = driver_bytes(torch.cuda.current_device() if device.index is None else device.index)
+        driver = process_gpu_bytes(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     step.prepare()
     requested, allocated = "requested_bytes.all", "allocated_bytes.all"
     return {

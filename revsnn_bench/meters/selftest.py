@@ -10,6 +10,8 @@ A = 4 n f, B = 4 n g and W = 4 f g bytes, when 3 B > A + W the peak is in the ba
 import torch
 from torch import Tensor, nn
 
+from revsnn_bench.meters.flops import measure_flops
+from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.step import ModuleStep
 from revsnn_bench.records import SavedBytes
 
@@ -60,6 +62,7 @@ class SelfTestStep(ModuleStep):
         expected_saved_bytes: own B, input A, output B.
         expected_peak_bytes: A + 7 B; see the table above.
         expected_peak_by_category_bytes: the same, by kind.
+        expected_peak_phase, expected_peak_module: the backward of the sigmoid.
         expected_forward_flops: 2 n f g in linear, n g each in sigmoid and relu.
         expected_backward_flops: 4 n f g in linear, n g each in sigmoid and relu; copies and fills are none.
         expected_recompute_flops: n g.
@@ -88,6 +91,7 @@ class SelfTestStep(ModuleStep):
             "retained": b,
             "temporary": 3 * b,
         }
+        self.expected_peak_phase, self.expected_peak_module = "backward", "1"
         macs, outputs = rows * features * units, rows * units
         self.expected_forward_flops = 2 * macs + 2 * outputs
         self.expected_backward_flops = 4 * macs + 2 * outputs
@@ -108,23 +112,19 @@ class SelfTestStep(ModuleStep):
         return [] if self._node.state is None else [self._node.state]
 
 
-def run_memory_selftest() -> list[tuple[str, object, object]]:
-    """Measures the self-test step.
+def run_selftest() -> list[tuple[str, object, object]]:
+    """Measures bytes and operations of the self-test step.
 
     Returns:
-        (quantity, expected, measured) for each; the meter is right when all pairs are equal.
+        (quantity, expected, measured) for each; the meters are right when all pairs are equal.
     """
-    from revsnn_bench.meters.memory import measure_memory
-
     step = SelfTestStep()
-    record = measure_memory(step)
-    names = (
-        "retained_bytes",
-        "state_bytes",
-        "output_bytes",
-        "saved_bytes",
-        "peak_bytes",
-        "peak_by_category_bytes",
-    )
-    pairs = [(name, getattr(step, f"expected_{name}"), getattr(record, name)) for name in names]
-    return [*pairs, ("peak_phase", "backward", record.peak_phase), ("peak_module", "1", record.peak_module)]
+    memory, flops = measure_memory(step), measure_flops(step)
+    measured: dict[str, object] = {
+        **{name: getattr(memory, name) for name in ("retained_bytes", "state_bytes", "output_bytes")},
+        **{name: getattr(memory, name) for name in ("saved_bytes", "peak_bytes", "peak_by_category_bytes")},
+        "peak_phase": memory.peak_phase,
+        "peak_module": memory.peak_module,
+        **{f"{phase}_flops": getattr(flops, phase).total for phase in ("forward", "backward", "recompute")},
+    }
+    return [(name, getattr(step, f"expected_{name}"), found) for name, found in measured.items()]

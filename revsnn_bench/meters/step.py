@@ -1,7 +1,4 @@
-"""One training step, cut where the meters look: the only thing that meters know of a workload.
-
-Storages as what memory is made of: two views of one storage are counted once.
-"""
+"""One training step, cut where the meters look, and the bytes of tensors by their storages."""
 
 from collections.abc import Iterable
 from typing import Protocol

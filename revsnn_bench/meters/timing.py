@@ -19,7 +19,7 @@ import torch
 
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import TimeRecord
-from revsnn_bench.system.process import CONTENDED_SHARE, RunDelay
+from revsnn_bench.system.process import CONTENDED_SHARE, RunDelay, quiet_gc
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST = 2**31 - 1  # what its int holds
@@ -90,7 +90,7 @@ def measure_time(
             "Every case needs a sample. Pass for example 5 and 50."
         )
     load_before = psutil.getloadavg()[0]
-    with _quiet_garbage_collector():
+    with _frozen_garbage():
         copy = _Copy(step)
         first = _run_round(step, reference, copy, step_first=True)
         for _ in range(max(warm_rounds, 2) - 1):
@@ -207,16 +207,13 @@ def synchronize(device: torch.device) -> None:
 
 
 @contextmanager
-def _quiet_garbage_collector() -> Iterator[None]:
+def _frozen_garbage() -> Iterator[None]:
     """No automatic collection; older objects are frozen, so that collecting between rounds is cheap."""
-    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
-    gc.collect()
-    gc.disable()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        if not frozen:
-            gc.unfreeze()
-        if enabled:
-            gc.enable()
+    with quiet_gc():
+        frozen = gc.get_freeze_count()
+        gc.freeze()
+        try:
+            yield
+        finally:
+            if not frozen:
+                gc.unfreeze()

@@ -25,6 +25,13 @@ from revsnn_bench.models.blocks import NodeMaker, ReadOut, TimeDistributed, conv
 
 CLASSES = 10
 
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
+
 
 def digits_net(make_node: NodeMaker, channels: int = 16, size: int = 8, classes: int = CLASSES) -> nn.Sequential:
     """Two conv-norm-node blocks, average pooling, linear read-out: `[T, B, 1, size, size]` to `[B, classes]`.
@@ -48,11 +55,7 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 def vgg(
-    depth: int,
-    make_node: NodeMaker,
-    shape: tuple[int, int, int] = (3, 32, 32),
-    classes: int = 10,
-    width: float = 1.0,
+    depth: int, make_node: NodeMaker, shape: Shape = (3, 32, 32), classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
     """A VGG network: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time.
 
@@ -75,7 +78,7 @@ def vgg(
     blocks: list[nn.Module] = []
     pool: nn.Module | None = None
     for convolutions, channels in zip(STAGES[depth], CHANNELS, strict=True):
-        channels_out = max(1, round(channels * width))
+        channels_out = _scaled(channels, width)
         for _ in range(convolutions):
             blocks.append(conv_block(channels_in, channels_out, make_node, pool=pool))
             channels_in, pool = channels_out, None
@@ -110,17 +113,15 @@ class Residual(nn.Module):
 
 
 def resnet19(
-    make_node: NodeMaker, shape: tuple[int, int, int] = (3, 32, 32), classes: int = 10, width: float = 1.0
+    make_node: NodeMaker, shape: Shape = (3, 32, 32), classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
     """ResNet-19: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time.
 
     Two hidden layers of the literature's classifier: 256 features with a node, then the classes.
 
     Args:
-        make_node: makes one node layer; a `Strategy` also says what blocks keep.
-        shape: channels, height and width of the input; any size from 4 up, what is left is averaged.
-        classes: number of classes.
-        width: factor of all numbers of channels.
+        make_node, classes, width: see `vgg`.
+        shape: of the input; any size from 4 up, what is left is averaged.
     """
     body, channels = _body(RESNET19, make_node, shape[0], width)
     hidden = _scaled(HIDDEN, width)
@@ -129,17 +130,13 @@ def resnet19(
 
 
 def resnet_cifar(
-    depth: int,
-    make_node: NodeMaker,
-    shape: tuple[int, int, int] = (3, 32, 32),
-    classes: int = 10,
-    width: float = 1.0,
+    depth: int, make_node: NodeMaker, shape: Shape = (3, 32, 32), classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
     """A ResNet of 6 n + 2 layers for CIFAR: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time.
 
     Args:
         depth: 20, 32 or another 6 n + 2.
-        make_node, shape, classes, width: see `resnet19`.
+        make_node, shape, classes, width: see `vgg` and `resnet19`.
     Raises:
         ValueError: a depth that is not 6 n + 2.
     """
@@ -162,10 +159,6 @@ def _body(stages: Stages, make_node: NodeMaker, channels_in: int, width: float) 
             stride = 2 if stage and not block else 1
             layers.append(Residual(channels_in, channels, make_node, stride))
     return [*layers, TimeDistributed(nn.AdaptiveAvgPool2d(1))], channels
-
-
-def _scaled(channels: int, width: float) -> int:
-    return max(1, round(channels * width))
 
 
 TAPS = 4
@@ -212,7 +205,7 @@ class LastStep(nn.Module):
 
 
 def sequence_net(
-    timesteps: int, make_node: NodeMaker, features: int, classes: int = 10, width: float = 1.0
+    timesteps: int, make_node: NodeMaker, features: int, classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
     """Classifies a sequence `[T, B, 1]` from its last step alone: `[B, classes]`.
 
@@ -225,7 +218,7 @@ def sequence_net(
         classes: number of classes.
         width: factor of the neurons per layer.
     """
-    neurons = max(1, round(features * width))
+    neurons = _scaled(features, width)
     depth = max(1, math.ceil(math.log(timesteps, TAPS) - 1e-9))
     layers: list[nn.Module] = []
     for layer, (size_in, size_out) in enumerate(pairwise([1, *[neurons] * depth])):

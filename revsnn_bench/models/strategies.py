@@ -141,18 +141,16 @@ class CheckpointConvBlock(ConvBlock):
     def _again(self) -> Iterator[None]:
         """A second run of a forward that already happened: its batch statistics go to copies, its state nowhere."""
         norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
-        statistics = [dict(norm.named_buffers()) for norm in norms]
+        statistics = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers()]
         state: Any = getattr(self.node, "v", None)
-        for norm, buffers in zip(norms, statistics, strict=True):
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer.clone())
+        for norm, name, buffer in statistics:
+            setattr(norm, name, buffer.clone())
         try:
             with record_function("recompute"):
                 yield
         finally:
-            for norm, buffers in zip(norms, statistics, strict=True):
-                for name, buffer in buffers.items():
-                    setattr(norm, name, buffer)
+            for norm, name, buffer in statistics:
+                setattr(norm, name, buffer)
             if self.node is not None:
                 self.node.v = state
 

@@ -7,6 +7,7 @@ initial weights and the same order of samples for the same seed.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ from revsnn_bench.records import AccuracyRecord
 
 WARM_UP = 0.2
 """Share of the steps in which the learning rate rises."""
+
+STATEFUL = ("model", "optimizer", "schedule")
+PROGRESS = ("epoch", "loss_by_epoch", "accuracy_by_epoch", "train_time_s")
+"""Attributes of a trainer that a checkpoint holds: with a state_dict, and plain."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,9 @@ class Trainer:
         """Everything that the next epoch depends on; for `torch.save`, and `load_state` of a trainer made alike."""
         return {
             "made_for": self._made_for(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "order": self.order.get_state(),
-            "epoch": self.epoch,
-            "loss_by_epoch": list(self.loss_by_epoch),
-            "accuracy_by_epoch": list(self.accuracy_by_epoch),
-            "train_time_s": self.train_time_s,
+            **{name: getattr(self, name).state_dict() for name in STATEFUL},
+            **{name: copy(getattr(self, name)) for name in PROGRESS},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -140,11 +140,11 @@ class Trainer:
                 f"`state` must be of the same training; got {state['made_for']}, this is {self._made_for()}. Another "
                 "network, seed or budget would not go on with it. Give the options that it began with."
             )
-        for name in ("model", "optimizer", "schedule"):
+        for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
+        for name in PROGRESS:
+            setattr(self, name, copy(state[name]))
         self.order.set_state(state["order"])
-        self.epoch, self.train_time_s = state["epoch"], state["train_time_s"]
-        self.loss_by_epoch, self.accuracy_by_epoch = list(state["loss_by_epoch"]), list(state["accuracy_by_epoch"])
 
     def _made_for(self) -> dict[str, Any]:
         return {"case": self.case.model_dump_json(), "data": self.data_name, **asdict(self.recipe)}

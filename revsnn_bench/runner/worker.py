@@ -1,7 +1,4 @@
-"""How a worker ends, in words: which status an exception or an exit code means, and why.
-
-Inside the worker: one call, in a process that is its own group, may be killed, and takes nobody along.
-"""
+"""Inside the worker: one call, in a process that may be killed without harm to others, and how it ended, in words."""
 
 import ctypes
 import faulthandler
@@ -19,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from revsnn_bench.records import SkipCase, Status
+from revsnn_bench.system.process import status_bytes
 
 _OUT_OF_MEMORY = (
     "not enough memory",
@@ -154,7 +152,7 @@ def _limit_memory(limit_bytes: int | None) -> None:
 
 def _data_bytes() -> int:
     """What RLIMIT_DATA is compared with."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmData: `memory_limit_bytes` needs Linux. Pass None.")
+    data = status_bytes("VmData")
+    if data is None:
+        raise RuntimeError("/proc/self/status has no VmData: `memory_limit_bytes` needs Linux. Pass None.")
+    return data

@@ -39,7 +39,7 @@ def fingerprint() -> Environment:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu_model=_cpu_model(),
-        cores=_cores(),
+        cores=cores(),
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
         package=_version("revsnn-bench") or "not installed",
@@ -90,7 +90,7 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, which a container or `taskset` can make fewer than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

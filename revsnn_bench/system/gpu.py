@@ -20,8 +20,8 @@ _THROTTLE_REASONS = {
 
 
 @contextmanager
-def _first_visible_gpu() -> Iterator[Any]:
-    """Yields the NVML handle of what CUDA calls device 0, or None.
+def _visible_gpu(uuid: str | None = None) -> Iterator[Any]:
+    """Yields the NVML handle of a GPU, by default of what CUDA calls device 0; None where there is none.
 
     Numbers count in the order of the bus, which is also CUDA's where `CUDA_DEVICE_ORDER=PCI_BUS_ID`: the
     runner sets this for its workers.
@@ -32,7 +32,7 @@ def _first_visible_gpu() -> Iterator[Any]:
         yield None
         return
     try:
-        yield _find(os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+        yield _find(uuid or os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
     finally:
         pynvml.nvmlShutdown()
 
@@ -49,13 +49,13 @@ def _find(visible: str) -> Any:
 
 def driver_version() -> str | None:
     """Version of the NVIDIA driver, such as `570.86.15`."""
-    with _first_visible_gpu() as handle:
+    with _visible_gpu() as handle:
         return None if handle is None else str(pynvml.nvmlSystemGetDriverVersion())
 
 
 def gpu_name() -> str | None:
     """Name of the first visible GPU, such as `NVIDIA H200`."""
-    with _first_visible_gpu() as handle:
+    with _visible_gpu() as handle:
         return None if handle is None else str(pynvml.nvmlDeviceGetName(handle))
 
 
@@ -67,7 +67,7 @@ def gpu_reading() -> dict[str, Any] | None:
         and `throttle_reasons` (a list, empty at full clocks); a quantity that this GPU does not report is
         absent.
     """
-    with _first_visible_gpu() as gpu:
+    with _visible_gpu() as gpu:
         if gpu is None:
             return None
         readers: dict[str, Callable[[], Any]] = {
@@ -90,20 +90,20 @@ def _reasons(bits: int) -> list[str]:
     return sorted(name for name, bit in _THROTTLE_REASONS.items() if bits & bit)
 
 
-def process_gpu_bytes(pid: int | None = None) -> int | None:
-    """Memory that the driver holds for a process on the first visible GPU: context, allocator and libraries.
+def process_gpu_bytes(uuid: str) -> int | None:
+    """Memory that the driver holds for this process on one GPU: context, cached blocks and libraries.
+
+    The caching allocator never gives blocks back by itself, so read after a step this is its high-water mark.
 
     Args:
-        pid: the process; None means this one.
+        uuid: of the GPU, such as `GPU-5a8e...`.
     Returns:
         Bytes; None also where the driver does not tell, such as inside a container with its own process ids.
     """
-    pid = os.getpid() if pid is None else pid
-    with _first_visible_gpu() as handle:
-        if handle is None:
-            return None
-        with suppress(pynvml.NVMLError):
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                if process.pid == pid and process.usedGpuMemory is not None:
-                    return int(process.usedGpuMemory)
+    with _visible_gpu(uuid) as handle:
+        if handle is not None:
+            with suppress(pynvml.NVMLError):
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                    if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                        return int(process.usedGpuMemory)
         return None

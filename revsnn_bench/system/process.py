@@ -1,38 +1,42 @@
-"""Did other work hold the processor meanwhile? The signal by which timing rounds are rejected.
+"""This process as the operating system sees it: was it kept from running, and how much memory did it take?
 
-The signal is the run delay: how long our threads were ready to run and did not, because something else was on
-their core. Linux counts it per thread in /proc/self/task/*/schedstat. It is zero for sleeping and for waiting
-on a lock or a device, so it needs no model of what the work should have cost. Measured with an eager LIF on
-2 threads of 2 cores, as a share of wall time, rounds of 0.7 to 5 ms: alone at most 0.009, with a neighbour that
-is always busy 0.55 to 1.02 (and 20 to 80 times slower), with one busy for 30 ms in every 100 ms, 0.000 where
-it slept and 0.83 to 0.85 where it did not. Nothing lies between, so the limit of 0.05 is not delicate.
+By the run delay timing rounds are rejected: how long our threads were ready to run and did not, because something else
+was on their core. Linux counts it per thread in /proc/self/task/*/schedstat. It is zero for sleeping and for waiting on
+a lock or a device, so it needs no model of what the work should have cost. Measured with an eager LIF on 2 threads of 2
+cores, as a share of wall time, rounds of 0.7 to 5 ms: alone at most 0.009, with a neighbour that is always busy 0.55 to
+1.02 (and 20 to 80 times slower), with one busy for 30 ms in every 100 ms, 0.000 where it slept and 0.83 to 0.85 where
+it did not. Nothing lies between, so the limit of 0.05 is not delicate. What does not separate: involuntary context
+switches (0 to 2 in contended rounds, 0 or 1 in quiet ones), processor time over wall time (1.0 to 2.8 in quiet rounds,
+1.0 to 1.3 in contended ones), and the load average, which lags by a minute. Time that a hypervisor takes away from the
+whole machine is no run delay; /proc/stat has it as steal, in ticks of 10 ms; its average over the cores is added.
+Threads of our own that outnumber the cores delay each other and read as contention too. Off Linux there is no signal
+and nothing is rejected.
 
-What was tried and does not separate: involuntary context switches (0 to 2 in contended rounds of 16 ms, 0 or 1
-in quiet ones of 5 ms), processor time over wall time (1.0 to 2.8 in quiet rounds, as the work has serial parts,
-1.0 to 1.3 in contended ones), and the load average, which lags by a minute.
-
-Time that a hypervisor takes away from the whole machine is no run delay; /proc/stat has it as steal, where the
-hypervisor tells, in ticks of 10 ms; its average over the cores is added. Threads of our own that outnumber the
-cores delay each other and read as contention too. Off Linux there is no signal and nothing is rejected.
-
-What the operating system or the driver says of this process: the check from outside torch.
-
-Tensor bytes and resident memory agree only if the C library maps each tensor on its own and gives it back
-when it is freed: start Python with `MALLOC_MMAP_THRESHOLD_=1048576`. Otherwise the heap's left-overs are
-counted too.
+Tensor bytes and resident memory agree only if the C library maps each tensor on its own and gives it back when it is
+freed: start Python with `MALLOC_MMAP_THRESHOLD_=1048576`. Otherwise what is left on the heap is counted too.
 """
 
 import ctypes
+import gc
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-PRELOAD = ("torch", "torch._dynamo", "torch.distributed.fsdp", "revsnn_bench.measuring")
-"""What every worker needs. torch imports the second and the third at the first backward, which takes 0.8 s."""
+PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "revsnn_bench.measuring",
+    *(f"revsnn_bench.meters.{name}" for name in ("compile", "fidelity", "flops", "memory", "timing")),
+    *(f"revsnn_bench.models.{name}" for name in ("reference", "training", "workloads")),
+)
+"""What every worker needs, imported once, before workers are forked: what a case imports by itself would count against
+its memory limit. torch imports the second and the third at the first backward, which takes 0.8 s."""
 
 CONTENDED_SHARE = 0.05
 """A round is contended when our threads waited for a core longer than this share of its wall time."""
@@ -73,6 +77,19 @@ def _steal_s() -> float:
     return float(getattr(psutil.cpu_times(), "steal", 0.0)) / (psutil.cpu_count() or 1)
 
 
+@contextmanager
+def quiet_gc() -> Iterator[None]:
+    """Collects garbage, then keeps the collector off: it would free at moments that differ between runs."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set size
 
 
@@ -90,36 +107,10 @@ def process_peak_bytes(work: Callable[[], object]) -> int | None:
         Path("/proc/self/clear_refs").write_text(_RESET_HIGH_WATER, encoding="ascii")
     except OSError:
         return None
-    before = _status_bytes("VmHWM")
+    before = status_bytes("VmHWM")
     work()
-    after = _status_bytes("VmHWM")
+    after = status_bytes("VmHWM")
     return None if before is None or after is None else after - before
-
-
-def driver_bytes(device_index: int) -> int | None:
-    """What the NVIDIA driver counts for this process on one device, context and cached blocks included.
-
-    The caching allocator never gives blocks back by itself, so read after a step this is its high-water mark.
-
-    Returns:
-        Bytes; None without NVML or where the driver does not tell.
-    """
-    import pynvml
-    import torch
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        uuid = f"GPU-{torch.cuda.get_device_properties(device_index).uuid}"
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-        used = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
-    return int(used[0]) if used and used[0] is not None else None
 
 
 def _return_free_heap() -> None:
@@ -129,6 +120,7 @@ def _return_free_heap() -> None:
         trim(ctypes.c_size_t(0))
 
 
-def _status_bytes(field: str) -> int | None:
+def status_bytes(field: str) -> int | None:
+    """A field of /proc/self/status, such as `VmHWM`; None where it has no such field."""
     match = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
     return int(match[1]) * 1024 if match else None

@@ -174,7 +174,7 @@ def test_conditions_hold_both_readings() -> None:
 def test_hidden_gpu_is_none_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no GPU is visible, with a driver or without one, every reading is None and nothing raises."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    readings = (gpu.driver_version(), gpu.gpu_name(), gpu.gpu_reading(), gpu.process_gpu_bytes())
+    readings = (gpu.driver_version(), gpu.gpu_name(), gpu.gpu_reading(), gpu.process_gpu_bytes("GPU-0"))
     assert readings == (None, None, None, None)
     assert fingerprint().gpu is None
 

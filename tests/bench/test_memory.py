@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.memory import measure_memory, peak_bytes, retained_bytes
-from revsnn_bench.meters.selftest import SelfTestStep, run_memory_selftest
+from revsnn_bench.meters.selftest import SelfTestStep, run_selftest
 from revsnn_bench.meters.step import ModuleStep
 
 ROWS, FEATURES = 6, 50
@@ -61,9 +61,9 @@ def _step(model: nn.Module, *shape: int) -> ModuleStep:
 
 
 def test_selftest_is_exact() -> None:
-    """The meter returns the closed form of every quantity of the self-test step."""
-    pairs = run_memory_selftest()
-    assert len(pairs) == 8
+    """The meters return the closed form of every quantity of the self-test step."""
+    pairs = run_selftest()
+    assert len(pairs) == 11
     for name, expected, measured in pairs:
         assert measured == expected, name
 

@@ -9,8 +9,8 @@ and by name whichever it lists of the numbers, sizes and constants that `_kernel
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from revsnn_nodes.kernels.layout import Numbers, grouped
-from revsnn_nodes.kernels.ops import backward_results, forward_results
+from revsnn_nodes.kernels.ops import OPERATORS
 from revsnn_nodes.kernels.triton import carrier, coupled, lif
 from revsnn_nodes.kernels.triton.equations import Mode
 
@@ -38,10 +38,11 @@ MOST_ROWS = 16
 
 def launch(name: str, *arguments: Any) -> tuple[Tensor, ...]:
     """Runs one operator on its arguments; its results, by its schema."""
-    results = (forward_results if name.endswith("forward") else backward_results)(name, *arguments)
+    call = OPERATORS[name].call(*arguments)
+    results = OPERATORS[name].results(call)
     if results[0].numel():
         with torch.cuda.device(results[0].device) if results[0].is_cuda else nullcontext():
-            _run(KERNELS[name], _kernel_arguments(name, arguments, results))
+            _run(KERNELS[name], _kernel_arguments(KERNELS[name].arg_names, vars(call), results))
     return results
 
 
@@ -60,37 +61,33 @@ def _run(kernel: Any, given: dict[str, Any]) -> None:
     kernel[grid](enable_fp_fusion=False, **given)
 
 
-def _kernel_arguments(name: str, arguments: tuple[Any, ...], results: tuple[Tensor, ...]) -> dict[str, Any]:
-    """All that the operator's kernel takes but BLOCK and STAGES, by name; None for an absent or empty tensor."""
-    given = dict(zip(_argument_names(name), arguments, strict=True))
-    sequence, p = arguments[0], Numbers(*given["p"])
-    inputs = arguments[: list(given).index("p")]  # every schema has its tensors first
+def _kernel_arguments(names: Sequence[str], call: dict[str, Any], results: tuple[Tensor, ...]) -> dict[str, Any]:
+    """All that a kernel with arguments `names` takes but BLOCK and STAGES; None for an absent or empty tensor.
+
+    Args:
+        names: first those of the operator's tensors and results.
+        call: the operator's arguments by name; in every schema the tensors come before `p`.
+        results: tensors to write.
+    """
+    inputs = list(call.values())[: list(call).index("p")]
+    sequence, p = inputs[0], Numbers(*call["p"])
     tensors = [each.contiguous() if each is not None and each.numel() else None for each in (*inputs, *results)]
 
-    steps, groups = sequence.shape[0], given.get("groups", 1)
-    every = min(given.get("every", steps), steps)
+    steps, groups = sequence.shape[0], call.get("groups", 1)
+    every = min(call.get("every", steps), steps)
     pieces, rows = pieces_of(every, MOST_ROWS // groups)
     exact = math.frexp(p.tau)[0] == 0.5
-    switches = {**given, "exact": exact}
+    switches = {**call, "exact": exact}
     named = {
         **p._asdict(),
         "tau": 1 / p.tau if exact else p.tau,
         "steps": steps,
         "every": every,
         "columns": sequence[0].numel() // groups,
-        "inner": grouped(sequence.shape[1:], groups, given["group_dim"])[2] if "group_dim" in given else 1,
+        "inner": grouped(sequence.shape[1:], groups, call["group_dim"])[2] if "group_dim" in call else 1,
         "mode": Mode(*(tl.constexpr(switches.get(field, 0)) for field in Mode._fields)),
         "GROUPS": groups,
         "ROWS": rows,
         "EVEN": pieces * rows == every and steps % every == 0,
     }
-    kernel_names = KERNELS[name].arg_names
-    return {
-        **dict(zip(kernel_names, tensors, strict=False)),
-        **{each: named[each] for each in kernel_names if each in named},
-    }
-
-
-@cache
-def _argument_names(name: str) -> tuple[str, ...]:
-    return tuple(argument.name for argument in getattr(torch.ops.revsnn, name).default._schema.arguments)
+    return {**dict(zip(names, tensors, strict=False)), **{name: named[name] for name in names if name in named}}
