@@ -1,8 +1,8 @@
 """Runs with the bytes, operations and errors that the closed forms of the nodes predict."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,9 @@ from revsnn_bench.records import (
     Status,
     TimeRecord,
 )
+
+if TYPE_CHECKING:
+    from revsnn_bench.runner import Runner
 
 _OPERATIONS = {  # forward, backward and recomputation, per element and step
     "lif": (6, 9, 0),
@@ -120,6 +123,16 @@ def _record(case: Case | None = None, /, status: Status | str | None = None, **c
         parts["reason"] = f"ended as {status.value}"
     parts |= changes
     return Record(case=case, status=status, started_at="2026-01-01T00:00:00Z", duration_s=1.0, **parts)
+
+
+@pytest.fixture(scope="session")
+def runner() -> "Iterator[Runner]":
+    """Runs cases in fresh processes of one thread; its server, which imports torch, starts once for all tests."""
+    from revsnn_bench.measuring import measure
+    from revsnn_bench.runner import Runner
+
+    with Runner(measure, timeout_s=120, threads=1) as runner:
+        yield runner
 
 
 @pytest.fixture(autouse=True)

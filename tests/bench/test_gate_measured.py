@@ -14,27 +14,25 @@ from typer.testing import CliRunner
 from revsnn_bench.case import Case
 from revsnn_bench.cli.gate import gate_command
 from revsnn_bench.gate import ExitCode, formats, gate
-from revsnn_bench.measuring import Settings, measure
+from revsnn_bench.measuring import Settings
 from revsnn_bench.records import Run, RunHeader
-from revsnn_bench.runner import Runner
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "gated_project"
 RESET = "v = torch.sub(v, spike, alpha=self.v_threshold)"
 
 
-def test_two_measured_runs_agree_to_the_byte():
+def test_two_measured_runs_agree_to_the_byte(runner):
     """Measured twice in fresh processes, nothing differs; a baseline of one byte less is a regression."""
     cases = [Case(node=node, timesteps=4, batch=2, shape=(16,)) for node in ("lif", "revlif")]
     settings = Settings(passes=("memory", "flops", "fidelity"))
-    with Runner(measure, timeout_s=120, threads=1) as runner:
-        first, second = ([runner.run(case, settings) for case in cases] for _ in range(2))
-        header = RunHeader(
-            run_id="first",
-            started_at="2026-01-01T00:00:00Z",
-            command=(),
-            environment=runner.environment(),
-            settings=settings.model_dump(),
-        )
+    first, second = ([runner.run(case, settings) for case in cases] for _ in range(2))
+    header = RunHeader(
+        run_id="first",
+        started_at="2026-01-01T00:00:00Z",
+        command=(),
+        environment=runner.environment(),
+        settings=settings.model_dump(),
+    )
     baseline, run = Run(header=header, records=first), Run(header=header, records=second)
     verdict = gate(run, baseline)
     assert verdict.exit_code is ExitCode.PASS

@@ -11,7 +11,7 @@ from torch.profiler import profile
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import PhaseFlops, Status
-from revsnn_bench.runner import Runner, SkipCase
+from revsnn_bench.runner import SkipCase
 
 T, B, N = 5, 2, 16
 STEP = B * N
@@ -226,11 +226,10 @@ def test_times_come_with_a_copy_and_the_first_step():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 @pytest.mark.parametrize("keep_freed", [False, True])
-def test_the_record_says_whether_freed_memory_was_kept(keep_freed):
+def test_the_record_says_whether_freed_memory_was_kept(runner, keep_freed):
     """In a worker of its own, whose allocator may be set."""
     settings = Settings(passes=("time",), keep_freed=keep_freed, min_rounds=2, max_rounds=2)
-    with Runner(measure, timeout_s=120, threads=1) as runner:
-        times = runner.run(case("lif-carrier"), settings).time
+    times = runner.run(case("lif-carrier"), settings).time
     assert times.freed_memory_kept is keep_freed
     assert len(times.forward_time_s) == 2
 

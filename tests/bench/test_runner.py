@@ -150,16 +150,21 @@ def test_endless_output_is_cut_to_its_end(run: Callable[..., Record]) -> None:
 
 
 @pytest.mark.timing
-def test_overhead_is_below_a_third_of_a_second(run: Callable[..., Record]) -> None:
-    """A case that does nothing costs less than 0.3 s once the server is up."""
-    run("succeed")
-    samples = []
-    for _ in range(9):
+def test_overhead_is_far_below_that_of_a_new_interpreter(run: Callable[..., Record]) -> None:
+    """Once the server is up, a case that does nothing takes less than a quarter of starting Python with torch."""
+
+    def seconds(act: Callable[[], object]) -> float:
         start = time.perf_counter()
-        run("succeed")
-        samples.append(time.perf_counter() - start)
-    print(f"overhead per case: median {statistics.median(samples):.4f} s")
-    assert statistics.median(samples) <= 0.3
+        act()
+        return time.perf_counter() - start
+
+    def start_python() -> object:
+        return subprocess.run([sys.executable, "-c", "import torch"], check=True)
+
+    run("succeed")
+    rounds = [(seconds(lambda: run("succeed")), seconds(start_python)) for _ in range(3)]
+    case_s, python_s = (statistics.median(times) for times in zip(*rounds, strict=True))
+    assert case_s < python_s / 4
 
 
 def test_timeout_says_where_and_kills_the_children(measures: ModuleType, tmp_path: Path) -> None:
