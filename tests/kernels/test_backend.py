@@ -236,16 +236,6 @@ def test_error_in_a_kernel_reaches_the_caller():
         threads.run_columns(broken, (), 1 << 20, 4096, 1 << 20)
 
 
-def test_compiled_kernels_are_cached_by_all_their_sources():
-    """Else numba would reuse a kernel after a change of what it calls, or compile it anew in every process."""
-    from revsnn_nodes.kernels.cpu import carrier as cpu_carrier
-    from revsnn_nodes.kernels.cpu import coupled as cpu_coupled_backward
-    from revsnn_nodes.kernels.cpu import machine as jit
-
-    for kernel in (cpu_carrier.carrier_backward, cpu_coupled_backward.anchored_backward):
-        assert kernel._cache._cache_file._source_stamp == jit._SOURCES
-
-
 def test_import_loads_no_compiler():
     """numba is loaded by the first fused call, not by the import of the nodes."""
     code = "import sys, revsnn_nodes; sys.exit('numba' in sys.modules)"
