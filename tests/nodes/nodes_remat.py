@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from nodes_cases import foreign_import_is_silent
-from revsnn_nodes import StandardLIF, remat
+from revsnn_nodes import StandardLIF, remat, surrogate
 from torch import Tensor, nn
 
 STEPS, BATCH = 3, 2
@@ -134,8 +134,7 @@ def with_our_neurons(net: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, neuron.LIFNode):
                 same = {key: getattr(child, key) for key in ("decay_input", "v_threshold", "v_reset", "detach_reset")}
-                surrogate = child.surrogate_function
-                setattr(
-                    module, name, StandardLIF(float(child.tau), surrogate_function=surrogate, step_mode="m", **same)
-                )
+                theirs = child.surrogate_function
+                spike = getattr(surrogate, type(theirs).__name__)(theirs.alpha)
+                setattr(module, name, StandardLIF(float(child.tau), surrogate_function=spike, step_mode="m", **same))
     return net
