@@ -271,12 +271,5 @@ for _name, _operator in OPERATORS.items():
     _define(_name, _operator)
 
 
-def new_results(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """The empty results of one call of an operator."""
-    return OPERATORS[name].results(OPERATORS[name].call(*arguments))
-
-
-forward_results = backward_results = new_results
-
 OPERATIONS: dict[str, Callable[..., Operations]] = {f"revsnn::{name}": each.count for name, each in OPERATORS.items()}
 """Operations of a call by the operator's qualified name; called with the operator's arguments."""
