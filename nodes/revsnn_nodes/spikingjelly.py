@@ -4,8 +4,8 @@
     print(swap_neurons(model))          # LIFNode -> ours: same parameters, surrogate, state; says what it left and why
 
 The classes here are both a node of this package and a `MemoryModule` of SpikingJelly, so that `reset_net`,
-`detach_net`, `set_step_mode`, `named_memories`, monitors, their checkpointing and `memopt` treat them as their own.
-Import this module only where SpikingJelly is installed (2.0 and 0.0.0.0.14 are tested).
+`detach_net`, `set_step_mode`, `named_memories` and `memopt` (levels 0 and 1) treat them as their own.
+Import this module only where SpikingJelly is installed; it was written for, and tested with, version 2.0.
 """
 
 from collections.abc import Callable
@@ -125,8 +125,8 @@ class Swapped:
 def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
     """Exchanges SpikingJelly's LIF neurons in a model, in place, for nodes of this package, or those back.
 
-    Parameters, surrogate, step mode, training mode, backend-independent state and forward hooks' places are kept; a
-    neuron used in several places stays one neuron.
+    Parameters, surrogate, step mode, training mode and membrane are kept; a neuron used in several places stays one. A
+    neuron with hooks is left, since what they expect is not known.
 
     Args:
         model: any module; its `LIFNode`s are exchanged wherever they are.

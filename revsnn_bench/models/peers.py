@@ -47,6 +47,7 @@ class _CompiledLIF(nn.Module):
 
         node = LIFNode(step_mode="s", **options)
         self.v: torch.Tensor | float = 0.0
+        self._options = options
 
         def run(x_seq: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             node.v = v
@@ -66,6 +67,10 @@ class _CompiledLIF(nn.Module):
     def reset(self) -> None:
         """Forgets the membrane."""
         self.v = 0.0
+
+    def reference(self) -> nn.Module:
+        """Our LIF by plain autograd: the same function of the same options."""
+        return StandardLIF(**self._options, step_mode="m", backend="torch")
 
 
 PEERS: dict[str, Callable[..., nn.Module]] = {

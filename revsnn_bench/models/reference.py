@@ -55,11 +55,12 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     `reference()`, which returns a fresh module of the same function and parameters; its own copy never stands for it.
 
     Returns:
-        The reference; None where a neuron of the model names none.
+        The reference; None where a neuron of the model names none, or where nothing in it is known for a neuron.
     """
     if is_neuron(model):
         return _reference_of_neuron(model)
-    if any(_reference_of_neuron(module) is None for module in model.modules() if is_neuron(module)):
+    neurons = [module for module in model.modules() if is_neuron(module)]
+    if not neurons or any(_reference_of_neuron(module) is None for module in neurons):
         return None
     reference = copy.deepcopy(model)
     if isinstance(reference, ConvBlock):

@@ -125,6 +125,21 @@ def test_no_node_is_its_own_reference(verdict_on):
     assert (record.status, record.fidelity.judged_by) == (Status.WRONG, "differences")
 
 
+def test_a_node_without_a_membrane_is_not_its_own_reference(verdict_on):
+    """A foreign module that carries no state is judged by differences too; its copy never stands for it."""
+
+    class Stateless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.surrogate_function = surrogate.Sigmoid()
+
+        def forward(self, x_seq):
+            return self.surrogate_function(planted_faults.twisted(x_seq, lambda g: 3 * g) - 1.0)
+
+    record = verdict_on(Stateless)
+    assert (record.status, record.fidelity.judged_by) == (Status.WRONG, "differences")
+
+
 def test_a_node_may_name_its_reference(verdict_on):
     """Where it does, output and gradient are held against that."""
 
