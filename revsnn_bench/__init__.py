@@ -1,22 +1,29 @@
 """Which way of training a spiking network fits your memory, what it costs, and is its gradient right?
 
-The Python API is two names: describe what to measure with a `Case`, and `measure` it.
+Describe what to measure with a `Case`, and `measure` it; `find_leaks` looks for what grows in your own training loop.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
 
 if TYPE_CHECKING:
     from revsnn_bench.measuring import Settings, measure
+    from revsnn_bench.meters.leaks import Leaks, find_leaks
 
-__all__ = ["Case", "Settings", "measure"]
+__all__ = ["Case", "Leaks", "Settings", "find_leaks", "measure"]
+
+_WITH_TORCH = {
+    "Settings": "revsnn_bench.measuring",
+    "measure": "revsnn_bench.measuring",
+    "Leaks": "revsnn_bench.meters.leaks",
+    "find_leaks": "revsnn_bench.meters.leaks",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Reports and the command line's help need no torch: what measures is imported when it is asked for.
-    if name in ("Settings", "measure"):
-        import revsnn_bench.measuring as module
-
-        return getattr(module, name)
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

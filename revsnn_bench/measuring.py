@@ -71,7 +71,9 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         case: what to measure.
         settings: how; see `Settings`.
     Returns:
-        A record with status `ok`, or `wrong` where output or gradient disagree with the reference.
+        A record with status `ok`; `wrong` where output or gradient disagree with the reference; `unverified` where
+        nothing can judge the gradient, where memory grows with every step, or where the process holds much more
+        memory than the tensors that were counted.
     Raises:
         SkipCase: the case cannot run on this machine.
         ValueError: the case names a node, a workload or options that do not exist or do not fit.
@@ -95,6 +97,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
+    if status is Status.OK and (reason := _unseen(parts.get("memory"))):
+        status = Status.UNVERIFIED
     return Record(
         case=case,
         status=status,
@@ -117,7 +121,11 @@ def _memory(case: Case, settings: Settings) -> MemoryRecord:
     from revsnn_bench.meters.memory import measure_memory
     from revsnn_bench.models.workloads import build
 
-    return measure_memory(build(case))
+    def rehearse() -> None:
+        step = build(case)
+        step.backward(step.forward())
+
+    return measure_memory(build(case), rehearse)
 
 
 def _flops(case: Case, settings: Settings) -> FlopsRecord:
@@ -207,3 +215,26 @@ def _disagreement(fidelity: FidelityRecord) -> str:
         f"{name} {error:.2g}" for name, error in errors.items() if error is not None and not error <= fidelity.tolerance
     ]
     return f"{', '.join(beyond)}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""
+
+
+LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05
+"""Memory outside of tensors below both of these, the second as a share of the peak, passes for the graph's own objects
+and for what Python and the C library need."""
+
+
+def _unseen(memory: MemoryRecord | None) -> str:
+    """Why the bytes of a record cannot be believed; "" where they can."""
+    if memory is not None and memory.growth_bytes:
+        where = "" if memory.growth_module is None else f", in module {memory.growth_module!r}"
+        return f"it holds {memory.growth_bytes:,} B more after every step{where}"
+    if memory is None or memory.untracked_bytes is None:
+        return ""
+    beyond = memory.untracked_bytes
+    least = max(LEAST_SEEN_BYTES, LEAST_SEEN_SHARE * memory.peak_bytes)
+    found = {
+        "holds {} that are no tensors after forward": beyond.held,
+        "writes {} in forward": beyond.written,
+        "keeps {} that are no tensors from its first step on": beyond.lasting,
+    }
+    parts = [text.format(f"{size:,} B") for text, size in found.items() if size > least]
+    return f"its memory was not all counted: it {' and '.join(parts)}" if parts else ""

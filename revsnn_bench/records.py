@@ -93,12 +93,26 @@ class SavedBytes(_Frozen):
     output: int
 
 
+class UntrackedBytes(_Frozen):
+    """Host memory beyond tensors, by the C library and the kernel; never exact, and part of no other quantity.
+
+    Fields:
+        held: after forward, beyond live tensors.
+        written: passed to `write` in forward.
+        lasting: by which the first step made the process grow for good.
+    """
+
+    held: int
+    written: int
+    lasting: int
+
+
 class MemoryRecord(_Frozen):
     """Bytes of one training step; on CPU from the profiler's timeline, exact to the byte.
 
     Fields:
         retained_bytes: alive after forward only because of the model (input dropped; output, parameters
-            and carried state not counted).
+            and carried state not counted), read while the state is carried, as in a training loop.
         state_bytes: neuron state carried to the next call until `reset()`.
         output_bytes: the output itself.
         saved_bytes: what autograd packed, by whose storage it is.
@@ -107,6 +121,11 @@ class MemoryRecord(_Frozen):
         peak_phase, peak_module: where the peak occurred.
         retained_by_module_bytes: the retained bytes by the module that made them; sums to `retained_bytes` exactly.
         timeline: live bytes over the step; its highest sum is `peak_bytes`, less what is `unattributed` there.
+        lasting_bytes: tensors that the first step made and never freed; part of retained and peak bytes.
+        growth_bytes: by which tensors grow with every step, though state and gradients are dropped after it.
+        growth_module: the module that holds most of the growth, "" for the root; None where nothing grows, or where no
+            module holds it.
+        untracked_bytes: memory that is no tensor; None where the system does not say.
         process_peak_bytes: what the operating system says: growth of the high-water mark in the step.
         device_peak_bytes, device_reserved_bytes: what the device allocator says; None on CPU.
         driver_peak_bytes: NVML per-process memory on NVIDIA; None elsewhere.
@@ -122,6 +141,10 @@ class MemoryRecord(_Frozen):
     peak_module: str
     retained_by_module_bytes: dict[str, int] | None = None
     timeline: MemoryTimeline | None = None
+    lasting_bytes: int = 0
+    growth_bytes: int = 0
+    growth_module: str | None = None
+    untracked_bytes: UntrackedBytes | None = None
     process_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     device_reserved_bytes: int | None = None

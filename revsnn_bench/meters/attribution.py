@@ -152,10 +152,12 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
     notes = _TrackerNotes(step)
     with notes.watching(step):
         output = step.forward()
-        step.reset_state()
         alive, kept_for_output = notes.tracker.live(), notes.tracker.serial(output)
+        states = {notes.tracker.serial(tensor) for tensor in step.state_tensors()}
+        step.reset_state()
+        carried = states - notes.tracker.live()
     sizes: dict[str, int] = {}
-    for serial in sorted(alive):
+    for serial in sorted(alive - carried):
         block = notes.tracker.blocks[serial]
         nbytes = block.nbytes - (own_bytes(output) if serial == kept_for_output else 0)
         module = INPUT if notes.parts.get(serial) == INPUT else block.module

@@ -6,6 +6,7 @@ beside the allocator's reading and never in its place: the hooks do not see tens
 context or inside other objects, and they do count graphs that die early.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes
+from revsnn_bench.meters.untracked import first_step, growth, measure_untracked
 from revsnn_bench.records import MemoryRecord, SavedBytes
 from revsnn_bench.system.gpu import process_gpu_bytes
 from revsnn_bench.system.process import process_peak_bytes, quiet_gc
@@ -31,7 +33,8 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
 
     def pack(tensor: Tensor) -> Tensor:
         _note(packed, tensor)
-        return tensor
+        # The tensor itself would hold the graph that holds it: a cycle that is never freed.
+        return tensor.detach()
 
     def unpack(tensor: Tensor) -> Tensor:
         return tensor
@@ -70,12 +73,16 @@ def _note(packed: dict[int, tuple[StorageWeakRef, int]], tensor: Tensor) -> None
         packed[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
 
 
-def measure_memory(step: TrainingStep) -> MemoryRecord:
+def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: None) -> MemoryRecord:
     """Measures one training step; the step is left prepared, with every gradient cleared.
 
-    The first forward and backward are not measured: buffers, caches and thread pools that are made once
-    belong to the process. The process's high-water mark comes next, before any profiler fills the heap.
+    The first forward and backward are not measured: caches and thread pools that are made once belong to the process.
+    Tensors that they leave for good count as retained, in every category the `lasting` ones. The process's high-water
+    mark comes next, before any profiler fills the heap.
 
+    Args:
+        step: built, and not run yet.
+        rehearse: runs an equal step, of another model, so that what is loaded and compiled once counts for nobody.
     Returns:
         The record. Its categories sum to `peak_bytes`, its modules to `retained_bytes`; on CUDA, where both come from a
         dispatch mode, the entry `unattributed` is what that does not see. Host readings repeat to the byte, except
@@ -89,7 +96,7 @@ def measure_memory(step: TrainingStep) -> MemoryRecord:
             f"`step.source` must be on cpu or cuda; got {device}. No exact allocator reading is known for "
             "other devices. Move the case to one of these."
         )
-    _full_pass(step)
+    first = first_step(step, rehearse)
     fields = _measure_host(step) if device.type == "cpu" else _measure_cuda(step, device)
     saved = measure_saved(step)
     attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
@@ -99,8 +106,18 @@ def measure_memory(step: TrainingStep) -> MemoryRecord:
     modules = retained_by_module(step)
     if unseen := fields["retained_bytes"] - sum(modules.values()):
         modules["unattributed"] = unseen
+    growth_bytes, growth_module = growth(step, first)
+    lasting, after_forward, untracked = measure_untracked(step, first)
+    if lasting:
+        fields |= {"peak_bytes": fields["peak_bytes"] + lasting}
+        fields |= {"retained_bytes": fields["retained_bytes"] + after_forward}
+        categories["lasting"], modules["lasting"] = lasting, after_forward
     return MemoryRecord(
         **fields,
+        lasting_bytes=lasting,
+        growth_bytes=growth_bytes,
+        growth_module=growth_module,
+        untracked_bytes=untracked if device.type == "cpu" else None,
         saved_bytes=saved,
         peak_by_category_bytes=categories,
         peak_phase=attribution.peak_phase,
@@ -121,23 +138,29 @@ def peak_bytes(step: TrainingStep) -> int:
 def retained_bytes(step: TrainingStep) -> tuple[int, int, int]:
     """(retained, state, output) bytes of host tensors after one forward pass, exact.
 
-    An output that is a view is charged its own elements; the rest of its storage is retained memory.
+    Read while the state is carried, as in a training loop that resets after backward: what `reset()` would drop is
+    retained, unless it is the state itself. An output that is a view is charged its own elements; the rest of its
+    storage is retained memory.
     """
-
-    def forward() -> tuple[Tensor, int]:
-        output = step.forward()
-        state = unique_bytes(step.state_tensors())
-        step.reset_state()
-        return output, state
-
     step.prepare()
-    (output, state), timeline = record_timeline(forward)
+    output, timeline = record_timeline(step.forward)
+    state = unique_bytes(step.state_tensors())
+    carried = sum(nbytes for pointer, nbytes in dropped_state(step) if pointer in timeline.live_blocks)
     made_here = storage_of(output).data_ptr() in timeline.live_blocks
-    retained = timeline.live_bytes - (own_bytes(output) if made_here else 0)
+    retained = timeline.live_bytes - carried - (own_bytes(output) if made_here else 0)
     sizes = (retained, state, own_bytes(output))
     del output
     step.prepare()
     return sizes
+
+
+def dropped_state(step: TrainingStep) -> list[tuple[int, int]]:
+    """Resets the state; address and bytes of each of its storages that nothing else holds, neither graph nor output."""
+    storages = [storage_of(tensor) for tensor in step.state_tensors()]
+    held = {storage._cdata: (StorageWeakRef(storage), storage.data_ptr(), storage.nbytes()) for storage in storages}
+    del storages
+    step.reset_state()
+    return [(pointer, nbytes) for reference, pointer, nbytes in held.values() if reference.expired()]
 
 
 def _measure_host(step: TrainingStep) -> dict[str, Any]:
@@ -162,9 +185,9 @@ def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_stats(device)
         output = step.forward()
-        state = unique_bytes(step.state_tensors())
-        step.reset_state()
         forward = torch.cuda.memory_stats(device)
+        state = unique_bytes(step.state_tensors())
+        carried = sum(nbytes for _, nbytes in dropped_state(step))
         output_size = own_bytes(output)
         del output
         step.prepare()
@@ -176,7 +199,7 @@ def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:
     step.prepare()
     requested, allocated = "requested_bytes.all", "allocated_bytes.all"
     return {
-        "retained_bytes": forward[f"{requested}.current"] - before[f"{requested}.current"] - output_size,
+        "retained_bytes": forward[f"{requested}.current"] - before[f"{requested}.current"] - output_size - carried,
         "state_bytes": state,
         "output_bytes": output_size,
         "peak_bytes": after[f"{requested}.peak"] - before[f"{requested}.current"],
@@ -188,9 +211,3 @@ def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:
 
 def _forward_backward(step: TrainingStep) -> None:
     step.backward(step.forward())
-
-
-def _full_pass(step: TrainingStep) -> None:
-    step.prepare()
-    _forward_backward(step)
-    step.prepare()

@@ -23,6 +23,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import psutil
@@ -111,6 +112,46 @@ def process_peak_bytes(work: Callable[[], object]) -> int | None:
     work()
     after = status_bytes("VmHWM")
     return None if before is None or after is None else after - before
+
+
+@dataclass(frozen=True)
+class HostUse:
+    """What this process holds, and has written, by the C library and the kernel.
+
+    Fields:
+        malloc_bytes: in use, tensors included; holes between blocks are not, so fragmentation does not show.
+        mapped_bytes: private writable mappings beyond what malloc took from the kernel, and resident shared memory.
+        written_bytes: passed to `write` since the process began, to files, pipes and sockets.
+    """
+
+    malloc_bytes: int
+    mapped_bytes: int
+    written_bytes: int
+
+    def __sub__(self, earlier: "HostUse") -> "HostUse":
+        return HostUse(*(getattr(self, each.name) - getattr(earlier, each.name) for each in fields(self)))
+
+
+class _MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
+
+
+def host_use() -> HostUse | None:
+    """Reads `HostUse`; None where the C library is not glibc 2.33 or newer, or /proc has no such files."""
+    read = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if read is None or not sys.platform.startswith("linux"):
+        return None
+    private, shared = status_bytes("VmData"), status_bytes("RssShmem")
+    written = re.search(r"^wchar: (\d+)$", Path("/proc/self/io").read_text("ascii"), re.MULTILINE)
+    if private is None or shared is None or written is None:
+        return None
+    read.restype = _MallInfo
+    heap = read()
+    mapped = private - heap.arena - heap.hblkhd + shared
+    return HostUse(heap.uordblks + heap.hblkhd, mapped, int(written[1]))
 
 
 def _return_free_heap() -> None:

@@ -94,7 +94,7 @@ def test_retained_bytes_have_a_closed_form():
     """The table of the nodes' README, to the byte; autograd keeps one number per division by tau on top."""
     retained = {node: measure(case(node), BYTES).memory for node in NODES}
     b = 4 * STEP
-    assert retained["lif"].retained_bytes == b * (3 * T - 2) + 8 * T
+    assert retained["lif"].retained_bytes == b * 3 * T + 8 * T
     segments = 2  # ceil(5 / ceil(sqrt 5))
     assert retained["lif-checkpoint"].retained_bytes == b * T + b * (segments - 1) + 8 * T
     assert retained["revlif"].retained_bytes == retained["revlif-revnet"].retained_bytes == b
@@ -116,9 +116,8 @@ def test_bytes_and_operations_repeat_exactly(workload):
     settings = Settings(passes=("memory", "flops"))
     a, b = (measure(case("lif-carrier", workload=workload, shape=shape), settings) for _ in range(2))
     assert a.flops == b.flops
-    assert a.memory.model_copy(update={"process_peak_bytes": None}) == b.memory.model_copy(
-        update={"process_peak_bytes": None}
-    )
+    inexact = {"process_peak_bytes", "untracked_bytes"}
+    assert a.memory.model_dump(exclude=inexact) == b.memory.model_dump(exclude=inexact)
 
 
 @pytest.fixture(params=["torch", "fused"])

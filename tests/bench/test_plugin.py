@@ -7,7 +7,7 @@ import sys
 import pytest
 
 CASE = "from revsnn_bench import Case\n"
-RETAINED = 4 * 2 * 64 * (3 * 8 - 2) + 8 * 8
+RETAINED = 4 * 2 * 64 * 3 * 8 + 8 * 8
 """Bytes that lif keeps at T = 8, B = 2, 64 features: three tensors per step, less two of the last step's reset, and
 8 bytes per step, since autograd keeps the divisor tau as a tensor of one number."""
 

@@ -1,0 +1,155 @@
+"""Nodes that hide memory, each in one known way: what the memory meter and the status are held against."""
+
+import array
+import ctypes
+import mmap
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from revsnn_nodes import surrogate
+from torch import Tensor, nn
+
+_EVERYWHERE: dict[str, Any] = {}
+
+
+class _Keep(torch.autograd.Function):
+    """Keeps an object as an attribute of the context, where no hook sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Any) -> Tensor:
+        ctx.kept = kept
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class Hiding(nn.Module):
+    """A layer that fires without memory of the past, and hides a copy of its input.
+
+    Args:
+        hide: what it does with (itself, input, output) before it returns; a tensor that it returns is the output.
+    """
+
+    def __init__(self, hide: Callable[["Hiding", Tensor, Tensor], Tensor | None]) -> None:
+        super().__init__()
+        self.surrogate_function = surrogate.Sigmoid()
+        self.hide = hide
+        self.v: Tensor | float = 0.0
+        self.hidden: Any = None
+
+    def reset(self) -> None:
+        self.v, self.hidden = 0.0, None
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        y_seq = self.surrogate_function(x_seq - 1.0)
+        changed = self.hide(self, x_seq.detach(), y_seq)
+        return y_seq if changed is None else changed
+
+
+def _in(name: str, make: Callable[[Tensor], Any]) -> Callable[[Hiding, Tensor, Tensor], None]:
+    def hide(node: Hiding, x: Tensor, y: Tensor) -> None:
+        setattr(node, name, make(x))
+
+    return hide
+
+
+def _mapping(x: Tensor) -> mmap.mmap:
+    mapped = mmap.mmap(-1, x.nbytes)
+    mapped.write(x.numpy().tobytes())
+    return mapped
+
+
+def _file(x: Tensor) -> Any:
+    kept = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (kept open on purpose)
+    kept.write(x.numpy().tobytes())
+    return kept
+
+
+def _pipe_to_a_thread(x: Tensor) -> Any:
+    read, write = os.pipe()
+    reader = threading.Thread(target=lambda: [os.read(read, 1 << 20) for _ in range(1)], daemon=True)
+    reader.start()
+    data = x.numpy().tobytes()
+    sent = os.write(write, data[: 1 << 16])
+    reader.join()
+    for each in (read, write):
+        os.close(each)
+    return [sent, bytearray(data)]
+
+
+def _once(name: str, make: Callable[[Tensor], Any], where: Callable[[Hiding], dict[str, Any]]) -> Any:
+    def hide(node: Hiding, x: Tensor, y: Tensor) -> None:
+        kept = where(node)
+        if name not in kept:
+            kept[name] = make(x)
+
+    return hide
+
+
+def _of_module(node: Hiding) -> dict[str, Any]:
+    return node.__dict__.setdefault("buffers_made_once", {})
+
+
+def _everywhere(node: Hiding) -> dict[str, Any]:
+    return _EVERYWHERE
+
+
+def _ignore(kept: Tensor, gradient: Tensor) -> None:
+    """Does nothing; who holds it holds what is kept."""
+
+
+def _hook(node: Hiding, x: Tensor, y: Tensor) -> None:
+    y.register_hook(partial(_ignore, x.clone()))
+
+
+def _cycle(node: Hiding, x: Tensor, y: Tensor) -> None:
+    box: list[Any] = [x.clone()]
+    box.append(box)
+
+
+def _thread_local(x: Tensor) -> threading.local:
+    local = threading.local()
+    local.kept = x.clone()
+    return local
+
+
+TENSORS: dict[str, Callable[[], nn.Module]] = {
+    "attribute of the context": lambda: Hiding(lambda node, x, y: _Keep.apply(y, x.clone())),
+    "attribute that reset clears": lambda: Hiding(_in("hidden", torch.clone)),
+    "attribute that is overwritten": lambda: Hiding(_in("other", torch.clone)),
+    "list in a dictionary": lambda: Hiding(_in("hidden", lambda x: {"a": [(x.clone(),)]})),
+    "attribute of the output": lambda: Hiding(lambda node, x, y: setattr(y, "extra", x.clone())),
+    "closure of a hook on the output": lambda: Hiding(_hook),
+    "output that is a view of twice its size": lambda: Hiding(lambda node, x, y: torch.cat([y, y])[: len(y)]),
+    "reference cycle": lambda: Hiding(_cycle),
+    "local of the thread": lambda: Hiding(_in("hidden", _thread_local)),
+    "metadata of the graph": lambda: Hiding(lambda node, x, y: y.grad_fn.metadata.__setitem__("kept", x.clone())),
+    "shared memory": lambda: Hiding(_in("hidden", lambda x: x.clone().share_memory_())),
+    "buffer made by the first call": lambda: Hiding(_once("buffer", torch.clone, _of_module)),
+    "global buffer made by the first call": lambda: Hiding(_once("buffer", torch.clone, _everywhere)),
+}
+"""Ways to hide one tensor of the input's size: it is counted, to the byte."""
+
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "numpy array": lambda: Hiding(_in("hidden", lambda x: np.array(x.numpy()))),
+    "bytes": lambda: Hiding(_in("hidden", lambda x: x.numpy().tobytes())),
+    "bytearray in the context": lambda: Hiding(lambda node, x, y: _Keep.apply(y, bytearray(x.numpy().tobytes()))),
+    "array.array": lambda: Hiding(_in("hidden", lambda x: array.array("B", x.numpy().tobytes()))),
+    "ctypes buffer": lambda: Hiding(
+        _in("hidden", lambda x: ctypes.create_string_buffer(x.numpy().tobytes(), x.nbytes))
+    ),
+    "list of numbers": lambda: Hiding(_in("hidden", lambda x: x.flatten().tolist())),
+    "anonymous mapping": lambda: Hiding(_in("hidden", _mapping)),
+    "file": lambda: Hiding(_in("hidden", _file)),
+    "pipe": lambda: Hiding(_in("hidden", _pipe_to_a_thread)),
+    "numpy array made by the first call": lambda: Hiding(_once("array", lambda x: np.array(x.numpy()), _of_module)),
+}
+"""Ways to hide memory that is no tensor: the case is unverified, and the reason says what was seen."""

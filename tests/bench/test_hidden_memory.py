@@ -1,0 +1,84 @@
+"""Memory that a node hides: counted to the byte where it is a tensor, else the case is unverified."""
+
+import hidden_memory
+import pytest
+import torch
+from revsnn_nodes import registry
+
+from revsnn_bench import Case, Settings, measure
+from revsnn_bench.records import Status
+
+SHAPE = (65536,)
+SIZE = 4 * 8 * 65536
+"""Bytes of the input, 2 MiB: above what passes for the process's own."""
+
+
+@pytest.fixture(scope="module")
+def plain_memory():
+    """What a node that hides nothing takes."""
+    registry.register_node("plain", plain)
+    record = measure(Case(node="plain", timesteps=4, batch=2, shape=SHAPE), Settings(passes=("memory",)))
+    del registry._NODES["plain"]
+    return record
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Gives the record of a planted node, measured by its name as every node is."""
+
+    def of(make):
+        monkeypatch.setitem(registry._NODES, "planted", make)
+        hidden_memory._EVERYWHERE.clear()
+        case = Case(node="planted", timesteps=4, batch=2, shape=SHAPE)
+        return measure(case, Settings(passes=("memory",)))
+
+    return of
+
+
+def plain():
+    return hidden_memory.Hiding(lambda node, x, y: None)
+
+
+def test_a_node_that_hides_nothing_is_ok(plain_memory):
+    """One input tensor is retained, for the surrogate; nothing is found beyond it."""
+    record = plain_memory
+    assert record.status is Status.OK
+    assert record.memory.retained_bytes == SIZE
+    assert record.memory.lasting_bytes == 0
+    assert record.memory.untracked_bytes.held < 1 << 17
+
+
+@pytest.mark.parametrize("name", hidden_memory.TENSORS)
+def test_a_hidden_tensor_is_counted_to_the_byte(measured, plain_memory, name):
+    """Wherever it is kept, retained and peak bytes hold it."""
+    before, record = plain_memory.memory, measured(hidden_memory.TENSORS[name])
+    assert record.status is Status.OK
+    assert record.memory.retained_bytes == before.retained_bytes + SIZE
+    assert record.memory.peak_bytes >= before.peak_bytes + SIZE
+    assert sum(record.memory.retained_by_module_bytes.values()) == record.memory.retained_bytes
+    assert sum(record.memory.peak_by_category_bytes.values()) == record.memory.peak_bytes
+
+
+@pytest.mark.parametrize("name", hidden_memory.OTHERS)
+def test_memory_that_is_no_tensor_is_unverified(measured, name):
+    """Its bytes are shown and never ranked: the process holds, or has written, what no tensor explains."""
+    record = measured(hidden_memory.OTHERS[name])
+    assert record.status is Status.UNVERIFIED
+    assert "its memory was not all counted" in record.reason
+
+
+def test_memory_that_grows_is_unverified(measured):
+    """A tensor more after every step, though the node is reset: its bytes and the module are named."""
+
+    def hoard(node, x, y):
+        node.__dict__.setdefault("history", []).append(x.clone())
+
+    record = measured(lambda: hidden_memory.Hiding(hoard))
+    assert record.status is Status.UNVERIFIED
+    assert record.reason == f"it holds {SIZE:,} B more after every step, in module ''"
+
+
+def test_what_a_step_frees_is_not_held(measured):
+    """Arrays that live within forward alone are no memory between forward and backward."""
+    record = measured(lambda: hidden_memory.Hiding(lambda node, x, y: torch.from_numpy(x.numpy() * 2) is None or None))
+    assert record.status is Status.OK
