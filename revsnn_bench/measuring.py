@@ -205,16 +205,9 @@ USUAL: tuple[str, ...] = tuple(name for name, each in PASSES.items() if each.usu
 
 
 def _disagreement(fidelity: FidelityRecord) -> str:
-    """Which errors exceed the tolerance; "" where none does. A NaN does."""
-    errors = {
-        "gradient_error": fidelity.gradient_error,
-        "parameter_gradient_error": fidelity.parameter_gradient_error,
-        "output_error": fidelity.output_error,
-    }
-    beyond = [
-        f"{name} {error:.2g}" for name, error in errors.items() if error is not None and not error <= fidelity.tolerance
-    ]
-    return f"{', '.join(beyond)}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""
+    """Which errors exceed the tolerance; "" where none does."""
+    beyond = ", ".join(f"{name} {error:.2g}" for name, error in fidelity.beyond_tolerance().items())
+    return f"{beyond}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""
 
 
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05

@@ -192,6 +192,8 @@ METRICS: tuple[Metric, ...] = (
               "Relative L2 error of the input's gradient against float64 backpropagation of the same forward."),
     _fidelity("parameter_gradient_error", "parameter gradient error",
               "The same error over all parameter gradients together."),
+    _fidelity("state_gradient_error", "state gradient error",
+              "The same error of the gradients with respect to the membranes carried from one call to the next."),
     _fidelity("output_error", "output error", "Error of the output against the reference dynamics."),
     _fidelity("reconstruction_error", "reconstruction error",
               "Worst absolute input error after inverting or decoding."),

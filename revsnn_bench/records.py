@@ -208,8 +208,10 @@ class FidelityRecord(_Frozen):
     """Is the gradient right? Relative L2 errors against float64 backpropagation of the same forward.
 
     Fields:
-        gradient_error: of the gradient with respect to the input.
+        gradient_error: of the gradient with respect to the input, the worst of two calls in a row, as all errors are.
         parameter_gradient_error: of all parameter gradients together; None without parameters.
+        state_gradient_error: of the gradients with respect to the membranes that the first call left to the second;
+            None where none is carried, or the reference carries others.
         output_error: of the output against the reference dynamics in the same dtype; None without a reference.
         tolerance: largest gradient error that counts as right for this dtype.
         reconstruction_error: worst absolute input error after inverting or decoding; None where nothing
@@ -226,6 +228,7 @@ class FidelityRecord(_Frozen):
 
     gradient_error: float
     parameter_gradient_error: float | None = None
+    state_gradient_error: float | None = None
     output_error: float | None = None
     tolerance: float
     reconstruction_error: float | None = None
@@ -235,6 +238,12 @@ class FidelityRecord(_Frozen):
     warning: str | None = None
     neurons: int
     judged_by: str = "reference"
+
+    def beyond_tolerance(self) -> dict[str, float]:
+        """The errors that exceed the tolerance, by name; NaN does."""
+        names = ("gradient_error", "parameter_gradient_error", "state_gradient_error", "output_error")
+        errors = {name: getattr(self, name) for name in names}
+        return {name: e for name, e in errors.items() if e is not None and not e <= self.tolerance}
 
 
 class AccuracyRecord(_Frozen):

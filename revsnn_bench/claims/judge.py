@@ -383,7 +383,7 @@ def _fidelity(record: Record) -> FidelityRecord:
 
 
 def _is_right(record: Record) -> bool:
-    return _fidelity(record).gradient_error <= _fidelity(record).tolerance
+    return not _fidelity(record).beyond_tolerance()
 
 
 def _listed(values: Iterable[object]) -> str:

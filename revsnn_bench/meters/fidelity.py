@@ -3,6 +3,10 @@
 The reference model runs twice. In the precision under test it must give the same output, and its spikes are
 written down; in float64 these spikes are replayed, so that rounding at the threshold cannot make it another
 forward, and autograd gives the gradient that the one under test is held against.
+
+Two calls in a row are judged, the second from the membranes that the first one left, whose gradient is judged as well;
+an error is the worst of both. Where the step is too large for a float64 reference, a part of it is judged so, and the
+whole against the reference in its own precision, block by block.
 """
 
 import copy
@@ -15,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revsnn_bench.meters.oracle import measure_oracle_errors
+from revsnn_bench.meters.oracle import CALLS, cut_states, measure_oracle_errors
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import FidelityRecord
 
@@ -37,6 +41,7 @@ class Subject:
         reconstruct: from an input and its output, the input and the spikes as the backward pass recovers them, and
             the input and the spikes that were: four tensors of the input's shape. None where nothing is recovered.
         predicted_error: what the model predicts of its own gradient error; None where it predicts nothing.
+        whole: the step at full size, where `step` is a part of its samples; None where it is the whole.
         recovered_steps: from an input and its output, how many steps the inverse recovers, from the last one back. None
             where nothing is inverted.
     """
@@ -46,6 +51,7 @@ class Subject:
     spikes: Callable[[nn.Module], Sequence[nn.Module]]
     reconstruct: Callable[[Tensor, Tensor], Reconstruction] | None = None
     predicted_error: float | None = None
+    whole: TrainingStep | None = None
     recovered_steps: Callable[[Tensor, Tensor], int] | None = None
 
 
@@ -61,34 +67,35 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         return FidelityRecord(
             gradient_error=found.input,
             parameter_gradient_error=found.parameters,
+            state_gradient_error=found.states,
             tolerance=TOLERANCE[dtype],
             neurons=step.source[0].numel(),
             judged_by="differences",
         )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        output, gradients = _gradients(step, step.model, step.source)
+        tested = _calls(step, step.model, step.source)
     recovered = _recover(subject)
-    expected_output, expected = _reference_gradients(subject)
-    errors = {name: relative_error(gradients[name], expected[name]) for name in ("input", "parameters")}
+    errors = _worst_errors(tested, *_reference_calls(subject))
+    neurons = step.source[0].numel()
+    if subject.whole is not None:
+        whole = _errors_of_blocks(subject.whole, subject.reference, step.source.shape[1])
+        errors = {name: _larger(error, whole.get(name)) for name, error in errors.items()}
+        neurons = subject.whole.source[0].numel()
     return FidelityRecord(
-        gradient_error=errors["input"],
-        parameter_gradient_error=errors["parameters"] if gradients["parameters"] else None,
-        output_error=relative_error([output], [expected_output]),
+        gradient_error=errors["input"] or 0.0,
+        parameter_gradient_error=errors["parameters"],
+        state_gradient_error=errors["states"],
+        output_error=errors["output"],
         tolerance=TOLERANCE[dtype],
         reconstruction_error=recovered and recovered[0],
         flipped_spikes=recovered and recovered[1],
         recovered_steps=recovered and recovered[2],
         predicted_error=subject.predicted_error,
-        warning="\n".join(str(each.message) for each in caught if each.category is not DeprecationWarning) or None,
-        neurons=step.source[0].numel(),
+        warning="\n".join(dict.fromkeys(str(w.message) for w in caught if w.category is not DeprecationWarning))
+        or None,
+        neurons=neurons,
     )
-
-
-def is_right(fidelity: FidelityRecord) -> bool:
-    """Whether output and gradients agree with the reference within the stated tolerance; NaN does not."""
-    errors = (fidelity.gradient_error, fidelity.output_error or 0.0, fidelity.parameter_gradient_error or 0.0)
-    return all(error <= fidelity.tolerance for error in errors)
 
 
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -98,31 +105,97 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     return float((wrong / scale) ** 0.5) if scale else float(wrong > 0)
 
 
-def _gradients(step: TrainingStep, model: nn.Module, source: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """Output and gradients of a model in the place of the step's own, from its prepared state."""
+Call = dict[str, list[Tensor]]
+"""What one call gives: `output`, and the gradients of `input`, `parameters` and carried `states`."""
+
+
+def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
+    """Output and gradients of a model in the place of the step's own, call after call from its prepared state."""
     own_model, own_source = step.model, step.source
-    step.model, step.source = model, source
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    states: list[Tensor] = []
+    calls = []
     try:
+        step.model = model
         step.prepare()
-        output = step.run(step.make_input())
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradient = step.output_gradient(output).to(output.dtype)
-        grads = torch.autograd.grad(output, [source, *parameters], gradient)
+        for number in range(CALLS):
+            step.source = source if not number else shifted(source)
+            output = step.run(step.make_input())
+            given = [step.source, *parameters, *states]
+            found = torch.autograd.grad(
+                output, given, step.output_gradient(output).to(output.dtype), allow_unused=bool(states)
+            )
+            grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
+            last = 1 + len(parameters)
+            call = {"input": grads[:1], "parameters": grads[1:last], "states": grads[last:]}
+            calls.append({"output": [output.detach()], **call})
+            states = cut_states(model)
         step.prepare()
     finally:
         step.model, step.source = own_model, own_source
-    return output.detach(), {"input": list(grads[:1]), "parameters": list(grads[1:])}
+    return calls
 
 
-def _reference_gradients(subject: Subject) -> tuple[Tensor, dict[str, list[Tensor]]]:
+def shifted(source: Tensor) -> Tensor:
+    """The input of a later call: the same values, each a step later."""
+    return source.detach().roll(1, 0).requires_grad_()
+
+
+def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call]]:
+    """The reference in the precision under test, and in float64 with the spikes of the first."""
     step, same = subject.step, subject.reference
     assert same is not None
     double = copy.deepcopy(same).double()
     with _recorded(subject.spikes(same)) as spikes:
-        output, _ = _gradients(step, same, step.source)
+        same_calls = _calls(step, same, step.source)
     with _replayed(subject.spikes(double), iter(spikes)):
-        _, expected = _gradients(step, double, step.source.detach().double().requires_grad_())
-    return output, expected
+        exact = _calls(step, double, step.source.detach().double().requires_grad_())
+    return same_calls, exact
+
+
+def _worst_errors(tested: list[Call], same: list[Call], exact: list[Call]) -> dict[str, float | None]:
+    """The worst error of the calls, by what it is of; None where there is nothing of the kind."""
+    worst: dict[str, float | None] = {}
+    for name in ("output", "input", "parameters", "states"):
+        for mine, expected in zip(tested, same if name == "output" else exact, strict=True):
+            # A model of another structure may carry other states: they cannot be held against each other.
+            alike = [x.shape for x in mine[name]] == [x.shape for x in expected[name]]
+            error = relative_error(mine[name], expected[name]) if mine[name] and alike else None
+            worst[name] = _larger(worst.get(name), error)
+    return worst
+
+
+def _larger(a: float | None, b: float | None) -> float | None:
+    """The larger of two errors; NaN is larger than any number, None smaller."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a if a != a or b <= a else b
+
+
+def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -> dict[str, float]:
+    """Errors of output and input gradient over all samples, against the reference in the same precision.
+
+    Args:
+        whole: a step of one layer, whose samples are independent.
+        reference: on `samples` of them at a time.
+    """
+    whole.prepare()
+    output = whole.run(whole.make_input())
+    arriving = whole.output_gradient(output)
+    (gradient,) = torch.autograd.grad(output, whole.source, arriving)
+    whole.prepare()
+    wrong, scale = {"output": 0.0, "input": 0.0}, {"output": 0.0, "input": 0.0}
+    for first in range(0, output.shape[1], samples):
+        block = slice(first, first + samples)
+        x = whole.source.detach()[:, block].clone().requires_grad_()
+        reference.reset()  # type: ignore[operator]
+        y = reference(x)
+        (expected,) = torch.autograd.grad(y, x, arriving[:, block])
+        for name, got, right in (("output", output[:, block], y), ("input", gradient[:, block], expected)):
+            wrong[name] += (got.double() - right.double()).square().sum().item()
+            scale[name] += right.double().square().sum().item()
+    reference.reset()  # type: ignore[operator]
+    return {name: (wrong[name] / scale[name]) ** 0.5 if scale[name] else float(wrong[name] > 0) for name in wrong}
 
 
 @contextmanager

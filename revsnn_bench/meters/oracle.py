@@ -41,10 +41,12 @@ class OracleErrors:
     Fields:
         input: of the input's gradient.
         parameters: of all parameter gradients together; None without parameters.
+        states: of the gradients of the membranes that the second call starts from; None where none is carried.
     """
 
     input: float
     parameters: float | None
+    states: float | None
 
 
 def measure_oracle_errors(step: TrainingStep, seed: int = 0) -> OracleErrors:
@@ -71,7 +73,7 @@ def measure_oracle_errors(step: TrainingStep, seed: int = 0) -> OracleErrors:
             # A NaN must stay: it is compared the other way round.
             worst[name] = error if not error <= worst.get(name, 0.0) else worst[name]
     step.prepare()
-    return OracleErrors(worst["input"], worst.get("parameters"))
+    return OracleErrors(worst["input"], worst.get("parameters"), worst.get("states"))
 
 
 @dataclass
@@ -87,6 +89,7 @@ class _Call:
 def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_Call]:
     step.prepare()
     parameters = _parameters(step.model)
+    states: list[Tensor] = []
     calls = []
     for number in range(CALLS):
         source = step.source.detach()
@@ -101,13 +104,11 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         with _hooked(step.model, record):
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-        found = torch.autograd.grad(
-            output, [source, *parameters], arriving.to(output.dtype).to(output.device), allow_unused=True
-        )
-        given = [source, *parameters]
+        given = [source, *parameters, *states]
+        found = torch.autograd.grad(output, given, arriving.to(output.dtype).to(output.device), allow_unused=True)
         gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
         calls.append(_Call(source.detach(), arriving, [g.detach().double() for g in gradients], fired))
-        _cut(step.model)
+        states = cut_states(step.model)
     if not calls[0].spikes:
         raise NoOracle("it does not fire through a surrogate whose primitive is known")
     return calls
@@ -122,7 +123,12 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
     def loss(of: nn.Module, x: Tensor) -> float:
         return float((_smooth(step, of, call, distances, x).double() * call.arriving.to(x.device)).sum())
 
-    groups = {"input": [0], "parameters": list(range(1, len(parameters) + 1))}
+    first_state = len(parameters) + 1
+    groups = {
+        "input": [0],
+        "parameters": list(range(1, first_state)),
+        "states": list(range(first_state, len(call.gradients))),
+    }
     errors = {}
     for name, places in groups.items():
         if not places:
@@ -135,10 +141,11 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
             for sign in (STEP, -STEP):
                 moved = copy.deepcopy(model)
                 x = source + sign * along[0] if name == "input" else source
-                if name == "parameters":
+                if name != "input":
                     with torch.no_grad():
-                        for parameter, each in zip(_parameters(moved), along, strict=True):
-                            parameter.add_(sign * each)
+                        moving = _parameters(moved) if name == "parameters" else cut_states(moved)
+                        for tensor, each in zip(moving, along, strict=True):
+                            tensor.add_(sign * each)
                 values.append(loss(moved, x))
             expected = (values[0] - values[1]) / (2 * STEP)
             got = sum(float((call.gradients[i] * each).sum()) for i, each in zip(places, along, strict=True))
@@ -241,6 +248,19 @@ def _refuse_detached(model: nn.Module) -> None:
 
 def _parameters(model: nn.Module) -> Sequence[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def cut_states(model: nn.Module) -> list[Tensor]:
+    """Cuts every carried state from its graph; returns the membranes, as leaves whose gradient can be asked for."""
+    _cut(model)
+    leaves = []
+    for module in model.modules():
+        v = getattr(module, "v", None)
+        if isinstance(v, Tensor) and callable(getattr(module, "reset", None)) and v.is_floating_point():
+            leaf = v.detach().requires_grad_()
+            setattr(module, "v", leaf)  # noqa: B010  (a module's own type declares it)
+            leaves.append(leaf)
+    return leaves
 
 
 def _cut(model: nn.Module) -> None:

@@ -26,10 +26,11 @@ STEP_TOLERANCE = 1e-4
 def subject_of(case: Case) -> Subject:
     """Builds the step and its reference.
 
-    A single layer that is too large is judged on a slice of its samples: neurons of different samples are
-    independent.
+    A single layer that is too large is judged on a slice of its samples, which are independent, and as a whole against
+    the reference in its own precision.
     """
-    step = build(_slice(case))
+    part = _slice(case)
+    step = build(part)
     node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
@@ -37,6 +38,7 @@ def subject_of(case: Case) -> Subject:
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
+        whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
     )
 

@@ -39,16 +39,16 @@ class Planted(nn.Module):
     """A LIF with a learnable decay, written by hand, with places where a fault can be put.
 
     Args:
-        at_input, at_charge, at_spike, at_membrane, at_decay: what the gradient becomes there.
+        at_input, at_charge, at_spike, at_membrane, at_decay, at_carried: what the gradient becomes there.
         fire: the surrogate.
         late: the faults act from the second call on only.
         cut_every: the membrane is cut from its graph every so many steps.
     """
 
-    def __init__(self, at_input=None, at_charge=None, at_spike=None, at_membrane=None, at_decay=None, fire=None,
-                 late=False, cut_every=0, soft=False):  # fmt: skip
+    def __init__(self, at_input=None, at_charge=None, at_spike=None, at_membrane=None, at_decay=None,
+                 at_carried=None, fire=None, late=False, cut_every=0, soft=False):  # fmt: skip
         super().__init__()
-        self.twists = (at_input, at_charge, at_spike, at_membrane, at_decay)
+        self.twists = (at_input, at_charge, at_spike, at_membrane, at_decay, at_carried)
         self.surrogate_function = surrogate.Sigmoid() if fire is None else fire
         self.late, self.cut_every, self.soft = late, cut_every, soft
         self.decay = nn.Parameter(torch.tensor(0.5))
@@ -61,8 +61,10 @@ class Planted(nn.Module):
     def forward(self, x_seq: Tensor) -> Tensor:
         self.calls += 1
         faulty = not self.late or self.calls > 1
-        at_input, at_charge, at_spike, at_membrane, at_decay = self.twists if faulty else (None,) * 5
+        at_input, at_charge, at_spike, at_membrane, at_decay, at_carried = self.twists if faulty else (None,) * 6
         decay = twisted(self.decay, at_decay)
+        if isinstance(self.v, Tensor):
+            self.v = twisted(self.v, at_carried)
         out = []
         for t, x in enumerate(twisted(x_seq, at_input).unbind(0)):
             if faulty and self.cut_every and t and t % self.cut_every == 0:
@@ -134,6 +136,8 @@ WRONG: dict[str, Callable[[], nn.Module]] = {
     "window on the surrogate": lambda: Planted(fire=_WrongSlope(lambda phi, z: phi * (z.abs() < 0.5))),
     "three times from the second call on": lambda: Planted(at_input=lambda g: 3 * g, late=True),
     "flipped from the second call on": lambda: Planted(at_input=lambda g: g.flip(0), late=True),
+    "carried membrane's gradient zero": lambda: Planted(at_carried=lambda g: g * 0, late=True),
+    "carried membrane's gradient doubled": lambda: Planted(at_carried=lambda g: 2 * g, late=True),
     "membrane cut from the second call on": lambda: Planted(cut_every=1, late=True),
 }
 """Nodes whose gradient is wrong, by what is wrong with it."""

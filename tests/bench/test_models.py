@@ -8,7 +8,7 @@ from revsnn_nodes import CarrierLIF, NormCarrierLIF, StandardLIF, make_node
 from torch import nn
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.fidelity import is_right, measure_fidelity
+from revsnn_bench.meters.fidelity import measure_fidelity
 from revsnn_bench.models.networks import resnet19, resnet_cifar, vgg
 from revsnn_bench.models.reference import subject_of
 from revsnn_bench.models.strategies import strategy
@@ -93,7 +93,7 @@ def test_every_network_is_a_workload_with_a_right_gradient(name):
     case = Case(node="lif", workload=f"{name}@0.0625", shape=(1, 8, 8), timesteps=2, batch=4)
     fidelity = measure_fidelity(subject_of(case))
     assert fidelity.output_error == 0
-    assert is_right(fidelity)
+    assert not fidelity.beyond_tolerance()
     assert fidelity.gradient_error < 1e-5
 
 

@@ -1,5 +1,7 @@
 """A gradient that names no reference is judged by differences of its own forward, never by itself."""
 
+from functools import partial
+
 import planted_faults
 import pytest
 import torch
@@ -33,7 +35,7 @@ def errors_of(model: nn.Module, shape=(8, 4, 64), dtype=torch.float32):
 def test_a_right_gradient_without_a_reference_is_right(name):
     """Nodes by plain autograd agree with the differences to rounding, over two calls, for input and parameter."""
     found = errors_of(planted_faults.RIGHT[name]())
-    assert found.input < 1e-5
+    assert max(found.input, found.states) < 1e-5
     assert found.parameters < TOLERANCE
 
 
@@ -41,7 +43,7 @@ def test_a_right_gradient_without_a_reference_is_right(name):
 def test_a_planted_fault_is_found(name):
     """No fault passes the tolerance, be it in the input's or the parameter's gradient, in the first call or later."""
     found = errors_of(planted_faults.WRONG[name]())
-    assert max(found.input, found.parameters) > TOLERANCE
+    assert max(found.input, found.parameters, found.states) > TOLERANCE
 
 
 def test_the_error_is_estimated_in_size():
@@ -94,7 +96,7 @@ def verdict_on(monkeypatch):
 
     def measured(make, **changes):
         monkeypatch.setitem(registry._NODES, "planted", make)
-        return measure(Case(node="planted", timesteps=6, batch=2, shape=(64,), **changes), FIDELITY)
+        return measure(Case(node="planted", timesteps=6, **{"batch": 2, "shape": (64,)} | changes), FIDELITY)
 
     return measured
 
@@ -165,6 +167,41 @@ def test_a_subclass_with_a_further_parameter_is_measured(verdict_on):
     record = verdict_on(Scaled)
     assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences")
     assert record.fidelity.parameter_gradient_error < TOLERANCE
+
+
+def test_a_fault_of_the_carried_state_is_found_against_a_reference(verdict_on):
+    """A node that names its reference, right in one call, is wrong where the membrane's gradient is lost."""
+
+    class Cut(StandardLIF):
+        def __init__(self, **options):
+            super().__init__(step_mode="m", **options)
+
+        def multi_step_forward(self, x_seq, v):
+            return super().multi_step_forward(x_seq, v.detach() if isinstance(v, torch.Tensor) else v)
+
+    record = verdict_on(Cut)
+    assert record.status is Status.WRONG
+    assert record.reason.startswith("state_gradient_error 1")
+
+
+def test_a_fault_beyond_the_slice_is_found(monkeypatch, verdict_on):
+    """A layer too large for float64 is judged as a whole too: a wrong gradient of its last sample is found."""
+
+    class Last(StandardLIF):
+        def __init__(self, **options):
+            super().__init__(step_mode="m", **options)
+
+        def multi_step_forward(self, x_seq, v):
+            wrong = x_seq.clone()
+            wrong[:, 6:] = planted_faults.twisted(x_seq[:, 6:], lambda g: 3 * g)
+            return super().multi_step_forward(wrong, v)
+
+    monkeypatch.setattr("revsnn_bench.models.reference.LARGEST_REFERENCE", 6 * 64 * 3)
+    record = verdict_on(Last, batch=8)
+    assert record.status is Status.WRONG
+    assert record.fidelity.neurons == 8 * 64
+    monkeypatch.setattr("revsnn_bench.models.reference.LARGEST_REFERENCE", 6 * 64 * 8)
+    assert verdict_on(partial(StandardLIF, step_mode="m"), batch=8).status is Status.OK
 
 
 def test_spikingjelly_is_held_against_our_lif():
