@@ -22,7 +22,6 @@ from nodes_remat import (
     residual_net,
     train_step,
     vgg,
-    with_our_neurons,
 )
 from nodes_tolerances import ALIKE_RTOL
 from revsnn_nodes import CarrierLIF, CheckpointedLIF, StandardLIF, remat
@@ -708,38 +707,3 @@ def test_an_error_in_the_forward_leaves_nothing_behind():
         pass
     net(x)
     assert saved.entries == []
-
-
-# SpikingJelly's own network
-
-
-@pytest.fixture
-def sew_resnet():
-    """Their SEW-ResNet module; torchvision may not match torch: its two missing operators are defined."""
-    foreign_import_is_silent()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        from spikingjelly.activation_based.model import sew_resnet
-
-    return sew_resnet
-
-
-def test_spikingjellys_sew_resnet18(sew_resnet):
-    """122 of 122: their network with our neurons, every gradient and buffer equal, 2.3 times fewer bytes kept."""
-    from spikingjelly.activation_based import functional
-
-    neuron, theirs = foreign_import_is_silent()
-    net = sew_resnet.sew_resnet18(
-        cnf="ADD", spiking_neuron=neuron.LIFNode, surrogate_function=theirs.ATan(), num_classes=3
-    )
-    functional.set_step_mode(net, "m")
-    net = with_our_neurons(net)
-    x = torch.randn(2, 2, 3, 32, 32)
-    train_step(net, x)
-    saved = assert_same_step(net, x)
-    assert retained(net, x, nullcontext()) > 2.3 * retained(net, x, remat())
-    assert set(saved.because()) == {"not cheap"}
