@@ -1,15 +1,12 @@
 """Trains a small SEW-ResNet of SpikingJelly's layers on scikit-learn's digits, with and without `remat`.
 
-    python examples/remat_digits.py                # trains both: accuracy, equality of parameters, both peaks
-    python examples/remat_digits.py --measure 7    # one step: bytes kept, peak and time, beside eager LIFNode
+    python examples/remat_digits.py                # accuracy, equality of parameters, both peaks
 
 Needs: pip install revsnn-bench[cpu,peers].
 """
 
 import argparse
 import copy
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -49,9 +46,9 @@ class Block(nn.Module):
         return self.two(self.one(x)) + x
 
 
-def network() -> nn.Module:
+def network(inputs: int = 1) -> nn.Module:
     """Stem, two stages of two blocks, mean over space, ten classes."""
-    stages = [conv(1, 16), Block(16), Block(16), conv(16, 32, 2), Block(32), Block(32)]
+    stages = [conv(inputs, 16), Block(16), Block(16), conv(16, 32, 2), Block(32), Block(32)]
     net = nn.Sequential(*stages, layer.AdaptiveAvgPool2d(1), layer.Flatten(), layer.Linear(32, 10))
     functional.set_step_mode(net, "m")
     return net
@@ -71,28 +68,28 @@ def reset(net: nn.Module) -> None:
             module.reset()
 
 
-def step(net: nn.Module, images: Tensor, labels: Tensor, context: Context) -> None:
+def step(net: nn.Module, images: Tensor, labels: Tensor, context: Context, steps: int = STEPS) -> None:
     """One forward in the context, and its backward."""
     net.zero_grad()
     with context():
-        loss = nn.functional.cross_entropy(net(images.expand(STEPS, *images.shape)).mean(0), labels)
+        loss = nn.functional.cross_entropy(net(images.expand(steps, *images.shape)).mean(0), labels)
     loss.backward()
     reset(net)
 
 
-def peak_bytes(net: nn.Module, images: Tensor, labels: Tensor, context: Context) -> int:
+def peak_bytes(net: nn.Module, images: Tensor, labels: Tensor, context: Context, steps: int = STEPS) -> int:
     """Highest bytes alive in a step, parameter gradients included."""
-    step(net, images, labels, context)
+    step(net, images, labels, context, steps)
     net.zero_grad()
-    return record_timeline(lambda: step(net, images, labels, context))[1].peak_bytes
+    return record_timeline(lambda: step(net, images, labels, context, steps))[1].peak_bytes
 
 
-def kept_bytes(net: nn.Module, images: Tensor, context: Context) -> int:
+def kept_bytes(net: nn.Module, images: Tensor, context: Context, steps: int = STEPS) -> int:
     """Bytes alive between forward and backward."""
 
     def forward() -> Tensor:
         with context():
-            y = net(images.expand(STEPS, *images.shape))
+            y = net(images.expand(steps, *images.shape))
         reset(net)
         return y
 
@@ -133,49 +130,19 @@ def compare_training(net: nn.Module, images: Tensor, labels: Tensor, epochs: int
     print(saved)
 
 
-def compare_steps(net: nn.Module, images: Tensor, labels: Tensor, repeats: int) -> None:
-    """Prints bytes and time of one step, steps of all variants interleaved."""
-    fused = with_fused_neurons(net)
-    variants: dict[str, tuple[nn.Module, Context]] = {
-        "SpikingJelly, eager": (net, nullcontext),
-        "StandardLIF, fused": (fused, nullcontext),
-        "StandardLIF, remat": (copy.deepcopy(fused), remat),
-    }
-    peaks = {name: peak_bytes(each, images, labels, context) for name, (each, context) in variants.items()}
-    kept = {name: kept_bytes(each, images, context) for name, (each, context) in variants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, (each, context) in variants.items():
-            start = time.perf_counter()
-            step(each, images, labels, context)
-            seconds[name].append(time.perf_counter() - start)
-    print(f"{'':20}{'kept':>11}{'peak':>11}{'time':>10}   each as a ratio to SpikingJelly's")
-    first = next(iter(variants))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name in variants:
-        less_kept, less_peak = kept[first] / kept[name], peaks[first] / peaks[name]
-        ratios = f"1/{less_kept:.2f}  1/{less_peak:.2f}  {medians[name] / medians[first]:.2f}"
-        row = f"{kept[name] / 2**20:7.2f} MiB{peaks[name] / 2**20:7.2f} MiB{1000 * medians[name]:7.0f} ms"
-        print(f"{name:20}{row}   {ratios}")
-
-
 def main() -> None:
-    """Reads the command line and runs one of both comparisons."""
+    """Reads the command line and runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=16, help="side of the images, scaled up from 8")
-    parser.add_argument("--measure", type=int, metavar="N", help="measure N interleaved steps instead of training")
     options = parser.parse_args()
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     images = nn.functional.interpolate(images, size=options.size)
     labels = torch.tensor(digits.target)
-    if options.measure:
-        compare_steps(network(), images[: options.batch], labels[: options.batch], options.measure)
-    else:
-        compare_training(network(), images, labels, options.epochs, options.batch)
+    compare_training(network(), images, labels, options.epochs, options.batch)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,14 @@ class SpikingNode(nn.Module, Generic[P]):
         backend_reason: why the last call did not run on the fused kernels; empty where it did.
         fused_cpu_dtypes: what the fused kernels of this kind of node take on the CPU.
         keeps_input_in_remat: whether, inside `remat`, this kind of node keeps its input in place of its charges.
+        fuses_batch_norm: whether, there and behind a batch norm, the kernels of `revsnn_nodes.remat.norm` are its own.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
             then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
     """
 
     fused_cpu_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
     keeps_input_in_remat: ClassVar[bool] = False
+    fuses_batch_norm: ClassVar[bool] = False
     neuron: P
     v: Tensor | float
 

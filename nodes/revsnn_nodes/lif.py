@@ -49,6 +49,7 @@ class StandardLIF(LIFNode):
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
     keeps_input_in_remat = True
+    fuses_batch_norm = True
 
     def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.multi_step_forward`."""

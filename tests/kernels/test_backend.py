@@ -154,6 +154,8 @@ def _operator_arguments():
         ),
         "lif_forward": (x, v, lif, True, False, True),
         "lif_backward": (x, x, None, lif, 0, False, False, True),
+        "norm_lif_forward": (x, v, vector, vector, vector, None, x, lif, 1, True, False),
+        "norm_lif_backward": (x, v, vector, vector, None, vector, None, x, None, lif, 0, 1, True, False, False, True),
         "carrier_forward": (x, None, carrier, True, False),
         "carrier_backward": (x, v, x, v, carrier, 1, False, False, False),
         "coupled_forward": (x, v, coupled, True, False, False, 2, -1, 3),

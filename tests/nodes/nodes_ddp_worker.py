@@ -1,11 +1,14 @@
 """One process of a data-parallel training step: its share of the batch through a network with a node."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import nodes_cases
+import nodes_remat
 import torch
 import torch.distributed as dist
+from revsnn_nodes import remat
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +30,19 @@ def gradients(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
     """Gradients of the mean squared distance of the output from 1."""
     (model(x) - 1).square().mean().backward()
     return [parameter.grad for parameter in model.parameters()]
+
+
+def remat_work(rank: int, processes: int, folder: str) -> None:
+    """Two steps of a residual network with and without `remat`; every rank writes its gradients and buffers."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    found = []
+    for context in (nullcontext, remat):
+        torch.manual_seed(1)
+        model = DistributedDataParallel(nodes_remat.residual_net())
+        found.append([nodes_remat.train_step(model, nodes_remat.image_sequence(seed=i), context()) for i in (rank, 7)])
+    torch.save([[(step.gradients, step.buffers) for step in steps] for steps in found], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 def work(rank: int, processes: int, names: tuple[str, ...], folder: str) -> None:

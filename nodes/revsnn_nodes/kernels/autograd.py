@@ -120,6 +120,40 @@ def fused_lif(
     return result
 
 
+class FusedNormLIF(_Fused):
+    """The LIF behind a batch norm: keeps the norm's input and statistics in place of charges."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_seq: Tensor, v: Tensor | None, z_seq: Tensor, mean: Tensor, inverse_std: Tensor,
+        weight: Tensor | None, bias: Tensor | None, residual_seq: Tensor | None, inner: int,
+        neuron: LIFParameters, surrogate: SurrogateFunction,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Spikes and the last membrane, from the norm's output; what follows is what that was made from."""
+        spike_seq, v_last, _ = _ops.lif_forward(x_seq, v, numbers(neuron), neuron.decay_input, _is_soft(neuron), False)
+        FusedNormLIF.keep(ctx, neuron, surrogate, z_seq, v, mean, inverse_std, weight, bias, residual_seq)
+        ctx.inner = inner
+        return spike_seq, v_last
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+        """Gradients of the neuron's input and of the first membrane."""
+        neuron, need_v = ctx.neuron, ctx.needs_input_grad[1]
+        xbar_seq, vbar0 = _ops.norm_lif_backward(
+            *ctx.saved_tensors, sbar_seq, vbar, *FusedNormLIF.constants(ctx), ctx.inner, neuron.decay_input,
+            _is_soft(neuron), neuron.detach_reset, need_v,
+        )  # fmt: skip
+        return xbar_seq, vbar0 if need_v else None, *(None,) * 9
+
+
+def norm_lif_spikes(v: Tensor | None, z_seq: Tensor, *norm: Any, inner: int, neuron: LIFParameters) -> Tensor:
+    """Spikes of a LIF behind a batch norm; `norm`: what `FusedNormLIF` takes between `z_seq` and `inner`."""
+    spike_seq: Tensor
+    spike_seq, _ = _ops.norm_lif_forward(z_seq, v, *norm, numbers(neuron), inner, neuron.decay_input, _is_soft(neuron))
+    return spike_seq
+
+
 class FusedCarrier(_Fused):
     """Keeps the output (an alias), and the state it started from where that was carried."""
 

@@ -155,6 +155,14 @@ def _anchored_backward(c: Call) -> Operations:
     )
 
 
+NORMALISE = 2
+"""A channel's scale and shift: fma, counted as a product and a sum."""
+
+
+def _norm_charge(c: Call) -> int:
+    return NORMALISE + (c.residual_seq is not None) + CHARGE
+
+
 def _affine(c: Call) -> int:
     return sum(each is not None for each in (c.weight, c.bias, c.residual_seq))
 
@@ -187,6 +195,27 @@ OPERATORS = {
         lambda c: (_all(c.charge_seq), _step(c.charge_seq, c.need_v)),
         # Spike of the charge, the product, and the two factors keep and gain.
         lambda c: Operations(c.charge_seq.numel() * (FIRE + _charge_gradient(c) + 2)),
+    ),
+    # `inner`: channels lie so many columns apart, again and again.
+    "norm_lif_forward": Operator(
+        "(Tensor z_seq, Tensor? v, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? residual_seq,"
+        " float[] p, int inner, bool decay, bool soft) -> (Tensor, Tensor)",
+        # Spikes, last membrane.
+        lambda c: (_all(c.z_seq), _step(c.z_seq)),
+        lambda c: Operations(c.z_seq.numel() * (_norm_charge(c) + FIRE + RESET)),
+        on_cuda=False,
+    ),
+    "norm_lif_backward": Operator(
+        "(Tensor z_seq, Tensor? v, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? residual_seq,"
+        " Tensor? sbar_seq, Tensor? vbar, float[] p, int kind, int inner, bool decay, bool soft, bool detach,"
+        " bool need_v) -> (Tensor, Tensor)",
+        # Gradients of the neuron's input and of the first membrane.
+        lambda c: (_all(c.z_seq), _step(c.z_seq, c.need_v)),
+        # As lif_backward; again: the norm, the charge, its spike and reset.
+        lambda c: Operations(
+            c.z_seq.numel() * (FIRE + _charge_gradient(c) + 2), c.z_seq.numel() * (_norm_charge(c) + FIRE + RESET)
+        ),
+        on_cuda=False,
     ),
     "carrier_forward": Operator(
         "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft) -> (Tensor, Tensor)",

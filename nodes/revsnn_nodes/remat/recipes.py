@@ -166,6 +166,15 @@ class Value:
             return None
         return cast("UntypedStorage | None", UntypedStorage._new_with_weak_ptr(self.weak.cdata))
 
+    def tensor(self, view: View) -> Tensor | None:
+        """An alias of the storage, if it is there, with the version counter that the contents are checked by."""
+        storage = self.storage()
+        if storage is None:
+            return None
+        alias = self.counter.tensor.detach()
+        alias.data = view.on(storage)
+        return alias
+
     def forget(self, packed: Any) -> None:
         """Counts a saved tensor as asked for, or as gone; drops what was held for the last one."""
         self.asks.discard(id(packed))
@@ -190,6 +199,17 @@ def map_leaves(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     if type(structure) is dict:
         return {name: map_leaves(each, kind, change) for name, each in structure.items()}
     return structure
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a batch norm in training read, and its statistics, as the kernels of `revsnn_nodes.remat.norm` take them."""
+
+    z: Ref
+    weight: Ref | None
+    bias: Ref | None
+    mean: Ref
+    inverse_std: Ref
 
 
 class Autocast:
@@ -221,7 +241,10 @@ class Recipe:
     Attributes:
         sources: the values among the arguments.
         nbytes: of tensors that were copied into its arguments.
+        norm: statistics and sources, where the function is batch norm in training.
     """
+
+    norm: Norm | None = None
 
     def __init__(
         self,

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
+from revsnn_nodes.remat.norm import NormedInput, normed_input
 from revsnn_nodes.remat.pack import Packed, plan_for
 from revsnn_nodes.remat.recipes import (
     AGAIN,
@@ -26,6 +28,7 @@ from revsnn_nodes.remat.recipes import (
     HIDDEN,
     OPENS_MEMORY,
     Function,
+    Norm,
     Recipe,
     Ref,
     Value,
@@ -116,7 +119,18 @@ class Recorder:
             again = AGAIN.get(function)
             run, arguments = again(*refs[0], **refs[1]) if again else (function, refs)
             self.note(run, arguments, before, result, CHEAP[function])
+            if function is functional.batch_norm:
+                self.note_norm(arguments[0], result)
         return result
+
+    def note_norm(self, arguments: tuple[Any, ...], result: Any) -> None:
+        """Adds the statistics that autograd saved to the recipe of a batch norm in training."""
+        z, _, _, weight, bias, training, *_ = arguments
+        recipe = self.value_of(result).recipe
+        if recipe is not None and training and type(result.grad_fn).__name__ == "NativeBatchNormBackward0":
+            saved = result.grad_fn._saved_result1, result.grad_fn._saved_result2
+            mean, inverse_std = (Ref(self.value_of(each), View.of(each)) for each in saved)
+            recipe.norm = Norm(z, weight, bias, mean, inverse_std)
 
     def refer(self, structure: Any) -> tuple[dict[int, tuple[Value, int]], Any]:
         """References in place of tensors; and by storage the values and versions that they refer to."""
@@ -297,13 +311,37 @@ def run_node(
     given = [x_seq] if v is None else [x_seq, v]
     if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
         return run(x_seq, v)
+    with torch._C.DisableTorchFunction():
+        fuses = node.fuses_batch_norm and run.__name__ == "fused_sequence" and x_seq.requires_grad
+        normed = normed_input(recorder.value_of(x_seq), x_seq) if fuses else None
+        call, again, sources = _of_input(node, run, x_seq, v) if normed is None else _of_norm(node, x_seq, v, normed)
+        before, refs = recorder.refer(sources)
+        if recorder.new_bytes(before) > x_seq.numel() * x_seq.itemsize:
+            return run(x_seq, v)
+        spikes, v_last = call()
+        recorder.note(again, (refs, {}), before, spikes, 1)
+    return spikes, v_last
+
+
+Run = tuple[Callable[[], tuple[Tensor, Tensor]], Callable[..., Tensor], tuple[Tensor | None, ...]]
+"""A neuron's call; what makes its spikes again; and from which tensors."""
+
+
+def _of_input(node: Any, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None) -> Run:
+    """A neuron that keeps its input, and is run again in the backward pass."""
     frozen = object.__new__(type(node))
     frozen.__dict__.update(node.__dict__, v=None)
     again = getattr(frozen, run.__name__)
-    with torch._C.DisableTorchFunction():
-        before, refs = recorder.refer((x_seq, v))
-        if recorder.new_bytes(before) > x_seq.numel() * x_seq.itemsize:
-            return run(x_seq, v)
-        spikes, v_last = Rerun.apply(again, x_seq, v)
-        recorder.note(lambda x, v: again(x, v)[0], (refs, {}), before, spikes, 1)
-    return spikes, v_last
+    return lambda: Rerun.apply(again, x_seq, v), lambda x, v: again(x, v)[0], (x_seq, v)
+
+
+def _of_norm(node: Any, x_seq: Tensor, v: Tensor | None, normed: NormedInput) -> Run:
+    """A neuron that keeps what its input was made from by a batch norm."""
+    from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
+
+    neuron, *sources, inner = node.neuron, *normed
+    return (
+        lambda: FusedNormLIF.apply(x_seq, v, *sources, inner, neuron, node.surrogate_function),
+        lambda v, *sources: norm_lif_spikes(v, *sources, inner=inner, neuron=neuron),
+        (v, *sources),
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from revsnn_nodes.kernels.cpu import carrier, coupled, lif, norm
+from revsnn_nodes.kernels.cpu import carrier, coupled, lif, norm, norm_lif
 from revsnn_nodes.kernels.cpu.equations import Mode
 from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, prepare, run_columns
 from revsnn_nodes.kernels.layout import Numbers, grouped
@@ -172,6 +172,38 @@ def _lif_backward(results: Results, call: Call) -> None:
     _run(lif.lif_backward, as_, call, arguments, rows=1)
 
 
+def _norm_of(as_: _Arrays, call: Call) -> tuple[Any, ...]:
+    """Scale and shift of the channels, and the residual."""
+    weight = torch.ones_like(call.mean) if call.weight is None else call.weight
+    bias = torch.zeros_like(call.mean) if call.bias is None else call.bias
+    dtype = torch.float64 if as_.float is np.float64 else torch.float32
+    values = [each.detach().to(dtype).contiguous().numpy() for each in (call.mean, call.inverse_std, weight, bias)]
+    scale, shift = np.empty((2, call.mean.numel()), as_.float)
+    norm_lif.coefficients(*values, scale, shift)
+    return scale, shift, as_.sequence(call.residual_seq)
+
+
+def _norm_lif_forward(results: Results, call: Call) -> None:
+    z, (spike, v_last) = call.z_seq, results
+    as_ = _Arrays(z, z[0].numel())
+    arguments = (
+        as_.sequence(z), as_.state(call.v), *_norm_of(as_, call), as_.sequence(spike), as_.state(v_last),
+        (0,) * (call.residual_seq is not None), call.inner,
+    )  # fmt: skip
+    _run(norm_lif.norm_lif_forward, as_, call, arguments, rows=3)
+
+
+def _norm_lif_backward(results: Results, call: Call) -> None:
+    z, (xbar, vbar0) = call.z_seq, results
+    as_ = _Arrays(z, z[0].numel())
+    arguments = (
+        as_.sequence(z), as_.state(call.v), *_norm_of(as_, call), as_.gradient(call.sbar_seq), as_.state(call.vbar),
+        as_.sequence(xbar), as_.state(vbar0 if call.need_v else None), (0,) * (call.residual_seq is not None),
+        call.inner,
+    )  # fmt: skip
+    _run(norm_lif.norm_lif_backward, as_, call, arguments, rows=z.shape[0] + 3)
+
+
 def _carrier_forward(results: Results, call: Call) -> None:
     x, (y, v_last) = call.x_seq, results
     as_ = _Arrays(x, x[0].numel())
@@ -296,7 +328,7 @@ def _norm_carrier_backward(results: Results, call: Call) -> None:
 _LAUNCHERS: dict[str, Callable[[Results, Call], None]] = {
     each.__name__.removeprefix("_"): each
     for each in (
-        _lif_forward, _lif_backward, _carrier_forward, _carrier_backward, _coupled_forward, _inverse_backward,
-        _anchored_backward, _norm_carrier_forward, _norm_carrier_backward,
+        _lif_forward, _lif_backward, _norm_lif_forward, _norm_lif_backward, _carrier_forward, _carrier_backward,
+        _coupled_forward, _inverse_backward, _anchored_backward, _norm_carrier_forward, _norm_carrier_backward,
     )
 }  # fmt: skip

@@ -87,7 +87,7 @@ def lif_forward(
 
 
 @contracted_row
-def _lif_gradient_row(charge: Any, sbar: Any, vbar: Any, xbar: Any, p: Numbers, mode: Mode) -> None:
+def lif_gradient_row(charge: Any, sbar: Any, vbar: Any, xbar: Any, p: Numbers, mode: Mode) -> None:
     """One step back: vbar becomes the gradient at the membrane before it."""
     for j in range(charge.shape[0]):
         h = read(charge, j)
@@ -114,7 +114,7 @@ def lif_backward(
                 read_ahead(charge, ahead)
                 read_ahead(sbar, ahead)
                 write_ahead(xbar, ahead)
-                _lif_gradient_row(
+                lif_gradient_row(
                     row_of(charge, here, n), row_of(sbar, here, n), row_of(w, c - a, n), row_of(xbar, here, n), p, mode
                 )
         copy_row(w, vbar0[a:b])

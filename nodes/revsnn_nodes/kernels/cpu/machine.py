@@ -342,6 +342,17 @@ Slices do, by counting references, which costs as much as the arithmetic of a pi
 """
 
 
+def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return a(a, a, a), _generate
+
+
+fma: Any = intrinsic(_fma)
+"""`(a, b, c)`: a b + c, rounded once."""
+
+
 def _settle(typing_context: Any) -> Any:
     def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.fence("seq_cst")

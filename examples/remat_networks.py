@@ -1,0 +1,131 @@
+"""Measures a training step of SpikingJelly's networks: bytes kept, peak and time, with and without `remat`.
+
+    python examples/remat_networks.py sew_resnet18 --batch 32 --size 64 --steps 4 --rounds 3
+
+Compares SpikingJelly's eager neurons, its memopt at level 1 (blocks checkpointed, spikes as bits), our fused
+`StandardLIF`, and that inside `remat()`. Steps of all four are interleaved; times are medians. Classifiers are small:
+the point is activations. Needs: pip install revsnn-bench[cpu,peers].
+"""
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from remat_digits import Block, Context, kept_bytes, network, peak_bytes, reset, step, with_fused_neurons
+from torch import Tensor, nn
+
+
+def vision_operators() -> torch.library.Library:
+    """Two operators that torchvision, which SpikingJelly imports, misses under a torch of another version."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def networks(size: int, steps: int) -> dict[str, Any]:
+    """Makers of networks for RGB images, and the modules that memopt takes as its segments (VGG has none)."""
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+    from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_resnet, spiking_vgg
+
+    lif: dict[str, Any] = {"spiking_neuron": neuron.LIFNode, "surrogate_function": surrogate.ATan()}
+
+    def vgg() -> nn.Module:
+        net = spiking_vgg.spiking_vgg11_bn(**lif, num_classes=10)
+        net.avgpool, net.classifier = layer.AdaptiveAvgPool2d(1), nn.Sequential(layer.Linear(512, 10))
+        return net
+
+    def made(maker: Any) -> nn.Module:
+        net: nn.Module = maker()
+        functional.set_step_mode(net, "m")
+        return net
+
+    transformer = partial(
+        spikformer.Spikformer, T=steps, img_size_h=size, img_size_w=size, patch_size=4, num_classes=10, embed_dims=128,
+        num_heads=8, depths=4, **lif,
+    )  # fmt: skip
+    return {
+        "digits": (partial(network, 3), (Block,)),
+        "sew_resnet18": (
+            partial(made, partial(sew_resnet.sew_resnet18, cnf="ADD", num_classes=10, **lif)),
+            (sew_resnet.BasicBlock,),
+        ),
+        "spiking_resnet18": (
+            partial(made, partial(spiking_resnet.spiking_resnet18, num_classes=10, **lif)),
+            (spiking_resnet.BasicBlock,),
+        ),
+        "vgg11": (partial(made, vgg), ()),
+        "spikformer": (partial(made, transformer), (spikformer.SpikformerConv2dBNLIF, spikformer.SpikformerMLP)),
+    }
+
+
+def main() -> None:
+    """Reads the command line, measures, prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    for name, default in (("--batch", 32), ("--size", 64), ("--steps", 4), ("--rounds", 3)):
+        parser.add_argument(name, type=int, default=default)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    library = vision_operators()  # gone with it
+    torch.manual_seed(0)
+    maker, segments = networks(options.size, options.steps)[options.network]
+    net = maker()
+    images = torch.randn(options.batch, 3, options.size, options.size)
+    labels = torch.randint(0, 10, (options.batch,))
+    compare(net, segments, images, labels, options.steps, options.rounds)
+    del library
+
+
+def compare(
+    net: nn.Module, segments: tuple[type, ...], images: Tensor, labels: Tensor, steps: int, rounds: int
+) -> None:
+    """Prints kept bytes, peak and time of a step of each variant."""
+    from revsnn_nodes import remat
+    from spikingjelly.activation_based import memopt
+
+    fused = with_fused_neurons(net)
+    variants: dict[str, tuple[nn.Module, Context]] = {
+        "SpikingJelly, eager": (net, nullcontext),
+        "StandardLIF, fused": (fused, nullcontext),
+        "StandardLIF, remat": (copy.deepcopy(fused), remat),
+    }
+    if segments:
+
+        def forward(model: nn.Module) -> None:
+            model(images[:2].expand(steps, 2, *images.shape[1:]))
+            reset(model)
+
+        bits = memopt.optimize_memory(copy.deepcopy(net), segments, forward, level=1)
+        variants["SpikingJelly, memopt 1"] = bits, nullcontext
+    kept, peak, seconds = {}, {}, {name: [] for name in variants}
+    for name, (each, context) in variants.items():
+        peak[name] = peak_bytes(each, images, labels, context, steps)
+        kept[name] = kept_bytes(each, images, context, steps)
+        each.zero_grad()
+    for _ in range(rounds):
+        for name, (each, context) in variants.items():
+            start = time.perf_counter()
+            step(each, images, labels, context, steps)
+            seconds[name].append(time.perf_counter() - start)
+            each.zero_grad()
+    print(f"{'':24}{'kept':>12}{'peak':>12}{'time':>10}   each as a ratio to SpikingJelly's eager neurons")
+    first = next(iter(variants))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name in variants:
+        ratios = (
+            f"1/{kept[first] / kept[name]:.2f}  1/{peak[first] / peak[name]:.2f}  {medians[name] / medians[first]:.2f}"
+        )
+        row = f"{kept[name] / 2**20:8.2f} MiB{peak[name] / 2**20:8.2f} MiB{1000 * medians[name]:7.0f} ms"
+        print(f"{name:24}{row}   {ratios}")
+
+
+if __name__ == "__main__":
+    main()

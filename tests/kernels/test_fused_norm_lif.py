@@ -1,0 +1,81 @@
+"""The kernels from a batch norm's input give the bits of torch's batch norm followed by the LIF's own kernels."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from revsnn_nodes.kernels.layout import numbers, surrogate_code
+from revsnn_nodes.kernels.ops import OPERATIONS
+from revsnn_nodes.parameters import LIFParameters
+from revsnn_nodes.remat.norm import kernels_are_exact
+from revsnn_nodes.surrogate import ATan
+
+pytest.importorskip("numba")
+
+OPS = torch.ops.revsnn
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 19), st.sampled_from([1, 3, 8, 63, 700])),
+    v_reset=st.sampled_from([0.0, -0.3, None]),
+    tau=st.sampled_from([2.0, 3.0]),
+    decay_input=st.booleans(),
+    detach_reset=st.booleans(),
+    given_too=st.booleans(),
+)
+def test_bits_of_norm_then_neuron(dtype, size, v_reset, tau, decay_input, detach_reset, given_too):
+    """Spikes, last membrane and both gradients; with and without a first membrane, a residual and an affine norm."""
+    T, N, C, inner = size
+    neuron, soft = LIFParameters(tau, decay_input, 0.5, v_reset, detach_reset), v_reset is None
+    kind, height, scale = surrogate_code(ATan())
+    p = numbers(neuron, height, scale)
+    z, sbar, residual = (torch.randn(T, N, C, inner).to(dtype) for _ in range(3))
+    v, vbar = (torch.randn(N, C, inner).to(dtype) if given_too else None for _ in range(2))
+    weight, bias = (torch.randn(C).to(dtype) if given_too else None for _ in range(2))
+    residual = residual if given_too else None
+    if T * N * inner == 1:
+        z = z.expand(2, N, C, inner).contiguous()
+        sbar = sbar.expand_as(z)
+        residual = residual.expand_as(z) if given_too else None
+    x, mean, inverse_std = torch.native_batch_norm(z.flatten(0, 1), weight, bias, None, None, True, 0.1, 1e-5)
+    x = x.view_as(z) if residual is None else x.view_as(z) + residual
+    spikes, v_last, charges = OPS.lif_forward(x, v, p, decay_input, soft, True)
+    expected = OPS.lif_backward(charges, sbar, vbar, p, kind, soft, detach_reset, True)
+    norm = (mean, inverse_std, weight, bias, residual)
+    made = OPS.norm_lif_forward(z, v, *norm, p, inner, decay_input, soft)
+    got = OPS.norm_lif_backward(z, v, *norm, sbar, vbar, p, kind, inner, decay_input, soft, detach_reset, True)
+    assert all(map(torch.equal, (*made, *got), (spikes, v_last, *expected)))
+
+
+def test_large_sequences_have_the_same_bits():
+    """Where rows are done in pieces on several threads too."""
+    p = numbers(LIFParameters(), 1.0, 1.0)
+    z, sbar = (torch.randn(4, 2, 6, 400 * 300) for _ in range(2))
+    x, mean, inverse_std = torch.native_batch_norm(z.flatten(0, 1), None, None, None, None, True, 0.1, 1e-5)
+    spikes, _, charges = OPS.lif_forward(x.view_as(z), None, p, True, False, True)
+    norm = (mean, inverse_std, None, None, None)
+    assert torch.equal(OPS.norm_lif_forward(z, None, *norm, p, z[0, 0, 0].numel(), True, False)[0], spikes)
+    got = OPS.norm_lif_backward(z, None, *norm, sbar, None, p, 1, z[0, 0, 0].numel(), True, False, False, False)
+    assert torch.equal(got[0], OPS.lif_backward(charges, sbar, None, p, 1, False, False, False)[0])
+
+
+def test_probe_finds_torchs_batch_norm_exact():
+    """On the CPUs that this is tested on, for plain and mixed types, with and without an affine norm."""
+    for dtype, other in ((torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)):
+        assert kernels_are_exact(dtype, (other, other), torch.Size((5, 7, 9)))
+    assert kernels_are_exact(torch.float32, (None, None), torch.Size((5,)))
+
+
+def test_operations_are_those_of_the_two_passes_and_of_the_norm():
+    """A product and a sum more than the LIF forward; backward does the forward again."""
+    z = torch.empty(2, 3, 4)
+    vector, p = torch.empty(4), numbers(LIFParameters())
+    norm = (vector, vector, None, None, None)
+    forward = OPERATIONS["revsnn::norm_lif_forward"](z, None, *norm, p, 1, True, False)
+    plain = OPERATIONS["revsnn::lif_forward"](z, None, p, True, False, False)
+    assert forward.work == plain.work + 2 * z.numel()
+    backward = OPERATIONS["revsnn::norm_lif_backward"](z, None, *norm, z, None, p, 0, 1, True, False, False, False)
+    assert backward.recompute == forward.work
+    assert backward.work == OPERATIONS["revsnn::lif_backward"](z, z, None, p, 0, False, False, False).work

@@ -1,0 +1,133 @@
+"""`remat` on SpikingJelly's own networks, to the byte and to the bit; data-parallel and with scaled losses."""
+
+import copy
+import gc
+import warnings
+from contextlib import nullcontext
+
+import nodes_ddp_worker as ddp
+import pytest
+import torch
+from nodes_cases import foreign_import_is_silent
+from nodes_memory import timeline
+from nodes_remat import assert_equal, assert_same_step, image_sequence, reset, residual_net, with_our_neurons
+from revsnn_nodes import remat
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+STEPS, BATCH, SIZE = 2, 2, 32
+PATCHES, WIDTH, DEPTH, HEADS = (SIZE // 4) ** 2, 32, 2, 2
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Their module of models; torchvision may not match torch: its two missing operators are defined."""
+    foreign_import_is_silent()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_resnet, spiking_vgg
+
+        yield {
+            "sew_resnet18": lambda **lif: sew_resnet.sew_resnet18(cnf="ADD", num_classes=3, **lif),
+            "spiking_resnet18": lambda **lif: spiking_resnet.spiking_resnet18(num_classes=3, **lif),
+            "vgg11": lambda **lif: spiking_vgg.spiking_vgg11_bn(num_classes=3, **lif),
+            "spikformer": lambda **lif: spikformer.Spikformer(
+                STEPS, 3, SIZE, SIZE, 4, 3, WIDTH, num_heads=HEADS, depths=DEPTH, **lif
+            ),
+        }
+
+
+def make(models, name):
+    from spikingjelly.activation_based import functional, layer
+
+    neuron, theirs = foreign_import_is_silent()
+    torch.manual_seed(0)
+    net = models[name](spiking_neuron=neuron.LIFNode, surrogate_function=theirs.ATan())
+    if name == "vgg11":
+        net.avgpool, net.classifier = layer.AdaptiveAvgPool2d(1), layer.Linear(512, 3)
+    functional.set_step_mode(net, "m")
+    return with_our_neurons(net)
+
+
+def norm_bytes(net, x):
+    """Input and two statistics per channel of every batch norm."""
+    total = 0
+
+    def count(norm, inputs, _):
+        nonlocal total
+        total += inputs[0].nbytes + 2 * norm.num_features * 4
+
+    handles = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, _BatchNorm)]
+    net(x)
+    reset(net)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+# Spikformer's attention multiplies copies of q, k and v; its neuron reads what comes out; the head reads a mean.
+ATTENTION = 4 * PATCHES * WIDTH + WIDTH**2 // HEADS
+REST = {"spikformer": STEPS * BATCH * 4 * (DEPTH * ATTENTION + WIDTH)}
+
+
+@pytest.mark.parametrize("name", ["sew_resnet18", "spiking_resnet18", "vgg11", "spikformer"])
+def test_bytes_are_the_closed_form_and_gradients_equal(models, name):
+    """One z per convolution, statistics per channel, and the input; by the handle and by the allocator.
+
+    Spikformer keeps the operands of its attention too.
+    """
+    net, x = make(models, name), torch.randn(STEPS, BATCH, 3, SIZE, SIZE)
+    saved = assert_same_step(net, x)
+    expected = norm_bytes(net, x) + REST.get(name, 0)
+    assert saved.kept_bytes - x.nbytes == expected
+    scales = 8 * DEPTH * (name == "spikformer")  # the attention's factor, a number in float64
+    assert retained(net, x) == expected + scales
+
+
+def retained(net, x):
+    """Bytes alive after a forward besides its output."""
+
+    def forward():
+        with remat():
+            y = net(x)
+        reset(net)
+        return y
+
+    gc.collect()
+    run = timeline(forward)
+    return run.live_bytes - run.result.untyped_storage().nbytes()
+
+
+def test_data_parallel_steps_are_equal(tmp_path):
+    """Two gloo processes, two batches: gradients after reduction and buffers have the bits that they have without."""
+    torch.multiprocessing.spawn(ddp.remat_work, args=(2, str(tmp_path)), nprocs=2)
+    plain, ours = torch.load(tmp_path / "0.pt")
+    other, _ = torch.load(tmp_path / "1.pt")
+    for one, two, far in zip(plain, ours, other, strict=True):
+        assert_equal(two[0], one[0])
+        assert_equal(two[1], one[1])
+        assert_equal(far[0], one[0])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_scaled_loss_and_autocast_train_equally(half):
+    """Ten steps of GradScaler and SGD, in float32 and under bfloat16 autocast: every parameter equal."""
+    start = nn.Sequential(residual_net(), nn.Flatten(2), nn.Linear(4 * 64, 3))
+    nets = [copy.deepcopy(start) for _ in range(2)]
+    for net, context in zip(nets, (nullcontext, remat), strict=True):
+        optimizer = torch.optim.SGD(net.parameters(), 1e-2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        for step in range(10):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), context():
+                loss = net(image_sequence(seed=step)).float().pow(2).mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            reset(net)
+    assert_equal(nets[1].state_dict(), nets[0].state_dict())
+    assert not torch.equal(nets[0][2].weight, start[2].weight)
