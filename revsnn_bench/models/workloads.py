@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
 from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
@@ -109,6 +110,13 @@ def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
     return WorkloadStep(_placed(model, case), _noise(case), around=make.around)
 
 
+def _field(case: Case, make: Strategy) -> WorkloadStep:
+    """A network of SpikingJelly on noise."""
+    shape_of(case, "3 channels, height and width, such as (3, 64, 64)", 3)
+    source = _noise(case)
+    return WorkloadStep(field.field_network(case, source), source, around=make.around)
+
+
 def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
     """A network on digits, in the case's size; `name@width` scales its channels."""
     data = digits_of(case)
@@ -172,6 +180,7 @@ WORKLOADS: dict[str, Build] = {
     "layer": _layer,
     "linear-blocks": _linear_blocks,
     "conv-blocks": _conv_blocks,
+    **dict.fromkeys(field.NETWORKS, _field),
     **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
 }
 """Workloads by name: what a node is put into."""
