@@ -2,7 +2,15 @@
 
 import pytest
 
-STRATEGIES = ("lif", "lif+checkpoint", "lif+bitpack", "lif-carrier", "lif-carrier+checkpoint-conv", "norm-carrier")
+STRATEGIES = (
+    "lif",
+    "lif+remat",
+    "lif+checkpoint",
+    "lif+bitpack",
+    "lif-carrier",
+    "lif-carrier+checkpoint-conv",
+    "norm-carrier",
+)
 
 
 @pytest.mark.sweep(

@@ -54,6 +54,10 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
                 self.v = self.v.to(x_seq)
         return super()._carried_state(x_seq)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # SpikingJelly's own takes no `recurse`; it moves all memories, `v` among them.
+        return their_base.MemoryModule._apply(self, fn)
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         memories = dict(self._memories)

@@ -71,7 +71,7 @@ def nodes(
 
 
 def _makers(name: str) -> list[Any]:
-    """Class or function behind a name that `run` accepts: of the node, and then of the block that names a strategy.
+    """Class or function behind a name that `run` accepts: of the node, and then of the strategy.
 
     Raises:
         ValueError: no such node or strategy.
@@ -79,12 +79,10 @@ def _makers(name: str) -> list[Any]:
     from revsnn_nodes import NormCarrierLIF, node_factory
 
     from revsnn_bench.models.peers import PEERS
-    from revsnn_bench.models.strategies import BLOCKS, NORM_CARRIER, strategy
+    from revsnn_bench.models.strategies import BLOCKS, CONTEXTS, NORM_CARRIER, strategy
 
     strategy(name)
     if name == NORM_CARRIER:
         return [NormCarrierLIF]
-    if name in PEERS:
-        return [PEERS[name]]
     node, plus, kind = name.partition("+")
-    return [node_factory(node), *([BLOCKS[kind]] if plus else [])]
+    return [PEERS.get(node) or node_factory(node), *([BLOCKS.get(kind) or CONTEXTS[kind]] if plus else [])]

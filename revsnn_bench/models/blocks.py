@@ -1,8 +1,9 @@
 """Blocks of spiking networks: everything but the node sees the time steps as one large batch."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -97,10 +98,12 @@ class Strategy:
     Args:
         make_node: makes one node layer.
         block: what convolutions with a node become.
+        around: makes the context that the network's forward runs in.
     """
 
     make_node: NodeMaker
     block: type[ConvBlock] = ConvBlock
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __call__(self) -> nn.Module:
         """Makes one node layer."""

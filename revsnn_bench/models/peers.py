@@ -93,9 +93,10 @@ def takes(node: str, option: str, value: Any) -> bool:
     """
     if option != "backend":
         return True
-    if node in PEERS:
+    name = node.partition("+")[0]
+    if name in PEERS:
         return False
-    factory = CarrierLIF if node == "norm-carrier" else node_factory(node.partition("+")[0])
+    factory = CarrierLIF if name == "norm-carrier" else node_factory(name)
     if not has_backends(factory):
         return False
     made, x = factory(), torch.zeros(1, 1, 2)

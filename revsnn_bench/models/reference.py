@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
+from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.workloads import WorkloadStep, build, is_neuron
 
 LARGEST_REFERENCE = 1 << 21
@@ -31,10 +32,12 @@ def subject_of(case: Case) -> Subject:
     """
     part = _slice(case)
     step = build(part)
+    # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
+    plain = step.model if case.workload not in FIELD else build(_plain(case)).model
     node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
-        reference=_same_parameters(reference_of(step.model), step.model),
+        reference=_same_parameters(reference_of(plain), step.model),
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
@@ -119,6 +122,10 @@ def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
         ):
             return steps - 1 - t
     return steps
+
+
+def _plain(case: Case) -> Case:
+    return case.model_copy(update={"node": case.node.partition("+")[0]})
 
 
 def _slice(case: Case) -> Case:

@@ -1,15 +1,16 @@
-"""What a block keeps for its backward pass: everything, its input, its input in bits, or its output alone.
+"""What a network keeps for its backward pass, block by block or by a context around its forward.
 
 A strategy is chosen by the name of the node, so that each is a row of a comparison:
 
-    lif                           a plain block: everything that autograd keeps
-    lif+checkpoint                its input; convolution, norm and node run again (torch.utils.checkpoint)
+    lif                           plain blocks: everything that autograd keeps
+    lif+remat                     what the convolutions make; all that is cheap runs again (`revsnn_nodes.remat`)
+    lif+checkpoint                each block's input; convolution, norm and node run again (torch.utils.checkpoint)
     lif+bitpack                   the same, a binary input at one bit per spike
-    lif-carrier+checkpoint-conv   its input and output; convolution and norm run again
-    norm-carrier                  its output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
+    lif+save-on-cpu               everything, but in host memory (torch.autograd.graph.save_on_cpu)
+    lif-carrier+checkpoint-conv   each block's input and output; convolution and norm run again
+    norm-carrier                  each block's output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
 
-Any node may stand before the `+`. `pack_bits` stores binary tensors at one bit per element; `made_again` replaces a
-saved tensor by the tensor and the function that it was computed from.
+Any node or peer may stand before the `+`. `pack_bits` stores binary tensors at one bit per element.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +21,9 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names
+from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names, remat
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import batch_norm
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
@@ -63,53 +63,6 @@ def unpack_bits(packed: Packed) -> Tensor:
     weights = torch.tensor(BITS, dtype=torch.uint8, device=packed.bits.device)
     ones = (packed.bits.unsqueeze(1) & weights) != 0
     return ones.flatten()[: packed.shape.numel()].view(packed.shape).to(packed.dtype)
-
-
-class _Kept:
-    """A tensor as it was saved: hooks bypass autograd's check for changes in place, so that it is made here."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, tensor._version
-
-    def unpack(self) -> Tensor:
-        if self.tensor._version != self.version:
-            raise RuntimeError(
-                "A tensor needed for gradient computation has been modified inplace: "
-                f"{self.tensor.dtype} {tuple(self.tensor.shape)} is at version {self.tensor._version}; expected "
-                f"version {self.version}. The backward pass reads it. Change a copy."
-            )
-        return self.tensor
-
-
-class _Remade:
-    """In place of a tensor: what it was made of, and how."""
-
-    def __init__(self, source: Tensor, make: Callable[[Tensor], Tensor], shape: torch.Size) -> None:
-        self.source, self.make, self.shape = _Kept(source), make, shape
-
-    def unpack(self) -> Tensor:
-        with record_function("recompute"), torch.no_grad():
-            return self.make(self.source.unpack()).view(self.shape)
-
-
-def made_again(made: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> saved_tensors_hooks:
-    """Operations under this context do not keep `made`: their backward passes call `make(source)` again.
-
-    Args:
-        made: what those operations read, contiguous.
-        source: what it was made of; the operation that made it keeps this for its own backward pass, so that it costs
-            nothing here.
-        make: gives the bits of `made`, and has no other effect.
-    """
-    source = source.detach()
-    # Autograd keeps this function, too, and with it whatever it refers to: not the tensor itself.
-    address, numel = made.data_ptr(), made.numel()
-
-    def pack(tensor: Tensor) -> Any:
-        same = tensor.data_ptr() == address and tensor.numel() == numel
-        return _Remade(source, make, tensor.shape) if same else _Kept(tensor)
-
-    return saved_tensors_hooks(pack, lambda packed: packed.unpack())
 
 
 NORM_CARRIER = "norm-carrier"
@@ -234,35 +187,11 @@ class NormCarrierBlock(ConvBlock):
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
         """See `ConvBlock`."""
-        z_seq = over_time(x_seq, self._convolved)
-        residual, kept = (None, nullcontext()) if skip is None else self._residual(skip)
-        with kept:
+        with remat():
+            z_seq = over_time(x_seq, self.pool, self.conv)
+            residual = None if skip is None else over_time(skip, self.shortcut)
             y: Tensor = self.norm(z_seq, residual)
         return y
-
-    def _convolved(self, x: Tensor) -> Tensor:
-        """Pools and convolves: pooling keeps its input, so that the convolution need not keep what is pooled."""
-        z: Tensor
-        if isinstance(self.pool, nn.Identity) or not x.requires_grad:
-            z = self.conv(self.pool(x))
-            return z
-        pooled = self.pool(x)
-        with made_again(pooled, x, self.pool):
-            z = self.conv(pooled)
-        return z
-
-    def _residual(self, skip: Tensor) -> tuple[Tensor, AbstractContextManager[Any]]:
-        """The shortcut of a tensor; a norm at its end keeps its input, so that the neuron need not keep its output."""
-        shortcut = self.shortcut
-        norm = shortcut[-1] if isinstance(shortcut, nn.Sequential) else None
-        if not isinstance(shortcut, nn.Sequential) or not isinstance(norm, nn.BatchNorm2d) or not norm.training:
-            return over_time(skip, shortcut), nullcontext()
-        z = shortcut[:-1](skip.flatten(0, 1))
-        residual = norm(z)
-        again = partial(batch_norm, running_mean=None, running_var=None, training=True)
-        again = partial(again, weight=norm.weight, bias=norm.bias, eps=norm.eps)
-        kept = made_again(residual, z, again) if z.requires_grad else nullcontext()
-        return residual.view(*skip.shape[:2], *residual.shape[1:]), kept
 
 
 BLOCKS: dict[str, type[ConvBlock]] = {
@@ -271,6 +200,8 @@ BLOCKS: dict[str, type[ConvBlock]] = {
     "checkpoint-conv": CheckpointConvBlock,
 }
 
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"remat": remat, "save-on-cpu": save_on_cpu}
+"""Strategies that leave blocks as they are: the forward of the whole network runs inside."""
 
 REFERENCE = {"backend": "torch"}
 
@@ -287,20 +218,22 @@ def strategy(name: str, **options: Any) -> Strategy:
     """
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
-    if name in PEERS:
-        return Strategy(partial(PEERS[name], **options), ConvBlock)
     node, plus, kind = name.partition("+")
-    if plus and kind not in BLOCKS:
-        near = get_close_matches(kind, BLOCKS, 3) or list(BLOCKS)
+    kinds = [*BLOCKS, *CONTEXTS]
+    if plus and kind not in kinds:
+        near = get_close_matches(kind, kinds, 3) or kinds
         raise ValueError(
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
             f"{' or '.join(f'{node}+{each}' for each in near)}?"
         )
-    if has_backends(node_factory(node)):
-        options = REFERENCE | options
-    return Strategy(partial(make_node, node, **options), BLOCKS.get(kind, ConvBlock))
+    if node in PEERS:
+        make = partial(PEERS[node], **options)
+    else:
+        make = partial(make_node, node, **(REFERENCE if has_backends(node_factory(node)) else {}) | options)
+    return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext))
 
 
 def strategy_names() -> list[str]:
     """The strategies that are rows of a comparison: every plain node, and those worth their name beside them."""
-    return [*node_names(), "lif+checkpoint", "lif+bitpack", "lif-carrier+checkpoint-conv", NORM_CARRIER]
+    beside = ("lif+remat", "lif+checkpoint", "lif+bitpack", "lif+save-on-cpu", "lif-carrier+checkpoint-conv")
+    return [*node_names(), *beside, NORM_CARRIER]

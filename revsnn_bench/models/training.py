@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
 from revsnn_bench.models.data import Split, digits_of, encoded
+from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import is_neuron, network
 from revsnn_bench.records import AccuracyRecord
 
@@ -60,6 +61,7 @@ class Trainer:
         self.case, self.recipe, self.data_name = case, recipe, data_name
         self.data = digits_of(case) if data is None else data
         self.model = network(case, classes=int(self.data.train_labels.max()) + 1)
+        self.around = strategy(case.node, **case.options).around
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
         self.batches = -(-len(self.data.train_labels) // recipe.batch)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -159,7 +161,8 @@ class Trainer:
         for module in self.model.modules():
             if is_neuron(module):
                 module.reset()  # type: ignore[operator]
-        logits: Tensor = self.model(encoded(self.case, images, seed))
+        with self.around():
+            logits: Tensor = self.model(encoded(self.case, images, seed))
         return logits
 
     def _carriers(self) -> list[CarrierNode]:

@@ -1,6 +1,7 @@
 """From a case to a training step: one node layer, a stack of blocks, or a network on real data."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
 from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
@@ -33,11 +35,18 @@ class WorkloadStep(ModuleStep):
         source: leaf input, `[T, B, *]`.
         labels: class of each sample, `[B]`; the output is then the cross-entropy loss. None for the model's own
             output, with a fixed random gradient.
+        around: makes the context that model and loss run in.
     """
 
-    def __init__(self, model: nn.Module, source: Tensor, labels: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Tensor,
+        labels: Tensor | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__(model, source)
-        self.labels = labels
+        self.labels, self.around = labels, around
         self.upstream: Tensor | None = None
         if labels is None:
             shape = source.shape if is_neuron(model) else _shape_of_output(model, source)
@@ -46,8 +55,9 @@ class WorkloadStep(ModuleStep):
 
     def run(self, x: Tensor) -> Tensor:
         """Runs the model, and the loss where there are labels."""
-        output = super().run(x)
-        return output if self.labels is None else cross_entropy(output, self.labels)
+        with self.around():
+            output = super().run(x)
+            return output if self.labels is None else cross_entropy(output, self.labels)
 
     def output_gradient(self, output: Tensor) -> Tensor:
         """A copy of the fixed gradient; 1 for a loss."""
@@ -84,20 +94,27 @@ def _noise(case: Case) -> Tensor:
 
 def _layer(case: Case, make: Strategy) -> WorkloadStep:
     _refuse_blocks(case, make)
-    return WorkloadStep(make(), _noise(case))
+    return WorkloadStep(make(), _noise(case), around=make.around)
 
 
 def _linear_blocks(case: Case, make: Strategy) -> WorkloadStep:
     _refuse_blocks(case, make)
     (features,) = shape_of(case, "one size, such as (256,)", 1)
     model = nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)])
-    return WorkloadStep(_placed(model, case), _noise(case))
+    return WorkloadStep(_placed(model, case), _noise(case), around=make.around)
 
 
 def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
     channels, _, _ = shape_of(case, "channels, height and width, such as (16, 8, 8)", 3)
     model = nn.Sequential(*[conv_block(channels, channels, make) for _ in range(case.depth)])
-    return WorkloadStep(_placed(model, case), _noise(case))
+    return WorkloadStep(_placed(model, case), _noise(case), around=make.around)
+
+
+def _field(case: Case, make: Strategy) -> WorkloadStep:
+    """A network of SpikingJelly on noise."""
+    shape_of(case, "3 channels, height and width, such as (3, 64, 64)", 3)
+    source = _noise(case)
+    return WorkloadStep(field.field_network(case, source), source, around=make.around)
 
 
 def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
@@ -105,7 +122,7 @@ def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadSte
     data = digits_of(case)
     source = encoded(case, data.train_images[: case.batch], case.seed).contiguous().requires_grad_()
     model = _placed(_made(make_network, case, make, CLASSES), case)
-    return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device))
+    return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device), make.around)
 
 
 def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn.Module:
@@ -163,6 +180,7 @@ WORKLOADS: dict[str, Build] = {
     "layer": _layer,
     "linear-blocks": _linear_blocks,
     "conv-blocks": _conv_blocks,
+    **dict.fromkeys(field.NETWORKS, _field),
     **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
 }
 """Workloads by name: what a node is put into."""

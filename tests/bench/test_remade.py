@@ -52,5 +52,5 @@ def test_norm_carrier_sees_a_change_in_place(changed):
     seen["output"] = block(seen["pooling input"])
     loss = seen["output"].sum()
     seen[changed].detach().add_(1)
-    with pytest.raises(RuntimeError, match="modified inplace"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

@@ -13,11 +13,15 @@ from revsnn_bench.meters.memory import retained_bytes
 from revsnn_bench.models.blocks import ConvBlock, conv_block
 from revsnn_bench.models.reference import reference_of, subject_of
 from revsnn_bench.models.strategies import BitPackBlock, pack_bits, strategy, strategy_names, unpack_bits
+from revsnn_bench.models.training import train
 from revsnn_bench.models.workloads import build
 
 RECOMPUTING = ("lif+checkpoint", "lif+bitpack", "lif-carrier+checkpoint-conv")
 BLOCKS = (*RECOMPUTING, "norm-carrier")
-SAME_AS_LIF = ("lif+checkpoint", "lif+bitpack", "lif+checkpoint-conv")
+STRATEGIES = (*BLOCKS, "lif+remat")
+SAME_AS_LIF = ("lif+checkpoint", "lif+bitpack", "lif+checkpoint-conv", "lif+remat", "lif+save-on-cpu")
+NORM_OPERATIONS = 6
+"""Of a batch norm in training, per element: see `flop_rules`."""
 TIGHT = 1e-5
 
 
@@ -40,7 +44,7 @@ def gradients(step):
 
 
 @pytest.mark.parametrize("workload", ["conv-blocks", "digits-net", "vgg11@0.0625", "resnet20@0.25"])
-@pytest.mark.parametrize("node", BLOCKS)
+@pytest.mark.parametrize("node", STRATEGIES)
 def test_gradient_is_that_of_the_plain_float64_network(node, workload):
     """Every strategy in every kind of network: outputs to the bit, gradients of input and parameters below 1e-5."""
     case = blocks_case(node) if workload == "conv-blocks" else network_case(node, workload)
@@ -63,7 +67,7 @@ def statistics(model):
     return {name: value.clone() for name, value in model.state_dict().items() if "running" in name or "num" in name}
 
 
-@pytest.mark.parametrize("node", BLOCKS)
+@pytest.mark.parametrize("node", STRATEGIES)
 def test_norms_count_a_batch_once(node):
     """Backward's second run updates no statistics: they are those after forward alone, and one batch is counted."""
     step = build(network_case(node))
@@ -131,6 +135,34 @@ def test_retained_bytes_of_four_blocks():
         assert kept[node] == pytest.approx(depth, rel=0.002)
     # The first input is no spike train, and stays as it is.
     assert kept["lif+bitpack"] == pytest.approx(1 + (depth - 1) / 32, rel=0.02)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_remat_keeps_one_tensor_per_block_and_runs_nothing_but_norms_and_neurons_again(depth):
+    """The input, what each convolution made, and mean and deviation per channel; norm once more, neuron twice."""
+    case = blocks_case("lif+remat", depth=depth)
+    step = build(case)
+    gradients(step)
+    assert retained_bytes(step)[0] == (depth + 1) * step.source.nbytes + depth * 2 * 4 * case.shape[0]
+    # Each neuron for its own gradient, and once more for the convolution behind it: the last has none.
+    neuron = measure_flops(build(case.model_copy(update={"node": "lif", "workload": "layer"}))).forward.pointwise
+    again = measure_flops(step).recompute
+    assert again.multiply_accumulate == 0
+    assert again.pointwise == depth * NORM_OPERATIONS * step.source.numel() + (2 * depth - 1) * neuron
+
+
+def test_training_inside_remat_gives_the_same_losses():
+    """One epoch of the small network on digits: loss and accuracy of plain training, to the bit."""
+    plain, inside = (train(network_case(node, "digits-net"), 1) for node in ("lif", "lif+remat"))
+    assert inside.loss_by_epoch == plain.loss_by_epoch
+    assert inside.accuracy == plain.accuracy
+
+
+@pytest.mark.parametrize("node", ["spikingjelly+checkpoint", "spikingjelly+remat"])
+def test_a_peer_takes_a_strategy(node):
+    """SpikingJelly's neuron in blocks that keep less: outputs and gradients of its plain blocks, to the bit."""
+    plain, got = (gradients(build(blocks_case(each))) for each in ("spikingjelly", node))
+    assert all(torch.equal(a, b) for a, b in zip(got, plain, strict=True))
 
 
 def test_only_norm_carrier_convolves_nothing_twice():
