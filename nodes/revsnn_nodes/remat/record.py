@@ -292,18 +292,24 @@ def run_node(
     recorder: Recorder | None = getattr(_active, "recorder", None)
     if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:
         return run(x_seq, v)
-    if any(True for _ in node.parameters()) or not recorder.records():
+    names, parameters = list(node._parameters), list(node._parameters.values())
+    if len(parameters) < len(list(node.parameters())) or not recorder.records():
         return run(x_seq, v)
-    given = [x_seq] if v is None else [x_seq, v]
+    given = [each for each in (x_seq, v, *parameters) if each is not None]
     if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
         return run(x_seq, v)
     frozen = object.__new__(type(node))
     frozen.__dict__.update(node.__dict__, v=None)
-    again = getattr(frozen, run.__name__)
+
+    def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        frozen.__dict__["_parameters"] = dict(zip(names, learned, strict=True))
+        result: tuple[Tensor, Tensor] = getattr(frozen, run.__name__)(x, v)
+        return result
+
     with torch._C.DisableTorchFunction():
-        before, refs = recorder.refer((x_seq, v))
+        before, refs = recorder.refer((x_seq, v, *parameters))
         if recorder.new_bytes(before) > x_seq.numel() * x_seq.itemsize:
             return run(x_seq, v)
-        spikes, v_last = Rerun.apply(again, x_seq, v)
-        recorder.note(lambda x, v: again(x, v)[0], (refs, {}), before, spikes, 1)
+        spikes, v_last = Rerun.apply(again, x_seq, v, *parameters)
+        recorder.note(lambda *given: again(*given)[0], (refs, {}), before, spikes, 1)
     return spikes, v_last
