@@ -25,6 +25,8 @@ from revsnn_nodes.parameters import IFParameters, LIFParameters, ParametricLIFPa
 class LIFNode(SpikingNode[LIFParameters]):
     """What the two nodes of the standard LIF share: constructor and reference."""
 
+    pointwise = True
+
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,

@@ -5,10 +5,10 @@ import math
 import nodes_oracle as oracle
 import pytest
 import torch
-from nodes_cases import Problem, assert_ends_close, differentiate, foreign_import_is_silent, run_node
+from nodes_cases import Problem, assert_ends_close, differentiate, foreign_import_is_silent, relative_error, run_node
 from nodes_memory import bytes_after_forward
 from nodes_tolerances import ALIKE_RTOL, RTOL
-from revsnn_nodes import StandardIF, StandardParametricLIF, remat, surrogate
+from revsnn_nodes import StandardIF, StandardParametricLIF, make_node, remat, surrogate
 from torch import nn
 
 TAUS = (1.7, 20.0)
@@ -193,3 +193,27 @@ def test_reference_has_the_learned_tau():
     assert node.reference().tau == node.tau == pytest.approx(1 + 2 * math.exp(-1), rel=1e-6)
     with pytest.raises(ValueError, match=r"`init_tau` must be > 1 step; got 1\.0"):
         StandardParametricLIF(1.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["lif", "if", "plif", "lif-carrier"])
+def test_strides_of_the_input_are_those_of_output_membrane_and_gradient(name, backend):
+    """Frames that are channels_last give channels_last results with the values of contiguous ones, over two calls."""
+    problem = Problem(3, (2, 4, 3, 5), carried=False).to(torch.float32)
+
+    def run(arranged):
+        node = make_node(name, step_mode="m", backend=backend)
+        x = arranged(problem.x).requires_grad_()
+        y = torch.cat([node(x), node(x)])
+        (x_grad,) = torch.autograd.grad(y, x, arranged(torch.cat([problem.y_bar] * 2)))
+        node.reset()
+        return node(x), node.v, x_grad
+
+    def last(sequence):
+        return sequence.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (-1, 2))
+
+    for got, expected in zip(run(last), run(torch.clone), strict=True):
+        assert (
+            relative_error(got, expected) <= ALIKE_RTOL[torch.float32]
+        )  # torch's vectors round otherwise at their ends
+        assert got.stride()[-4:] == last(expected if expected.dim() == 5 else expected[None]).stride()[-4:]
