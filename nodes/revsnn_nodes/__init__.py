@@ -19,7 +19,7 @@ from revsnn_nodes.coupled import (
     predicted_gradient_error,
 )
 from revsnn_nodes.equations import decode_spikes
-from revsnn_nodes.lif import CheckpointedLIF, StandardLIF
+from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.norm_carrier import NormCarrierLIF, NormCarrierNode, StoredNormCarrierLIF
 from revsnn_nodes.registry import make_node, node_factory, node_names, register_node
 from revsnn_nodes.remat import remat
@@ -35,7 +35,9 @@ __all__ = [
     "RevNetLIF",
     "ReversibleLIF",
     "SpikingNode",
+    "StandardIF",
     "StandardLIF",
+    "StandardParametricLIF",
     "StoredCarrierLIF",
     "StoredCoupledLIF",
     "StoredNormCarrierLIF",

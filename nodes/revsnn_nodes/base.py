@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_word
 from revsnn_nodes.remat.record import run_node
-from revsnn_nodes.surrogate import as_surrogate
+from revsnn_nodes.surrogate import as_surrogate, in_transform
 
 StepMode = Literal["s", "m"]
 P = TypeVar("P", bound=LIFParameters)
@@ -36,6 +37,25 @@ def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..
     return decorate
 
 
+def in_memory_order(
+    run: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Runs a pointwise neuron on contiguous views, so that its results have the strides of its input, without copies.
+
+    An input that fills no block of memory with time outermost is run as it is, and gives contiguous results.
+    """
+    if x_seq.is_contiguous() or in_transform():
+        return run(x_seq, v)
+    order = [0, *sorted(range(1, x_seq.dim()), key=x_seq.stride, reverse=True)]
+    view = x_seq.permute(order)
+    if not view.is_contiguous():
+        return run(x_seq, v)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    of_step, of_step_back = ([dim - 1 for dim in dims[1:]] for dims in (order, back))
+    y_seq, v_last = run(view, None if v is None else v.permute(of_step))
+    return y_seq.permute(back), v_last.permute(of_step_back)
+
+
 class SpikingNode(nn.Module, Generic[P]):
     """A neuron layer: takes input current, keeps a membrane, gives spikes.
 
@@ -53,6 +73,7 @@ class SpikingNode(nn.Module, Generic[P]):
         backend_in_use: "torch" or "fused", what the last call ran on; None before the first.
         backend_reason: why the last call did not run on the fused kernels; empty where it did.
         fused_cpu_dtypes: what the fused kernels of this kind of node take on the CPU.
+        pointwise: whether neurons do not depend on each other: outputs then have the strides of the input.
         keeps_input_in_remat: whether, inside `remat`, this kind of node keeps its input in place of its charges.
         fuses_batch_norm: whether, there and behind a batch norm, the kernels of `revsnn_nodes.remat.norm` are its own.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
@@ -60,6 +81,7 @@ class SpikingNode(nn.Module, Generic[P]):
     """
 
     fused_cpu_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
+    pointwise: ClassVar[bool] = False
     keeps_input_in_remat: ClassVar[bool] = False
     fuses_batch_norm: ClassVar[bool] = False
     neuron: P
@@ -121,7 +143,11 @@ class SpikingNode(nn.Module, Generic[P]):
         run: Callable[..., tuple[Tensor, Tensor]] = (
             self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
         )
-        y_seq, self.v = run(x_seq, v, *other_seqs) if others else run_node(self, run, x_seq, v)
+        if others:
+            y_seq, self.v = run(x_seq, v, *other_seqs)
+        else:
+            remade = partial(run_node, self, run)
+            y_seq, self.v = in_memory_order(remade, x_seq, v) if self.pointwise else remade(x_seq, v)
         return y_seq.squeeze(0) if single else y_seq
 
     def check_neuron(self, neuron: P) -> None:

@@ -90,6 +90,8 @@ def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neu
 class CarrierNode(SpikingNode[CarrierParameters]):
     """What the carrier nodes share: parameters, the forward by plain autograd, and what can be read from an output."""
 
+    pointwise = True
+
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,

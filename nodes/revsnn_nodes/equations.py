@@ -8,6 +8,7 @@ given buffers and overwrites the arguments that it names: one sequence then reus
 No transform of `torch.func` passes through that.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,12 +30,21 @@ def fire(z: Tensor) -> Tensor:
     return z.ge_(0)
 
 
-def neuronal_charge(x: Tensor, v: Tensor | float, neuron: LIFParameters, out: Tensor | None = None) -> Tensor:
-    """Charge h = M from input x (or drive D) and membrane v; all `[N, *]`. `out` may be the storage of x."""
-    leak = v - neuron.rest if neuron.rest else v
+def neuronal_charge(
+    x: Tensor, v: Tensor | float, neuron: LIFParameters, out: Tensor | None = None, rate: Tensor | None = None
+) -> Tensor:
+    """Charge h = M from input x (or drive D) and membrane v; all `[N, *]`. `out` may be the storage of x.
+
+    `rate` is a learned 1/tau, of one element, in place of the neuron's tau.
+    """
+    if math.isinf(neuron.tau):
+        return torch.add(x, v, out=out)
+    above = v - neuron.rest if neuron.rest else v
+    if rate is not None:
+        return v + (x - above) * rate if neuron.decay_input else v - above * rate + x
     if neuron.decay_input:
-        return torch.add(torch.div(torch.sub(x, leak, out=out), neuron.tau, out=out), v, out=out)
-    return torch.add(x, v - leak / neuron.tau, out=out)
+        return torch.add(torch.div(torch.sub(x, above, out=out), neuron.tau, out=out), v, out=out)
+    return torch.add(x, v - above / neuron.tau, out=out)
 
 
 def neuronal_reset(h: Tensor, spike: Tensor, neuron: LIFParameters, out: Tensor | None = None) -> Tensor:
@@ -53,8 +63,9 @@ def _silent(spike: Tensor, out: Tensor | None) -> Tensor:
 
 
 def lif_step(
-    x: Tensor, v: Tensor | float, neuron: LIFParameters, fire: Spike, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, v: Tensor | float, neuron: LIFParameters, fire: Spike, out: tuple[Tensor, Tensor] | None = None,
+    rate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One step of the LIF: charge, fire, reset.
 
     Args:
@@ -63,23 +74,26 @@ def lif_step(
         neuron: parameters.
         fire: spike function of charge minus threshold; with `out` one that works in place.
         out: where the spikes and the membrane after the step go; the latter may be the storage of v.
+        rate: a learned 1/tau, without `out`; see `neuronal_charge`.
     Returns:
         Spikes and the membrane after the step, both `[N, *]`.
     """
     to_spike, to_v = out or (None, None)
-    h = neuronal_charge(x, v, neuron, x if out else None)
+    h = neuronal_charge(x, v, neuron, x if out else None, rate)
     spike = fire(torch.sub(h, neuron.v_threshold, out=to_spike))
     return spike, neuronal_reset(h, spike, neuron, to_v)
 
 
-def lif_sequence(x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, fire: Spike) -> tuple[Tensor, Tensor]:
-    """T steps of the LIF under autograd: spikes `[T, N, *]` and the last membrane `[N, *]`."""
+def lif_sequence(
+    x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, fire: Spike, rate: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """T steps of the LIF under autograd, 1/tau perhaps learned: spikes `[T, N, *]` and the last membrane `[N, *]`."""
     spikes = []
     # unbind, not x_seq[t]: the backward of indexing fills one [T, N, *] with zeros at every step.
     steps = x_seq.unbind(0)
     membrane = initial_membrane(steps[0], v, neuron)
     for x in steps:
-        spike, membrane = lif_step(x, membrane, neuron, fire)
+        spike, membrane = lif_step(x, membrane, neuron, fire, rate=rate)
         spikes.append(spike)
     return torch.stack(spikes), membrane
 

@@ -1,8 +1,9 @@
-"""StandardLIF, by plain autograd through time, and CheckpointedLIF, which runs segments of it a second time.
+"""The LIF family by plain autograd through time, and CheckpointedLIF, which runs segments of it a second time.
 
 Equations: section "Standard LIF" of nodes/README.md. Forward values, argument names, defaults and gradients agree with
-SpikingJelly's `LIFNode`. Contrast: `StandardLIF` keeps every step; `CheckpointedLIF` its input and one membrane per
-segment (torch.utils.checkpoint; Chen et al. 2016, arXiv 1604.06174); `CarrierLIF` keeps nothing.
+SpikingJelly's `LIFNode`, `IFNode` (no leak) and `ParametricLIFNode` (tau is learned; Fang et al. 2021, arXiv
+2007.05785). Contrast: `StandardLIF` keeps every step; `CheckpointedLIF` its input and one membrane per segment
+(torch.utils.checkpoint; Chen et al. 2016, arXiv 1604.06174); `CarrierLIF` keeps nothing.
 """
 
 import math
@@ -11,18 +12,20 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import lif_sequence
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
-from revsnn_nodes.parameters import LIFParameters, require
+from revsnn_nodes.parameters import IFParameters, LIFParameters, ParametricLIFParameters, require
 
 
 class LIFNode(SpikingNode[LIFParameters]):
     """What the two nodes of the standard LIF share: constructor and reference."""
+
+    pointwise = True
 
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
@@ -60,6 +63,78 @@ class StandardLIF(LIFNode):
         from revsnn_nodes.kernels.autograd import fused_lif
 
         return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
+
+
+class StandardIF(StandardLIF):
+    """Integrate-and-fire layer: `StandardLIF` without a leak, h = v + x.
+
+    Args: see `IFParameters` and `SpikingNode`.
+    Keeps for backward, and exactness: see `StandardLIF`.
+    """
+
+    def __init__(
+        self, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+    ) -> None:  # fmt: skip
+        neuron = IFParameters(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset)
+        SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend)
+
+    def reference(self) -> SpikingNode[LIFParameters]:
+        """Another `StandardIF` with these parameters."""
+        return self.fresh(StandardIF)
+
+
+class StandardParametricLIF(StandardLIF):
+    """Leaky integrate-and-fire layer that learns its tau = 1 / sigmoid(w), one for all its neurons.
+
+    Args: see `ParametricLIFParameters` and `SpikingNode`.
+    Attributes:
+        w: the parameter, of no dimension; tau > 1 whatever it is.
+    Keeps for backward: with `detach_reset` and soft reset as `StandardLIF`, and one tensor per step more, which 1/tau
+        multiplies. Fused: h alone, 1 b N T, and the state it started from where that was carried, b N.
+    Exactness: see `StandardLIF`. Fused: the gradient of w is added over time in the precision of the arithmetic, then
+        over neurons in float64, in the same order in every run.
+    """
+
+    fuses_batch_norm = False  # the kernels know no learned tau
+
+    def __init__(
+        self, init_tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
+        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+    ) -> None:  # fmt: skip
+        neuron = ParametricLIFParameters(
+            decay_input=decay_input,
+            v_threshold=v_threshold,
+            v_reset=v_reset,
+            detach_reset=detach_reset,
+            init_tau=init_tau,
+        )
+        SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend)
+        self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1.0)))
+
+    @property
+    def tau(self) -> float:
+        """The membrane time constant that has been learned, in steps."""
+        return 1.0 / self.w.detach().sigmoid().item()
+
+    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.multi_step_forward`."""
+        return lif_sequence(x_seq, v, self.neuron, self.surrogate_function, self.w.sigmoid())
+
+    def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.fused_sequence`."""
+        from revsnn_nodes.kernels.autograd import fused_lif
+
+        return fused_lif(x_seq, v, self.neuron, self.surrogate_function, self.w.sigmoid())
+
+    def reference(self) -> SpikingNode[LIFParameters]:
+        """Another `StandardParametricLIF` with these parameters and a copy of w."""
+        node = self.fresh(StandardParametricLIF).to(self.w)
+        with torch.no_grad():
+            node.w.copy_(self.w)
+        return node
 
 
 def _label_recomputation() -> tuple[nullcontext[None], record_function]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 ResetGate = Literal["output", "spike"]
 CarrierMode = Literal["train", "always"]
@@ -52,14 +52,17 @@ class LIFParameters:
     detach_reset: bool = False
 
     def __post_init__(self) -> None:
-        _require_finite("tau", self.tau)
-        require(
-            self.tau > 1, "tau", "be > 1 step", self.tau, "The leak 1/tau would overshoot rest.",
-            "Pass tau in time steps, not seconds.",
-        )  # fmt: skip
+        self._check_tau("tau", self.tau)
         _require_finite("v_threshold", self.v_threshold)
         if self.v_reset is not None:
             _require_finite("v_reset", self.v_reset)
+
+    def _check_tau(self, argument: str, tau: float) -> None:
+        _require_finite(argument, tau)
+        require(
+            tau > 1, argument, "be > 1 step", tau, "The leak 1/tau would overshoot rest.",
+            "Pass tau in time steps, not seconds.",
+        )  # fmt: skip
 
     @property
     def rest(self) -> float:
@@ -75,6 +78,35 @@ class LIFParameters:
     def keep(self) -> float:
         """Derivative of the charge with respect to the membrane: 1 - 1/tau."""
         return 1.0 - 1.0 / self.tau
+
+
+@dataclass(frozen=True)
+class IFParameters(LIFParameters):
+    """Parameters of the integrate-and-fire neuron: a LIF whose tau is infinite, and whose input enters undivided."""
+
+    tau: ClassVar[float] = math.inf  # type: ignore[misc]
+    decay_input: ClassVar[bool] = False  # type: ignore[misc]
+
+    def _check_tau(self, argument: str, tau: float) -> None:
+        """There is no leak."""
+
+
+@dataclass(frozen=True)
+class ParametricLIFParameters(LIFParameters):
+    """Parameters of the LIF whose tau is learned; tau itself is no number of this set, and not known here.
+
+    Args:
+        init_tau: membrane time constant before training, in steps; must exceed 1.
+        Others: see `LIFParameters`.
+    Raises:
+        ValueError: init_tau <= 1, or a value that is not finite.
+    """
+
+    tau: ClassVar[float] = math.nan  # type: ignore[misc]
+    init_tau: float = 2.0
+
+    def _check_tau(self, argument: str, tau: float) -> None:
+        super()._check_tau("init_tau", self.init_tau)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF, RevNetLIF, StoredCoupledLIF
-from revsnn_nodes.lif import CheckpointedLIF, StandardLIF
+from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 
 ENTRY_POINT_GROUP = "revsnn_bench.nodes"
 
@@ -37,6 +37,8 @@ _NODES = _Nodes(
     {
         "lif": StandardLIF,
         "lif-checkpoint": CheckpointedLIF,
+        "if": StandardIF,
+        "plif": StandardParametricLIF,
         "revlif-stored": StoredCoupledLIF,
         "revlif-revnet": RevNetLIF,
         "revlif": ReversibleLIF,

@@ -8,6 +8,7 @@ The classes here are both a node of this package and a `MemoryModule` of Spiking
 Import this module only where SpikingJelly is installed; it was written for, and tested with, version 2.0.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,7 +22,7 @@ from revsnn_nodes import surrogate
 from revsnn_nodes.base import SpikingNode
 from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF
-from revsnn_nodes.lif import CheckpointedLIF, StandardLIF
+from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
 
 
@@ -74,6 +75,14 @@ class LIFNode(MemoryNode, StandardLIF):
     """
 
 
+class IFNode(MemoryNode, StandardIF):
+    """`StandardIF` as a `MemoryModule`: in place of SpikingJelly's `IFNode`."""
+
+
+class ParametricLIFNode(MemoryNode, StandardParametricLIF):
+    """`StandardParametricLIF` as a `MemoryModule`: in place of SpikingJelly's `ParametricLIFNode`."""
+
+
 class CheckpointedLIFNode(MemoryNode, CheckpointedLIF):
     """`CheckpointedLIF` as a `MemoryModule`."""
 
@@ -98,6 +107,14 @@ KINDS: dict[str, type[MemoryNode]] = {
     "revlif-anchored": AnchoredReversibleLIFNode,
 }
 """Classes that `swap_neurons` can put in, by registry name."""
+
+TWINS: dict[type[MemoryNode], type[their_neuron.BaseNode]] = {
+    LIFNode: their_neuron.LIFNode,
+    IFNode: their_neuron.IFNode,
+    ParametricLIFNode: their_neuron.ParametricLIFNode,
+    CheckpointedLIFNode: their_neuron.LIFNode,
+}
+"""Classes that have the function of one of SpikingJelly's, and that one."""
 
 SURROGATES: dict[type[nn.Module], type[surrogate.SurrogateFunction]] = {
     getattr(their_surrogate, name): getattr(surrogate, name)
@@ -127,15 +144,17 @@ class Swapped:
 
 
 def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
-    """Exchanges SpikingJelly's LIF neurons in a model, in place, for nodes of this package, or those back.
+    """Exchanges SpikingJelly's neurons in a model, in place, for nodes of this package, or those back.
 
-    Parameters, surrogate, step mode, training mode and membrane are kept; a neuron used in several places stays one. A
+    Parameters, surrogate, step mode, training mode and membrane are kept; a learned `w` moves, so that optimizers have
+    it still; a neuron used in several places stays one. A
     neuron with hooks is left, since what they expect is not known.
 
     Args:
-        model: any module; its `LIFNode`s are exchanged wherever they are.
+        model: any module; its neurons are exchanged wherever they are: every `LIFNode`, and to "lif" every `IFNode` and
+            `ParametricLIFNode` too.
         to: "lif" (the same function, fused), "lif-checkpoint", "lif-carrier", "revlif", "revlif-anchored", or
-            "spikingjelly" to turn nodes of "lif" and "lif-checkpoint" back into SpikingJelly's.
+            "spikingjelly" to turn these and those of "lif-checkpoint" back into SpikingJelly's.
         options: further constructor arguments of the new node, such as `epsilon` or `groups`.
     Returns:
         What was exchanged and what was left, and why; `print` it.
@@ -185,13 +204,12 @@ def _shown(neuron: nn.Module) -> str:
 def _obstacle(neuron: nn.Module, to: str) -> str:
     """Why a neuron is not exchanged; "" where it is."""
     if to == "spikingjelly":
-        same = type(neuron) in (LIFNode, CheckpointedLIFNode)
-        return "" if same else f"{type(neuron).__name__} has no counterpart in SpikingJelly"
-    if type(neuron) is KINDS[to]:
+        return "" if type(neuron) in TWINS else f"{type(neuron).__name__} has no counterpart in SpikingJelly"
+    if type(neuron) is KINDS[to] or (to == "lif" and type(neuron) in (IFNode, ParametricLIFNode)):
         return "it is one already"
     if isinstance(neuron, MemoryNode):
         return f"it is a {type(neuron).__name__}; turn it back first"
-    if type(neuron) is not their_neuron.LIFNode:
+    if _kind(neuron, to) is None:
         return f"{type(neuron).__name__} is another neuron than LIFNode"
     if getattr(neuron, "store_v_seq", False):
         return "it stores v_seq"
@@ -203,15 +221,26 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
 
 def _node(neuron: Any, to: str, options: dict[str, Any]) -> MemoryNode:
     names = ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset", "step_mode")
-    parameters = {name: getattr(neuron, name) for name in names}
-    node = KINDS[to](**parameters, surrogate_function=our_surrogate(neuron.surrogate_function), **options)
+    parameters = {name: getattr(neuron, name) for name in names if hasattr(neuron, name)}
+    if hasattr(neuron, "w"):
+        parameters["init_tau"] = 1.0 + math.exp(-neuron.w.item())
+    kind = _kind(neuron, to)
+    assert kind is not None, "`_obstacle` lets no other neuron through"
+    node = kind(**parameters, surrogate_function=our_surrogate(neuron.surrogate_function), **options)
     _take_state(node, neuron)
     return node
 
 
+def _kind(neuron: nn.Module, to: str) -> type[MemoryNode] | None:
+    """The class that takes the place of one of SpikingJelly's neurons; None where there is none."""
+    if to != "lif":
+        return KINDS[to] if type(neuron) is their_neuron.LIFNode else None
+    return next((kind for kind, theirs in TWINS.items() if type(neuron) is theirs), None)
+
+
 def _back(node: Any) -> nn.Module:
     parameters = {field.name: getattr(node.neuron, field.name) for field in fields(node.neuron)}
-    theirs: nn.Module = their_neuron.LIFNode(
+    theirs: nn.Module = TWINS[type(node)](
         **parameters, surrogate_function=their_function(node.surrogate_function), step_mode=node.step_mode
     )
     _take_state(theirs, node)
@@ -220,6 +249,8 @@ def _back(node: Any) -> nn.Module:
 
 def _take_state(new: Any, old: Any) -> None:
     new.v = old.v
+    if hasattr(old, "w"):
+        new.w = old.w
     new.train(old.training)
 
 

@@ -93,8 +93,8 @@ def differentiate(launch: Launch, name: str, node: Any, problem: Problem, throug
         y, v_last = launch("carrier_forward", x, v, p, decay, soft)
         grads = launch("carrier_backward", y, v, ybar, vbar, p, kind, soft, detach, need_v)
     else:
-        y, v_last, charges = launch("lif_forward", x, v, p, decay, soft, True)
-        grads = launch("lif_backward", charges, ybar, vbar, p, kind, soft, detach, need_v)
+        y, v_last, charges = launch("lif_forward", x, v, None, p, decay, soft, True)
+        grads = launch("lif_backward", charges, ybar, vbar, None, None, p, kind, decay, soft, detach, need_v, False)
     return Ends(y, v_last, grads[0], grads[1] if need_v else None)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nodes_cases import make
-from revsnn_nodes import NormCarrierLIF, surrogate
+from revsnn_nodes import NormCarrierLIF, StandardIF, StandardParametricLIF, surrogate
 from revsnn_nodes.kernels.ops import OPERATIONS, OPERATORS
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -87,3 +87,16 @@ def test_default_counts_per_element():
     assert calls["revsnn::carrier_forward"].work == 12 * ELEMENTS
     assert calls["revsnn::carrier_backward"].recompute == 16 * ELEMENTS
     assert calls["revsnn::carrier_backward"].work == 20 * ELEMENTS
+
+
+def test_family_counts_per_element():
+    """Hard reset to 0, sigmoid, by hand: IF 6 and 20; parametric LIF 9, and 25 where w has a gradient, else 20."""
+    for node, forward, backward in (
+        (StandardIF(backend="fused"), 6, 20),
+        (StandardParametricLIF(backend="fused"), 9, 25),
+        (StandardParametricLIF(backend="fused").requires_grad_(False), 9, 20),
+    ):
+        node.step_mode = "m"
+        _, _, calls = _count(node)
+        assert calls["revsnn::lif_forward"].work == forward * ELEMENTS
+        assert calls["revsnn::lif_backward"].work == backward * ELEMENTS

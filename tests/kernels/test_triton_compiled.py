@@ -28,8 +28,8 @@ def operator(name, steps, dtype, features=512):
     v, p = x[0], numbers(CarrierParameters(), 4.0, 4.0)
     q = numbers(CoupledParameters(), 4.0, 4.0)
     return {
-        "lif_forward": (x, v, p, True, False, True),
-        "lif_backward": (x, x, v, p, 0, False, False, True),
+        "lif_forward": (x, v, None, p, True, False, True),
+        "lif_backward": (x, x, v, None, None, p, 0, True, False, False, True, False),
         "carrier_forward": (x, v, p, True, False),
         "carrier_backward": (x, v, x, v, p, 0, False, False, True),
         "coupled_forward": (x, v, q, True, False, False, 2, -1, steps),

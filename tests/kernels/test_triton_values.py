@@ -12,9 +12,13 @@ from nodes_cases import COUPLED, Problem, assert_ends_close, make, relative_erro
 from nodes_cases import differentiate as differentiate_node
 from nodes_tolerances import RTOL
 from revsnn_nodes import surrogate
+from revsnn_nodes.kernels import ops as _  # noqa: F401  (defines torch.ops.revsnn)
+from revsnn_nodes.kernels.layout import numbers
+from revsnn_nodes.parameters import IFParameters, LIFParameters
 
 pytest.importorskip("triton", reason="the Triton kernels need triton")
 
+ops = torch.ops.revsnn
 NAMES = ("lif", "lif-carrier", "revlif", "revlif-anchored")
 INVERSE_RTOL = {torch.float64: 1e-9, torch.float32: 5e-4}
 """The inverse expands roundings, at most by 4^5 in the five steps it is tested on in float32."""
@@ -130,3 +134,27 @@ def test_strides_and_nothing_at_all(launch):
     )
     for name in NAMES:
         assert differentiate(launch, name, make(name), Problem(shape=(0, 4))).x_grad.shape == (5, 0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("decay_input", [True, False])
+@pytest.mark.parametrize("v_reset", [-0.3, None])
+def test_learned_and_missing_leak_in_triton(launch, v_reset, decay_input, dtype):
+    """IF and parametric LIF against the CPU's kernels: forward to the bit in full precisions, gradients to rounding.
+
+    What each neuron adds to the gradient of 1/tau is among them. The reference holds the CPU's in tests/nodes.
+    """
+    problem = Problem(steps=5, shape=(3, 24), seed=10, mean=0.5).to(dtype)
+    learned, none = LIFParameters(v_reset=v_reset), IFParameters(v_reset=v_reset)
+    for neuron, rate, decays in ((learned, torch.tensor(0.37), decay_input), (none, None, False)):
+        p, soft = list(numbers(neuron, 4.0, 4.0)), v_reset is None
+        forward = (problem.x, problem.v, rate, p, decays, soft, True)
+        expected = ops.lif_forward(*forward)
+        if dtype is not torch.bfloat16:  # which the interpreter cuts off where a CPU rounds
+            for got, want in zip(launch("lif_forward", *forward), expected, strict=True):
+                assert torch.equal(got, want)
+        ends = (expected[2], problem.y_bar, problem.v_bar, problem.v, rate)
+        backward = (*ends, p, 0, decays, soft, False, True, rate is not None)
+        for got, want in zip(launch("lif_backward", *backward), ops.lif_backward(*backward), strict=True):
+            assert got.dtype == want.dtype
+            assert relative_error(got, want) <= RTOL[dtype]

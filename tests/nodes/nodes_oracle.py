@@ -43,7 +43,7 @@ class _Threshold(torch.autograd.Function):
         return grad * phi(z, sharpness), None, None
 
 
-def _charge(drive: Tensor, v: Tensor, tau: float, rest: float, decay_input: bool) -> Tensor:
+def _charge(drive: Tensor, v: Tensor, tau: float | Tensor, rest: float, decay_input: bool) -> Tensor:
     if decay_input:
         return v + (drive - (v - rest)) / tau
     return v - (v - rest) / tau + drive
@@ -53,7 +53,7 @@ def lif(
     x_seq: Tensor,
     v: Tensor | None = None,
     *,
-    tau: float = 2.0,
+    tau: float | Tensor = 2.0,
     decay_input: bool = True,
     v_threshold: float = 1.0,
     v_reset: float | None = 0.0,
@@ -61,7 +61,7 @@ def lif(
     phi: str = "Sigmoid",
     spike_seq: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Spikes `[T, N, *]` and the last membrane of the standard LIF."""
+    """Spikes `[T, N, *]` and the last membrane of the standard LIF; infinite tau: no leak."""
     rest = 0.0 if v_reset is None else v_reset
     v = torch.full_like(x_seq[0], rest) if v is None else v
     spikes = []

@@ -18,12 +18,15 @@ def _own_registry(monkeypatch):
     monkeypatch.setattr(registry, "_NODES", registry._Nodes(registry._NODES))
 
 
-def test_the_seven_names():
-    """The short names of nodes/README.md, in its order, each making a node that runs."""
-    assert node_names()[:7] == [
-        "lif", "lif-checkpoint", "revlif-stored", "revlif-revnet", "revlif", "revlif-anchored", "lif-carrier",
+def test_the_nine_names():
+    """The short names of nodes/README.md, each making a node that runs; common tests take all that have a fixed tau."""
+    assert node_names()[:9] == [
+        "lif", "lif-checkpoint", "if", "plif", "revlif-stored", "revlif-revnet", "revlif", "revlif-anchored",
+        "lif-carrier",
     ]  # fmt: skip
-    assert sorted(ALL) == sorted(node_names()[:7])
+    assert sorted((*ALL, "if", "plif")) == sorted(node_names()[:9])
+    for name in ("if", "plif"):
+        assert make_node(name, step_mode="m")(torch.zeros(2, 1, 4)).shape == (2, 1, 4)
     for name in ALL:
         assert make_node(name, tau=3.0)(torch.zeros(2, 1, 4)).shape == (2, 1, 4)
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from revsnn_nodes.spikingjelly import SURROGATES, LIFNode, swap_neurons
+from revsnn_nodes.spikingjelly import SURROGATES, IFNode, LIFNode, ParametricLIFNode, swap_neurons
 from spikingjelly.activation_based import base, functional, layer, memopt, neuron, surrogate
 from torch import nn
 
@@ -143,3 +143,30 @@ def test_bad_arguments_are_refused():
         swap_neurons(network(), to="nothing")
     with pytest.raises(ValueError, match="`model` must be a module that holds neurons"):
         swap_neurons(neuron.LIFNode())
+
+
+def test_integrate_and_fire_and_learned_tau_are_exchanged_and_back():
+    """IFNode and ParametricLIFNode, both ways: same gradients, and the very parameter w that an optimizer holds."""
+
+    def mixed():
+        net = network()
+        net[0][2] = neuron.IFNode(v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
+        net[1][2] = neuron.ParametricLIFNode(3.0, decay_input=False, surrogate_function=surrogate.ATan(), step_mode="m")
+        return net
+
+    ours = mixed()
+    w = ours[1][2].w
+    done = swap_neurons(ours)
+    assert list(done.swapped) == ["0.2", "1.2"]
+    assert not done.left
+    assert (type(ours[0][2]), type(ours[1][2])) == (IFNode, ParametricLIFNode)
+    assert ours[1][2].w is w
+    assert ours[1][2].tau == pytest.approx(3.0)
+    assert error(gradients(ours), gradients(mixed())) < 2e-6
+    assert set(swap_neurons(ours).left.values()) == {"it is one already"}
+    assert set(swap_neurons(mixed(), "lif-carrier").left) == {"0.2", "1.2"}
+    functional.reset_net(ours)
+    swap_neurons(ours, "spikingjelly")
+    assert (type(ours[0][2]), type(ours[1][2])) == (neuron.IFNode, neuron.ParametricLIFNode)
+    assert ours[1][2].w is w
+    assert error(gradients(ours), gradients(mixed())) < 1e-6

@@ -88,35 +88,46 @@ def _is_soft(neuron: LIFParameters) -> bool:
 
 
 class FusedLIF(_Fused):
-    """Keeps the charges, b N T bytes, unless told that no gradient can be asked for."""
+    """Keeps the charges, b N T bytes, unless told that no gradient can be asked for.
+
+    Where 1/tau is learned, it keeps that and the state it started from as well.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction, keep: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x_seq: Tensor, v: Tensor | None, rate: Tensor | None, neuron: LIFParameters,
+        surrogate: SurrogateFunction, keep: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Spikes and the last membrane."""
-        p = numbers(neuron)
-        spike_seq, v_last, charge_seq = _ops.lif_forward(x_seq, v, p, neuron.decay_input, _is_soft(neuron), keep)
-        FusedLIF.keep(ctx, neuron, surrogate, charge_seq)
+        spike_seq, v_last, charge_seq = _ops.lif_forward(
+            x_seq, v, rate, numbers(neuron), neuron.decay_input, _is_soft(neuron), keep
+        )
+        FusedLIF.keep(ctx, neuron, surrogate, charge_seq, None if rate is None else v, rate)
         return spike_seq, v_last
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
-        """Gradients of the input and of the first membrane."""
-        (charge_seq,), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
-        xbar_seq, vbar0 = _ops.lif_backward(
-            charge_seq, sbar_seq, vbar, *FusedLIF.constants(ctx), _is_soft(neuron), neuron.detach_reset, need_v
-        )
-        return xbar_seq, vbar0 if need_v else None, None, None, None
+        """Gradients of the input, of the first membrane and of 1/tau."""
+        (charge_seq, v, rate), neuron, (_, need_v, need_rate, *_) = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad
+        xbar_seq, vbar0, ratebar = _ops.lif_backward(
+            charge_seq, sbar_seq, vbar, v, rate, *FusedLIF.constants(ctx), neuron.decay_input, _is_soft(neuron),
+            neuron.detach_reset, need_v, need_rate,
+        )  # fmt: skip
+        total = ratebar.sum(dtype=torch.float64).to(rate) if need_rate else None
+        return xbar_seq, vbar0 if need_v else None, total, None, None, None
 
 
 def fused_lif(
-    x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction
+    x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction, rate: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Spikes `[T, N, *]` and the last membrane; charges are kept where a gradient can be asked for."""
-    keep = torch.is_grad_enabled() and (x_seq.requires_grad or (v is not None and v.requires_grad))
-    result: tuple[Tensor, Tensor] = FusedLIF.apply(x_seq, v, neuron, surrogate, keep)
+    """Spikes `[T, N, *]` and the last membrane; charges are kept where a gradient can be asked for.
+
+    `rate` is a learned 1/tau, of one element.
+    """
+    differentiable = any(each is not None and each.requires_grad for each in (x_seq, v, rate))
+    keep = torch.is_grad_enabled() and differentiable
+    result: tuple[Tensor, Tensor] = FusedLIF.apply(x_seq, v, rate, neuron, surrogate, keep)
     return result
 
 

@@ -99,3 +99,8 @@ def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, i
     """A step's shape `[N, *]` as `[outer, groups, inner]`: contiguous, it has the strides of that array."""
     dim = group_dim % len(shape)
     return math.prod(shape[:dim]), groups, math.prod(shape[dim:]) // groups
+
+
+def reciprocal_is_exact(tau: float) -> bool:
+    """Whether a product with 1 / tau has the bits of the quotient: for powers of two."""
+    return math.frexp(tau)[0] == 0.5

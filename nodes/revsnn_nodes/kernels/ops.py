@@ -8,6 +8,7 @@ A row counts its operations in closed form, since a counter at the dispatcher ca
 per element of every pointwise operation that a kernel executes (compare and select included, exp is 1).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,6 +85,12 @@ def _anchors(x_seq: Tensor, every: int) -> Tensor:
 CHARGE = 4
 """v - rest, x minus that, divided by tau, added to v."""
 
+INTEGRATE = 1
+"""Charge without a leak: a sum."""
+
+RATE_GRADIENT = 5
+"""Membrane before the step from the charge (2), its distance to the charge or to rest, product with hbar, sum."""
+
 FIRE = 3
 """Minus the threshold, compare, select."""
 
@@ -113,6 +120,11 @@ NORM = 6
 
 PHI = {SIGMOID: 8, ATAN: 5, QUADRATIC: 5, EXPONENTIAL: 5, SQUARED: 5, ERF: 5, RECT: 4}
 """Surrogate derivative, the distance to the threshold included."""
+
+
+def _lif_forward(c: Call) -> Operations:
+    charge = INTEGRATE if math.isinf(c.p[0]) else CHARGE
+    return Operations(c.x_seq.numel() * (charge + FIRE + RESET))
 
 
 def _charge_gradient(c: Call) -> int:
@@ -183,18 +195,24 @@ def _norm_backward(c: Call) -> Operations:
 
 OPERATORS = {
     "lif_forward": Operator(
-        "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool keep) -> (Tensor, Tensor, Tensor)",
-        # Spikes, last membrane, charges.
+        "(Tensor x_seq, Tensor? v, Tensor? rate, float[] p, bool decay, bool soft, bool keep)"
+        " -> (Tensor, Tensor, Tensor)",
+        # Spikes, last membrane, charges. A rate is 1 / tau, of one element, in place of that of p.
         lambda c: (_all(c.x_seq), _step(c.x_seq), _all(c.x_seq, c.keep)),
-        lambda c: Operations(c.x_seq.numel() * (CHARGE + FIRE + RESET)),
+        _lif_forward,
     ),
     "lif_backward": Operator(
-        "(Tensor charge_seq, Tensor? sbar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach, bool need_v)"
-        " -> (Tensor, Tensor)",
-        # Gradients of the input and, here as below, where needed of the first membrane.
-        lambda c: (_all(c.charge_seq), _step(c.charge_seq, c.need_v)),
-        # Spike of the charge, the product, and the two factors keep and gain.
-        lambda c: Operations(c.charge_seq.numel() * (FIRE + _charge_gradient(c) + 2)),
+        "(Tensor charge_seq, Tensor? sbar_seq, Tensor? vbar, Tensor? v, Tensor? rate, float[] p, int kind, bool decay,"
+        " bool soft, bool detach, bool need_v, bool need_rate) -> (Tensor, Tensor, Tensor)",
+        # Gradients of the input and, here as below, where needed of the first membrane; what each neuron adds to the
+        # rate's.
+        lambda c: (
+            _all(c.charge_seq),
+            _step(c.charge_seq, c.need_v),
+            _step(c.charge_seq, c.need_rate).to(torch.promote_types(c.charge_seq.dtype, torch.float32)),
+        ),
+        # Spike of the charge, the product, the two factors keep and gain; the sum for the rate.
+        lambda c: Operations(c.charge_seq.numel() * (FIRE + _charge_gradient(c) + 2 + RATE_GRADIENT * c.need_rate)),
     ),
     # `inner`: channels lie so many columns apart, again and again.
     "norm_lif_forward": Operator(

@@ -306,15 +306,19 @@ def run_node(
     recorder: Recorder | None = getattr(_active, "recorder", None)
     if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:
         return run(x_seq, v)
-    if any(True for _ in node.parameters()) or not recorder.records():
+    parameters: dict[str, Tensor] = dict(node._parameters)
+    if len(parameters) < len(list(node.parameters())) or not recorder.records():
         return run(x_seq, v)
-    given = [x_seq] if v is None else [x_seq, v]
+    given = [each for each in (x_seq, v, *parameters.values()) if each is not None]
     if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
         return run(x_seq, v)
     with torch._C.DisableTorchFunction():
         fuses = node.fuses_batch_norm and run.__name__ == "fused_sequence" and x_seq.requires_grad
         normed = normed_input(recorder.value_of(x_seq), x_seq) if fuses else None
-        call, again, sources = _of_input(node, run, x_seq, v) if normed is None else _of_norm(node, x_seq, v, normed)
+        if normed is None:
+            call, again, sources = _of_input(node, run, x_seq, v, parameters)
+        else:
+            call, again, sources = _of_norm(node, x_seq, v, normed)
         before, refs = recorder.refer(sources)
         if recorder.new_bytes(before) > x_seq.numel() * x_seq.itemsize:
             return run(x_seq, v)
@@ -327,12 +331,24 @@ Run = tuple[Callable[[], tuple[Tensor, Tensor]], Callable[..., Tensor], tuple[Te
 """A neuron's call; what makes its spikes again; and from which tensors."""
 
 
-def _of_input(node: Any, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None) -> Run:
+def _of_input(
+    node: Any,
+    run: Callable[..., tuple[Tensor, Tensor]],
+    x_seq: Tensor,
+    v: Tensor | None,
+    parameters: dict[str, Tensor],
+) -> Run:
     """A neuron that keeps its input, and is run again in the backward pass."""
     frozen = object.__new__(type(node))
     frozen.__dict__.update(node.__dict__, v=None)
-    again = getattr(frozen, run.__name__)
-    return lambda: Rerun.apply(again, x_seq, v), lambda x, v: again(x, v)[0], (x_seq, v)
+
+    def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        frozen.__dict__["_parameters"] = dict(zip(parameters, learned, strict=True))
+        result: tuple[Tensor, Tensor] = getattr(frozen, run.__name__)(x, v)
+        return result
+
+    sources = (x_seq, v, *parameters.values())
+    return lambda: Rerun.apply(again, *sources), lambda *given: again(*given)[0], sources
 
 
 def _of_norm(node: Any, x_seq: Tensor, v: Tensor | None, normed: NormedInput) -> Run:

@@ -128,8 +128,10 @@ def charge_of(x: Any, v: Any, p: Numbers, leak: Any) -> Any:
 
     Args:
         leak: a tuple whose length, part of its type, says what is compiled: 1 is added where the input decays, 2 where
-            `p.tau` holds 1 / tau, which for powers of two gives the same bits without a division.
+            `p.tau` holds 1 / tau, which for powers of two gives the same bits without a division; 4 for no leak.
     """
+    if len(leak) == 4:
+        return v + x
     above = v - p.rest
     if len(leak) == 0:
         return v - above / p.tau + x

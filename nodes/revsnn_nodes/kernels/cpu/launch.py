@@ -16,7 +16,7 @@ from torch import Tensor
 from revsnn_nodes.kernels.cpu import carrier, coupled, lif, norm, norm_lif
 from revsnn_nodes.kernels.cpu.equations import Mode
 from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, prepare, run_columns
-from revsnn_nodes.kernels.layout import Numbers, grouped
+from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
 
 Results = tuple[Tensor, ...]
 Call = Any
@@ -91,15 +91,21 @@ class _Arrays:
     def numbers(self, call: Call) -> tuple[Numbers, Mode]:
         """Parameters in the type of the arithmetic, and the mode, with every switch that the operator has."""
         names = vars(call)
-        is_exact = "decay" in names and math.frexp(call.p[0])[0] == 0.5
+        rate, decay = names.get("rate"), names.get("decay", False)
+        charges = "decay" in names and names.get("need_rate", True)  # whether the kernel computes with the leak
+        is_exact = charges and (rate is not None or reciprocal_is_exact(call.p[0]))
         mode = Mode(
-            leak=(0,) * (names.get("decay", False) + 2 * is_exact),
+            leak=(0,) * (charges * (4 if math.isinf(call.p[0]) else decay + 2 * is_exact)),
             kind=(0,) * names.get("kind", 0),
             streams=(),
             soft=(0,) * call.soft,
             detach=(0,) * names.get("detach", False),
             by_spike=(0,) * names.get("by_spike", False),
         )
+        if rate is not None:
+            learned = self.float(rate.item())
+            p = Numbers(*call.p)._replace(tau=learned, keep=1 - learned, gain=learned if decay else 1.0)
+            return Numbers(*map(self.float, p)), mode
         return _numbers(tuple(call.p), is_exact, self.float), mode
 
 
@@ -163,13 +169,14 @@ def _lif_forward(results: Results, call: Call) -> None:
 
 
 def _lif_backward(results: Results, call: Call) -> None:
-    charge, (xbar, vbar0) = call.charge_seq, results
+    charge, (xbar, vbar0, ratebar) = call.charge_seq, results
     as_ = _Arrays(charge, charge[0].numel())
     arguments = (
         as_.sequence(charge), as_.gradient(call.sbar_seq), as_.state(call.vbar), as_.sequence(xbar),
-        as_.state(vbar0 if call.need_v else None),
+        as_.state(vbar0 if call.need_v else None), as_.state(call.v), ratebar.numpy().reshape(-1),
+        (0,) * call.need_rate,
     )  # fmt: skip
-    _run(lif.lif_backward, as_, call, arguments, rows=1)
+    _run(lif.lif_backward, as_, call, arguments, rows=1 + 2 * call.need_rate)
 
 
 def _norm_of(as_: _Arrays, call: Call) -> tuple[Any, ...]:

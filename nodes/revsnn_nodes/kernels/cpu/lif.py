@@ -87,26 +87,49 @@ def lif_forward(
 
 
 @contracted_row
-def lif_gradient_row(charge: Any, sbar: Any, vbar: Any, xbar: Any, p: Numbers, mode: Mode) -> None:
-    """One step back: vbar becomes the gradient at the membrane before it."""
+def lif_gradient_row(
+    charge: Any, sbar: Any, vbar: Any, xbar: Any, before: Any, total: Any, sums: Any, p: Numbers, mode: Mode
+) -> None:
+    """One step back: vbar becomes the gradient at the membrane before it.
+
+    Unless `sums` is an empty tuple, total gets hbar (x - (v - rest)), or hbar (rest - v) where the input does not decay; v is `before`.
+    """
     for j in range(charge.shape[0]):
         h = read(charge, j)
         hbar = gradient_at_charge(h, fired(h, p.threshold), read(sbar, j), vbar[j], p, mode)
         vbar[j] = p.keep * hbar
         write(xbar, j, p.gain * hbar)
+        if len(sums):
+            v = before[j]
+            # h - v is the input's distance times 1 / tau, by which the total is divided at the end.
+            total[j] += hbar * (h - v if len(mode.leak) == 3 else p.rest - v)
+
+
+@exact_row
+def _membrane_row(charge: Any, v: Any, p: Numbers, mode: Mode) -> None:
+    """Membranes after the step that had these charges."""
+    for j in range(charge.shape[0]):
+        h = read(charge, j)
+        v[j] = rounded(reset_of(h, fired(h, p.threshold), p, mode), charge)
 
 
 @contracted
 def lif_backward(
-    charge: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, p: Numbers, mode: Mode,
+    charge: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, v0: Any, ratebar: Any, sums: Any, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Writes the gradient of the input, and of the first membrane unless an empty array is given for it."""
+    """Writes the gradient of the input, and of the first membrane unless an empty array is given for it.
+
+    Unless `sums` is an empty tuple, also each neuron's part of the gradient at 1 / tau.
+    """
     steps, columns = charge.shape
     w = scratch(block, charge)  # vbar of the block
+    total = scratch(block if len(sums) else 0, charge)  # sums of the block
+    before = scratch(piece if len(sums) else 0, charge)  # membranes of a piece before a step
     for a in range(start, stop, block):
         b = min(a + block, stop)
         start_row(w[: b - a], vbar[a:b], type(p.rest)(0))
+        total[:] = 0
         for t in range(steps - 1, -1, -1):
             for c in range(a, b, piece):
                 here, n = t * columns + c, min(c + piece, b) - c
@@ -114,7 +137,16 @@ def lif_backward(
                 read_ahead(charge, ahead)
                 read_ahead(sbar, ahead)
                 write_ahead(xbar, ahead)
+                if len(sums):
+                    if t:
+                        _membrane_row(row_of(charge, here - columns, n), row_of(before, 0, n), p, mode)
+                    else:
+                        start_row(before[:n], v0[c : c + n], p.rest)
                 lif_gradient_row(
-                    row_of(charge, here, n), row_of(sbar, here, n), row_of(w, c - a, n), row_of(xbar, here, n), p, mode
-                )
+                    row_of(charge, here, n), row_of(sbar, here, n), row_of(w, c - a, n), row_of(xbar, here, n),
+                    row_of(before, 0, n), row_of(total, c - a, n), sums, p, mode,
+                )  # fmt: skip
         copy_row(w, vbar0[a:b])
+        if len(sums):
+            for j in range(b - a):
+                ratebar[a + j] = total[j] / p.tau if len(mode.leak) == 3 else total[j]

@@ -142,6 +142,6 @@ def norm_lif_backward(
                 write_ahead(xbar, preceding(t, steps, columns, c, b - a))
                 lif_gradient_row(
                     row_of(charge, t * block + c - a, n), row_of(sbar, here, n), row_of(w, c - a, n),
-                    row_of(xbar, here, n), p, mode,
+                    row_of(xbar, here, n), scales, scales, (), p, mode,
                 )  # fmt: skip
         copy_row(w, vbar0[a:b])

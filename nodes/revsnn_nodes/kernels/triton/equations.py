@@ -44,6 +44,7 @@ class Mode(NamedTuple):
     """What a kernel is compiled for, as `tl.constexpr`; an operator leaves out what it does not distinguish."""
 
     decay: Any  # the input is divided by tau, as the leak is
+    leaky: Any  # there is a leak
     exact: Any  # tau is a power of two, and p.tau holds 1 / tau: a product with the quotient's bits
     soft: Any  # reset by subtraction, else to rest
     detach: Any  # no gradient through the reset
@@ -128,6 +129,20 @@ def numbers_of(
 
 
 @jit
+def with_rate(p, rate, mode):
+    """The numbers with a learned 1 / tau in place of theirs, where one is given; p.tau then holds it."""
+    if rate is None:
+        return p
+    else:  # noqa: RET505  (Triton compiles what follows an `if`, and would read from None)
+        learned = tl.load(rate).to(p.tau.dtype)
+        gain = learned if mode.decay else tl.zeros_like(learned) + 1
+        return Numbers(
+            learned, p.threshold, p.rest, 1 - learned, gain, p.height, p.scale, p.epsilon, p.clamp, p.alpha, p.beta,
+            p.drop, p.inflow,
+        )  # fmt: skip
+
+
+@jit
 def rounded(block, dtype: tl.constexpr):
     """A block with the values it will have when read back from a tensor of this type."""
     return block.to(dtype).to(block.dtype)
@@ -171,8 +186,10 @@ def write(pointers, block, mask):
 @jit
 def charge_of(x, v, p, mode):
     """Charge h of input x and membrane v."""
-    leak = v - p.rest
-    part = x - leak if mode.decay else leak
+    if not mode.leaky:
+        return v + x
+    above = v - p.rest
+    part = x - above if mode.decay else above
     part = part * p.tau if mode.exact else quotient(part, tl.zeros_like(part) + p.tau)
     return v + part if mode.decay else v - part + x
 

@@ -17,7 +17,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from revsnn_nodes.kernels.layout import Numbers, grouped
+from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
 from revsnn_nodes.kernels.ops import OPERATORS
 from revsnn_nodes.kernels.triton import carrier, coupled, lif
 from revsnn_nodes.kernels.triton.equations import Mode
@@ -76,8 +76,8 @@ def _kernel_arguments(names: Sequence[str], call: dict[str, Any], results: tuple
     steps, groups = sequence.shape[0], call.get("groups", 1)
     every = min(call.get("every", steps), steps)
     pieces, rows = pieces_of(every, MOST_ROWS // groups)
-    exact = math.frexp(p.tau)[0] == 0.5
-    switches = {**call, "exact": exact}
+    exact = reciprocal_is_exact(p.tau)
+    switches = {**call, "exact": exact or call.get("rate") is not None, "leaky": not math.isinf(p.tau)}
     named = {
         **p._asdict(),
         "tau": 1 / p.tau if exact else p.tau,

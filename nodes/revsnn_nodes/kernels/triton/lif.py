@@ -23,13 +23,14 @@ from revsnn_nodes.kernels.triton.equations import (
     read_or,
     reset_of,
     rounded,
+    with_rate,
     write,
 )
 
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def lif_forward(
-    x_seq, v0, s_seq, v_last, h_seq,
+    x_seq, v0, rate, s_seq, v_last, h_seq,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
     epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
     steps: tl.int32, columns: tl.int64, mode, BLOCK: tl.constexpr, STAGES: tl.constexpr,
@@ -37,6 +38,7 @@ def lif_forward(
     """Writes the spikes, the last membrane, and the charges where wanted."""
     dtype: tl.constexpr = x_seq.dtype.element_ty
     p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
+    p = with_rate(p, rate, mode)
     at, mask = columns_of(columns, BLOCK)
     v = read_or(v0, 0, at, mask, p.rest, dtype)
     for t in tl.range(0, steps, num_stages=STAGES):
@@ -53,16 +55,18 @@ def lif_forward(
 
 @kernel(key=("columns", "steps"), values=lambda _: 4)
 def lif_backward(
-    h_seq, sbar_seq, vbar_last, xbar_seq, vbar0,
+    h_seq, sbar_seq, vbar_last, v0, rate, xbar_seq, vbar0, ratebar,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
     epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
     steps: tl.int32, columns: tl.int64, mode, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the input, and of the first membrane where wanted."""
+    """Writes the gradient of the input; where wanted, of the first membrane, and what each neuron adds to 1/tau's."""
     dtype: tl.constexpr = h_seq.dtype.element_ty
     p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
+    p = with_rate(p, rate, mode)
     at, mask = columns_of(columns, BLOCK)
     vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
+    total = tl.zeros_like(vbar)
     for back in tl.range(0, steps, num_stages=STAGES):
         row = (steps - 1 - back) * columns
         h = read(h_seq + row + at, mask)
@@ -70,5 +74,14 @@ def lif_backward(
         hbar = lif_step_vjp(h, fired(h, p), sbar, vbar, p, mode)
         vbar = p.keep * hbar
         write(xbar_seq + row + at, p.gain * hbar, mask)
+        if ratebar is not None:
+            v = read_or(v0, 0, at, mask, p.rest, dtype)
+            if back + 1 < steps:
+                before = read(h_seq + row - columns + at, mask)
+                v = rounded(reset_of(before, fired(before, p), p, mode), dtype)
+            # h - v is the input's distance times 1 / tau, by which the total is divided at the end.
+            total += hbar * (h - v if mode.decay else p.rest - v)
     if vbar0 is not None:
         write(vbar0 + at, vbar, mask)
+    if ratebar is not None:
+        write(ratebar + at, total / p.tau if mode.decay else total, mask)
