@@ -41,8 +41,10 @@ def test_bits_of_norm_then_neuron(dtype, size, v_reset, tau, decay_input, detach
         residual = residual.expand_as(z) if given_too else None
     x, mean, inverse_std = torch.native_batch_norm(z.flatten(0, 1), weight, bias, None, None, True, 0.1, 1e-5)
     x = x.view_as(z) if residual is None else x.view_as(z) + residual
-    spikes, v_last, charges = OPS.lif_forward(x, v, p, decay_input, soft, True)
-    expected = OPS.lif_backward(charges, sbar, vbar, p, kind, soft, detach_reset, True)
+    spikes, v_last, charges = OPS.lif_forward(x, v, None, p, decay_input, soft, True)
+    expected = OPS.lif_backward(charges, sbar, vbar, None, None, p, kind, decay_input, soft, detach_reset, True, False)[
+        :2
+    ]
     norm = (mean, inverse_std, weight, bias, residual)
     made = OPS.norm_lif_forward(z, v, *norm, p, inner, decay_input, soft)
     got = OPS.norm_lif_backward(z, v, *norm, sbar, vbar, p, kind, inner, decay_input, soft, detach_reset, True)
@@ -54,11 +56,13 @@ def test_large_sequences_have_the_same_bits():
     p = numbers(LIFParameters(), 1.0, 1.0)
     z, sbar = (torch.randn(4, 2, 6, 400 * 300) for _ in range(2))
     x, mean, inverse_std = torch.native_batch_norm(z.flatten(0, 1), None, None, None, None, True, 0.1, 1e-5)
-    spikes, _, charges = OPS.lif_forward(x.view_as(z), None, p, True, False, True)
+    spikes, _, charges = OPS.lif_forward(x.view_as(z), None, None, p, True, False, True)
     norm = (mean, inverse_std, None, None, None)
     assert torch.equal(OPS.norm_lif_forward(z, None, *norm, p, z[0, 0, 0].numel(), True, False)[0], spikes)
     got = OPS.norm_lif_backward(z, None, *norm, sbar, None, p, 1, z[0, 0, 0].numel(), True, False, False, False)
-    assert torch.equal(got[0], OPS.lif_backward(charges, sbar, None, p, 1, False, False, False)[0])
+    assert torch.equal(
+        got[0], OPS.lif_backward(charges, sbar, None, None, None, p, 1, True, False, False, False, False)[0]
+    )
 
 
 def test_probe_finds_torchs_batch_norm_exact():
@@ -74,8 +78,11 @@ def test_operations_are_those_of_the_two_passes_and_of_the_norm():
     vector, p = torch.empty(4), numbers(LIFParameters())
     norm = (vector, vector, None, None, None)
     forward = OPERATIONS["revsnn::norm_lif_forward"](z, None, *norm, p, 1, True, False)
-    plain = OPERATIONS["revsnn::lif_forward"](z, None, p, True, False, False)
+    plain = OPERATIONS["revsnn::lif_forward"](z, None, None, p, True, False, False)
     assert forward.work == plain.work + 2 * z.numel()
     backward = OPERATIONS["revsnn::norm_lif_backward"](z, None, *norm, z, None, p, 0, 1, True, False, False, False)
     assert backward.recompute == forward.work
-    assert backward.work == OPERATIONS["revsnn::lif_backward"](z, z, None, p, 0, False, False, False).work
+    assert (
+        backward.work
+        == OPERATIONS["revsnn::lif_backward"](z, z, None, None, None, p, 0, True, False, False, False, False).work
+    )

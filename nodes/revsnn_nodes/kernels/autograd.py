@@ -141,7 +141,9 @@ class FusedNormLIF(_Fused):
         neuron: LIFParameters, surrogate: SurrogateFunction,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Spikes and the last membrane, from the norm's output; what follows is what that was made from."""
-        spike_seq, v_last, _ = _ops.lif_forward(x_seq, v, numbers(neuron), neuron.decay_input, _is_soft(neuron), False)
+        spike_seq, v_last, _ = _ops.lif_forward(
+            x_seq, v, None, numbers(neuron), neuron.decay_input, _is_soft(neuron), False
+        )
         FusedNormLIF.keep(ctx, neuron, surrogate, z_seq, v, mean, inverse_std, weight, bias, residual_seq)
         ctx.inner = inner
         return spike_seq, v_last

@@ -92,7 +92,8 @@ def lif_gradient_row(
 ) -> None:
     """One step back: vbar becomes the gradient at the membrane before it.
 
-    Unless `sums` is an empty tuple, total gets hbar (x - (v - rest)), or hbar (rest - v) where the input does not decay; v is `before`.
+    Unless `sums` is an empty tuple, total gets hbar (x - (v - rest)), or hbar (rest - v) where the input does not
+    decay; v is `before`.
     """
     for j in range(charge.shape[0]):
         h = read(charge, j)
