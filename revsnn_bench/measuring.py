@@ -124,6 +124,8 @@ def _memory(case: Case, settings: Settings) -> MemoryRecord:
     def rehearse() -> None:
         step = build(case)
         step.backward(step.forward())
+        # A carried state may hold a checkpointed graph, and that the model: a circle that no collector sees.
+        step.prepare()
 
     return measure_memory(build(case), rehearse)
 

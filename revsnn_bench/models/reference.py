@@ -33,16 +33,17 @@ def subject_of(case: Case) -> Subject:
     part = _slice(case)
     step = build(part)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
-    plain = step.model if case.workload not in FIELD else build(_plain(case)).model
+    plain = build(_plain(case)) if case.workload in FIELD and case != _plain(case) else None
     node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
-        reference=_same_parameters(reference_of(plain), step.model),
+        reference=_same_parameters(reference_of((plain or step).model), step.model),
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
+        plain=plain,
     )
 
 
