@@ -93,14 +93,14 @@ class CarrierNode(SpikingNode[CarrierParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "m", epsilon: float = 1 / 16, carrier: CarrierMode = "train",
-        backend: Backend = DEFAULT_BACKEND,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        epsilon: float = 1 / 16, carrier: CarrierMode = "train",
     ) -> None:  # fmt: skip
         neuron = CarrierParameters(tau, decay_input, v_threshold, v_reset, detach_reset, epsilon, carrier)
-        super().__init__(neuron, surrogate_function, step_mode, backend)
+        super().__init__(neuron, surrogate_function, step_mode, backend, store_v_seq)
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Runs T steps under plain autograd; see `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Runs T steps under plain autograd; see `SpikingNode.torch_sequence`."""
         clamped = eq.clamp_input(x_seq, self.neuron)
         spike_seq, v_last = eq.lif_sequence(clamped, v, self.neuron, self.surrogate_function)
         return torch.add(spike_seq, clamped, alpha=self.neuron.epsilon) if self.carries else spike_seq, v_last
@@ -153,10 +153,10 @@ class CarrierLIF(CarrierNode):
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         if not self.carries:
-            return super().multi_step_forward(x_seq, v)
+            return super().torch_sequence(x_seq, v)
         return _DecodeAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,10 @@ class LIFNode(SpikingNode[LIFParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
     ) -> None:  # fmt: skip
         neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
-        super().__init__(neuron, surrogate_function, step_mode, backend)
+        super().__init__(neuron, surrogate_function, step_mode, backend, store_v_seq)
 
     def reference(self) -> SpikingNode[LIFParameters]:
         """A `StandardLIF` with these parameters."""
@@ -50,8 +50,8 @@ class StandardLIF(LIFNode):
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
     keeps_input_in_remat = True
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -86,8 +86,8 @@ class CheckpointedLIF(LIFNode):
         )  # fmt: skip
         self.checkpoint_every = checkpoint_every
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         if not torch.is_grad_enabled():
             return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
         steps = self.checkpoint_every or math.ceil(math.sqrt(x_seq.shape[0]))

@@ -15,7 +15,7 @@ from torch.nn.functional import batch_norm
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
-from revsnn_nodes.base import with_arguments_of
+from revsnn_nodes.base import StepMode, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.parameters import CarrierParameters, require
 
@@ -124,11 +124,10 @@ class NormCarrierNode(CarrierNode):
             None if residual is None else tuple(residual.shape), "It is added neuron by neuron.",
             "Expand it, or pass it through a shortcut of the right shape.",
         )  # fmt: skip
-        return self._run(z, residual)
+        run = self.single_step_forward if self.step_mode == "s" else self.multi_step_forward
+        return run(z, residual)
 
-    def multi_step_forward(
-        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Runs T steps.
 
         Args:
@@ -144,7 +143,7 @@ class NormCarrierNode(CarrierNode):
         self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None,
         run_neuron: Callable[..., tuple[Tensor, Tensor]] = eq.lif_sequence,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The forward by plain autograd, in training and in `eval()`; see `multi_step_forward`."""
+        """The forward by plain autograd, in training and in `eval()`; see `torch_sequence`."""
         affine = (None, None) if self.carries else (self.weight, self.bias)
         mean, var, momentum = self.running_mean, self.running_var, 0.0
         if self.training:
@@ -179,16 +178,22 @@ class NormCarrierNode(CarrierNode):
             self.get_parameter(name).requires_grad_(parameter.requires_grad)
         return self.train(norm.training)
 
-    def _check_input(self, x_seq: Tensor, given: Tensor) -> None:
-        super()._check_input(x_seq, given)
+    def _check_input(self, mode: StepMode, x_seq: Tensor) -> None:
+        super()._check_input(mode, x_seq)
+        given = tuple(x_seq.shape[1:] if mode == "s" else x_seq.shape)
+        require(
+            not (self.store_v_seq and mode == "m" and self.training), "store_v_seq", "be False in training", True,
+            "Membranes are kept step by step, and the norm's statistics are those of all steps.",
+            "Use a norm and a CarrierLIF with store_v_seq, or read v_seq in eval().",
+        )  # fmt: skip
         require(
             x_seq.dim() >= 3 and x_seq.shape[2] == self.num_features, "z",
-            f"have num_features = {self.num_features} channels after time and batch", tuple(given.shape),
+            f"have num_features = {self.num_features} channels after time and batch", given,
             "Each channel has a mean and a variance of its own.", 'Pass [T, N, C, *], or [N, C, *] in step mode "s".',
         )  # fmt: skip
         require(
             not self.training or x_seq.numel() > self.num_features, "z",
-            "hold more than 1 value per channel when training", tuple(given.shape),
+            "hold more than 1 value per channel when training", given,
             "Expected more than 1 value per channel when training: the variance of one value is 0.",
             "Use more steps, samples or positions, or eval().",
         )  # fmt: skip
@@ -374,10 +379,8 @@ class NormCarrierLIF(NormCarrierNode):
         statistics are summed in float64, and do not depend on the number of threads.
     """
 
-    def multi_step_forward(
-        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `NormCarrierNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `NormCarrierNode.torch_sequence`."""
         if not self.training:
             return self.stored_forward(x_seq, v, residual)
         return _DecodeNormAndMultiply.apply(x_seq, self.weight, self.bias, residual, v, self)  # type: ignore[no-any-return]

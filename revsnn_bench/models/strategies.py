@@ -29,7 +29,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
-from revsnn_bench.models.peers import PEERS, has_backends
+from revsnn_bench.models.peers import PEERS, accepts
 
 BITS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -272,7 +272,7 @@ BLOCKS: dict[str, type[ConvBlock]] = {
 }
 
 
-REFERENCE = {"backend": "torch"}
+REFERENCE = {"backend": "torch", "step_mode": "m"}
 
 
 def strategy(name: str, **options: Any) -> Strategy:
@@ -280,8 +280,8 @@ def strategy(name: str, **options: Any) -> Strategy:
 
     Args:
         name: as in the table of this module.
-        options: keywords of the node. Its backend is the reference unless they name another: what a case measures must
-            not depend on which compilers happen to be installed.
+        options: keywords of the node. It takes sequences, `step_mode="m"`, and its backend is the reference unless they
+            name another: what a case measures must not depend on which compilers happen to be installed.
     Raises:
         ValueError: no such strategy; an unknown node is refused by its registry.
     """
@@ -296,8 +296,8 @@ def strategy(name: str, **options: Any) -> Strategy:
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
             f"{' or '.join(f'{node}+{each}' for each in near)}?"
         )
-    if has_backends(node_factory(node)):
-        options = REFERENCE | options
+    factory = node_factory(node)
+    options = {name: value for name, value in REFERENCE.items() if accepts(factory, name)} | options
     return Strategy(partial(make_node, node, **options), BLOCKS.get(kind, ConvBlock))
 
 

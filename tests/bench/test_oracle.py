@@ -156,11 +156,11 @@ def test_a_subclass_with_a_further_parameter_is_measured(verdict_on):
 
     class Scaled(StandardLIF):
         def __init__(self, **options):
-            super().__init__(step_mode="m", **options)
+            super().__init__(**options)
             self.scale = nn.Parameter(torch.tensor(1.2))
 
-        def multi_step_forward(self, x_seq, v):
-            return super().multi_step_forward(x_seq * self.scale, v)
+        def torch_sequence(self, x_seq, v):
+            return super().torch_sequence(x_seq * self.scale, v)
 
     record = verdict_on(Scaled)
     assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences")

@@ -75,7 +75,7 @@ def test_subclasses_keep_their_own_dynamics():
             return 2 * super().derivative(z)
 
     class Silent(StandardLIF):
-        def multi_step_forward(self, x_seq, v):
+        def torch_sequence(self, x_seq, v):
             return torch.zeros_like(x_seq), torch.zeros_like(x_seq[0])
 
     node, silent = make("lif", backend="auto", surrogate_function=Steeper()), Silent(backend="auto")
@@ -129,7 +129,7 @@ def test_create_graph_alone_changes_no_gradient():
 
 def _operator_arguments():
     x, v = torch.randn(4, 2, 6), torch.randn(2, 6)
-    lif = numbers(StandardLIF().neuron, 4.0, 4.0)
+    lif = numbers(StandardLIF(step_mode="m").neuron, 4.0, 4.0)
     carrier, coupled = (numbers(make(name).neuron, 4.0, 4.0) for name in ("lif-carrier", "revlif"))
     anchors, vector = torch.randn(1, 2, 6), torch.rand(6)
     cut = torch.tensor([[0, 1, 2]]), torch.tensor([0.5])

@@ -55,7 +55,7 @@ def test_carrier_spikes_are_the_lifs(epsilon):
     node = make("lif-carrier", epsilon=epsilon)
     border = node.neuron.clamp
     for neuron in ({}, {"v_reset": None}, {"decay_input": False, "v_reset": -0.1}):
-        node, plain = make("lif-carrier", epsilon=epsilon, **neuron), StandardLIF(**neuron)
+        node, plain = make("lif-carrier", epsilon=epsilon, **neuron), StandardLIF(**neuron, step_mode="m")
         y, spikes = node(x), plain(x.clamp(-border, border))
         assert torch.equal(decode_spikes(y), spikes)
         assert torch.equal(node.v, plain.v)
@@ -82,7 +82,7 @@ def test_carrier_in_eval_has_the_lifs_gradient():
     """A gradient asked for in eval(), as in saliency maps, is that of the plain LIF."""
     x = Problem(carried=False).x.requires_grad_()
     got = torch.autograd.grad(make("lif-carrier").eval()(x).sum(), x)[0]
-    assert torch.equal(got, torch.autograd.grad(StandardLIF(backend="torch")(x).sum(), x)[0])
+    assert torch.equal(got, torch.autograd.grad(StandardLIF(backend="torch", step_mode="m")(x).sum(), x)[0])
 
 
 @pytest.mark.usefixtures("on_each_backend")

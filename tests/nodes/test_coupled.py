@@ -194,12 +194,12 @@ def test_half_precision_is_never_trusted_to_an_inverse(dtype):
     """Two steps in half precision already exceed the tolerance, measured and predicted."""
     measured, _ = gradient_errors("revlif", dtype, 4)
     assert measured > TOLERANCE
-    assert predicted_gradient_error(4, ReversibleLIF().neuron, dtype) > TOLERANCE
+    assert predicted_gradient_error(4, ReversibleLIF(step_mode="m").neuron, dtype) > TOLERANCE
 
 
 def test_prediction_grows_and_saturates():
     """The prediction rises with T and alpha, falls with tau, and never passes 1, however long the sequence."""
-    neuron = ReversibleLIF().neuron
+    neuron = ReversibleLIF(step_mode="m").neuron
     errors = [predicted_gradient_error(steps, neuron, torch.float32) for steps in (1, 4, 8, 12, 100, 100_000)]
     assert errors == sorted(errors)
     assert errors[-1] == errors[-2] == 1.0
@@ -259,18 +259,18 @@ def test_tolerance_moves_the_border():
     """A tighter tolerance speaks earlier, a looser one later."""
     x = Problem(steps=8).x.float().requires_grad_()
     with pytest.warns(DriftWarning):
-        ReversibleLIF(drift_tolerance=1e-6)(x)
+        ReversibleLIF(drift_tolerance=1e-6, step_mode="m")(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ReversibleLIF(drift_tolerance=0.5)(x)
+        ReversibleLIF(drift_tolerance=0.5, step_mode="m")(x)
 
 
 def test_bad_guards_are_refused():
     """An unknown reaction, or a tolerance that is no relative error."""
     with pytest.raises(ValueError, match='`on_drift` must be "warn", "error" or "ignore"; got \'raise\''):
-        ReversibleLIF(on_drift="raise")
+        ReversibleLIF(on_drift="raise", step_mode="m")
     with pytest.raises(ValueError, match=r"`drift_tolerance` must lie in \(0, 1\]; got 0.0"):
-        ReversibleLIF(drift_tolerance=0.0)
+        ReversibleLIF(drift_tolerance=0.0, step_mode="m")
 
 
 @pytest.mark.usefixtures("on_each_backend")

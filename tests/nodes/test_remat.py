@@ -447,7 +447,9 @@ def test_carried_state_over_several_calls_and_truncation():
         torch.stack(outputs).sin().sum().backward()
         return {name: p.grad for name, p in net.named_parameters()}
 
-    state = nn.Sequential(conv_norm(2, 4), StandardLIF(), conv_norm(4, 4), StandardLIF()).state_dict()
+    state = nn.Sequential(
+        conv_norm(2, 4), StandardLIF(step_mode="m"), conv_norm(4, 4), StandardLIF(step_mode="m")
+    ).state_dict()
     expected = run(nullcontext, nullcontext)
     assert_equal(run(remat, nullcontext), expected)
     assert_equal(run(nullcontext, remat), expected)
