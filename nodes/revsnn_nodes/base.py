@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from revsnn_nodes.checkpoints import Turn, runs_again
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_word
 from revsnn_nodes.remat.record import run_node
@@ -140,16 +141,19 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def _run(self, mode: StepMode, x_seq: Tensor, *others: Tensor | None) -> Tensor:
         self._check_input(mode, x_seq)
-        v = self._carried_state(x_seq)
+        turn = Turn(self)
+        v = self._carried_state(x_seq) if turn.again is None else turn.again.next_start()
+        turn.begin(self.v, v)
         self.backend_in_use, self.backend_reason = choose_backend(self, x_seq)
         run: Callable[..., tuple[Tensor, Tensor]] = (
             self.fused_sequence if self.backend_in_use == "fused" else self.torch_sequence
         )
         if self.store_v_seq:
             y_seq, self.v_seq = self._run_step_by_step(run, x_seq, v, *others)
-            self.v = self.v_seq[-1]
+            v_last = self.v_seq[-1]
         else:
-            y_seq, self.v = run(x_seq, v, *others) if others else run_node(self, run, x_seq, v)
+            y_seq, v_last = run(x_seq, v, *others) if others else run_node(self, run, x_seq, v)
+        turn.end(self, v_last)
         return y_seq
 
     def _run_step_by_step(
@@ -172,10 +176,13 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def reset(self) -> None:
         """Forgets the carried state: the next call starts from rest."""
-        self.v, self.v_seq = self.neuron.rest, None
+        if not runs_again():
+            self.v, self.v_seq = self.neuron.rest, None
 
     def detach(self) -> None:
         """Cuts the carried state from the graph: the next call's gradient stops here (truncated BPTT)."""
+        if runs_again():
+            return
         if isinstance(self.v, Tensor):
             self.v = self.v.detach()
         if self.v_seq is not None:
@@ -203,7 +210,7 @@ class SpikingNode(nn.Module, Generic[P]):
             have == need, "x", f"match the carried state's shape, dtype and device {have}", need,
             "The membrane of the last call is where this one starts.", "Call reset() between independent batches.",
         )  # fmt: skip
-        return v
+        return v.clone() if v.is_inference() and not torch.is_inference_mode_enabled() else v
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "step_mode":

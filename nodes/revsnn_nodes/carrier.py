@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.kernels.autograd import first_derivative_only
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CarrierMode, CarrierParameters
 from revsnn_nodes.surrogate import SurrogateFunction
@@ -44,7 +44,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v = ctx.saved_tensors

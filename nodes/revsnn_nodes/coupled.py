@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import Parts, Spike
+from revsnn_nodes.kernels.autograd import first_derivative_only
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -270,14 +270,14 @@ class _InvertAndMultiply(_Inverting):
     generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
         return _backward_in_time(ctx, ybar_seq, vbar_last, _multiply)
 
 
 class _InvertAndRerun(_Inverting):
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
         return _backward_in_time(ctx, ybar_seq, vbar_last, _rerun)
 
@@ -405,7 +405,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v, *later = ctx.saved_tensors

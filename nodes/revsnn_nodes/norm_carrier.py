@@ -10,13 +10,13 @@ from typing import Any, Self, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import StepMode, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
+from revsnn_nodes.kernels.autograd import first_derivative_only
 from revsnn_nodes.parameters import CarrierParameters, require
 
 
@@ -240,7 +240,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         return y_seq, membrane
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         y_seq, weight, bias, residual, v, inverse_std, beyond, excess = ctx.saved_tensors
         neuron, needs = ctx.neuron, ctx.needs_input_grad

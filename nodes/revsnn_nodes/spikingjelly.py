@@ -210,9 +210,7 @@ def _take_state(new: Any, old: Any) -> None:
 
 def our_surrogate(function: Any) -> Callable[[Tensor], Tensor]:
     """This package's surrogate that equals one of SpikingJelly's; the given one where none does."""
-    kind = SURROGATES.get(type(function)) if getattr(function, "spiking", True) else None
-    result: Callable[[Tensor], Tensor] = function if kind is None else kind(float(function.alpha))
-    return result
+    return surrogate.as_surrogate(function).known() if getattr(function, "spiking", True) else function
 
 
 def their_function(function: Any) -> nn.Module:

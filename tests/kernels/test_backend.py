@@ -36,7 +36,7 @@ def test_auto_says_what_it_runs_on(name):
 @pytest.mark.parametrize(("x", "options", "reason"), [
     (torch.zeros(2, 1, 4, dtype=torch.float16), {}, "StandardLIF for the CPU take .* and bfloat16, not float16"),
     (torch.zeros(2, 1, 4, device="meta"), {}, "device meta"),
-    (torch.zeros(2, 1, 4), {"surrogate_function": lambda z: (z >= 0).to(z)}, "do not know the surrogate"),
+    (torch.zeros(2, 1, 4), {"surrogate_function": lambda z: (z >= 0) + z - z.detach()}, "do not know the surrogate"),
 ])  # fmt: skip
 def test_unsupported_cases_fall_back_or_raise(x, options, reason):
     """auto runs the reference and says why; "fused" raises the same reason."""
@@ -113,7 +113,7 @@ def test_second_derivative_is_refused(name, power):
     x = torch.randn(2, 1, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(make(name, backend="fused")(x).pow(power).sum(), x, create_graph=True)
     penalised = x.sum() + grad.square().sum()
-    with pytest.raises(RuntimeError, match='`backend` must be "torch" for second derivatives; got "fused"'):
+    with pytest.raises(RuntimeError, match="must not lead to second derivatives"):
         penalised.backward()
 
 

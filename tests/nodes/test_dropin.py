@@ -6,6 +6,7 @@ import pytest
 import torch
 from nodes_cases import ALL, foreign_import_is_silent, make
 from revsnn_nodes import NormCarrierLIF, StandardLIF, node_factory
+from revsnn_nodes.surrogate import TWINS
 
 pytest.importorskip("spikingjelly")
 
@@ -80,3 +81,66 @@ def test_a_norm_with_v_seq_is_refused_in_training():
 def test_backends_are_listed():
     """`supported_backends` is what `backend` takes."""
     assert StandardLIF().supported_backends == ("auto", "torch", "fused")
+
+
+def slopes_of(function):
+    """The gradient of the spikes of a LIF with this surrogate, and the backend it ran on."""
+    x = torch.linspace(-1, 4, 24).reshape(2, 2, 6).requires_grad_()
+    node = StandardLIF(surrogate_function=function, step_mode="m")
+    return torch.autograd.grad(node(x).sum(), x)[0], node
+
+
+@pytest.mark.parametrize("name", [*TWINS])
+def test_spikingjellys_surrogates_run_fused_with_the_alpha_of_now(name):
+    """Annealing: alpha set on their object, or on the node's, changes the gradient as it does in their neuron."""
+    pytest.importorskip("numba")
+    neuron, theirs = foreign_import_is_silent()
+    function = getattr(theirs, name)()
+    x = torch.linspace(-1, 4, 24).reshape(2, 2, 6).requires_grad_()
+    node, foreign = (kind(surrogate_function=function, step_mode="m") for kind in (StandardLIF, neuron.LIFNode))
+    for alpha in (function.alpha, 2.5, 0.5) if name != "QPseudoSpike" else (function.alpha,):
+        function.alpha = alpha
+        got, want = (torch.autograd.grad(each(x).sum(), x)[0] for each in (node, foreign))
+        assert node.backend_in_use == "fused", node.backend_reason
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+        node.reset()
+        foreign.reset()
+    node.surrogate_function.alpha = 1.5
+    assert function.alpha == 1.5
+
+
+def test_a_subclass_of_theirs_is_used_as_it_is():
+    """Only the exact type is known: a subclass may have another derivative, and does not run fused."""
+    _, theirs = foreign_import_is_silent()
+
+    class Mine(theirs.ATan):
+        pass
+
+    got, node = slopes_of(Mine())
+    assert node.backend_in_use == "torch"
+    torch.testing.assert_close(got, slopes_of(theirs.ATan())[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda z: (z > 0).to(z) * (1 + z - z.detach()), "fire 0 below the threshold and 1 from it on"),
+        (lambda z: torch.bernoulli(torch.sigmoid(z)) + z - z.detach(), "fire 0 below the threshold"),
+        (lambda z: (z >= 0).to(z) + (z - z.detach()) * torch.rand(()), "have one derivative"),
+        (lambda z: (z >= 0).to(z), "have a derivative in autograd"),
+    ],
+)
+def test_spike_functions_that_are_not_theta_are_refused(function, message):
+    """Silent at z = 0, random spikes, a random derivative, or none."""
+    with pytest.raises(ValueError, match=f"`surrogate_function` must {message}"):
+        StandardLIF(surrogate_function=function)
+
+
+def test_turning_the_spikes_off_later_is_refused():
+    """A surrogate that outputs its primitive from now on is noticed at the next call."""
+    _, theirs = foreign_import_is_silent()
+    function = theirs.Sigmoid()
+    _, node = slopes_of(function)
+    function.set_spiking_mode(False)
+    with pytest.raises(ValueError, match="`spiking` must be True"):
+        node(torch.randn(2, 2, 6))

@@ -267,7 +267,7 @@ def test_copies_and_the_limits_of_differentiation(backend):
     y = node(z)
     assert torch.equal(y, twin(z))
     (first,) = torch.autograd.grad(y.square().sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|second derivatives"):
+    with pytest.raises(RuntimeError, match="second derivatives"):
         first.sum().backward()
     twin.reset()
     output = twin(z)

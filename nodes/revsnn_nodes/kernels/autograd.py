@@ -20,22 +20,32 @@ Gradients = tuple[Tensor | None, ...]
 Backward = Callable[..., Gradients]
 
 _REFUSAL = (
-    '`backend` must be "torch" for second derivatives; got "fused". The fused kernels give the first derivative alone, '
-    'by a closed form outside of autograd. Pass backend="torch" to StandardLIF, or use StoredCarrierLIF, '
-    "StoredCoupledLIF or StoredNormCarrierLIF."
+    "`create_graph` must not lead to second derivatives of this node; got a gradient of its gradient. Its backward "
+    'pass is a closed form outside of autograd, as that of all fused kernels. Pass backend="torch" to StandardLIF, or '
+    "use StoredCarrierLIF, StoredCoupledLIF or StoredNormCarrierLIF."
 )
 
 
 class _Refuse(torch.autograd.Function):
     """Passes a gradient on, as something that cannot be differentiated."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, differentiable: Tensor) -> Tensor:
+    def forward(gradient: Tensor, differentiable: Tensor) -> Tensor:
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(_REFUSAL)
+
+
+_DIFFERENTIABLE = torch.empty(0, requires_grad=True)
+"""What makes the results of `_Refuse` ask for it; made outside of any transform of `torch.func`."""
 
 
 def first_derivative_only(backward: Backward) -> Backward:
@@ -51,14 +61,23 @@ def first_derivative_only(backward: Backward) -> Backward:
 
     @wraps(backward)
     def once(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        if _nested_transforms() > 1:
+            raise RuntimeError(_REFUSAL)
         with torch.no_grad():
             results = backward(ctx, *arriving)
         if not torch.is_grad_enabled():  # no create_graph
             return results
-        differentiable = torch.empty(0, requires_grad=True)
-        return tuple(None if each is None else _Refuse.apply(each, differentiable) for each in results)
+        return tuple(None if each is None else _Refuse.apply(each, _DIFFERENTIABLE) for each in results)
 
     return once
+
+
+def _nested_transforms() -> int:
+    """How many `torch.func.grad`, one in the other, are at work."""
+    if torch.compiler.is_compiling():
+        return 0
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Grad for level in levels)
 
 
 _ops = torch.ops.revsnn

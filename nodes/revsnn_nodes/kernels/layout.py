@@ -87,8 +87,9 @@ _SURROGATES: dict[type[SurrogateFunction], tuple[int, Callable[[float], tuple[fl
 def surrogate_code(surrogate: SurrogateFunction) -> tuple[int, float, float] | None:
     """The kind of a surrogate's derivative, and the height and the scale it is written with; None if unknown.
 
-    A subclass is unknown: its derivative may be another.
+    A subclass is unknown: its derivative may be another. One of another package may be known: see its `known`.
     """
+    surrogate = surrogate.known()
     if type(surrogate) not in _SURROGATES:
         return None
     kind, height_and_scale = _SURROGATES[type(surrogate)]
