@@ -32,7 +32,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
         for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
             x = eq.clamp_input(x, neuron)
             spike, membrane = eq.lif_step(x, membrane, neuron, eq.fire)
-            torch.add(spike, x, alpha=neuron.epsilon, out=out)
+            torch.add(spike, x, alpha=neuron.share, out=out)
         assert isinstance(membrane, Tensor)
         return y_seq, membrane
 
@@ -59,7 +59,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
                 spike, carried = eq.decode_output(y_seq[t])
             ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
             hbar = eq.lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate)
-            xbar = torch.add(neuron.input_gain * hbar, ybar, alpha=neuron.epsilon)
+            xbar = torch.add(neuron.input_gain * hbar, ybar, alpha=neuron.share)
             xbar_seq[t] = eq.clamp_input_vjp(xbar, carried, neuron)
             vbar = hbar.mul_(neuron.keep)
         return xbar_seq, vbar if ctx.needs_input_grad[1] else None, None, None
@@ -83,7 +83,7 @@ def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neu
     membrane = None if v is None else v - neuron.rest
     for y, out in zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True):
         spike, carried = eq.decode_output(y)
-        h, membrane = eq.recharge(carried.mul_(neuron.input_gain / neuron.epsilon), membrane, spike, neuron)
+        h, membrane = eq.recharge(carried.mul_(neuron.input_gain / neuron.share), membrane, spike, neuron)
         out.copy_(h)
 
 
@@ -101,9 +101,11 @@ class CarrierNode(SpikingNode[CarrierParameters]):
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs T steps under plain autograd; see `SpikingNode.torch_sequence`."""
+        if not self.carries:
+            return eq.lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
         clamped = eq.clamp_input(x_seq, self.neuron)
         spike_seq, v_last = eq.lif_sequence(clamped, v, self.neuron, self.surrogate_function)
-        return torch.add(spike_seq, clamped, alpha=self.neuron.epsilon) if self.carries else spike_seq, v_last
+        return torch.add(spike_seq, clamped, alpha=self.neuron.share), v_last
 
     @property
     def carries(self) -> bool:
@@ -113,7 +115,7 @@ class CarrierNode(SpikingNode[CarrierParameters]):
     def decode(self, y_seq: Tensor) -> tuple[Tensor, Tensor]:
         """The clamped input and the spikes of an output that carries, both of its shape."""
         spike_seq = eq.decode_spikes(y_seq)
-        return eq.decode_input(y_seq, spike_seq, self.neuron.epsilon), spike_seq
+        return eq.decode_input(y_seq, spike_seq, self.neuron.share), spike_seq
 
     def clamped_fraction(self, y_seq: Tensor) -> float:
         """The share of inputs that the clamp cut, read from an output that carries."""
@@ -137,9 +139,10 @@ class StoredCarrierLIF(CarrierNode):
 class CarrierLIF(CarrierNode):
     """The standard LIF that keeps nothing: its training output is spike + epsilon x, and gives the input back.
 
-    In `eval()` the output is the spikes alone (`carrier="train"`); the gradient there, if any is asked for, is plain
-    autograd's, which keeps what `StandardLIF` keeps. `decode_spikes(y)` gives the spikes of a training output. Inputs
-    are clamped to [-c, c], c = (31/64) / epsilon = 7.75 by default; `clamped_fraction(y)` tells how often.
+    In `eval()` it is `StandardLIF` (`carrier="train"`): spikes alone, no clamp, and what that keeps where a gradient is
+    asked for. `decode_spikes(y)` gives the spikes of a training output. In training, inputs are clamped to [-c, c],
+    c = (31/64) / epsilon = 7.75 by default, times the power of two at or above v_threshold - rest;
+    `clamped_fraction(y)` tells how often.
 
     Args:
         epsilon: scale of the carried input, a power of two.
@@ -164,5 +167,5 @@ class CarrierLIF(CarrierNode):
         from revsnn_nodes.kernels.autograd import FusedCarrier, fused_lif
 
         if not self.carries:
-            return fused_lif(eq.clamp_input(x_seq, self.neuron), v, self.neuron, self.surrogate_function)
+            return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
         return FusedCarrier.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

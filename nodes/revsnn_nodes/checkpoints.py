@@ -77,7 +77,7 @@ class Turn:
         left = getattr(carried, "_left_reentrant_checkpoint", False) and not any(followed)
         entering = self.cut and isinstance(start, Tensor) and start.requires_grad and not any(followed)
         require(
-            self.again is not None or not (entering or (left and torch.is_grad_enabled())),
+            self.again is not None or not (entering or (left and (self.cut or torch.is_grad_enabled()))),
             "use_reentrant", "be False where a state is carried into or out of a checkpoint", True,
             "A reentrant checkpoint passes no gradient to what is not among its arguments.",
             "Pass use_reentrant=False, or call the node's detach() or reset() between.",

@@ -130,7 +130,7 @@ class CoupledNode(SpikingNode[CoupledParameters]):
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
         step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *, groups: int = 2,
-        group_dim: int = -1, alpha: float = 0.5, beta: float = 1.0, reset_gate: ResetGate = "output",
+        group_dim: int = 1, alpha: float = 0.5, beta: float = 1.0, reset_gate: ResetGate = "output",
     ) -> None:  # fmt: skip
         neuron = CoupledParameters(
             tau, decay_input, v_threshold, v_reset, detach_reset, groups, group_dim, alpha, beta, reset_gate

@@ -6,6 +6,7 @@ state_dict are `torch.nn.BatchNorm2d`'s, so that weights move between these node
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Self, overload
 
 import torch
@@ -17,7 +18,7 @@ from revsnn_nodes import equations as eq
 from revsnn_nodes.base import StepMode, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.kernels.autograd import first_derivative_only
-from revsnn_nodes.parameters import CarrierParameters, require
+from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
 
 
 @overload
@@ -74,6 +75,7 @@ class NormCarrierNode(CarrierNode):
         track_running_stats: bool = True, *args: Any, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
+        self.neuron = NormCarrierParameters(**asdict(self.neuron))
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
@@ -155,7 +157,7 @@ class NormCarrierNode(CarrierNode):
         n_seq = eq.clamp_input(n_seq, self.neuron)
         x_seq = neuron_input(n_seq, per_channel(self.weight, n_seq), per_channel(self.bias, n_seq), residual)
         spike_seq, v_last = run_neuron(x_seq, v, self.neuron, self.surrogate_function)
-        return torch.add(spike_seq, n_seq, alpha=self.neuron.epsilon), v_last
+        return torch.add(spike_seq, n_seq, alpha=self.neuron.share), v_last
 
     def update_of_statistics(self) -> tuple[Tensor | None, Tensor | None, float]:
         """Counts this batch; returns the running statistics that it enters, and with which weight."""
@@ -233,7 +235,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         for t, out in enumerate(y_seq.unbind(0)):
             neuron_input(out, gamma, shift, None if residual is None else residual[t], out=x)
             _, before = eq.lif_step(x, before, neuron, eq.fire, out=(spike, membrane))
-            torch.add(spike, out, alpha=neuron.epsilon, out=out)
+            torch.add(spike, out, alpha=neuron.share, out=out)
         ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
         ctx.set_materialize_grads(False)
@@ -263,7 +265,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
                 sums.add("weight", torch.mul(hbar, carried, out=spike))
             if needs[2]:
                 sums.add("bias", hbar)
-            nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.epsilon)
+            nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.share)
             if beyond is not None:
                 eq.clamp_input_vjp(nbar, carried, neuron, out=nbar)
             sums.add("gradient", nbar)
@@ -273,7 +275,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         del hbar, other
         _through_the_norm(zbar_seq, y_seq, sums, inverse_std, (beyond, excess), neuron)
         # Sums of charge gradients and of what is carried: the input is that times gain, the value that over epsilon.
-        to_weight, to_bias = neuron.input_gain / neuron.epsilon, neuron.input_gain
+        to_weight, to_bias = neuron.input_gain / neuron.share, neuron.input_gain
         return (
             zbar_seq if needs[0] else None,
             (sums.total("weight") * to_weight).to(weight.dtype) if needs[1] else None,
@@ -327,7 +329,7 @@ def _regenerate_charges(
     charge_seq: Tensor, neuron: CarrierParameters,
 ) -> None:  # fmt: skip
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
-    gain = neuron.input_gain / neuron.epsilon
+    gain = neuron.input_gain / neuron.share
     scale = gain if weight is None else per_channel(weight * gain, y_seq)
     shift = None if bias is None else per_channel(bias * neuron.input_gain, y_seq)
     before = None if v is None else v - neuron.rest
@@ -349,9 +351,9 @@ def _through_the_norm(
     """Turns the gradient at the normalised input into that at z, in place."""
     sigma = inverse_std.to(sums.dtype)
     # One factor 1 / epsilon for the carried value inside the sum, one for that in the product.
-    slope = sums.mean("slope") * sigma / neuron.epsilon
+    slope = sums.mean("slope") * sigma / neuron.share
     scale, mean, of_carried = (
-        per_channel(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.epsilon)
+        per_channel(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.share)
     )
     spike, carried = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):

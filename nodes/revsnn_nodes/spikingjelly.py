@@ -84,9 +84,9 @@ KINDS: dict[str, type[MemoryNode]] = {
 """Classes that `swap_neurons` can put in, by registry name."""
 
 SURROGATES: dict[type[nn.Module], type[surrogate.SurrogateFunction]] = {
-    getattr(their_surrogate, name): getattr(surrogate, name)
-    for name in ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect")
-    if hasattr(their_surrogate, name)
+    getattr(their_surrogate, name): ours
+    for name, ours in surrogate.TWINS.items()
+    if isinstance(ours, type) and hasattr(their_surrogate, name)
 }
 """SpikingJelly's surrogates that are this package's exactly, by exact type."""
 

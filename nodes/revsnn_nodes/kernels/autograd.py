@@ -67,7 +67,9 @@ def first_derivative_only(backward: Backward) -> Backward:
             results = backward(ctx, *arriving)
         if not torch.is_grad_enabled():  # no create_graph
             return results
-        return tuple(None if each is None else _Refuse.apply(each, _DIFFERENTIABLE) for each in results)
+        # An output among the saved tensors leads from the gradients to the inputs: autograd then comes past here.
+        output = next((each for each in ctx.saved_tensors if each is not None and each.requires_grad), _DIFFERENTIABLE)
+        return tuple(None if each is None else _Refuse.apply(each, output) for each in results)
 
     return once
 
@@ -112,18 +114,19 @@ class FusedLIF(_Fused):
     @staticmethod
     def forward(
         ctx: Any, x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, surrogate: SurrogateFunction, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Spikes and the last membrane."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes, the last membrane, and an empty output that is kept: see `first_derivative_only`."""
         p = numbers(neuron)
         spike_seq, v_last, charge_seq = _ops.lif_forward(x_seq, v, p, neuron.decay_input, _is_soft(neuron), keep)
-        FusedLIF.keep(ctx, neuron, surrogate, charge_seq)
-        return spike_seq, v_last
+        link = spike_seq.new_empty(0)
+        FusedLIF.keep(ctx, neuron, surrogate, charge_seq, link)
+        return spike_seq, v_last, link
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None, _: Tensor | None) -> Gradients:
         """Gradients of the input and of the first membrane."""
-        (charge_seq,), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        (charge_seq, _), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
         xbar_seq, vbar0 = _ops.lif_backward(
             charge_seq, sbar_seq, vbar, *FusedLIF.constants(ctx), _is_soft(neuron), neuron.detach_reset, need_v
         )
@@ -135,8 +138,8 @@ def fused_lif(
 ) -> tuple[Tensor, Tensor]:
     """Spikes `[T, N, *]` and the last membrane; charges are kept where a gradient can be asked for."""
     keep = torch.is_grad_enabled() and (x_seq.requires_grad or (v is not None and v.requires_grad))
-    result: tuple[Tensor, Tensor] = FusedLIF.apply(x_seq, v, neuron, surrogate, keep)
-    return result
+    spike_seq, v_last, _ = FusedLIF.apply(x_seq, v, neuron, surrogate, keep)
+    return spike_seq, v_last
 
 
 class FusedCarrier(_Fused):
@@ -283,7 +286,7 @@ def _cut_off(z_seq: Tensor, y_seq: Tensor, mean: Tensor, inverse_std: Tensor, ne
     """Where the clamp bit, `[k, dims]`, and how much it cut off, `[k]`."""
     places, parts = [], []
     for t, (z, y) in enumerate(zip(z_seq, y_seq, strict=True)):
-        n = decode_input(y, decode_spikes(y), neuron.epsilon)
+        n = decode_input(y, decode_spikes(y), neuron.share)
         at = (n.abs() >= neuron.clamp).nonzero()
         step = tuple(at.T)
         parts.append((z[step] - mean[at[:, 1]]) * inverse_std[at[:, 1]] - n[step])
