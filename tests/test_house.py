@@ -31,6 +31,7 @@ ORDER = (
     "revsnn_nodes.kernels.support",
     "revsnn_nodes.kernels",
     "revsnn_nodes.remat",
+    "revsnn_nodes.checkpoints",
     "revsnn_nodes.base",
     "revsnn_nodes.lif",
     "revsnn_nodes.coupled",

@@ -80,10 +80,10 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
 """Makers by the name that a case gives them."""
 
 
-def has_backends(factory: Any) -> bool:
-    """Whether it takes `backend`: every node of this package does, by name or among its keywords."""
+def accepts(factory: Any, option: str) -> bool:
+    """Whether it takes `backend`, or `step_mode`: every node of this package does, by name or among its keywords."""
     ours = isinstance(factory, type) and issubclass(factory, SpikingNode)
-    return ours or "backend" in signature(factory).parameters
+    return ours or option in signature(factory).parameters
 
 
 def takes(node: str, option: str, value: Any) -> bool:
@@ -97,7 +97,7 @@ def takes(node: str, option: str, value: Any) -> bool:
     if name in PEERS:
         return False
     factory = CarrierLIF if name == "norm-carrier" else node_factory(name)
-    if not has_backends(factory):
+    if not accepts(factory, "backend"):
         return False
     made, x = factory(), torch.zeros(1, 1, 2)
     if value != "fused" or not isinstance(made, SpikingNode):

@@ -29,7 +29,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
-from revsnn_bench.models.peers import PEERS, has_backends
+from revsnn_bench.models.peers import PEERS, accepts
 
 BITS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -203,7 +203,7 @@ BLOCKS: dict[str, type[ConvBlock]] = {
 CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"remat": remat, "save-on-cpu": save_on_cpu}
 """Strategies that leave blocks as they are: the forward of the whole network runs inside."""
 
-REFERENCE = {"backend": "torch"}
+REFERENCE = {"backend": "torch", "step_mode": "m"}
 
 
 def strategy(name: str, **options: Any) -> Strategy:
@@ -211,8 +211,8 @@ def strategy(name: str, **options: Any) -> Strategy:
 
     Args:
         name: as in the table of this module.
-        options: keywords of the node. Its backend is the reference unless they name another: what a case measures must
-            not depend on which compilers happen to be installed.
+        options: keywords of the node. It takes sequences, `step_mode="m"`, and its backend is the reference unless they
+            name another: what a case measures must not depend on which compilers happen to be installed.
     Raises:
         ValueError: no such strategy; an unknown node is refused by its registry.
     """
@@ -229,7 +229,9 @@ def strategy(name: str, **options: Any) -> Strategy:
     if node in PEERS:
         make = partial(PEERS[node], **options)
     else:
-        make = partial(make_node, node, **(REFERENCE if has_backends(node_factory(node)) else {}) | options)
+        factory = node_factory(node)
+        options = {name: value for name, value in REFERENCE.items() if accepts(factory, name)} | options
+        make = partial(make_node, node, **options)
     return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext))
 
 
