@@ -38,6 +38,7 @@ ORDER = (
     "revsnn_nodes.norm_carrier",
     "revsnn_nodes.registry",
     "revsnn_nodes.spikingjelly",
+    "revsnn_nodes.plan",
     "revsnn_nodes",
     "revsnn_bench.exit_codes",
     "revsnn_bench.case",

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF
 from revsnn_nodes.coupled import InvertingNode
+from revsnn_nodes.plan import is_neuron
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
-from revsnn_bench.models.workloads import WorkloadStep, build, is_neuron
+from revsnn_bench.models.workloads import WorkloadStep, build
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""

@@ -5,10 +5,10 @@ from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, repeat
-from typing import Any
 
 import torch
 from revsnn_nodes.parameters import LIFParameters
+from revsnn_nodes.plan import is_neuron
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -69,11 +69,6 @@ def _shape_of_output(model: nn.Module, source: Tensor) -> torch.Size:
     with torch.no_grad():
         output: Tensor = model(source)
     return output.shape
-
-
-def is_neuron(module: Any) -> bool:
-    """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do."""
-    return callable(getattr(module, "reset", None)) and hasattr(module, "v")
 
 
 def _noise(case: Case) -> Tensor:
