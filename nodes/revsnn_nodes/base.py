@@ -187,7 +187,8 @@ class SpikingNode(nn.Module, Generic[P]):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNode[P]":
         if isinstance(self.v, Tensor):
             self.v = fn(self.v)
-        return cast("SpikingNode[P]", super()._apply(fn, recurse))
+        # SpikingJelly's base class, next for its drop-in nodes, takes no `recurse`.
+        return cast("SpikingNode[P]", super()._apply(fn) if recurse else super()._apply(fn, recurse))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has the values of the state, not the graph that made them.

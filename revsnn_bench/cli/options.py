@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from revsnn_bench.case import CASE_FIELDS, Parser
+from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
 from revsnn_bench.run_options import OPTIONS, RunOption
@@ -46,6 +46,8 @@ def run_option(key: str, **options: Any) -> Any:
     return checked(option.parse, **(texts | options))
 
 
+Model = Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="A model of your own, as docs/your-model.md says.")]
+Input = Annotated[str, checked(parse_input, metavar="T,B,FEATURES", help="Input of --model, such as 4,8,3,32,32.")]
 RunName = Annotated[str, run_option("run_id")]
 Resume = Annotated[str, run_option("resume")]
 Threads = Annotated[str, run_option("threads")]
