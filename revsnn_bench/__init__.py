@@ -1,6 +1,6 @@
 """Which way of training a spiking network fits your memory, what it costs, and is its gradient right?
 
-The Python API is two names: describe what to measure with a `Case`, and `measure` it.
+Describe what to measure with a `Case`, and `measure` it; `make_plan` fits a model of yours into a budget of bytes.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,9 @@ from revsnn_bench.case import Case
 
 if TYPE_CHECKING:
     from revsnn_bench.measuring import Settings, measure
+    from revsnn_bench.plan.planning import make_plan
 
-__all__ = ["Case", "Settings", "measure"]
+__all__ = ["Case", "Settings", "make_plan", "measure"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         import revsnn_bench.measuring as module
 
         return getattr(module, name)
+    if name == "make_plan":
+        from revsnn_bench.plan.planning import make_plan
+
+        return make_plan
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

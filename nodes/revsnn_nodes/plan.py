@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
@@ -59,8 +60,11 @@ class Packed:
 
 
 def pack_bits(x: Tensor) -> Packed | None:
-    """A tensor of zeros and ones in bits; None where any element is another number, NaN included."""
-    if not bool(((x == 0) | (x == 1)).all()):
+    """A tensor of zeros and ones in bits; None where any element is another number, NaN included.
+
+    A fake tensor, which has no numbers, is taken for one of zeros and ones.
+    """
+    if not isinstance(x, FakeTensor) and not bool(((x == 0) | (x == 1)).all()):
         return None
     ones = (x != 0).flatten()
     padded = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)

@@ -80,6 +80,16 @@ def with_options(*options: RunOption) -> Callable[[_Command], _Command]:
     return decorate
 
 
+def given_model(model: str, input: str) -> dict[str, Any]:
+    """The fields of a case that `--model` and `--input` give; ends the command where the second is missing."""
+    if not input or ":" not in model:
+        raise failure(
+            "--model MODULE:CALLABLE and --input T,B,features belong together, such as my_net:make and 4,8,3,32,32.",
+            ExitCode.USAGE,
+        )
+    return {"workload": model, **parse_input(input)}
+
+
 def failure(message: str, code: ExitCode) -> typer.Exit:
     """Prints one clear error on stderr; raise what it returns."""
     typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)

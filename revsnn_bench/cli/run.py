@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from revsnn_bench.case import parse_input
-from revsnn_bench.cli.options import Input, Model, failure, listed, with_options
+from revsnn_bench.cli.options import Input, Model, failure, given_model, listed, with_options
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS
 
@@ -55,15 +54,8 @@ def run(
 
 def _own_model(model: str, input: str) -> dict[str, str]:
     """A user's model as the values of a sweep."""
-    if not input:
-        raise failure("--model needs --input T,B,features, such as 4,8,3,32,32.", ExitCode.USAGE)
-    fields = parse_input(input)
-    return {
-        "workload": model,
-        "timesteps": str(fields["timesteps"]),
-        "batch": str(fields["batch"]),
-        "shape": "x".join(map(str, fields["shape"])),
-    }
+    fields = given_model(model, input)
+    return {name: str(value) for name, value in fields.items()} | {"shape": "x".join(map(str, fields["shape"]))}
 
 
 def suites_dir() -> Path:

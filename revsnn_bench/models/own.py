@@ -84,13 +84,25 @@ def build_own(case: Case) -> OwnStep:
         ValueError: no such method.
         SkipCase: `lif+offload` on the CPU.
     """
+    model, inputs, loss, around = own_parts(case)
+    source = input_noise(case) if inputs is None else inputs
+    return OwnStep(model, source.to(case.device).requires_grad_(), loss, around)
+
+
+Loss = Callable[[Tensor], Any]
+Parts = tuple[nn.Module, Tensor | None, Loss | None, Callable[[], AbstractContextManager[Any]]]
+
+
+def own_parts(case: Case) -> Parts:
+    """Model after its method, inputs and loss where the user gives them, and the context of the forward: nothing ran.
+
+    Raises: as `build_own`.
+    """
     check_method(case)
     model, inputs, loss = _made(case)
     _check_neurons(model)
     around = change_neurons(model, case.node, str(case.options.get("backend") or "auto"))
-    model = model.to(case.device, getattr(torch, case.dtype))
-    source = input_noise(case) if inputs is None else inputs
-    return OwnStep(model, source.to(case.device).requires_grad_(), loss, around)
+    return model.to(case.device, getattr(torch, case.dtype)), inputs, loss, around
 
 
 def check_method(case: Case) -> None:

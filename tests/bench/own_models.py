@@ -7,6 +7,17 @@ from revsnn_nodes import StandardLIF
 from torch import nn
 
 
+def per_step(*layers):
+    return PerStep(*layers)
+
+
+class PerStep(nn.Sequential):
+    """Layers without time, over `[T, B, *]`."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
 class Plain(nn.Module):
     """Linear layers and neurons; `[T, B, 6]` to `[T, B, 4]`."""
 

@@ -30,9 +30,12 @@ ON_CPU = [method for method in METHODS if method != "lif+offload"]
 
 @pytest.mark.parametrize(
     ("model", "node"),
-    [*(("spikingjelly", method) for method in ON_CPU), ("plain", "as-is"), ("loop", "lif+checkpoint"), ("loop", "lif-carrier"),
-     ("sequential", "lif+remat"), ("with_loss", "lif+bitpack")],
-)  # fmt: skip
+    [
+        *(("spikingjelly", method) for method in ON_CPU),
+        *(("plain", "as-is"), ("loop", "lif+checkpoint"), ("loop", "lif-carrier")),
+        *(("sequential", "lif+remat"), ("with_loss", "lif+bitpack")),
+    ],
+)
 def test_every_method_is_held_against_the_model_as_it_is(model, node):
     """Bytes are measured, and the gradient agrees with float64 of the untouched model."""
     shape = (2, 6, 6) if model == "spikingjelly" else (6,)
@@ -123,9 +126,9 @@ def test_a_module_that_raises_on_import(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_broken.py").write_text("import torch\n\nraise ValueError('no data')\n")
     (tmp_path / "own_syntax.py").write_text("import torch\ndef make(:\n")
-    with pytest.raises(ModelError, match="own_broken.py, line 3: the module own_broken raised ValueError: no data"):
+    with pytest.raises(ModelError, match=r"own_broken.py, line 3: the module own_broken raised ValueError: no data"):
         build(case_of(workload="own_broken:make"))
-    with pytest.raises(ModelError, match="own_syntax.py, line 2: the module own_syntax raised SyntaxError"):
+    with pytest.raises(ModelError, match=r"own_syntax.py, line 2: the module own_syntax raised SyntaxError"):
         build(case_of(workload="own_syntax:make"))
 
 
