@@ -17,7 +17,7 @@ with warnings.catch_warnings():
         if not hasattr(torch.ops.torchvision, _name):
             _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from spikingjelly.activation_based import functional, neuron, surrogate
-    from spikingjelly.activation_based.model import sew_resnet, spiking_vgg
+    from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_vgg
 
 
 def _multi_step(net: Any) -> nn.Module:
@@ -33,6 +33,16 @@ def vgg11() -> nn.Module:
             spiking_neuron=neuron.LIFNode, surrogate_function=surrogate.ATan(), detach_reset=True, num_classes=10
         )
     )
+
+
+def spikformer_small() -> nn.Module:
+    """A Spikformer of four blocks, 128 wide; takes `[T, B, 3, 32, 32]`."""
+    return _multi_step(
+        spikformer.Spikformer(
+            img_size_h=32, img_size_w=32, patch_size=4, embed_dims=128, num_heads=8, num_classes=10,
+            spiking_neuron=neuron.LIFNode,
+        )
+    )  # fmt: skip
 
 
 def sew_resnet18() -> nn.Module:

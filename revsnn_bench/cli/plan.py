@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from revsnn_bench.case import Case, parse_shape, parse_size
+from revsnn_bench.case import Case, one_of, parse_shape, parse_size
 from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed
 from revsnn_bench.exit_codes import ExitCode
 
@@ -18,9 +18,10 @@ def plan(
     model: Model,
     input: Input,
     budget: Annotated[str, checked(parse_size, help='Peak that a training step may take, such as "4 GiB".')],
-    backend: Annotated[str, case_option("backend")] = "auto",
+    backend: Annotated[str, checked(one_of(("auto", "torch", "fused")), help="Backend of the neurons.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each option.")] = 3,
     output: Annotated[Path, typer.Option(help="Where the plan goes, for `apply_plan`.")] = Path("plan.json"),
+    page: Annotated[Path | None, typer.Option(help="Where to write a page on what fits.", show_default=False)] = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="Show the least time for every budget.")] = False,
 ) -> None:
     """Find the cheapest way to train a model of your own within a memory budget, and measure that it fits.
@@ -43,6 +44,11 @@ def plan(
     output.write_text(found.to_json(), encoding="utf-8")
     _show(found, frontier)
     typer.echo(f"plan: {output}")
+    if page is not None:
+        from revsnn_bench.report.html.plan import plan_page
+
+        page.write_text(plan_page(found.as_dict(), f"{model}, input {input}"), encoding="utf-8")
+        typer.echo(f"page: {page}")
 
 
 def sentence_of(error: BaseException) -> str:
