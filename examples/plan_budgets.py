@@ -15,7 +15,7 @@ from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.planning import measure_step, solve_plan
 from revsnn_bench.plan.profile import profile_step
 
-SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
+SHARES = (1.0, 0.9, 0.8, 0.75, 0.5, 0.35, 0.25)
 ROUNDS = 5
 
 
@@ -51,7 +51,7 @@ def main(model: str, size: str) -> None:
             if number:
                 times[key].append(time.perf_counter() - start)
     print(
-        f"{model} {size}: plain {profile.plain_bytes / 2**20:.1f} MiB; profile, five solutions and checks {spent:.0f} s"
+        f"{model} {size}: plain {profile.plain_bytes / 2**20:.1f} MiB; profile, all solutions and checks {spent:.0f} s"
     )
     for share, plan in plans.items():
         fitting = [option for option, peak in peaks.items() if peak <= plan.budget_bytes]

@@ -111,13 +111,22 @@ def check_method(case: Case) -> None:
     Raises:
         ValueError, SkipCase: see `build_own`.
     """
-    if case.node not in METHODS:
-        raise ValueError(
-            f"`node` must be a method for a model of your own; got {case.node!r}. The model has its neurons. Pass one "
-            f"of {', '.join(METHODS)}."
-        )
+    require_method(case.node)
     if case.node == "lif+offload" and case.device == "cpu":
         raise SkipCase("lif+offload moves tensors from a GPU to the host; on the CPU they are there already")
+
+
+def require_method(name: str) -> None:
+    """Refuses another name than a method's.
+
+    Raises:
+        ValueError: see `build_own`.
+    """
+    if name not in METHODS:
+        raise ValueError(
+            f"`node` must be a method for a model of your own; got {name!r}. The model has its neurons. Pass one of "
+            f"{', '.join(METHODS)}."
+        )
 
 
 def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Callable[[], AbstractContextManager[Any]]:
