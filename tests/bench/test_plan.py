@@ -2,14 +2,17 @@
 
 import itertools
 import random
+import re
 
 import own_models
 import pytest
 import torch
 from revsnn_nodes import StandardLIF, apply_plan
 from torch import nn
+from typer.testing import CliRunner
 
 from revsnn_bench.case import Case
+from revsnn_bench.cli import app
 from revsnn_bench.meters.memory import peak_bytes
 from revsnn_bench.models.own import OwnStep
 from revsnn_bench.models.workloads import build
@@ -168,3 +171,24 @@ def test_a_step_of_100_gib_is_planned_without_running_it(monkeypatch):
     plan = solve_plan(profile, int(0.7 * profile.plain_bytes), None)
     assert plan.predicted_bytes < 0.9 * profile.plain_bytes
     assert "too large to run here" in plan.summary()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ["--model", "own_models:raises", "--input", "2,3,6"],
+            5,
+            r"own_models.py, line \d+: own_models:raises raised",
+        ),
+        (["--model", "own_models:no_neuron", "--input", "2,3,6"], 5, "NoNeuron has no neuron"),
+        (["--model", "own_models:plain", "--input", "2,6"], 2, "`--input` must be T,B,features; got '2,6'"),
+        (["--model", "plain", "--input", "2,3,6"], 2, "belong together"),
+    ],
+)
+def test_the_command_says_in_one_sentence_what_is_wrong(arguments, code, message):
+    """The worker's traceback stays out of it."""
+    result = CliRunner().invoke(app, ["plan", *arguments, "--budget", "1 MiB"], env={"COLUMNS": "400"})
+    assert result.exit_code == code
+    assert re.search(message, result.output.replace("│", ""))
+    assert "Traceback" not in result.output
