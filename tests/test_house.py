@@ -39,6 +39,7 @@ ORDER = (
     "revsnn_nodes.norm_carrier",
     "revsnn_nodes.registry",
     "revsnn_nodes.spikingjelly",
+    "revsnn_nodes.plan",
     "revsnn_nodes",
     "revsnn_bench.exit_codes",
     "revsnn_bench.case",
@@ -286,7 +287,7 @@ DOTTED = re.compile(r"(?<![\w./-])revsnn_(?:nodes|bench)(?:\.[A-Za-z_]\w*)+")
 FILE = re.compile(r"(?<![\w/.<>{}$-])(?:\.\./)*[\w.-]*\w(?:/[\w.*-]+)*\.(?:py|md|toml|ini|cff)(?![\w/*-])")
 LINK = re.compile(r"https?://\S+")
 
-USERS_FILES = frozenset({"conftest.py", "model.py", "net.py", "train.py"})
+USERS_FILES = frozenset({"conftest.py", "in_python.py", "loop.py", "model.py", "net.py", "task.py", "train.py"})
 """Files that examples give to a user's own project."""
 
 

@@ -268,7 +268,8 @@ class SpikingNode(nn.Module, Generic[P]):
             self.v = fn(self.v)
         if self.v_seq is not None:
             self.v_seq = fn(self.v_seq)
-        return cast("SpikingNode[P]", super()._apply(fn, recurse))
+        # SpikingJelly's base class, next for its drop-in nodes, takes no `recurse`.
+        return cast("SpikingNode[P]", super()._apply(fn) if recurse else super()._apply(fn, recurse))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has the values of the state, not the graph that made them.

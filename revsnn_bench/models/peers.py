@@ -12,6 +12,7 @@ from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, node_factory
 from revsnn_nodes.kernels.support import fused_obstacle
 from torch import nn
 
+from revsnn_bench.models.own import METHODS
 from revsnn_bench.records import SkipCase
 
 
@@ -89,13 +90,16 @@ def accepts(factory: Any, option: str) -> bool:
 def takes(node: str, option: str, value: Any) -> bool:
     """Whether a node, or strategy, by name, has the backend `value`; any other option it takes, or says why not.
 
-    What no node can have here, such as "fused" without numba, counts as taken: the node's error says what to install.
+    A method for a model of the user takes any, for the neurons that it puts in. What no node can have here, such as
+    "fused" without numba, counts as taken: the node's error says what to install.
     """
     if option != "backend":
         return True
     name = node.partition("+")[0]
     if name in PEERS:
         return False
+    if node in METHODS:
+        return node != "as-is"
     factory = CarrierLIF if name == "norm-carrier" else node_factory(name)
     if not accepts(factory, "backend"):
         return False

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF
 from revsnn_nodes.coupled import InvertingNode
+from revsnn_nodes.plan import is_neuron
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
-from revsnn_bench.models.workloads import WorkloadStep, build, is_neuron
+from revsnn_bench.models.own import is_own
+from revsnn_bench.models.step import WorkloadStep
+from revsnn_bench.models.workloads import build
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
@@ -37,13 +40,20 @@ def subject_of(case: Case) -> Subject:
     node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
-        reference=_same_parameters(reference_of(plain), step.model),
+        reference=_as_is(case) if is_own(case.workload) else _same_parameters(reference_of(plain), step.model),
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
     )
+
+
+def _as_is(case: Case) -> nn.Module | None:
+    """What a user's model is held against: itself untouched, on the reference backend; carriers have their own."""
+    carrier = case.node == "lif-carrier"
+    model = build(case.model_copy(update={"node_options": ()} | ({} if carrier else {"node": "as-is"}))).model
+    return reference_of(model) or (None if carrier else model)
 
 
 def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:

@@ -95,10 +95,12 @@ def _check_name(config: pytest.Config) -> None:
 def _check_nodes(config: pytest.Config) -> None:
     asked = config.getoption("sweep_node")
     if asked:
+        from revsnn_bench.models.own import is_own, require_method
         from revsnn_bench.models.strategies import strategy
 
+        own = any(map(is_own, config.getoption("sweep_workload") or ()))
         for name in asked:
-            strategy(name)
+            require_method(name) if own else strategy(name)
 
 
 def _command(config: pytest.Config) -> tuple[str, ...]:
