@@ -37,6 +37,8 @@ class Settings(BaseModel):
         passes: what to measure, names of `PASSES`; each runs by itself, so that no counter runs while the clock does.
         target_s: timed seconds to aim for per case, the standard LIF's rounds included.
         min_rounds, max_rounds: bounds on the number of timed rounds.
+        processes: how many processes time a case in a run, one after the other, since what differs from process to
+            process is more than what differs from round to round; `measure` itself is one.
         keep_freed: whether the timed process keeps all memory that it frees, so that no page is new; see
             `meters.timing.set_steady_state_malloc`.
         epochs: epochs of training for accuracy in the workload `digits-net`, 0 for none; other networks are trained
@@ -49,6 +51,7 @@ class Settings(BaseModel):
     target_s: float = Field(default=0.3, gt=0)
     min_rounds: int = Field(default=5, ge=1)
     max_rounds: int = Field(default=50, ge=1)
+    processes: int = Field(default=3, ge=1)
     keep_freed: bool = False
     epochs: int = Field(default=0, ge=0)
 

@@ -10,15 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Any, NamedTuple, TypeVar
 
 from revsnn_bench.case import Case
 from revsnn_bench.claims.plan import Plan
-from revsnn_bench.metrics import BY_NAME, step_samples
+from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import AccuracyRecord, FidelityRecord, MemoryRecord, Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import Ratio, ratio_of_medians
+from revsnn_bench.report.points import Ratio, ratio_to_lif
 
 SOURCE = (
     "Lei et al., Towards Zero Memory Footprint Spiking Neural Network Training, arXiv 2308.08649. The equations "
@@ -234,8 +234,8 @@ def less_time(records: list[Record]) -> Judged:
     savings, parts = [], []
     for new, old in _pairs(records):
         saved = _time_saving(new, old)
-        # A saving that its own interval does not tell from none is none.
-        savings.append(saved.value if saved.low is None or saved.low > 0 else 0.0)
+        # The lower bound decides; what has none is no saving.
+        savings.append(0.0 if saved.low is None else max(0.0, saved.low))
         bounds = saved.low, saved.high
         interval = "" if None in bounds else f" [{_listed(f'{100 * _known(bound):.1f}' for bound in bounds)}]"
         parts.append(f"{_place(new)}: {units.percent(saved.value)}{interval}")
@@ -464,8 +464,7 @@ def _saving(savings: list[float], claimed: float) -> tuple[Verdict, str]:
 
 def _time_saving(new: Record, old: Record) -> Ratio:
     """1 - new / old, each a ratio to its own lif, with the widest interval that the two intervals allow."""
-    samples = [_known(step_samples(record)) for record in (new, old)]
-    first, second = (ratio_of_medians(each.own, each.lif) or Ratio(median(each.own)) for each in samples)
+    first, second = (_known(ratio_to_lif("step_time_s", record)) for record in (new, old))
     value = 1 - first.value / second.value
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return Ratio(value)

@@ -120,6 +120,7 @@ def run_options(config: pytest.Config) -> "RunOptions":
     full = Settings(
         passes=given("run_passes"),
         target_s=given("run_target"),
+        processes=given("run_processes"),
         keep_freed=given("run_keep_freed"),
         epochs=given("run_epochs"),
     )
