@@ -100,7 +100,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
-    if status is Status.OK and (reason := _unseen(parts.get("memory"))):
+    if status is Status.OK and (reason := _unseen(case, parts.get("memory"))):
         status = Status.UNVERIFIED
     return Record(
         case=case,
@@ -214,11 +214,14 @@ def _disagreement(fidelity: FidelityRecord) -> str:
 
 
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05
-"""Memory outside of tensors below both of these, the second as a share of the peak, passes for the graph's own objects
-and for what Python and the C library need."""
+"""Memory outside of tensors below one of these, the second as a share of the peak, passes for what Python and the C
+library need."""
+
+GRAPH_BYTES = 128 << 10
+"""What autograd's own objects may take per time step besides: about 3 KB per layer."""
 
 
-def _unseen(memory: MemoryRecord | None) -> str:
+def _unseen(case: Case, memory: MemoryRecord | None) -> str:
     """Why the bytes of a record cannot be believed; "" where they can."""
     if memory is not None and memory.growth_bytes:
         where = "" if memory.growth_module is None else f", in module {memory.growth_module!r}"
@@ -226,7 +229,7 @@ def _unseen(memory: MemoryRecord | None) -> str:
     if memory is None or memory.untracked_bytes is None:
         return ""
     beyond = memory.untracked_bytes
-    least = max(LEAST_SEEN_BYTES, LEAST_SEEN_SHARE * memory.peak_bytes)
+    least = max(LEAST_SEEN_BYTES + GRAPH_BYTES * case.timesteps, LEAST_SEEN_SHARE * memory.peak_bytes)
     found = {
         "holds {} that are no tensors after forward": beyond.held,
         "writes {} in forward": beyond.written,
