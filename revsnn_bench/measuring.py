@@ -217,8 +217,8 @@ LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05
 """Memory outside of tensors below one of these, the second as a share of the peak, passes for what Python and the C
 library need."""
 
-GRAPH_BYTES = 128 << 10
-"""What autograd's own objects may take per time step besides: about 3 KB per layer."""
+GRAPH_BYTES = 512 << 10
+"""What autograd's own objects may take per time step besides: about 3 KB per layer, or group of one."""
 
 
 def _unseen(case: Case, memory: MemoryRecord | None) -> str:
