@@ -1,6 +1,7 @@
 """Which way of training a spiking network fits your memory, what it costs, and is its gradient right?
 
-Describe what to measure with a `Case`, and `measure` it; `find_leaks` looks for what grows in your own training loop.
+Describe what to measure with a `Case`, and `measure` it; `make_plan` fits a model of yours into a budget of bytes, and
+`find_leaks` looks for what grows in your own training loop.
 """
 
 from importlib import import_module
@@ -11,14 +12,16 @@ from revsnn_bench.case import Case
 if TYPE_CHECKING:
     from revsnn_bench.measuring import Settings, measure
     from revsnn_bench.meters.leaks import Leaks, find_leaks
+    from revsnn_bench.plan.planning import make_plan
 
-__all__ = ["Case", "Leaks", "Settings", "find_leaks", "measure"]
+__all__ = ["Case", "Leaks", "Settings", "find_leaks", "make_plan", "measure"]
 
 _WITH_TORCH = {
     "Settings": "revsnn_bench.measuring",
     "measure": "revsnn_bench.measuring",
     "Leaks": "revsnn_bench.meters.leaks",
     "find_leaks": "revsnn_bench.meters.leaks",
+    "make_plan": "revsnn_bench.plan.planning",
 }
 
 

@@ -51,6 +51,21 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
+def parse_input(text: str) -> dict[str, Any]:
+    """The fields of a case that a model's input gives: T, B and the features of one sample, as in `4,8,3,32,32`.
+
+    Raises:
+        ValueError: fewer than three sizes, or one that is no whole number of at least 1.
+    """
+    sizes = [size.strip() for size in text.replace("x", ",").split(",")]
+    if len(sizes) < 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(
+            f"`--input` must be T,B,features; got {text!r}. A model takes [T, B, *]. Pass for example 4,8,3,32,32."
+        )
+    timesteps, batch, *shape = map(int, sizes)
+    return {"timesteps": timesteps, "batch": batch, "shape": tuple(shape)}
+
+
 def _bad_shape(value: Any) -> ValueError:
     return ValueError(
         f"`shape` must be one or more sizes of at least 1, joined by x; got {value!r}. It is the shape of one sample "
@@ -151,7 +166,7 @@ def _choice(name: str, literal: Any, meaning: str, **more: Any) -> CaseField:
 
 FIELDS = (
     CaseField("node", str, "Registry name of the node.", "such as lif,revlif; every registered node by default"),
-    CaseField("workload", str, "What the node is put into: layer, or a network.", swept=False),
+    CaseField("workload", str, "What the node is put into: layer, a network, or package.module:callable."),
     CaseField("timesteps", COUNT, "T, the number of time steps.", "such as 4,8,16", "T"),
     CaseField("batch", COUNT, "B, samples per step.", "such as 1,8", "B"),
     CaseField("shape", parse_shape, "Features of one sample, sizes joined by x.", "such as 4096,16x8x8", "features"),

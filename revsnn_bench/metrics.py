@@ -99,10 +99,6 @@ def _by_round(samples: list[tuple[float, ...]]) -> tuple[float, ...]:
     return tuple(map(sum, zip(*samples, strict=True)))
 
 
-step_samples = samples_of("forward", "backward")
-"""Raw samples of forward plus backward."""
-
-
 def in_copies(phase: Literal["forward", "backward"]) -> Read:
     """Returns a reader of a phase's median time over that of copying the input in the same rounds."""
     samples = samples_of(phase)
@@ -178,7 +174,8 @@ METRICS: tuple[Metric, ...] = (
            "fvcore_forward_flops", better=None),
     _time("forward_time_s", "forward time", "Median wall time of forward.", samples_of("forward")),
     _time("backward_time_s", "backward time", "Median wall time of backward.", samples_of("backward")),
-    _time("step_time_s", "step time", "Median wall time of forward and backward together.", step_samples),
+    _time("step_time_s", "step time", "Median wall time of forward and backward together.",
+          samples_of("forward", "backward")),
     Metric("compile_time_s", "s", "time", "compile time",
            "What the first step of a process takes beyond a later one, with nothing compiled on disk; one sample.",
            None, False, total_at("compile_time_s")),

@@ -3,9 +3,10 @@
 Every quantity has one name, ends in its unit, is stored raw, and is formatted only for display.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
@@ -183,6 +184,7 @@ class TimeRecord(_Frozen):
             the unit in which kernels near the memory bandwidth are understood.
         first_step_time_s: forward and backward of the very first round, before any was timed; what other passes or
             caches on disk hold compiled is not compiled again (see `Record.compile_time_s`).
+        rounds_by_process: how many of the rounds, in order, each process took that ran the case; empty for one process.
         rounds_rejected: rounds thrown away because other work held the processor.
         rounds_contended: rounds kept in spite of that, because too few were left alone.
         load_before, load_after: load average over one minute.
@@ -196,12 +198,23 @@ class TimeRecord(_Frozen):
     lif_backward_time_s: tuple[float, ...] = ()
     copy_time_s: tuple[float, ...] = ()
     first_step_time_s: float | None = None
+    rounds_by_process: tuple[int, ...] = ()
     rounds_rejected: int
     rounds_contended: int = 0
     load_before: float
     load_after: float
     threads: int
     freed_memory_kept: bool = False
+
+
+def joined(times: Sequence[TimeRecord]) -> TimeRecord:
+    """The times of one case in several processes, one after the other."""
+    samples = ("forward_time_s", "backward_time_s", "lif_forward_time_s", "lif_backward_time_s", "copy_time_s")
+    return times[0].model_copy(
+        update={name: tuple(chain.from_iterable(getattr(each, name) for each in times)) for name in samples}
+        | {name: sum(getattr(each, name) for each in times) for name in ("rounds_rejected", "rounds_contended")}
+        | {"rounds_by_process": tuple(len(each.forward_time_s) for each in times), "load_after": times[-1].load_after}
+    )
 
 
 class FidelityRecord(_Frozen):

@@ -67,6 +67,7 @@ RUN_OPTIONS = (
     RunOption("threads", "Threads of each worker; torch's default if not given.", "N", COUNT),
     RunOption("passes", "Passes of each case.", "PASSES", each(one_of(tuple(PASSES))), ",".join(PASSES)),
     RunOption("target", "Timed seconds to aim for per case.", "SECONDS", POSITIVE, "0.1"),
+    RunOption("processes", "Processes that time each case, one after the other.", "N", COUNT, "3"),
     RunOption("keep-freed", "Keep freed memory while timing, so that there are no page faults."),
     RunOption("epochs", "Epochs of training for accuracy in digits-net.", "N", WHOLE, "3"),
     RunOption("preload", "Modules that workers import first, such as one that registers a node.", "MODULES", each(str)),

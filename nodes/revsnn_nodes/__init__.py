@@ -1,7 +1,7 @@
 """Spiking neurons that differ in one thing only: what they keep from forward to backward.
 
     from revsnn_nodes import CarrierLIF
-    node = CarrierLIF(tau=2.0)          # [T, N, *] in, [T, N, *] out, in place of a SpikingJelly LIFNode
+    node = CarrierLIF(tau=2.0, step_mode="m")          # [T, N, *] in, [T, N, *] out, in place of a SpikingJelly LIFNode
 
 Equations, the table of nodes and when to use which: nodes/README.md. Depends on torch alone.
 """
@@ -21,6 +21,7 @@ from revsnn_nodes.coupled import (
 from revsnn_nodes.equations import decode_spikes
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.norm_carrier import NormCarrierLIF, NormCarrierNode, StoredNormCarrierLIF
+from revsnn_nodes.plan import apply_plan
 from revsnn_nodes.registry import make_node, node_factory, node_names, register_node
 from revsnn_nodes.remat import remat
 
@@ -41,6 +42,7 @@ __all__ = [
     "StoredCarrierLIF",
     "StoredCoupledLIF",
     "StoredNormCarrierLIF",
+    "apply_plan",
     "decode_spikes",
     "make_node",
     "node_factory",

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from inspect import Parameter, Signature, signature
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from revsnn_nodes.checkpoints import Turn, runs_again
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_word
 from revsnn_nodes.remat.record import run_node
@@ -59,16 +60,20 @@ def in_memory_order(
 class SpikingNode(nn.Module, Generic[P]):
     """A neuron layer: takes input current, keeps a membrane, gives spikes.
 
-    Subclasses implement `multi_step_forward`; everything here is common to them.
+    Subclasses implement `torch_sequence`; everything here is common to them. Every constructor takes its positional
+    arguments in one order: the neuron's, as in SpikingJelly, then step_mode, backend and store_v_seq; what only some
+    nodes have is passed by name.
 
     `torch.func.grad` and `vmap` work, save on `RevNetLIF`, and `grad` on `CheckpointedLIF`; forward mode does not.
 
     Args:
         neuron: the validated parameters of its equations; also read and set one by one, as `node.tau`.
         surrogate_function: a surrogate of this package, of SpikingJelly, or any spike function with autograd.
-        step_mode: "m" takes `[T, N, *]`, "s" takes `[N, *]` once per call.
+        step_mode: "s", the default as in SpikingJelly, takes `[N, *]` once per call; "m" takes `[T, N, *]`.
         backend: "auto", the default, for the fused kernels where they are installed and support the case, and the
             reference elsewhere; "torch" for the reference, "fused" for the kernels or an error.
+        store_v_seq: whether to keep the membrane after every step in `v_seq`. The node then runs step by step, and
+            keeps for each what it keeps for a sequence of one step: for monitoring.
     Attributes:
         backend_in_use: "torch" or "fused", what the last call ran on; None before the first.
         backend_reason: why the last call did not run on the fused kernels; empty where it did.
@@ -78,18 +83,23 @@ class SpikingNode(nn.Module, Generic[P]):
         fuses_batch_norm: whether, there and behind a batch norm, the kernels of `revsnn_nodes.remat.norm` are its own.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
             then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
+        v_seq: with `store_v_seq` the membranes of the last call `[T, N, *]`, in step mode "s" those of all calls since
+            `reset()`; else None.
+        supported_backends: what `backend` takes.
     """
 
     fused_cpu_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.float64)
     pointwise: ClassVar[bool] = False
     keeps_input_in_remat: ClassVar[bool] = False
     fuses_batch_norm: ClassVar[bool] = False
+    supported_backends: ClassVar[tuple[str, ...]] = get_args(Backend)
     neuron: P
     v: Tensor | float
+    v_seq: Tensor | None
 
     def __init__(
-        self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode,
-        backend: Backend = DEFAULT_BACKEND,
+        self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode = "s",
+        backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.neuron = neuron
@@ -99,9 +109,10 @@ class SpikingNode(nn.Module, Generic[P]):
         self.backend_in_use: BackendInUse | None = None
         self.backend_reason = ""
         self.v = neuron.rest
+        self.store_v_seq = store_v_seq
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Runs T steps.
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Runs T steps by torch's own operations: the reference backend.
 
         Args:
             x_seq: input current, `[T, N, *]`.
@@ -112,7 +123,7 @@ class SpikingNode(nn.Module, Generic[P]):
         raise NotImplementedError
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `multi_step_forward` does, by the fused kernels; for nodes that have some."""
+        """What `torch_sequence` does, by the fused kernels; for nodes that have some."""
         raise NotImplementedError
 
     def fused_obstacle(self, x_seq: Tensor) -> str:
@@ -130,25 +141,58 @@ class SpikingNode(nn.Module, Generic[P]):
             ValueError: input that is not floating or too small, a carried state that does not fit it, or
                 `backend="fused"` where there are no fused kernels for the case.
         """
-        return self._run(x)
+        return self.single_step_forward(x) if self.step_mode == "s" else self.multi_step_forward(x)
 
-    def _run(self, x: Tensor, *others: Tensor | None) -> Tensor:
-        """Runs `forward`; others are further inputs of the shape of x, which `multi_step_forward` takes after v."""
-        single = self.step_mode == "s"
-        x_seq = x.unsqueeze(0) if single else x
-        other_seqs = [each.unsqueeze(0) if single and each is not None else each for each in others]
-        self._check_input(x_seq, x)
-        v = self._carried_state(x_seq)
+    def single_step_forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        """Runs one step from the carried state, whatever `step_mode` is.
+
+        Args:
+            x: input current, `[N, *]`.
+            others: further inputs of the shape of x, which `torch_sequence` takes after v.
+        Returns:
+            The output `[N, *]`.
+        """
+        sequences = [None if each is None else each.unsqueeze(0) for each in others]
+        before = self.v_seq
+        y = self._run("s", x.unsqueeze(0), *sequences).squeeze(0)
+        if before is not None and self.v_seq is not None and before.shape[1:] == self.v_seq.shape[1:]:
+            self.v_seq = torch.cat([before.to(self.v_seq), self.v_seq])
+        return y
+
+    def multi_step_forward(self, x_seq: Tensor, *others: Tensor | None) -> Tensor:
+        """Runs T steps `[T, N, *]` from the carried state, whatever `step_mode` is; see `single_step_forward`."""
+        return self._run("m", x_seq, *others)
+
+    def _run(self, mode: StepMode, x_seq: Tensor, *others: Tensor | None) -> Tensor:
+        self._check_input(mode, x_seq)
+        turn = Turn(self)
+        v = self._carried_state(x_seq) if turn.again is None else turn.again.next_start()
+        turn.begin(self.v, v)
         self.backend_in_use, self.backend_reason = choose_backend(self, x_seq)
         run: Callable[..., tuple[Tensor, Tensor]] = (
-            self.fused_sequence if self.backend_in_use == "fused" else self.multi_step_forward
+            self.fused_sequence if self.backend_in_use == "fused" else self.torch_sequence
         )
-        if others:
-            y_seq, self.v = run(x_seq, v, *other_seqs)
+        if self.store_v_seq:
+            y_seq, self.v_seq = self._run_step_by_step(run, x_seq, v, *others)
+            v_last = self.v_seq[-1]
+        elif others:
+            y_seq, v_last = run(x_seq, v, *others)
         else:
             remade = partial(run_node, self, run)
-            y_seq, self.v = in_memory_order(remade, x_seq, v) if self.pointwise else remade(x_seq, v)
-        return y_seq.squeeze(0) if single else y_seq
+            y_seq, v_last = in_memory_order(remade, x_seq, v) if self.pointwise else remade(x_seq, v)
+        turn.end(self, v_last)
+        return y_seq
+
+    def _run_step_by_step(
+        self, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None, *others: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The output and the membrane after every step, both `[T, N, *]`."""
+        outputs, membranes = [], []
+        for t, x in enumerate(x_seq.split(1)):
+            y, v = run(x, v, *(None if each is None else each[t : t + 1] for each in others))
+            outputs.append(y)
+            membranes.append(v)
+        return torch.cat(outputs), torch.stack(membranes)
 
     def check_neuron(self, neuron: P) -> None:
         """Refuses parameters that are valid but not for this kind of node.
@@ -159,19 +203,24 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def reset(self) -> None:
         """Forgets the carried state: the next call starts from rest."""
-        self.v = self.neuron.rest
+        if not runs_again():
+            self.v, self.v_seq = self.neuron.rest, None
 
     def detach(self) -> None:
         """Cuts the carried state from the graph: the next call's gradient stops here (truncated BPTT)."""
+        if runs_again():
+            return
         if isinstance(self.v, Tensor):
             self.v = self.v.detach()
+        if self.v_seq is not None:
+            self.v_seq = self.v_seq.detach()
 
-    def _check_input(self, x_seq: Tensor, given: Tensor) -> None:
-        shape = tuple(given.shape)
-        expected = "[N, *]" if self.step_mode == "s" else "[T, N, *]"
+    def _check_input(self, mode: StepMode, x_seq: Tensor) -> None:
+        given = tuple(x_seq.shape[1:] if mode == "s" else x_seq.shape)
+        expected = "[N, *]" if mode == "s" else "[T, N, *]"
         require(
-            x_seq.dim() >= 2 and x_seq.shape[0] > 0, "x", f"be {expected} with at least one step", shape,
-            f'Step mode "{self.step_mode}" reads it so.',
+            x_seq.dim() >= 2 and x_seq.shape[0] > 0, "x", f"be {expected} with at least one step", given,
+            f'Step mode "{mode}" reads it so.',
             'Add the missing dimension, or set step_mode="m" for sequences and "s" for single steps.',
         )  # fmt: skip
         require(
@@ -188,7 +237,7 @@ class SpikingNode(nn.Module, Generic[P]):
             have == need, "x", f"match the carried state's shape, dtype and device {have}", need,
             "The membrane of the last call is where this one starts.", "Call reset() between independent batches.",
         )  # fmt: skip
-        return v
+        return v.clone() if v.is_inference() and not torch.is_inference_mode_enabled() else v
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "step_mode":
@@ -196,7 +245,9 @@ class SpikingNode(nn.Module, Generic[P]):
             require_word(name, ("s", "m"), value, why, 'Pass "m" for [T, N, *].')
         if name == "backend":
             fix = 'Pass "auto" for the fused kernels where they support the case.'
-            require_word(name, ("auto", "torch", "fused"), value, "It says what the node runs on.", fix)
+            require_word(name, self.supported_backends, value, "It says what the node runs on.", fix)
+        if name == "store_v_seq":
+            self.__dict__["v_seq"] = None
         if name == "surrogate_function":
             value = as_surrogate(value)
         neuron = self.__dict__.get("neuron")
@@ -215,13 +266,17 @@ class SpikingNode(nn.Module, Generic[P]):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNode[P]":
         if isinstance(self.v, Tensor):
             self.v = fn(self.v)
-        return cast("SpikingNode[P]", super()._apply(fn, recurse))
+        if self.v_seq is not None:
+            self.v_seq = fn(self.v_seq)
+        # SpikingJelly's base class, next for its drop-in nodes, takes no `recurse`.
+        return cast("SpikingNode[P]", super()._apply(fn) if recurse else super()._apply(fn, recurse))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has the values of the state, not the graph that made them.
         state = self.__dict__.copy()
-        if isinstance(self.v, Tensor):
-            state["v"] = self.v.detach().clone()
+        for name in ("v", "v_seq"):
+            if isinstance(state.get(name), Tensor):
+                state[name] = state[name].detach().clone()
         return state
 
     def fresh(self, kind: type[Node], **changes: Any) -> Node:
@@ -234,8 +289,9 @@ class SpikingNode(nn.Module, Generic[P]):
             **(parameters | changes),
             surrogate_function=copy.deepcopy(self.surrogate_function),
             step_mode=self.step_mode,
+            backend="torch",
+            store_v_seq=self.store_v_seq,
         )
-        node.backend = "torch"
         return node.train(self.training)
 
     def extra_repr(self) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode
+from revsnn_nodes.kernels.autograd import first_derivative_only
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CarrierMode, CarrierParameters
 from revsnn_nodes.surrogate import SurrogateFunction
@@ -32,7 +32,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
         for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
             x = eq.clamp_input(x, neuron)
             spike, membrane = eq.lif_step(x, membrane, neuron, eq.fire)
-            torch.add(spike, x, alpha=neuron.epsilon, out=out)
+            torch.add(spike, x, alpha=neuron.share, out=out)
         assert isinstance(membrane, Tensor)
         return y_seq, membrane
 
@@ -44,7 +44,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v = ctx.saved_tensors
@@ -59,7 +59,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
                 spike, carried = eq.decode_output(y_seq[t])
             ybar = torch.zeros_like(y_seq[t]) if ybar_seq is None else ybar_seq[t]
             hbar = eq.lif_step_vjp(xbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate)
-            xbar = torch.add(neuron.input_gain * hbar, ybar, alpha=neuron.epsilon)
+            xbar = torch.add(neuron.input_gain * hbar, ybar, alpha=neuron.share)
             xbar_seq[t] = eq.clamp_input_vjp(xbar, carried, neuron)
             vbar = hbar.mul_(neuron.keep)
         return xbar_seq, vbar if ctx.needs_input_grad[1] else None, None, None
@@ -83,7 +83,7 @@ def _regenerate_charges(y_seq: Tensor, v: Tensor | None, charge_seq: Tensor, neu
     membrane = None if v is None else v - neuron.rest
     for y, out in zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True):
         spike, carried = eq.decode_output(y)
-        h, membrane = eq.recharge(carried.mul_(neuron.input_gain / neuron.epsilon), membrane, spike, neuron)
+        h, membrane = eq.recharge(carried.mul_(neuron.input_gain / neuron.share), membrane, spike, neuron)
         out.copy_(h)
 
 
@@ -95,17 +95,19 @@ class CarrierNode(SpikingNode[CarrierParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "m", epsilon: float = 1 / 16, carrier: CarrierMode = "train",
-        backend: Backend = DEFAULT_BACKEND,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        epsilon: float = 1 / 16, carrier: CarrierMode = "train",
     ) -> None:  # fmt: skip
         neuron = CarrierParameters(tau, decay_input, v_threshold, v_reset, detach_reset, epsilon, carrier)
-        super().__init__(neuron, surrogate_function, step_mode, backend)
+        super().__init__(neuron, surrogate_function, step_mode, backend, store_v_seq)
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Runs T steps under plain autograd; see `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Runs T steps under plain autograd; see `SpikingNode.torch_sequence`."""
+        if not self.carries:
+            return eq.lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
         clamped = eq.clamp_input(x_seq, self.neuron)
         spike_seq, v_last = eq.lif_sequence(clamped, v, self.neuron, self.surrogate_function)
-        return torch.add(spike_seq, clamped, alpha=self.neuron.epsilon) if self.carries else spike_seq, v_last
+        return torch.add(spike_seq, clamped, alpha=self.neuron.share), v_last
 
     @property
     def carries(self) -> bool:
@@ -115,7 +117,7 @@ class CarrierNode(SpikingNode[CarrierParameters]):
     def decode(self, y_seq: Tensor) -> tuple[Tensor, Tensor]:
         """The clamped input and the spikes of an output that carries, both of its shape."""
         spike_seq = eq.decode_spikes(y_seq)
-        return eq.decode_input(y_seq, spike_seq, self.neuron.epsilon), spike_seq
+        return eq.decode_input(y_seq, spike_seq, self.neuron.share), spike_seq
 
     def clamped_fraction(self, y_seq: Tensor) -> float:
         """The share of inputs that the clamp cut, read from an output that carries."""
@@ -139,9 +141,10 @@ class StoredCarrierLIF(CarrierNode):
 class CarrierLIF(CarrierNode):
     """The standard LIF that keeps nothing: its training output is spike + epsilon x, and gives the input back.
 
-    In `eval()` the output is the spikes alone (`carrier="train"`); the gradient there, if any is asked for, is plain
-    autograd's, which keeps what `StandardLIF` keeps. `decode_spikes(y)` gives the spikes of a training output. Inputs
-    are clamped to [-c, c], c = (31/64) / epsilon = 7.75 by default; `clamped_fraction(y)` tells how often.
+    In `eval()` it is `StandardLIF` (`carrier="train"`): spikes alone, no clamp, and what that keeps where a gradient is
+    asked for. `decode_spikes(y)` gives the spikes of a training output. In training, inputs are clamped to [-c, c],
+    c = (31/64) / epsilon = 7.75 by default, times the power of two at or above v_threshold - rest;
+    `clamped_fraction(y)` tells how often.
 
     Args:
         epsilon: scale of the carried input, a power of two.
@@ -155,10 +158,10 @@ class CarrierLIF(CarrierNode):
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         if not self.carries:
-            return super().multi_step_forward(x_seq, v)
+            return super().torch_sequence(x_seq, v)
         return _DecodeAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -166,5 +169,5 @@ class CarrierLIF(CarrierNode):
         from revsnn_nodes.kernels.autograd import FusedCarrier, fused_lif
 
         if not self.carries:
-            return fused_lif(eq.clamp_input(x_seq, self.neuron), v, self.neuron, self.surrogate_function)
+            return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
         return FusedCarrier.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

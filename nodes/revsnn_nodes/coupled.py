@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import Parts, Spike
+from revsnn_nodes.kernels.autograd import first_derivative_only
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -129,13 +129,13 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "m", groups: int = 2, group_dim: int = -1, alpha: float = 0.5, beta: float = 1.0,
-        reset_gate: ResetGate = "output", backend: Backend = DEFAULT_BACKEND,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *, groups: int = 2,
+        group_dim: int = 1, alpha: float = 0.5, beta: float = 1.0, reset_gate: ResetGate = "output",
     ) -> None:  # fmt: skip
         neuron = CoupledParameters(
             tau, decay_input, v_threshold, v_reset, detach_reset, groups, group_dim, alpha, beta, reset_gate
         )
-        super().__init__(neuron, surrogate_function, step_mode, backend)
+        super().__init__(neuron, surrogate_function, step_mode, backend, store_v_seq)
 
     def check_neuron(self, neuron: CoupledParameters) -> None:
         """See `SpikingNode.check_neuron`: a node that inverts its membrane has no other gate than the output."""
@@ -181,8 +181,8 @@ class StoredCoupledLIF(CoupledNode):
 
     reset_gate_choice = True
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         return coupled_sequence(x_seq, v, self.neuron, self.surrogate_function)
 
 
@@ -270,14 +270,14 @@ class _InvertAndMultiply(_Inverting):
     generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
         return _backward_in_time(ctx, ybar_seq, vbar_last, _multiply)
 
 
 class _InvertAndRerun(_Inverting):
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
         return _backward_in_time(ctx, ybar_seq, vbar_last, _rerun)
 
@@ -299,8 +299,8 @@ class InvertingNode(CoupledNode):
         super().__init__(*args, **kwargs)
         self.drift_guard = DriftGuard(on_drift, drift_tolerance)
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`.
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`.
 
         Raises:
             DriftError: the predicted gradient error exceeds the tolerance and `on_drift="error"`.
@@ -359,7 +359,7 @@ class ReversibleLIF(InvertingNode):
     function = _InvertAndMultiply
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.fused_sequence`; raises what `multi_step_forward` does."""
+        """See `SpikingNode.fused_sequence`; raises what `torch_sequence` does."""
         from revsnn_nodes.kernels.autograd import FusedInverse
 
         self._check_drift(x_seq, v)
@@ -405,7 +405,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         """Gradients of the input and of the first membrane."""
         y_seq, v, *later = ctx.saved_tensors
@@ -464,8 +464,8 @@ class AnchoredReversibleLIF(CoupledNode):
         )  # fmt: skip
         self.anchor_every = anchor_every
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         every = self.anchor_every or x_seq.shape[0]
         y_seq, v_last, *_ = _RegenerateAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function, every)
         return y_seq, v_last

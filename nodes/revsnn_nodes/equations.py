@@ -185,7 +185,7 @@ def clamp_input(x: Tensor, neuron: CarrierParameters) -> Tensor:
 
 def clamp_input_vjp(xbar: Tensor, carried: Tensor, neuron: CarrierParameters, out: Tensor | None = None) -> Tensor:
     """Gradient at the input before the clamp, from that behind it and what is carried. `out` may be the former."""
-    border = neuron.clamp * neuron.epsilon
+    border = neuron.clamp * neuron.share
     if out is None:
         return torch.ops.aten.hardtanh_backward(xbar, carried, -border, border)  # type: ignore[no-any-return]
     torch.ops.aten.hardtanh_backward.grad_input(xbar, carried, -border, border, grad_input=out)

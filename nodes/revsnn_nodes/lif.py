@@ -30,10 +30,10 @@ class LIFNode(SpikingNode[LIFParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
     ) -> None:  # fmt: skip
         neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
-        super().__init__(neuron, surrogate_function, step_mode, backend)
+        super().__init__(neuron, surrogate_function, step_mode, backend, store_v_seq)
 
     def reference(self) -> SpikingNode[LIFParameters]:
         """A `StandardLIF` with these parameters."""
@@ -54,8 +54,8 @@ class StandardLIF(LIFNode):
     keeps_input_in_remat = True
     fuses_batch_norm = True
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -75,10 +75,10 @@ class StandardIF(StandardLIF):
     def __init__(
         self, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
     ) -> None:  # fmt: skip
         neuron = IFParameters(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset)
-        SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend)
+        SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend, store_v_seq)
 
     def reference(self) -> SpikingNode[LIFParameters]:
         """Another `StandardIF` with these parameters."""
@@ -102,7 +102,7 @@ class StandardParametricLIF(StandardLIF):
     def __init__(
         self, init_tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "m", backend: Backend = DEFAULT_BACKEND,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
     ) -> None:  # fmt: skip
         neuron = ParametricLIFParameters(
             decay_input=decay_input,
@@ -111,7 +111,7 @@ class StandardParametricLIF(StandardLIF):
             detach_reset=detach_reset,
             init_tau=init_tau,
         )
-        SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend)
+        SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend, store_v_seq)
         self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1.0)))
 
     @property
@@ -119,8 +119,8 @@ class StandardParametricLIF(StandardLIF):
         """The membrane time constant that has been learned, in steps."""
         return 1.0 / self.w.detach().sigmoid().item()
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         return lif_sequence(x_seq, v, self.neuron, self.surrogate_function, self.w.sigmoid())
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -162,8 +162,8 @@ class CheckpointedLIF(LIFNode):
         )  # fmt: skip
         self.checkpoint_every = checkpoint_every
 
-    def multi_step_forward(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `SpikingNode.torch_sequence`."""
         if not torch.is_grad_enabled():
             return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
         steps = self.checkpoint_every or math.ceil(math.sqrt(x_seq.shape[0]))

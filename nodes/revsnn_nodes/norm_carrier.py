@@ -6,18 +6,19 @@ state_dict are `torch.nn.BatchNorm2d`'s, so that weights move between these node
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Self, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
-from revsnn_nodes.base import with_arguments_of
+from revsnn_nodes.base import StepMode, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
-from revsnn_nodes.parameters import CarrierParameters, require
+from revsnn_nodes.kernels.autograd import first_derivative_only
+from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
 
 
 @overload
@@ -74,6 +75,7 @@ class NormCarrierNode(CarrierNode):
         track_running_stats: bool = True, *args: Any, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
+        self.neuron = NormCarrierParameters(**asdict(self.neuron))
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
@@ -124,11 +126,10 @@ class NormCarrierNode(CarrierNode):
             None if residual is None else tuple(residual.shape), "It is added neuron by neuron.",
             "Expand it, or pass it through a shortcut of the right shape.",
         )  # fmt: skip
-        return self._run(z, residual)
+        run = self.single_step_forward if self.step_mode == "s" else self.multi_step_forward
+        return run(z, residual)
 
-    def multi_step_forward(
-        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Runs T steps.
 
         Args:
@@ -144,7 +145,7 @@ class NormCarrierNode(CarrierNode):
         self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None,
         run_neuron: Callable[..., tuple[Tensor, Tensor]] = eq.lif_sequence,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The forward by plain autograd, in training and in `eval()`; see `multi_step_forward`."""
+        """The forward by plain autograd, in training and in `eval()`; see `torch_sequence`."""
         affine = (None, None) if self.carries else (self.weight, self.bias)
         mean, var, momentum = self.running_mean, self.running_var, 0.0
         if self.training:
@@ -156,7 +157,7 @@ class NormCarrierNode(CarrierNode):
         n_seq = eq.clamp_input(n_seq, self.neuron)
         x_seq = neuron_input(n_seq, per_channel(self.weight, n_seq), per_channel(self.bias, n_seq), residual)
         spike_seq, v_last = run_neuron(x_seq, v, self.neuron, self.surrogate_function)
-        return torch.add(spike_seq, n_seq, alpha=self.neuron.epsilon), v_last
+        return torch.add(spike_seq, n_seq, alpha=self.neuron.share), v_last
 
     def update_of_statistics(self) -> tuple[Tensor | None, Tensor | None, float]:
         """Counts this batch; returns the running statistics that it enters, and with which weight."""
@@ -179,16 +180,22 @@ class NormCarrierNode(CarrierNode):
             self.get_parameter(name).requires_grad_(parameter.requires_grad)
         return self.train(norm.training)
 
-    def _check_input(self, x_seq: Tensor, given: Tensor) -> None:
-        super()._check_input(x_seq, given)
+    def _check_input(self, mode: StepMode, x_seq: Tensor) -> None:
+        super()._check_input(mode, x_seq)
+        given = tuple(x_seq.shape[1:] if mode == "s" else x_seq.shape)
+        require(
+            not (self.store_v_seq and mode == "m" and self.training), "store_v_seq", "be False in training", True,
+            "Membranes are kept step by step, and the norm's statistics are those of all steps.",
+            "Use a norm and a CarrierLIF with store_v_seq, or read v_seq in eval().",
+        )  # fmt: skip
         require(
             x_seq.dim() >= 3 and x_seq.shape[2] == self.num_features, "z",
-            f"have num_features = {self.num_features} channels after time and batch", tuple(given.shape),
+            f"have num_features = {self.num_features} channels after time and batch", given,
             "Each channel has a mean and a variance of its own.", 'Pass [T, N, C, *], or [N, C, *] in step mode "s".',
         )  # fmt: skip
         require(
             not self.training or x_seq.numel() > self.num_features, "z",
-            "hold more than 1 value per channel when training", tuple(given.shape),
+            "hold more than 1 value per channel when training", given,
             "Expected more than 1 value per channel when training: the variance of one value is 0.",
             "Use more steps, samples or positions, or eval().",
         )  # fmt: skip
@@ -228,14 +235,14 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         for t, out in enumerate(y_seq.unbind(0)):
             neuron_input(out, gamma, shift, None if residual is None else residual[t], out=x)
             _, before = eq.lif_step(x, before, neuron, eq.fire, out=(spike, membrane))
-            torch.add(spike, out, alpha=neuron.epsilon, out=out)
+            torch.add(spike, out, alpha=neuron.share, out=out)
         ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
         ctx.set_materialize_grads(False)
         return y_seq, membrane
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         y_seq, weight, bias, residual, v, inverse_std, beyond, excess = ctx.saved_tensors
         neuron, needs = ctx.neuron, ctx.needs_input_grad
@@ -258,7 +265,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
                 sums.add("weight", torch.mul(hbar, carried, out=spike))
             if needs[2]:
                 sums.add("bias", hbar)
-            nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.epsilon)
+            nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.share)
             if beyond is not None:
                 eq.clamp_input_vjp(nbar, carried, neuron, out=nbar)
             sums.add("gradient", nbar)
@@ -268,7 +275,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         del hbar, other
         _through_the_norm(zbar_seq, y_seq, sums, inverse_std, (beyond, excess), neuron)
         # Sums of charge gradients and of what is carried: the input is that times gain, the value that over epsilon.
-        to_weight, to_bias = neuron.input_gain / neuron.epsilon, neuron.input_gain
+        to_weight, to_bias = neuron.input_gain / neuron.share, neuron.input_gain
         return (
             zbar_seq if needs[0] else None,
             (sums.total("weight") * to_weight).to(weight.dtype) if needs[1] else None,
@@ -322,7 +329,7 @@ def _regenerate_charges(
     charge_seq: Tensor, neuron: CarrierParameters,
 ) -> None:  # fmt: skip
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
-    gain = neuron.input_gain / neuron.epsilon
+    gain = neuron.input_gain / neuron.share
     scale = gain if weight is None else per_channel(weight * gain, y_seq)
     shift = None if bias is None else per_channel(bias * neuron.input_gain, y_seq)
     before = None if v is None else v - neuron.rest
@@ -344,9 +351,9 @@ def _through_the_norm(
     """Turns the gradient at the normalised input into that at z, in place."""
     sigma = inverse_std.to(sums.dtype)
     # One factor 1 / epsilon for the carried value inside the sum, one for that in the product.
-    slope = sums.mean("slope") * sigma / neuron.epsilon
+    slope = sums.mean("slope") * sigma / neuron.share
     scale, mean, of_carried = (
-        per_channel(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.epsilon)
+        per_channel(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.share)
     )
     spike, carried = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):
@@ -374,10 +381,8 @@ class NormCarrierLIF(NormCarrierNode):
         statistics are summed in float64, and do not depend on the number of threads.
     """
 
-    def multi_step_forward(
-        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `NormCarrierNode.multi_step_forward`."""
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `NormCarrierNode.torch_sequence`."""
         if not self.training:
             return self.stored_forward(x_seq, v, residual)
         return _DecodeNormAndMultiply.apply(x_seq, self.weight, self.bias, residual, v, self)  # type: ignore[no-any-return]

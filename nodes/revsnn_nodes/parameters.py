@@ -114,7 +114,7 @@ class CarrierParameters(LIFParameters):
     """Parameters of the carrier neuron: those of the LIF, and how the output carries the input.
 
     Args:
-        epsilon: scale of the carried input, a power of two below 1.
+        epsilon: scale of the carried input, a power of two below 1, in units of what fires the neuron: see `share`.
         carrier: "train" emits spikes alone in `eval()`; "always" keeps the carrier there too.
     Raises:
         ValueError: epsilon is not a power of two in (0, 1), or carrier is another word.
@@ -136,7 +136,26 @@ class CarrierParameters(LIFParameters):
     @property
     def clamp(self) -> float:
         """c: the input is clamped to [-c, c], so that the fraction never reaches the spike."""
-        return KAPPA / self.epsilon
+        return KAPPA / self.share
+
+    @property
+    def share(self) -> float:
+        """What the input is multiplied by in the output: epsilon over the power of two at or above threshold - rest.
+
+        The clamp so scales with the neuron: it lies at the same multiple of what fires it, whatever its units are.
+        """
+        mantissa, exponent = math.frexp(abs(self.v_threshold - self.rest))
+        return math.ldexp(self.epsilon, (mantissa == 0.5) - exponent) if mantissa else self.epsilon
+
+
+@dataclass(frozen=True)
+class NormCarrierParameters(CarrierParameters):
+    """Parameters of the carrier behind a norm: what it carries is normalised, and clamped in standard deviations."""
+
+    @property
+    def share(self) -> float:
+        """Epsilon."""
+        return self.epsilon
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ class CoupledParameters(LIFParameters):
 
     Args:
         groups: n, into how many equal parts `group_dim` is split; from 2 to the size of that dimension.
-        group_dim: dimension of one step `[N, *]` that is split; not the batch dimension 0.
+        group_dim: dimension of one step `[N, *]` that is split, 1 for channels or features; not the batch dimension 0.
         alpha: strength of the reset, in (0, 1); 1 is allowed where V is never inverted (`reset_gate="spike"`).
         beta: weight of the partner's input in the output; not 0.
         reset_gate: what opens the reset: the clamped `output` (invertible), or the `spike` itself.
@@ -154,7 +173,7 @@ class CoupledParameters(LIFParameters):
     """
 
     groups: int = 2
-    group_dim: int = -1
+    group_dim: int = 1
     alpha: float = 0.5
     beta: float = 1.0
     reset_gate: ResetGate = "output"

@@ -53,7 +53,8 @@ def register_node(name: str, factory: NodeFactory) -> None:
 
     Args:
         name: short name, unused so far.
-        factory: class or function that takes the node's keywords and returns a module on `[T, N, *]`.
+        factory: class or function that takes the node's keywords and returns a module on `[T, N, *]`; where it has
+            a keyword `step_mode`, it gets "m" for that.
     Raises:
         ValueError: the name is taken.
     """

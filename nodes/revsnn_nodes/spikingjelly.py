@@ -27,24 +27,12 @@ from revsnn_nodes.parameters import require
 
 
 class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[misc]
-    """What a node needs to be a `MemoryModule`: its membrane is the registered memory `v`.
-
-    Its step mode is SpikingJelly's default, "s", unless `step_mode` is given.
-    """
+    """What a node needs to be a `MemoryModule`: its membrane is the registered memory `v`."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **{"step_mode": "s"} | keywords)
+        super().__init__(*arguments, **keywords)
         del self.v
         self.register_memory("v", self.neuron.rest)
-
-    @property
-    def supported_backends(self) -> tuple[str, ...]:
-        """What `backend` takes, as `functional.set_backend` asks."""
-        return ("auto", "torch", "fused")
-
-    def reset(self) -> None:
-        """Forgets the carried state; as in SpikingJelly, the memory is the number it rests at again."""
-        self.v = self.neuron.rest
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
         # SpikingJelly starts from rest where the shape of the input changed, and follows its dtype and device.
@@ -60,7 +48,7 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         return their_base.MemoryModule._apply(self, fn)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state = super().__getstate__()
         memories = dict(self._memories)
         state["_memories"] = {
             name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in memories.items()
@@ -71,7 +59,7 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
 class LIFNode(MemoryNode, StandardLIF):
     """`StandardLIF` as a `MemoryModule`: in place of SpikingJelly's `LIFNode`, same arguments, same values.
 
-    Args: see `StandardLIF`; `step_mode` defaults to "s".
+    Args: see `StandardLIF`.
     """
 
 
@@ -117,9 +105,9 @@ TWINS: dict[type[MemoryNode], type[their_neuron.BaseNode]] = {
 """Classes that have the function of one of SpikingJelly's, and that one."""
 
 SURROGATES: dict[type[nn.Module], type[surrogate.SurrogateFunction]] = {
-    getattr(their_surrogate, name): getattr(surrogate, name)
-    for name in ("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect")
-    if hasattr(their_surrogate, name)
+    getattr(their_surrogate, name): ours
+    for name, ours in surrogate.TWINS.items()
+    if isinstance(ours, type) and hasattr(their_surrogate, name)
 }
 """SpikingJelly's surrogates that are this package's exactly, by exact type."""
 
@@ -211,8 +199,6 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
         return f"it is a {type(neuron).__name__}; turn it back first"
     if _kind(neuron, to) is None:
         return f"{type(neuron).__name__} is another neuron than LIFNode"
-    if getattr(neuron, "store_v_seq", False):
-        return "it stores v_seq"
     if getattr(neuron, "_neuron_precision", None) is not None:
         return "it has a precision of its own"
     hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks
@@ -220,7 +206,7 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
 
 
 def _node(neuron: Any, to: str, options: dict[str, Any]) -> MemoryNode:
-    names = ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset", "step_mode")
+    names = ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset", "step_mode", "store_v_seq")
     parameters = {name: getattr(neuron, name) for name in names if hasattr(neuron, name)}
     if hasattr(neuron, "w"):
         parameters["init_tau"] = 1.0 + math.exp(-neuron.w.item())
@@ -241,14 +227,17 @@ def _kind(neuron: nn.Module, to: str) -> type[MemoryNode] | None:
 def _back(node: Any) -> nn.Module:
     parameters = {field.name: getattr(node.neuron, field.name) for field in fields(node.neuron)}
     theirs: nn.Module = TWINS[type(node)](
-        **parameters, surrogate_function=their_function(node.surrogate_function), step_mode=node.step_mode
+        **parameters,
+        surrogate_function=their_function(node.surrogate_function),
+        step_mode=node.step_mode,
+        store_v_seq=node.store_v_seq,
     )
     _take_state(theirs, node)
     return theirs
 
 
 def _take_state(new: Any, old: Any) -> None:
-    new.v = old.v
+    new.v, new.v_seq = old.v, old.v_seq
     if hasattr(old, "w"):
         new.w = old.w
     new.train(old.training)
@@ -256,9 +245,7 @@ def _take_state(new: Any, old: Any) -> None:
 
 def our_surrogate(function: Any) -> Callable[[Tensor], Tensor]:
     """This package's surrogate that equals one of SpikingJelly's; the given one where none does."""
-    kind = SURROGATES.get(type(function)) if getattr(function, "spiking", True) else None
-    result: Callable[[Tensor], Tensor] = function if kind is None else kind(float(function.alpha))
-    return result
+    return surrogate.as_surrogate(function).known() if getattr(function, "spiking", True) else function
 
 
 def their_function(function: Any) -> nn.Module:

@@ -84,8 +84,15 @@ class SurrogateFunction(nn.Module):
             f"Leave it out for the default {self.formulas.alpha}.",
         )  # fmt: skip
 
+    def known(self) -> "SurrogateFunction":
+        """The surrogate whose formulas this one has now: itself, or what another package's is in this one."""
+        return self
+
     def forward(self, z: Tensor) -> Tensor:
         """Fires: Theta(z), with derivative phi(z) in autograd."""
+        if torch.compiler.is_exporting():  # which would inline the forward alone
+            smooth = self.primitive(z)
+            return heaviside(z) + (smooth - smooth.detach())
         return _Spike.apply(z, self.derivative)  # type: ignore[no-any-return]
 
     def derivative(self, z: Tensor) -> Tensor:
@@ -185,40 +192,97 @@ class Rect(SurrogateFunction):
     )
 
 
+TWINS: dict[str, Callable[[float], SurrogateFunction | None]] = {
+    **{
+        each.__name__: each
+        for each in (Sigmoid, ATan, PiecewiseQuadratic, PiecewiseExp, SoftSign, SuperSpike, Erf, Rect)
+    },
+    "QPseudoSpike": lambda alpha: SoftSign(2.0) if alpha == 2 else None,
+}
+"""SpikingJelly's surrogates that are this package's exactly, by the names of their classes, as functions of alpha."""
+
+
 class ForeignSurrogate(SurrogateFunction):
-    """A spike function of another package, used through its own forward and autograd.
+    """A spike function of another package.
+
+    SpikingJelly's of `TWINS`, by exact type, fire as this package's, with the sharpness that they have at the call; any
+    other is used through its own forward and autograd. Attributes are the function's: `alpha` is read and set there.
 
     Args:
         function: maps z to spikes with a surrogate derivative in autograd, such as any surrogate object of
             SpikingJelly or of snnTorch.
     Raises:
-        ValueError: it does not fire exactly where z >= 0, or has trainable parameters.
+        ValueError: it does not fire exactly where z >= 0, fires or differentiates at random, has no derivative, or has
+            trainable parameters.
     """
+
+    function: Callable[[Tensor], Tensor]
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         nn.Module.__init__(self)  # not SurrogateFunction's: the sharpness is the function's own
         self.function = function
-        fired = function(torch.tensor([-1.0, 0.5])).tolist()
-        require(
-            fired == [0.0, 1.0], "surrogate_function", "fire 0 below and 1 above the threshold",
-            f"{fired} at z = -1 and 0.5", "The backward passes know the spike to be Theta(z).",
-            "In SpikingJelly, leave its `spiking=True`.",
-        )  # fmt: skip
         trainable = isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters())
         require(
             not trainable, "surrogate_function", "have no trainable parameters", function,
             "The closed-form backward passes return no gradient for them.", "Freeze them with requires_grad_(False).",
         )  # fmt: skip
+        z = torch.tensor([-1.0, -0.125, 0.0, 0.125, 1.0])
+        fired = [self.forward(z).round(decimals=5).tolist() for _ in range(8)]
+        require(
+            fired == [(z >= 0).tolist()] * 8, "surrogate_function", "fire 0 below the threshold and 1 from it on",
+            f"{fired[0]} at z = {z.tolist()}" if fired == fired[:1] * 8 else "other spikes at each call",
+            "The nodes know the spike to be Theta(z), with Theta(0) = 1, wherever they make it again.",
+            "In SpikingJelly, leave its `spiking=True`; else pass a surrogate of revsnn_nodes.surrogate.",
+        )  # fmt: skip
+        slopes = [self.derivative(z) for _ in range(2)]
+        require(
+            torch.equal(*(slope.nan_to_num() for slope in slopes)), "surrogate_function", "have one derivative",
+            "another at each call", "The backward passes ask for it anew.", "Pass a surrogate without randomness.",
+        )  # fmt: skip
+
+    def known(self) -> SurrogateFunction:
+        """See `SurrogateFunction.known`: the twin, with the sharpness that the function has now."""
+        require(
+            getattr(self.function, "spiking", True), "spiking", "be True in a node", False,
+            "The nodes know the spike to be Theta(z).", "Call set_spiking_mode(True).",
+        )  # fmt: skip
+        kind = type(self.function)
+        twin = TWINS.get(kind.__name__) if kind.__module__ == "spikingjelly.activation_based.surrogate" else None
+        return (twin(float(self.alpha)) if twin else None) or self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "function":  # not there yet, in a copy
+                raise
+            return getattr(self.function, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        function = self.__dict__.get("function", self.__dict__.get("_modules", {}).get("function"))
+        if name in {"function", "training"} or function is None or not hasattr(function, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(function, name, value)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Fires with the given function."""
-        return self.function(z)
+        """Fires as the twin, or with the given function."""
+        known = self.known()
+        spikes: Tensor = self.function(z) if known is self else known(z)
+        return spikes
 
     def derivative(self, z: Tensor) -> Tensor:
-        """phi(z), by the given function's own backward pass."""
+        """phi(z) of the twin, or by the given function's own backward pass."""
+        known = self.known()
+        if known is not self:
+            return known.derivative(z)
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             spikes = self.function(leaf)
+        require(
+            spikes.requires_grad, "surrogate_function", "have a derivative in autograd", self.function,
+            "Without one no gradient passes the spike.", "Pass for example revsnn_nodes.surrogate.ATan().",
+        )  # fmt: skip
         (phi,) = torch.autograd.grad(spikes, leaf, torch.ones_like(spikes))
         return phi
 

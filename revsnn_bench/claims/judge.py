@@ -10,15 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Any, NamedTuple, TypeVar
 
 from revsnn_bench.case import Case
 from revsnn_bench.claims.plan import Plan
-from revsnn_bench.metrics import BY_NAME, step_samples
+from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import AccuracyRecord, FidelityRecord, MemoryRecord, Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import Ratio, ratio_of_medians, ratio_text
+from revsnn_bench.report.points import Ratio, ratio_text, ratio_to_lif
 
 SOURCE = (
     "Lei et al., Towards Zero Memory Footprint Spiking Neural Network Training, arXiv 2308.08649. The equations "
@@ -237,8 +237,8 @@ def less_time(records: list[Record]) -> Judged:
     savings, parts = [], []
     for new, old in _pairs(records):
         saved = _time_saving(new, old)
-        # A saving that its own interval does not tell from none is none.
-        savings.append(saved.value if saved.low is None or saved.low > 0 else 0.0)
+        # The lower bound decides; what has none is no saving.
+        savings.append(0.0 if saved.low is None else max(0.0, saved.low))
         bounds = saved.low, saved.high
         interval = "" if None in bounds else f" [{_listed(f'{100 * _known(bound):.1f}' for bound in bounds)}]"
         parts.append(f"{_place(new)}: {units.percent(saved.value)}{interval}")
@@ -351,7 +351,7 @@ def one_tensor_per_block(records: list[Record]) -> Judged:
         _memory(one).retained_bytes / _memory(other).retained_bytes
         for one, other in ((lif, remat), (eager, remat), (eager, memopt))
     )
-    time, memopt_time = _time_to_lif(remat), _time_to_lif(memopt)
+    time, memopt_time = (ratio_to_lif("step_time_s", record) for record in (remat, memopt))
     measured = (
         f"{equal} of {tensors} outputs, gradients and buffers have the bits of lif's, gradient error "
         f"{_fidelity(remat).gradient_error:.1e}; retains {_sizes([remat])}, {units.times(less)} times less than lif, "
@@ -367,13 +367,13 @@ def one_tensor_per_block(records: list[Record]) -> Judged:
         "equal bits and a right gradient": equal == tensors and _is_right(remat),
         f"{LESS_THAN_LIF} times less than lif": less >= LESS_THAN_LIF,
         f"{LESS_THAN_EAGER:g} times less than eager": far_less >= LESS_THAN_EAGER,
-        f"at most {MOST_TIME:.2f} of lif's time": time.low is None or time.low <= MOST_TIME,
+        f"at most {MOST_TIME:.2f} of lif's time": time is None or time.low is None or time.low <= MOST_TIME,
     }
     if not all(met.values()):
         return Judged(
             conditions, measured, Verdict.NOT, f"Not met: {_listed(c for c, holds in met.items() if not holds)}."
         )
-    if time.high is None or time.high > MOST_TIME:
+    if time is None or time.high is None or time.high > MOST_TIME:
         why = f"Bits and bytes hold; the interval of the time does not tell whether it is below {MOST_TIME:.2f}."
         return Judged(conditions, measured, Verdict.UNDECIDED, why)
     return Judged(conditions, measured, Verdict.REPRODUCED, f"Met: {_listed(met)}.")
@@ -514,17 +514,11 @@ def _saving(savings: list[float], claimed: float) -> tuple[Verdict, str]:
 
 def _time_saving(new: Record, old: Record) -> Ratio:
     """1 - new / old, each a ratio to its own lif, with the widest interval that the two intervals allow."""
-    first, second = _time_to_lif(new), _time_to_lif(old)
+    first, second = (_known(ratio_to_lif("step_time_s", record)) for record in (new, old))
     value = 1 - first.value / second.value
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return Ratio(value)
     return Ratio(value, 1 - first.high / second.low, 1 - first.low / second.high)
-
-
-def _time_to_lif(record: Record) -> Ratio:
-    """Step time over that of the standard LIF in the same rounds; seconds where there were none."""
-    samples = _known(step_samples(record))
-    return ratio_of_medians(samples.own, samples.lif) or Ratio(median(samples.own))
 
 
 def _label(case: Case) -> str:

@@ -2,7 +2,7 @@
 
 import typer
 
-from revsnn_bench.cli import claims, gate, largest, machine, reports, run, train
+from revsnn_bench.cli import claims, gate, largest, machine, plan, reports, run, train
 
 app = typer.Typer(
     name="revsnn-bench",
@@ -19,6 +19,8 @@ app.command("compare")(reports.compare)
 app.command("gate")(gate.gate_command)
 app.command("train")(train.train)
 app.command("largest")(largest.largest)
+app.command("plan")(plan.plan)
+app.command("predict")(plan.predict)
 app.command("claims")(claims.claims)
 app.command("nodes")(machine.nodes)
 app.command("env")(machine.env)

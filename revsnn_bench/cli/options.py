@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from revsnn_bench.case import CASE_FIELDS, Parser
+from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
 from revsnn_bench.run_options import OPTIONS, RunOption
@@ -46,6 +46,8 @@ def run_option(key: str, **options: Any) -> Any:
     return checked(option.parse, **(texts | options))
 
 
+Model = Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="A model of your own, as docs/your-model.md says.")]
+Input = Annotated[str, checked(parse_input, metavar="T,B,FEATURES", help="Input of --model, such as 4,8,3,32,32.")]
 RunName = Annotated[str, run_option("run_id")]
 Resume = Annotated[str, run_option("resume")]
 Threads = Annotated[str, run_option("threads")]
@@ -76,6 +78,16 @@ def with_options(*options: RunOption) -> Callable[[_Command], _Command]:
         return command
 
     return decorate
+
+
+def given_model(model: str, input: str) -> dict[str, Any]:
+    """The fields of a case that `--model` and `--input` give; ends the command where the second is missing."""
+    if not input or ":" not in model:
+        raise failure(
+            "--model MODULE:CALLABLE and --input T,B,features belong together, such as my_net:make and 4,8,3,32,32.",
+            ExitCode.USAGE,
+        )
+    return {"workload": model, **parse_input(input)}
 
 
 def failure(message: str, code: ExitCode) -> typer.Exit:

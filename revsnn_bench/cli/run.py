@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from revsnn_bench.cli.options import failure, listed, with_options
+from revsnn_bench.cli.options import Input, Model, failure, given_model, listed, with_options
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS
 
@@ -28,6 +28,8 @@ def run(
     full: Annotated[
         bool, typer.Option("--full/--quick", help="Values for hours, or for minutes.", rich_help_panel="Sweep")
     ] = False,
+    model: Model = "",
+    input: Input = "",
     **given: Any,
 ) -> None:
     """Measure nodes side by side: memory, FLOPs, time, gradient error; save the run and write its reports.
@@ -35,6 +37,8 @@ def run(
     A suite sweeps its own axis over the values given; of the axes that it keeps fixed it takes the first. Ctrl-C ends
     cleanly with what is done; --resume goes on. Exit code 5 where some case failed.
     """
+    if model:
+        suite, given = "model", given | _own_model(model, input)
     files = _suite_files(suite)
     arguments = ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"]
     for key, value in given.items():
@@ -46,6 +50,12 @@ def run(
     import pytest
 
     raise typer.Exit(_exit_code(pytest.main([*QUIET, *arguments, *files])))
+
+
+def _own_model(model: str, input: str) -> dict[str, str]:
+    """A user's model as the values of a sweep."""
+    fields = given_model(model, input)
+    return {name: str(value) for name, value in fields.items()} | {"shape": "x".join(map(str, fields["shape"]))}
 
 
 def suites_dir() -> Path:

@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from revsnn_bench.meters.allocator import is_allocation, profiled_events, replay_event
 from revsnn_bench.meters.ledger import Ledger
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of
-from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, StorageTracker, hook_modules
+from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, Scratch, StorageTracker, hook_modules
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
 
@@ -91,8 +91,8 @@ def _attribution(
 class _TrackerNotes(_Notes):
     """Notes by the serial numbers of a tracker, which is active for `watching`."""
 
-    def __init__(self, step: TrainingStep) -> None:
-        self.tracker = StorageTracker(step.model)
+    def __init__(self, step: TrainingStep, scratch: Scratch | None = None) -> None:
+        self.tracker = StorageTracker(step.model, scratch)
         self.parts: dict[int, str] = {}
         self.retained: set[int] = set()
         self.forward_events = 0
@@ -121,14 +121,14 @@ class _TrackerNotes(_Notes):
         return self.parts.get(serial, RETAINED if serial in self.retained else TEMPORARY)
 
 
-def attribute_peak(step: TrainingStep) -> Attribution:
-    """Tracks one forward and backward pass; the step is left prepared.
+def attribute_peak(step: TrainingStep, scratch: Scratch | None = None) -> Attribution:
+    """Tracks one forward and backward pass; the step is left prepared. For `scratch` see `StorageTracker`.
 
     Parameters and the source are alive before the step and are in no category. `retained` is what was alive
     at the end of forward and plays no other part; `temporary` is the rest.
     """
     step.prepare()
-    notes = _TrackerNotes(step)
+    notes = _TrackerNotes(step, scratch)
     with notes.watching(step):
         notes.run(step)
     step.prepare()

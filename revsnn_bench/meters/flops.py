@@ -116,8 +116,12 @@ def register_flop_formula(operator: Operator, formula: Count, recompute: Count |
         _recomputed[name] = recompute
 
 
-def measure_flops(step: TrainingStep) -> FlopsRecord:
+def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     """Runs one forward and backward of `step` under the counter, then fvcore's cross-check of its products.
+
+    Args:
+        step: left prepared.
+        cross_check: whether to ask fvcore, which cannot trace fake tensors.
 
     Returns:
         Operations by phase; identical in every run.
@@ -134,7 +138,7 @@ def measure_flops(step: TrainingStep) -> FlopsRecord:
     step.prepare()
     phases = counter.phases()
     check = None
-    if phases["forward"].multiply_accumulate:  # fvcore counts nothing else, and its tracing is slow
+    if cross_check and phases["forward"].multiply_accumulate:  # fvcore counts nothing else, and its tracing is slow
         check = fvcore_forward_flops(step.model, step.make_input())
         step.prepare()
     return FlopsRecord(**phases, fvcore_forward_flops=check)
@@ -156,6 +160,8 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name: str = func._schema.name
+        if name.startswith("prim::"):  # a fake tensor is asked for its device
+            return func(*args, **kwargs)
         if name.startswith("profiler::"):
             self._follow_range(name, args)
             return func(*args, **kwargs)

@@ -104,17 +104,24 @@ class ModuleClock:
             self._names.append(name)
 
 
+Scratch = Callable[[Any, tuple[Any, ...], Any], int]
+
+
 class StorageTracker(TorchDispatchMode):
     """Logs the life of every storage made while it is active.
 
+    Args:
+        model: whose modules the blocks are told by.
+        scratch: from an operator, its arguments and its result, the bytes that it takes inside of itself.
     Attributes:
         blocks: what was made, by serial number.
         log: +(serial + 1) where a block was made and -(serial + 1) where it died, in order.
         phase: label for blocks made from now on; the caller sets it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, scratch: Scratch | None = None) -> None:
         super().__init__()
+        self._scratch = scratch
         self.blocks: list[Block] = []
         self.log: list[int] = []
         self.phase = "forward"
@@ -155,6 +162,10 @@ class StorageTracker(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and storage_of(leaf) not in self._serials:
                 self._book(storage_of(leaf), module, node, replaced)
+        if self._scratch is not None and (nbytes := self._scratch(func, args, out)):
+            serial = len(self.blocks)
+            self.blocks.append(Block(nbytes, self.phase, module, _sequence(node)))
+            self.log += [serial + 1, -(serial + 1)]
         return out
 
     def _book(self, storage: torch.UntypedStorage, module: str, node: Any, replaced: int | None) -> None:

@@ -12,6 +12,7 @@ from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, node_factory
 from revsnn_nodes.kernels.support import fused_obstacle
 from torch import nn
 
+from revsnn_bench.models.own import METHODS
 from revsnn_bench.records import SkipCase
 
 
@@ -80,24 +81,27 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
 """Makers by the name that a case gives them."""
 
 
-def has_backends(factory: Any) -> bool:
-    """Whether it takes `backend`: every node of this package does, by name or among its keywords."""
+def accepts(factory: Any, option: str) -> bool:
+    """Whether it takes `backend`, or `step_mode`: every node of this package does, by name or among its keywords."""
     ours = isinstance(factory, type) and issubclass(factory, SpikingNode)
-    return ours or "backend" in signature(factory).parameters
+    return ours or option in signature(factory).parameters
 
 
 def takes(node: str, option: str, value: Any) -> bool:
     """Whether a node, or strategy, by name, has the backend `value`; any other option it takes, or says why not.
 
-    What no node can have here, such as "fused" without numba, counts as taken: the node's error says what to install.
+    A method for a model of the user takes any, for the neurons that it puts in. What no node can have here, such as
+    "fused" without numba, counts as taken: the node's error says what to install.
     """
     if option != "backend":
         return True
     name = node.partition("+")[0]
     if name in PEERS:
         return False
+    if node in METHODS:
+        return node != "as-is"
     factory = CarrierLIF if name == "norm-carrier" else node_factory(name)
-    if not has_backends(factory):
+    if not accepts(factory, "backend"):
         return False
     made, x = factory(), torch.zeros(1, 1, 2)
     if value != "fused" or not isinstance(made, SpikingNode):

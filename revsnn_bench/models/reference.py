@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF
 from revsnn_nodes.coupled import InvertingNode
+from revsnn_nodes.plan import is_neuron
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
-from revsnn_bench.models.workloads import WorkloadStep, build, is_neuron
+from revsnn_bench.models.own import is_own
+from revsnn_bench.models.step import WorkloadStep
+from revsnn_bench.models.workloads import build
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
@@ -34,10 +37,14 @@ def subject_of(case: Case) -> Subject:
     step = build(part)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
     plain = build(_plain(case)) if case.workload in FIELD and case != _plain(case) else None
+    if is_own(case.workload):
+        reference = _as_is(case)
+    else:
+        reference = _same_parameters(reference_of((plain or step).model), step.model)
     node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
-        reference=_same_parameters(reference_of((plain or step).model), step.model),
+        reference=reference,
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
@@ -45,6 +52,13 @@ def subject_of(case: Case) -> Subject:
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
         plain=plain,
     )
+
+
+def _as_is(case: Case) -> nn.Module | None:
+    """What a user's model is held against: itself untouched, on the reference backend; carriers have their own."""
+    carrier = case.node == "lif-carrier"
+    model = build(case.model_copy(update={"node_options": ()} | ({} if carrier else {"node": "as-is"}))).model
+    return reference_of(model) or (None if carrier else model)
 
 
 def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:

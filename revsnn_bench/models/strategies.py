@@ -10,18 +10,18 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
     lif-carrier+checkpoint-conv   each block's input and output; convolution and norm run again
     norm-carrier                  each block's output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
 
-Any node or peer may stand before the `+`. `pack_bits` stores binary tensors at one bit per element.
+Any node or peer may stand before the `+`.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Self
 
-import torch
 from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names, remat
+from revsnn_nodes.plan import Packed, pack_bits, unpack_bits
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,41 +29,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
-from revsnn_bench.models.peers import PEERS, has_backends
-
-BITS = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A binary tensor in bits.
-
-    Args:
-        bits: eight elements per byte, `[ceil(n / 8)]`.
-        shape, dtype: of the tensor.
-    """
-
-    bits: Tensor
-    shape: torch.Size
-    dtype: torch.dtype
-
-
-def pack_bits(x: Tensor) -> Packed | None:
-    """A tensor of zeros and ones in bits; None where any element is another number, NaN included."""
-    if not bool(((x == 0) | (x == 1)).all()):
-        return None
-    ones = (x != 0).flatten()
-    padded = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)
-    weights = torch.tensor(BITS, dtype=torch.uint8, device=x.device)
-    return Packed((padded * weights).sum(1, dtype=torch.uint8), x.shape, x.dtype)
-
-
-def unpack_bits(packed: Packed) -> Tensor:
-    """The tensor that was packed, contiguous."""
-    weights = torch.tensor(BITS, dtype=torch.uint8, device=packed.bits.device)
-    ones = (packed.bits.unsqueeze(1) & weights) != 0
-    return ones.flatten()[: packed.shape.numel()].view(packed.shape).to(packed.dtype)
-
+from revsnn_bench.models.peers import PEERS, accepts
 
 NORM_CARRIER = "norm-carrier"
 
@@ -203,7 +169,7 @@ BLOCKS: dict[str, type[ConvBlock]] = {
 CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"remat": remat, "save-on-cpu": save_on_cpu}
 """Strategies that leave blocks as they are: the forward of the whole network runs inside."""
 
-REFERENCE = {"backend": "torch"}
+REFERENCE = {"backend": "torch", "step_mode": "m"}
 
 
 def strategy(name: str, **options: Any) -> Strategy:
@@ -211,8 +177,8 @@ def strategy(name: str, **options: Any) -> Strategy:
 
     Args:
         name: as in the table of this module.
-        options: keywords of the node. Its backend is the reference unless they name another: what a case measures must
-            not depend on which compilers happen to be installed.
+        options: keywords of the node. It takes sequences, `step_mode="m"`, and its backend is the reference unless they
+            name another: what a case measures must not depend on which compilers happen to be installed.
     Raises:
         ValueError: no such strategy; an unknown node is refused by its registry.
     """
@@ -229,7 +195,9 @@ def strategy(name: str, **options: Any) -> Strategy:
     if node in PEERS:
         make = partial(PEERS[node], **options)
     else:
-        make = partial(make_node, node, **(REFERENCE if has_backends(node_factory(node)) else {}) | options)
+        factory = node_factory(node)
+        options = {name: value for name, value in REFERENCE.items() if accepts(factory, name)} | options
+        make = partial(make_node, node, **options)
     return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext))
 
 

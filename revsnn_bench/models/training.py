@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from revsnn_nodes.carrier import CarrierNode
+from revsnn_nodes.plan import is_neuron
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
 from revsnn_bench.models.data import Split, digits_of, encoded
 from revsnn_bench.models.strategies import strategy
-from revsnn_bench.models.workloads import is_neuron, network
+from revsnn_bench.models.workloads import network
 from revsnn_bench.records import AccuracyRecord
 
 WARM_UP = 0.2

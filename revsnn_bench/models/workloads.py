@@ -1,119 +1,51 @@
 """From a case to a training step: one node layer, a stack of blocks, or a network on real data."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, repeat
-from typing import Any
 
 import torch
 from revsnn_nodes.parameters import LIFParameters
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.step import ModuleStep
 from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
 from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
+from revsnn_bench.models.own import build_own, is_own
+from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.strategies import strategy
 
 Build = Callable[[Case, Strategy], "WorkloadStep"]
 Network = Callable[..., nn.Module]
-INPUT_MEAN, INPUT_STD = 0.3, 1.0
 LIF_OPTIONS = frozenset({*(field.name for field in fields(LIFParameters)), "backend"})
-
-
-class WorkloadStep(ModuleStep):
-    """The training step of a spiking model: neurons carry state, and the output's gradient is fixed noise.
-
-    Args:
-        model: takes `[T, B, *]`.
-        source: leaf input, `[T, B, *]`.
-        labels: class of each sample, `[B]`; the output is then the cross-entropy loss. None for the model's own
-            output, with a fixed random gradient.
-        around: makes the context that model and loss run in.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        source: Tensor,
-        labels: Tensor | None = None,
-        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
-        super().__init__(model, source)
-        self.labels, self.around = labels, around
-        self.upstream: Tensor | None = None
-        if labels is None:
-            shape = source.shape if is_neuron(model) else _shape_of_output(model, source)
-            self.upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(source)
-        self.prepare()
-
-    def run(self, x: Tensor) -> Tensor:
-        """Runs the model, and the loss where there are labels."""
-        with self.around():
-            output = super().run(x)
-            return output if self.labels is None else cross_entropy(output, self.labels)
-
-    def output_gradient(self, output: Tensor) -> Tensor:
-        """A copy of the fixed gradient; 1 for a loss."""
-        return torch.ones_like(output) if self.upstream is None else self.upstream.clone()
-
-    def reset_state(self) -> None:
-        """Resets every neuron."""
-        for module in self.model.modules():
-            if is_neuron(module):
-                module.reset()  # type: ignore[operator]
-
-    def state_tensors(self) -> list[Tensor]:
-        """The membranes that the neurons carry to the next call."""
-        states = [module.v for module in self.model.modules() if is_neuron(module)]
-        return [v for v in states if isinstance(v, Tensor)]
-
-
-def _shape_of_output(model: nn.Module, source: Tensor) -> torch.Size:
-    with torch.no_grad():
-        output: Tensor = model(source)
-    return output.shape
-
-
-def is_neuron(module: Any) -> bool:
-    """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do."""
-    return callable(getattr(module, "reset", None)) and hasattr(module, "v")
-
-
-def _noise(case: Case) -> Tensor:
-    generator = torch.Generator().manual_seed(case.seed)
-    x = torch.randn(case.timesteps, case.batch, *case.shape, generator=generator) * INPUT_STD + INPUT_MEAN
-    return x.to(getattr(torch, case.dtype)).to(case.device).requires_grad_()
 
 
 def _layer(case: Case, make: Strategy) -> WorkloadStep:
     _refuse_blocks(case, make)
-    return WorkloadStep(make(), _noise(case), around=make.around)
+    return WorkloadStep(make(), input_noise(case), around=make.around)
 
 
 def _linear_blocks(case: Case, make: Strategy) -> WorkloadStep:
     _refuse_blocks(case, make)
     (features,) = shape_of(case, "one size, such as (256,)", 1)
     model = nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)])
-    return WorkloadStep(_placed(model, case), _noise(case), around=make.around)
+    return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
 
 
 def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
     channels, _, _ = shape_of(case, "channels, height and width, such as (16, 8, 8)", 3)
     model = nn.Sequential(*[conv_block(channels, channels, make) for _ in range(case.depth)])
-    return WorkloadStep(_placed(model, case), _noise(case), around=make.around)
+    return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
 
 
 def _field(case: Case, make: Strategy) -> WorkloadStep:
     """A network of SpikingJelly on noise."""
     shape_of(case, "3 channels, height and width, such as (3, 64, 64)", 3)
-    source = _noise(case)
+    source = input_noise(case)
     return WorkloadStep(field.field_network(case, source), source, around=make.around)
 
 
@@ -212,8 +144,10 @@ def build(case: Case, node: str | None = None) -> WorkloadStep:
         node: name to take in place of the case's node, without its options.
     Raises:
         ValueError: no such workload, node or strategy, a shape or an encoding that the workload cannot read, or
-            options that the node refuses.
+            options that the node refuses, or a model of the user that cannot be measured.
     """
+    if is_own(case.workload):
+        return build_own(case if node is None else case.model_copy(update={"node": node, "node_options": ()}))
     name, at, width = case.workload.partition("@")
     if name not in WORKLOADS or (at and not _is_width(name, width)):
         near = get_close_matches(case.workload, WORKLOADS, 3) or list(WORKLOADS)

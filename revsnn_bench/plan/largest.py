@@ -34,7 +34,9 @@ class Fit:
     probes: int
 
 
-def largest_that_fits(case: Case, axis: Axis, budget_bytes: int, peak_of: Peak, limit: int = 1 << 20) -> Fit:
+def largest_that_fits(
+    case: Case, axis: Axis, budget_bytes: int, peak_of: Peak, limit: int = 1 << 20, guess: int | None = None
+) -> Fit:
     """Searches one axis of a case.
 
     Args:
@@ -43,6 +45,7 @@ def largest_that_fits(case: Case, axis: Axis, budget_bytes: int, peak_of: Peak, 
         budget_bytes: largest peak that fits.
         peak_of: measured peak bytes of a case; None where it ran out of memory.
         limit: largest value to try.
+        guess: a value to try first, with the one after it: two measurements then decide where it is right.
     Returns:
         The largest value that fits. Peaks must not fall as the axis grows.
     Raises:
@@ -65,6 +68,9 @@ def largest_that_fits(case: Case, axis: Axis, budget_bytes: int, peak_of: Peak, 
     if not fits(start):
         return Fit(None, None, peaks[start], at_limit=False, probes=len(peaks))
     low, high = start, limit + 1  # low fits; high does not, or is not tried
+    for value in () if guess is None else (guess, guess + 1):
+        if low < value < high:
+            low, high = (value, high) if fits(value) else (low, value)
     while high - low > 1:
         value = min(max(_next_value(peaks, low, high, budget_bytes), low + 1), high - 1)
         low, high = (value, high) if fits(value) else (low, value)

@@ -95,10 +95,12 @@ def _check_name(config: pytest.Config) -> None:
 def _check_nodes(config: pytest.Config) -> None:
     asked = config.getoption("sweep_node")
     if asked:
+        from revsnn_bench.models.own import is_own, require_method
         from revsnn_bench.models.strategies import strategy
 
+        own = any(map(is_own, config.getoption("sweep_workload") or ()))
         for name in asked:
-            strategy(name)
+            require_method(name) if own else strategy(name)
 
 
 def _command(config: pytest.Config) -> tuple[str, ...]:
@@ -118,6 +120,7 @@ def run_options(config: pytest.Config) -> "RunOptions":
     full = Settings(
         passes=given("run_passes"),
         target_s=given("run_target"),
+        processes=given("run_processes"),
         keep_freed=given("run_keep_freed"),
         epochs=given("run_epochs"),
     )

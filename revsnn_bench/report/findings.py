@@ -55,8 +55,8 @@ def findings(run: Run) -> list[Finding]:
     found = [Finding("Cases", overview(run))]
     for group in _settings(run):
         found += [
-            *_least(run, group, "retained_bytes", "Least retained memory"),
             *_least(run, group, "peak_bytes", "Least peak memory"),
+            *_least(run, group, "retained_bytes", "Least retained memory"),
             *_paper_ratio(run, group),
         ]
     found += [Finding("Node and network", text) for text in node_and_network(run)]

@@ -204,8 +204,9 @@ def _reading(run: Run) -> str:
         "## How to read the columns\n\n"
         f"`{units.ABSENT}` means not measured, or withheld because the case did not end as ok. A case is "
         "`wrong` when its output or gradient disagrees with float64 backpropagation beyond the stated "
-        "tolerance. Time ratios compare medians of rounds interleaved with the standard LIF in one process; "
-        "brackets hold the 95 % bootstrap interval. A ratio in memory holds at its T only.\n\n"
+        "tolerance. Time ratios are medians of rounds in which node and standard LIF alternate in one process; "
+        "brackets hold their interval, over several processes where the case was timed in several. What was timed "
+        "beside other work, or too seldom, is not decided. A ratio in memory holds at its T only.\n\n"
         + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))
     )
 

@@ -159,8 +159,8 @@ _MEANINGS = {
     "value": "The quantity, in the unit of the column `unit`.",
     "unit": "Unit of the value: B is bytes, FLOP operations, s seconds, 1 a pure number.",
     "ratio_to_lif": "Value over that of the standard LIF at the same point.",
-    "ratio_low": "Lower end of the 95 % bootstrap interval of a ratio of times.",
-    "ratio_high": "Upper end of the 95 % bootstrap interval of a ratio of times.",
+    "ratio_low": "Lower end of the interval of a ratio of times; empty where it is not decided.",
+    "ratio_high": "Upper end of the interval of a ratio of times; empty where it is not decided.",
     "reason": "Why the case did not end as ok.",
     "warning": "The warning that the node gave, word for word.",
     "tolerance": "Largest gradient error that counts as right for this dtype.",
@@ -274,6 +274,7 @@ def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
         return [*shown, time, error]
     return [
         *shown,
+        value("process_peak_bytes"),
         value("state_bytes"),
         value("forward_flops"),
         value("backward_flops"),

@@ -13,7 +13,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.findings import Least, findings, least_of, overview
-from revsnn_bench.report.points import AXES, ratio_to_lif, rest, standard_lifs, sweeps, variants
+from revsnn_bench.report.points import AXES, ratio_text, ratio_to_lif, rest, standard_lifs, sweeps, variants
 from revsnn_bench.report.tables import Column, columns, ratio_value
 
 _STYLES = {
@@ -26,18 +26,19 @@ _STYLES = {
     Status.ERROR: "red",
 }
 _MOST_ROWS, _MOST_FAILURES = 5, 2
-_POINT_WIDTH, _NODE_WIDTH = 37, 27
+_POINT_WIDTH, _NODE_WIDTH = 32, 20
 _ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
-_HEADINGS = ("workload and point", "least retained", "bytes", "× lif", "time × lif")
+_HEADINGS = ("workload and point", "least peak", "bytes", "× lif", "retained", "time × lif")
 
 
 def print_summary(run: Run, console: Console) -> None:
     """Prints the answer of a run in about a dozen lines; the reports hold the rest.
 
-    One row for each workload, dtype and device: at the point with most nodes, who retains least and what it costs.
+    One row for each workload, dtype and device: at the largest point with most nodes that are right, whose step has the
+    least peak, and what it costs.
     """
     console.print(Text(f"Run {units.one_line(run.header.run_id)}: {overview(run)}", style="bold"))
-    if found := least_of(run, "retained_bytes"):
+    if found := least_of(run, "peak_bytes"):
         lifs = standard_lifs(run)
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for heading in _HEADINGS:
@@ -63,7 +64,7 @@ def _answer(least: Least, lifs: Mapping[Case, Record]) -> tuple[str, ...]:
 
     def took(record: Record) -> float:
         found = ratio_to_lif("step_time_s", record, lifs)
-        return found.value if found else math.inf
+        return found.value if found and found.decided else math.inf
 
     best = min(least.winners.values(), key=took)
     more = f" (+{len(least.winners) - 1})" if len(least.winners) > 1 else ""
@@ -71,9 +72,10 @@ def _answer(least: Least, lifs: Mapping[Case, Record]) -> tuple[str, ...]:
     return (
         _cut(f"{best.case.workload} {best.case.size} {best.case.dtype}{device}", _POINT_WIDTH),
         _cut(best.case.variant, _NODE_WIDTH - len(more)) + more,
-        units.measured("retained_bytes", best),
+        units.measured("peak_bytes", best),
+        ratio_value("peak_bytes", best, lifs),
         ratio_value("retained_bytes", best, lifs),
-        ratio_value("step_time_s", best, lifs),
+        ratio_text(ratio_to_lif("step_time_s", best, lifs)),
     )
 
 

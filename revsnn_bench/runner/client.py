@@ -98,11 +98,19 @@ class Runner:
 
     def environment(self) -> Environment:
         """The fingerprint as workers see it: with their threads and their allocator."""
-        outcome = self._call(fingerprint)
-        if outcome.status is not Status.OK:
-            raise RuntimeError(f"no worker could describe its environment: {outcome.reason}")
-        environment: Environment = pickle.loads(outcome.payload)
+        environment: Environment = self.call(fingerprint)
         return environment
+
+    def call(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """What `function(*arguments)` returns in a worker of its own; both must pickle.
+
+        Raises:
+            RuntimeError: it failed; the message starts with a line that can stand alone.
+        """
+        outcome = self._call(function, *arguments)
+        if outcome.status is not Status.OK:
+            raise RuntimeError(outcome.reason)
+        return pickle.loads(outcome.payload)
 
     def close(self) -> None:
         """Ends the server and any worker; the next `run` starts a new one."""

@@ -17,7 +17,7 @@ def per_element(node, *shape):
 @pytest.mark.parametrize("steps", [1, 4, 16])
 def test_carrier(steps):
     """Per element; a term in 1/T is missing where a sequence starts or ends at rest."""
-    got = per_element(CarrierLIF(backend="torch"), steps, 2, 64)
+    got = per_element(CarrierLIF(backend="torch", step_mode="m"), steps, 2, 64)
     clamp, charge, fire, reset, output = 1, 3, 2, 2, 1
     decode, to_gain, leak = 2, 1, 1 - 1 / steps
     sigmoid, from_the_membrane, to_input, mask, keep = 1 + 5 + 1, 5 * (1 - 1 / steps), 2, 1, 1
@@ -31,7 +31,7 @@ def test_carrier(steps):
 @pytest.mark.parametrize("steps", [1, 4, 16])
 def test_norm_carrier(steps):
     """The same with statistics, gamma and bias, and four sums; work per channel is below a thousandth."""
-    got = per_element(NormCarrierLIF(2, backend="torch"), steps, 4, 2, 64, 64)
+    got = per_element(NormCarrierLIF(2, backend="torch", step_mode="m"), steps, 4, 2, 64, 64)
     norm, clamp, affine, charge, fire, reset, output = 4, 1, 2, 3, 2, 2, 1
     decode, leak = 2, 1 - 1 / steps
     sigmoid, from_the_membrane, keep = 1 + 4, 5 * (1 - 1 / steps), 1

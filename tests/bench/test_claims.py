@@ -21,7 +21,7 @@ SMALL = Plan(
     batch=2,
     saving_features=16,
     timesteps=(4, 8, 20),
-    network="vgg11@0.03",
+    network="vgg11@0.0625",
     seeds=(0,),
     epochs=1,
     groups=(2, 4),
@@ -225,7 +225,7 @@ def judged_remat(judged, make_record):
     """Judges the claim on remat: `judged_remat(kept, equal, times)`, by bytes of each node, bits, and step times."""
     base = make_record(node="lif")
 
-    def run(kept=KEPT, equal=(208, 208), times=(1.04, 1.05, 1.06), error=1e-7):
+    def run(kept=KEPT, equal=(208, 208), times=(1.03, 1.04, 1.05, 1.06, 1.07), error=1e-7):
         def change(case):
             own = times if case.node == "lif+remat" else (1.0,) * len(times)
             none = (0.0,) * len(own)
@@ -253,7 +253,7 @@ def test_one_tensor_per_block_needs_bits_bytes_and_time(judged_remat):
         "equal bits and a right gradient": {"equal": (207, 208)},
         "2.5 times less than lif": {"kept": KEPT | {"lif": 249}},
         "4 times less than eager": {"kept": KEPT | {"spikingjelly": 399}},
-        "at most 1.10 of lif's time": {"times": (1.11, 1.12, 1.13)},
+        "at most 1.10 of lif's time": {"times": (1.11, 1.12, 1.13, 1.14, 1.15)},
     }
     for name, changed in missed.items():
         finding = judged_remat(**changed)
@@ -261,7 +261,7 @@ def test_one_tensor_per_block_needs_bits_bytes_and_time(judged_remat):
     assert judged_remat(error=1e-2).verdict is Verdict.NOT
 
 
-@pytest.mark.parametrize("times", [(1.05, 1.06, 1.20), (1.05,), (1.20,)])
+@pytest.mark.parametrize("times", [(1.04, 1.05, 1.06, 1.07, 1.2), (1.05,), (1.2,)])
 def test_time_is_decided_by_its_interval(judged_remat, times):
     """Where 1.10 lies inside of the interval, or there is none, nothing is decided."""
     finding = judged_remat(times=times)

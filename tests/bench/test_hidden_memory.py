@@ -8,9 +8,9 @@ from revsnn_nodes import registry
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.records import Status
 
-SHAPE = (65536,)
-SIZE = 4 * 8 * 65536
-"""Bytes of the input, 2 MiB: above what passes for the process's own."""
+SHAPE = (131072,)
+SIZE = 4 * 8 * 131072
+"""Bytes of the input, 4 MiB: above what passes for the process's own."""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from revsnn_bench.records import FidelityRecord, Status
 from revsnn_bench.report import units, write_reports
 from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
 from revsnn_bench.report.html.answers import answers
-from revsnn_bench.report.points import ratio_of_medians
+from revsnn_bench.report.points import ratio_of_times
 
 HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=alert(1)> \"'`&amp;{{7*7}}\n\x1b[31m"
 FORMATS = ("md", "csv", "json", "html", "svg")
@@ -307,7 +307,7 @@ def test_a_thousand_cases_stay_small_and_quick(large_run, tmp_path):
 def calls_of_reports(run, folder):
     """How many functions are called to write every format, imports and remembered ratios left out."""
     write_reports(run.model_copy(update={"records": run.records[:2]}), folder, FORMATS)
-    ratio_of_medians.cache_clear()
+    ratio_of_times.cache_clear()
     profile = cProfile.Profile()
     profile.runcall(write_reports, run, folder, FORMATS)
     return sum(entry.callcount for entry in profile.getstats())

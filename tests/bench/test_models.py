@@ -14,7 +14,7 @@ from revsnn_bench.models.reference import subject_of
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import WORKLOADS, build
 
-LIF = partial(make_node, "lif")
+LIF = partial(make_node, "lif", step_mode="m")
 NETWORKS = ("vgg11", "vgg13", "vgg16", "vgg19", "resnet19", "resnet20", "resnet32")
 
 

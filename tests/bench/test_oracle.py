@@ -158,11 +158,11 @@ def test_a_subclass_with_a_further_parameter_is_measured(verdict_on):
 
     class Scaled(StandardLIF):
         def __init__(self, **options):
-            super().__init__(step_mode="m", **options)
+            super().__init__(**options)
             self.scale = nn.Parameter(torch.tensor(1.2))
 
-        def multi_step_forward(self, x_seq, v):
-            return super().multi_step_forward(x_seq * self.scale, v)
+        def torch_sequence(self, x_seq, v):
+            return super().torch_sequence(x_seq * self.scale, v)
 
     record = verdict_on(Scaled)
     assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences")
@@ -174,10 +174,10 @@ def test_a_fault_of_the_carried_state_is_found_against_a_reference(verdict_on):
 
     class Cut(StandardLIF):
         def __init__(self, **options):
-            super().__init__(step_mode="m", **options)
+            super().__init__(**{"step_mode": "m"} | options)
 
-        def multi_step_forward(self, x_seq, v):
-            return super().multi_step_forward(x_seq, v.detach() if isinstance(v, torch.Tensor) else v)
+        def torch_sequence(self, x_seq, v):
+            return super().torch_sequence(x_seq, v.detach() if isinstance(v, torch.Tensor) else v)
 
     record = verdict_on(Cut)
     assert record.status is Status.WRONG
@@ -189,12 +189,12 @@ def test_a_fault_beyond_the_slice_is_found(monkeypatch, verdict_on):
 
     class Last(StandardLIF):
         def __init__(self, **options):
-            super().__init__(step_mode="m", **options)
+            super().__init__(**{"step_mode": "m"} | options)
 
-        def multi_step_forward(self, x_seq, v):
+        def torch_sequence(self, x_seq, v):
             wrong = x_seq.clone()
             wrong[:, 6:] = planted_faults.twisted(x_seq[:, 6:], lambda g: 3 * g)
-            return super().multi_step_forward(wrong, v)
+            return super().torch_sequence(wrong, v)
 
     monkeypatch.setattr("revsnn_bench.models.reference.LARGEST_REFERENCE", 6 * 64 * 3)
     record = verdict_on(Last, batch=8)

@@ -1,7 +1,9 @@
 """Points: the standard LIF a ratio is taken against, intervals of ratios, and growth as a line or a power."""
 
+import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from revsnn_bench.case import Case
@@ -12,8 +14,9 @@ from revsnn_bench.report.points import (
     find_fit,
     growths,
     lif_of,
-    ratio_of_medians,
+    ratio_of_times,
     ratio_text,
+    ratio_to_lif,
     standard_lifs,
 )
 
@@ -144,13 +147,41 @@ def test_lif_with_the_same_options_stands_in_where_the_plain_one_is_missing(make
     assert lif_of(more.case, standard_lifs(make_run([lif, plain, more]))) is plain
 
 
-def test_bootstrap_interval_holds_the_ratio_and_repeats():
-    """The interval encloses the ratio of medians and is the same at every call."""
-    own, lif = tuple(2.0 + 0.1 * (i % 7) for i in range(30)), tuple(1.0 + 0.1 * (i % 3) for i in range(30))
-    found = ratio_of_medians(own, lif)
-    assert found.low < found.value < found.high
-    ratio_of_medians.cache_clear()
-    assert ratio_of_medians(own, lif) == found
+def coverage(processes, rounds, between, draws=2000):
+    """Share of the intervals that hold the true ratio 1, of simulated times that differ from process to process."""
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(draws):
+        own, lif = [], []
+        for _ in range(processes):
+            level = math.exp(random.normal(0, between))
+            drift = random.lognormal(0, 0.3, rounds)  # meets both alike
+            own += list(level * drift * random.lognormal(0, 0.05, rounds))
+            lif += list(drift * random.lognormal(0, 0.05, rounds))
+        found = ratio_of_times(tuple(own), tuple(lif), (rounds,) * processes)
+        held += found.low <= 1 <= found.high
+    return held / draws
+
+
+@pytest.mark.parametrize(
+    ("processes", "rounds", "between"),
+    [(1, 5, 0.0), (1, 6, 0.0), (1, 9, 0.0), (1, 50, 0.0), (3, 5, 0.0), (3, 5, 0.03), (3, 20, 0.1), (5, 5, 0.03)],
+)
+def test_intervals_cover_what_they_say(processes, rounds, between):
+    """At least 93 %, at the numbers of rounds and processes in use, however much processes differ."""
+    assert coverage(processes, rounds, between) >= 0.93
+
+
+def test_a_time_from_few_or_disturbed_rounds_is_not_decided(make_record):
+    """Four rounds give no interval; a contended round that was kept takes it away; an exact ratio needs none."""
+    record = make_record(node="lif-carrier")
+    assert ratio_to_lif("step_time_s", record).decided
+    few = {name: getattr(record.time, name)[:4] for name in type(record.time).model_fields if name.endswith("d_time_s")}
+    for changes in (few, {"rounds_contended": 1}):
+        changed = record.model_copy(update={"time": record.time.model_copy(update=changes)})
+        found = ratio_to_lif("step_time_s", changed)
+        assert not found.decided
+        assert ratio_text(found).endswith("(not decided)")
 
 
 def test_ratio_shows_its_interval_unless_it_says_nothing():

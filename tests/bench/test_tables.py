@@ -12,7 +12,7 @@ import pytest
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
 from revsnn_bench.records import TimeRecord
 from revsnn_bench.report import tables, write_reports
-from revsnn_bench.report.points import ratio_of_medians
+from revsnn_bench.report.points import ratio_of_times
 
 
 def test_importing_the_reports_does_not_import_torch():
@@ -131,7 +131,7 @@ def test_csv_returns_hostile_text_unchanged(make_record, make_run):
 def test_reports_are_byte_stable(sweep_run, tmp_path):
     """Two writings of one run give the same files, byte for byte."""
     first = write_reports(sweep_run, tmp_path / "a")
-    ratio_of_medians.cache_clear()
+    ratio_of_times.cache_clear()
     second = write_reports(sweep_run, tmp_path / "b")
     assert [path.name for path in first] == [
         "run-1.md",

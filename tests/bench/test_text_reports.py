@@ -38,10 +38,11 @@ def summed_up(run):
 
 
 def test_summary_of_a_sweep_names_node_bytes_and_time(sweep_run):
-    """Counts, one row with the node that retains least, its bytes and its time against lif, and who is wrong."""
+    """Counts, one row with the node of least peak, its bytes and its time against lif, and who is wrong."""
     counts, _, row, wrong = summed_up(sweep_run)
     assert counts == "Run run-1: 28 in all: 24 ok, 4 wrong."
-    assert re.split(r"\s{2,}", row.strip()) == ["layer T8-B8-N64 float32", "lif-carrier", "0 B", "0", "1.53"]
+    cells = ["layer T8-B8-N64 float32", "lif-carrier", "38.00 KiB", "0.442", "0", "1.53"]
+    assert re.split(r"\s{2,}", row.strip()) == cells
     assert wrong == "Wrong gradient at some points, and ranked at none of them: revlif-revnet and revlif."
 
 

@@ -21,7 +21,7 @@ RTOL = {torch.float64: 1e-11, torch.float32: 2e-4}
 def by_default(name, **options):
     """A node whose backend nobody named."""
     silent = {"on_drift": "ignore"} if name in ("revlif", "revlif-revnet") else {}
-    return nodes.make_node(name, **(silent | options))
+    return nodes.make_node(name, **({"step_mode": "m"} | silent | options))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -175,7 +175,10 @@ def test_network_in_spikingjelly_style():
     def losses(**options):
         torch.manual_seed(1)
         network = nn.Sequential(
-            nn.Linear(6, 8), nodes.CarrierLIF(**options), nn.Linear(8, 4), nodes.StandardLIF(**options)
+            nn.Linear(6, 8),
+            nodes.CarrierLIF(**options, step_mode="m"),
+            nn.Linear(8, 4),
+            nodes.StandardLIF(**options, step_mode="m"),
         )
         optimizer, x = torch.optim.SGD(network.parameters(), 0.5), nodes_ddp_worker.batch().float()
         values = []

@@ -27,7 +27,7 @@ def _problem(**how):
 
 def _truth(name, got, problem, through="yv", **options):
     """What the float64 oracle gives for the spikes in an output."""
-    coupling = options.get("groups", 2), options.get("group_dim", -1), options.get("beta", 1.0)
+    coupling = options.get("groups", 2), options.get("group_dim", 1), options.get("beta", 1.0)
     spikes = oracle.spikes_in_coupled_output(got.y, problem.x, *coupling)
     return differentiate(run_oracle(name, spike_seq=spikes, **options), problem.to(torch.float64), through)
 

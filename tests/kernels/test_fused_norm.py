@@ -58,7 +58,7 @@ def test_channels_and_blocks_of_any_size(shape, steps):
 def test_float32_statistics_far_from_zero(offset):
     """A mean of ten thousand deviations: variance and 1/sigma are those of float64, not of cancelled squares."""
     z = torch.randn(8, 16, 4, 9, 9) + offset
-    node = NormCarrierLIF(4, backend="fused", momentum=1.0)
+    node = NormCarrierLIF(4, backend="fused", momentum=1.0, step_mode="m")
     node(z)
     exact = z.double().transpose(0, 2).flatten(1)
     assert relative_error(node.running_var, exact.var(1)) < 1e-6
@@ -71,7 +71,7 @@ def test_results_do_not_depend_on_threads():
     for count in (1, 2, 3, 2):
         torch.set_num_threads(count)
         torch.manual_seed(0)
-        node = NormCarrierLIF(5, backend="fused")
+        node = NormCarrierLIF(5, backend="fused", step_mode="m")
         z = torch.randn(4, 3, 5, threads.SERIAL_ELEMENTS // 10, requires_grad=True)
         y = node(z)
         results.append((y, *torch.autograd.grad(y.square().sum(), (z, node.weight, node.bias))))
@@ -98,23 +98,25 @@ def test_eval_runs_the_fused_neuron(carrier):
 def test_default_backend_and_its_reasons():
     """Fused on the CPU in float32; half precision, CUDA, the stored control and torch.func fall back and say why."""
     parts, _ = problem(3)
-    node = NormCarrierLIF(CHANNELS)
+    node = NormCarrierLIF(CHANNELS, step_mode="m")
     node(parts["z"].float())
     assert (node.backend_in_use, node.backend_reason) == ("fused", "")
-    half = NormCarrierLIF(CHANNELS).bfloat16()
+    half = NormCarrierLIF(CHANNELS, step_mode="m").bfloat16()
     half(parts["z"].bfloat16())
     assert (half.backend_in_use, "bfloat16" in half.backend_reason) == ("torch", True)
     with FakeTensorMode():
         choice = choose_backend(node, torch.empty(4, 2, CHANNELS, device="cuda"))
     assert choice == ("torch", "NormCarrierLIF has a fused kernel for the CPU alone")
-    stored = StoredNormCarrierLIF(CHANNELS)
+    stored = StoredNormCarrierLIF(CHANNELS, step_mode="m")
     stored(parts["z"].float())
     assert stored.backend_reason == "StoredNormCarrierLIF has no fused kernel"
 
 
 def test_statistics_are_counted_once_without_gradient():
     """Under no_grad too, and for a layer that tracks none nothing is written."""
-    node, free = (NormCarrierLIF(4, backend="fused", track_running_stats=track) for track in (True, False))
+    node, free = (
+        NormCarrierLIF(4, backend="fused", track_running_stats=track, step_mode="m") for track in (True, False)
+    )
     z = torch.randn(3, 2, 4, 5)
     with torch.no_grad():
         node(z), free(z)
@@ -126,8 +128,8 @@ def test_statistics_are_counted_once_without_gradient():
 def test_residual_keeps_no_more_than_its_gradient_needs():
     """A residual without gradient gets none; one of another shape is refused before anything is computed."""
     z, residual = torch.randn(3, 2, 4, 5, requires_grad=True), torch.randn(3, 2, 4, 5)
-    NormCarrierLIF(4, backend="fused")(z, residual).sum().backward()
+    NormCarrierLIF(4, backend="fused", step_mode="m")(z, residual).sum().backward()
     assert residual.grad is None
     for backend in ("torch", "fused"):
         with pytest.raises(ValueError, match=r"`residual` must have the shape of z \(3, 2, 4, 5\); got \(3, 2, 4, 1\)"):
-            NormCarrierLIF(4, backend=backend)(z, residual[..., :1])
+            NormCarrierLIF(4, backend=backend, step_mode="m")(z, residual[..., :1])

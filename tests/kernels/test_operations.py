@@ -74,7 +74,7 @@ def test_norm_and_carrier_count_their_passes():
     z = torch.randn(SHAPE, requires_grad=True)
     counter = Counter()
     with counter:
-        y = NormCarrierLIF(64, backend="fused")(z)
+        y = NormCarrierLIF(64, backend="fused", step_mode="m")(z)
         y.backward(torch.ones_like(y))
     forward, backward = (counter.calls[f"revsnn::norm_carrier_{phase}"] for phase in ("forward", "backward"))
     assert (forward.work, forward.recompute) == (20 * ELEMENTS, 0)

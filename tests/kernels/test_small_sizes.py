@@ -18,7 +18,7 @@ def _step_s(node, x, y_bar):
 
 
 def _make(name, backend):
-    return NormCarrierLIF(4, backend=backend) if name == "norm-carrier" else make(name, backend=backend)
+    return NormCarrierLIF(4, backend=backend, step_mode="m") if name == "norm-carrier" else make(name, backend=backend)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -38,7 +38,7 @@ ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 def make(name: str, **options: Any) -> Any:
     """A node by name, on the backend of the test and silent about drift, unless `options` say otherwise."""
     silent = {"on_drift": "ignore"} if name in INVERTING else {}
-    return nodes.make_node(name, **({"backend": backend} | silent | options))
+    return nodes.make_node(name, **({"backend": backend, "step_mode": "m"} | silent | options))
 
 
 @dataclass

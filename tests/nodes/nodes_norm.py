@@ -43,7 +43,7 @@ def problem(steps, shape=(4, CHANNELS, 3, 3), seed=0, sparse=False):
 
 
 def node_with(parts, kind=NormCarrierLIF, backend="torch", **options):
-    node = kind(CHANNELS, backend=backend, **options).to(parts["z"].dtype)
+    node = kind(CHANNELS, backend=backend, step_mode="m", **options).to(parts["z"].dtype)
     node.weight, node.bias = nn.Parameter(parts["weight"].clone()), nn.Parameter(parts["bias"].clone())
     return node
 

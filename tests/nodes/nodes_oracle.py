@@ -76,6 +76,8 @@ def lif(
 
 def carrier(x_seq: Tensor, v: Tensor | None = None, *, epsilon: float = 1 / 16, **neuron: Any) -> tuple[Tensor, Tensor]:
     """Spikes plus epsilon times the clamped input, and the last membrane; no gradient where the clamp bites."""
+    span = abs(neuron.get("v_threshold", 1.0) - (neuron.get("v_reset", 0.0) or 0.0))
+    epsilon = epsilon / 2.0 ** math.ceil(math.log2(span)) if span else epsilon
     border = CARRIER_FRACTION / epsilon
     clamped = torch.where(x_seq.abs() < border, x_seq, border * torch.sign(x_seq.detach()))
     spikes, v = lif(clamped, v, **neuron)
@@ -92,7 +94,7 @@ def coupled(
     v_reset: float | None = 0.0,
     detach_reset: bool = False,
     groups: int = 2,
-    group_dim: int = -1,
+    group_dim: int = 1,
     alpha: float = 0.5,
     beta: float = 1.0,
     reset_gate: str = "output",

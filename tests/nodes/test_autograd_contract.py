@@ -107,13 +107,23 @@ def test_second_backward(name):
 def test_double_backward_is_refused_by_closed_forms(name):
     """A gradient penalty through a closed-form node raises, also where the arriving gradient is a constant."""
     x = Problem(carried=False).x.requires_grad_()
-    (grad,) = torch.autograd.grad((make(name)(x) ** 2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice a function that was marked with @once_differentiable"):
-        grad.sum().backward()
-    (grad,) = torch.autograd.grad(make(name)(x).sum(), x, create_graph=True)
-    assert not grad.requires_grad
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        grad.sum().backward()
+    for loss in (lambda y: y.square().sum(), torch.sum):
+        (grad,) = torch.autograd.grad(loss(make(name)(x)), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="must not lead to second derivatives"):
+            (grad.square().sum() + x.sum()).backward()
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_second_derivatives_are_refused_in_transforms(name):
+    """Two nested torch.func.grad raise as well, or the node takes no transform at all."""
+
+    def penalty(x):
+        return torch.func.grad(lambda each: make(name)(each).sum())(x).square().sum()
+
+    with pytest.raises(RuntimeError, match=r"second derivatives|by a functorch transform"):
+        torch.func.grad(penalty)(Problem(carried=False).x)
+    with pytest.raises(RuntimeError, match=r"second derivatives|by a functorch transform"):
+        penalty(Problem(carried=False).x.requires_grad_()).backward()
 
 
 @pytest.mark.parametrize("neuron", [{}, {"v_reset": None}, {"detach_reset": True}], ids=str)

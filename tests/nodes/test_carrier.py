@@ -52,16 +52,31 @@ def test_stored_carrier_is_the_carrier_by_plain_autograd(neuron):
 def test_carrier_spikes_are_the_lifs(epsilon):
     """decode_spikes of a training output equals StandardLIF on the clamped input to the bit, as do the membranes."""
     x = 4 * Problem(steps=30, shape=(3, 50)).x.float()
-    node = make("lif-carrier", epsilon=epsilon)
-    border = node.neuron.clamp
     for neuron in ({}, {"v_reset": None}, {"decay_input": False, "v_reset": -0.1}):
-        node, plain = make("lif-carrier", epsilon=epsilon, **neuron), StandardLIF(**neuron)
+        node, plain = make("lif-carrier", epsilon=epsilon, **neuron), StandardLIF(**neuron, step_mode="m")
+        border = node.neuron.clamp
         y, spikes = node(x), plain(x.clamp(-border, border))
         assert torch.equal(decode_spikes(y), spikes)
         assert torch.equal(node.v, plain.v)
         held, fired = node.decode(y)
         assert torch.equal(fired, spikes)
         assert torch.equal(held[spikes == 0], x.clamp(-border, border)[spikes == 0])
+
+
+@pytest.mark.parametrize(("neuron", "unit"), [
+    ({}, 1.0), ({"v_threshold": 0.3}, 0.5), ({"v_threshold": -55.0, "v_reset": -70.0}, 16.0),
+    ({"v_threshold": 8.0}, 8.0),
+])  # fmt: skip
+def test_the_clamp_scales_with_what_fires_the_neuron(neuron, unit):
+    """It lies at 7.75 times the power of two at or above threshold - rest, so that millivolts lose no input."""
+    assert make("lif-carrier", **neuron).neuron.clamp == 7.75 * unit
+
+
+@pytest.mark.usefixtures("on_each_backend")
+def test_nothing_is_clamped_in_eval():
+    """In eval() the node is StandardLIF for inputs of any size."""
+    x = 100 * torch.randn(4, 2, 6)
+    assert torch.equal(make("lif-carrier").eval()(x), make("lif")(x))
 
 
 def test_carrier_is_binary_in_eval():
@@ -82,7 +97,7 @@ def test_carrier_in_eval_has_the_lifs_gradient():
     """A gradient asked for in eval(), as in saliency maps, is that of the plain LIF."""
     x = Problem(carried=False).x.requires_grad_()
     got = torch.autograd.grad(make("lif-carrier").eval()(x).sum(), x)[0]
-    assert torch.equal(got, torch.autograd.grad(StandardLIF(backend="torch")(x).sum(), x)[0])
+    assert torch.equal(got, torch.autograd.grad(StandardLIF(backend="torch", step_mode="m")(x).sum(), x)[0])
 
 
 @pytest.mark.usefixtures("on_each_backend")

@@ -80,20 +80,22 @@ def test_values_and_gradients_are_lifnodes(neuron_options, dtype):
 
 
 def test_constructor_has_lifnodes_names_and_defaults():
-    """A LIFNode's keywords and defaults are StandardLIF's; only step_mode differs ("m" here), and `backend` is ours."""
+    """A LIFNode's keywords, their order and their defaults are StandardLIF's; `backend` is ours."""
     neuron, theirs = foreign_import_is_silent()
     foreign = inspect.signature(neuron.LIFNode).parameters
-    for name, parameter in inspect.signature(StandardLIF).parameters.items():
-        if name not in ("step_mode", "surrogate_function", "backend"):
+    ours = inspect.signature(StandardLIF).parameters
+    assert [name for name in ours if name != "backend"] == list(foreign)
+    for name, parameter in ours.items():
+        if name not in ("surrogate_function", "backend"):
             assert foreign[name].default == parameter.default, name
     assert isinstance(neuron.LIFNode().surrogate_function, theirs.Sigmoid)
-    assert isinstance(StandardLIF().surrogate_function, surrogate.Sigmoid)
+    assert isinstance(StandardLIF(step_mode="m").surrogate_function, surrogate.Sigmoid)
 
 
 def test_state_carries_over_as_in_lifnode():
     """Two calls without reset, then reset and a third, give LIFNode's spikes."""
     neuron, _ = foreign_import_is_silent()
-    ours, foreign = StandardLIF(), neuron.LIFNode(step_mode="m")
+    ours, foreign = StandardLIF(step_mode="m"), neuron.LIFNode(step_mode="m")
     x = Problem(steps=6).x
     for _ in range(2):
         assert torch.equal(ours(x), foreign(x))

@@ -19,7 +19,7 @@ def test_repr_shows_every_parameter(name):
     assert "step_mode='s'" in text
     assert "Sigmoid(alpha=4.0)" in text
     own = {"lif-checkpoint": "checkpoint_every=None", "lif-carrier": "epsilon=0.0625, carrier='train'"}
-    coupling = "groups=2, group_dim=-1, alpha=0.5, beta=1.0"
+    coupling = "groups=2, group_dim=1, alpha=0.5, beta=1.0"
     assert (coupling if name in COUPLED else own.get(name, "tau")) in text
 
 

@@ -83,7 +83,7 @@ def test_frozen_affine_parameters_get_no_gradient(frozen, backend):
 def test_without_affine_parameters_or_tracking(backend):
     """affine=False is gamma 1 and bias 0; without tracking, eval() normalises by the batch, as BatchNorm2d does."""
     parts, bars = problem(4)
-    node = NormCarrierLIF(CHANNELS, affine=False, track_running_stats=False, backend=backend)
+    node = NormCarrierLIF(CHANNELS, affine=False, track_running_stats=False, backend=backend, step_mode="m")
     z = parts["z"].clone().requires_grad_()
     y = node(z)
     ((y * bars[0]).sum() + (node.v * bars[1]).sum()).backward()
@@ -112,7 +112,7 @@ def test_gradient_may_arrive_at_one_end_only(missing, backend):
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
 def test_running_statistics_are_batch_norms(momentum, backend):
     """Three batches: statistics and their count are BatchNorm2d's, each batch counted once, backward or not."""
-    node = NormCarrierLIF(CHANNELS, momentum=momentum, backend=backend)
+    node = NormCarrierLIF(CHANNELS, momentum=momentum, backend=backend, step_mode="m")
     norm = nn.BatchNorm2d(CHANNELS, momentum=momentum)
     for seed in range(3):
         z = problem(4, seed=seed)[0]["z"].float().requires_grad_()
@@ -128,18 +128,18 @@ def test_running_statistics_are_batch_norms(momentum, backend):
 def test_eval_is_batch_norm_then_lif_to_the_bit(backend):
     """In eval() with exchanged weights the layer is an ordinary norm and node; the exchange works both ways."""
     parts, _ = problem(6)
-    norm, lif = nn.BatchNorm2d(CHANNELS), StandardLIF(backend="torch")
-    node = NormCarrierLIF(CHANNELS, backend=backend)
+    norm, lif = nn.BatchNorm2d(CHANNELS), StandardLIF(backend="torch", step_mode="m")
+    node = NormCarrierLIF(CHANNELS, backend=backend, step_mode="m")
     with torch.no_grad():
         node.weight.copy_(parts["weight"])
         node.bias.copy_(parts["bias"])
     node(parts["z"].float())
     norm.load_state_dict(node.state_dict())
-    back = NormCarrierLIF(CHANNELS, backend=backend)
+    back = NormCarrierLIF(CHANNELS, backend=backend, step_mode="m")
     back.load_state_dict(norm.state_dict())
     z = 2 * parts["z"].float()
     expected = lif(norm.eval()(z.flatten(0, 1)).view_as(z))
-    for layer in (node, back, NormCarrierLIF.from_norm(norm)):
+    for layer in (node, back, NormCarrierLIF.from_norm(norm, step_mode="m")):
         layer.reset()
         assert torch.equal(layer.eval()(z), expected)
 
@@ -149,7 +149,7 @@ def test_training_spikes_are_those_of_norm_and_node(backend):
     parts, _ = problem(6)
     node, norm = node_with(parts, backend=backend), nn.BatchNorm2d(CHANNELS).double()
     norm.load_state_dict(node.state_dict())
-    expected = StandardLIF()(norm(parts["z"].flatten(0, 1)).view_as(parts["z"]))
+    expected = StandardLIF(step_mode="m")(norm(parts["z"].flatten(0, 1)).view_as(parts["z"]))
     assert torch.equal(decode_spikes(node(parts["z"])), expected)
 
 
@@ -171,7 +171,7 @@ def test_reference_gives_the_same_bits_and_is_apart():
 
 def test_keeps_its_output_and_one_vector(backend):
     """Retained: 1/sigma, C values; the state, b N, is gone after reset(). Nothing at all under no_grad."""
-    node, one = NormCarrierLIF(64, backend=backend), torch.zeros((), requires_grad=True)
+    node, one = NormCarrierLIF(64, backend=backend, step_mode="m"), torch.zeros((), requires_grad=True)
     z = torch.randn(6, 4, 64, 8, 8)
 
     def forward():
@@ -193,7 +193,7 @@ def test_backward_needs_scratch_of_steps_not_of_sequences(backend):
     """Beside output, arriving and leaving gradient, backward's peak does not grow with T."""
 
     def scratch(steps):
-        node = NormCarrierLIF(8, backend=backend)
+        node = NormCarrierLIF(8, backend=backend, step_mode="m")
         z = torch.randn(steps, 4, 8, 8, 8, requires_grad=True)
         y = node(z)
         node.reset()
@@ -206,20 +206,20 @@ def test_backward_needs_scratch_of_steps_not_of_sequences(backend):
 
 def test_one_value_per_channel_is_refused_in_training_only():
     """As BatchNorm2d: a batch of one value per channel has no variance; in eval() it is fine."""
-    node, z = NormCarrierLIF(CHANNELS), torch.randn(1, 1, CHANNELS, 1, 1)
+    node, z = NormCarrierLIF(CHANNELS, step_mode="m"), torch.randn(1, 1, CHANNELS, 1, 1)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
         node(z)
     assert node.num_batches_tracked == 0
     assert node.eval()(z).shape == z.shape
-    assert NormCarrierLIF(CHANNELS)(z.expand(2, 1, CHANNELS, 1, 1)).shape[0] == 2
+    assert NormCarrierLIF(CHANNELS, step_mode="m")(z.expand(2, 1, CHANNELS, 1, 1)).shape[0] == 2
 
 
 def test_refusals_say_what_to_do():
     """Wrong channels and norms of other kinds, SyncBatchNorm among them, are named."""
     with pytest.raises(ValueError, match=r"`z` must have num_features = 3 channels.*got \(2, 2, 4, 1, 1\)"):
-        NormCarrierLIF(CHANNELS)(torch.randn(2, 2, 4, 1, 1))
+        NormCarrierLIF(CHANNELS, step_mode="m")(torch.randn(2, 2, 4, 1, 1))
     with pytest.raises(ValueError, match=r"`norm` must be a BatchNorm1d.*got 'SyncBatchNorm'.*CarrierLIF behind it"):
-        NormCarrierLIF.from_norm(nn.SyncBatchNorm(CHANNELS))
+        NormCarrierLIF.from_norm(nn.SyncBatchNorm(CHANNELS), step_mode="m")
 
 
 def test_single_steps_normalise_each_step(backend):
@@ -267,7 +267,7 @@ def test_copies_and_the_limits_of_differentiation(backend):
     y = node(z)
     assert torch.equal(y, twin(z))
     (first,) = torch.autograd.grad(y.square().sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|second derivatives"):
+    with pytest.raises(RuntimeError, match="second derivatives"):
         first.sum().backward()
     twin.reset()
     output = twin(z)

@@ -28,7 +28,7 @@ def test_the_nine_names():
     for name in ("if", "plif"):
         assert make_node(name, step_mode="m")(torch.zeros(2, 1, 4)).shape == (2, 1, 4)
     for name in ALL:
-        assert make_node(name, tau=3.0)(torch.zeros(2, 1, 4)).shape == (2, 1, 4)
+        assert make_node(name, tau=3.0, step_mode="m")(torch.zeros(2, 1, 4)).shape == (2, 1, 4)
 
 
 def test_unknown_names_get_a_suggestion():

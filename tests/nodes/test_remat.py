@@ -470,7 +470,9 @@ def test_carried_state_over_several_calls_and_truncation():
         torch.stack(outputs).sin().sum().backward()
         return {name: p.grad for name, p in net.named_parameters()}
 
-    state = nn.Sequential(conv_norm(2, 4), StandardLIF(), conv_norm(4, 4), StandardLIF()).state_dict()
+    state = nn.Sequential(
+        conv_norm(2, 4), StandardLIF(step_mode="m"), conv_norm(4, 4), StandardLIF(step_mode="m")
+    ).state_dict()
     expected = run(nullcontext, nullcontext)
     assert_equal(run(remat, nullcontext), expected)
     assert_equal(run(nullcontext, remat), expected)
@@ -638,7 +640,7 @@ def test_second_derivatives_of_a_fused_neuron_are_refused(backend):
         with context:
             y = StandardLIF(step_mode="m", backend=backend)(x * 2.0)
         (g,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="for second derivatives"):
+        with pytest.raises(RuntimeError, match="second derivatives"):
             (g.pow(2).sum() + x.sum()).backward()
 
 

@@ -20,22 +20,32 @@ Gradients = tuple[Tensor | None, ...]
 Backward = Callable[..., Gradients]
 
 _REFUSAL = (
-    '`backend` must be "torch" for second derivatives; got "fused". The fused kernels give the first derivative alone, '
-    'by a closed form outside of autograd. Pass backend="torch" to StandardLIF, or use StoredCarrierLIF, '
-    "StoredCoupledLIF or StoredNormCarrierLIF."
+    "`create_graph` must not lead to second derivatives of this node; got a gradient of its gradient. Its backward "
+    'pass is a closed form outside of autograd, as that of all fused kernels. Pass backend="torch" to StandardLIF, or '
+    "use StoredCarrierLIF, StoredCoupledLIF or StoredNormCarrierLIF."
 )
 
 
 class _Refuse(torch.autograd.Function):
     """Passes a gradient on, as something that cannot be differentiated."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, differentiable: Tensor) -> Tensor:
+    def forward(gradient: Tensor, differentiable: Tensor) -> Tensor:
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(_REFUSAL)
+
+
+_DIFFERENTIABLE = torch.empty(0, requires_grad=True)
+"""What makes the results of `_Refuse` ask for it; made outside of any transform of `torch.func`."""
 
 
 def first_derivative_only(backward: Backward) -> Backward:
@@ -51,14 +61,25 @@ def first_derivative_only(backward: Backward) -> Backward:
 
     @wraps(backward)
     def once(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        if _nested_transforms() > 1:
+            raise RuntimeError(_REFUSAL)
         with torch.no_grad():
             results = backward(ctx, *arriving)
         if not torch.is_grad_enabled():  # no create_graph
             return results
-        differentiable = torch.empty(0, requires_grad=True)
-        return tuple(None if each is None else _Refuse.apply(each, differentiable) for each in results)
+        # An output among the saved tensors leads from the gradients to the inputs: autograd then comes past here.
+        output = next((each for each in ctx.saved_tensors if each is not None and each.requires_grad), _DIFFERENTIABLE)
+        return tuple(None if each is None else _Refuse.apply(each, output) for each in results)
 
     return once
+
+
+def _nested_transforms() -> int:
+    """How many `torch.func.grad`, one in the other, are at work."""
+    if torch.compiler.is_compiling():
+        return 0
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(level.key() == torch._C._functorch.TransformType.Grad for level in levels)
 
 
 _ops = torch.ops.revsnn
@@ -97,19 +118,21 @@ class FusedLIF(_Fused):
     def forward(
         ctx: Any, x_seq: Tensor, v: Tensor | None, rate: Tensor | None, neuron: LIFParameters,
         surrogate: SurrogateFunction, keep: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Spikes and the last membrane."""
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Spikes, the last membrane, and an empty output that is kept: see `first_derivative_only`."""
         spike_seq, v_last, charge_seq = _ops.lif_forward(
             x_seq, v, rate, numbers(neuron), neuron.decay_input, _is_soft(neuron), keep
         )
-        FusedLIF.keep(ctx, neuron, surrogate, charge_seq, None if rate is None else v, rate)
-        return spike_seq, v_last
+        link = spike_seq.new_empty(0)
+        FusedLIF.keep(ctx, neuron, surrogate, charge_seq, None if rate is None else v, rate, link)
+        return spike_seq, v_last, link
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None, _: Tensor | None) -> Gradients:
         """Gradients of the input, of the first membrane and of 1/tau."""
-        (charge_seq, v, rate), neuron, (_, need_v, need_rate, *_) = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad
+        (charge_seq, v, rate, _), neuron = ctx.saved_tensors, ctx.neuron
+        _, need_v, need_rate, *_ = ctx.needs_input_grad
         xbar_seq, vbar0, ratebar = _ops.lif_backward(
             charge_seq, sbar_seq, vbar, v, rate, *FusedLIF.constants(ctx), neuron.decay_input, _is_soft(neuron),
             neuron.detach_reset, need_v, need_rate,
@@ -127,8 +150,8 @@ def fused_lif(
     """
     differentiable = any(each is not None and each.requires_grad for each in (x_seq, v, rate))
     keep = torch.is_grad_enabled() and differentiable
-    result: tuple[Tensor, Tensor] = FusedLIF.apply(x_seq, v, rate, neuron, surrogate, keep)
-    return result
+    spike_seq, v_last, _ = FusedLIF.apply(x_seq, v, rate, neuron, surrogate, keep)
+    return spike_seq, v_last
 
 
 class FusedNormLIF(_Fused):
@@ -311,7 +334,7 @@ def _cut_off(z_seq: Tensor, y_seq: Tensor, mean: Tensor, inverse_std: Tensor, ne
     """Where the clamp bit, `[k, dims]`, and how much it cut off, `[k]`."""
     places, parts = [], []
     for t, (z, y) in enumerate(zip(z_seq, y_seq, strict=True)):
-        n = decode_input(y, decode_spikes(y), neuron.epsilon)
+        n = decode_input(y, decode_spikes(y), neuron.share)
         at = (n.abs() >= neuron.clamp).nonzero()
         step = tuple(at.T)
         parts.append((z[step] - mean[at[:, 1]]) * inverse_std[at[:, 1]] - n[step])

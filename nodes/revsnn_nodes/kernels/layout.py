@@ -35,7 +35,7 @@ class Numbers(NamedTuple):
     gain: float  # dH/dX, 1/tau or 1; no unit
     height: float  # phi's height, see `surrogate_code`; 1 / units of the membrane
     scale: float  # phi's scale, see `surrogate_code`; its unit depends on the kind
-    epsilon: float  # epsilon, share of the input in a carrier's output; output per unit of the input
+    epsilon: float  # share of the input in a carrier's output, epsilon over its unit; output per unit of the input
     clamp: float  # largest |input| that a carrier's output carries; units of the input
     alpha: float  # alpha, strength of the coupled reset; no unit
     beta: float  # beta, share of the partner's input in a coupled output; output per unit of the input
@@ -58,7 +58,7 @@ def numbers(neuron: LIFParameters, height: float = 0.0, scale: float = 0.0) -> N
         gain=neuron.input_gain,
         height=height,
         scale=scale,
-        epsilon=getattr(neuron, "epsilon", 0.0),
+        epsilon=getattr(neuron, "share", 0.0),
         clamp=getattr(neuron, "clamp", 0.0),
         alpha=alpha,
         beta=beta,
@@ -87,8 +87,9 @@ _SURROGATES: dict[type[SurrogateFunction], tuple[int, Callable[[float], tuple[fl
 def surrogate_code(surrogate: SurrogateFunction) -> tuple[int, float, float] | None:
     """The kind of a surrogate's derivative, and the height and the scale it is written with; None if unknown.
 
-    A subclass is unknown: its derivative may be another.
+    A subclass is unknown: its derivative may be another. One of another package may be known: see its `known`.
     """
+    surrogate = surrogate.known()
     if type(surrogate) not in _SURROGATES:
         return None
     kind, height_and_scale = _SURROGATES[type(surrogate)]

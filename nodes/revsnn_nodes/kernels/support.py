@@ -141,7 +141,7 @@ def _has_kernel(kind: Any) -> bool:
     """Whether the class has a fused sequence that was written for its own reference sequence, not for a base's."""
     order = [vars(each) for each in kind.__mro__]
     fused = next(i for i, names in enumerate(order) if "fused_sequence" in names)
-    reference = next(i for i, names in enumerate(order) if "multi_step_forward" in names)
+    reference = next(i for i, names in enumerate(order) if "torch_sequence" in names)
     return fused <= reference and kind.__mro__[fused].__name__ != "SpikingNode"
 
 

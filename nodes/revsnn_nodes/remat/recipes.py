@@ -74,15 +74,16 @@ class View:
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
+    device: torch.device
 
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
         """The place of a tensor."""
-        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
+        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
 
     def on(self, storage: UntypedStorage) -> Tensor:
         """The tensor in this place of another storage."""
-        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
+        empty = torch.empty(0, dtype=self.dtype, device=self.device)
         return empty.set_(storage, self.offset, self.size, self.stride)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -54,6 +55,7 @@ class Recorder:
 
     def __init__(self, max_passes: int, verify: bool, saved: Saved) -> None:
         self.max_passes, self.verify, self.saved = max_passes, verify, saved
+        self.recording = True
         self.values: dict[int, Value] = {}  # by address of the storage, which its weak reference keeps from reuse
         self.fresh: list[Packed] = []
         self.names: dict[int, str] = {}
@@ -61,8 +63,12 @@ class Recorder:
 
     def records(self) -> bool:
         """Whether what is saved now comes to this recorder and may be made again."""
+        return self.recording and self.decides() and torch.is_grad_enabled() and not in_transform()
+
+    def decides(self) -> bool:
+        """Whether what is saved now comes to this recorder."""
         top = torch._C._autograd._top_saved_tensors_default_hooks(False)
-        return top is not None and top[0] is self.hook and torch.is_grad_enabled() and not in_transform()
+        return top is not None and top[0] is self.hook
 
     def value_of(self, tensor: Tensor) -> Value:
         """The contents of a tensor's storage: noted before, or a source."""
@@ -223,7 +229,7 @@ def _running_modules() -> Iterator[nn.Module]:
 def recordable(tensor: Tensor) -> bool:
     """Whether a tensor is plain memory with a version counter: no subclass, no transform, no conjugate view."""
     return (
-        type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
         and tensor.layout is torch.strided
         and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
         and tensor.device.type != "meta"
@@ -291,6 +297,33 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
         stack.enter_context(_Mode(recorder))
         stack.callback(recorder.values.clear)
         yield saved
+
+
+@contextmanager
+def recording(max_passes: int | None) -> Iterator[None]:
+    """For a part of a forward inside `remat`: other `max_passes`, or None to note no recipes.
+
+    What was noted before stays: a tensor of another part is made again where it would be saved in this one.
+    """
+    recorder: Recorder | None = getattr(_active, "recorder", None)
+    if recorder is None:
+        yield
+        return
+    before = recorder.recording, recorder.max_passes
+    recorder.recording, recorder.max_passes = max_passes is not None, max_passes or before[1]
+    try:
+        yield
+    finally:
+        recorder.recording, recorder.max_passes = before
+
+
+def note_recipe(function: Function, arguments: tuple[Any, ...], result: Tensor) -> None:
+    """Inside `remat`, tells of another way to make a new tensor: `function(*arguments)`, whose tensors are kept."""
+    recorder: Recorder | None = getattr(_active, "recorder", None)
+    if recorder is not None and recorder.decides() and recordable(result):
+        with torch._C.DisableTorchFunction():
+            recorder.fresh.clear()
+            recorder.note(function, (arguments, {}), {}, result, 1)
 
 
 def run_node(

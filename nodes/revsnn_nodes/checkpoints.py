@@ -1,0 +1,128 @@
+"""The state that a node starts from where `torch.utils.checkpoint` runs it again.
+
+A checkpointed function runs twice, and what it takes from a module is not among its arguments: the second run, in the
+backward pass, would start from the membrane that the last step left behind. So a node notes in the region (what stands
+for one call of `checkpoint`) the state of each of its calls that does not go on from the call before, and takes it from
+there when it is run again; its carried state stays as it is. The regions are found on the Python stack.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils import checkpoint as torch_checkpoint
+
+from revsnn_nodes.parameters import require
+
+_FIRST_RUN = torch_checkpoint.CheckpointFunction.forward.__code__
+_SECOND_RUN = torch_checkpoint.CheckpointFunction.backward.__code__
+
+
+@dataclass
+class Calls:
+    """One node's calls in one region.
+
+    Fields:
+        starts: the state of each call; itself where the call goes on from the one before.
+        last: the state that the last call left.
+        task: the backward pass of the present second run, and how many calls it has made.
+    """
+
+    starts: list[Any] = field(default_factory=list)
+    last: Any = None
+    task: int | None = None
+    done: int = 0
+
+    def next_start(self) -> Any:
+        """The state of the next call of a second run."""
+        task = torch._C._current_graph_task_id()
+        if task != self.task:
+            self.task, self.done = task, 0
+        start = self.starts[self.done]
+        self.done += 1
+        if start is self:
+            return self.last
+        return start.detach().requires_grad_(start.requires_grad) if isinstance(start, Tensor) else start
+
+
+class Turn:
+    """One call of a node: the checkpointed regions that it runs in.
+
+    Attributes:
+        again: the node's calls in the innermost region that is run a second time; None for a first run.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self.first: list[Calls] = []
+        self.again: Calls | None = None
+        self.cut = False
+        for region, again, cuts in _regions() if _may_be_in_one() else ():
+            states = getattr(region, "_node_states", None)
+            if states is None:
+                states = region._node_states = WeakKeyDictionary()
+            calls = states.setdefault(node, Calls())
+            if again:
+                self.again = calls
+                break
+            self.first.append(calls)
+            self.cut = self.cut or cuts
+
+    def begin(self, carried: Any, start: Tensor | None) -> None:
+        """Notes what a first run starts from: `carried` is the node's state, `start` the same as it is used."""
+        followed = [calls.last is not None and carried is calls.last for calls in self.first]
+        left = getattr(carried, "_left_reentrant_checkpoint", False) and not any(followed)
+        entering = self.cut and isinstance(start, Tensor) and start.requires_grad and not any(followed)
+        require(
+            self.again is not None or not (entering or (left and (self.cut or torch.is_grad_enabled()))),
+            "use_reentrant", "be False where a state is carried into or out of a checkpoint", True,
+            "A reentrant checkpoint passes no gradient to what is not among its arguments.",
+            "Pass use_reentrant=False, or call the node's detach() or reset() between.",
+        )  # fmt: skip
+        for calls, follows in zip(self.first, followed, strict=True):
+            calls.starts.append(calls if follows else start)
+
+    def end(self, node: Any, left: Tensor) -> None:
+        """Hands the state on: to the region where this was a second run, else to the node."""
+        for calls in self.first:
+            calls.last = left
+        if self.again is not None:
+            self.again.last = left
+            return
+        if self.cut:
+            left._left_reentrant_checkpoint = True  # type: ignore[attr-defined]
+        node.v = left
+
+
+def runs_again() -> bool:
+    """Whether the caller is in a checkpointed region's second run."""
+    return _may_be_in_one() and any(again for _, again, _ in _regions())
+
+
+def _may_be_in_one() -> bool:
+    """A cheap test: a region either has hooks for saved tensors, runs without grad, or is in a backward pass."""
+    if torch.compiler.is_compiling():
+        return False
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None or not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1
+
+
+def _regions() -> Iterator[tuple[Any, bool, bool]]:
+    """Regions around the caller, innermost first; whether each runs again, and whether it is reentrant and trains."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code is _FIRST_RUN:
+            region = frame.f_locals["ctx"]
+            yield region, False, any(region.needs_input_grad)
+        elif code is _SECOND_RUN:
+            yield frame.f_locals["ctx"], True, False
+        elif code.co_filename == torch_checkpoint.__file__:
+            if code.co_name == "unpack_hook":
+                yield frame.f_locals["frame"], True, False
+            elif (running := frame.f_locals.get("gen")) is not None and running.gi_frame is not None:
+                yield running.gi_frame.f_locals["new_frame"], False, False
+        frame = frame.f_back  # type: ignore[assignment]

@@ -1,0 +1,362 @@
+"""A memory plan: for each block of a model, how it keeps what its backward pass needs.
+
+    from revsnn_nodes import apply_plan
+    apply_plan(model, "plan.json")      # in the training script, before the first step
+
+What a block may do, by name:
+
+    plain        keeps what autograd keeps
+    remat        keeps recipes in place of what is cheap (`revsnn_nodes.remat`); `remat4` those of at most 4 passes
+    checkpoint   keeps its inputs, and runs again in the backward pass
+    bits         the same, and its output is kept at one bit per element where it is binary
+
+A block's output is kept by whatever reads it, and in the way of the block that made it. `REST` stands for what is in no
+block; it takes `plain` and `remat`. Outputs, gradients and buffers are those of the model without a plan.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
+
+from revsnn_nodes.parameters import require
+from revsnn_nodes.remat import remat
+from revsnn_nodes.remat.record import note_recipe, recording
+
+REST = "rest"
+WHOLE = "(model)"
+OPTIONS = ("plain", "remat", "remat4", "checkpoint", "bits")
+"""Every option of a block."""
+
+PASSES = {"remat": 16, "remat4": 4}
+"""`max_passes` of the options that record."""
+
+_BITS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SLICE = re.compile(r"(.*)\[(\d+):(\d+)\]")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A binary tensor in bits.
+
+    Args:
+        bits: eight elements per byte, `[ceil(n / 8)]`.
+        shape, dtype: of the tensor.
+    """
+
+    bits: Tensor
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def pack_bits(x: Tensor) -> Packed | None:
+    """A tensor of zeros and ones in bits; None where any element is another number, NaN included.
+
+    A fake tensor, which has no numbers, is taken for one of zeros and ones.
+    """
+    if not isinstance(x, FakeTensor) and not bool(((x == 0) | (x == 1)).all()):
+        return None
+    ones = (x != 0).flatten()
+    padded = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)
+    weights = torch.tensor(_BITS, dtype=torch.uint8, device=x.device)
+    return Packed((padded * weights).sum(1, dtype=torch.uint8), x.shape, x.dtype)
+
+
+def unpack_bits(packed: Packed) -> Tensor:
+    """The tensor that was packed, contiguous."""
+    weights = torch.tensor(_BITS, dtype=torch.uint8, device=packed.bits.device)
+    ones = (packed.bits.unsqueeze(1) & weights) != 0
+    return ones.flatten()[: packed.shape.numel()].view(packed.shape).to(packed.dtype)
+
+
+def is_neuron(module: Any) -> bool:
+    """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do."""
+    return callable(getattr(module, "reset", None)) and hasattr(module, "v")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module, or some children in a row of an `nn.Sequential`.
+
+    Args:
+        path: qualified name of the module, "" for the model itself.
+        start, stop: which of its children; None for the module as a whole.
+    """
+
+    path: str
+    start: int | None = None
+    stop: int | None = None
+
+    @classmethod
+    def named(cls, name: str) -> "Block":
+        """The block of a name."""
+        match = _SLICE.fullmatch(name)
+        if match is not None:
+            return cls(match[1], int(match[2]), int(match[3]))
+        return cls("" if name == WHOLE else name)
+
+    @property
+    def name(self) -> str:
+        """Such as `layer1.0`, `features[0:3]`, and `(model)` for the model itself."""
+        return (self.path or WHOLE) if self.start is None else f"{self.path}[{self.start}:{self.stop}]"
+
+    def modules(self, model: nn.Module) -> list[nn.Module]:
+        """The modules that run one after the other."""
+        module = model.get_submodule(self.path)
+        return [module] if self.start is None else list(module.children())[self.start : self.stop]
+
+
+def find_blocks(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...] | None = None) -> list[Block]:
+    """The smallest modules that hold a weight matrix and a neuron; an `nn.Sequential` is cut behind each neuron.
+
+    A module whose inner blocks hold less than half of its parameters is one block: the shortcut of a residual block is
+    no block of its own.
+
+    Args:
+        model: any module.
+        kind: class of the blocks, where the user names it.
+    """
+    if kind is not None:
+        return [Block(name) for name, module in model.named_modules() if isinstance(module, kind)]
+    return list(_blocks_in("", model)) if _holds_both(model) else []
+
+
+def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
+    children = list(module.named_children())
+    inner = [(f"{path}.{name}".removeprefix("."), child) for name, child in children if _holds_both(child)]
+    if type(module).forward is nn.Sequential.forward:
+        start = 0
+        for number, (name, child) in enumerate(children):
+            if _holds_both(child):
+                yield from _blocks_in(f"{path}.{name}".removeprefix("."), child)
+                start = number + 1
+            elif any(map(is_neuron, child.modules())):
+                yield Block(path, start, number + 1)
+                start = number + 1
+    elif 2 * sum(_size(child) for _, child in inner) > _size(module):
+        for name, child in inner:
+            yield from _blocks_in(name, child)
+    else:
+        yield Block(path)
+
+
+def _holds_both(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for p in module.parameters()) and any(map(is_neuron, module.modules()))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) -> nn.Module:
+    """Makes the blocks of a model keep what a plan says; replaces a plan that was applied before.
+
+    Args:
+        model: changed in place; its parameters, buffers and the names of them stay.
+        plan: option by name of the block, or the file that `revsnn-bench plan` wrote, whose neurons are put in, too.
+            Blocks that it does not name are plain.
+    Returns:
+        The model.
+    Raises:
+        ValueError: a block that the model does not have, or an option that does not exist.
+    """
+    if not isinstance(plan, Mapping):
+        saved = json.loads(Path(plan).read_text(encoding="utf-8"))
+        if saved["neurons"] == "lif":
+            put_in_our_neurons(model)
+        plan = {row["block"]: row["option"] for row in saved["blocks"]}
+    remove_plan(model)
+    by_module: dict[str, list[tuple[Block, str]]] = {}
+    for name, option in plan.items():
+        _require_option(name, option)
+        if name != REST:
+            block = Block.named(name)
+            _require_block(model, block)
+            by_module.setdefault(block.path, []).append((block, option))
+    if not {*plan.values()} <= {"plain"}:
+        for path, rows in by_module.items():
+            module = model.get_submodule(path)
+            module.forward = _Planned(module, rows)
+        model.forward = _WithRecorder(model, plan.get(REST, "plain"))
+    return model
+
+
+def remove_plan(model: nn.Module) -> None:
+    """Undoes `apply_plan`."""
+    for module in model.modules():
+        while isinstance(module.__dict__.get("forward"), _Forward):
+            inner = module.__dict__["forward"].inner
+            del module.forward
+            if inner is not None:
+                module.forward = inner
+
+
+def put_in_our_neurons(model: nn.Module) -> None:
+    """Exchanges SpikingJelly's LIF neurons for the fused ones of the same function, where there are any."""
+    if any(type(module).__module__.startswith("spikingjelly.") for module in model.modules() if is_neuron(module)):
+        from revsnn_nodes.spikingjelly import swap_neurons
+
+        swap_neurons(model)
+
+
+def _require_option(name: str, option: str) -> None:
+    allowed = ("plain", *PASSES) if name == REST else OPTIONS
+    require(
+        option in allowed,
+        "plan",
+        f"give {name!r} one of {', '.join(allowed)}",
+        option,
+        "It says what the block keeps.",
+        "Make the plan again with this version.",
+    )
+
+
+def _require_block(model: nn.Module, block: Block) -> None:
+    names = dict(model.named_modules())
+    whole = block.path in names and (
+        block.start is None
+        or (
+            type(names[block.path]).forward is nn.Sequential.forward
+            and (block.stop or 0) <= len(list(names[block.path].children()))
+        )
+    )
+    require(
+        whole,
+        "plan",
+        "name blocks of the model",
+        block.name,
+        f"{type(model).__name__} has no such block.",
+        "Apply it to the model that it was made for.",
+    )
+
+
+class _Forward:
+    """A module's forward in the place of the one it had: an attribute of the module, which a copy takes along."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.inner: Callable[..., Any] | None = module.__dict__.get("forward")
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module does without it."""
+        if self.inner is not None:
+            return self.inner(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+class _WithRecorder(_Forward):
+    """The model's forward inside `remat`, which records where the plan says so."""
+
+    def __init__(self, module: nn.Module, rest: str) -> None:
+        super().__init__(module)
+        self.rest = rest
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with remat(), recording(PASSES.get(self.rest)):
+            return self.original(*args, **kwargs)
+
+
+class _Planned(_Forward):
+    """A module's forward, or each part of a sequential one, with its option."""
+
+    def __init__(self, module: nn.Module, rows: Sequence[tuple[Block, str]]) -> None:
+        super().__init__(module)
+        self.rows = rows
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.rows[0][0].start is None:
+            return _run(self.original, [self.module], self.rows[0][1], *args, **kwargs)
+        children, at, (x,) = list(self.module.children()), 0, args
+        for block, option in sorted(self.rows, key=lambda row: row[0].start or 0):
+            assert block.start is not None
+            for child in children[at : block.start]:
+                x = child(x)
+            part = children[block.start : block.stop]
+            x, at = _run(_InTurn(part), part, option, x), block.stop or 0
+        for child in children[at:]:
+            x = child(x)
+        return x
+
+
+class _InTurn:
+    """Runs modules one after the other."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+
+    def __call__(self, x: Any) -> Any:
+        for module in self.modules:
+            x = module(x)
+        return x
+
+
+def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls a block's forward with its option."""
+    if not torch.is_grad_enabled():
+        return function(*args, **kwargs)
+    with recording(PASSES.get(option)):
+        if option not in ("checkpoint", "bits"):
+            return function(*args, **kwargs)
+        inner = [each for module in modules for each in module.modules()]
+        state = _states(inner)
+        output = checkpoint(
+            function,
+            *args,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _again(inner, state)),
+            **kwargs,
+        )
+        if option == "bits":
+            _keep_as_bits(output)
+        return output
+
+
+def _keep_as_bits(output: Any) -> None:
+    if isinstance(output, Tensor) and (packed := pack_bits(output.detach())) is not None:
+        note_recipe(_unpacked, (packed.bits, packed.shape, packed.dtype), output)
+
+
+def _unpacked(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return unpack_bits(Packed(bits, shape, dtype))
+
+
+_State = list[tuple[nn.Module, dict[str, Any]]]
+
+
+def _states(modules: Sequence[nn.Module]) -> _State:
+    """The membranes that neurons carry: SpikingJelly's registered memories, or `v`."""
+    neurons: list[Any] = [module for module in modules if is_neuron(module)]
+    return [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
+
+
+@contextmanager
+def _again(modules: Sequence[nn.Module], state: _State) -> Iterator[None]:
+    """A second run of a forward that happened: neurons start as they did, and what it changes is put back."""
+    after = _states(modules)
+    buffers = [(module, name, each) for module in modules for name, each in module.named_buffers(recurse=False)]
+    for module, name, each in buffers:
+        setattr(module, name, each.clone())
+    _set_states(state)
+    try:
+        with record_function("recompute"):
+            yield
+    finally:
+        _set_states(after)
+        for module, name, each in buffers:
+            setattr(module, name, each)
+
+
+def _set_states(states: _State) -> None:
+    for module, memories in states:
+        for name, value in memories.items():
+            setattr(module, name, value)

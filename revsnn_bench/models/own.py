@@ -1,0 +1,333 @@
+"""The user's own model as a workload: `package.module:callable`, what its neurons become, and what is wrong with it.
+
+The callable returns an `nn.Module` that takes `[T, B, *]`, or an object with `model`, `inputs()` and `loss(output)`.
+One that takes arguments named `timesteps` and `batch` gets those of the case. The node of such a case is a method:
+
+    as-is            the model, untouched
+    lif              SpikingJelly's neurons exchanged for the fused ones of the same function
+    lif+remat        the same, inside `remat`
+    lif+checkpoint   the same, every block run again in the backward pass
+    lif+bitpack      the same, the outputs of blocks at one bit per spike
+    lif+offload      the same, saved tensors moved to the host; on a GPU alone
+    lif-carrier      LIF neurons exchanged for `CarrierLIF`, which changes what they emit
+"""
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, apply_plan, remat
+from revsnn_nodes.plan import find_blocks, is_neuron, put_in_our_neurons
+from torch import Tensor, nn
+
+from revsnn_bench.case import Case
+from revsnn_bench.models.step import WorkloadStep, input_noise
+from revsnn_bench.records import SkipCase
+
+METHODS = ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
+EXACT = METHODS[1:-1]
+"""Methods that change neither what the model computes nor its gradient."""
+
+
+class ModelError(ValueError):
+    """The user's model cannot be measured; the message is one sentence that names the line."""
+
+
+def is_own(workload: str) -> bool:
+    """Whether a workload names a model of the user."""
+    return ":" in workload
+
+
+class OwnStep(WorkloadStep):
+    """The training step of a user's model.
+
+    Args:
+        model: takes `source`.
+        source: leaf input.
+        loss: of the model's output; None for a fixed random gradient at the output.
+        around: context of the forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Tensor,
+        loss: Callable[[Tensor], Any] | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.loss = loss
+        super().__init__(model, source, around=around)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Runs the model, and the loss where there is one."""
+        with self.around():
+            output: Tensor = self.model(x)
+            return output if self.loss is None else _scalar(self.loss, output)
+
+    def gradient_shape(self) -> torch.Size:
+        """Of the output, found by a trial that checks the model."""
+        return _trial(self)
+
+
+def build_own(case: Case) -> OwnStep:
+    """The training step of a case whose workload is a user's model and whose node is a method.
+
+    Raises:
+        ModelError: the model cannot be measured.
+        ValueError: no such method.
+        SkipCase: `lif+offload` on the CPU.
+    """
+    model, inputs, loss, around = own_parts(case)
+    source = input_noise(case) if inputs is None else inputs
+    return OwnStep(model, source.to(case.device).requires_grad_(), loss, around)
+
+
+Loss = Callable[[Tensor], Any]
+Parts = tuple[nn.Module, Tensor | None, Loss | None, Callable[[], AbstractContextManager[Any]]]
+
+
+def own_parts(case: Case) -> Parts:
+    """Model after its method, inputs and loss where the user gives them, and the context of the forward: nothing ran.
+
+    Raises: as `build_own`.
+    """
+    check_method(case)
+    model, inputs, loss = _made(case)
+    _check_neurons(model)
+    around = change_neurons(model, case.node, str(case.options.get("backend") or "auto"))
+    return model.to(case.device, getattr(torch, case.dtype)), inputs, loss, around
+
+
+def check_method(case: Case) -> None:
+    """Refuses what is no method, and offload on the CPU.
+
+    Raises:
+        ValueError, SkipCase: see `build_own`.
+    """
+    require_method(case.node)
+    if case.node == "lif+offload" and case.device == "cpu":
+        raise SkipCase("lif+offload moves tensors from a GPU to the host; on the CPU they are there already")
+
+
+def require_method(name: str) -> None:
+    """Refuses another name than a method's.
+
+    Raises:
+        ValueError: see `build_own`.
+    """
+    if name not in METHODS:
+        raise ValueError(
+            f"`node` must be a method for a model of your own; got {name!r}. The model has its neurons. Pass one of "
+            f"{', '.join(METHODS)}."
+        )
+
+
+def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Callable[[], AbstractContextManager[Any]]:
+    """Does to a model what a method says, in place; returns the context that its forward needs."""
+    if method == "as-is":
+        return nullcontext
+    put_in_our_neurons(model)
+    if method == "lif-carrier":
+        _put_in_carriers(model)
+    for module in model.modules():
+        if isinstance(module, SpikingNode):
+            setattr(module, "backend", backend)  # noqa: B010  (the setter refuses another word)
+    if method == "lif+remat":
+        return remat
+    if method == "lif+offload":
+        return partial(torch.autograd.graph.save_on_cpu, pin_memory=True)
+    if option := {"lif+checkpoint": "checkpoint", "lif+bitpack": "bits"}.get(method):
+        apply_plan(model, {block.name: option for block in find_blocks(model)})
+    return nullcontext
+
+
+def _put_in_carriers(model: nn.Module) -> None:
+    for name, module in list(model.named_modules()):
+        if name and isinstance(module, StandardLIF):
+            model.set_submodule(name, module.fresh(CarrierLIF))
+
+
+def load_callable(path: str) -> Callable[..., Any]:
+    """The callable of `package.module:callable`; the working folder is searched, too.
+
+    Raises:
+        ModelError: there is none, or its module raises.
+    """
+    module_name, _, name = path.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
+            raise ModelError(
+                f"`--model` must be package.module:callable; got {path!r}. There is no module {module_name!r} here or "
+                "among the installed packages. Run the command in the folder that holds it."
+            ) from None
+        raise _raised(f"the module {module_name}", error, _file_of(module_name, error)) from error
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ModelError(
+            f"`--model` must be package.module:callable; got {path!r}. The module has no callable {name!r}. Name the "
+            "function that makes the model."
+        )
+    result: Callable[..., Any] = found
+    return result
+
+
+def _file_of(module_name: str, error: BaseException) -> str:
+    spec = importlib.util.find_spec(module_name.partition(".")[0])
+    return error.filename or "" if isinstance(error, SyntaxError) else (spec.origin or "" if spec else "")
+
+
+def _made(case: Case) -> tuple[nn.Module, Tensor | None, Callable[[Tensor], Any] | None]:
+    """Model, inputs and loss of the user's callable."""
+    make = load_callable(case.workload)
+    file = _source_file(make)
+    names = _parameters(make)
+    arguments = {name: getattr(case, name) for name in ("timesteps", "batch") if name in names}
+    torch.manual_seed(case.seed)
+    try:
+        made = make(**arguments)
+    except Exception as error:
+        raise _raised(f"{case.workload}", error, file) from error
+    if isinstance(made, nn.Module):
+        return made, None, None
+    missing = [name for name in ("model", "inputs", "loss") if not hasattr(made, name)]
+    if missing or not isinstance(made.model, nn.Module):
+        raise ModelError(
+            f"{_where(make)}: {case.workload} must return an nn.Module, or an object with model, inputs() and "
+            f"loss(output); it returned a {type(made).__name__}."
+        )
+    try:
+        inputs = made.inputs()
+    except Exception as error:
+        raise _raised("inputs()", error, file) from error
+    wanted = (case.timesteps, case.batch, *case.shape)
+    if not isinstance(inputs, Tensor) or tuple(inputs.shape) != wanted or not inputs.is_floating_point():
+        got = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise ModelError(
+            f"{_where(made.inputs)}: inputs() must return floats of the shape {list(wanted)} that --input gives; it "
+            f"returned {got}."
+        )
+    return made.model, inputs.detach().to(getattr(torch, case.dtype)), made.loss
+
+
+def _parameters(make: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(make).parameters)
+    except ValueError:
+        return set()
+
+
+def _check_neurons(model: nn.Module) -> None:
+    places: dict[int, str] = {}
+    if not any(map(is_neuron, model.modules())):
+        raise ModelError(
+            f"{_where(type(model))}: {type(model).__name__} has no neuron: none of its modules has a membrane `v` and "
+            "a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have."
+        )
+    for name, module in model.named_modules(remove_duplicate=False):
+        first = places.setdefault(id(module), name)
+        if first != name and any(map(is_neuron, module.modules())):
+            raise ModelError(
+                f"{_where(type(model))}: {first!r} and {name!r} of {type(model).__name__} are one module; a neuron has "
+                "one membrane, so each place needs a module of its own."
+            )
+
+
+def _scalar(loss: Callable[[Tensor], Any], output: Tensor) -> Tensor:
+    try:
+        value = loss(output)
+    except Exception as error:
+        raise _raised("loss(output)", error, _source_file(loss)) from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ModelError(
+            f"{_where(loss)}: loss(output) must return a tensor of one element that depends on the output; it returned "
+            f"{got}."
+        )
+    return value
+
+
+def _trial(step: OwnStep) -> torch.Size:
+    """Runs the model once, and says what is wrong with it; returns the shape of the output."""
+    model, file = step.model, _source_file(type(step.model))
+    with _counted_calls(model, step.source.shape[0]):
+        try:
+            with step.around():
+                output = model(step.make_input())
+        except ModelError:
+            raise
+        except Exception as error:
+            shape = list(step.source.shape)
+            raise _raised(f"{type(model).__name__} on an input {shape}", error, file) from error
+    where = _where(type(model).forward) if file else type(model).__name__
+    if not isinstance(output, Tensor):
+        raise ModelError(f"{where}: forward must return one tensor; it returned a {type(output).__name__}.")
+    if not output.requires_grad:
+        raise ModelError(f"{where}: forward must return a tensor with a gradient; its graph was cut on the way.")
+    return _scalar(step.loss, output).shape if step.loss is not None else output.shape
+
+
+@contextmanager
+def _counted_calls(model: nn.Module, steps: int) -> Iterator[None]:
+    """Refuses a multi-step neuron that runs twice in one forward: its second call would start from the first's end."""
+    calls: dict[nn.Module, int] = {}
+    names = {module: name for name, module in model.named_modules()}
+
+    def count(neuron: nn.Module, _: Any) -> None:
+        calls[neuron] = calls.get(neuron, 0) + 1
+        most = steps if getattr(neuron, "step_mode", "m") == "s" else 1
+        if calls[neuron] > most:
+            line = _line_in_stack(traceback.extract_stack(), _source_file(type(model)))
+            raise ModelError(
+                f"{line}the neuron {names[neuron]!r} is called more than {most} times in one forward of {steps} steps; "
+                "it would start from the membrane of another layer, so give each place a neuron of its own."
+            )
+
+    handles = [module.register_forward_pre_hook(count) for module in model.modules() if is_neuron(module)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _source_file(thing: Any) -> str:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(thing)) or ""
+    except TypeError:
+        return ""
+
+
+def _where(thing: Any) -> str:
+    """File and line of a definition."""
+    thing = inspect.unwrap(thing)
+    try:
+        return f"{Path(_source_file(thing)).name}, line {inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):
+        return str(getattr(thing, "__qualname__", type(thing).__name__))
+
+
+def _line_in_stack(stack: traceback.StackSummary, file: str) -> str:
+    """File and line of the innermost frame in a file; "" where none is in it."""
+    lines = [frame.lineno for frame in stack if file and frame.filename == file]
+    return f"{Path(file).name}, line {lines[-1]}: " if lines else ""
+
+
+def _raised(what: str, error: BaseException, file: str) -> ModelError:
+    """The error of a user's code, with the line of the user's file where it arose."""
+    first = str(error).strip().partition("\n")[0]
+    line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
+    if isinstance(error, SyntaxError):
+        line, first = f"{Path(error.filename or '').name}, line {error.lineno}: ", error.msg
+    return ModelError(f"{line}{what} raised {type(error).__name__}: {first}")

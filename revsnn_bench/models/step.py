@@ -1,0 +1,77 @@
+"""The training step of a spiking model on fixed data: what every workload is turned into."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from revsnn_nodes.plan import is_neuron
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from revsnn_bench.case import Case
+from revsnn_bench.meters.step import ModuleStep
+
+INPUT_MEAN, INPUT_STD = 0.3, 1.0
+
+
+class WorkloadStep(ModuleStep):
+    """The training step of a spiking model: neurons carry state, and the output's gradient is fixed noise.
+
+    Args:
+        model: takes `[T, B, *]`.
+        source: leaf input, `[T, B, *]`.
+        labels: class of each sample, `[B]`; the output is then the cross-entropy loss. None for the model's own
+            output, with a fixed random gradient.
+        around: makes the context that model and loss run in.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Tensor,
+        labels: Tensor | None = None,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__(model, source)
+        self.labels, self.around = labels, around
+        self.upstream: Tensor | None = None
+        if labels is None:
+            self.upstream = torch.randn(self.gradient_shape(), generator=torch.Generator().manual_seed(1)).to(source)
+        self.prepare()
+
+    def run(self, x: Tensor) -> Tensor:
+        """Runs the model, and the loss where there are labels."""
+        with self.around():
+            output = super().run(x)
+            return output if self.labels is None else cross_entropy(output, self.labels)
+
+    def output_gradient(self, output: Tensor) -> Tensor:
+        """A copy of the fixed gradient; 1 for a loss."""
+        return torch.ones_like(output) if self.upstream is None else self.upstream.clone()
+
+    def gradient_shape(self) -> torch.Size:
+        """Shape of the output."""
+        if is_neuron(self.model):
+            return self.source.shape
+        with torch.no_grad():
+            output: Tensor = self.model(self.source)
+        return output.shape
+
+    def reset_state(self) -> None:
+        """Resets every neuron."""
+        for module in self.model.modules():
+            if is_neuron(module):
+                module.reset()  # type: ignore[operator]
+
+    def state_tensors(self) -> list[Tensor]:
+        """The membranes that the neurons carry to the next call."""
+        states = [module.v for module in self.model.modules() if is_neuron(module)]
+        return [v for v in states if isinstance(v, Tensor)]
+
+
+def input_noise(case: Case) -> Tensor:
+    """A leaf input of a case, `[T, B, *]`, by its seed."""
+    generator = torch.Generator().manual_seed(case.seed)
+    x = torch.randn(case.timesteps, case.batch, *case.shape, generator=generator) * INPUT_STD + INPUT_MEAN
+    return x.to(getattr(torch, case.dtype)).to(case.device).requires_grad_()

@@ -1,0 +1,257 @@
+"""A byte budget in, the cheapest measured plan out: profile, solve, apply, measure, and solve again where it is missed.
+
+plan = make_plan(model, x_seq, budget="4 GiB")
+plan.apply(model)                        # or save plan.to_json() and apply_plan(model, path) where you train
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from revsnn_nodes import apply_plan
+from revsnn_nodes.plan import put_in_our_neurons
+from torch import Tensor, nn
+
+from revsnn_bench.case import Case, parse_size
+from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak
+from revsnn_bench.meters.fidelity import relative_error
+from revsnn_bench.meters.memory import peak_bytes
+from revsnn_bench.models.own import OwnStep
+from revsnn_bench.models.step import WorkloadStep
+from revsnn_bench.models.workloads import build
+from revsnn_bench.plan.predict import fake_step, probe_for
+from revsnn_bench.plan.profile import Choice, Profile, profile_fake, profile_step
+from revsnn_bench.plan.solve import cheapest, frontier, least
+from revsnn_bench.records import MemoryTimeline
+
+MOST_REPAIRS = 5
+MEMORY_SHARE = 0.5
+"""A step whose predicted peak is beyond this share of the machine's memory is profiled without running it."""
+
+SMALL_BYTES = 64 << 20
+"""Peak of the smaller step that gives its seconds."""
+
+Measure = Callable[[dict[str, str]], "Measured"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step under a plan.
+
+    Fields:
+        peak_bytes: its peak.
+        gradient_error: relative L2 difference of all parameter gradients to the model without a plan.
+        timeline: live bytes over the step.
+    """
+
+    peak_bytes: int
+    gradient_error: float
+    timeline: MemoryTimeline
+
+
+@dataclass(frozen=True)
+class Row:
+    """A block in a plan: what it keeps, its highest bytes beyond what blocks before it keep, seconds beyond plain."""
+
+    block: str
+    option: str
+    kept_bytes: int
+    peak_bytes: int
+    extra_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each block does, and what that takes.
+
+    Fields:
+        budget_bytes: asked for.
+        fits: whether the measured peak is within it; otherwise this is the plan that takes least.
+        rows: by block, in order of running.
+        predicted_bytes, step_s: of the step, by the profile.
+        plain_bytes, plain_s: of the step without a plan, by the profile.
+        measured: the step under the plan in a fresh process; None where it was too large to run.
+        without: the same without a plan.
+        repairs: how often the budget of the solver was lowered.
+        frontier: (peak, seconds) of each distinct plan, by falling peak.
+    """
+
+    budget_bytes: int
+    fits: bool
+    rows: tuple[Row, ...]
+    predicted_bytes: int
+    step_s: float
+    plain_bytes: int
+    plain_s: float
+    measured: Measured | None
+    without: Measured | None = None
+    repairs: int = 0
+    frontier: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Option by block, as `apply_plan` takes them."""
+        return {row.block: row.option for row in self.rows}
+
+    def summary(self) -> list[str]:
+        """What it comes to, in sentences."""
+
+        def mib(nbytes: int) -> str:
+            return f"{nbytes / 2**20:,.1f} MiB"
+
+        peak = f"predicted peak {mib(self.predicted_bytes)}"
+        if self.measured is not None:
+            peak += f", measured {mib(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
+        slower = f"{self.step_s / self.plain_s:.2f} times the time of the model without a plan"
+        verdict = "This plan fits" if self.fits else "Nothing fits; the least that does takes this plan"
+        lines = [f"{verdict}: budget {mib(self.budget_bytes)}, {peak}; {slower}, which takes {mib(self.plain_bytes)}."]
+        if self.measured is None:
+            lines.append("The step is too large to run here: its seconds are those of a smaller batch, in proportion.")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, for a page."""
+        timelines = {
+            name: measured.timeline.rows()
+            for name, measured in (("without a plan", self.without), ("with this plan", self.measured))
+            if measured is not None
+        }
+        document: dict[str, Any] = json.loads(self.to_json())
+        return document | {"summary": self.summary(), "timelines": timelines}
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Puts our neurons and this plan into a model; see `revsnn_nodes.apply_plan`."""
+        put_in_our_neurons(model)
+        return apply_plan(model, self.options)
+
+    def to_json(self) -> str:
+        """The plan as `apply_plan` reads it from a file."""
+        document = {"neurons": "lif", "blocks": [asdict(row) for row in self.rows]}
+        numbers = {
+            name: getattr(self, name)
+            for name in ("budget_bytes", "fits", "predicted_bytes", "step_s", "plain_bytes", "plain_s", "frontier")
+        }
+        if self.measured is not None:
+            numbers |= {"measured_bytes": self.measured.peak_bytes, "gradient_error": self.measured.gradient_error}
+        return json.dumps(document | numbers, indent=1) + "\n"
+
+
+def make_plan(
+    model: nn.Module,
+    inputs: Tensor,
+    loss: Callable[[Tensor], Tensor] | None = None,
+    budget: str | int = "1 GiB",
+    blocks: type[nn.Module] | None = None,
+    rounds: int = 3,
+) -> Plan:
+    """Plans for a model in this process, on real tensors; its LIF neurons of SpikingJelly are exchanged for ours.
+
+    Args:
+        model: takes `inputs`; is left without a plan.
+        inputs: `[T, B, *]`.
+        loss: of the output; None for a fixed random gradient.
+        budget: peak bytes of forward and backward, parameters and inputs not counted; text such as "4 GiB".
+        blocks: class of its blocks; found by `find_blocks` where None.
+        rounds: timed steps of each option.
+    Raises:
+        ValueError: no block was found, or the model cannot be measured.
+    """
+    put_in_our_neurons(model)
+    step = OwnStep(model, inputs.detach().clone().requires_grad_(), loss)
+    return solve_plan(profile_step(step, blocks, rounds), parse_size(budget), lambda plan: measure_step(step, plan))
+
+
+def solve_plan(profile: Profile, budget_bytes: int, measure: Measure | None) -> Plan:
+    """Solves, measures, and solves again for a smaller budget while the measured peak is beyond the one asked for.
+
+    Args:
+        profile: of the step.
+        budget_bytes: largest peak.
+        measure: measures a plan; None where the step is too large to run.
+    """
+    target, repairs = budget_bytes, 0
+    while (choice := cheapest(profile, target)) is not None:
+        found = None if measure is None else measure(dict(zip(profile.blocks, choice, strict=True)))
+        if found is None or found.peak_bytes <= budget_bytes or repairs == MOST_REPAIRS:
+            break
+        target = min(target, profile.peak_bytes(choice)) - (found.peak_bytes - budget_bytes)
+        repairs += 1
+    if choice is None:
+        choice = least(profile)
+        found = None if measure is None else measure(dict(zip(profile.blocks, choice, strict=True)))
+    peak = profile.peak_bytes(choice) if found is None else found.peak_bytes
+    return Plan(
+        budget_bytes=budget_bytes,
+        fits=peak <= budget_bytes,
+        rows=_rows(profile, choice),
+        predicted_bytes=profile.peak_bytes(choice),
+        step_s=profile.step_s(choice),
+        plain_bytes=profile.plain_bytes,
+        plain_s=profile.plain_s,
+        measured=found,
+        without=None if measure is None else measure({}),
+        repairs=repairs,
+        frontier=tuple((profile.peak_bytes(each), profile.step_s(each)) for each in frontier(profile)),
+    )
+
+
+def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
+    costs = profile.costs_of(choice)
+    plain = profile.plain if choice == profile.plain else (*choice[:1], *profile.plain[1:])
+    pairs = zip(profile.seconds, choice, plain, strict=True)
+    extra = [known.get(own, 0.0) - known.get(kept, 0.0) for known, own, kept in pairs]
+    return tuple(
+        Row(block, option, cost.kept_bytes, cost.peak_bytes, extra_s)
+        for block, option, cost, extra_s in zip(profile.blocks, choice, costs, extra, strict=True)
+    )
+
+
+def profile_case(case: Case, rounds: int = 3) -> tuple[Profile, bool]:
+    """The profile of a case in a worker: on real tensors, or on fake ones where its step would not fit the machine.
+
+    Returns:
+        The profile, and whether the step can be run here; if not, seconds are a smaller batch's, in proportion.
+    """
+    with fake_step(case) as fake:
+        expected = attribute_peak(fake, probe_for(case)).peak_bytes
+    if expected <= MEMORY_SHARE * psutil.virtual_memory().total:
+        step = build(case)
+        step.backward(step.forward())
+        return profile_step(step, rounds=rounds), True
+    share = min(1.0, SMALL_BYTES / expected)
+    small = case.model_copy(update={"batch": max(1, int(case.batch * share))})
+    known = profile_step(build(small), rounds=rounds)
+    with fake_step(case) as fake:
+        return profile_fake(fake, known, case.batch / small.batch, probe_for(case)), False
+
+
+def measure_case(case: Case, plan: dict[str, str]) -> Measured:
+    """Measures a case under a plan: what the command runs in a fresh worker."""
+    step = build(case)
+    step.backward(step.forward())
+    return measure_step(step, plan)
+
+
+def measure_step(step: WorkloadStep, plan: dict[str, str]) -> Measured:
+    """Peak, gradient and live bytes of a step under a plan; leaves the model without one."""
+    apply_plan(step.model, {})
+    expected = _gradients(step)
+    apply_plan(step.model, plan)
+    try:
+        error = relative_error(_gradients(step), expected)
+        del expected
+        return Measured(peak_bytes(step), error, attribute_host_peak(step).timeline)
+    finally:
+        apply_plan(step.model, {})
+
+
+def _gradients(step: WorkloadStep) -> list[Tensor]:
+    step.prepare()
+    torch.manual_seed(0)
+    step.backward(step.forward())
+    found = [p.grad.clone() for p in step.model.parameters() if p.grad is not None]
+    step.prepare()
+    return found

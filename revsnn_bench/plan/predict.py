@@ -1,0 +1,133 @@
+"""Bytes and operations of a training step without running it: on fake tensors, which have shapes and no memory.
+
+A dispatch mode logs the life of every storage (`revsnn_bench.meters.tracker`). What it cannot see is the scratch memory
+inside of convolutions: oneDNN reorders tensors to layouts of its own. Each distinct convolution is therefore run once
+for real, at a batch of at most `PROBE_ELEMENTS` elements; scratch grows in a line with the batch, which two of them
+give. Not included for a GPU: the driver's context, workspaces of cuDNN and cuBLAS, rounding and fragmentation.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from revsnn_bench.case import Case
+from revsnn_bench.meters.allocator import record_timeline
+from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
+from revsnn_bench.meters.flops import measure_flops, register_fused_operators
+from revsnn_bench.meters.step import unique_bytes
+from revsnn_bench.models.own import OwnStep, is_own, own_parts
+from revsnn_bench.models.step import WorkloadStep
+from revsnn_bench.models.workloads import build
+
+PROBE_ELEMENTS = 1 << 20
+"""Elements of the input up to which a convolution is run for its scratch."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a training step would take; bytes as in `MemoryRecord`, operations as in `FlopsRecord`."""
+
+    peak_bytes: int
+    retained_bytes: int
+    flops: int
+
+
+def predict(case: Case) -> Prediction:
+    """Peak, retained bytes and operations of a case, without allocating its tensors.
+
+    Raises:
+        ModelError: a user's model cannot run without values, such as one with data-dependent control flow.
+        ValueError: as of `build`.
+    """
+    register_fused_operators()
+    with fake_step(case) as step:
+        peak = attribute_peak(step, probe_for(case)).peak_bytes
+        retained = sum(retained_by_module(step).values())
+        flops = measure_flops(step, cross_check=False)
+    return Prediction(peak, retained, flops.forward.total + flops.backward.total + flops.recompute.total)
+
+
+@contextmanager
+def fake_step(case: Case) -> Iterator[WorkloadStep]:
+    """The training step of a case on fake tensors, in a context in which they can be used."""
+    on_cpu = case.model_copy(update={"device": "cpu"})
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # the cache keeps storages alive
+    if is_own(case.workload):
+        model, _, loss, around = own_parts(on_cpu)
+    else:
+        small = build(on_cpu.model_copy(update={"batch": min(case.batch, 2)}))
+        model, rest, labels = small.model, small.source.shape[2:], small.labels
+    with FakeCopyMode(mode):
+        model = copy.deepcopy(model)
+    with mode:
+        features = case.shape if is_own(case.workload) else rest
+        source = torch.empty(
+            case.timesteps, case.batch, *features, dtype=getattr(torch, case.dtype), requires_grad=True
+        )
+        if is_own(case.workload):
+            yield OwnStep(model, source, loss, around)
+        else:
+            yield WorkloadStep(model, source, None if labels is None else torch.zeros(case.batch, dtype=labels.dtype))
+
+
+class Probe:
+    """Bytes that an operator takes beyond what the tracker sees."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def __call__(self, func: Any, args: tuple[Any, ...], out: Any) -> int:
+        """Scratch of a call; 0 for anything but a convolution."""
+        if func not in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
+            return 0
+        backward = func is torch.ops.aten.convolution_backward.default
+        batched = args[:2] if backward else args[:1]
+        key = str((func, tree_map(_described, args)))
+        if key not in self._known:
+            batch, most = batched[-1].shape[0], max(2, PROBE_ELEMENTS // batched[-1][0].numel())
+            if batch <= most:
+                self._known[key] = self._measured(func, args, len(batched), batch)
+            else:
+                half, full = (self._measured(func, args, len(batched), n) for n in (most // 2, most))
+                slope = (full - half) / (most - most // 2)
+                self._known[key] = max(0, round(full + slope * (batch - most)))
+        return self._known[key]
+
+    def _measured(self, func: Any, args: tuple[Any, ...], batched: int, batch: int) -> int:
+        """Highest bytes inside of a real call at a batch, less its results."""
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        def real(position: int, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            shape = (batch, *value.shape[1:]) if position < batched else value.shape
+            return torch.zeros(shape, dtype=value.dtype)
+
+        with _disable_current_modes(), unset_fake_temporarily(), torch.no_grad():
+            tensors = [real(position, value) for position, value in enumerate(args)]
+            func(*tensors)
+            results, timeline = record_timeline(lambda: func(*tensors))
+            return timeline.peak_bytes - unique_bytes(each for each in tree_leaves(results) if isinstance(each, Tensor))
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    return value
+
+
+_PROBE = Probe()
+
+
+def probe_for(case: Case) -> Probe | None:
+    """What measures scratch on the device of a case; None on a GPU, where it cannot be measured from here."""
+    return _PROBE if case.device == "cpu" else None

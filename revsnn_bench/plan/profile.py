@@ -1,0 +1,360 @@
+"""What each block of a model costs under each option: bytes kept, highest bytes while it runs, seconds.
+
+The blocks run in a row. Segment i starts where block i does and ends where the next one does; segment 0 is what comes
+before the first block. In backward the border between two segments is where the gradient of the tensor between them
+arrives. Whole steps are recorded, with every option next to every other, so that what a block keeps for its neighbour,
+or makes again for it, is in the numbers. With k_i the option of block i and L(t) the live bytes,
+
+    m_i(k_i-1, k_i) = bytes allocated in forward of segment i that are alive where forward ends
+    p_i(k_i-1, k_i) = max of L(t) over forward and backward of segment i, less sum over j < i of m_j
+    peak            = max over i of  sum over j < i of m_j(k_j-1, k_j)  +  p_i(k_i-1, k_i)
+
+p_i holds what lives anyway: parameter gradients of the blocks behind it, the arriving gradient, its own temporaries.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, pairwise, product
+from statistics import median
+from typing import Any
+
+import torch
+from revsnn_nodes import apply_plan
+from revsnn_nodes.plan import OPTIONS, REST, Block, find_blocks
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from revsnn_bench.meters.allocator import is_allocation, profiled_events, replay_event
+from revsnn_bench.meters.ledger import Ledger
+from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.tracker import Scratch, StorageTracker
+from revsnn_bench.system.process import quiet_gc
+
+Pair = tuple[str, str]
+"""Options of the block before and of the block itself; the first segment has "" before it."""
+
+Choice = tuple[str, ...]
+"""One option for every segment."""
+
+SAME = 0.01
+"""Share of the bytes kept to which two options are the same."""
+
+_MARK = "revsnn_bench.plan:"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a segment takes: `kept_bytes` is m, `peak_bytes` is p of this module's docstring."""
+
+    kept_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Costs of every segment under every pair of options.
+
+    Fields:
+        blocks: names in order of running; the first is `REST`, what is in no block.
+        options: what each may do. What is in no block is under `remat`: it lies between the others.
+        costs: by segment and pair.
+        seconds: by segment and option: forward and backward of one step.
+        plain_bytes, plain_s: peak and seconds of the model without a plan.
+    """
+
+    blocks: tuple[str, ...]
+    options: tuple[tuple[str, ...], ...]
+    costs: tuple[dict[Pair, Cost], ...]
+    seconds: tuple[dict[str, float], ...]
+    plain_bytes: int
+    plain_s: float
+
+    @property
+    def plain(self) -> Choice:
+        """The model without a plan."""
+        return ("plain",) * len(self.blocks)
+
+    def costs_of(self, choice: Choice) -> list[Cost]:
+        """The cost of every segment under a choice of options; what is in no block is there under `remat`."""
+        pairs = pairwise(["", "remat", *choice[1:]])
+        return [costs[pair] for costs, pair in zip(self.costs, pairs, strict=True)]
+
+    def peak_bytes(self, choice: Choice) -> int:
+        """The peak that the equation gives for a choice of options."""
+        return self.plain_bytes if choice == self.plain else _peak(self.costs_of(choice))
+
+    def step_s(self, choice: Choice) -> float:
+        """Seconds of a step under a choice of options."""
+        if choice == self.plain:
+            return self.plain_s
+        return sum(seconds[option] for seconds, option in zip(self.seconds, choice, strict=True))
+
+    def uniform(self, option: str) -> Choice:
+        """The choice that gives every block one option."""
+        return self.plain if option == "plain" else (*self.options[0], *(option for _ in self.blocks[1:]))
+
+
+def profile_step(
+    step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3, options: Sequence[str] = OPTIONS
+) -> Profile:
+    """Records a step under every pair of options; leaves the model without a plan and the step prepared.
+
+    Args:
+        step: of the model to plan for.
+        kind: class of its blocks, where the user names it.
+        rounds: timed steps of each option.
+        options: to choose from.
+    Raises:
+        ValueError: no block was found.
+    """
+    with quiet_gc():
+        gc.freeze()  # what is there already costs no time in the collections between steps
+        try:
+            return _profile(step, running_order(step, kind), options, rounds)
+        finally:
+            gc.unfreeze()
+            apply_plan(step.model, {})
+
+
+def profile_fake(step: TrainingStep, small: Profile, times: float, scratch: Scratch | None) -> Profile:
+    """The bytes of a step on fake tensors, with the options and seconds of a smaller one.
+
+    Args:
+        step: as `revsnn_bench.plan.predict.fake_step` makes it, in its context.
+        small: profile of the smaller step.
+        times: how many times larger this one is.
+        scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
+    """
+    blocks = [Block.named(name) for name in small.blocks[1:]]
+    plain_bytes, costs = _all_costs(partial(_fake_costs, step, blocks, scratch), small.blocks, small.options[-1])
+    seconds = tuple({option: times * each for option, each in known.items()} for known in small.seconds)
+    return replace(small, costs=costs, seconds=seconds, plain_bytes=plain_bytes, plain_s=times * small.plain_s)
+
+
+def _profile(step: TrainingStep, blocks: Sequence[Block], options: Sequence[str], rounds: int) -> Profile:
+    names = (REST, *(block.name for block in blocks))
+    costs_of = partial(_costs, step, blocks)
+    options = _distinct(costs_of, names, options)
+    plain_bytes, costs = _all_costs(costs_of, names, options)
+    seconds, plain_s = _seconds(step, blocks, names, options, rounds)
+    return Profile(names, (("remat",), *(options for _ in blocks)), costs, seconds, plain_bytes, plain_s)
+
+
+CostsOf = Callable[[dict[str, str]], list["Cost"]]
+
+
+def _distinct(costs_of: CostsOf, names: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
+    """The options, without those that keep what an earlier one keeps, to `SAME` of it."""
+    kept: dict[str, int] = {}
+    for option in options:
+        costs = costs_of({REST: "remat", **dict.fromkeys(names[1:], option)})
+        total = sum(cost.kept_bytes for cost in costs)
+        if not any(abs(total - other) <= SAME * other for other in kept.values()):
+            kept[option] = total
+    return tuple(kept)
+
+
+def _all_costs(
+    costs_of: CostsOf, names: Sequence[str], options: Sequence[str]
+) -> tuple[int, tuple[dict[Pair, Cost], ...]]:
+    """The peak without a plan; and costs by segment and pair, from steps in which two options take turns."""
+    known: list[dict[Pair, Cost]] = [{} for _ in names]
+    for even, odd in product(options, repeat=2):
+        choice = ("remat", *((even, odd)[number % 2] for number in range(1, len(names))))
+        costs = costs_of(dict(zip(names, choice, strict=True)))
+        for found, pair, cost in zip(known, pairwise(["", *choice]), costs, strict=True):
+            found[pair] = cost
+    return _peak(costs_of({})), tuple(known)
+
+
+def _peak(costs: Sequence[Cost]) -> int:
+    before = accumulate((cost.kept_bytes for cost in costs), initial=0)
+    return max(kept + cost.peak_bytes for kept, cost in zip(before, costs, strict=False))
+
+
+def running_order(step: TrainingStep, kind: type[nn.Module] | None = None) -> list[Block]:
+    """The blocks in the order in which they run; the model as one block where some run more than once in a step.
+
+    Raises:
+        ValueError: there is none.
+    """
+    apply_plan(step.model, {})
+    blocks, calls = find_blocks(step.model, kind), []
+    if not blocks:
+        raise ValueError(
+            f"`model` must hold a block with weights and a neuron; {type(step.model).__name__} has none. There is "
+            "nothing to choose between. Name the class of its blocks."
+        )
+    step.prepare()
+    with _borders(step.model, blocks, lambda number, _: calls.append(number)):
+        step.forward()
+    step.prepare()
+    if len({*calls}) < len(calls):
+        return [Block("")]
+    return [blocks[number - 1] for number in calls]
+
+
+@contextmanager
+def _borders(model: nn.Module, blocks: Sequence[Block], note: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Calls `note(i, input)` where block i, from 1 on, starts in forward; not where it runs again."""
+
+    def enter(number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if torch._C._current_graph_task_id() == -1 and tensors:
+            note(number, tensors[0])
+
+    handles = [
+        block.modules(model)[0].register_forward_pre_hook(partial(enter, number), with_kwargs=True)
+        for number, block in enumerate(blocks, 1)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(step: TrainingStep, blocks: Sequence[Block], mark: Callable[[int], None]) -> None:
+    """Forward and backward; `mark` gets the segment that starts, and -1 where forward ends."""
+
+    def note(number: int, x: Tensor) -> None:
+        mark(number)
+        if x.requires_grad:
+            x.register_hook(partial(_mark_once, mark, number - 1))
+
+    with _borders(step.model, blocks, note):
+        output = step.forward()
+    mark(-1)
+    step.backward(output)
+
+
+def _mark_once(mark: Callable[[int], None], number: int, _: Tensor) -> None:
+    mark(number)
+
+
+def _fake_costs(
+    step: TrainingStep, blocks: Sequence[Block], scratch: Scratch | None, plan: dict[str, str]
+) -> list[Cost]:
+    """The same of a step on fake tensors, from the log of a tracker."""
+    apply_plan(step.model, plan)
+    step.prepare()
+    tracker = StorageTracker(step.model, scratch)
+    marks: list[tuple[int, int]] = []
+    with quiet_gc(), tracker:
+        _run(step, blocks, lambda number: marks.append((len(tracker.log), number)))
+    step.prepare()
+    recorded = _Recorded(len(blocks) + 1)
+    for place, entry in enumerate(tracker.log):
+        while marks and marks[0][0] <= place:
+            recorded.mark(marks.pop(0)[1])
+        serial = abs(entry) - 1
+        if entry > 0:
+            recorded.ledger.allocate(serial, tracker.blocks[serial].nbytes)
+        else:
+            recorded.ledger.free(serial)
+        recorded.now()
+    return recorded.costs()
+
+
+def _costs(step: TrainingStep, blocks: Sequence[Block], plan: dict[str, str]) -> list[Cost]:
+    """Costs of every segment in one step under a plan."""
+    apply_plan(step.model, plan)
+    step.prepare()
+
+    def mark(number: int) -> None:
+        with record_function(f"{_MARK}{number}"):
+            pass
+
+    _, events = profiled_events(lambda: _run(step, blocks, mark))
+    step.prepare()
+    recorded = _Recorded(len(blocks) + 1)
+    for event in events:
+        if is_allocation(event):
+            replay_event(recorded.ledger, event)
+            recorded.now()
+        elif event.name.startswith(_MARK):
+            recorded.mark(int(event.name.removeprefix(_MARK)))
+    return recorded.costs()
+
+
+@dataclass
+class _Recorded:
+    """A step's allocations, cut into segments."""
+
+    segments: int
+    ledger: Ledger = field(default_factory=Ledger)
+    segment: int = 0
+    starts: list[int] = field(default_factory=lambda: [0])
+    kept: list[int] = field(default_factory=list)
+    highest: dict[int, int] = field(default_factory=dict)
+
+    def mark(self, number: int) -> None:
+        """Segment `number` starts; -1 ends forward, and the last segment goes on in backward."""
+        if number >= 0:
+            self.segment = number
+            if not self.kept:
+                self.starts.append(len(self.ledger.sizes))
+            return
+        bounds = [*self.starts, len(self.ledger.sizes)]
+        live = self.ledger.live.values()
+        self.kept = [
+            sum(self.ledger.sizes[each] for each in live if first <= each < last) for first, last in pairwise(bounds)
+        ]
+
+    def now(self) -> None:
+        """Looks at the bytes that are alive."""
+        self.highest[self.segment] = max(self.highest.get(self.segment, 0), self.ledger.now)
+
+    def costs(self) -> list[Cost]:
+        """Of every segment."""
+        before = [sum(self.kept[:number]) for number in range(self.segments)]
+        return [Cost(self.kept[n], self.highest.get(n, 0) - before[n]) for n in range(self.segments)]
+
+
+def _seconds(
+    step: TrainingStep,
+    blocks: Sequence[Block],
+    names: Sequence[str],
+    options: Sequence[str],
+    rounds: int,
+) -> tuple[tuple[dict[str, float], ...], float]:
+    """Medians over interleaved rounds, by segment and option; and of the step without a plan.
+
+    One round before them is not counted.
+    """
+    samples: list[dict[str, list[float]]] = [{} for _ in names]
+    plain: list[float] = []
+    for number in range(rounds + 1):
+        for option in options:
+            choice = ("remat", *(option for _ in blocks))
+            times = _timed(step, blocks, dict(zip(names, choice, strict=True)), len(names))
+            for known, taken, time_s in zip(samples, choice, times, strict=True):
+                if number:
+                    known.setdefault(taken, []).append(time_s)
+        without = sum(_timed(step, blocks, {}, len(names)))
+        if number:
+            plain.append(without)
+    return tuple({option: median(times) for option, times in known.items()} for known in samples), median(plain)
+
+
+def _timed(step: TrainingStep, blocks: Sequence[Block], plan: Mapping[str, str], segments: int) -> list[float]:
+    apply_plan(step.model, plan)
+    step.prepare()
+    times, running, last = [0.0] * segments, 0, time.perf_counter()
+
+    def mark(number: int) -> None:
+        nonlocal running, last
+        now = time.perf_counter()
+        times[running] += now - last
+        running, last = (running if number < 0 else number), now
+
+    gc.collect()
+    last = time.perf_counter()
+    _run(step, blocks, mark)
+    mark(0)
+    step.prepare()
+    return times

@@ -1,0 +1,71 @@
+"""The page of a plan, What fits: budget in, plan out; live bytes before and after; the least time for every budget."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from revsnn_bench.report import canvas, units
+from revsnn_bench.report.html.page import render_page
+
+_MIB = 2**20
+_LOOKS = ((canvas.MUTED, "--"), ("#0072B2", "-"))
+"""Colour and dash without and with the plan."""
+
+
+def plan_page(plan: Mapping[str, Any], title: str) -> str:
+    """Returns one self-contained page, which needs no script.
+
+    Args:
+        plan: what the planner's `as_dict` gives.
+        title: the model and its input.
+    """
+    frontier = [(peak, seconds, seconds / plan["plain_s"]) for peak, seconds in plan["frontier"]]
+    kept = sum(row["kept_bytes"] for row in plan["blocks"]) or 1
+    return render_page(
+        "plan",
+        title=f"What fits: {title}",
+        plan=plan,
+        subject=title,
+        budgets=[(units.size(peak), units.seconds(s), units.times(ratio)) for peak, s, ratio in frontier],
+        blocks=[
+            (
+                row["block"], row["option"], units.size(row["kept_bytes"]), units.percent(row["kept_bytes"] / kept),
+                units.size(row["peak_bytes"]), units.seconds(row["extra_s"]),
+            )
+            for row in plan["blocks"]
+        ],
+        figures=[Markup(figure.inline([])) for figure in plan_figures(plan)],
+    )  # fmt: skip
+
+
+def plan_figures(plan: Mapping[str, Any]) -> list[canvas.Figure]:
+    """The frontier, and the live bytes over a step; the latter only where the step was run."""
+    points = [(peak / _MIB, seconds * 1e3) for peak, seconds in plan["frontier"]]
+    lines = {name: _course(rows) for name, rows in plan["timelines"].items()}
+    figures = [_drawn("frontier", {"least time": points}, "peak (MiB)", "time of a step (ms)", plan["budget_bytes"])]
+    if lines:
+        figures.append(_drawn("live", lines, "share of the step's events (%)", "live bytes (MiB)"))
+    return figures
+
+
+def _course(rows: Sequence[tuple[int, Mapping[str, int]]]) -> list[tuple[float, float]]:
+    """Live MiB by share of the events of a step."""
+    last = rows[-1][0] or 1
+    return [(100 * event / last, sum(live.values()) / _MIB) for event, live in rows]
+
+
+def _drawn(
+    name: str, lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, budget: int | None = None
+) -> canvas.Figure:
+    with canvas.panel(canvas.legend_rows(len(lines) + (budget is not None))) as axes:
+        looks = _LOOKS[-len(lines) :]
+        for (label, points), (colour, dash) in zip(lines.items(), looks, strict=True):
+            axes.step(*zip(*points, strict=True), dash, color=colour, label=label, where="post", linewidth=1.6)
+        if budget is not None:
+            axes.axvline(budget / _MIB, color=_LOOKS[0][0], linestyle=":", label="budget")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        canvas.legend(axes, axes.get_legend_handles_labels()[0])
+        svg = canvas.to_svg(axes)
+    return canvas.Figure(f"plan-{name}", name, "", svg)

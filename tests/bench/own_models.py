@@ -1,0 +1,149 @@
+"""Models as users write them, good and bad, for the tests of `--model`."""
+
+from types import SimpleNamespace
+
+import torch
+from revsnn_nodes import StandardLIF
+from torch import nn
+
+
+def per_step(*layers):
+    return PerStep(*layers)
+
+
+class PerStep(nn.Sequential):
+    """Layers without time, over `[T, B, *]`."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Plain(nn.Module):
+    """Linear layers and neurons; `[T, B, 6]` to `[T, B, 4]`."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.first = nn.Linear(6, 8), StandardLIF(step_mode="m")
+        self.two, self.second = nn.Linear(8, 4), StandardLIF(step_mode="m")
+
+    def forward(self, x):
+        return self.second(self.two(self.first(self.one(x))))
+
+
+def plain():
+    return Plain()
+
+
+def sequential():
+    return nn.Sequential(
+        nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), StandardLIF(step_mode="m"), nn.Linear(8, 4)
+    )
+
+
+class Loop(nn.Module):
+    """A loop over time, as snnTorch's tutorials write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(6, 8), StandardLIF(step_mode="s")
+
+    def forward(self, x):
+        return torch.stack([self.lif(self.fc(x_t)) for x_t in x.unbind(0)])
+
+
+def loop():
+    return Loop()
+
+
+def spikingjelly():
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    net = nn.Sequential(
+        layer.Conv2d(2, 4, 3, padding=1, bias=False), layer.BatchNorm2d(4), neuron.LIFNode(),
+        layer.Conv2d(4, 4, 3, padding=1, bias=False), layer.BatchNorm2d(4), neuron.LIFNode(),
+        layer.Flatten(), layer.Linear(4 * 36, 3),
+    )  # fmt: skip
+    functional.set_step_mode(net, "m")
+    return net
+
+
+def with_loss(timesteps, batch):
+    labels = torch.zeros(batch, dtype=torch.int64)
+    return SimpleNamespace(
+        model=Plain(),
+        inputs=lambda: torch.rand(timesteps, batch, 6),
+        loss=lambda y: nn.functional.cross_entropy(y.mean(0), labels),
+    )
+
+
+def raises():
+    return 1 / 0
+
+
+def nothing():
+    return None
+
+
+class NoNeuron(nn.Linear):
+    pass
+
+
+def no_neuron():
+    return NoNeuron(6, 4)
+
+
+class Tuple(Plain):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def returns_a_tuple():
+    return Tuple()
+
+
+class Twice(Plain):
+    def forward(self, x):
+        x = self.first(self.one(x))
+        return self.first(x)
+
+
+def neuron_twice():
+    return Twice()
+
+
+class Shared(Plain):
+    def __init__(self):
+        super().__init__()
+        self.second = self.first
+
+
+def shared():
+    return Shared()
+
+
+class Cut(Plain):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def cut():
+    return Cut()
+
+
+class Branch(Plain):
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return super().forward(x)
+
+
+def data_dependent():
+    return Branch()
+
+
+def loss_none():
+    return SimpleNamespace(model=Plain(), inputs=lambda: torch.rand(2, 3, 6), loss=lambda y: None)
+
+
+def wrong_inputs():
+    return SimpleNamespace(model=Plain(), inputs=lambda: torch.rand(9, 9), loss=lambda y: y.sum())

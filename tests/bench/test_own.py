@@ -1,0 +1,141 @@
+"""A user's own model as a workload: methods, fidelity, and what is said of one that cannot be measured."""
+
+import inspect
+
+import own_models
+import pytest
+import torch
+
+from revsnn_bench.case import Case
+from revsnn_bench.measuring import Settings, measure
+from revsnn_bench.models.own import EXACT, METHODS, ModelError
+from revsnn_bench.models.workloads import build
+from revsnn_bench.records import SkipCase, Status
+
+
+def case_of(model="plain", node="lif", shape=(6,), **fields):
+    return Case(
+        **{"workload": f"own_models:{model}", "node": node, "shape": shape, "timesteps": 2, "batch": 3, **fields}
+    )
+
+
+def line_of(thing, text=""):
+    """Number of the line of own_models.py where a definition starts, or where it has a text."""
+    lines, start = inspect.getsourcelines(thing)
+    return start + next(n for n, line in enumerate(lines) if text in line)
+
+
+ON_CPU = [method for method in METHODS if method != "lif+offload"]
+
+
+@pytest.mark.parametrize(
+    ("model", "node"),
+    [
+        *(("spikingjelly", method) for method in ON_CPU),
+        *(("plain", "as-is"), ("loop", "lif+checkpoint"), ("loop", "lif-carrier")),
+        *(("sequential", "lif+remat"), ("with_loss", "lif+bitpack")),
+    ],
+)
+def test_every_method_is_held_against_the_model_as_it_is(model, node):
+    """Bytes are measured, and the gradient agrees with float64 of the untouched model."""
+    shape = (2, 6, 6) if model == "spikingjelly" else (6,)
+    record = measure(case_of(model, node, shape), Settings(passes=("memory", "fidelity")))
+    assert record.status is Status.OK, record.reason
+    assert record.memory.peak_bytes > 0
+    assert record.fidelity.judged_by == "reference"
+
+
+def gradients(case):
+    torch.manual_seed(0)
+    step = build(case)
+    step.backward(step.forward())
+    return [parameter.grad for parameter in step.model.parameters()]
+
+
+@pytest.mark.parametrize("node", [method for method in EXACT if method in ON_CPU])
+def test_exact_methods_give_the_bits_of_the_fused_model(node):
+    """What is run again or made again has the gradients of `lif`."""
+    expected = gradients(case_of("spikingjelly", "lif", (2, 6, 6)))
+    assert all(map(torch.equal, gradients(case_of("spikingjelly", node, (2, 6, 6))), expected))
+
+
+def test_offload_needs_a_gpu():
+    """On the CPU there is nowhere to move tensors to, and the case is skipped with that reason."""
+    with pytest.raises(SkipCase, match="on the CPU they are there already"):
+        build(case_of(node="lif+offload"))
+
+
+def test_another_name_than_a_method_is_refused():
+    """A registered node is none: the model has its neurons."""
+    with pytest.raises(ValueError, match=r"`node` must be a method for a model of your own; got 'revlif'"):
+        build(case_of(node="revlif"))
+
+
+BAD = {
+    "raises": (own_models.raises, "1 / 0", "own_models:raises raised ZeroDivisionError: division by zero"),
+    "nothing": (own_models.nothing, "", "must return an nn.Module, or an object with model.*; it returned a NoneType"),
+    "no_neuron": (own_models.NoNeuron, "", "NoNeuron has no neuron: none of its modules has a membrane `v`"),
+    "returns_a_tuple": (own_models.Tuple.forward, "", "forward must return one tensor; it returned a tuple"),
+    "neuron_twice": (
+        own_models.Twice.forward,
+        "return",
+        "the neuron 'first' is called more than 1 times in one forward",
+    ),
+    "shared": (own_models.Shared, "", "'first' and 'second' of Shared are one module"),
+    "cut": (own_models.Cut.forward, "", "forward must return a tensor with a gradient"),
+    "loss_none": (own_models.loss_none, "loss=", "must return a tensor of one element .*; it returned None"),
+    "wrong_inputs": (
+        own_models.wrong_inputs,
+        "inputs=",
+        r"floats of the shape \[2, 3, 6\] that --input gives; it returned",
+    ),
+}
+
+
+@pytest.mark.parametrize("model", BAD)
+def test_a_bad_model_gets_one_sentence_with_its_line(model):
+    """The line is that of the user's file."""
+    thing, text, message = BAD[model]
+    with pytest.raises(ModelError, match=message) as caught:
+        build(case_of(model))
+    assert str(caught.value).startswith(f"own_models.py, line {line_of(thing, text)}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_input_that_does_not_fit():
+    """The user's line, the shape of the input, and torch's words."""
+    with pytest.raises(ModelError, match=r"line \d+: Plain on an input \[2, 3, 5\] raised RuntimeError: mat1 and mat2"):
+        build(case_of(shape=(5,)))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_module:make", "There is no module 'no_such_module' here"),
+        ("own_models:no_such_name", "The module has no callable 'no_such_name'"),
+    ],
+)
+def test_a_bad_path(path, message):
+    """It says which half is wrong."""
+    with pytest.raises(ModelError, match=message):
+        build(case_of(workload=path))
+
+
+def test_a_module_that_raises_on_import(tmp_path, monkeypatch):
+    """The line of the user's file, syntax errors included."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_broken.py").write_text("import torch\n\nraise ValueError('no data')\n")
+    (tmp_path / "own_syntax.py").write_text("import torch\ndef make(:\n")
+    with pytest.raises(ModelError, match=r"own_broken.py, line 3: the module own_broken raised ValueError: no data"):
+        build(case_of(workload="own_broken:make"))
+    with pytest.raises(ModelError, match=r"own_syntax.py, line 2: the module own_syntax raised SyntaxError"):
+        build(case_of(workload="own_syntax:make"))
+
+
+def test_workers_import_the_model(runner):
+    """A worker finds the module on the path of its client; a bad model is an error of the case, with its sentence."""
+    settings = Settings(passes=("memory",))
+    assert runner.run(case_of(), settings).status is Status.OK
+    record = runner.run(case_of("raises"), settings)
+    assert record.status is Status.ERROR
+    assert "own_models:raises raised ZeroDivisionError" in record.reason.partition("\n")[0]

@@ -1,0 +1,66 @@
+"""Bytes predicted on fake tensors against bytes measured on real ones."""
+
+import pytest
+
+from revsnn_bench.case import Case
+from revsnn_bench.meters.flops import measure_flops
+from revsnn_bench.meters.memory import peak_bytes, retained_bytes
+from revsnn_bench.models.own import ModelError
+from revsnn_bench.models.workloads import build
+from revsnn_bench.plan.predict import predict
+
+CASES = [
+    *(
+        Case(node=node, timesteps=6, batch=4, shape=(64,))
+        for node in ("lif", "lif-checkpoint", "revlif", "lif-carrier")
+    ),
+    Case(node="lif", timesteps=5, batch=3, shape=(64,), node_options={"backend": "fused"}),
+    Case(node="lif", workload="linear-blocks", timesteps=3, batch=4, shape=(32,), depth=2),
+    Case(node="lif-carrier", workload="conv-blocks", timesteps=3, batch=4, shape=(8, 8, 8), depth=2),
+    Case(node="lif+checkpoint", workload="conv-blocks", timesteps=3, batch=4, shape=(8, 8, 8)),
+    Case(node="lif", workload="digits-net", timesteps=3, batch=4, shape=(1, 8, 8)),
+    Case(node="lif", workload="vgg11@0.125", timesteps=2, batch=2, shape=(3, 32, 32)),
+    Case(node="lif", workload="resnet20@0.5", timesteps=2, batch=2, shape=(3, 16, 16)),
+    *(
+        Case(node=node, workload="own_models:spikingjelly", timesteps=3, batch=64, shape=(2, 6, 6))
+        for node in ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif-carrier")
+    ),
+    Case(node="lif", workload="own_models:with_loss", timesteps=3, batch=4, shape=(6,)),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.workload}-{case.node}")
+def test_predicted_bytes_are_those_measured(case):
+    """Peak within 1 %, retained within 1 % of the peak, for nodes, networks and models of users.
+
+    What is missing is the state of the random generator, 5056 bytes per checkpoint, and wrapped Python numbers.
+    """
+    step = build(case)
+    step.backward(step.forward())
+    found = predict(case)
+    peak = peak_bytes(step)
+    assert found.peak_bytes == pytest.approx(peak, rel=0.01)
+    assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak)
+
+
+def test_predicted_operations_are_those_counted():
+    """To the operation."""
+    case = Case(node="lif", workload="conv-blocks", timesteps=3, batch=4, shape=(4, 6, 6))
+    counted = measure_flops(build(case), cross_check=False)
+    assert predict(case).flops == counted.forward.total + counted.backward.total + counted.recompute.total
+
+
+def test_a_step_of_100_gib_is_predicted():
+    """Nothing of its size is allocated; bytes grow in a line with the batch."""
+    case = Case(node="lif", workload="own_models:spikingjelly", timesteps=4, shape=(2, 6, 6), batch=20_000_000)
+    half = predict(case.model_copy(update={"batch": 10_000_000})).peak_bytes
+    assert predict(case).peak_bytes > 100 * 2**30
+    assert predict(case).peak_bytes == pytest.approx(2 * half, rel=1e-3)
+
+
+def test_control_flow_that_reads_values_is_named():
+    """Fake tensors have none: the line of the user's file that asks for one."""
+    case = Case(node="lif", workload="own_models:data_dependent", timesteps=2, batch=3, shape=(6,))
+    build(case)
+    with pytest.raises(ModelError, match=r"own_models.py, line \d+: Branch on an input .* raised DataDependent"):
+        predict(case)

@@ -1,0 +1,65 @@
+"""Every file and every command of docs/your-model.md, run in order in one folder."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs" / "your-model.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = [line for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+SCRIPTS = ("train.py", "in_python.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    for name, text in FILES.items():
+        (path / name).write_text(text)
+    return path
+
+
+def run(arguments, folder):
+    paths = os.pathsep.join([path for path in sys.path if path] + [os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_page_has_its_files_and_commands():
+    """Nothing is left out by the patterns of this test."""
+    assert set(FILES) == {"net.py", "train.py", "loop.py", "task.py", "in_python.py"}
+    assert len(COMMANDS) == 6
+    assert PAGE.count("```python") == len(FILES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(command, folder):
+    """Each ends well; the plan fits, and its page shows figures and tables."""
+    program, *arguments = shlex.split(command)
+    assert program == "revsnn-bench"
+    printed = run(["-m", "revsnn_bench.cli", *arguments], folder)
+    if "--page" in arguments:
+        assert "This plan fits" in printed
+        page = (folder / "plan.html").read_text(encoding="utf-8")
+        assert page.count("<svg") >= 2
+        assert page.count("<table") == 2
+
+
+def test_the_training_script_runs(folder):
+    """With the plan that the command wrote."""
+    if not (folder / "plan.json").exists():
+        run(["-m", "revsnn_bench.cli", *shlex.split(COMMANDS[1])[1:]], folder)
+    assert "loss" in run(["train.py"], folder)
+
+
+def test_a_plan_from_python(folder):
+    """The last script of the page."""
+    assert "budget 1.0 MiB" in run(["in_python.py"], folder)

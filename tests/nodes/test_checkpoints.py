@@ -1,0 +1,125 @@
+"""torch.utils.checkpoint around nodes that carry a state and are not reset inside."""
+
+import pytest
+import torch
+from nodes_cases import ALL, make
+from torch.utils.checkpoint import checkpoint
+
+
+def gradients(name, run, steps=4, calls=3, **options):
+    """Input and weight gradients of several calls of one function of node and layer, with the state carried on."""
+    torch.manual_seed(1)
+    x = torch.randn(calls, steps, 2, 6, dtype=torch.float64, requires_grad=True)
+    layer = torch.nn.Linear(6, 6).double()
+    node = make(name, **options)
+    node(layer(x[0]).detach() + 1)  # a state to start from
+    node.detach()
+    loss = 0.0
+    for part in x.unbind(0):
+        loss = loss + run(lambda each: node(2 * layer(each)), part, node).square().sum()
+    before = node.v
+    loss.backward()
+    assert node.v is before
+    return [x.grad, layer.weight.grad]
+
+
+def plain(function, x, node):
+    return function(x)
+
+
+def nested(function, x, node):
+    def inner(each):
+        return checkpoint(function, each, use_reentrant=False)
+
+    return checkpoint(lambda each: inner(each) + inner(each / 2), x, use_reentrant=False)
+
+
+def unnested(function, x, node):
+    return function(x) + function(x / 2)
+
+
+def reset_between(function, x, node):
+    y = function(x)
+    node.reset()
+    return y + function(x / 2)
+
+
+def detached(wrap):
+    def run(function, x, node):
+        node.detach()
+        return wrap(function, x, node)
+
+    return run
+
+
+WRAPS = {
+    "checkpoint": (lambda function, x, node: checkpoint(function, x, use_reentrant=False), plain),
+    "nested": (nested, unnested),
+    "reset inside": (
+        lambda function, x, node: checkpoint(lambda each: reset_between(function, each, node), x, use_reentrant=False),
+        reset_between,
+    ),
+    "reentrant, detached": (
+        detached(lambda function, x, node: checkpoint(function, x, use_reentrant=True)),
+        detached(plain),
+    ),
+    "reentrant, two calls inside": (
+        detached(
+            lambda function, x, node: checkpoint(lambda each: unnested(function, each, node), x, use_reentrant=True)
+        ),
+        detached(unnested),
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", [*WRAPS])
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.usefixtures("on_each_backend")
+def test_the_second_run_starts_where_the_first_did(name, wrap):
+    """Gradients are those without checkpoint, and the carried state is the one that the forward left."""
+    checkpointed, without = WRAPS[wrap]
+    for got, want in zip(gradients(name, checkpointed), gradients(name, without), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_a_region_may_run_again_twice():
+    """A loop of steps in one region, with retain_graph: both backward passes give the same gradient."""
+    node, x = make("lif", step_mode="s"), torch.randn(8, 2, 6, requires_grad=True)
+
+    def loop(each):
+        return torch.stack([node(step) for step in each.unbind(0)])
+
+    y = checkpoint(loop, x, use_reentrant=False)
+    y.sum().backward(retain_graph=True)
+    first = x.grad.clone()
+    x.grad = None
+    y.sum().backward()
+    assert torch.equal(x.grad, first)
+
+
+@pytest.mark.parametrize("name", ["lif", "lif-carrier"])
+def test_a_reentrant_checkpoint_that_would_cut_the_state_is_refused(name):
+    """No gradient reaches a state that enters it with a graph, nor goes on from one that leaves it."""
+    x = torch.randn(4, 2, 6, requires_grad=True)
+    node = make(name)
+    node(x)
+    with pytest.raises(ValueError, match=r"`use_reentrant` must be False.*detach"):
+        checkpoint(node, x, use_reentrant=True)
+    node.detach()
+    checkpoint(node, x, use_reentrant=True)
+    with pytest.raises(ValueError, match="`use_reentrant` must be False"):
+        node(x)
+    node.detach()
+    assert node(x).requires_grad
+
+
+def test_a_state_from_inference_mode_serves_training():
+    """A call in inference_mode leaves a state that the next call in training may start from."""
+    x = torch.randn(4, 2, 6, requires_grad=True)
+    node, plain_node = make("lif"), make("lif")
+    with torch.inference_mode():
+        node(x)
+    with torch.no_grad():
+        plain_node(x)
+    got, want = (torch.autograd.grad(each(x).sum(), x)[0] for each in (node, plain_node))
+    assert torch.equal(got, want)

@@ -1,0 +1,70 @@
+"""docs/features.md: every feature of `nodes_features.FEATURES` on every node and backend is right, or refused."""
+
+import importlib.util
+import os
+import re
+import warnings
+from pathlib import Path
+
+import nodes_cases
+import pytest
+import torch
+from nodes_cases import ALL, FUSED, make
+from nodes_features import FEATURES, plain
+
+PAGE = Path(__file__).parents[2] / "docs" / "features.md"
+COLUMNS = [(name, backend) for name in ALL for backend in ("torch", "fused") if backend == "torch" or name in FUSED]
+HEAD = """# Features of PyTorch
+
+Every feature on every node and backend: `right` where output and gradients equal those of plain autograd in float64 (to
+1e-6), `refused` where it raises, with the message below. `tests/nodes/test_features.py` writes this page (with
+`REVSNN_WRITE_PAGES=1`) and holds it against a run. t: `backend="torch"`; f: the fused kernels for the CPU.
+"""
+
+
+def verdict(feature, name, backend):
+    """ "right", or the first sentence of the error that refuses."""
+    run, expected = FEATURES[feature]
+    x = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            got = run(make(name, backend="auto" if backend == "fused" else "torch"), x)
+    except Exception as error:
+        return re.sub(r"\s+", " ", str(error)).strip().split(". ")[0][:100] or type(error).__name__
+    want = (expected or run)(make(name, backend="torch").reference(), x)
+    for mine, theirs in zip(got, want, strict=True):
+        where = f"{feature}: {name} {backend}"
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9, equal_nan=True, msg=where)
+    return "right"
+
+
+def page(verdicts):
+    """The table of verdicts, and the messages that it refers to."""
+    messages = list(dict.fromkeys(each for each in verdicts.values() if each != "right"))
+    shown = {message: f"refused {number}" for number, message in enumerate(messages, 1)} | {"right": "right"}
+    lines = [HEAD, "| | " + " | ".join(f"{name} {backend[0]}" for name, backend in COLUMNS) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    for feature in FEATURES:
+        cells = (shown[verdicts[feature, *column]] for column in COLUMNS)
+        lines.append(f"| {feature} | " + " | ".join(cells) + " |")
+    lines += ["", *(f"{number}. {message}" for number, message in enumerate(messages, 1)), ""]
+    return "\n".join(lines)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the page has the fused kernels' columns")
+def test_every_feature_is_right_or_refused():
+    """No cell is silently wrong, and the committed page says what a run says."""
+    text = page({(feature, *column): verdict(feature, *column) for feature in FEATURES for column in COLUMNS})
+    if os.environ.get("REVSNN_WRITE_PAGES"):
+        PAGE.write_text(text, encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == text
+
+
+def test_the_matrix_can_fail():
+    """A node with a wrong gradient is not called right."""
+    node, x = make("lif"), torch.randn(4, 2, 6, dtype=torch.float64)
+    wrong = plain(lambda leaf: node(leaf * 1.001), x)
+    node.reset()
+    assert not torch.allclose(wrong[1], plain(node, x)[1], rtol=1e-6)
+    assert nodes_cases.backend == "torch"

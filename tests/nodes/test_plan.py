@@ -1,0 +1,127 @@
+"""Plans: what each block keeps, and that nothing else changes."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+from nodes_remat import NETWORKS, PerStep, Residual, image_sequence, residual_net, train_step, vgg
+from revsnn_nodes import StandardLIF, apply_plan
+from revsnn_nodes.plan import OPTIONS, REST, find_blocks, remove_plan
+from torch import nn
+
+
+def options_of(net, seed):
+    """A mix of options, every option in some block of some seed."""
+    names = [block.name for block in find_blocks(net)]
+    start = itertools.islice(itertools.cycle(OPTIONS), seed, None)
+    return {REST: ("plain", "remat")[seed % 2], **dict(zip(names, start, strict=False))}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_plan_changes_no_bit(network, seed):
+    """Outputs, gradients and running statistics of any mix of options equal those without a plan."""
+    net = NETWORKS[network]()
+    twin, x = copy.deepcopy(net), image_sequence()
+    expected = train_step(twin, x)
+    apply_plan(net, options_of(net, seed))
+    train_step(net, x).assert_equals(expected)
+
+
+def test_a_checkpointed_block_is_found_and_runs_once_more():
+    """A block with `checkpoint` runs its convolution twice in a step, a plain one once."""
+    net, x = vgg(), image_sequence()
+    calls = []
+    conv = net[0][0]
+    conv.register_forward_hook(lambda *call: calls.append(1))
+    train_step(net, x)
+    assert len(calls) == 1
+    apply_plan(net, {find_blocks(net)[0].name: "checkpoint"})
+    train_step(net, x)
+    assert len(calls) == 3
+
+
+def test_blocks_end_behind_neurons():
+    """A sequential is cut behind each neuron; a residual block with its shortcut is one block."""
+    assert [block.name for block in find_blocks(vgg())] == ["[0:2]", "[2:5]", "[5:9]"]
+    assert [block.name for block in find_blocks(residual_net())] == ["[0:2]", "2", "3"]
+    block = Residual(4)
+    block.shortcut = nn.Sequential(PerStep(nn.Conv2d(4, 4, 1)), StandardLIF(step_mode="m"))
+    assert [each.name for each in find_blocks(block)] == ["(model)"]
+
+
+def test_blocks_by_class():
+    """The user's class names the blocks."""
+    assert [block.name for block in find_blocks(residual_net(), Residual)] == ["2", "3"]
+
+
+def test_a_plan_is_replaced_and_removed():
+    """The last plan holds; without one the module has its own forward."""
+    net, x = residual_net(), image_sequence()
+    apply_plan(net, {"2": "checkpoint", "3": "remat"})
+    apply_plan(net, {"2": "plain", "3": "plain"})
+    assert "forward" not in net.__dict__
+    apply_plan(net, {"2": "bits"})
+    remove_plan(net)
+    assert all("forward" not in module.__dict__ for module in net.modules())
+    train_step(net, x)
+
+
+def test_a_copy_of_a_planned_model_is_its_own():
+    """The copy's blocks run the copy's parameters."""
+    net, x = residual_net(), image_sequence()
+    apply_plan(net, {"2": "checkpoint", "3": "bits"})
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    assert train_step(twin, x).y.abs().sum() > 0
+    assert twin.state_dict().keys() == residual_net().state_dict().keys()
+
+
+def test_a_carried_state_goes_through_a_checkpoint():
+    """Two forwards without a reset, one backward: the second starts from the first's membranes, recomputed too."""
+    net, x = residual_net(), image_sequence()
+    twin = copy.deepcopy(net)
+    apply_plan(net, {"[0:2]": "bits", "2": "checkpoint", "3": "remat"})
+    found = []
+    for each in (net, twin):
+        (each(x).sum() + (each(x + 0.5) ** 2).sum()).backward()
+        found.append([parameter.grad for parameter in each.parameters()])
+    assert all(map(torch.equal, *found))
+
+
+def test_dropout_in_a_checkpoint_draws_the_same():
+    """Random numbers of the second run are those of the first."""
+    net = nn.Sequential(nn.Linear(6, 6), StandardLIF(step_mode="m"), nn.Dropout(), nn.Linear(6, 6), StandardLIF())
+    net[-1].step_mode = "m"
+    x = torch.randn(4, 3, 6)
+    twin = copy.deepcopy(net)
+    apply_plan(net, {block.name: "checkpoint" for block in find_blocks(net)})
+    train_step(net, x).assert_equals(train_step(twin, x))
+
+
+def test_a_plan_from_a_file(tmp_path):
+    """`apply_plan` reads what `revsnn-bench plan` writes."""
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"neurons": "as-is", "blocks": [{"block": "2", "option": "checkpoint"}]}))
+    net = residual_net()
+    assert apply_plan(net, path) is net
+    assert "forward" in net[2].__dict__
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"7": "remat"}, r"`plan` must name blocks of the model; got '7'\."),
+        ({"[0:99]": "remat"}, r"got '\[0:99\]'\."),
+        ({"2": "offload"}, r"`plan` must give '2' one of plain, .*; got 'offload'\."),
+        ({REST: "bits"}, r"`plan` must give 'rest' one of plain, remat, remat4; got 'bits'\."),
+    ],
+)
+def test_a_plan_for_another_model_is_refused(plan, message):
+    """The error names the block."""
+    with pytest.raises(ValueError, match=message):
+        apply_plan(residual_net(), plan)
