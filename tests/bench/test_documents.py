@@ -1,0 +1,45 @@
+"""What README and docs show of a committed run is what its records hold."""
+
+from pathlib import Path
+
+import pytest
+
+from revsnn_bench.report import units
+from revsnn_bench.report.canvas import looks
+from revsnn_bench.report.figures.memory import step_figures
+from revsnn_bench.report.points import ratio_text, ratio_to_lif
+from revsnn_bench.runs import load_run
+
+ROOT = Path(__file__).parents[2]
+RUN = load_run(ROOT / "results" / "sew-resnet18.json")
+SHOWN = {
+    "spikingjelly": "SpikingJelly, eager",
+    "spikingjelly+bitpack": "SpikingJelly, `memopt` level 1",
+    "lif": "`StandardLIF`, fused",
+    "lif+remat": "the same inside `remat()`",
+}
+
+
+@pytest.mark.parametrize("record", RUN.records, ids=lambda record: record.case.node)
+def test_readme_shows_the_numbers_of_the_run(record):
+    """Bytes kept, peak, time to the fused LIF, gradient error and equal bits of a whole network, node by node."""
+    equal = record.fidelity.bit_equal
+    cells = (
+        SHOWN[record.case.node],
+        units.size(record.memory.retained_bytes),
+        units.size(record.memory.peak_bytes),
+        ratio_text(ratio_to_lif("step_time_s", record)),
+        f"{record.fidelity.gradient_error:.1e}",
+        f"{equal[0]} of {equal[1]}" if equal else "–",
+    )
+    assert f"| {' | '.join(cells)} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_picture_of_a_step_is_drawn_from_the_run():
+    """The file that docs/remat.md shows, byte for byte: eager SpikingJelly first, then lif and lif+remat."""
+    (figure,) = step_figures(RUN, looks(RUN))
+    path = ROOT / "reports" / "sew-resnet18-timeline-1.svg"
+    assert path.read_text(encoding="utf-8") == figure.standalone()
+    titles = [figure.svg.index(f"{node}: peak") for node in ("spikingjelly", "lif", "lif+remat")]
+    assert titles == sorted(titles)
+    assert path.name in (ROOT / "docs" / "remat.md").read_text(encoding="utf-8")
