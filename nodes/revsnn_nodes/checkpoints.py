@@ -66,7 +66,8 @@ class Turn:
                 states = region._node_states = WeakKeyDictionary()
             calls = states.setdefault(node, Calls())
             if again:
-                self.again = calls
+                # A node that the function makes anew has no first run: it starts from its own state.
+                self.again = calls if calls.starts else None
                 break
             self.first.append(calls)
             self.cut = self.cut or cuts
