@@ -1,5 +1,6 @@
 """What README and docs show of a committed run is what its records hold."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_the_picture_of_a_step_is_drawn_from_the_run():
     (figure,) = step_figures(RUN, looks(RUN))
     path = ROOT / "reports" / "sew-resnet18-timeline-1.svg"
     assert path.read_text(encoding="utf-8") == figure.standalone()
+    assert min(map(float, re.findall(r'y="([-\d.]+)">[^<]*: peak', figure.svg))) > 9  # room for the title's 9 points
     titles = [figure.svg.index(f"{node}: peak") for node in ("spikingjelly", "lif", "lif+remat")]
     assert titles == sorted(titles)
     assert path.name in (ROOT / "docs" / "remat.md").read_text(encoding="utf-8")
