@@ -424,6 +424,21 @@ def test_fused_neurons_behind_a_norm_make_neither_norm_nor_charges_again(sew):
     assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sew", [True, False])
+def test_channels_last_and_running_statistics_fuse_too(sew, training):
+    """Frames with channels innermost, and norms in evaluation: no norm runs again, and gradients are equal."""
+    pytest.importorskip("numba")
+    net = residual_net(blocks=2, sew=sew).to(memory_format=torch.channels_last)
+    x = image_sequence().movedim(2, -1).contiguous().movedim(-1, 2)
+    net(x)
+    reset(net.train(training))
+    assert_same_step(net, x, verify=True)
+    counts = calls_in_backward(net, x)
+    assert counts["revsnn::norm_lif_backward"] == 5
+    assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
+
+
 def test_where_the_kernels_round_otherwise_norm_and_neuron_run_one_by_one(monkeypatch):
     """The probe decides; gradients are equal either way."""
     monkeypatch.setattr(sys.modules["revsnn_nodes.remat.norm"], "kernels_are_exact", lambda *_: False)

@@ -204,13 +204,20 @@ def map_leaves(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Norm:
-    """What a batch norm in training read, and its statistics, as the kernels of `revsnn_nodes.remat.norm` take them."""
+    """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it.
+
+    Fields:
+        z, weight, bias: its input and parameters.
+        mean, inverse_std: statistics of the batch, in training.
+        running: mean, variance and eps, in evaluation.
+    """
 
     z: Ref
     weight: Ref | None
     bias: Ref | None
-    mean: Ref
-    inverse_std: Ref
+    mean: Ref | None = None
+    inverse_std: Ref | None = None
+    running: tuple[Tensor, Tensor, float] | None = None
 
 
 class Autocast:
@@ -242,7 +249,7 @@ class Recipe:
     Attributes:
         sources: the values among the arguments.
         nbytes: of tensors that were copied into its arguments.
-        norm: statistics and sources, where the function is batch norm in training.
+        norm: statistics and sources, where the function is batch norm.
     """
 
     norm: Norm | None = None
