@@ -14,6 +14,8 @@ from nodes_remat import (
     BATCH,
     NETWORKS,
     STEPS,
+    PerStep,
+    Residual,
     assert_equal,
     assert_same_step,
     conv_norm,
@@ -422,6 +424,24 @@ def test_fused_neurons_behind_a_norm_make_neither_norm_nor_charges_again(sew):
     assert counts["revsnn::norm_lif_forward"] == 2
     assert counts["revsnn::norm_lif_backward"] == 3
     assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
+
+
+class Doubled(nn.Module):
+    """Writes to its input."""
+
+    def forward(self, x):
+        return x.mul_(2)
+
+
+def test_max_pooling_runs_once_in_the_backward_pass():
+    """What two blocks read and the pooling's gradient come from one call, which what overwrites its output spares."""
+    for layers in ((), (Doubled(),)):
+        stem = (conv_norm(2, 4), StandardLIF(step_mode="m"), PerStep(nn.MaxPool2d(2)), *layers)
+        net = nn.Sequential(*stem, Residual(4, sew=False), Residual(4, sew=False), conv_norm(4, 2))
+        x = image_sequence()
+        assert calls_in_backward(net, x)["aten::max_pool2d_with_indices"] == 1
+        reset(net)
+        assert_same_step(net, x, verify=True)
 
 
 @pytest.mark.parametrize("training", [True, False])

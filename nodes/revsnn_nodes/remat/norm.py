@@ -49,8 +49,9 @@ def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
         x_seq: the neuron's input, `[T, N, *]`.
     """
     normed, residual = _summands(value)
-    norm = None if normed is None or normed.recipe is None else normed.recipe.norm
-    if normed is None or normed.recipe is None or norm is None or not x_seq.is_contiguous():
+    recipe = None if normed is None else normed.recipe
+    norm = None if recipe is None else recipe.norm
+    if recipe is None or norm is None or not x_seq.is_contiguous():
         return None
     refs = (norm.z, norm.weight, norm.bias, norm.mean, norm.inverse_std, residual)
     found = [None if ref is None else ref.value.tensor(ref.view) for ref in refs]
@@ -61,7 +62,7 @@ def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
     if gone or z is None or mean is None or inverse_std is None:
         return None
     # Memory is read in its own order, which the norm's result and the residual must share: batch outermost.
-    same = normed.recipe.view.stride == z.stride() and (added is None or _is_dense(added))
+    same = recipe.view.stride == z.stride() and (added is None or _is_dense(added))
     if not same or z.numel() != x_seq.numel() or z.shape[0] % x_seq.shape[0] or z.dtype != x_seq.dtype:
         return None
     if not (z.is_contiguous() or z.movedim(1, -1).is_contiguous()):
@@ -130,8 +131,8 @@ def kernels_are_exact(
     )
     running = None if training or running_mean is None else (running_mean, running_mean.square())
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach):
-        given: tuple[Any, ...] = (None, None) if running is None else running
-        x = functional.batch_norm(z.requires_grad_(), *given, weight, bias, running is None)
+        entered = (None, None) if running is None else running
+        x = functional.batch_norm(z.requires_grad_(), entered[0], entered[1], weight, bias, running is None)
     with torch.no_grad():
         mean, inverse_std = saved_statistics(x) if running is None else running_statistics(*running, 1e-5)
         if mean is None or inverse_std is None or x.stride() != z.stride():

@@ -157,7 +157,8 @@ def make(target: Value) -> UntypedStorage:
         recipe, available = value.recipe, storages
         assert recipe is not None, "a saved tensor holds its sources"
         base = recipe.overwrites
-        if base is not None and (base not in order or base in held or uses[base] > 1):
+        shared = base is not None and base.recipe is not None and base.recipe.shared
+        if base is not None and (shared or base not in order or base in held or uses[base] > 1):
             available = {**storages, base: storages[base].clone()}
         storages[value] = recipe.run(available)
         for source in recipe.sources:

@@ -250,9 +250,11 @@ class Recipe:
         sources: the values among the arguments.
         nbytes: of tensors that were copied into its arguments.
         norm: statistics and sources, where the function is batch norm.
+        shared: whether the function keeps hold of its result, which then must not be written to.
     """
 
     norm: Norm | None = None
+    shared: bool = False
 
     def __init__(
         self,

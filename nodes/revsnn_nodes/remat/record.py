@@ -37,7 +37,7 @@ from revsnn_nodes.remat.recipes import (
     map_leaves,
 )
 from revsnn_nodes.remat.report import Entry, Saved
-from revsnn_nodes.remat.rerun import Rerun
+from revsnn_nodes.remat.rerun import Hidden, Rerun
 from revsnn_nodes.surrogate import in_transform
 
 NOT_CHEAP = "not cheap"
@@ -184,13 +184,14 @@ class Recorder:
             return function(*args, **kwargs)
         source, rest = args[0], args[1:]
 
-        def run(tensor: Tensor) -> Any:
-            return function(tensor, *rest, **kwargs)
-
+        run = Hidden(lambda tensor: function(tensor, *rest, **kwargs))
         before, ((ref,), _) = self.refer(((source,), {}))
         result = Rerun.apply(run, source) if source.requires_grad else run(source)
         if isinstance(result, Tensor):
-            self.note(run, ((ref,), {}), before, result, 1)
+            self.note(run.again if source.requires_grad else run, ((ref,), {}), before, result, 1)
+            recipe = self.value_of(result).recipe
+            if recipe is not None:
+                recipe.shared = source.requires_grad
         return result
 
     def new_bytes(self, values: dict[int, tuple[Value, int]]) -> int:
