@@ -157,10 +157,9 @@ def make(target: Value) -> UntypedStorage:
         recipe, available = value.recipe, storages
         assert recipe is not None, "a saved tensor holds its sources"
         base = recipe.overwrites
-        shared = base is not None and base.recipe is not None and base.recipe.shared
-        if base is not None and (shared or base not in order or base in held or uses[base] > 1):
+        if base is not None and (base not in order or base in held or uses[base] > 1):
             available = {**storages, base: storages[base].clone()}
-        storages[value] = recipe.run(available)
+        storages[value] = recipe.run(available, value is target)
         for source in recipe.sources:
             uses[source] -= 1
             if not uses[source]:

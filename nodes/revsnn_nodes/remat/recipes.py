@@ -250,11 +250,11 @@ class Recipe:
         sources: the values among the arguments.
         nbytes: of tensors that were copied into its arguments.
         norm: statistics and sources, where the function is batch norm.
-        shared: whether the function keeps hold of its result, which then must not be written to.
+        for_saved: what is run in place of the function where its result is the saved tensor itself.
     """
 
     norm: Norm | None = None
-    shared: bool = False
+    for_saved: Function | None = None
 
     def __init__(
         self,
@@ -278,11 +278,11 @@ class Recipe:
         self.nbytes += constant.nbytes
         return constant
 
-    def run(self, storages: dict[Value, UntypedStorage]) -> UntypedStorage:
+    def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""
         args, kwargs = map_leaves(self.arguments, Ref, lambda ref: ref.view.on(storages[ref.value]))
         with self.autocast.again():
-            made = self.function(*args, **kwargs)
+            made = ((is_saved and self.for_saved) or self.function)(*args, **kwargs)
         if self.overwrites is None and made.stride() != self.view.stride:
             made = torch.empty_strided(self.view.size, self.view.stride, dtype=made.dtype, device=made.device).copy_(
                 made

@@ -188,10 +188,10 @@ class Recorder:
         before, ((ref,), _) = self.refer(((source,), {}))
         result = Rerun.apply(run, source) if source.requires_grad else run(source)
         if isinstance(result, Tensor):
-            self.note(run.again if source.requires_grad else run, ((ref,), {}), before, result, 1)
+            self.note(run, ((ref,), {}), before, result, 1)
             recipe = self.value_of(result).recipe
-            if recipe is not None:
-                recipe.shared = source.requires_grad
+            if recipe is not None and source.requires_grad:
+                recipe.for_saved = run.again
         return result
 
     def new_bytes(self, values: dict[int, tuple[Value, int]]) -> int:

@@ -19,10 +19,10 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 
 class Hidden:
-    """A function of one tensor which runs once in the backward pass, for its output and for its gradient.
+    """A function of one tensor, which runs once in the backward pass for both its output and its gradient.
 
-    A saved tensor that is made from its output is asked for first: `again` then runs it under grad, and leaves the
-    result to `Rerun`, which would have to run it a second time.
+    What follows it saved its output, and asks for that shortly before its own gradient is wanted: `again` then runs it
+    under grad, and leaves the result to `Rerun`, which would have to run it a second time.
     """
 
     def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
@@ -34,15 +34,14 @@ class Hidden:
         return self.call(tensor)
 
     def again(self, tensor: Tensor) -> Tensor:
-        """The output in the backward pass; nobody may write to it."""
-        if self.made is None:
-            leaf = tensor.detach().requires_grad_()
-            with torch.enable_grad(), paused():
-                self.made = leaf, self.call(leaf)
+        """The output, in the backward pass."""
+        leaf = tensor.detach().requires_grad_()
+        with torch.enable_grad(), paused():
+            self.made = leaf, self.call(leaf)
         return self.made[1].detach()
 
     def take(self) -> tuple[Tensor, Tensor] | None:
-        """Input and output of `again`, once, if it ran."""
+        """Input and output of the last `again`, once."""
         made, self.made = self.made, None
         return made
 
