@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
 from revsnn_nodes.kernels.layout import numbers
@@ -103,6 +104,7 @@ _NEVER_FIRES = LIFParameters(decay_input=False, v_threshold=1e30, v_reset=None)
 
 
 @cache
+@unset_fake_temporarily()  # also where a step is only predicted, on tensors without memory
 def kernels_are_exact(
     dtype: torch.dtype,
     types: tuple[torch.dtype | None, ...],
