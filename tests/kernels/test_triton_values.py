@@ -45,7 +45,7 @@ def assert_right(launch, name, problem, rtol=None, through="yv", **options):
         exact["phi"] = type(spike).__name__
     fired = (got.y > 0.5).double()
     if name in COUPLED:
-        split = (node.neuron.groups, node.neuron.group_dim if node.neuron.group_dim < 0 else node.neuron.group_dim + 1)
+        split = (node.neuron.groups, node.neuron.group_dim)
         fired = oracle.spikes_in_coupled_output(got.y, problem.x, *split, node.neuron.beta)
     truth = differentiate_node(run_oracle(name, spike_seq=fired, **exact), problem.to(torch.float64), through)
     assert_ends_close(got, truth, rtol or (INVERSE_RTOL if name == "revlif" else RTOL)[dtype])
