@@ -55,10 +55,12 @@ def subject_of(case: Case) -> Subject:
 
 
 def _as_is(case: Case) -> nn.Module | None:
-    """What a user's model is held against: itself untouched, on the reference backend; carriers have their own."""
-    carrier = case.node == "lif-carrier"
-    model = build(case.model_copy(update={"node_options": ()} | ({} if carrier else {"node": "as-is"}))).model
-    return reference_of(model) or (None if carrier else model)
+    """What a user's model is held against: itself as it is, every neuron its reference; carriers have their own.
+
+    None where a neuron names no reference: the model's own gradient would be what it is held against.
+    """
+    changes = {"node_options": ()} | ({} if case.node == "lif-carrier" else {"node": "as-is"})
+    return reference_of(build(case.model_copy(update=changes)).model)
 
 
 def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:
