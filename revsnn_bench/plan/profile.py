@@ -9,8 +9,8 @@ or makes again for it, is in the numbers. With k_i the option of block i and L(t
     p_i(k_i-1, k_i) = max of L(t) over forward and backward of segment i, less sum over j < i of m_j
     peak            = max over i of  sum over j < i of m_j(k_j-1, k_j)  +  p_i(k_i-1, k_i)
 
-Pairs do not say all: of the 256 mixes of a network of four blocks 240 are predicted within 2 %, and 16, in which a block
-inside `remat` is followed by two that run again, too high by the tensor between two blocks.
+Pairs do not say all: of the 256 mixes of a network of four blocks 240 are predicted within 2 %. The other 16, in which
+a block inside `remat` is followed by two that run again, are predicted too high by the tensor between two blocks.
 
 p_i holds what lives anyway: parameter gradients of the blocks behind it, the arriving gradient, its own temporaries.
 """
