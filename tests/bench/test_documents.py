@@ -8,7 +8,8 @@ import pytest
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import looks
 from revsnn_bench.report.figures.memory import step_figures
-from revsnn_bench.report.points import ratio_text, ratio_to_lif
+from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.tables import value_cell
 from revsnn_bench.runs import load_run
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,32 @@ def test_readme_shows_the_numbers_of_the_run(record):
         f"{equal[0]} of {equal[1]}" if equal else "–",
     )
     assert f"| {' | '.join(cells)} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+EXAMPLE = load_run(ROOT / "results" / "example-quick.json")
+IN_README = [
+    record
+    for record in EXAMPLE
+    if (record.case.workload, record.case.batch, record.case.shape) == ("layer", 8, (4096,))
+    and record.case.depth == 1
+    and record.case.timesteps in (4, 32)
+]
+
+
+def example_row(record):
+    """A case as README shows it; what a wrong case costs is withheld."""
+    lifs = standard_lifs(EXAMPLE)
+    ratios = [ratio_to_lif(name, record, lifs) for name in ("retained_bytes", "peak_bytes", "step_time_s")]
+    retained, peak, time = map(ratio_text, ratios)
+    shown = [value_cell(name, record) for name in ("retained_bytes", "peak_bytes", "gradient_error")]
+    cells = (f"`{record.case.variant}`", record.status.value, shown[0], retained, shown[1], peak, time, shown[2])
+    return f"| {record.case.timesteps} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("record", IN_README, ids=lambda record: record.case.id)
+def test_readme_shows_the_example(record):
+    """Two lengths of one layer, node by node: bytes, ratios with their intervals, gradient error."""
+    assert example_row(record) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_picture_of_a_step_is_drawn_from_the_run():
