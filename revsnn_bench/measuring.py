@@ -134,10 +134,9 @@ def _memory(case: Case, settings: Settings) -> MemoryRecord:
 
 
 def _flops(case: Case, settings: Settings) -> FlopsRecord:
-    from revsnn_bench.meters.flops import measure_flops, register_fused_operators
+    from revsnn_bench.meters.flops import measure_flops
     from revsnn_bench.models.workloads import build
 
-    register_fused_operators()
     return measure_flops(build(case))
 
 
