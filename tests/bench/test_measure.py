@@ -13,9 +13,11 @@ from torch._dynamo.utils import counters
 from torch.profiler import profile
 
 from revsnn_bench import Case, Settings, measure
+from revsnn_bench.meters.fidelity import measure_fidelity
 from revsnn_bench.meters.flops import measure_flops
+from revsnn_bench.models.reference import subject_of
 from revsnn_bench.models.workloads import build
-from revsnn_bench.records import Status
+from revsnn_bench.records import FidelityRecord, Status
 from revsnn_bench.runner import SkipCase
 
 T, B, N = 5, 2, 16
@@ -134,6 +136,27 @@ def test_gradients_are_right_at_every_length(node, timesteps, backend):
     record = measure(case(node, timesteps=timesteps, node_options=backend), Settings(passes=("fidelity",)))
     assert record.status is Status.OK
     assert record.fidelity.gradient_error < 1e-5
+
+
+def test_an_error_near_the_tolerance_is_measured_on_more_inputs():
+    """The state of revlif at T = 8 errs by a tenth of the tolerance: the worst of three seeds counts."""
+    near = case("revlif", timesteps=8, batch=8, shape=(256,))
+    record = measure(near, Settings(passes=("fidelity",)))
+    alone = [measure_fidelity(subject_of(near.model_copy(update={"seed": seed}))).gradient_error for seed in range(3)]
+    assert record.fidelity.inputs == 3
+    assert record.fidelity.gradient_error == max(alone) > min(alone)
+    for node, steps in (("lif", 10), ("revlif", 4), ("revlif", 32)):
+        assert measure(case(node, timesteps=steps), Settings(passes=("fidelity",))).fidelity.inputs == 1
+
+
+def test_the_worst_of_two_inputs_keeps_what_is_not_finite():
+    """A NaN of either side stays, and what one side alone measured is kept."""
+    a = FidelityRecord(gradient_error=1e-4, tolerance=1e-3, neurons=8, state_gradient_error=1e-5)
+    b = FidelityRecord(gradient_error=math.nan, tolerance=1e-3, neurons=8)
+    for worst in (a.worst_with(b), b.worst_with(a)):
+        assert math.isnan(worst.gradient_error)
+        assert worst.inputs == 2
+    assert a.worst_with(b).state_gradient_error == 1e-5
 
 
 def test_a_drifted_gradient_is_wrong_and_says_why(backend):
