@@ -17,6 +17,7 @@ from revsnn_bench.records import (
     AccuracyRecord,
     FidelityRecord,
     FlopsRecord,
+    GradientBias,
     MemoryRecord,
     NoOracle,
     Record,
@@ -74,9 +75,10 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         case: what to measure.
         settings: how; see `Settings`.
     Returns:
-        A record with status `ok`; `wrong` where output or gradient disagree with the reference; `unverified` where
-        nothing can judge the gradient, where memory grows with every step, or where the process holds much more
-        memory than the tensors that were counted.
+        A record with status `ok`; `wrong` where output or gradient disagree with the reference; `approximate` where the
+        output is right and the gradient is not meant to be that of backpropagation; `unverified` where nothing can
+        judge the gradient, where memory grows with every step, or where the process holds much more memory than the
+        tensors that were counted.
     Raises:
         SkipCase: the case cannot run on this machine.
         ValueError: the case names a node, a workload or options that do not exist or do not fit.
@@ -100,8 +102,10 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
-    if status is Status.OK and (reason := memory_doubt(case, parts.get("memory"))):
-        status = Status.UNVERIFIED
+    elif isinstance(fidelity := parts.get("fidelity"), FidelityRecord) and fidelity.gradient_bias is not None:
+        status, reason = Status.APPROXIMATE, _bias(fidelity.gradient_bias)
+    if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
+        status, reason = Status.UNVERIFIED, doubt
     return Record(
         case=case,
         status=status,
@@ -213,6 +217,10 @@ def _disagreement(fidelity: FidelityRecord) -> str:
     """Which errors exceed the tolerance; "" where none does."""
     beyond = ", ".join(f"{name} {error:.2g}" for name, error in fidelity.beyond_tolerance().items())
     return f"{beyond}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""
+
+
+def _bias(bias: GradientBias) -> str:
+    return f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
 
 
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05

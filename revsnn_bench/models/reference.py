@@ -16,6 +16,7 @@ from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.own import is_own
 from revsnn_bench.models.step import WorkloadStep
+from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.workloads import build
 
 LARGEST_REFERENCE = 1 << 21
@@ -51,6 +52,7 @@ def subject_of(case: Case) -> Subject:
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
         plain=plain,
+        approximate=isinstance(step.model, Stepwise) and step.model.method is not None and not step.model.method.exact,
     )
 
 
@@ -85,7 +87,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     if not neurons or any(_reference_of_neuron(module) is None for module in neurons):
         return None
     reference = copy.deepcopy(model)
-    if isinstance(reference, ConvBlock):
+    if isinstance(reference, ConvBlock | Stepwise):
         reference = reference.plain()
     for name, module in list(reference.named_modules()):
         if name and isinstance(module, ConvBlock):

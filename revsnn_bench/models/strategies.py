@@ -10,6 +10,8 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
     lif-carrier+checkpoint-conv   each block's input and output; convolution and norm run again
     norm-carrier                  each block's output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
 
+    lif+chunks-4, lif+tbptt-4   and the other methods of `models/methods.py`, in networks with a loss at every step
+
 Any node or peer may stand before the `+`.
 """
 
@@ -29,6 +31,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
+from revsnn_bench.models.methods import METHODS, method_of
 from revsnn_bench.models.peers import PEERS, accepts
 
 NORM_CARRIER = "norm-carrier"
@@ -185,11 +188,13 @@ def strategy(name: str, **options: Any) -> Strategy:
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
     node, plus, kind = name.partition("+")
-    kinds = [*BLOCKS, *CONTEXTS]
-    if plus and kind not in kinds:
+    kinds = [*BLOCKS, *CONTEXTS, *METHODS]
+    method = method_of(kind)
+    if plus and kind not in {*BLOCKS, *CONTEXTS} and method is None:
         near = get_close_matches(kind, kinds, 3) or kinds
         raise ValueError(
-            f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
+            f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps, or how the "
+            "gradient is got; K stands for a number. Did you mean "
             f"{' or '.join(f'{node}+{each}' for each in near)}?"
         )
     if node in PEERS:
@@ -198,7 +203,7 @@ def strategy(name: str, **options: Any) -> Strategy:
         factory = node_factory(node)
         options = {name: value for name, value in REFERENCE.items() if accepts(factory, name)} | options
         make = partial(make_node, node, **options)
-    return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext))
+    return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext), method)
 
 
 def strategy_names() -> list[str]:
