@@ -18,6 +18,7 @@ from revsnn_bench.models.own import is_own
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.workloads import build
+from revsnn_bench.records import NoOracle
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
@@ -33,9 +34,14 @@ def subject_of(case: Case) -> Subject:
 
     A single layer that is too large is judged on a slice of its samples, which are independent, and as a whole against
     the reference in its own precision.
+
+    Raises:
+        NoOracle: a peer's equations are none of ours.
     """
     part = _slice(case)
     step = build(part)
+    if differs := next((found for m in step.model.modules() if (found := getattr(m, "differs", ""))), ""):
+        raise NoOracle(differs)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
     plain = build(_plain(case)) if case.workload in FIELD and case != _plain(case) else None
     if is_own(case.workload):
