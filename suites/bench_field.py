@@ -58,6 +58,11 @@ def test_peers(case, measure_case):
     measure_case(case)
 
 
+@pytest.mark.sweep(quick={"timesteps": (4, 16, 64)}, nodes=("lif", "sinabs"), batch=8, shape=(4096,), detach_reset=True)
+def test_detached_peers(case, measure_case):
+    measure_case(case)
+
+
 @pytest.mark.sweep(
     quick={"timesteps": (4,), "batch": (4,)}, full=FULL, workload="sj-vgg11", nodes=METHODS, shape=(3, 64, 64)
 )

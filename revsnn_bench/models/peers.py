@@ -9,7 +9,9 @@ never ranked. Of SpikingJelly, ours has the equations and names; the others, who
     snntorch           (1 - 1/tau) v + x                      to 0, no delay             ATan          decay_input=False
     snntorch-default   (1 - 1/tau) h[t-1] + x - theta s[t-1]  a step later, no gradient  ATan          none
     norse              v + (x - v) / tau                      to 0                       SuperSpike    the default
-    sinabs             (1 - 1/tau) v + x / tau                to 0, no gradient          PiecewiseExp  detach_reset=True
+    sinabs             (1 - 1/tau) v + x / tau                to 0                       PiecewiseExp  the default
+
+sinabs' own reset passes no gradient; with `detach_reset=True` it is taken, and our row with this option is its match.
 
 The surrogate is each library's own, at a sharpness and height that ours can have.
 """
@@ -173,10 +175,11 @@ def norse(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
     return Stepped(step, {"tau": tau, "v_threshold": v_threshold, "surrogate_function": surrogate.SuperSpike(1.0)})
 
 
-def sinabs(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
+def sinabs(tau: float = 2.0, v_threshold: float = 1.0, detach_reset: bool = False) -> nn.Module:
     """One step of sinabs' `LIF` with normalised input, one spike a step at most, and a reset to zero.
 
-    Its exponential surrogate is scaled by 1/2, to the height of ours.
+    Its exponential surrogate is scaled by 1/2, to the height of ours. The reset is its `MembraneReset` where detached,
+    and otherwise a `reset_fn` that passes the gradient on.
 
     Raises:
         SkipCase: the package is not installed.
@@ -184,6 +187,7 @@ def sinabs(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
     theirs = _theirs("sinabs.activation")
     single_step = _theirs("sinabs.layers.functional.lif").lif_forward_single
     phi = theirs.SingleExponential(grad_width=0.5 / v_threshold, grad_scale=0.5)
+    reset = theirs.MembraneReset() if detach_reset else _reset_with_gradient
 
     def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         spikes, state = single_step(
@@ -193,7 +197,7 @@ def sinabs(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
             {"v_mem": v},
             v_threshold,
             theirs.SingleSpike,
-            theirs.MembraneReset(),
+            reset,
             phi,
             None,
             True,
@@ -201,7 +205,12 @@ def sinabs(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
         return spikes, state["v_mem"]
 
     own = surrogate.PiecewiseExp(2.0)
-    return Stepped(step, {"tau": tau, "v_threshold": v_threshold, "detach_reset": True, "surrogate_function": own})
+    matched = {"tau": tau, "v_threshold": v_threshold, "detach_reset": detach_reset, "surrogate_function": own}
+    return Stepped(step, matched)
+
+
+def _reset_with_gradient(spikes: Tensor, state: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    return {"v_mem": state["v_mem"] * (1.0 - spikes)}
 
 
 def _theirs(name: str) -> Any:
