@@ -15,6 +15,7 @@ import pytest
 OVER_TIME = (
     "lif",
     "lif+remat",
+    "lif+offload",
     "lif+chunks-4",
     "lif+revolve-3",
     "lif+tbptt-4",

@@ -7,10 +7,11 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
     lif+checkpoint                each block's input; convolution, norm and node run again (torch.utils.checkpoint)
     lif+bitpack                   the same, a binary input at one bit per spike
     lif+save-on-cpu               everything, but in host memory (torch.autograd.graph.save_on_cpu)
+    lif+offload                   the same in pinned memory, on a GPU alone
     lif-carrier+checkpoint-conv   each block's input and output; convolution and norm run again
     norm-carrier                  each block's output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
 
-    lif+chunks-4, lif+tbptt-4   and the other methods of `models/methods.py`, in networks with a loss at every step
+    lif+chunks-4, lif+tbptt-4     and the other methods of `models/methods.py`, in networks with a loss at every step
 
 Any node or peer may stand before the `+`.
 """
@@ -169,7 +170,11 @@ BLOCKS: dict[str, type[ConvBlock]] = {
     "checkpoint-conv": CheckpointConvBlock,
 }
 
-CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"remat": remat, "save-on-cpu": save_on_cpu}
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "remat": remat,
+    "save-on-cpu": save_on_cpu,
+    "offload": partial(save_on_cpu, pin_memory=True),
+}
 """Strategies that leave blocks as they are: the forward of the whole network runs inside."""
 
 REFERENCE = {"backend": "torch", "step_mode": "m"}

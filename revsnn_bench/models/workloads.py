@@ -16,7 +16,7 @@ from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
 from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
-from revsnn_bench.models.own import build_own, is_own
+from revsnn_bench.models.own import build_own, is_own, refuse_offload
 from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.stepwise import Stepwise, StepwiseStep, mlp
 from revsnn_bench.models.strategies import strategy
@@ -184,7 +184,9 @@ def _strategy(case: Case) -> Strategy:
 
     Raises:
         ValueError: a method over time in a workload that cannot run some steps at a time.
+        SkipCase: offload on the CPU.
     """
+    refuse_offload(case)
     make, name = strategy(case.node, **case.options), case.workload.partition("@")[0]
     if make.method is None or name in STEPWISE:
         return make
