@@ -7,6 +7,7 @@ import pytest
 
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import looks
+from revsnn_bench.report.figures.growth import method_figures
 from revsnn_bench.report.figures.memory import step_figures
 from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import value_cell
@@ -35,6 +36,51 @@ def test_readme_shows_the_numbers_of_the_run(record):
         f"{equal[0]} of {equal[1]}" if equal else "–",
     )
     assert f"| {' | '.join(cells)} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+FIELD = load_run(ROOT / "results" / "field.json")
+LONGEST = [r for r in FIELD if r.case.timesteps == 64 and r.status.value != "skipped"]
+
+
+def field_row(record):
+    """A method as docs/methods.md shows it: its peak at every T, and at the last its cost and its bias."""
+    peaks = {r.case.timesteps: r for r in FIELD if r.case.node == record.case.node and r.memory is not None}
+    bias = record.fidelity.gradient_bias
+    fractions = (bias.relative, bias.cosine, bias.by_module["net.1.inner"][0]) if bias else ()
+    cells = (
+        f"`{record.case.node.removeprefix('lif+')}`",
+        record.status.value,
+        *(units.measured("peak_bytes", peaks[t]) if t in peaks else "–" for t in (4, 16, 64)),
+        *(units.measured(name, record) for name in ("retained_bytes", "step_flops")),
+        *(map(units.fraction, fractions) if bias else ("–",) * 3),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("record", LONGEST, ids=lambda record: record.case.node)
+def test_the_field_shows_the_numbers_of_its_run(record):
+    """Every method of the committed run at T = 64: memory, operations and bias."""
+    assert field_row(record) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("timesteps", [16, 64])
+def test_readme_shows_the_field(timesteps):
+    """Peaks of the methods that README names, and at T = 64 the bias of the first layer."""
+    nodes = ("lif", "lif+remat", "lif+chunks-4", "lif+revolve-3", "lif+tbptt-4", "lif+sltt", "lif+ottt")
+    of = {r.case.node: r for r in FIELD if r.case.timesteps == timesteps}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {timesteps} | {' | '.join(units.measured('peak_bytes', of[node]) for node in nodes)} |" in readme
+    biases = [of[node].fidelity.gradient_bias for node in nodes]
+    shown = [units.fraction(bias.by_module["net.1.inner"][0]) if bias else "exact" for bias in biases]
+    assert timesteps != 64 or f"| bias at T = 64 | {' | '.join(shown)} |" in readme
+
+
+def test_the_picture_of_the_field_is_drawn_from_its_run():
+    """The file that docs/methods.md shows, byte for byte."""
+    (figure,) = method_figures(FIELD, looks(FIELD), {record.case: n for n, record in enumerate(FIELD)})
+    path = ROOT / "reports" / "field-methods-1.svg"
+    assert path.read_text(encoding="utf-8") == figure.standalone()
+    assert path.name in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 EXAMPLE = load_run(ROOT / "results" / "example-quick.json")
