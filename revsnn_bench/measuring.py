@@ -17,7 +17,6 @@ from revsnn_bench.records import (
     AccuracyRecord,
     FidelityRecord,
     FlopsRecord,
-    GradientBias,
     MemoryRecord,
     NoOracle,
     Record,
@@ -85,6 +84,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     """
     import torch
 
+    from revsnn_bench.models.methods import is_approximate
     from revsnn_bench.system.environment import conditions, read_conditions
 
     settings = settings or Settings()
@@ -102,8 +102,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
-    elif isinstance(fidelity := parts.get("fidelity"), FidelityRecord) and fidelity.gradient_bias is not None:
-        status, reason = Status.APPROXIMATE, _bias(fidelity.gradient_bias)
+    elif is_approximate(case.node):
+        status, reason = Status.APPROXIMATE, _bias(parts.get("fidelity"))
     if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
         status, reason = Status.UNVERIFIED, doubt
     return Record(
@@ -219,7 +219,10 @@ def _disagreement(fidelity: FidelityRecord) -> str:
     return f"{beyond}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""
 
 
-def _bias(bias: GradientBias) -> str:
+def _bias(fidelity: FidelityRecord | None) -> str:
+    bias = None if fidelity is None else fidelity.gradient_bias
+    if bias is None:
+        return "its gradient is not meant to be that of BPTT, and its bias was not measured"
     return f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
 
 

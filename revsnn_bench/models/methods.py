@@ -153,6 +153,12 @@ def method_of(kind: str) -> Method | None:
     return None if kind.endswith("-K") else METHODS.get(kind)
 
 
+def is_approximate(node: str) -> bool:
+    """Whether the gradient of a node, or strategy, by name, is not meant to be that of BPTT."""
+    method = method_of(node.partition("+")[2])
+    return method is not None and not method.exact
+
+
 class _GradientInForward(torch.autograd.Function):
     """A loss whose gradient is computed beside it, and kept in place of what a backward pass would need."""
 

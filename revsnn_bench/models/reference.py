@@ -14,6 +14,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
+from revsnn_bench.models.methods import is_approximate
 from revsnn_bench.models.own import is_own
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.stepwise import Stepwise
@@ -58,7 +59,7 @@ def subject_of(case: Case) -> Subject:
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
         plain=plain,
-        approximate=isinstance(step.model, Stepwise) and step.model.method is not None and not step.model.method.exact,
+        approximate=is_approximate(case.node),
     )
 
 

@@ -250,15 +250,17 @@ def approximate_rows(run: Run) -> list[tuple[str, ...]]:
     lifs = standard_lifs(run)
     rows = []
     for record in approximate(run):
-        assert record.fidelity is not None
-        bias, lif = record.fidelity.gradient_bias, lif_of(record.case, lifs)
-        assert bias is not None
+        lif, bias = lif_of(record.case, lifs), None if record.fidelity is None else record.fidelity.gradient_bias
+        modules = bias.by_module.items() if bias else ()
         rows.append(
             (
                 record.case.id,
-                units.fraction(bias.relative),
-                units.fraction(bias.cosine),
-                ", ".join(f"{name} {units.fraction(relative)}" for name, (relative, _) in bias.by_module.items()),
+                *(
+                    (units.fraction(bias.relative), units.fraction(bias.cosine))
+                    if bias
+                    else (units.ABSENT, units.ABSENT)
+                ),
+                ", ".join(f"{name} {units.fraction(relative)}" for name, (relative, _) in modules) or units.ABSENT,
                 *(units.measured(name, record) for name in ("retained_bytes", "peak_bytes", "step_time_s")),
                 units.ABSENT if lif is None else units.measured("peak_bytes", lif),
             )

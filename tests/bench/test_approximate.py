@@ -89,6 +89,14 @@ def test_it_has_a_section_of_its_own(run):
     assert '<section id="approximate">' not in render_html(without(run))
 
 
+def test_a_bias_that_was_not_measured_is_absent(run):
+    """The row is there all the same, in Markdown and HTML."""
+    bare = run.model_copy(update={"records": tuple(r.model_copy(update={"fidelity": None}) for r in run)})
+    assert approximate_rows(bare)[0][1:4] == ("–", "–", "–")
+    assert "## Approximate gradients" in render(bare)
+    assert '<section id="approximate">' in render_html(bare)
+
+
 def test_files_hold_bias_and_cosine(run):
     """Two columns of the CSV files, empty for exact nodes."""
     of = {row["variant"]: row for row in wide_rows(run)}

@@ -225,6 +225,13 @@ def test_a_gradient_that_is_not_exact_is_approximate(node):
     assert [*bias.by_module] == ["net.1.inner", "net.3.inner", "net.5.inner", "net.7.inner"]
 
 
+def test_without_its_bias_it_is_approximate_all_the_same():
+    """A run that leaves the fidelity pass out ranks it no more than any other."""
+    record = measure(case_of("lif+sltt"), Settings(passes=("flops",)))
+    assert record.status is Status.APPROXIMATE
+    assert record.reason.endswith("its bias was not measured")
+
+
 def test_bias_is_that_of_the_gradients():
     """Relative L2 and cosine against backpropagation, of all parameters and of the read-out, which no path crosses."""
     bias = measure_fidelity(subject_of(case_of("lif+sltt"))).gradient_bias
