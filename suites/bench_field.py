@@ -53,6 +53,22 @@ def test_methods(case, measure_case):
 
 
 @pytest.mark.sweep(
+    quick={"seed": (0,)},
+    full={"seed": (0, 1, 2, 3, 4)},
+    workload="mlp",
+    nodes=("lif", "lif+tbptt-4", "lif+sltt", "lif+sltt-4", "lif+ottt"),
+    timesteps=16,
+    batch=64,
+    shape=(1, 8, 8),
+    depth=3,
+    encoding="poisson",
+    epochs=8,
+)
+def test_accuracy(case, measure_case):
+    measure_case(case, passes=("fidelity",))
+
+
+@pytest.mark.sweep(
     quick={"timesteps": (4, 16, 64)}, full={"timesteps": (4, 16, 64, 256)}, nodes=PEERS, batch=8, shape=(4096,)
 )
 def test_peers(case, measure_case):
