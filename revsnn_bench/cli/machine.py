@@ -84,7 +84,8 @@ def _makers(name: str) -> list[Any]:
 
     from revsnn_bench.models.methods import method_of
     from revsnn_bench.models.peers import PEERS
-    from revsnn_bench.models.strategies import BLOCKS, CONTEXTS, NORM_CARRIER, strategy
+    from revsnn_bench.models.reversible import RevChain
+    from revsnn_bench.models.strategies import BLOCKS, CONTEXTS, NORM_CARRIER, REV_BLOCK, strategy
 
     strategy(name)
     if name == NORM_CARRIER:
@@ -93,4 +94,6 @@ def _makers(name: str) -> list[Any]:
     made = PEERS.get(node) or node_factory(node)
     if method := method_of(kind):
         return [made, method.of]
+    if kind == REV_BLOCK:
+        return [made, RevChain]
     return [made, *([BLOCKS.get(kind) or CONTEXTS[kind]] if plus else [])]

@@ -119,12 +119,14 @@ class Strategy:
         block: what convolutions with a node become.
         around: makes the context that the network's forward runs in.
         method: how a network with a loss at every step gets its gradient over time; None for backpropagation.
+        inverts: whether the blocks of a reversible chain are inverted in the backward pass; see `models/reversible.py`.
     """
 
     make_node: NodeMaker
     block: type[ConvBlock] = ConvBlock
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     method: Method | None = None
+    inverts: bool = False
 
     def __call__(self) -> nn.Module:
         """Makes one node layer."""

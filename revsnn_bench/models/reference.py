@@ -16,6 +16,7 @@ from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import is_approximate
 from revsnn_bench.models.own import is_own
+from revsnn_bench.models.reversible import RevChain
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.workloads import build
@@ -94,7 +95,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     if not neurons or any(_reference_of_neuron(module) is None for module in neurons):
         return None
     reference = copy.deepcopy(model)
-    if isinstance(reference, ConvBlock | Stepwise):
+    if isinstance(reference, ConvBlock | RevChain | Stepwise):
         reference = reference.plain()
     for name, module in list(reference.named_modules()):
         if name and isinstance(module, ConvBlock):

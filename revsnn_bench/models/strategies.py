@@ -12,6 +12,7 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
     norm-carrier                  each block's output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
 
     lif+chunks-4, lif+tbptt-4     and the other methods of `models/methods.py`, in networks with a loss at every step
+    lif+rev-block                 a reversible chain's output: its blocks are inverted (`models/reversible.py`)
 
 Any node or peer may stand before the `+`.
 """
@@ -36,6 +37,7 @@ from revsnn_bench.models.methods import METHODS, method_of
 from revsnn_bench.models.peers import PEERS, accepts
 
 NORM_CARRIER = "norm-carrier"
+REV_BLOCK = "rev-block"
 
 
 class CheckpointConvBlock(ConvBlock):
@@ -193,9 +195,9 @@ def strategy(name: str, **options: Any) -> Strategy:
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
     node, plus, kind = name.partition("+")
-    kinds = [*BLOCKS, *CONTEXTS, *METHODS]
+    kinds = [*BLOCKS, *CONTEXTS, REV_BLOCK, *METHODS]
     method = method_of(kind)
-    if plus and kind not in {*BLOCKS, *CONTEXTS} and method is None:
+    if plus and kind not in {*BLOCKS, *CONTEXTS, REV_BLOCK} and method is None:
         near = get_close_matches(kind, kinds, 3) or kinds
         raise ValueError(
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps, or how the "
@@ -208,7 +210,7 @@ def strategy(name: str, **options: Any) -> Strategy:
         factory = node_factory(node)
         options = {name: value for name, value in REFERENCE.items() if accepts(factory, name)} | options
         make = partial(make_node, node, **options)
-    return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext), method)
+    return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext), method, kind == REV_BLOCK)
 
 
 def strategy_names() -> list[str]:

@@ -17,6 +17,7 @@ from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_b
 from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
 from revsnn_bench.models.own import build_own, is_own, refuse_offload
+from revsnn_bench.models.reversible import rev_chain
 from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.stepwise import Stepwise, StepwiseStep, mlp
 from revsnn_bench.models.strategies import strategy
@@ -36,6 +37,14 @@ def _linear_blocks(case: Case, make: Strategy) -> WorkloadStep:
     _refuse_blocks(case, make)
     (features,) = shape_of(case, "one size, such as (256,)", 1)
     model = nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)])
+    return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
+
+
+def _rev_blocks(case: Case, make: Strategy) -> WorkloadStep:
+    """A chain of reversible blocks; `node+rev-block` inverts them, any other node keeps what autograd keeps."""
+    _refuse_blocks(case, make)
+    (features,) = shape_of(case, "one even size, such as (256,)", 1)
+    model = rev_chain(make, features, case.depth, make.inverts)
     return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
 
 
@@ -128,6 +137,7 @@ WORKLOADS: dict[str, Build] = {
     "layer": _layer,
     "linear-blocks": _linear_blocks,
     "conv-blocks": _conv_blocks,
+    "rev-blocks": _rev_blocks,
     **dict.fromkeys(field.NETWORKS, _field),
     **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
 }
@@ -188,6 +198,11 @@ def _strategy(case: Case) -> Strategy:
     """
     refuse_offload(case)
     make, name = strategy(case.node, **case.options), case.workload.partition("@")[0]
+    if make.inverts and name != "rev-blocks":
+        raise ValueError(
+            f"`node` must not be {case.node!r} in the workload {case.workload!r}. It has no blocks that add one half "
+            "of the features to the other, and others cannot be inverted. Pass the workload rev-blocks."
+        )
     if make.method is None or name in STEPWISE:
         return make
     networks = {*NETWORKS, "conv-blocks", *field.NETWORKS} - {"pixels"}
