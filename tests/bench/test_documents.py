@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
+from scipy.special import stdtrit
 
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import looks
@@ -61,6 +63,27 @@ def field_row(record):
 def test_the_field_shows_the_numbers_of_its_run(record):
     """Every method of the committed run at T = 64: memory, operations and bias."""
     assert field_row(record) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+TRAINED = load_run(ROOT / "results" / "field-accuracy.json")
+
+
+def accuracy_row(node):
+    """Mean and deviation over seeds, and of the differences to BPTT seed by seed the mean and its 95 % interval."""
+    of = {
+        each: {r.case.seed: 100 * r.accuracy.accuracy for r in TRAINED if r.case.node == each} for each in (node, "lif")
+    }
+    less = [of[node][seed] - of["lif"][seed] for seed in of[node]]
+    half = stdtrit(len(less) - 1, 0.975) * stdev(less) / len(less) ** 0.5
+    paired = f"{mean(less):+.1f} [{mean(less) - half:.1f}, {mean(less) + half:.1f}]" if node != "lif" else "–"
+    values = of[node].values()
+    return f"| `{node.removeprefix('lif+')}` | {mean(values):.1f} ± {stdev(values):.1f} % | {paired} |"
+
+
+@pytest.mark.parametrize("node", dict.fromkeys(record.case.node for record in TRAINED))
+def test_the_field_shows_what_was_learned(node):
+    """Accuracy of each method over five seeds, paired with BPTT."""
+    assert accuracy_row(node) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("timesteps", [16, 64])
