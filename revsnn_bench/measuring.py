@@ -77,15 +77,17 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         case: what to measure.
         settings: how; see `Settings`.
     Returns:
-        A record with status `ok`; `wrong` where output or gradient disagree with the reference; `unverified` where
-        nothing can judge the gradient, where memory grows with every step, or where the process holds much more
-        memory than the tensors that were counted.
+        A record with status `ok`; `wrong` where output or gradient disagree with the reference; `approximate` where the
+        output is right and the gradient is not meant to be that of backpropagation; `unverified` where nothing can
+        judge the gradient, where memory grows with every step, or where the process holds much more memory than the
+        tensors that were counted.
     Raises:
         SkipCase: the case cannot run on this machine.
         ValueError: the case names a node, a workload or options that do not exist or do not fit.
     """
     import torch
 
+    from revsnn_bench.models.methods import is_approximate
     from revsnn_bench.system.environment import conditions, read_conditions
 
     settings = settings or Settings()
@@ -103,8 +105,10 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
-    if status is Status.OK and (reason := memory_doubt(case, parts.get("memory"))):
-        status = Status.UNVERIFIED
+    elif is_approximate(case.node):
+        status, reason = Status.APPROXIMATE, _bias(parts.get("fidelity"))
+    if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
+        status, reason = Status.UNVERIFIED, doubt
     return Record(
         case=case,
         status=status,
@@ -157,7 +161,7 @@ def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
     try:
         found = of_seed(case.seed)
         near = NEAR_TOLERANCE * found.tolerance
-        while found.inputs < SEEDS and not found.beyond_tolerance() and max(found.errors().values()) > near:
+        while found.inputs < SEEDS and not found.beyond_tolerance() and max(found.errors().values(), default=0.0) > near:
             found = found.worst_with(of_seed(case.seed + found.inputs))
         return found
     except NoOracle as reason:
@@ -225,6 +229,13 @@ def _disagreement(fidelity: FidelityRecord) -> str:
     """Which errors exceed the tolerance; "" where none does."""
     beyond = ", ".join(f"{name} {error:.2g}" for name, error in fidelity.beyond_tolerance().items())
     return f"{beyond}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""
+
+
+def _bias(fidelity: FidelityRecord | None) -> str:
+    bias = None if fidelity is None else fidelity.gradient_bias
+    if bias is None:
+        return "its gradient is not meant to be that of BPTT, and its bias was not measured"
+    return f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
 
 
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05

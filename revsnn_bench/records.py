@@ -80,6 +80,7 @@ class Status(StrEnum):
     OK = "ok"
     WRONG = "wrong"
     UNVERIFIED = "unverified"
+    APPROXIMATE = "approximate"
     OOM = "oom"
     TIMEOUT = "timeout"
     ERROR = "error"
@@ -217,11 +218,28 @@ def joined(times: Sequence[TimeRecord]) -> TimeRecord:
     )
 
 
+class GradientBias(_Frozen):
+    """How far a gradient that is not meant to be exact is from that of float64 backpropagation of the same forward.
+
+    Of the parameters' gradients in a call from rest.
+
+    Fields:
+        relative: L2 distance over the L2 norm of the exact one, all parameters taken as one vector.
+        cosine: of the angle between the two.
+        by_module: the same two numbers for each module's own parameters.
+    """
+
+    relative: float
+    cosine: float
+    by_module: dict[str, tuple[float, float]]
+
+
 class FidelityRecord(_Frozen):
     """Is the gradient right? Relative L2 errors against float64 backpropagation of the same forward.
 
     Fields:
-        gradient_error: of the gradient with respect to the input, the worst of two calls in a row, as all errors are.
+        gradient_error: of the gradient with respect to the input, the worst of two calls in a row, as all errors are;
+            of all parameters' where the step needs no gradient of its input.
         parameter_gradient_error: of all parameter gradients together; None without parameters.
         state_gradient_error: of the gradients with respect to the membranes that the first call left to the second;
             None where none is carried, or the reference carries others.
@@ -240,6 +258,7 @@ class FidelityRecord(_Frozen):
         judged_by: "reference", backpropagation through the reference's forward; or "differences" of the model's own
             forward, for a model that names no reference; see `meters/oracle.py`.
         inputs: on how many seeds' inputs and parameters, of which the errors are the worst.
+        gradient_bias: of a method that is not meant to be exact; None of every other. It has no tolerance.
     """
 
     gradient_error: float
@@ -256,11 +275,12 @@ class FidelityRecord(_Frozen):
     neurons: int
     judged_by: str = "reference"
     inputs: int = 1
+    gradient_bias: GradientBias | None = None
 
     def errors(self) -> dict[str, float]:
-        """The errors that were measured, by name."""
-        names = ("gradient_error", "parameter_gradient_error", "state_gradient_error", "output_error")
-        found = {name: getattr(self, name) for name in names}
+        """The errors that have a tolerance, by name: of an approximate method the output's alone."""
+        gradients = ("gradient_error", "parameter_gradient_error", "state_gradient_error")
+        found = {name: getattr(self, name) for name in (*(() if self.gradient_bias else gradients), "output_error")}
         return {name: error for name, error in found.items() if error is not None}
 
     def beyond_tolerance(self) -> dict[str, float]:

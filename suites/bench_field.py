@@ -1,14 +1,30 @@
-"""What do SpikingJelly's own networks keep and cost, with its neurons, its `memopt`, and what this package offers?
+"""Methods over time, neurons of other libraries, and SpikingJelly's own networks, on one harness.
 
-    revsnn-bench run --suite field               # T = 4, B = 4, or 8 for Spikformer
-    revsnn-bench run --suite field --full        # T = 4 and 8, B = 32, where activations dominate
+    revsnn-bench run --suite field                                     # T = 4 to 64; networks at T = 4
+    revsnn-bench run --suite field --full                              # T = 4 to 1,024; networks at T = 4 and 8, B = 32
+    pytest suites/bench_field.py --benchmark -k "methods or peers"     # without the networks
 
+Methods: memory against time against the bias of the gradient, in a network without norms, trained on one loss per step.
+Peers: a layer of neurons. Networks: SpikingJelly's, with its neurons, its `memopt`, and what this package offers.
 `spikingjelly+bitpack` is `memopt` at level 1; every other node is put in by `swap_neurons`, on fused kernels.
-Skipped where SpikingJelly is not installed: pip install 'revsnn-bench[peers]'.
+What is not installed is skipped: pip install 'revsnn-bench[peers]'.
 """
 
 import pytest
 
+OVER_TIME = (
+    "lif",
+    "lif+remat",
+    "lif+offload",
+    "lif+chunks-4",
+    "lif+revolve-3",
+    "lif+tbptt-4",
+    "lif+tbptt-16",
+    "lif+sltt",
+    "lif+sltt-2",
+    "lif+ottt",
+)
+PEERS = ("lif", "spikingjelly", "snntorch", "snntorch-default", "norse", "sinabs")
 METHODS = (
     "lif",
     "lif+remat",
@@ -20,6 +36,48 @@ METHODS = (
     "spikingjelly+bitpack",
 )
 FULL = {"timesteps": (4, 8), "batch": (32,)}
+
+
+@pytest.mark.sweep(
+    quick={"timesteps": (4, 16, 64)},
+    full={"timesteps": (4, 16, 64, 256, 1024)},
+    workload="mlp",
+    nodes=OVER_TIME,
+    batch=64,
+    shape=(1, 8, 8),
+    depth=4,
+    encoding="poisson",
+)
+def test_methods(case, measure_case):
+    measure_case(case)
+
+
+@pytest.mark.sweep(
+    quick={"seed": (0,)},
+    full={"seed": (0, 1, 2, 3, 4)},
+    workload="mlp",
+    nodes=("lif", "lif+tbptt-4", "lif+sltt", "lif+sltt-4", "lif+ottt"),
+    timesteps=16,
+    batch=64,
+    shape=(1, 8, 8),
+    depth=3,
+    encoding="poisson",
+    epochs=8,
+)
+def test_accuracy(case, measure_case):
+    measure_case(case, passes=("fidelity",))
+
+
+@pytest.mark.sweep(
+    quick={"timesteps": (4, 16, 64)}, full={"timesteps": (4, 16, 64, 256)}, nodes=PEERS, batch=8, shape=(4096,)
+)
+def test_peers(case, measure_case):
+    measure_case(case)
+
+
+@pytest.mark.sweep(quick={"timesteps": (4, 16, 64)}, nodes=("lif", "sinabs"), batch=8, shape=(4096,), detach_reset=True)
+def test_detached_peers(case, measure_case):
+    measure_case(case)
 
 
 @pytest.mark.sweep(

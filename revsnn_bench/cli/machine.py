@@ -50,6 +50,7 @@ def nodes(
     name: Annotated[str | None, typer.Argument(help="Show everything about one node or node+strategy.")] = None,
 ) -> None:
     """List what `run --node` takes, or describe one: what it computes, keeps and guarantees."""
+    from revsnn_bench.models.methods import METHODS
     from revsnn_bench.models.peers import PEERS
     from revsnn_bench.models.strategies import strategy_names
 
@@ -59,6 +60,9 @@ def nodes(
             made = _makers(each)[-1]
             summary = (inspect.getdoc(made) or "").partition("\n")[0]
             table.add_row(each, getattr(made, "__name__", repr(made)), summary)
+        for kind, method in METHODS.items():
+            summary = (inspect.getdoc(method.of) or "").partition("\n")[0]
+            table.add_row(f"lif+{kind}", method.of.__name__, summary)
         Console().print(table)
         return
     try:
@@ -78,11 +82,18 @@ def _makers(name: str) -> list[Any]:
     """
     from revsnn_nodes import NormCarrierLIF, node_factory
 
+    from revsnn_bench.models.methods import method_of
     from revsnn_bench.models.peers import PEERS
-    from revsnn_bench.models.strategies import BLOCKS, CONTEXTS, NORM_CARRIER, strategy
+    from revsnn_bench.models.reversible import RevChain
+    from revsnn_bench.models.strategies import BLOCKS, CONTEXTS, NORM_CARRIER, REV_BLOCK, strategy
 
     strategy(name)
     if name == NORM_CARRIER:
         return [NormCarrierLIF]
     node, plus, kind = name.partition("+")
-    return [PEERS.get(node) or node_factory(node), *([BLOCKS.get(kind) or CONTEXTS[kind]] if plus else [])]
+    made = PEERS.get(node) or node_factory(node)
+    if method := method_of(kind):
+        return [made, method.of]
+    if kind == REV_BLOCK:
+        return [made, RevChain]
+    return [made, *([BLOCKS.get(kind) or CONTEXTS[kind]] if plus else [])]

@@ -128,6 +128,7 @@ def _write(trainer: "Trainer", checkpoint: Path) -> None:
 
 def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
     """Writes a run of this one record, and prints the accuracy."""
+    from revsnn_bench.models.methods import is_approximate
     from revsnn_bench.records import Record, RunHeader, Status, utc_now
     from revsnn_bench.runs import Journal, new_run_id
     from revsnn_bench.system.environment import fingerprint
@@ -142,7 +143,7 @@ def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
     )
     record = Record(
         case=case,
-        status=Status.OK,
+        status=Status.APPROXIMATE if is_approximate(case.node) else Status.OK,
         accuracy=accuracy,
         started_at=utc_now(),
         duration_s=accuracy.train_time_s + time.monotonic() - start,

@@ -131,7 +131,8 @@ TIMES = ("forward_time_s", "backward_time_s")
 FALSE_DISCOVERY_RATE = 0.05
 """Expected share of false alarms among the slowdowns that are reported."""
 
-_MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED)
+_MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED, Status.APPROXIMATE)
+_FINE = (Status.OK, Status.APPROXIMATE)
 _MAY_BE_ALLOWED = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
 
 
@@ -140,7 +141,8 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
 
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
     was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
-    in both is compared all the same, for its bytes and operations are exact.
+    or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
+    approximate now counts as newly wrong.
 
     Args:
         run: what was measured now.
@@ -203,14 +205,14 @@ def _judge_status(pair: CasePair) -> list[Finding]:
     assert pair.before is not None
     assert pair.after is not None
     old, new = pair.before.status, pair.after.status
-    if old is new is Status.OK:
+    if old is new and new in _FINE:
         return []
     detail = pair.after.reason or ""
     if old is new:
         kind, detail = Kind.NOTE, f"the same in the baseline; {detail}"
     elif new in FAILED:
         kind = Kind.FAILED
-    elif new in (Status.WRONG, Status.UNVERIFIED):
+    elif new in (Status.WRONG, Status.UNVERIFIED) or (old, new) == _FINE:
         kind = Kind.WRONG
     elif new is Status.SKIPPED:
         kind = Kind.SKIPPED if old in _MEASURED else Kind.NOTE

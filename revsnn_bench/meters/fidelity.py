@@ -11,7 +11,7 @@ whole against the reference in its own precision, block by block.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.oracle import CALLS, cut_states, measure_oracle_errors
 from revsnn_bench.meters.step import TrainingStep
-from revsnn_bench.records import FidelityRecord
+from revsnn_bench.records import FidelityRecord, GradientBias
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest relative gradient error that counts as right, by dtype: training tolerates noise, not a wrong direction."""
+
+Call = dict[str, list[Tensor]]
+"""What one call gives: `output`, and the gradients of `input`, `parameters` and carried `states`."""
 
 Reconstruction = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -45,6 +48,7 @@ class Subject:
         recovered_steps: from an input and its output, how many steps the inverse recovers, from the last one back. None
             where nothing is inverted.
         plain: the step of the same network without its strategy, whose bits it should have; None where there is none.
+        approximate: whether the step's gradient is not meant to be that of backpropagation: its bias is measured.
     """
 
     step: TrainingStep
@@ -55,6 +59,7 @@ class Subject:
     whole: TrainingStep | None = None
     recovered_steps: Callable[[Tensor, Tensor], int] | None = None
     plain: TrainingStep | None = None
+    approximate: bool = False
 
 
 def measure_fidelity(subject: Subject) -> FidelityRecord:
@@ -79,7 +84,10 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         tested = _calls(step, step.model, step.source)
     bit_equal = None if subject.plain is None else _count_equal(step, tested, subject.plain)
     recovered = _recover(subject)
-    errors = _worst_errors(tested, *_reference_calls(subject))
+    same, exact = _reference_calls(subject)
+    errors = _worst_errors(tested, same, exact)
+    if not step.source.requires_grad:
+        errors["input"] = errors["parameters"]
     neurons = step.source[0].numel()
     if subject.whole is not None:
         whole = _errors_of_blocks(subject.whole, subject.reference, step.source.shape[1])
@@ -88,7 +96,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     return FidelityRecord(
         gradient_error=errors["input"] or 0.0,
         parameter_gradient_error=errors["parameters"],
-        state_gradient_error=errors["states"],
+        state_gradient_error=None if subject.approximate else errors["states"],
         output_error=errors["output"],
         tolerance=TOLERANCE[dtype],
         reconstruction_error=recovered and recovered[0],
@@ -99,7 +107,29 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         warning="\n".join(dict.fromkeys(str(w.message) for w in caught if w.category is not DeprecationWarning))
         or None,
         neurons=neurons,
+        gradient_bias=_bias(step.model, tested[0], exact[0]) if subject.approximate else None,
     )
+
+
+def _bias(model: nn.Module, tested: Call, exact: Call) -> GradientBias:
+    """How far the parameter gradients of a call are from the exact ones: all of them, and module by module."""
+    places: dict[str, list[int]] = {}
+    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    for index, name in enumerate(names):
+        places.setdefault(name.rpartition(".")[0], []).append(index)
+
+    def apart(indices: Iterable[int]) -> tuple[float, float]:
+        mine, theirs = ([call["parameters"][i] for i in indices] for call in (tested, exact))
+        return relative_error(mine, theirs), cosine(mine, theirs)
+
+    relative, whole = apart(range(len(tested["parameters"])))
+    return GradientBias(relative=relative, cosine=whole, by_module={name: apart(of) for name, of in places.items()})
+
+
+def cosine(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Cosine of the angle between several tensors taken as one vector and others; NaN where either is 0."""
+    a, b = (torch.cat([x.double().flatten() for x in each]) for each in (values, expected))
+    return float(a @ b / (a.norm() * b.norm()))
 
 
 def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -107,10 +137,6 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     wrong = sum(((a.double() - b.double()).square().sum().item() for a, b in zip(values, expected, strict=True)), 0.0)
     scale = sum((b.double().square().sum().item() for b in expected), 0.0)
     return float((wrong / scale) ** 0.5) if scale else float(wrong > 0)
-
-
-Call = dict[str, list[Tensor]]
-"""What one call gives: `output`, and the gradients of `input`, `parameters` and carried `states`."""
 
 
 def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
@@ -125,13 +151,14 @@ def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
         for number in range(CALLS):
             step.source = source if not number else shifted(source)
             output = step.run(step.make_input())
-            given = [step.source, *parameters, *states]
+            inputs = [step.source] if step.source.requires_grad else []
+            given = [*inputs, *parameters, *states]
             found = torch.autograd.grad(
                 output, given, step.output_gradient(output).to(output.dtype), allow_unused=bool(states)
             )
             grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
-            last = 1 + len(parameters)
-            call = {"input": grads[:1], "parameters": grads[1:last], "states": grads[last:]}
+            first, last = len(inputs), len(inputs) + len(parameters)
+            call = {"input": grads[:first], "parameters": grads[first:last], "states": grads[last:]}
             calls.append({"output": [output.detach()], **call})
             states = cut_states(model)
         step.prepare()
@@ -153,7 +180,7 @@ def _count_equal(step: TrainingStep, tested: list[Call], plain: TrainingStep) ->
 
 def shifted(source: Tensor) -> Tensor:
     """The input of a later call: the same values, each a step later."""
-    return source.detach().roll(1, 0).requires_grad_()
+    return source.detach().roll(1, 0).requires_grad_(source.requires_grad)
 
 
 def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call]]:
@@ -164,8 +191,12 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call]]:
     with _recorded(subject.spikes(same)) as spikes:
         same_calls = _calls(step, same, step.source)
     with _replayed(subject.spikes(double), iter(spikes)):
-        exact = _calls(step, double, step.source.detach().double().requires_grad_())
+        exact = _calls(step, double, _in_double(step.source))
     return same_calls, exact
+
+
+def _in_double(source: Tensor) -> Tensor:
+    return source.detach().double().requires_grad_(source.requires_grad)
 
 
 def _worst_errors(tested: list[Call], same: list[Call], exact: list[Call]) -> dict[str, float | None]:

@@ -92,6 +92,25 @@ class ConvBlock(nn.Module):
 
 
 @dataclass(frozen=True)
+class Method:
+    """How a network with a loss at every step gets its gradient over time; see `models/methods.py`.
+
+    Args:
+        of: the loss with its graph, from network, input `[T, B, *]`, labels `[B]`, and the number where there is one.
+        exact: whether the gradient is that of backpropagation through time.
+        number: what K stands for in the method's name; None where it has none.
+    """
+
+    of: Callable[..., Tensor]
+    exact: bool
+    number: int | None = None
+
+    def loss(self, net: nn.Module, x_seq: Tensor, labels: Tensor) -> Tensor:
+        """The loss, whose backward pass gives the gradient."""
+        return self.of(net, x_seq, labels, *([] if self.number is None else [self.number]))
+
+
+@dataclass(frozen=True)
 class Strategy:
     """How to build a network: which node, in which kind of block. Calling it makes a node, as any node maker does.
 
@@ -99,11 +118,15 @@ class Strategy:
         make_node: makes one node layer.
         block: what convolutions with a node become.
         around: makes the context that the network's forward runs in.
+        method: how a network with a loss at every step gets its gradient over time; None for backpropagation.
+        inverts: whether the blocks of a reversible chain are inverted in the backward pass; see `models/reversible.py`.
     """
 
     make_node: NodeMaker
     block: type[ConvBlock] = ConvBlock
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    method: Method | None = None
+    inverts: bool = False
 
     def __call__(self) -> nn.Module:
         """Makes one node layer."""

@@ -1,16 +1,31 @@
-"""SpikingJelly's LIF, eager and compiled, for comparison, and which nodes take a backend.
+"""LIF neurons of other libraries, for comparison, and which nodes take a backend.
 
-A peer is a function and a row of `PEERS`; it is skipped where its package is not installed (extra `peers`).
+A peer is a function and a row of `PEERS`; it is skipped where its package is not installed (extra `peers`). Each
+library has equations, a reset and a surrogate of its own. A peer is matched where some options of our `StandardLIF`
+give the same function: that one is its reference. Where none does, the peer says which equation differs, and is
+never ranked. Of SpikingJelly, ours has the equations and names; the others, whose steps are run over `unbind`:
+
+    name               h[t]                                   reset                      phi           our options
+    snntorch           (1 - 1/tau) v + x                      to 0, no delay             ATan          decay_input=False
+    snntorch-default   (1 - 1/tau) h[t-1] + x - theta s[t-1]  a step later, no gradient  ATan          none
+    norse              v + (x - v) / tau                      to 0                       SuperSpike    the default
+    sinabs             (1 - 1/tau) v + x / tau                to 0                       PiecewiseExp  the default
+
+sinabs' own reset passes no gradient; with `detach_reset=True` it is taken, and our row with this option is its match.
+
+The surrogate is each library's own, at a sharpness and height that ours can have.
 """
 
+import warnings
 from collections.abc import Callable
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
 import torch
-from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, node_factory
+from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, node_factory, surrogate
 from revsnn_nodes.kernels.support import fused_obstacle
-from torch import nn
+from torch import Tensor, nn
 
 from revsnn_bench.models.own import METHODS
 from revsnn_bench.records import SkipCase
@@ -74,9 +89,152 @@ class _CompiledLIF(nn.Module):
         return StandardLIF(**self._options, step_mode="m", backend="torch")
 
 
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Spikes and the next membrane from an input and a membrane, all `[N, *]`."""
+
+
+class Stepped(nn.Module):
+    """A library's neuron, step by step, with its membrane carried as ours is.
+
+    Args:
+        step: one step of it.
+        matched: arguments of the `StandardLIF` that is the same function; None where there is none.
+        differs: which equation is another, where none is the same.
+    """
+
+    def __init__(self, step: Step, matched: dict[str, Any] | None, differs: str = "") -> None:
+        super().__init__()
+        self.v: Tensor | float = 0.0
+        self.differs = differs
+        self._step, self._matched = step, matched
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        """`[T, N, *]` to spikes of the same shape."""
+        v = self.v if isinstance(self.v, Tensor) else torch.zeros_like(x_seq[0])
+        spikes = []
+        for x in x_seq.unbind(0):
+            spike, v = self._step(x, v)
+            spikes.append(spike)
+        self.v = v
+        return torch.stack(spikes)
+
+    def reset(self) -> None:
+        """Forgets the membrane."""
+        self.v = 0.0
+
+    def reference(self) -> nn.Module | None:
+        """Our LIF by plain autograd: the same function; None where there is none."""
+        if self._matched is None:
+            return None
+        return StandardLIF(**self._matched, step_mode="m", backend="torch")
+
+
+def snntorch(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
+    """snnTorch's `Leaky` with the reset that ours can have: to zero, in the step of the spike.
+
+    Raises:
+        SkipCase: the package is not installed.
+    """
+    leaky = _leaky(tau, v_threshold, reset_mechanism="zero", reset_delay=False)
+    matched = {"tau": tau, "v_threshold": v_threshold, "decay_input": False, "surrogate_function": surrogate.ATan(2.0)}
+    return Stepped(leaky, matched)
+
+
+def snntorch_default(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
+    """snnTorch's `Leaky` as it comes: the threshold is subtracted in the step after the spike, with no gradient."""
+    return Stepped(
+        _leaky(tau, v_threshold),
+        None,
+        "its equation is another: h[t] = (1 - 1/tau) h[t-1] + x[t] - theta s[t-1], the reset a step later",
+    )
+
+
+def _leaky(tau: float, v_threshold: float, **options: Any) -> Step:
+    neuron = _theirs("snntorch").Leaky(
+        beta=1.0 - 1.0 / tau, threshold=v_threshold, spike_grad=_theirs("snntorch.surrogate").atan(2.0), **options
+    )
+    step: Step = neuron.forward
+    return step
+
+
+def norse(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
+    """Norse's LIF without a synaptic current, `lif_box_feed_forward_step`; its SuperSpike at sharpness 1, as is ours.
+
+    Raises:
+        SkipCase: the package is not installed.
+    """
+    theirs = _theirs("norse.torch.functional.lif_box")
+    p = theirs.LIFBoxParameters(
+        tau_mem_inv=torch.as_tensor(1.0 / tau), v_th=torch.as_tensor(v_threshold), method="super", alpha=1.0
+    )
+
+    def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        spikes, state = theirs.lif_box_feed_forward_step(x, theirs.LIFBoxFeedForwardState(v), p, dt=1.0)
+        return spikes, state.v
+
+    return Stepped(step, {"tau": tau, "v_threshold": v_threshold, "surrogate_function": surrogate.SuperSpike(1.0)})
+
+
+def sinabs(tau: float = 2.0, v_threshold: float = 1.0, detach_reset: bool = False) -> nn.Module:
+    """One step of sinabs' `LIF` with normalised input, one spike a step at most, and a reset to zero.
+
+    Its exponential surrogate is scaled by 1/2, to the height of ours. The reset is its `MembraneReset` where detached,
+    and otherwise a `reset_fn` that passes the gradient on.
+
+    Raises:
+        SkipCase: the package is not installed.
+    """
+    theirs = _theirs("sinabs.activation")
+    single_step = _theirs("sinabs.layers.functional.lif").lif_forward_single
+    phi = theirs.SingleExponential(grad_width=0.5 / v_threshold, grad_scale=0.5)
+    reset = theirs.MembraneReset() if detach_reset else _reset_with_gradient
+
+    def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        spikes, state = single_step(
+            x,
+            1.0 - 1.0 / tau,
+            None,
+            {"v_mem": v},
+            v_threshold,
+            theirs.SingleSpike,
+            reset,
+            phi,
+            None,
+            True,
+        )
+        return spikes, state["v_mem"]
+
+    own = surrogate.PiecewiseExp(2.0)
+    matched = {"tau": tau, "v_threshold": v_threshold, "detach_reset": detach_reset, "surrogate_function": own}
+    return Stepped(step, matched)
+
+
+def _reset_with_gradient(spikes: Tensor, state: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    return {"v_mem": state["v_mem"] * (1.0 - spikes)}
+
+
+def _theirs(name: str) -> Any:
+    """A module of a library.
+
+    Raises:
+        SkipCase: the library is not installed.
+    """
+    package = name.partition(".")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return import_module(name)
+        except ImportError:
+            raise SkipCase(f"{package} is not installed: pip install 'revsnn-bench[peers]'") from None
+
+
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "spikingjelly": spikingjelly,
     "spikingjelly-compiled": spikingjelly_compiled,
+    "snntorch": snntorch,
+    "snntorch-default": snntorch_default,
+    "norse": norse,
+    "sinabs": sinabs,
 }
 """Makers by the name that a case gives them."""
 

@@ -14,9 +14,13 @@ from revsnn_bench.case import Case
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
+from revsnn_bench.models.methods import is_approximate
 from revsnn_bench.models.own import is_own
+from revsnn_bench.models.reversible import RevChain
 from revsnn_bench.models.step import WorkloadStep
+from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.workloads import build
+from revsnn_bench.records import NoOracle
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
@@ -32,9 +36,14 @@ def subject_of(case: Case) -> Subject:
 
     A single layer that is too large is judged on a slice of its samples, which are independent, and as a whole against
     the reference in its own precision.
+
+    Raises:
+        NoOracle: a peer's equations are none of ours.
     """
     part = _slice(case)
     step = build(part)
+    if differs := next((found for m in step.model.modules() if (found := getattr(m, "differs", ""))), ""):
+        raise NoOracle(differs)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
     plain = build(_plain(case)) if case.workload in FIELD and case != _plain(case) else None
     if is_own(case.workload):
@@ -51,6 +60,7 @@ def subject_of(case: Case) -> Subject:
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
         plain=plain,
+        approximate=is_approximate(case.node),
     )
 
 
@@ -85,7 +95,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     if not neurons or any(_reference_of_neuron(module) is None for module in neurons):
         return None
     reference = copy.deepcopy(model)
-    if isinstance(reference, ConvBlock):
+    if isinstance(reference, ConvBlock | RevChain | Stepwise):
         reference = reference.plain()
     for name, module in list(reference.named_modules()):
         if name and isinstance(module, ConvBlock):

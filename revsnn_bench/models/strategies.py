@@ -7,8 +7,12 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
     lif+checkpoint                each block's input; convolution, norm and node run again (torch.utils.checkpoint)
     lif+bitpack                   the same, a binary input at one bit per spike
     lif+save-on-cpu               everything, but in host memory (torch.autograd.graph.save_on_cpu)
+    lif+offload                   the same in pinned memory, on a GPU alone
     lif-carrier+checkpoint-conv   each block's input and output; convolution and norm run again
     norm-carrier                  each block's output: `NormCarrierLIF`; pooling runs again, nothing is convolved again
+
+    lif+chunks-4, lif+tbptt-4     and the other methods of `models/methods.py`, in networks with a loss at every step
+    lif+rev-block                 a reversible chain's output: its blocks are inverted (`models/reversible.py`)
 
 Any node or peer may stand before the `+`.
 """
@@ -29,9 +33,11 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.models.blocks import ConvBlock, NodeMaker, Strategy, over_time
+from revsnn_bench.models.methods import METHODS, method_of
 from revsnn_bench.models.peers import PEERS, accepts
 
 NORM_CARRIER = "norm-carrier"
+REV_BLOCK = "rev-block"
 
 
 class CheckpointConvBlock(ConvBlock):
@@ -166,7 +172,11 @@ BLOCKS: dict[str, type[ConvBlock]] = {
     "checkpoint-conv": CheckpointConvBlock,
 }
 
-CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"remat": remat, "save-on-cpu": save_on_cpu}
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "remat": remat,
+    "save-on-cpu": save_on_cpu,
+    "offload": partial(save_on_cpu, pin_memory=True),
+}
 """Strategies that leave blocks as they are: the forward of the whole network runs inside."""
 
 REFERENCE = {"backend": "torch", "step_mode": "m"}
@@ -185,11 +195,13 @@ def strategy(name: str, **options: Any) -> Strategy:
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
     node, plus, kind = name.partition("+")
-    kinds = [*BLOCKS, *CONTEXTS]
-    if plus and kind not in kinds:
+    kinds = [*BLOCKS, *CONTEXTS, REV_BLOCK, *METHODS]
+    method = method_of(kind)
+    if plus and kind not in {*BLOCKS, *CONTEXTS, REV_BLOCK} and method is None:
         near = get_close_matches(kind, kinds, 3) or kinds
         raise ValueError(
-            f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps. Did you mean "
+            f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps, or how the "
+            "gradient is got; K stands for a number. Did you mean "
             f"{' or '.join(f'{node}+{each}' for each in near)}?"
         )
     if node in PEERS:
@@ -198,7 +210,7 @@ def strategy(name: str, **options: Any) -> Strategy:
         factory = node_factory(node)
         options = {name: value for name, value in REFERENCE.items() if accepts(factory, name)} | options
         make = partial(make_node, node, **options)
-    return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext))
+    return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext), method, kind == REV_BLOCK)
 
 
 def strategy_names() -> list[str]:

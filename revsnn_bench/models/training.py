@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
 from revsnn_bench.models.data import Split, digits_of, encoded
+from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import network
 from revsnn_bench.records import AccuracyRecord
@@ -85,7 +86,7 @@ class Trainer:
         for batch in torch.randperm(len(self.data.train_labels), generator=self.order).split(self.recipe.batch):
             self.optimizer.zero_grad()
             labels = self.data.train_labels[batch].to(self.case.device)
-            loss = cross_entropy(self._logits(self.data.train_images[batch], self._spike_seed()), labels)
+            loss = self._loss(encoded(self.case, self.data.train_images[batch], self._spike_seed()), labels)
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
@@ -158,13 +159,21 @@ class Trainer:
             return 0
         return int(torch.randint(1 << 62, (), generator=self.order))
 
+    def _loss(self, x_seq: Tensor, labels: Tensor) -> Tensor:
+        if not isinstance(self.model, Stepwise):
+            return cross_entropy(self._from_rest(x_seq), labels)
+        return self._from_rest(x_seq, labels)
+
     def _logits(self, images: Tensor, seed: int) -> Tensor:
+        return self._from_rest(encoded(self.case, images, seed))
+
+    def _from_rest(self, *given: Tensor) -> Tensor:
         for module in self.model.modules():
             if is_neuron(module):
                 module.reset()  # type: ignore[operator]
         with self.around():
-            logits: Tensor = self.model(encoded(self.case, images, seed))
-        return logits
+            y: Tensor = self.model(*given)
+        return y
 
     def _carriers(self) -> list[CarrierNode]:
         return [module for module in self.model.modules() if isinstance(module, CarrierNode)]

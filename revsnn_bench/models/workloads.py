@@ -1,5 +1,6 @@
 """From a case to a training step: one node layer, a stack of blocks, or a network on real data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
@@ -15,9 +16,12 @@ from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
 from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
-from revsnn_bench.models.own import build_own, is_own
+from revsnn_bench.models.own import build_own, is_own, refuse_offload
+from revsnn_bench.models.reversible import rev_chain
 from revsnn_bench.models.step import WorkloadStep, input_noise
+from revsnn_bench.models.stepwise import Stepwise, StepwiseStep, mlp
 from revsnn_bench.models.strategies import strategy
+from revsnn_bench.records import SkipCase
 
 Build = Callable[[Case, Strategy], "WorkloadStep"]
 Network = Callable[..., nn.Module]
@@ -33,6 +37,14 @@ def _linear_blocks(case: Case, make: Strategy) -> WorkloadStep:
     _refuse_blocks(case, make)
     (features,) = shape_of(case, "one size, such as (256,)", 1)
     model = nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)])
+    return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
+
+
+def _rev_blocks(case: Case, make: Strategy) -> WorkloadStep:
+    """A chain of reversible blocks; `node+rev-block` inverts them, any other node keeps what autograd keeps."""
+    _refuse_blocks(case, make)
+    (features,) = shape_of(case, "one even size, such as (256,)", 1)
+    model = rev_chain(make, features, case.depth, make.inverts)
     return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
 
 
@@ -54,7 +66,8 @@ def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadSte
     data = digits_of(case)
     source = encoded(case, data.train_images[: case.batch], case.seed).contiguous().requires_grad_()
     model = _placed(_made(make_network, case, make, CLASSES), case)
-    return WorkloadStep(model, source, data.train_labels[: case.batch].to(case.device), make.around)
+    step = StepwiseStep if isinstance(model, Stepwise) else WorkloadStep
+    return step(model, source, data.train_labels[: case.batch].to(case.device), make.around)
 
 
 def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn.Module:
@@ -65,6 +78,14 @@ def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn
 def _small(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
     _, size, _ = shape_of(case, "(1, 8, 8), the shape of a digit", 3)
     return digits_net(make_node, channels=round(16 * width), size=size, classes=classes)
+
+
+def _stepwise(case: Case, make_node: Strategy, classes: int, width: float) -> Stepwise:
+    _refuse_blocks(case, make_node)
+    number = None if make_node.method is None else make_node.method.number
+    if number is not None and number >= case.timesteps:
+        raise SkipCase(f"{case.node} must have a number below T = {case.timesteps}: there is nothing to cut")
+    return mlp(make_node, math.prod(case.shape), case.depth, classes, width)
 
 
 def _published(make_network: Network, case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
@@ -98,9 +119,13 @@ def _refuse_blocks(case: Case, make: Strategy) -> None:
         )
 
 
+STEPWISE = ("mlp",)
+"""Networks with a loss at every step, whose gradient over time may be got by a method of `models/methods.py`."""
+
 NETWORKS: dict[str, Network] = {
     "digits-net": _small,
     "pixels": _pixels,
+    "mlp": _stepwise,
     **{f"vgg{depth}": partial(_published, partial(vgg, depth)) for depth in (11, 13, 16, 19)},
     "vgg11-one": partial(_one_swapped, partial(vgg, 11)),
     "resnet19": partial(_published, resnet19),
@@ -112,6 +137,7 @@ WORKLOADS: dict[str, Build] = {
     "layer": _layer,
     "linear-blocks": _linear_blocks,
     "conv-blocks": _conv_blocks,
+    "rev-blocks": _rev_blocks,
     **dict.fromkeys(field.NETWORKS, _field),
     **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
 }
@@ -132,8 +158,9 @@ def network(case: Case, classes: int) -> nn.Module:
         )
     if is_sequence(case):
         refuse_encoding(case)
+    make = _strategy(case)
     torch.manual_seed(case.seed)
-    return _placed(_made(NETWORKS[name], case, strategy(case.node, **case.options), classes), case)
+    return _placed(_made(NETWORKS[name], case, make, classes), case)
 
 
 def build(case: Case, node: str | None = None) -> WorkloadStep:
@@ -157,9 +184,37 @@ def build(case: Case, node: str | None = None) -> WorkloadStep:
         )
     if name not in NETWORKS or is_sequence(case):
         refuse_encoding(case)
+    make = _strategy(case) if node is None else strategy(node)
     torch.manual_seed(case.seed)
-    make = strategy(case.node, **case.options) if node is None else strategy(node)
     return WORKLOADS[name](case, make)
+
+
+def _strategy(case: Case) -> Strategy:
+    """The strategy of a case.
+
+    Raises:
+        ValueError: a method over time in a workload that cannot run some steps at a time.
+        SkipCase: offload on the CPU.
+    """
+    refuse_offload(case)
+    make, name = strategy(case.node, **case.options), case.workload.partition("@")[0]
+    if make.inverts and name != "rev-blocks":
+        raise ValueError(
+            f"`node` must not be {case.node!r} in the workload {case.workload!r}. It has no blocks that add one half "
+            "of the features to the other, and others cannot be inverted. Pass the workload rev-blocks."
+        )
+    if make.method is None or name in STEPWISE:
+        return make
+    networks = {*NETWORKS, "conv-blocks", *field.NETWORKS} - {"pixels"}
+    why = (
+        "Its batch norms take their statistics over all T steps at once, and some steps at a time have others"
+        if name in networks
+        else "It has no loss at every step"
+    )
+    raise ValueError(
+        f"`node` must not name a method over time in the workload {case.workload!r}; got {case.node!r}. {why}. Pass "
+        f"the workload {' or '.join(STEPWISE)}."
+    )
 
 
 def _is_width(workload: str, width: str) -> bool:

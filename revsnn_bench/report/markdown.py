@@ -11,8 +11,17 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
-from revsnn_bench.report.points import AXES, growths, rest, sweeps
-from revsnn_bench.report.tables import Column, columns, environment_rows, metric_rows, value_cell
+from revsnn_bench.report.points import AXES, exact, growths, rest, sweeps
+from revsnn_bench.report.tables import (
+    APPROXIMATE,
+    APPROXIMATE_HEADINGS,
+    Column,
+    approximate_rows,
+    columns,
+    environment_rows,
+    metric_rows,
+    value_cell,
+)
 
 _TITLES = {"timesteps": "Time steps T", "batch": "Batch B", "depth": "Depth D"}
 _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
@@ -35,6 +44,7 @@ def render(run: Run, pictures: Sequence[Picture] = ()) -> str:
         "## Findings\n\n" + bullets(f"**{f.topic}.** {units.markdown(f.text)}" for f in findings(run)),
         *_pictures(pictures),
         *_failures(run),
+        *_section("Approximate gradients", APPROXIMATE, APPROXIMATE_HEADINGS, approximate_rows(run)),
         *_sweep_sections(run),
         *_rest_section(run),
         *_bandwidth_section(run),
@@ -103,7 +113,7 @@ def _failures(run: Run) -> list[str]:
     """Every case that did not end as `ok`, with its reason; left out where there is none."""
     rows = [
         (record.case.id, record.status.value, value_cell("gradient_error", record), record.reason or units.ABSENT)
-        for record in run
+        for record in exact(run)
         if record.status is not Status.OK
     ]
     text = "They take part in no ranking and have no ratio; raw values of wrong cases are in the CSV and JSON files."
@@ -204,9 +214,10 @@ def _reading(run: Run) -> str:
         "## How to read the columns\n\n"
         f"`{units.ABSENT}` means not measured, or withheld because the case did not end as ok. A case is "
         "`wrong` when its output or gradient disagrees with float64 backpropagation beyond the stated "
-        "tolerance. Time ratios are medians of rounds in which node and standard LIF alternate in one process; "
-        "brackets hold their interval, over several processes where the case was timed in several. What was timed "
-        "beside other work, or too seldom, is not decided. A ratio in memory holds at its T only.\n\n"
+        "tolerance, and `approximate` when its method does not mean to compute that gradient. Time ratios are medians "
+        "of rounds in which node and standard LIF alternate in one process; brackets hold their "
+        "interval, over several processes where the case was timed in several. What was timed beside other work, or "
+        "too seldom, is not decided. A ratio in memory holds at its T only.\n\n"
         + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))
     )
 

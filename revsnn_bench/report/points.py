@@ -113,10 +113,13 @@ def variants(records: Iterable[Record]) -> list[str]:
 
 
 def sweeps(run: Run, axis: Axis) -> list[Sweep]:
-    """Returns every sweep along an axis: at least two positions with all else but the node equal."""
+    """Returns every sweep along an axis: at least two positions with all else but the node equal.
+
+    Approximate methods take no part: they stand beside no exact one, see `approximate`.
+    """
     rank = {variant: index for index, variant in enumerate(variants(run))}
     groups: dict[Case, list[Record]] = defaultdict(list)
-    for record in run:
+    for record in exact(run):
         groups[record.case.point.model_copy(update={axis: 1})].append(record)
     return [
         Sweep(
@@ -132,7 +135,19 @@ def sweeps(run: Run, axis: Axis) -> list[Sweep]:
 def rest(run: Run) -> list[Record]:
     """Returns the records that belong to no sweep, in the order of the run."""
     swept = {record.case for axis in AXES for sweep in sweeps(run, axis) for record in sweep.records}
-    return [record for record in run if record.case not in swept]
+    return [record for record in exact(run) if record.case not in swept]
+
+
+def exact(run: Run) -> list[Record]:
+    """Returns the records but those of approximate methods, in the order of the run."""
+    return [record for record in run if record.status is not Status.APPROXIMATE]
+
+
+def approximate(run: Run) -> list[Record]:
+    """Returns the records whose gradient is not meant to be exact: point by point, in the order of the run."""
+    found = [record for record in run if record.status is Status.APPROXIMATE]
+    places = list(dict.fromkeys(record.case.point for record in found))
+    return sorted(found, key=lambda record: places.index(record.case.point))
 
 
 @dataclass(frozen=True)

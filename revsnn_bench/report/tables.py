@@ -17,7 +17,16 @@ from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import AXES, Axis, position, ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import (
+    AXES,
+    Axis,
+    approximate,
+    lif_of,
+    position,
+    ratio_text,
+    ratio_to_lif,
+    standard_lifs,
+)
 
 Value = str | int | float | None
 Row = dict[str, Value]
@@ -154,7 +163,7 @@ _MEANINGS = {
     "id": "Name of the case: workload/node/size/dtype/device.",
     "variant": "The node with the options that differ from its defaults.",
     **{row.name: row.meaning for row in CASE_FIELDS},
-    "status": "How the case ended: ok, wrong, unverified, oom, timeout, error or skipped.",
+    "status": "How the case ended: ok, wrong, unverified, approximate, oom, timeout, error or skipped.",
     "metric": "Name of the quantity; empty for a case without any.",
     "value": "The quantity, in the unit of the column `unit`.",
     "unit": "Unit of the value: B is bytes, FLOP operations, s seconds, 1 a pure number.",
@@ -226,6 +235,37 @@ class Column:
     heading: str
     cell: Callable[[Record], str]
     is_number: bool = True
+
+
+APPROXIMATE = (
+    "What these methods compute is not meant to be the gradient of backpropagation through time. The bias is the L2 "
+    "distance to that gradient, in float64 and of the same forward, over its norm; 0 is exact, 1 no better than no "
+    "gradient. They are ranked nowhere and have no ratio; the last column is the peak of exact backpropagation."
+)
+APPROXIMATE_HEADINGS = ("case", "bias", "cosine", "by module", "retained", "peak", "step time", "peak of lif")
+
+
+def approximate_rows(run: Run) -> list[tuple[str, ...]]:
+    """Returns one row per case of an approximate method, in the order of `APPROXIMATE_HEADINGS`."""
+    lifs = standard_lifs(run)
+    rows = []
+    for record in approximate(run):
+        lif, bias = lif_of(record.case, lifs), None if record.fidelity is None else record.fidelity.gradient_bias
+        modules = bias.by_module.items() if bias else ()
+        rows.append(
+            (
+                record.case.id,
+                *(
+                    (units.fraction(bias.relative), units.fraction(bias.cosine))
+                    if bias
+                    else (units.ABSENT, units.ABSENT)
+                ),
+                ", ".join(f"{name} {units.fraction(relative)}" for name, (relative, _) in modules) or units.ABSENT,
+                *(units.measured(name, record) for name in ("retained_bytes", "peak_bytes", "step_time_s")),
+                units.ABSENT if lif is None else units.measured("peak_bytes", lif),
+            )
+        )
+    return rows
 
 
 SHOWN_ALWAYS = ("fidelity",)

@@ -13,13 +13,23 @@ from revsnn_bench.case import Case
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.findings import Least, findings, least_of, overview
-from revsnn_bench.report.points import AXES, ratio_text, ratio_to_lif, rest, standard_lifs, sweeps, variants
+from revsnn_bench.report.points import (
+    AXES,
+    approximate,
+    ratio_text,
+    ratio_to_lif,
+    rest,
+    standard_lifs,
+    sweeps,
+    variants,
+)
 from revsnn_bench.report.tables import Column, columns, ratio_value
 
 _STYLES = {
     Status.OK: "",
     Status.WRONG: "yellow",
     Status.UNVERIFIED: "yellow",
+    Status.APPROXIMATE: "cyan",
     Status.SKIPPED: "dim",
     Status.OOM: "red",
     Status.TIMEOUT: "red",
@@ -52,6 +62,9 @@ def print_summary(run: Run, console: Console) -> None:
     if wrong:
         text = f"Wrong gradient at some points, and ranked at none of them: {units.listing(wrong)}."
         console.print(Text(units.one_line(text), style=_STYLES[Status.WRONG]), **_ONE_LINE)
+    if methods := variants(approximate(run)):
+        text = f"Approximate gradient by design, ranked nowhere: {units.listing(methods)}."
+        console.print(Text(units.one_line(text), style=_STYLES[Status.APPROXIMATE]), **_ONE_LINE)
     failed = [record for record in run if record.status in (Status.OOM, Status.TIMEOUT, Status.ERROR)]
     for record in failed[:_MOST_FAILURES]:
         console.print(_failure(record), **_ONE_LINE)

@@ -55,6 +55,11 @@ def number(metric: Metric, value: Number | None) -> str:
     return f"{value}" if isinstance(value, int) else f"{value:.1e}"
 
 
+def fraction(value: Number) -> str:
+    """Returns a pure number near 1, such as a cosine, with two decimals."""
+    return f"{value:.2f}" if math.isfinite(value) else NOT_FINITE
+
+
 def seconds(value: Number) -> str:
     """Returns a duration in s, ms or µs."""
     for factor, unit in ((1, "s"), (1e3, "ms")):

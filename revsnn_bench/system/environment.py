@@ -12,7 +12,18 @@ import psutil
 from revsnn_bench.records import Conditions, Environment
 from revsnn_bench.system import gpu
 
-PACKAGES = ("torch", "numpy", "fvcore", "numba", "triton", "spikingjelly", "pytest-benchmark")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "fvcore",
+    "numba",
+    "triton",
+    "spikingjelly",
+    "snntorch",
+    "norse",
+    "sinabs",
+    "pytest-benchmark",
+)
 """Packages whose version may explain a changed number; only those that are installed are recorded."""
 
 _ALLOCATOR_VARIABLES = (

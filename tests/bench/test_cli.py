@@ -271,6 +271,7 @@ def test_version_is_the_packages():
 
 def test_nodes_are_what_run_takes():
     """The list holds nodes, strategies and peers; each can be described, with what its block keeps."""
+    from revsnn_bench.models.methods import METHODS
     from revsnn_bench.models.peers import PEERS
     from revsnn_bench.models.strategies import strategy_names
 
@@ -284,6 +285,8 @@ def test_nodes_are_what_run_takes():
         assert f"{name}: " in described.output
     assert "CheckpointBlock" in invoke("nodes", "revlif+checkpoint").output
     assert "NormCarrierLIF" in invoke("nodes", "norm-carrier").output
+    assert all(f" lif+{kind} " in done.output for kind in METHODS)
+    assert "delta_l[t]" in invoke("nodes", "lif+sltt").output
 
 
 def test_env_and_doctor_speak(tmp_path):

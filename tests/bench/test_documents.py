@@ -2,11 +2,14 @@
 
 import re
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
+from scipy.special import stdtrit
 
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import looks
+from revsnn_bench.report.figures.growth import method_figures
 from revsnn_bench.report.figures.memory import step_figures
 from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import value_cell
@@ -35,6 +38,90 @@ def test_readme_shows_the_numbers_of_the_run(record):
         f"{equal[0]} of {equal[1]}" if equal else "–",
     )
     assert f"| {' | '.join(cells)} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+FIELD = load_run(ROOT / "results" / "field.json")
+LONGEST = [r for r in FIELD if r.case.timesteps == 64 and r.status.value != "skipped"]
+OVER_TIME = [r for r in LONGEST if r.case.workload == "mlp"]
+OF_PEERS = [r for r in LONGEST if r.case.workload == "layer"]
+
+
+def field_row(record):
+    """A method as docs/methods.md shows it: its peak at every T, and at the last its cost and its bias."""
+    rows = [r for r in FIELD if r.case.workload == "mlp" and r.memory is not None]
+    peaks = {r.case.timesteps: r for r in rows if r.case.node == record.case.node}
+    bias = record.fidelity.gradient_bias
+    fractions = (bias.relative, bias.cosine, bias.by_module["net.1.inner"][0]) if bias else ()
+    cells = (
+        f"`{record.case.node.removeprefix('lif+')}`",
+        record.status.value,
+        *(units.measured("peak_bytes", peaks[t]) if t in peaks else "–" for t in (4, 16, 64)),
+        *(units.measured(name, record) for name in ("retained_bytes", "step_flops", "step_time_s")),
+        ratio_text(ratio_to_lif("step_time_s", record)),
+        *(map(units.fraction, fractions) if bias else ("–",) * 3),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("record", OVER_TIME, ids=lambda record: record.case.node)
+def test_the_field_shows_the_numbers_of_its_run(record):
+    """Every method of the committed run at T = 64: memory, operations, time and bias."""
+    assert field_row(record) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def peer_row(record):
+    """A peer as docs/methods.md shows it; what an unverified one costs is withheld."""
+    lifs = standard_lifs(FIELD)
+    shown = [value_cell(name, record) for name in ("retained_bytes", "peak_bytes", "gradient_error")]
+    time = ratio_text(ratio_to_lif("step_time_s", record, lifs))
+    return f"| {' | '.join((f'`{record.case.variant}`', record.status.value, *shown[:2], time, shown[2]))} |"
+
+
+@pytest.mark.parametrize("record", OF_PEERS, ids=lambda record: record.case.variant)
+def test_the_field_shows_its_peers(record):
+    """Every peer of the committed run at T = 64: bytes, time against our LIF, and gradient error."""
+    assert peer_row(record) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+TRAINED = load_run(ROOT / "results" / "field-accuracy.json")
+
+
+def accuracy_row(node):
+    """Mean and deviation over seeds, and of the differences to BPTT seed by seed the mean and its 95 % interval."""
+    of = {
+        each: {r.case.seed: 100 * r.accuracy.accuracy for r in TRAINED if r.case.node == each} for each in (node, "lif")
+    }
+    less = [of[node][seed] - of["lif"][seed] for seed in of[node]]
+    half = stdtrit(len(less) - 1, 0.975) * stdev(less) / len(less) ** 0.5
+    paired = f"{mean(less):+.1f} [{mean(less) - half:.1f}, {mean(less) + half:.1f}]" if node != "lif" else "–"
+    values = of[node].values()
+    return f"| `{node.removeprefix('lif+')}` | {mean(values):.1f} ± {stdev(values):.1f} % | {paired} |"
+
+
+@pytest.mark.parametrize("node", dict.fromkeys(record.case.node for record in TRAINED))
+def test_the_field_shows_what_was_learned(node):
+    """Accuracy of each method over five seeds, paired with BPTT."""
+    assert accuracy_row(node) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("timesteps", [16, 64])
+def test_readme_shows_the_field(timesteps):
+    """Peaks of the methods that README names, and at T = 64 the bias of the first layer."""
+    nodes = ("lif", "lif+remat", "lif+chunks-4", "lif+revolve-3", "lif+tbptt-4", "lif+sltt", "lif+ottt")
+    of = {r.case.node: r for r in FIELD if r.case.timesteps == timesteps and r.case.workload == "mlp"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {timesteps} | {' | '.join(units.measured('peak_bytes', of[node]) for node in nodes)} |" in readme
+    biases = [of[node].fidelity.gradient_bias for node in nodes]
+    shown = [units.fraction(bias.by_module["net.1.inner"][0]) if bias else "exact" for bias in biases]
+    assert timesteps != 64 or f"| bias at T = 64 | {' | '.join(shown)} |" in readme
+
+
+def test_the_picture_of_the_field_is_drawn_from_its_run():
+    """The file that docs/methods.md shows, byte for byte."""
+    (figure,) = method_figures(FIELD, looks(FIELD), {record.case: n for n, record in enumerate(FIELD)})
+    path = ROOT / "reports" / "field-methods-1.svg"
+    assert path.read_text(encoding="utf-8") == figure.standalone()
+    assert path.name in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 EXAMPLE = load_run(ROOT / "results" / "example-quick.json")

@@ -15,6 +15,7 @@ from revsnn_bench.models.reference import reference_of, subject_of
 from revsnn_bench.models.strategies import BitPackBlock, pack_bits, strategy, strategy_names, unpack_bits
 from revsnn_bench.models.training import train
 from revsnn_bench.models.workloads import build
+from revsnn_bench.records import SkipCase
 
 RECOMPUTING = ("lif+checkpoint", "lif+bitpack", "lif-carrier+checkpoint-conv")
 BLOCKS = (*RECOMPUTING, "norm-carrier")
@@ -156,6 +157,12 @@ def test_training_inside_remat_gives_the_same_losses():
     plain, inside = (train(network_case(node, "digits-net"), 1) for node in ("lif", "lif+remat"))
     assert inside.loss_by_epoch == plain.loss_by_epoch
     assert inside.accuracy == plain.accuracy
+
+
+def test_offload_is_skipped_on_the_cpu():
+    """There is nothing to move: the reason says so."""
+    with pytest.raises(SkipCase, match=r"lif\+offload moves tensors from a GPU to the host"):
+        build(network_case("lif+offload"))
 
 
 @pytest.mark.parametrize("node", ["spikingjelly+checkpoint", "spikingjelly+remat"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from revsnn_bench.records import Run
 from revsnn_bench.report.canvas import Figure, dark_rules, looks
-from revsnn_bench.report.figures.growth import fidelity_figures, scaling_figures
+from revsnn_bench.report.figures.growth import fidelity_figures, method_figures, scaling_figures
 from revsnn_bench.report.figures.memory import breakdown_figures, step_figures
 from revsnn_bench.report.figures.tradeoff import pareto_figures, roofline_figures
 
@@ -15,13 +15,14 @@ def draw_figures(run: Run) -> list[Figure]:
     """Draws every figure for which the run has data; none for an empty run.
 
     Returns:
-        The front of time against memory first, then gradient errors, growth of memory, what the peak is made
-        of, memory over one step, and shares of the memory bandwidth. The same run gives the same bytes.
+        The front of time against memory first, then methods over time, gradient errors, growth of memory, what the peak
+        is made of, memory over one step, and shares of the memory bandwidth. The same run gives the same bytes.
     """
     known = looks(run)
     index = {record.case: number for number, record in enumerate(run)}
     return [
         *pareto_figures(run, known, index),
+        *method_figures(run, known, index),
         *fidelity_figures(run, known, index),
         *scaling_figures(run, known, index),
         *breakdown_figures(run, known),

@@ -1,5 +1,7 @@
 """Lines of a run over a sweep: gradient error against T, and retained and peak bytes against T, batch and depth.
 
+Where approximate methods were measured, one more figure holds their peak against T, beside the exact ones and apart.
+
 Gradient errors have one figure per dtype, with the largest error that counts as right. Bytes are drawn log-log, and the
 legend holds the slope of every node.
 """
@@ -15,7 +17,7 @@ from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.canvas import INK, Figure, Look
-from revsnn_bench.report.points import Axis, Sweep, position, setting, sweeps
+from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, position, setting, sweeps
 
 _LIMIT = 100
 AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
@@ -32,7 +34,7 @@ Line = list[tuple[int, Number, int]]
 def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
     """Draws one figure per dtype in which a gradient was compared, in order of appearance."""
     by_dtype: dict[str, list[Record]] = defaultdict(list)
-    for record in run:
+    for record in exact(run):
         if record.fidelity is not None:
             by_dtype[record.case.dtype].append(record)
     return [_draw_errors(dtype, records, known, index) for dtype, records in by_dtype.items()]
@@ -101,6 +103,50 @@ def scaling_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, in
                 figure = _draw_sweep(sweep, metric, known, index, f"{metric}-{axis}-{number}", left_out)
                 figures += [figure] if figure else []
     return figures
+
+
+def method_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+    """Draws the peak against T of each place where a method is approximate, with its bias; exact methods for scale."""
+    places: dict[Case, list[Record]] = defaultdict(list)
+    for record in run:
+        if record.status in (Status.OK, Status.APPROXIMATE) and record.memory is not None:
+            places[record.case.point.model_copy(update={"timesteps": 1})].append(record)
+    shown = [found for found in places.values() if any(r.status is Status.APPROXIMATE for r in found)]
+    return [_draw_methods(found, known, index, number) for number, found in enumerate(shown, start=1)]
+
+
+def _draw_methods(records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int], number: int) -> Figure:
+    lines: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: r.case.timesteps):
+        lines[record.case.variant].append(record)
+    shown = canvas.in_order(known, lines)
+    peaks = {record.case: BY_NAME["peak_bytes"].read(record) or 0 for record in records}
+    places = canvas.LogRange(peaks.values(), base=2)
+    with canvas.panel(canvas.legend_rows(len(shown), titled=True)) as axes:
+        places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)
+        for variant in shown:
+            points = [
+                (r.case.timesteps, places.place(peaks[r.case]), index[r.case], r.status is Status.OK)
+                for r in lines[variant]
+            ]
+            canvas.draw_line(axes, known[variant], points)
+        canvas.positions(axes, [record.case.timesteps for record in records])
+        axes.set_xlabel(AXIS_LABELS["timesteps"])
+        axes.set_ylabel("peak bytes")
+        entries = [known[v].handle(f"{known[v].label} · {_bias(lines[v][-1])}") for v in shown]
+        canvas.legend(axes, entries, title="method and bias of its gradient at the largest T")
+        svg = canvas.to_svg(axes)
+    title = f"Methods over time: {fixed_part(records[0].case, without='timesteps')}"
+    caption = (
+        "Hollow: an approximate gradient, ranked nowhere. Its bias is the distance to the gradient of backpropagation "
+        "in relative L2, all parameters taken as one vector."
+    )
+    return Figure(f"methods-{number}", title, caption, svg)
+
+
+def _bias(record: Record) -> str:
+    bias = None if record.fidelity is None else record.fidelity.gradient_bias
+    return "exact" if bias is None else units.fraction(bias.relative)
 
 
 def _chosen(found: Sequence[Sweep]) -> list[Sweep]:

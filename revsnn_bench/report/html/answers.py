@@ -9,7 +9,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.figures.tradeoff import front
 from revsnn_bench.report.findings import costs
-from revsnn_bench.report.points import by_point, lif_name, lif_of, ratio_to_lif, standard_lifs, work
+from revsnn_bench.report.points import by_point, exact, lif_name, lif_of, ratio_to_lif, standard_lifs, work
 from revsnn_bench.report.tables import value_cell
 
 
@@ -67,7 +67,7 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
 
     The first one shown has most nodes that are right; of several such points the largest.
     """
-    points = by_point(run)
+    points = by_point(exact(run))
     order = sorted(points, key=lambda p: (setting(p), p.timesteps, p.batch))
     if not order:
         return [], 0

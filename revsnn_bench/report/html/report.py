@@ -14,7 +14,14 @@ from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html.answers import answers
 from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
-from revsnn_bench.report.tables import environment_rows, metric_rows, value_cell
+from revsnn_bench.report.tables import (
+    APPROXIMATE,
+    APPROXIMATE_HEADINGS,
+    approximate_rows,
+    environment_rows,
+    metric_rows,
+    value_cell,
+)
 
 _SHOWN = (
     ("retained_bytes", True),
@@ -78,6 +85,13 @@ def render_html(
         figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],
         claims=claims or "",
         table=_cases(run, lifs),
+        approximate=make_table(
+            "approximate",
+            "Cases of approximate methods",
+            [_text_column(number, heading) for number, heading in enumerate(APPROXIMATE_HEADINGS)],
+            approximate_rows(run),
+        ),
+        approximate_text=APPROXIMATE,
         metrics=metric_rows(run),
         places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
         absent=units.ABSENT,
@@ -85,6 +99,10 @@ def render_html(
         ratio=lambda name, record: ratio_text(ratio_to_lif(name, record, lifs)),
         times=units.times,
     )
+
+
+def _text_column(number: int, heading: str) -> Column[tuple[str, ...]]:
+    return Column(heading, lambda row: row[number], is_number=False)
 
 
 def _by_topic(run: Run) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,346 @@
+"""Methods that get the gradient of a `Stepwise` network over time: two that are exact, and four that are not.
+
+The network, layer by layer, with l = 1, 2, ... and s_0 = x:
+
+    h_l[t] = lambda v_l[t-1] + W_l s_(l-1)[t]        lambda = 1 - 1 / tau
+    s_l[t] = Theta(h_l[t] - theta)                   its derivative is the surrogate's, phi
+    v_l[t] = h_l[t] (1 - s_l[t])                     or another reset
+
+An input that decays, of weight 1 / tau, has this factor in W. sg(z) is z with no gradient. A method is a function of
+this file with its equations and its source, and a row of `METHODS`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from math import comb
+from typing import Any
+
+import torch
+from revsnn_nodes.plan import is_neuron
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import record_function
+
+from revsnn_bench.models.blocks import Method
+from revsnn_bench.models.stepwise import State, Stepwise
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""Layers whose weights OTTT gives a trace of their input."""
+
+
+def tbptt(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Truncated backpropagation: v[t-1] <- sg(v[t-1]) where K divides t, counted from 0; backward window by window.
+
+    Args:
+        number: K, steps per window.
+    Keeps for backward: the parameters' gradients. Transient: what BPTT keeps of K steps. Constant in T.
+    Exactness: none; BPTT where K = T.
+    Source: Williams and Peng 1990, with windows that do not overlap.
+    """
+    return _in_forward(net, partial(_windows, net, x_seq, labels, number))
+
+
+def sltt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
+    """Spatial learning through time: no gradient passes from step to step, which is `tbptt` with K = 1.
+
+        delta_l[t] = (W_(l+1)^T delta_(l+1)[t]) phi(h_l[t] - theta)
+        dW_l = sum_t delta_l[t] s_(l-1)[t]^T
+
+    Keeps for backward: the parameters' gradients. Transient: what BPTT keeps of one step. Constant in T.
+    Source: Meng et al. 2023, arXiv 2302.14311.
+    """
+    return tbptt(net, x_seq, labels, 1)
+
+
+def sltt_k(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
+    """SLTT with a backward pass at K of the T steps, drawn anew for each call: dW_l sums over these alone.
+
+    Nothing makes up for the steps left out: the authors' training script divides every step's loss by T, as here.
+
+    Args:
+        number: K, steps with a backward pass.
+    Keeps for backward: as `sltt`.
+    Source: Meng et al. 2023, arXiv 2302.14311, section on SLTT-K, and their train_SLTTK script.
+    """
+    drawn = set(torch.randperm(len(x_seq))[:number].tolist())
+    return _in_forward(net, partial(_windows, net, x_seq, labels, 1, drawn.__contains__))
+
+
+def ottt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
+    """Online training through time: the errors of SLTT, and a trace of what each weight was given.
+
+        a_(l-1)[t] = lambda a_(l-1)[t-1] + s_(l-1)[t]
+        dW_l = sum_t delta_l[t] a_(l-1)[t]^T
+
+    Traces start at 0 with every call. The read-out has no membrane, so it needs none. The authors' code differs: it
+    leaves out the first layer's trace, and gives one to the read-out.
+
+    Keeps for backward: the parameters' gradients. Transient: as `sltt`, and a trace per weighted layer. Constant in T.
+    Source: Xiao et al. 2022, arXiv 2210.04195.
+    Raises:
+        ValueError: a bias in front of a neuron, or a neuron without a leak `tau`.
+    """
+    with _traced(net):
+        return _in_forward(net, partial(_windows, net, x_seq, labels, 1))
+
+
+def chunks(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Temporal checkpoints: runs K steps at a time, and each chunk but the last again in the backward pass.
+
+    Args:
+        number: K, steps per chunk.
+    Keeps for backward: the membranes where a chunk begins, but for the first; what BPTT keeps of the last chunk.
+    Exactness: the gradient of BPTT, but for the order of sums.
+    Source: Chen et al. 2016, arXiv 1604.06174, along time.
+    """
+    return _checkpointed(net, x_seq, labels, number, lambda steps, free: min(number, steps), len(x_seq))
+
+
+def revolve(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Checkpoints at the steps for which the fewest steps run in all: T and `advances(T, C)` more.
+
+    A stretch that begins at a checkpoint is cut in two where `split_of` says. The second part is run on with one
+    checkpoint less; the first is run again when its turn comes, with the checkpoints that are free by then.
+
+    Args:
+        number: C, checkpoints at a time, that of the first step included.
+    Keeps for backward: at most C - 1 sets of membranes, for the first step starts at rest; what BPTT keeps of one step.
+    Exactness: the gradient of BPTT, but for the order of sums.
+    Source: Griewank and Walther 2000, algorithm 799 (revolve).
+    """
+    return _checkpointed(net, x_seq, labels, 1, split_of, number)
+
+
+def advances(steps: int, checkpoints: int) -> int:
+    """The fewest steps that are run without keeping them: r T - C(C + r, C + 1).
+
+    Here r, the most often that a step is run so, is the least with T <= C(C + r, C).
+    """
+    r = next(r for r in range(steps) if comb(checkpoints + r, checkpoints) >= steps)
+    return r * steps - comb(checkpoints + r, checkpoints + 1)
+
+
+def split_of(steps: int, checkpoints: int) -> int:
+    """After how many steps to set the next checkpoint: where least is run in all, by the recursion of `advances`."""
+    if checkpoints == 1 or steps == 1:
+        return max(1, steps - 1)
+
+    def cost(first: int) -> int:
+        return first + advances(first, checkpoints) + advances(steps - first, checkpoints - 1)
+
+    return min(range(1, steps), key=cost)
+
+
+METHODS: dict[str, Method] = {
+    "tbptt-K": Method(tbptt, exact=False),
+    "sltt": Method(sltt, exact=False),
+    "sltt-K": Method(sltt_k, exact=False),
+    "ottt": Method(ottt, exact=False),
+    "chunks-K": Method(chunks, exact=True),
+    "revolve-K": Method(revolve, exact=True),
+}
+"""Methods by what follows the + in a node's name, K standing for a number: `lif+tbptt-4`."""
+
+
+def method_of(kind: str) -> Method | None:
+    """The method of a name such as `sltt` or `tbptt-4`; None where there is none."""
+    name, _, number = kind.rpartition("-")
+    if number.isascii() and number.isdecimal() and int(number) and f"{name}-K" in METHODS:
+        return replace(METHODS[f"{name}-K"], number=int(number))
+    return None if kind.endswith("-K") else METHODS.get(kind)
+
+
+def is_approximate(node: str) -> bool:
+    """Whether the gradient of a node, or strategy, by name, is not meant to be that of BPTT."""
+    method = method_of(node.partition("+")[2])
+    return method is not None and not method.exact
+
+
+class _GradientInForward(torch.autograd.Function):
+    """A loss whose gradient is computed beside it, and kept in place of what a backward pass would need."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Callable[[], Iterator[Tensor]], *parameters: Tensor) -> Tensor:
+        gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        total: Tensor | float = 0.0
+        with torch.enable_grad():
+            for loss in losses():
+                if loss.requires_grad:
+                    for gradient, each in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
+                        gradient += each
+                total = total + loss.detach()
+        ctx.save_for_backward(*gradients)
+        assert isinstance(total, Tensor)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(arriving * gradient for gradient in ctx.saved_tensors)
+
+
+def _in_forward(net: Stepwise, losses: Callable[[], Iterator[Tensor]]) -> Tensor:
+    loss: Tensor = _GradientInForward.apply(losses, *_parameters(net))
+    return loss
+
+
+def _parameters(net: Stepwise) -> list[nn.Parameter]:
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def _windows(
+    net: Stepwise, x_seq: Tensor, labels: Tensor, every: int, learns: Callable[[int], bool] = lambda number: True
+) -> Iterator[Tensor]:
+    """The loss of every window, whose membranes are cut from the window before; with a graph where it learns."""
+    for number, window in enumerate(x_seq.split(every)):
+        states = [v.detach() if isinstance(v, Tensor) else v for v in net.states]
+        with torch.set_grad_enabled(learns(number)):
+            loss, *states = net.steps(window, labels, len(x_seq), *states)
+        net.states = [v.detach() if isinstance(v, Tensor) else v for v in states]
+        yield loss
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """Which steps run again, and from where.
+
+    Fields:
+        net, labels, of: as `Stepwise.steps` takes them.
+        kept: how many steps are run at a time, and kept where they are the last.
+        cut: after how many of some steps the next checkpoint is, by their number and that of free checkpoints; all of
+            them where they are kept.
+    """
+
+    net: Stepwise
+    labels: Tensor
+    of: int
+    kept: int
+    cut: Callable[[int, int], int]
+
+    def steps(self, x_seq: Tensor, states: Sequence[State]) -> tuple[Any, list[State]]:
+        """Loss and membranes of steps that may be kept."""
+        loss, *states = self.net.steps(x_seq, self.labels, self.of, *states)
+        return loss, states
+
+    def advance(self, x_seq: Tensor, states: Sequence[State]) -> tuple[Tensor, list[State]]:
+        """Loss and membranes of steps of which nothing is kept."""
+        total = x_seq.new_zeros(())
+        with torch.no_grad():
+            for part in x_seq.split(self.kept):
+                loss, states = self.steps(part, states)
+                total += loss
+        return total, [*states]
+
+    def reverse(
+        self, x_seq: Tensor, free: int, states: Sequence[State], arriving: Sequence[Tensor], gradients: list[Tensor]
+    ) -> list[Tensor]:
+        """Runs steps again, adds to the gradients of the parameters, and returns those of the membranes at the start.
+
+        Args:
+            arriving: gradients of the loss, and of the membranes at the end.
+        """
+        checkpoints = []
+        with record_function("recompute"):
+            while (first := self.cut(len(x_seq), free)) < len(x_seq):
+                checkpoints.append((x_seq[:first], free, states))
+                _, states = self.advance(x_seq[:first], states)
+                x_seq, free = x_seq[first:], free - 1
+            leaves = [v.detach().requires_grad_() for v in states if isinstance(v, Tensor)]
+            with torch.enable_grad():
+                loss, after = self.steps(x_seq, leaves or states)
+        found = torch.autograd.grad([loss, *after], [*leaves, *_parameters(self.net)], [*arriving])
+        del loss, after
+        for gradient, each in zip(gradients, found[len(leaves) :], strict=True):
+            gradient += each
+        at_start = [*found[: len(leaves)]]
+        del found, leaves, states
+        while checkpoints:
+            at_start = self.reverse(*checkpoints.pop(), [arriving[0], *at_start], gradients)
+        return at_start
+
+
+def _checkpointed(net: Stepwise, x_seq: Tensor, labels: Tensor, kept: int, cut: Any, free: int) -> Tensor:
+    """The loss, whose graph keeps the last steps, and checkpoints for those before them."""
+    schedule, states = _Schedule(net, labels, len(x_seq), kept, cut), net.states
+    total: Tensor | float = 0.0
+    while (first := cut(len(x_seq), free)) < len(x_seq):
+        loss, *states = _Again.apply(schedule, x_seq[:first], free, len(states), *states, *_parameters(net))
+        total, x_seq, free = total + loss, x_seq[first:], free - 1
+    loss, net.states = schedule.steps(x_seq, states)
+    total = total + loss
+    assert isinstance(total, Tensor)
+    return total
+
+
+class _Again(torch.autograd.Function):
+    """Steps that keep the membranes where they begin, and run again in the backward pass.
+
+    `torch.utils.checkpoint` does not fit: our nodes take their membranes from its first run, not from who calls them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, schedule: _Schedule, x_seq: Tensor, free: int, count: int, *given: Any) -> tuple[Any, ...]:
+        ctx.again, ctx.at_rest = partial(schedule.reverse, x_seq, free), [v for v in given if not isinstance(v, Tensor)]
+        ctx.net, ctx.started = schedule.net, count - len(ctx.at_rest)
+        ctx.save_for_backward(*(v for v in given if isinstance(v, Tensor)))
+        loss, states = schedule.advance(x_seq, given[:count])
+        return loss, *states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        states, parameters = ctx.saved_tensors[: ctx.started], ctx.saved_tensors[ctx.started :]
+        gradients, carried = [torch.zeros_like(parameter) for parameter in parameters], ctx.net.states
+        at_start = ctx.again(states or ctx.at_rest, arriving, gradients)
+        ctx.net.states = carried
+        return None, None, None, None, *(None for _ in ctx.at_rest), *at_start, *gradients
+
+
+@contextmanager
+def _traced(net: Stepwise) -> Iterator[None]:
+    """Every weighted layer in front of a neuron keeps the trace of its input for its weight's gradient."""
+    layers: list[nn.Module] = []
+    last: nn.Module | None = None
+    try:
+        for module in net.modules():
+            if isinstance(module, WEIGHTED):
+                last = module
+            elif is_neuron(module) and last is not None:
+                setattr(last, "forward", _Traced(last, module))  # noqa: B010  (mypy takes no method for a variable)
+                layers.append(last)
+                last = None
+        yield
+    finally:
+        for layer in layers:
+            delattr(layer, "forward")
+
+
+class _Traced:
+    """The forward of a weighted layer that saves a trace of its inputs in the place of its input.
+
+    The gradient of the weight is a product with what was saved, that of the input one with the weight alone.
+    """
+
+    def __init__(self, layer: nn.Module, neuron: nn.Module) -> None:
+        tau: Any = getattr(neuron, "tau", None)
+        if getattr(layer, "bias", None) is not None or not isinstance(tau, float | int):
+            raise ValueError(
+                "`ottt` must have layers without bias in front of neurons with a leak `tau`; got "
+                f"{layer} before {type(neuron).__name__}. A trace is that of a weight's input. Pass bias=False."
+            )
+        self._run, self._leak = layer.forward, 1.0 - 1.0 / tau
+        self._trace: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        trace = x.detach() if self._trace is None else self._leak * self._trace + x.detach()
+        self._trace = trace
+
+        def pack(saved: Tensor) -> Tensor:
+            return trace if saved.data_ptr() == x.data_ptr() and saved.shape == x.shape else saved
+
+        with saved_tensors_hooks(pack, lambda saved: saved):
+            y: Tensor = self._run(x)
+        return y
