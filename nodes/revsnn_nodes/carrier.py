@@ -160,7 +160,8 @@ class CarrierLIF(CarrierNode):
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
-        if not self.carries:
+        # An exported program keeps the forward's operations, and no backward pass.
+        if not self.carries or torch.compiler.is_exporting():
             return super().torch_sequence(x_seq, v)
         return _DecodeAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
