@@ -4,7 +4,8 @@
     print(swap_neurons(model))          # LIFNode -> ours: same parameters, surrogate, state; says what it left and why
 
 The classes here are both a node of this package and a `MemoryModule` of SpikingJelly, so that `reset_net`,
-`detach_net`, `set_step_mode`, `named_memories` and `memopt` (levels 0 and 1) treat them as their own.
+`detach_net`, `set_step_mode`, `named_memories`, `to_functional_forward` and `memopt` (levels 0 and 1) treat them as
+their own.
 Import this module only where SpikingJelly is installed; it was written for, and tested with, version 2.0.
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import base as their_base
 from spikingjelly.activation_based import neuron as their_neuron
 from spikingjelly.activation_based import surrogate as their_surrogate
@@ -24,6 +26,9 @@ from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
+
+States = tuple[Any, ...]
+"""Inputs, outputs or memories of SpikingJelly's functional protocol; a node has one of each."""
 
 
 class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[misc]
@@ -42,6 +47,30 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
             else:
                 self.v = self.v.to(x_seq)
         return super()._carried_state(x_seq)
+
+    def materialize_states(self, inputs: States, states: States, step_mode: str) -> States:
+        """The membrane of explicit states as a tensor that fits an input: rest where it has another shape."""
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        v, *others = states
+        fits = isinstance(v, Tensor) and v.shape == x.shape
+        start = self.neuron.rest if isinstance(v, Tensor) else v
+        return v.to(x) if fits else torch.full_like(x, start, requires_grad=False), *others
+
+    def single_step_functional_forward(self, inputs: States, states: States) -> tuple[States, States]:
+        """Output of one step `[N, *]` and membrane after it, from an explicit membrane; its own stays as it is."""
+        return self._from(states, self.single_step_forward, inputs)
+
+    def multi_step_functional_forward(self, inputs: States, states: States) -> tuple[States, States]:
+        """The same for T steps, `[T, N, *]`."""
+        return self._from(states, self.multi_step_forward, inputs)
+
+    def _from(self, states: States, run: Callable[..., Tensor], inputs: States) -> tuple[States, States]:
+        own = self.v, self.v_seq
+        self.v = states[0]
+        try:
+            return (run(*inputs),), (self.v, *states[1:])
+        finally:
+            self.v, self.v_seq = own
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # SpikingJelly's own takes no `recurse`; it moves all memories, `v` among them.

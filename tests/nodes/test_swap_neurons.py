@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from revsnn_nodes import spikingjelly
 from revsnn_nodes.spikingjelly import SURROGATES, IFNode, LIFNode, ParametricLIFNode, swap_neurons
 from spikingjelly.activation_based import base, functional, layer, memopt, neuron, surrogate
 from torch import nn
@@ -78,6 +79,24 @@ def test_their_functions_treat_our_nodes_as_their_own(caplog):
     functional.reset_net(ours)
     assert base.extract_memories(ours) == [0.0, 0.0]
     assert not caplog.records
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize("kind", ["LIFNode", "IFNode", "ParametricLIFNode"])
+def test_functional_forward_is_theirs(kind, mode):
+    """From an explicit membrane: outputs, new membrane and gradients; the node's own membrane stays."""
+    torch.manual_seed(0)
+    x, v = torch.randn(4, 2, 6) + 1, torch.randn(2, 6).requires_grad_()
+    found = []
+    for module in (neuron, spikingjelly):
+        node = getattr(module, kind)(step_mode=mode)
+        forward = base.to_functional_forward(node)
+        (y,), (after,) = forward((x if mode == "m" else x[0],), (v,))
+        assert node.v == 0.0
+        found.append((y, after, *torch.autograd.grad(y.sum() + after.sum(), [v, *node.parameters()])))
+        (start,) = node.materialize_states((x[0],), (0.5,), "s")
+        assert torch.equal(start, torch.full((2, 6), 0.5))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_state_is_moved_with_the_neuron():
