@@ -6,7 +6,9 @@
 The classes here are both a node of this package and a `MemoryModule` of SpikingJelly, so that `reset_net`,
 `detach_net`, `set_step_mode`, `named_memories`, `to_functional_forward` and `memopt` (levels 0 and 1) treat them as
 their own.
-Import this module only where SpikingJelly is installed; it was written for, and tested with, version 2.0.
+
+Import this module only where SpikingJelly is installed: version 2.0, with which it is tested, or 0.0.0.0.14, which has
+no memopt and no functional protocol.
 """
 
 import math
@@ -24,6 +26,7 @@ from revsnn_nodes import surrogate
 from revsnn_nodes.base import SpikingNode
 from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF
+from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
 
@@ -38,6 +41,15 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         super().__init__(*arguments, **keywords)
         del self.v
         self.register_memory("v", self.neuron.rest)
+
+    @property
+    def backend(self) -> Backend:
+        """See `SpikingNode`; in place of a property of earlier versions of SpikingJelly, which knows its own alone."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: Backend) -> None:
+        self._backend = value
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
         # SpikingJelly starts from rest where the shape of the input changed, and follows its dtype and device.
@@ -267,7 +279,7 @@ def _back(node: Any) -> nn.Module:
 
 
 def _take_state(new: Any, old: Any) -> None:
-    new.v, new.v_seq = old.v, old.v_seq
+    new.v, new.v_seq = old.v, getattr(old, "v_seq", None)  # which earlier versions have where they store it alone
     if hasattr(old, "w"):
         new.w = old.w
     new.train(old.training)
