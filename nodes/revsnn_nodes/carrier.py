@@ -168,9 +168,10 @@ class CarrierLIF(CarrierNode):
 
     def _warn_where_clamped(self, x_seq: Tensor) -> None:
         """Warns once where inputs lie at the clamp or beyond; looks at calls 1, 2, 4, 8 and so on."""
-        unseen = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or in_transform()
+        if self._warned or torch.compiler.is_compiling() or in_transform() or torch._C._len_torch_dispatch_stack():
+            return
         captured = x_seq.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self._warned or unseen or captured or x_seq.is_meta or not x_seq.numel():
+        if captured or x_seq.is_meta or not x_seq.numel():
             return
         self._calls += 1
         if self._calls & (self._calls - 1):
