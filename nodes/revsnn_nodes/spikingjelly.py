@@ -177,7 +177,8 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
 
     Parameters, surrogate, step mode, training mode and membrane are kept; a learned `w` moves, so that optimizers have
     it still; a neuron used in several places stays one. A
-    neuron with hooks is left, since what they expect is not known.
+    neuron with hooks is left, since what they expect is not known. Neurons of snnTorch are left; where one has the
+    function of a node of ours over `[T, N, *]`, the reason names it.
 
     Args:
         model: any module; its neurons are exchanged wherever they are: every `LIFNode`, and to "lif" every `IFNode` and
@@ -214,6 +215,8 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
             full = f"{parent_name}.{name}".removeprefix(".")
             if id(child) not in new:
                 if not isinstance(child, their_neuron.BaseNode | MemoryNode):
+                    if why := _why_snntorch_stays(child):
+                        left[full] = why
                     continue
                 why = _obstacle(child, to)
                 new[id(child)] = None if why else _back(child) if to == "spikingjelly" else _node(child, to, options)
@@ -245,6 +248,28 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
         return "it has a precision of its own"
     hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks
     return "it has hooks" if hooked else ""
+
+
+def _why_snntorch_stays(module: Any) -> str:
+    """Why a neuron of snnTorch is not exchanged, and what has its function; "" for any other module.
+
+    They are called step by step, many with their membrane, and reset by `snntorch.utils`, which knows no other class.
+    """
+    kinds = [(kind.__name__, kind.__module__.split(".")[0]) for kind in type(module).__mro__]
+    if ("SpikingNeuron", "snntorch") not in kinds:
+        return ""
+    if kinds[0] != ("Leaky", "snntorch"):
+        return f"{kinds[0][0]} of snnTorch has no counterpart here"
+    beta = module.beta.clamp(0, 1)
+    detached = f"detach_reset={module.reset_delay}"
+    same = ""
+    if beta.numel() == 1 and module.reset_mechanism == "zero" and 0 < beta < 1:
+        same = f"StandardLIF(tau={1 / (1 - beta.item()):g}, decay_input=False, {detached}, ...)"
+    if beta.numel() == 1 and module.reset_mechanism == "subtract" and beta == 1 and module.reset_delay:
+        same = f"StandardIF(v_reset=None, {detached}, ...)"
+    if not same:
+        return "Leaky of snnTorch with these arguments has other dynamics than any node: its reset does not leak"
+    return f"Leaky of snnTorch is called and reset in its own way; but at the threshold, its function is that of {same}"
 
 
 def _node(neuron: Any, to: str, options: dict[str, Any]) -> MemoryNode:
