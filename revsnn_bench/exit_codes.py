@@ -15,4 +15,10 @@ class ExitCode(IntEnum):
     NO_BASELINE = 3
     NOT_COMPARABLE = 4
     CASE_FAILED = 5
+    BROKEN = 70
+    """An error in this program; its traceback is printed."""
+    NO_FILE = 74
+    """A file or folder cannot be read or written."""
     INTERRUPTED = 130
+    CLOSED_PIPE = 141
+    """Whoever read the output stopped reading."""

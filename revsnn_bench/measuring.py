@@ -29,6 +29,9 @@ from revsnn_bench.records import (
 KEEPING_ROUNDS = 10
 """Rounds until a process that keeps what it frees has all the memory that its steps will ask for."""
 
+NEAR_TOLERANCE, SEEDS = 0.01, 3
+"""An error above this share of the tolerance, and within it, is measured with so many seeds; the worst one counts."""
+
 
 class Settings(BaseModel):
     """How to measure: which passes, and how long the timed one takes.
@@ -134,20 +137,29 @@ def _memory(case: Case, settings: Settings) -> MemoryRecord:
 
 
 def _flops(case: Case, settings: Settings) -> FlopsRecord:
-    from revsnn_bench.meters.flops import measure_flops, register_fused_operators
+    from revsnn_bench.meters.flops import measure_flops
     from revsnn_bench.models.workloads import build
 
-    register_fused_operators()
     return measure_flops(build(case))
 
 
 def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
-    """The fidelity, or the reason why nothing can judge it."""
+    """The fidelity, or the reason why nothing can judge it.
+
+    An error just below the tolerance may lie above it with other inputs: then more seeds decide.
+    """
     from revsnn_bench.meters.fidelity import measure_fidelity
     from revsnn_bench.models.reference import subject_of
 
+    def of_seed(seed: int) -> FidelityRecord:
+        return measure_fidelity(subject_of(case.model_copy(update={"seed": seed})))
+
     try:
-        return measure_fidelity(subject_of(case))
+        found = of_seed(case.seed)
+        near = NEAR_TOLERANCE * found.tolerance
+        while found.inputs < SEEDS and not found.beyond_tolerance() and max(found.errors().values()) > near:
+            found = found.worst_with(of_seed(case.seed + found.inputs))
+        return found
     except NoOracle as reason:
         return reason
 

@@ -239,6 +239,7 @@ class FidelityRecord(_Frozen):
         neurons: how many neurons were compared.
         judged_by: "reference", backpropagation through the reference's forward; or "differences" of the model's own
             forward, for a model that names no reference; see `meters/oracle.py`.
+        inputs: on how many seeds' inputs and parameters, of which the errors are the worst.
     """
 
     gradient_error: float
@@ -254,12 +255,25 @@ class FidelityRecord(_Frozen):
     warning: str | None = None
     neurons: int
     judged_by: str = "reference"
+    inputs: int = 1
+
+    def errors(self) -> dict[str, float]:
+        """The errors that were measured, by name."""
+        names = ("gradient_error", "parameter_gradient_error", "state_gradient_error", "output_error")
+        found = {name: getattr(self, name) for name in names}
+        return {name: error for name, error in found.items() if error is not None}
 
     def beyond_tolerance(self) -> dict[str, float]:
         """The errors that exceed the tolerance, by name; NaN does."""
-        names = ("gradient_error", "parameter_gradient_error", "state_gradient_error", "output_error")
-        errors = {name: getattr(self, name) for name in names}
-        return {name: e for name, e in errors.items() if e is not None and not e <= self.tolerance}
+        return {name: error for name, error in self.errors().items() if not error <= self.tolerance}
+
+    def worst_with(self, other: "FidelityRecord") -> "FidelityRecord":
+        """The worse of each error, over the inputs of both; what is no error stays as it is here."""
+        theirs = other.errors()
+        worse = {  # a NaN of either is the worst
+            name: theirs[name] for name, e in self.errors().items() if e == e and not theirs.get(name, e) <= e
+        }
+        return self.model_copy(update=worse | {"inputs": self.inputs + other.inputs})
 
 
 class AccuracyRecord(_Frozen):

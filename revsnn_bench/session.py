@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import USUAL, Settings, measure
@@ -74,8 +75,7 @@ class BenchSession:
             case: what to measure.
             passes: of the run's passes, those that apply to this case; None for the usual ones.
         """
-        if not self._opened:
-            self._open()
+        self.open()
         if case not in self._records:
             settings, wanted = self.options.settings, USUAL if passes is None else passes
             settings = settings.model_copy(update={"passes": tuple(p for p in settings.passes if p in wanted)})
@@ -144,11 +144,22 @@ class BenchSession:
         page.write_text(render_html(run, refresh_s=LIVE_S, claims=claims_section(run)), encoding="utf-8")
         self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
-    def _open(self) -> None:
-        self._opened = True
+    def open(self) -> None:
+        """Opens the journal and tries the folder of the reports, once; `measure` does so too.
+
+        Raises:
+            OSError: a folder or the journal cannot be written.
+            JournalError: the run's name is taken, or what is to be resumed was measured otherwise.
+        """
+        if self._opened:
+            return
         options = self.options
         if options.results_dir is None:
+            self._opened = True
             return
+        options.reports_dir.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=options.reports_dir):  # or a whole run would end without its reports
+            pass
         header = RunHeader(
             run_id=options.run_id or new_run_id(),
             started_at=utc_now(),
@@ -161,3 +172,4 @@ class BenchSession:
         else:
             self._journal = Journal.resume(options.resume, header)
         self._records = {record.case: record for record in self._journal.run}
+        self._opened = True

@@ -12,12 +12,24 @@ TORCH: dict[str, Any] = {"backend": "torch"}
 UNDECAYED: dict[str, Any] = {"decay_input": False}
 """In a deep network of few steps an input divided by tau leaves most neurons silent: plain LIF would not train."""
 
+BASELINES: dict[str, dict[str, Any]] = {
+    "eager": TORCH,
+    "detached": TORCH | {"detach_reset": True},
+    "fused": {"backend": "fused"},
+}
+"""The standard LIF that memory is held against: three tensors per step kept, two (another gradient), and one."""
+
 ACROSS_CHANNELS: dict[str, Any] = {"group_dim": 1}
 Nodes = Sequence[tuple[str, dict[str, Any]]]
 DEEP_NODES: Nodes = (("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED))
 SMALL_NETWORK = "digits-net"
 DEEP_NETWORK = "vgg11@0.25"
 ONE_SWAPPED = "vgg11-one@0.25"
+
+
+def baseline_of(case: Case) -> str:
+    """Which of the standard LIFs a case of `lif` is."""
+    return next(name for name, options in BASELINES.items() if options == case.options)
 
 
 @dataclass(frozen=True)
@@ -41,13 +53,13 @@ class Plan:
     features: int = 4096
     batch: int = 8
     saving_features: int = 32768
-    timesteps: tuple[int, ...] = (4, 8, 12, 16, 21, 64)
+    timesteps: tuple[int, ...] = (4, 8, 12, 16, 21, 32, 64)
     double_from: int = 16
     network: str = "vgg11"
     network_batch: int = 2
     network_timesteps: int = 4
     network_shape: tuple[int, int, int] = (3, 32, 32)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = tuple(range(8))
     epochs: int = 12
     deep_shape: tuple[int, int, int] = (1, 8, 8)
     groups: tuple[int, ...] = (2, 4, 8, 16)
@@ -56,9 +68,10 @@ class Plan:
     field_shape: tuple[int, int, int] = (3, 64, 64)
 
     def memory(self) -> list[Case]:
-        """One layer over T: the standard LIF, the paper's node, and the node that keeps nothing; float64 too."""
+        """One layer over T: the standard LIFs, the paper's node, and the node that keeps nothing; float64 too."""
         return [
-            *(self._layer(node, t) for t in self.timesteps for node in ("lif", "revlif", "lif-carrier")),
+            *(self._layer("lif", t, options) for t in self.timesteps for options in BASELINES.values()),
+            *(self._layer(node, t) for t in self.timesteps for node in ("revlif", "lif-carrier")),
             *(
                 self._layer(node, t, dtype="float64")
                 for t in self.timesteps
@@ -70,7 +83,8 @@ class Plan:
     def whole_network(self) -> list[Case]:
         """The network with one node throughout, and the node by itself at the same T."""
         return [
-            *(self._network(node) for node in ("lif", "revlif", "lif-carrier", "norm-carrier")),
+            *(self._network("lif", options) for options in BASELINES.values()),
+            *(self._network(node) for node in ("revlif", "lif-carrier", "norm-carrier")),
             *(self._layer(node, self.network_timesteps) for node in ("lif", "revlif")),
         ]
 
@@ -84,15 +98,18 @@ class Plan:
         ]
 
     def accuracy(self) -> list[Case]:
-        """Two networks trained with the standard LIF, the coupled node, the same with a small beta, and the carrier."""
+        """Two networks trained with the standard LIF, the coupled node, and the carrier."""
         small: Nodes = [
-            ("lif", {}), ("revlif", ACROSS_CHANNELS | {"groups": self.groups[0]}),
-            ("revlif", ACROSS_CHANNELS | {"beta": 0.1}), ("lif-carrier", {}),
+            ("lif", {}), ("revlif", ACROSS_CHANNELS | {"groups": self.groups[0]}), ("lif-carrier", {}),
         ]  # fmt: skip
         return [
             *self._trained(SMALL_NETWORK, (1, 8, 8), small),
             *self._trained(DEEP_NETWORK, self.deep_shape, DEEP_NODES),
         ]
+
+    def small_beta(self) -> list[Case]:
+        """The small network trained with the coupled node at a tenth of its beta, beside the standard LIF."""
+        return self._trained(SMALL_NETWORK, (1, 8, 8), [("lif", {}), ("revlif", ACROSS_CHANNELS | {"beta": 0.1})])
 
     def group_counts(self) -> list[Case]:
         """The small network trained with the coupled node in more and more groups of channels."""
@@ -116,24 +133,26 @@ class Plan:
             for node in ("spikingjelly", "spikingjelly+bitpack", "lif", "lif+remat")
         ]
 
-    def _layer(self, node: str, timesteps: int, features: int = 0, **fields: Any) -> Case:
+    def _layer(
+        self, node: str, timesteps: int, options: dict[str, Any] = TORCH, features: int = 0, **fields: Any
+    ) -> Case:
         return Case(
             node=node,
             timesteps=timesteps,
             batch=self.batch,
             shape=(features or self.features,),
-            node_options=_pairs(TORCH),
+            node_options=_pairs(options),
             **fields,
         )
 
-    def _network(self, node: str) -> Case:
+    def _network(self, node: str, options: dict[str, Any] = TORCH) -> Case:
         return Case(
             node=node,
             workload=self.network,
             timesteps=self.network_timesteps,
             batch=self.network_batch,
             shape=self.network_shape,
-            node_options=_pairs(TORCH),
+            node_options=_pairs(options),
         )
 
     def _trained(self, workload: str, shape: tuple[int, ...], nodes: Nodes) -> list[Case]:

@@ -1,8 +1,16 @@
 """The command `revsnn-bench`: one small file per subcommand, or per few that belong together."""
 
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Annotated, Any
+
 import typer
 
 from revsnn_bench.cli import claims, gate, largest, machine, plan, reports, run, train
+from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
     name="revsnn-bench",
@@ -27,6 +35,51 @@ app.command("env")(machine.env)
 app.command("doctor")(machine.doctor)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"revsnn-bench {version('revsnn-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
+    # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except OSError as error:
+        place = f" {error.filename!r}" if error.filename else ""
+        sys.stderr.write(f"Error: cannot use the file or folder{place}: {error.strerror or error}.\n")
+        sys.exit(ExitCode.NO_FILE)
+    except SystemExit as left:
+        # click leaves with 1 after these; 1 means a regression here.
+        causes = [type(error) for error in _causes(left)]
+        if BrokenPipeError in causes:
+            sys.exit(ExitCode.CLOSED_PIPE)
+        if left.code == ExitCode.REGRESSION and KeyboardInterrupt in causes:
+            sys.exit(ExitCode.INTERRUPTED)
+        raise
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write("This is an error of revsnn-bench; please report it with the lines above.\n")
+        sys.exit(ExitCode.BROKEN)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What an error was raised in the handling of, from the last to the first."""
+    while error.__context__ is not None:
+        error = error.__context__
+        yield error

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 DEFAULT_SUITES = "timesteps,batch,depth,digits"
 
-QUIET = ("-qq", "-s", "-rN", "--tb=no", "--disable-warnings", "--benchmark-quiet", "--run-progress")
-"""pytest as an engine: no letters, and no tables but those of the run."""
+QUIET = (
+    *("-qq", "-s", "-rN", "--tb=no", "--disable-warnings", "--benchmark-quiet", "--run-progress"),
+    *("-p", "no:cacheprovider", "--benchmark-storage=file:///dev/null"),
+)
+"""pytest as an engine: no letters, no tables but those of the run, and no folders of its own."""
 
 
 @with_options(*SWEEP_OPTIONS, *RUN_OPTIONS)
@@ -81,5 +84,6 @@ def _exit_code(status: "int | pytest.ExitCode") -> ExitCode:
         pytest.ExitCode.OK: ExitCode.PASS,
         pytest.ExitCode.TESTS_FAILED: ExitCode.CASE_FAILED,
         pytest.ExitCode.INTERRUPTED: ExitCode.INTERRUPTED,
+        pytest.ExitCode.INTERNAL_ERROR: ExitCode.BROKEN,
     }
     return codes.get(pytest.ExitCode(status), ExitCode.USAGE)

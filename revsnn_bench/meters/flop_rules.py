@@ -1,9 +1,9 @@
 """What one operator costs: the counting rule, written down operator by operator.
 
-The rule: 1 per output element of a pointwise operator, whatever it computes of an element (so `addcmul` and
-`sigmoid_backward` are 1; comparison and select included); 2 per multiply-accumulate; a reduction or a scan
-counts its input elements; moving, making or indexing data is 0. Where one kernel fuses several of these, it
-counts what the same work written out would count over the N elements of its input. Work per channel or per
+The rule: 1 per output element of a pointwise operator, whatever function it computes of an element (comparison and
+select included); 2 per multiply-accumulate; a reduction or a scan counts its input elements; moving, making or
+indexing data is 0. Where one kernel fuses several of these, it counts what the same work written out would count over
+the N elements of its input: so `add(alpha=a)` is 2, as a product and a sum are. Work per channel or per
 row beside that (the square root of a variance, the last division of a mean) is left out, and so is a bias
 inside a matrix product or a convolution, where the accumulation starts. N is input elements, R reduction.
 
@@ -93,6 +93,11 @@ Formula = Callable[[Call], PhaseFlops | int]
 """Operations of one call; a plain int is pointwise work."""
 
 
+def written(call: Call) -> int:
+    """Elements of the result; an operator that returns nothing writes its first argument."""
+    return elements(call.first if call.out is None else call.out)
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Tensors in a result or an argument: a tensor, or any nesting of lists and tuples of them."""
     if isinstance(value, Tensor):
@@ -167,6 +172,15 @@ def _row_norm_backward(call: Call) -> int:
     return per_element * elements(call["input"])
 
 
+def _with_factor(others: int, factor: str) -> Formula:
+    """So many operations per result, and one more where its factor, a number, is not 1."""
+    return lambda call: written(call) * (others + (call.arguments.get(factor, 1) != 1))
+
+
+def _times(per_result: int) -> Formula:
+    return lambda call: per_result * written(call)
+
+
 def _window(call: Call, dimensions: int) -> int:
     sizes = [int(size) for size in call["kernel_size"]]
     return prod(sizes * dimensions if len(sizes) == 1 else sizes)
@@ -202,7 +216,19 @@ def _each(names: str, formula: Formula) -> dict[str, Formula]:
     return dict.fromkeys(names.split(), formula)
 
 
+def _in_all_forms(names: str, formula: Formula) -> dict[str, Formula]:
+    """The same for the in-place and the foreach form of each."""
+    return {
+        f"{start}{name}{end}": formula for name in names.split() for start in ("", "_foreach_") for end in ("", "_")
+    }
+
+
 FORMULAS: dict[str, Formula] = {
+    # Sums of products, and derivatives that come as one operator: s (1 - s) g and (1 - t^2) g
+    **_in_all_forms("add sub rsub", _with_factor(1, "alpha")),
+    **_in_all_forms("addcmul addcdiv", _with_factor(2, "value")),
+    **_in_all_forms("lerp", _times(3)),
+    **_each("sigmoid_backward tanh_backward", _times(3)),
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "dot": lambda call: _macs(elements(call["self"])),

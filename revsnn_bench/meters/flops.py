@@ -12,9 +12,11 @@ The phases are those that the timing meter times, with recomputation taken out o
   (checkpointing, classic reversible backpropagation), and anything inside a
   `torch.profiler.record_function` range whose label contains "recompute".
 
-Gradient accumulation is an addition per element, first gradients excepted, which autograd only moves. What is
-launched past the dispatcher (a bare numba or triton kernel) cannot be seen: wrap it as a `torch.library`
-operator and register its formula, as `register_fused_operators` does for the node library's. Under
+This project's nodes are counted on their reference backend, whichever they run on: one count per equation, as
+nodes/README.md lists them. Other work that is launched past the dispatcher (a bare numba or triton kernel) cannot be
+seen: wrap it as a `torch.library` operator and register its formula.
+
+Gradient accumulation is an addition per element, first gradients excepted, which autograd only moves. Under
 `create_graph=True` all of backward has grad mode on, and reads as recomputation. fvcore's count of the convolutions
 and matrix products in forward is taken beside all this, as a cross-check.
 """
@@ -23,18 +25,17 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from revsnn_nodes.kernels.ops import OPERATIONS, Operations
+from revsnn_nodes.kernels.support import equations_written_out
 from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from revsnn_bench.meters.flop_rules import FORMULAS, MOVEMENT, POINTWISE, REDUCTIONS, Call, Formula, elements
+from revsnn_bench.meters.flop_rules import FORMULAS, MOVEMENT, POINTWISE, REDUCTIONS, Call, Formula, elements, written
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import FlopsRecord, PhaseFlops
 
@@ -81,14 +82,13 @@ Operator = str | OpOverload | OpOverloadPacket | CustomOpDef
 
 Count = Callable[..., PhaseFlops | int]
 _registered: dict[str, Count] = {}
-_recomputed: dict[str, Count] = {}
 
 
 class UnknownOperation(LookupError):
     """An operator ran that has no FLOPs formula."""
 
 
-def register_flop_formula(operator: Operator, formula: Count, recompute: Count | None = None) -> None:
+def register_flop_formula(operator: Operator, formula: Count) -> None:
     """Gives an operator its count; needed once for every fused kernel, and overrides a formula of ours.
 
     Args:
@@ -96,7 +96,6 @@ def register_flop_formula(operator: Operator, formula: Count, recompute: Count |
             name "ns::name". The formula holds for all overloads.
         formula: called as `formula(*args, out=result, **kwargs)` with what the operator was called with;
             returns PhaseFlops, or an int, which counts as pointwise work.
-        recompute: likewise, what the operator does of the forward pass again, beside the work of its own phase.
     Raises:
         ValueError: a name without a namespace.
     """
@@ -112,8 +111,6 @@ def register_flop_formula(operator: Operator, formula: Count, recompute: Count |
             f"libraries share names. Pass 'namespace::{name}' or the operator itself."
         )
     _registered[name] = formula
-    if recompute is not None:
-        _recomputed[name] = recompute
 
 
 def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
@@ -130,7 +127,7 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     """
     counter = _Counter()
     step.prepare()
-    with counter:
+    with equations_written_out(), counter:
         output = step.forward()
         counter.stage = "backward"
         step.backward(output)
@@ -173,8 +170,6 @@ class _Counter(TorchDispatchMode):
         phase = self._phase()
         out = func(*args, **kwargs)
         self._add(phase, count(func, args, kwargs, out))
-        if name in _recomputed:
-            self._add("recompute", _as_flops(_recomputed[name](*args, out=out, **kwargs)))
         return out
 
     def _add(self, phase: Phase, flops: PhaseFlops) -> None:
@@ -244,7 +239,7 @@ def _formula(func: OpOverload) -> Formula | None:
     # `max` and `equal` carry the pointwise tag on some overloads only, so reductions are known by name.
     if name in REDUCTIONS and not (name in ("max", "min") and torch.Tag.pointwise in func.tags):
         return lambda call: elements(call.first)
-    return _written if _is_pointwise(name) else None
+    return written if _is_pointwise(name) else None
 
 
 def _is_pointwise(name: str) -> bool:
@@ -256,11 +251,6 @@ def _is_pointwise(name: str) -> bool:
         packet is not None
         and any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
     )
-
-
-def _written(call: Call) -> int:
-    """Elements of the result; an operator that returns nothing writes its first argument."""
-    return elements(call.first if call.out is None else call.out)
 
 
 def _is_composite(func: OpOverload, name: str) -> bool:
@@ -284,13 +274,3 @@ def _as_flops(flops: PhaseFlops | int) -> PhaseFlops:
     if isinstance(flops, PhaseFlops):
         return flops
     return PhaseFlops(pointwise=int(flops), multiply_accumulate=0)
-
-
-def register_fused_operators() -> None:
-    """Registers every fused operator; harmless where it was done before."""
-    for name, operations in OPERATIONS.items():
-        register_flop_formula(name, partial(_part, operations, "work"), partial(_part, operations, "recompute"))
-
-
-def _part(operations: Callable[..., Operations], part: str, *args: Any, **kwargs: Any) -> int:
-    return int(getattr(operations(*args, **kwargs), part))

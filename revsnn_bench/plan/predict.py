@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from revsnn_bench.case import Case
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
-from revsnn_bench.meters.flops import measure_flops, register_fused_operators
+from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import unique_bytes
 from revsnn_bench.models.own import OwnStep, is_own, own_parts
 from revsnn_bench.models.step import WorkloadStep
@@ -46,7 +46,6 @@ def predict(case: Case) -> Prediction:
         ModelError: a user's model cannot run without values, such as one with data-dependent control flow.
         ValueError: as of `build`.
     """
-    register_fused_operators()
     with fake_step(case) as step:
         peak = attribute_peak(step, probe_for(case)).peak_bytes
         retained = sum(retained_by_module(step).values())

@@ -66,6 +66,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Opens the run before anything is measured, so that it cannot end with nothing saved."""
+    if session.config.option.collectonly or not any("measure_case" in _fixtures_of(item) for item in session.items):
+        return
+    try:
+        session_of(session.config).open()
+    except OSError as error:
+        place = f" {error.filename!r}" if error.filename else ""
+        raise pytest.UsageError(f"cannot write the run to{place}: {error.strerror}. Name other folders.") from None
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _fixtures_of(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
 @pytest.fixture
 def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
     """Measures a case in a fresh process and returns its record; `passes=` leaves out what does not apply to it.

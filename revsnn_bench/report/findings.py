@@ -101,12 +101,13 @@ def least_of(run: Run, name: str) -> list[Least]:
 
 
 def _least_in(records: list[Record], name: str) -> Least | None:
-    """Ranks the cases that are `ok` at each point; tells the point with most nodes, then the largest one."""
+    """Ranks the cases that are `ok` at each point; tells the longest with a standard LIF, then the largest one."""
     points = by_point(r for r in records if r.status is Status.OK and BY_NAME[name].read(r) is not None)
     ranked = {point: _winners(name, found) for point, found in points.items() if len(found) > 1}
     if not ranked:
         return None
-    point = max(ranked, key=lambda p: (len(points[p]), work(p)))
+    has_lif = {point: any(record.case.node == "lif" for record in points[point].values()) for point in ranked}
+    point = max(ranked, key=lambda p: (has_lif[p], p.timesteps, work(p)))
     often = sum(set(ranked[point]) <= set(other) for other in ranked.values())
     return Least(point, ranked[point], often, len(ranked))
 

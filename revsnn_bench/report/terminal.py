@@ -34,8 +34,8 @@ _HEADINGS = ("workload and point", "least peak", "bytes", "× lif", "retained", 
 def print_summary(run: Run, console: Console) -> None:
     """Prints the answer of a run in about a dozen lines; the reports hold the rest.
 
-    One row for each workload, dtype and device: at the largest point with most nodes that are right, whose step has the
-    least peak, and what it costs.
+    One row for each workload, dtype and device: at the largest T at which the standard LIF and another node are right,
+    whose step has the least peak, and what it costs.
     """
     console.print(Text(f"Run {units.one_line(run.header.run_id)}: {overview(run)}", style="bold"))
     if found := least_of(run, "peak_bytes"):

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
 
-from revsnn_bench.cli import app
+import revsnn_bench.cli
+from revsnn_bench.cli import app, main
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS
 
 SMALL = ("--suite=timesteps", "--node=lif,lif-carrier", "--timesteps=2,3", "--batch=2", "--shape=16", "--target=0.01")
@@ -115,7 +118,9 @@ WITH_TORCH = [
 REFUSE = """
 import json, sys
 from typer.testing import CliRunner
-from revsnn_bench.cli import app
+import revsnn_bench.cli
+from revsnn_bench.cli import app, main
+from revsnn_bench.exit_codes import ExitCode
 refused = []
 for arguments in json.loads(sys.argv[1]):
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "500"})
@@ -162,8 +167,9 @@ def test_every_run_option_is_on_both_lines(pytestconfig):
     assert "Sweep" in done.output
 
 
-def test_ctrl_c_ends_cleanly_and_resume_goes_on(tmp_path):
-    """An interrupt keeps what is done, reports it and says how to go on; --resume measures the rest alone."""
+@pytest.mark.parametrize("kill", [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["ctrl-c", "sigterm"])
+def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
+    """Ctrl-C, and SIGTERM, keep what is done, report it and say how to go on; --resume measures the rest alone."""
     arguments = (
         "--suite=timesteps",
         "--node=lif",
@@ -186,7 +192,8 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(tmp_path):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("\n") < 3):
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    send, sent = kill
+    send(process.pid, sent)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert "go on with --resume results/cut.jsonl" in out
@@ -198,6 +205,68 @@ def test_ctrl_c_ends_cleanly_and_resume_goes_on(tmp_path):
     records = json.loads((tmp_path / "results" / "cut.json").read_text())["records"]
     assert len(records) == 6
     assert records[0] == json.loads(done[1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--results=/proc/nope",), ("--reports=/proc/nope",), ("--results=/dev/full",), (f"--run-id={'x' * 300}",)],
+    ids=["no results folder", "no reports folder", "a file for a folder", "a name too long"],
+)
+def test_nothing_is_measured_that_could_not_be_saved(tmp_path, arguments):
+    """One sentence that names the place, exit code 2, and no file or folder left behind."""
+    code, out, err = command(tmp_path, "run", *SMALL, *arguments)
+    assert code == ExitCode.USAGE, out + err
+    assert "ERROR: cannot write the run to " in err
+    assert "least peak" not in out
+    assert "Traceback" not in out + err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_leaves_its_own_folders_alone(measured):
+    """No folder of pytest or of its plugins in the place where a user measures."""
+    folder, _ = measured
+    assert sorted(path.name for path in folder.iterdir()) == ["deep", "reports"]
+
+
+def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys):
+    """Exit code 1 means a regression alone: an error of the program, of a folder or of a pipe has a code of its own."""
+    code, _, err = command(tmp_path, "claims", "--only=flops", "--results=/proc/nope")
+    assert code == ExitCode.NO_FILE
+    assert "Error: cannot use the file or folder '/proc/nope': No such file or directory." in err
+
+    def leave(error):
+        def broken():
+            try:
+                raise error
+            except BaseException:
+                sys.exit(1)  # as click does
+
+        monkeypatch.setattr(revsnn_bench.cli, "app", broken)
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert leave(BrokenPipeError()) == ExitCode.CLOSED_PIPE
+        assert leave(KeyboardInterrupt()) == ExitCode.INTERRUPTED
+        assert leave(ValueError()) == ExitCode.REGRESSION  # a status that a command chose
+
+        def crash():
+            raise ValueError("a fault")
+
+        monkeypatch.setattr(revsnn_bench.cli, "app", crash)
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == ExitCode.BROKEN
+        assert "ValueError: a fault" in capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_version_is_the_packages():
+    """The installed distribution's."""
+    assert invoke("--version").output.strip() == f"revsnn-bench {version('revsnn-bench')}"
 
 
 def test_nodes_are_what_run_takes():

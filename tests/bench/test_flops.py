@@ -92,8 +92,24 @@ def test_pointwise_is_one_per_output_element_and_data_movement_is_free():
 
     record = measured(Apply(function), 3, 4)
     assert record.forward == flops(2 * 12 * 5)
-    # sigmoid, mul, select; the gradients of x's two uses in `cat` are added: half as many elements
-    assert record.backward == flops(2 * 12 * 3 + 12)
+    # s (1 - s) g, mul, select; the gradients of x's two uses in `cat` are added: half as many elements
+    assert record.backward == flops(2 * 12 * (3 + 2) + 12)
+
+
+def test_an_operator_that_sums_products_counts_them_written_out():
+    """`add(alpha=)`, `addcmul`, `addcdiv`, `lerp` and two derivatives: as many operations as without them."""
+
+    def counts(function) -> int:
+        return measured(Apply(lambda x: x + 0 * function(x.detach())), 10).forward.pointwise - 20
+
+    assert counts(lambda x: torch.add(x, x, alpha=2)) == counts(lambda x: x + 2 * x) == 20
+    assert counts(lambda x: x.clone().sub_(x, alpha=2)) == counts(lambda x: torch.rsub(x, x, alpha=2)) == 20
+    assert counts(lambda x: torch._foreach_add([x, x], [x, x], alpha=2)[0]) == 2 * counts(lambda x: x + 2 * x)
+    assert counts(lambda x: torch.addcmul(x, x, x)) == counts(lambda x: x + x * x)
+    assert counts(lambda x: torch.addcdiv(x, x, x, value=2)) == counts(lambda x: x + 2 * (x / x)) == 30
+    assert counts(lambda x: torch.lerp(x, x, 0.5)) == counts(lambda x: x + 0.5 * (x - x))
+    assert counts(lambda x: torch.ops.aten.sigmoid_backward(x, x)) == counts(lambda x: (1 - x) * x * x)
+    assert counts(lambda x: torch.ops.aten.tanh_backward(x, x)) == counts(lambda x: (1 - x * x) * x)
 
 
 def test_gradient_accumulation_is_an_addition_per_element_and_use():

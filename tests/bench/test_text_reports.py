@@ -41,7 +41,7 @@ def test_summary_of_a_sweep_names_node_bytes_and_time(sweep_run):
     """Counts, one row with the node of least peak, its bytes and its time against lif, and who is wrong."""
     counts, _, row, wrong = summed_up(sweep_run)
     assert counts == "Run run-1: 28 in all: 24 ok, 4 wrong."
-    cells = ["layer T8-B8-N64 float32", "lif-carrier", "38.00 KiB", "0.442", "0", "1.53"]
+    cells = ["layer T32-B8-N64 float32", "lif-carrier", "134.00 KiB", "0.411", "0", "1.53"]
     assert re.split(r"\s{2,}", row.strip()) == cells
     assert wrong == "Wrong gradient at some points, and ranked at none of them: revlif-revnet and revlif."
 
@@ -84,7 +84,7 @@ def test_wrong_case_shows_its_error_and_no_saving(sweep_run):
 def test_winner_is_named_with_what_it_costs(sweep_run):
     """The first finding about memory names node, point, bytes and price."""
     (text,) = told(sweep_run, "Least retained memory")
-    assert text.startswith("layer, T = 8, B = 8, features 64, float32, cpu: lif-carrier with 0 B (lif: 48.00 KiB).")
+    assert text.startswith("layer, T = 32, B = 8, features 64, float32, cpu: lif-carrier with 0 B (lif: 192.00 KiB).")
     assert "1.67 × lif in step FLOPs" in text
     assert "at 4 of the 4 points" in text
 

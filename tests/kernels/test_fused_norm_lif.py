@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from revsnn_nodes.kernels.layout import numbers, surrogate_code
-from revsnn_nodes.kernels.ops import OPERATIONS
 from revsnn_nodes.parameters import LIFParameters
 from revsnn_nodes.remat.norm import kernels_are_exact
 from revsnn_nodes.surrogate import ATan
@@ -74,19 +73,3 @@ def test_probe_finds_torchs_batch_norm_exact():
         for stride, training in product((contiguous, channels_last), (True, False)):
             assert kernels_are_exact(dtype, (other,) * 3, (3, 5, 7, 9), stride, training, cpu)
     assert kernels_are_exact(torch.float32, (None, None, torch.float32), (3, 5), (1,), True, cpu)
-
-
-def test_operations_are_those_of_the_two_passes_and_of_the_norm():
-    """A product and a sum more than the LIF forward; backward does the forward again."""
-    z = torch.empty(2, 3, 4)
-    vector, p = torch.empty(4), numbers(LIFParameters())
-    norm = (vector, vector, None, None, None)
-    forward = OPERATIONS["revsnn::norm_lif_forward"](z, None, *norm, p, 1, True, False)
-    plain = OPERATIONS["revsnn::lif_forward"](z, None, None, p, True, False, False)
-    assert forward.work == plain.work + 2 * z.numel()
-    backward = OPERATIONS["revsnn::norm_lif_backward"](z, None, *norm, z, None, p, 0, 1, True, False, False, False)
-    assert backward.recompute == forward.work
-    assert (
-        backward.work
-        == OPERATIONS["revsnn::lif_backward"](z, z, None, None, None, p, 0, True, False, False, False, False).work
-    )

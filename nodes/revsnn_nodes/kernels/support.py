@@ -4,6 +4,8 @@ Asked before numba or triton is imported: so there is a reason where the kernels
 """
 
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
@@ -47,6 +49,24 @@ LEAST_TRITON = (3, 7)
 
 LEAST_CAPABILITY = (8, 0)
 """The kernels read ahead by asynchronous copies, which NVIDIA GPUs have from Ampere on."""
+
+
+_written_out = False
+
+
+@contextmanager
+def equations_written_out() -> Iterator[None]:
+    """Runs every node on its reference inside, whatever its backend.
+
+    For counters of operations: a fused kernel computes what the reference writes out, and no dispatcher sees inside it.
+    Forward and backward both belong inside; not reentrant, and for all threads.
+    """
+    global _written_out
+    _written_out = True
+    try:
+        yield
+    finally:
+        _written_out = False
 
 
 def triton_obstacle(node: Node, x_seq: Tensor) -> str:
@@ -94,6 +114,8 @@ def choose_backend(node: Node, x_seq: Tensor) -> tuple[BackendInUse, str]:
     """
     if node.backend == "torch":
         return "torch", 'backend="torch" was asked for'
+    if _written_out:
+        return "torch", "operations are counted on the reference"
     obstacle = fused_obstacle(node, x_seq)
     require(
         not obstacle or node.backend == "auto",

@@ -1,0 +1,160 @@
+"""The judges of what is learned: accuracy held against the standard LIF's seed by seed, and its slope over groups.
+
+Two trainings of one seed share initialisation and the order of samples, so a difference is taken seed by seed.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from revsnn_bench.claims.claim import Judged, Verdict, by, known, label, listed, memory
+from revsnn_bench.records import AccuracyRecord, Record
+from revsnn_bench.report import units
+
+MARGIN = 0.005
+"""Half a point: how far below the standard LIF an accuracy may lie and still count as maintained."""
+ERROR = 0.05
+"""Probability of either wrong decision: that of each of the two one-sided tests."""
+
+Scores = dict[str, dict[int, AccuracyRecord]]
+"""Accuracies by variant and seed."""
+
+
+class Interval(NamedTuple):
+    """A mean with the bounds of two one-sided tests; infinite where fewer than two values tell."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def accuracy_maintained(records: list[Record]) -> Judged:
+    """Each coupled node against the standard LIF, network by network and seed by seed."""
+    parts, verdicts = [], []
+    for workload in dict.fromkeys(record.case.workload for record in records):
+        scores = _scores(by(records, workload=workload))
+        lif = _lif_of(scores)
+        shown = [f"{lif} {_shown(scores[lif])}"]
+        for variant, each in scores.items():
+            if variant != lif:
+                loss = _difference(scores[lif], each)
+                shown.append(f"{variant} {_shown(each)}, {_points(loss)} to lif")
+                if variant.startswith("revlif"):
+                    verdicts.append(_maintained(loss))
+        parts.append(f"{workload}: {listed(shown)}")
+    return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
+
+
+def rises_with_groups(records: list[Record]) -> Judged:
+    """The slope of accuracy over the logarithm of the number of groups, and its interval."""
+    points = [(math.log2(int(r.case.options["groups"] or 2)), r.accuracy.accuracy) for r in records if r.accuracy]
+    slope = _slope(points)
+    shown = listed(
+        f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
+        for variant, each in _scores(records).items()
+    )
+    measured = f"{shown}; {_points(slope)} per doubling"
+    if slope.low > 0:
+        return Judged(_trained(records), measured, Verdict.REPRODUCED, "Its interval lies above zero.")
+    if slope.high <= 0:
+        return Judged(_trained(records), measured, Verdict.NOT, "Its interval lies at or below zero.")
+    return Judged(_trained(records), measured, Verdict.UNDECIDED, "Its interval holds zero.")
+
+
+def one_node_swapped(records: list[Record]) -> Judged:
+    """Bytes and accuracy of a network in which one layer's node is another."""
+    scores = _scores(records)
+    kept = {label(record.case): memory(record).retained_bytes for record in records}
+    lif = _lif_of(scores)
+    parts, verdicts = [f"{lif} retains {units.size(kept[lif])}, {_shown(scores[lif])}"], []
+    for variant, each in scores.items():
+        if variant != lif:
+            loss, times = _difference(scores[lif], each), units.times(kept[lif] / kept[variant])
+            parts.append(
+                f"{variant} retains {units.size(kept[variant])} ({times} times less), {_shown(each)}, "
+                f"{_points(loss)} to lif"
+            )
+            if variant.startswith("revlif"):
+                verdicts.append(_maintained(loss) if kept[variant] < kept[lif] else False)
+    return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
+
+
+def _maintained(difference: Interval) -> bool | None:
+    """Whether an accuracy is no more than the margin below; None where the data cannot tell."""
+    if difference.low >= -MARGIN:
+        return True
+    return False if difference.high < -MARGIN else None
+
+
+def _verdict(maintained: list[bool | None]) -> tuple[Verdict, str]:
+    margin = f"{100 * MARGIN:g} points"
+    if all(each is True for each in maintained):
+        return Verdict.REPRODUCED, f"Every interval lies above {margin} below lif."
+    if any(each is False for each in maintained):
+        if any(each is True for each in maintained):
+            return Verdict.CONDITIONS, f"Some intervals lie above {margin} below lif, some below."
+        if None not in maintained:
+            return Verdict.NOT, f"Every interval lies more than {margin} below lif, or no memory is saved."
+    return Verdict.UNDECIDED, f"An interval holds the margin of {margin} below lif: more seeds or images would tell."
+
+
+def _difference(lif: dict[int, AccuracyRecord], other: dict[int, AccuracyRecord]) -> Interval:
+    """Accuracy of `other` less that of `lif`, paired by seed."""
+    pairs = [other[seed].accuracy - each.accuracy for seed, each in lif.items() if seed in other]
+    spread = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.inf
+    return _interval(mean(pairs), spread, len(pairs) - 1)
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> Interval:
+    """Least-squares slope."""
+    x, y = [point[0] for point in points], [point[1] for point in points]
+    width = sum((each - mean(x)) ** 2 for each in x)
+    slope = sum((a - mean(x)) * (b - mean(y)) for a, b in points) / width
+    left = sum((b - mean(y) - slope * (a - mean(x))) ** 2 for a, b in points)
+    return _interval(slope, math.sqrt(left / max(1, len(points) - 2) / width), len(points) - 2)
+
+
+def _interval(value: float, error: float, freedom: int) -> Interval:
+    """Student's interval around a mean, from its standard error."""
+    if freedom < 1:
+        return Interval(value, -math.inf, math.inf)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(freedom, 1 - ERROR)) * error
+    return Interval(value, value - half, value + half)
+
+
+def _points(found: Interval) -> str:
+    if math.isinf(found.low):
+        return f"{100 * found.mean:+.2f} points (one seed)"
+    return f"{100 * found.mean:+.2f} points [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+
+def _trained(records: list[Record]) -> str:
+    case, seeds = records[0].case, sorted({record.case.seed for record in records})
+    networks = listed(dict.fromkeys(record.case.workload for record in records))
+    return f"{networks} on digits, T = {case.timesteps}, {case.epochs} epochs, {len(seeds)} seeds, mean and deviation"
+
+
+def _scores(records: list[Record]) -> Scores:
+    found: Scores = defaultdict(dict)
+    for record in records:
+        found[label(record.case)][record.case.seed] = known(record.accuracy)
+    return found
+
+
+def _lif_of(scores: Scores) -> str:
+    return next(variant for variant in scores if variant.partition("[")[0] == "lif")
+
+
+def _shown(scores: dict[int, AccuracyRecord]) -> str:
+    text = _spread([each.accuracy for each in scores.values()])
+    stripped = [each.stripped_accuracy for each in scores.values() if each.stripped_accuracy is not None]
+    return f"{text} (stripped {_spread(stripped)})" if stripped else text
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{deviation} %"

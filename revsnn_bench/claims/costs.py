@@ -1,0 +1,305 @@
+"""The judges of what is counted and timed: bytes over T and in a network, operations, time, the inverse, `remat`."""
+
+from revsnn_bench.claims.claim import (
+    NO_VERDICT,
+    Judged,
+    Verdict,
+    by,
+    fidelity,
+    is_right,
+    known,
+    listed,
+    memory,
+    of_all,
+    sizes,
+)
+from revsnn_bench.claims.plan import BASELINES, baseline_of
+from revsnn_bench.metrics import BY_NAME
+from revsnn_bench.records import Record
+from revsnn_bench.report import units
+from revsnn_bench.report.points import Ratio, ratio_text, ratio_to_lif
+
+CLAIMED_RATIO, CLAIMED_FLOPS, CLAIMED_TIME = 58.65, 0.23, 0.238
+"""Retained bytes of lif over revlif; shares of FLOPs and of time that revlif saves over revlif-revnet."""
+ENOUGH = 0.9
+"""The share of a claimed saving that counts as the saving."""
+HALF = 2.0
+"""How many times less a network keeps where its memory falls with that of its nodes."""
+LESS_THAN_LIF, LESS_THAN_EAGER, MOST_TIME = 2.5, 4.0, 1.10
+"""Retained bytes of the fused LIF and eager SpikingJelly over remat's, at least; step time over the LIF's, at most."""
+
+Sizes = dict[int, int]
+"""Bytes by T."""
+
+
+def less_memory(records: list[Record]) -> Judged:
+    """The ratio to each standard LIF, the T from which on it is as claimed, and whether the gradient is right there."""
+    own = _retained(records, "revlif")
+    conditions = f"{_layer(records)}, float32; T = {listed(own)}; lif over revlif, retained bytes"
+    parts, reached = [], {}
+    for baseline, lif in _standards(records).items():
+        ratios = {t: lif[t] / size for t, size in own.items()}
+        reached[baseline] = _first_reaching(ratios)
+        first = "not reached" if reached[baseline] is None else f"reached at T = {reached[baseline]}"
+        last = max(ratios)
+        parts.append(f"to the {baseline} LIF {units.times(ratios[last])} at T = {last}{_line(ratios)}, {first}")
+    found = sorted({t for t in reached.values() if t is not None})
+    right = {}
+    for dtype in ("float32", "float64"):
+        for t in found:
+            for record in by(records, node="revlif", timesteps=t, dtype=dtype):
+                right[dtype, t] = is_right(record)
+                word, error = "right" if right[dtype, t] else "WRONG", fidelity(record).gradient_error
+                parts.append(f"at T = {t} in {dtype} its gradient is {word} (error {error:.1e})")
+    measured = "; ".join(parts)
+    if not found:
+        return Judged(conditions, measured, Verdict.NOT, f"The ratio never reaches {CLAIMED_RATIO}.")
+    if None not in reached.values() and all(right["float32", t] for t in found):
+        return Judged(conditions, measured, Verdict.REPRODUCED, "Memory and gradient both hold, to each standard LIF.")
+    why = "Memory yes, to the standard LIFs and from the T that are named."
+    if not all(right["float32", t] for t in found):
+        why += " Gradient no: at these T float32 training would follow a wrong gradient."
+        if all(right.get(("float64", t), False) for t in found):
+            why += " In float64, at twice the bytes, it is right."
+    return Judged(conditions, measured, Verdict.CONDITIONS, why)
+
+
+def less_memory_right_gradient(records: list[Record]) -> Judged:
+    """The node that keeps nothing, at every T; the carried state counts on both sides."""
+    carriers = by(records, node="lif-carrier")
+    own = {r.case.timesteps: memory(r).retained_bytes + memory(r).state_bytes for r in carriers}
+    states = {r.case.timesteps: memory(r).state_bytes for r in carriers}
+    parts, reached = [], []
+    for baseline, lif in _standards(records).items():
+        ratios = {t: (lif[t] + states[t]) / size for t, size in own.items()}
+        t = _first_reaching(ratios)
+        reached.append(t is not None)
+        at = max(ratios) if t is None else t
+        parts.append(f"the {baseline} LIF {units.times(ratios[at])} at T = {at}")
+    worst = max(fidelity(record).gradient_error for record in carriers)
+    measured = (
+        f"retains {sizes(carriers)} at every T; with the carried state counted on both sides it takes less by "
+        f"{listed(parts)}; largest gradient error {worst:.1e}"
+    )
+    conditions = _over_t(records, carriers)
+    if not all(map(is_right, carriers)) or not any(reached):
+        return Judged(conditions, measured, Verdict.NOT, "It does not hold at some T.")
+    if not all(reached):
+        why = f"The gradient is right at every T; the ratio passes {CLAIMED_RATIO} to some standard LIFs alone."
+        return Judged(conditions, measured, Verdict.CONDITIONS, why)
+    why = f"The ratio passes {CLAIMED_RATIO} to each standard LIF, and the gradient is right at every T."
+    return Judged(conditions, measured, Verdict.REPRODUCED, why)
+
+
+def constant_in_t(records: list[Record]) -> Judged:
+    """One number of retained bytes for every T."""
+    nodes, lif = (by(records, node=node, dtype="float32") for node in ("revlif", "lif"))
+    wrong = [record.case.timesteps for record in nodes if not is_right(record)]
+    conditions = _over_t(records, nodes)
+    measured = (
+        f"revlif retains {sizes(nodes)} at every T; lif "
+        f"{units.measured('retained_bytes', lif[0])} to {units.measured('retained_bytes', lif[-1])}"
+    )
+    if len({memory(record).retained_bytes for record in nodes}) > 1:
+        return Judged(conditions, measured, Verdict.NOT, "The bytes differ between two T.")
+    if wrong:
+        measured += f"; its gradient is wrong at T = {listed(wrong)}"
+        return Judged(conditions, measured, Verdict.CONDITIONS, "Bytes are constant, the gradient is not right.")
+    return Judged(conditions, measured, Verdict.REPRODUCED, "One number of bytes, a right gradient at each T.")
+
+
+def in_the_network(records: list[Record]) -> Judged:
+    """What the whole network keeps and needs at its peak with each node, to each standard LIF's."""
+    layers = {record.case.node: memory(record) for record in by(records, workload="layer")}
+    by_itself = layers["lif"].retained_bytes / layers["revlif"].retained_bytes
+    whole = [record for record in records if record.case.workload != "layer"]
+    parts, halved = [], []
+    for name in ("revlif", "lif-carrier", "norm-carrier"):
+        (record,) = by(whole, node=name)
+        own, shown = memory(record), []
+        for lif in by(whole, node="lif"):
+            its = memory(lif)
+            times, peak = its.retained_bytes / own.retained_bytes, its.peak_bytes / own.peak_bytes
+            shown.append(f"{baseline_of(lif.case)} {units.times(times)} (peak {units.times(peak)})")
+            if name == "revlif":
+                halved.append(times >= HALF)
+        parts.append(f"{name}: {listed(shown)}")
+    case = whole[0].case
+    conditions = f"{case.workload}, T = {case.timesteps}, B = {case.batch}, {case.dtype}; retained bytes, lif over node"
+    alone = f"revlif by itself, to the eager LIF: {units.times(by_itself)}"
+    measured = f"times less retained, to each standard LIF. {'; '.join(parts)}. {alone}"
+    verdict, why = of_all(
+        halved,
+        "With revlif the network keeps half of what it keeps with any standard LIF, or less.",
+        "With revlif it keeps half or less of what it keeps with some standard LIFs, with others not: inputs of "
+        "convolutions and norms stay.",
+        "With revlif it keeps more than half: inputs of convolutions and norms stay.",
+    )
+    return Judged(conditions, measured, verdict, why)
+
+
+def fewer_flops(records: list[Record]) -> Judged:
+    """1 - backward(revlif) / backward(revlif-revnet), recomputation included."""
+    name = "backward_recompute_flops"
+    held, parts = [], []
+    for new, old in _pairs(records):
+        saving = 1 - known(BY_NAME[name].read(new)) / known(BY_NAME[name].read(old))
+        held.append(saving >= ENOUGH * CLAIMED_FLOPS)
+        shown = f"{units.measured(name, new)} against {units.measured(name, old)}"
+        parts.append(f"{_place(new)}: {units.percent(saving)} ({shown})")
+    conditions = f"{_compared(records)}; backward with all it runs again, 1 MAC = 2 FLOPs"
+    return Judged(conditions, "; ".join(parts), *_saving(held, CLAIMED_FLOPS))
+
+
+def less_time(records: list[Record]) -> Judged:
+    """The same in step time, each side divided by the standard LIF of its own rounds."""
+    held, parts = list[bool | None](), []
+    for new, old in _pairs(records):
+        saved = _time_saving(new, old)
+        if saved.low is None or saved.high is None:
+            held.append(None)
+            interval = " (not decided)"
+        else:
+            least = ENOUGH * CLAIMED_TIME
+            held.append(True if saved.low >= least else False if saved.high < least else None)
+            interval = f" [{100 * saved.low:.1f}, {100 * saved.high:.1f}]"
+        parts.append(f"{_place(new)}: {units.percent(saved.value)}{interval}")
+    threads = {record.time.threads for record in records if record.time is not None}
+    conditions = f"{_compared(records)}; step time, {listed(threads)} threads, each against lif in the same rounds"
+    if None in held and True not in held:
+        why = f"The intervals do not tell whether {units.percent(ENOUGH * CLAIMED_TIME)} are saved."
+        return Judged(conditions, "; ".join(parts), Verdict.UNDECIDED, why)
+    return Judged(conditions, "; ".join(parts), *_saving([each is True for each in held], CLAIMED_TIME))
+
+
+def inverse_checked(records: list[Record]) -> Judged:
+    """How many steps come back, from the last one, in each dtype and T."""
+    conditions = f"{_layer(records, of='revlif')}; input and membrane, rtol = atol = 1e-4"
+    parts, complete = [], []
+    for dtype in ("float32", "float64"):
+        shown = []
+        for record in by(records, node="revlif", dtype=dtype):
+            steps, back = record.case.timesteps, fidelity(record).recovered_steps
+            if back is None:
+                gap = "a record of revlif does not say how many steps came back"
+                return Judged("", gap, Verdict.OPEN, NO_VERDICT)
+            complete.append(back == steps)
+            shown.append(f"{back} of {steps}")
+        parts.append(f"{dtype}: {listed(shown)}")
+    verdict, why = of_all(
+        complete,
+        "Every step comes back at every T.",
+        "All steps come back only where T is small for the precision.",
+        "At no T does every step come back.",
+    )
+    return Judged(conditions, "steps recovered, from the last back: " + "; ".join(parts), verdict, why)
+
+
+def one_tensor_per_block(records: list[Record]) -> Judged:
+    """Bits, bytes and time of a whole network inside remat, beside the fused LIF, eager SpikingJelly and its memopt."""
+    nodes = ("spikingjelly", "spikingjelly+bitpack", "lif", "lif+remat")
+    eager, memopt, lif, remat = (by(records, node=node)[0] for node in nodes)
+    if fidelity(remat).bit_equal is None:
+        return Judged("", "the record of lif+remat does not say how many tensors are equal", Verdict.OPEN, NO_VERDICT)
+    equal, tensors = known(fidelity(remat).bit_equal)
+    less, far_less, memopt_less = (
+        memory(one).retained_bytes / memory(other).retained_bytes
+        for one, other in ((lif, remat), (eager, remat), (eager, memopt))
+    )
+    time, memopt_time = (ratio_to_lif("step_time_s", record) for record in (remat, memopt))
+    measured = (
+        f"{equal} of {tensors} outputs, gradients and buffers have the bits of lif's, gradient error "
+        f"{fidelity(remat).gradient_error:.1e}; retains {sizes([remat])}, {units.times(less)} times less than lif, "
+        f"{units.times(far_less)} than eager SpikingJelly (its memopt: {units.times(memopt_less)}); "
+        f"step time to lif {ratio_text(time)} (memopt {ratio_text(memopt_time)})"
+    )
+    case = remat.case
+    conditions = (
+        f"{case.workload}, T = {case.timesteps}, B = {case.batch}, {case.features}, {case.dtype}; fused kernels, "
+        "SpikingJelly as it comes"
+    )
+    met = {
+        "equal bits and a right gradient": equal == tensors and is_right(remat),
+        f"{LESS_THAN_LIF} times less than lif": less >= LESS_THAN_LIF,
+        f"{LESS_THAN_EAGER:g} times less than eager": far_less >= LESS_THAN_EAGER,
+        f"at most {MOST_TIME:.2f} of lif's time": time is None or time.low is None or time.low <= MOST_TIME,
+    }
+    if not all(met.values()):
+        return Judged(
+            conditions, measured, Verdict.NOT, f"Not met: {listed(c for c, holds in met.items() if not holds)}."
+        )
+    if time is None or time.high is None or time.high > MOST_TIME:
+        why = f"Bits and bytes hold; the interval of the time does not tell whether it is below {MOST_TIME:.2f}."
+        return Judged(conditions, measured, Verdict.UNDECIDED, why)
+    return Judged(conditions, measured, Verdict.REPRODUCED, f"Met: {listed(met)}.")
+
+
+def _layer(records: list[Record], of: str = "") -> str:
+    case = records[0].case
+    return f"one layer{' of ' + of if of else ''}, B = {case.batch}, {case.shape[0]} features"
+
+
+def _over_t(records: list[Record], shown: list[Record]) -> str:
+    return f"{_layer(records)}, float32; T = {listed(sorted(record.case.timesteps for record in shown))}"
+
+
+def _retained(records: list[Record], node: str) -> Sizes:
+    return {r.case.timesteps: memory(r).retained_bytes for r in by(records, node=node, dtype="float32")}
+
+
+def _standards(records: list[Record]) -> dict[str, Sizes]:
+    """Retained bytes of each standard LIF, in float32."""
+    lifs = by(records, node="lif", dtype="float32")
+    return {name: _retained([r for r in lifs if baseline_of(r.case) == name], "lif") for name in BASELINES}
+
+
+def _line(ratios: dict[int, float]) -> str:
+    """The line that the ratios lie on, and where it meets the claim; nothing where they lie on none."""
+    (t0, r0), *_, (t1, r1) = sorted(ratios.items())
+    slope = (r1 - r0) / (t1 - t0)
+    start = r0 - slope * t0
+    if slope <= 0 or any(abs(start + slope * t - ratio) > 1e-3 * ratio for t, ratio in ratios.items()):
+        return ""
+    line = f"{slope:.3g} T" if abs(start) < 1e-6 else f"{slope:.3g} T {start:+.3g}"
+    return f" ({line}: {CLAIMED_RATIO} at T = {(CLAIMED_RATIO - start) / slope:.1f})"
+
+
+def _first_reaching(ratios: dict[int, float]) -> int | None:
+    return next((t for t in sorted(ratios) if ratios[t] >= CLAIMED_RATIO), None)
+
+
+def _pairs(records: list[Record]) -> list[tuple[Record, Record]]:
+    """revlif and revlif-revnet at each point."""
+    return list(zip(by(records, node="revlif"), by(records, node="revlif-revnet"), strict=True))
+
+
+def _place(record: Record) -> str:
+    return "one layer" if record.case.workload == "layer" else f"whole {record.case.workload}"
+
+
+def _compared(records: list[Record]) -> str:
+    layer, network = (pair[0].case for pair in _pairs(records))
+    return (
+        f"revlif against revlif-revnet, reference backend, float32; one layer T = {layer.timesteps}, "
+        f"B = {layer.batch}, {layer.shape[0]} features; {network.workload} T = {network.timesteps}, B = {network.batch}"
+    )
+
+
+def _saving(held: list[bool], claimed: float) -> tuple[Verdict, str]:
+    """Reproduced where every place saves as much as claimed, to a tenth of it; under conditions where one does."""
+    bound = units.percent(ENOUGH * claimed)
+    return of_all(
+        held,
+        f"Each saves at least {bound}.",
+        f"Not each place saves at least {bound}; in a network, what the node does not change remains.",
+        f"None saves {bound}.",
+    )
+
+
+def _time_saving(new: Record, old: Record) -> Ratio:
+    """1 - new / old, each a ratio to its own lif, with the widest interval that the two intervals allow."""
+    first, second = (known(ratio_to_lif("step_time_s", record)) for record in (new, old))
+    value = 1 - first.value / second.value
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return Ratio(value)
+    return Ratio(value, 1 - first.high / second.low, 1 - first.low / second.high)
