@@ -8,7 +8,7 @@ Equations, the table of nodes and when to use which: nodes/README.md. Depends on
 
 from revsnn_nodes import surrogate
 from revsnn_nodes.base import SpikingNode
-from revsnn_nodes.carrier import CarrierLIF, StoredCarrierLIF
+from revsnn_nodes.carrier import CarrierLIF, ClampWarning, StoredCarrierLIF
 from revsnn_nodes.coupled import (
     AnchoredReversibleLIF,
     DriftError,
@@ -29,6 +29,7 @@ __all__ = [
     "AnchoredReversibleLIF",
     "CarrierLIF",
     "CheckpointedLIF",
+    "ClampWarning",
     "DriftError",
     "DriftWarning",
     "NormCarrierLIF",

@@ -4,6 +4,7 @@ Equations: section "Carrier" of nodes/README.md. This node is our own. Contrast:
 make it reversible; this one leaves it as it is and hides the input in the fraction of the output.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,11 @@ from revsnn_nodes.base import SpikingNode, StepMode
 from revsnn_nodes.kernels.autograd import first_derivative_only
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CarrierMode, CarrierParameters
-from revsnn_nodes.surrogate import SurrogateFunction
+from revsnn_nodes.surrogate import SurrogateFunction, in_transform
+
+
+class ClampWarning(UserWarning):
+    """Inputs of a carrier lie at its clamp or beyond: no gradient passes there."""
 
 
 class _DecodeAndMultiply(torch.autograd.Function):
@@ -144,7 +149,8 @@ class CarrierLIF(CarrierNode):
     In `eval()` it is `StandardLIF` (`carrier="train"`): spikes alone, no clamp, and what that keeps where a gradient is
     asked for. `decode_spikes(y)` gives the spikes of a training output. In training, inputs are clamped to [-c, c],
     c = (31/64) / epsilon = 7.75 by default, times the power of two at or above v_threshold - rest;
-    `clamped_fraction(y)` tells how often.
+    `clamped_fraction(y)` tells how often, and the node warns of it once: it looks at the inputs of its training calls
+    1, 2, 4, 8 and so on, outside of transforms, compilers and modes that count operations.
 
     Args:
         epsilon: scale of the carried input, a power of two.
@@ -158,10 +164,37 @@ class CarrierLIF(CarrierNode):
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
 
+    _calls, _warned = 0, False
+
+    def _warn_where_clamped(self, x_seq: Tensor) -> None:
+        """Warns once where inputs lie at the clamp or beyond; looks at calls 1, 2, 4, 8 and so on."""
+        if self._warned or torch.compiler.is_compiling() or in_transform() or torch._C._len_torch_dispatch_stack():
+            return
+        captured = x_seq.is_cuda and torch.cuda.is_current_stream_capturing()
+        if captured or x_seq.is_meta or not x_seq.numel():
+            return
+        self._calls += 1
+        if self._calls & (self._calls - 1):
+            return
+        clamp, x_seq = self.neuron.clamp, x_seq.detach()
+        low, high = x_seq.aminmax()
+        if not (low <= -clamp or high >= clamp):
+            return
+        self._warned = True
+        fraction = (x_seq.abs() >= clamp).double().mean().item()
+        warnings.warn(
+            f"CarrierLIF clamps its input to [-{clamp:g}, {clamp:g}] in training, and {fraction:.2g} of it lies there "
+            "or beyond, where no gradient passes. Put a norm before the node, or halve epsilon to double the range.",
+            ClampWarning,
+            stacklevel=2,
+        )
+
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
-        if not self.carries:
+        # An exported program keeps the forward's operations, and no backward pass.
+        if not self.carries or torch.compiler.is_exporting():
             return super().torch_sequence(x_seq, v)
+        self._warn_where_clamped(x_seq)
         return _DecodeAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -170,4 +203,5 @@ class CarrierLIF(CarrierNode):
 
         if not self.carries:
             return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
+        self._warn_where_clamped(x_seq)
         return FusedCarrier.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]

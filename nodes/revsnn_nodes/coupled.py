@@ -150,6 +150,10 @@ class CoupledNode(SpikingNode[CoupledParameters]):
             "Use AnchoredReversibleLIF, which never inverts the membrane.",
         )  # fmt: skip
 
+    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Runs T steps under plain autograd; see `SpikingNode.torch_sequence`."""
+        return coupled_sequence(x_seq, v, self.neuron, self.surrogate_function)
+
     def spikes(self, x_seq: Tensor, y_seq: Tensor) -> Tensor:
         """The spikes in an output, given its input; both, and the result, `[T, N, *]`."""
         dim = self.neuron.group_dim + 1 if self.neuron.group_dim > 0 else self.neuron.group_dim
@@ -184,10 +188,6 @@ class StoredCoupledLIF(CoupledNode):
     """
 
     reset_gate_choice = True
-
-    def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
-        """See `SpikingNode.torch_sequence`."""
-        return coupled_sequence(x_seq, v, self.neuron, self.surrogate_function)
 
 
 def _run_forward(
@@ -261,12 +261,20 @@ def _multiply(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx:
 
 def _rerun(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: Any) -> tuple[Parts, Parts]:
     groups = ctx.neuron.groups
+
+    def step(*before: Tensor) -> tuple[Tensor, ...]:
+        outputs, membranes, _ = eq.coupled_step(before[:groups], before[groups:], ctx.neuron, ctx.surrogate)
+        return *outputs, *membranes
+
     with record_function("recompute"):
         x = eq.recover_inputs(y, charges, ctx.neuron)
+    if torch.compiler.is_compiling():  # it takes no autograd.grad here, and foreign surrogates no vjp
+        grads = torch.func.vjp(step, *x, *v)[1]((*ybar, *vbar))
+        return grads[:groups], grads[groups:]
     with record_function("recompute"), torch.enable_grad():
         leaves = [part.detach().requires_grad_() for part in (*x, *v)]
-        outputs, membranes, _ = eq.coupled_step(leaves[:groups], leaves[groups:], ctx.neuron, ctx.surrogate)
-    grads = torch.autograd.grad((*outputs, *membranes), leaves, (*ybar, *vbar))
+        after = step(*leaves)
+    grads = torch.autograd.grad(after, leaves, (*ybar, *vbar))
     return grads[:groups], grads[groups:]
 
 
@@ -313,6 +321,8 @@ class InvertingNode(CoupledNode):
         Raises:
             DriftError: the predicted gradient error exceeds the tolerance and `on_drift="error"`.
         """
+        if torch.compiler.is_exporting():  # whose program keeps the forward's operations, and no backward pass
+            return super().torch_sequence(x_seq, v)
         self._check_drift(x_seq, v)
         return self.function.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
@@ -474,6 +484,8 @@ class AnchoredReversibleLIF(CoupledNode):
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
+        if torch.compiler.is_exporting():  # whose program keeps the forward's operations, and no backward pass
+            return super().torch_sequence(x_seq, v)
         every = self.anchor_every or x_seq.shape[0]
         y_seq, v_last, *_ = _RegenerateAndMultiply.apply(x_seq, v, self.neuron, self.surrogate_function, every)
         return y_seq, v_last

@@ -37,7 +37,7 @@ def neuronal_charge(
 
     `rate` is a learned 1/tau, of one element, in place of the neuron's tau.
     """
-    if math.isinf(neuron.tau):
+    if neuron.tau == math.inf:  # not math.isinf, which torch.compile knows no symbols for
         return torch.add(x, v, out=out)
     above = v - neuron.rest if neuron.rest else v
     if rate is not None:

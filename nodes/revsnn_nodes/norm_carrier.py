@@ -383,7 +383,8 @@ class NormCarrierLIF(NormCarrierNode):
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `NormCarrierNode.torch_sequence`."""
-        if not self.training:
+        # What is kept depends on the values where the clamp bit: no compiler knows it, and no tensor without values.
+        if not self.training or torch.compiler.is_compiling() or x_seq.is_meta:
             return self.stored_forward(x_seq, v, residual)
         return _DecodeNormAndMultiply.apply(x_seq, self.weight, self.bias, residual, v, self)  # type: ignore[no-any-return]
 
@@ -397,4 +398,6 @@ class NormCarrierLIF(NormCarrierNode):
 
     def fused_obstacle(self, x_seq: Tensor) -> str:
         """See `SpikingNode.fused_obstacle`."""
+        if torch.compiler.is_compiling():
+            return "inside torch.compile, which does not know what NormCarrierLIF keeps where its clamp bites"
         return "NormCarrierLIF has a fused kernel for the CPU alone" if x_seq.device.type == "cuda" else ""

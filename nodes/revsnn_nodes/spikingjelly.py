@@ -4,8 +4,11 @@
     print(swap_neurons(model))          # LIFNode -> ours: same parameters, surrogate, state; says what it left and why
 
 The classes here are both a node of this package and a `MemoryModule` of SpikingJelly, so that `reset_net`,
-`detach_net`, `set_step_mode`, `named_memories` and `memopt` (levels 0 and 1) treat them as their own.
-Import this module only where SpikingJelly is installed; it was written for, and tested with, version 2.0.
+`detach_net`, `set_step_mode`, `named_memories`, `to_functional_forward` and `memopt` (levels 0 and 1) treat them as
+their own.
+
+Import this module only where SpikingJelly is installed: version 2.0, with which it is tested, or 0.0.0.0.14, which has
+no memopt and no functional protocol.
 """
 
 import math
@@ -13,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import base as their_base
 from spikingjelly.activation_based import neuron as their_neuron
 from spikingjelly.activation_based import surrogate as their_surrogate
@@ -22,8 +26,12 @@ from revsnn_nodes import surrogate
 from revsnn_nodes.base import SpikingNode
 from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF
+from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
+
+States = tuple[Any, ...]
+"""Inputs, outputs or memories of SpikingJelly's functional protocol; a node has one of each."""
 
 
 class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[misc]
@@ -34,6 +42,15 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         del self.v
         self.register_memory("v", self.neuron.rest)
 
+    @property
+    def backend(self) -> Backend:
+        """See `SpikingNode`; in place of a property of earlier versions of SpikingJelly, which knows its own alone."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: Backend) -> None:
+        self._backend = value
+
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
         # SpikingJelly starts from rest where the shape of the input changed, and follows its dtype and device.
         if isinstance(self.v, Tensor):
@@ -42,6 +59,30 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
             else:
                 self.v = self.v.to(x_seq)
         return super()._carried_state(x_seq)
+
+    def materialize_states(self, inputs: States, states: States, step_mode: str) -> States:
+        """The membrane of explicit states as a tensor that fits an input: rest where it has another shape."""
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        v, *others = states
+        fits = isinstance(v, Tensor) and v.shape == x.shape
+        start = self.neuron.rest if isinstance(v, Tensor) else v
+        return v.to(x) if fits else torch.full_like(x, start, requires_grad=False), *others
+
+    def single_step_functional_forward(self, inputs: States, states: States) -> tuple[States, States]:
+        """Output of one step `[N, *]` and membrane after it, from an explicit membrane; its own stays as it is."""
+        return self._from(states, self.single_step_forward, inputs)
+
+    def multi_step_functional_forward(self, inputs: States, states: States) -> tuple[States, States]:
+        """The same for T steps, `[T, N, *]`."""
+        return self._from(states, self.multi_step_forward, inputs)
+
+    def _from(self, states: States, run: Callable[..., Tensor], inputs: States) -> tuple[States, States]:
+        own = self.v, self.v_seq
+        self.v = states[0]
+        try:
+            return (run(*inputs),), (self.v, *states[1:])
+        finally:
+            self.v, self.v_seq = own
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # SpikingJelly's own takes no `recurse`; it moves all memories, `v` among them.
@@ -136,7 +177,8 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
 
     Parameters, surrogate, step mode, training mode and membrane are kept; a learned `w` moves, so that optimizers have
     it still; a neuron used in several places stays one. A
-    neuron with hooks is left, since what they expect is not known.
+    neuron with hooks is left, since what they expect is not known. Neurons of snnTorch are left; where one has the
+    function of a node of ours over `[T, N, *]`, the reason names it.
 
     Args:
         model: any module; its neurons are exchanged wherever they are: every `LIFNode`, and to "lif" every `IFNode` and
@@ -173,6 +215,8 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
             full = f"{parent_name}.{name}".removeprefix(".")
             if id(child) not in new:
                 if not isinstance(child, their_neuron.BaseNode | MemoryNode):
+                    if why := _why_snntorch_stays(child):
+                        left[full] = why
                     continue
                 why = _obstacle(child, to)
                 new[id(child)] = None if why else _back(child) if to == "spikingjelly" else _node(child, to, options)
@@ -204,6 +248,28 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
         return "it has a precision of its own"
     hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks
     return "it has hooks" if hooked else ""
+
+
+def _why_snntorch_stays(module: Any) -> str:
+    """Why a neuron of snnTorch is not exchanged, and what has its function; "" for any other module.
+
+    They are called step by step, many with their membrane, and reset by `snntorch.utils`, which knows no other class.
+    """
+    kinds = [(kind.__name__, kind.__module__.split(".")[0]) for kind in type(module).__mro__]
+    if ("SpikingNeuron", "snntorch") not in kinds:
+        return ""
+    if kinds[0] != ("Leaky", "snntorch"):
+        return f"{kinds[0][0]} of snnTorch has no counterpart here"
+    beta = module.beta.clamp(0, 1)
+    detached = f"detach_reset={module.reset_delay}"
+    same = ""
+    if beta.numel() == 1 and module.reset_mechanism == "zero" and 0 < beta < 1:
+        same = f"StandardLIF(tau={1 / (1 - beta.item()):g}, decay_input=False, {detached}, ...)"
+    if beta.numel() == 1 and module.reset_mechanism == "subtract" and beta == 1 and module.reset_delay:
+        same = f"StandardIF(v_reset=None, {detached}, ...)"
+    if not same:
+        return "Leaky of snnTorch with these arguments has other dynamics than any node: its reset does not leak"
+    return f"Leaky of snnTorch is called and reset in its own way; but at the threshold, its function is that of {same}"
 
 
 def _node(neuron: Any, to: str, options: dict[str, Any]) -> MemoryNode:
@@ -238,7 +304,7 @@ def _back(node: Any) -> nn.Module:
 
 
 def _take_state(new: Any, old: Any) -> None:
-    new.v, new.v_seq = old.v, old.v_seq
+    new.v, new.v_seq = old.v, getattr(old, "v_seq", None)  # which earlier versions have where they store it alone
     if hasattr(old, "w"):
         new.w = old.w
     new.train(old.training)

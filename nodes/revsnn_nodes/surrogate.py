@@ -21,7 +21,7 @@ Formula = Callable[[Tensor, float], Tensor]
 
 def in_transform() -> bool:
     """Whether a `torch.func` transform, such as vmap, is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()
 
 
 def heaviside(z: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from nodes_cases import NEURONS, Problem, assert_ends_close, differentiate, make, run_node, run_oracle
 from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
-from revsnn_nodes import StandardLIF, decode_spikes
+from revsnn_nodes import ClampWarning, StandardLIF, decode_spikes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TIGHT = RTOL[torch.float64]
 
@@ -73,6 +74,37 @@ def test_the_clamp_scales_with_what_fires_the_neuron(neuron, unit):
 
 
 @pytest.mark.usefixtures("on_each_backend")
+@pytest.mark.filterwarnings("error")
+def test_a_clamp_that_bites_is_said_once():
+    """With the fraction; at calls 1, 2, 4, 8, in training alone, and not where operations are counted."""
+    inside, beyond = torch.full((2, 1, 4), 7.74), torch.tensor([7.75, 0.0, -9.0, 1.0]).expand(2, 1, 4)
+    node = make("lif-carrier")
+    with CountOperations() as count:
+        node(beyond)
+    assert "aten::aminmax" not in count.names
+    node.eval()(beyond)
+    node.train()
+    for _ in range(2):
+        node(inside)
+    node(beyond)  # the third
+    with pytest.warns(ClampWarning, match=r"clamps its input to \[-7.75, 7.75\] in training, and 0.5 of it lies there"):
+        node(beyond)
+    for _ in range(4):
+        node(beyond)
+
+
+class CountOperations(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
 def test_nothing_is_clamped_in_eval():
     """In eval() the node is StandardLIF for inputs of any size."""
     x = 100 * torch.randn(4, 2, 6)

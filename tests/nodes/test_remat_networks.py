@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import warnings
 from contextlib import nullcontext
 
 import nodes_ddp_worker as ddp
@@ -11,6 +10,7 @@ import torch
 from nodes_cases import foreign_import_is_silent
 from nodes_memory import timeline
 from nodes_remat import assert_equal, assert_same_step, image_sequence, reset, residual_net, with_our_neurons
+from nodes_zoo import their
 from revsnn_nodes import remat
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,24 +21,15 @@ PATCHES, WIDTH, DEPTH, HEADS = (SIZE // 4) ** 2, 32, 2, 2
 
 @pytest.fixture(scope="module")
 def models():
-    """Their module of models; torchvision may not match torch: its two missing operators are defined."""
-    foreign_import_is_silent()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_resnet, spiking_vgg
-
-        yield {
-            "sew_resnet18": lambda **lif: sew_resnet.sew_resnet18(cnf="ADD", num_classes=3, **lif),
-            "spiking_resnet18": lambda **lif: spiking_resnet.spiking_resnet18(num_classes=3, **lif),
-            "vgg11": lambda **lif: spiking_vgg.spiking_vgg11_bn(num_classes=3, **lif),
-            "spikformer": lambda **lif: spikformer.Spikformer(
-                STEPS, 3, SIZE, SIZE, 4, 3, WIDTH, num_heads=HEADS, depths=DEPTH, **lif
-            ),
-        }
+    """Four of their networks, by name."""
+    return {
+        "sew_resnet18": lambda **lif: their("sew_resnet").sew_resnet18(cnf="ADD", num_classes=3, **lif),
+        "spiking_resnet18": lambda **lif: their("spiking_resnet").spiking_resnet18(num_classes=3, **lif),
+        "vgg11": lambda **lif: their("spiking_vgg").spiking_vgg11_bn(num_classes=3, **lif),
+        "spikformer": lambda **lif: their("spikformer").Spikformer(
+            STEPS, 3, SIZE, SIZE, 4, 3, WIDTH, num_heads=HEADS, depths=DEPTH, **lif
+        ),
+    }
 
 
 def make(models, name):

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from revsnn_nodes import StandardIF, StandardLIF, spikingjelly
+from revsnn_nodes import surrogate as revsnn_surrogate
 from revsnn_nodes.spikingjelly import SURROGATES, IFNode, LIFNode, ParametricLIFNode, swap_neurons
 from spikingjelly.activation_based import base, functional, layer, memopt, neuron, surrogate
 from torch import nn
@@ -80,6 +82,24 @@ def test_their_functions_treat_our_nodes_as_their_own(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("mode", ["s", "m"])
+@pytest.mark.parametrize("kind", ["LIFNode", "IFNode", "ParametricLIFNode"])
+def test_functional_forward_is_theirs(kind, mode):
+    """From an explicit membrane: outputs, new membrane and gradients; the node's own membrane stays."""
+    torch.manual_seed(0)
+    x, v = torch.randn(4, 2, 6) + 1, torch.randn(2, 6).requires_grad_()
+    found = []
+    for module in (neuron, spikingjelly):
+        node = getattr(module, kind)(step_mode=mode)
+        forward = base.to_functional_forward(node)
+        (y,), (after,) = forward((x if mode == "m" else x[0],), (v,))
+        assert node.v == 0.0
+        found.append((y, after, *torch.autograd.grad(y.sum() + after.sum(), [v, *node.parameters()])))
+        (start,) = node.materialize_states((x[0],), (0.5,), "s")
+        assert torch.equal(start, torch.full((2, 6), 0.5))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_state_is_moved_with_the_neuron():
     """A swap in the middle of a sequence goes on from the membrane it finds."""
     theirs = network()
@@ -123,6 +143,44 @@ def test_what_is_left_says_why():
     assert not done.swapped
     assert "0: left, QIFNode is not among LIFNode, IFNode and ParametricLIFNode, which 'lif' takes" in str(done)
     assert "1: left, it has hooks" in str(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        ({"beta": 0.75, "reset_mechanism": "zero"}, "StandardLIF(tau=4, decay_input=False, detach_reset=True, ...)"),
+        (
+            {"beta": 0.5, "reset_mechanism": "zero", "reset_delay": False},
+            "StandardLIF(tau=2, decay_input=False, detach_reset=False, ...)",
+        ),
+        ({"beta": 1.0}, "StandardIF(v_reset=None, detach_reset=True, ...)"),
+        ({"beta": 0.75}, ""),
+        ({"beta": 0.75, "reset_delay": False}, ""),
+        ({"beta": 1.0, "reset_delay": False}, ""),
+    ],
+    ids=str,
+)
+def test_snntorchs_leaky_is_left_and_its_counterpart_named(arguments, same):
+    """Over [T, N, *] the named node gives its spikes and gradients; without a name, the nearest does not."""
+    snntorch = pytest.importorskip("snntorch")
+    leaky = snntorch.Leaky(**arguments)
+    (why,) = swap_neurons(nn.Sequential(leaky)).left.values()
+    assert why.endswith(f"its function is that of {same}") if same else why.endswith("its reset does not leak")
+    x, arriving = torch.randn(2, 20, 4, 50, dtype=torch.float64)
+    x = (x + 0.5).requires_grad_()
+    mem, steps = torch.zeros(4, 50, dtype=torch.float64), []
+    for each in x:
+        spikes, mem = leaky.double()(each, mem)
+        steps.append(spikes)
+    kind = StandardIF if arguments["beta"] == 1 else StandardLIF
+    neuron_arguments = {"detach_reset": leaky.reset_delay, "surrogate_function": revsnn_surrogate.ATan(2.0)}
+    if kind is StandardLIF:
+        neuron_arguments |= {"tau": 1 / (1 - arguments["beta"]), "decay_input": False}
+    v_reset = 0.0 if "reset_mechanism" in arguments else None
+    node = kind(v_reset=v_reset, step_mode="m", **neuron_arguments)
+    found = [(y, *torch.autograd.grad((y * arriving).sum(), x)) for y in (node(x), torch.stack(steps).double())]
+    assert torch.equal(found[0][0], found[1][0]) == bool(same)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6) == bool(same)
 
 
 @pytest.mark.parametrize("theirs", SURROGATES, ids=lambda kind: kind.__name__)

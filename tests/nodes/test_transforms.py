@@ -3,9 +3,11 @@
 import nodes_ddp_worker as ddp
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from nodes_cases import (
     ALL,
     COUPLED,
+    FUSED,
     INVERTING,
     Problem,
     assert_ends_close,
@@ -16,6 +18,7 @@ from nodes_cases import (
 )
 from nodes_tolerances import INVERSE_RTOL_FLOAT64, RTOL
 from revsnn_nodes import AnchoredReversibleLIF, CarrierLIF, DriftError, DriftWarning, StandardLIF
+from torch._dynamo.backends.common import aot_autograd
 
 NO_FUNC_GRAD = {"lif-checkpoint": "saved tensor hooks", "revlif-revnet": r"Tensor.requires_grad_\(\)"}
 
@@ -147,9 +150,9 @@ def _fresh_compiler():
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("name", ALL)
 def test_compiled_nodes_are_the_eager_ones(name):
-    """torch.compile keeps outputs to the bit and gradients; in one graph, save for RevNet, which breaks it."""
+    """torch.compile keeps outputs to the bit and gradients, in one graph."""
     problem, node = Problem(steps=3, carried=False), make(name)
-    compiled = torch.compile(node, backend="aot_eager", fullgraph=name != "revlif-revnet")
+    compiled = torch.compile(node, backend="aot_eager", fullgraph=True)
 
     def run(x, v):
         node.reset()
@@ -162,22 +165,39 @@ def test_compiled_nodes_are_the_eager_ones(name):
 
 @_TORCH_ITSELF
 @pytest.mark.usefixtures("_fresh_compiler")
-def test_compiled_nodes_run_on_the_reference():
-    """backend="auto" does not break the graph: inside torch.compile the node takes its reference, and says why."""
-    x, node = Problem(steps=2).x.requires_grad_(), make("lif-carrier", backend="auto")
-    y = torch.compile(node, backend="aot_eager", fullgraph=True)(x)
-    assert torch.equal(y, make("lif-carrier")(x))
-    assert node.backend_in_use == "torch"
-    assert "inside torch.compile" in node.backend_reason
+@pytest.mark.parametrize("name", [*FUSED, "if", "plif"])
+def test_fused_operators_stay_whole_in_compiled_graphs(name):
+    """Whatever T is, the graph has one operator forward and one backward; outputs are the eager ones to the bit."""
+    pytest.importorskip("numba")
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append([str(each.target) for each in graph.graph.nodes if str(each.target).startswith("revsnn.")])
+        return make_boxed_func(graph.forward)
+
+    problem, node = Problem(steps=9, carried=False), make(name, backend="auto")
+    compiled = torch.compile(node, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep), fullgraph=True)
+    y = compiled(problem.x.requires_grad_())
+    y.sum().backward()
+    assert node.backend_in_use == "fused"
+    assert [len(operators) for operators in graphs] == [1, 1]
+    assert torch.equal(y, make(name, backend="auto")(problem.x))
 
 
 @_TORCH_ITSELF
 @pytest.mark.usefixtures("_fresh_compiler")
-def test_compiled_revnet_has_no_full_graph():
-    """fullgraph=True on RevNet raises torch's own explanation: it calls autograd in its backward pass."""
-    compiled = torch.compile(make("revlif-revnet"), backend="aot_eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch.autograd.grad"):
-        compiled(Problem(steps=2).x.requires_grad_())
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_compiled_nodes_follow_their_parameters(backend):
+    """A tau, a threshold and, on the kernels, an alpha that is set after compilation counts from the next call on."""
+    x, node = Problem(steps=2, carried=False).x.requires_grad_(), make("lif", backend=backend)
+    compiled = torch.compile(node, backend="aot_eager", fullgraph=True)
+    for name, value in (("tau", 2.0), ("tau", 4.0), ("v_threshold", 0.5)):
+        setattr(node, name, value)
+        for node.surrogate_function.alpha in (1.0, 3.0) if backend == "auto" else (1.0,):
+            got = torch.autograd.grad(compiled(x).sum(), x)[0]
+            node.reset()
+            assert torch.equal(got, torch.autograd.grad(node(x).sum(), x)[0])
+            node.reset()
 
 
 @_TORCH_ITSELF

@@ -32,7 +32,7 @@ class _Refuse(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient: Tensor, differentiable: Tensor) -> Tensor:
+    def forward(gradient: Tensor, *differentiable: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -67,9 +67,10 @@ def first_derivative_only(backward: Backward) -> Backward:
             results = backward(ctx, *arriving)
         if not torch.is_grad_enabled():  # no create_graph
             return results
-        # An output among the saved tensors leads from the gradients to the inputs: autograd then comes past here.
-        output = next((each for each in ctx.saved_tensors if each is not None and each.requires_grad), _DIFFERENTIABLE)
-        return tuple(None if each is None else _Refuse.apply(each, output) for each in results)
+        # An output among the saved tensors leads from the gradients to the inputs: autograd then comes past here. So
+        # does each saved input, to itself.
+        leading = [each for each in ctx.saved_tensors if each is not None and each.requires_grad] or [_DIFFERENTIABLE]
+        return tuple(None if each is None else _Refuse.apply(each, *leading) for each in results)
 
     return once
 

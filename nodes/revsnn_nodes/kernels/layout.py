@@ -6,8 +6,8 @@ the number of its surrogate's shape. Symbols are those of nodes/README.md.
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -23,6 +23,21 @@ from revsnn_nodes.surrogate import (
     SuperSpike,
     SurrogateFunction,
 )
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def cached(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Decorates a function as `functools.lru_cache` does; torch.compile, which warns of caches, traces it without."""
+    remembered = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(*arguments: Given.args, **keywords: Given.kwargs) -> Result:
+        return (function if torch.compiler.is_compiling() else remembered)(*arguments, **keywords)  # type: ignore[arg-type]
+
+    call.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]
+    return call
 
 
 class Numbers(NamedTuple):
@@ -43,7 +58,7 @@ class Numbers(NamedTuple):
     inflow: float  # V_reset / tau, constant part of the coupled charge; units of the membrane
 
 
-@lru_cache(maxsize=256)
+@cached
 def numbers(neuron: LIFParameters, height: float = 0.0, scale: float = 0.0) -> Numbers:
     """The parameter vector of a neuron, with the height and scale of `surrogate_code` for a backward pass."""
     alpha = beta = drop = inflow = 0.0

@@ -6,14 +6,13 @@ Asked before numba or triton is imported: so there is a reason where the kernels
 import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from revsnn_nodes.kernels.layout import surrogate_code
+from revsnn_nodes.kernels.layout import cached, surrogate_code
 from revsnn_nodes.parameters import require
 from revsnn_nodes.surrogate import in_transform
 
@@ -91,7 +90,7 @@ def triton_obstacle(node: Node, x_seq: Tensor) -> str:
     return ""
 
 
-@cache
+@cached
 def installed_version() -> tuple[int, ...] | None:
     """Major and minor version of triton; None where it is not installed."""
     try:
@@ -131,8 +130,8 @@ def choose_backend(node: Node, x_seq: Tensor) -> tuple[BackendInUse, str]:
 
 def fused_obstacle(node: Node, x_seq: Tensor) -> str:
     """What keeps the fused kernels from running this node on this input; "" where nothing does."""
-    if torch.compiler.is_compiling():
-        return "inside torch.compile, which fuses the reference itself"
+    if torch.compiler.is_exporting():
+        return "inside torch.export, whose programs run where these kernels are not installed"
     kind: Any = type(node)
     if not _has_kernel(kind):
         return f"{type(node).__name__} has no fused kernel"
@@ -158,7 +157,7 @@ def _cpu_obstacle(node: Node, x_seq: Tensor) -> str:
     return ""
 
 
-@cache
+@cached
 def _has_kernel(kind: Any) -> bool:
     """Whether the class has a fused sequence that was written for its own reference sequence, not for a base's."""
     order = [vars(each) for each in kind.__mro__]
@@ -167,7 +166,7 @@ def _has_kernel(kind: Any) -> bool:
     return fused <= reference and kind.__mro__[fused].__name__ != "SpikingNode"
 
 
-@cache
+@cached
 def _numba_installed() -> bool:
     try:
         return find_spec("numba") is not None
