@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from revsnn_bench.case import Case, parse_size
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak
 from revsnn_bench.meters.fidelity import relative_error
-from revsnn_bench.meters.memory import peak_bytes
 from revsnn_bench.models.own import OwnStep
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
@@ -243,7 +242,8 @@ def measure_step(step: WorkloadStep, plan: dict[str, str]) -> Measured:
     try:
         error = relative_error(_gradients(step), expected)
         del expected
-        return Measured(peak_bytes(step), error, attribute_host_peak(step).timeline)
+        attribution = attribute_host_peak(step)
+        return Measured(attribution.peak_bytes, error, attribution.timeline)
     finally:
         apply_plan(step.model, {})
 

@@ -2,8 +2,9 @@
 
 The blocks run in a row. Segment i starts where block i does and ends where the next one does; segment 0 is what comes
 before the first block. In backward the border between two segments is where the gradient of the tensor between them
-arrives. Whole steps are recorded, with every option next to every other, so that what a block keeps for its neighbour,
-or makes again for it, is in the numbers. With k_i the option of block i and L(t) the live bytes,
+arrives. Whole steps are recorded: one for every option, and two for each pair of options, which take turns, where the
+output of one block reaches the next in a way that was not seen yet (`_border`). So what a block keeps for its
+neighbour, or makes again for it, is in the numbers. With k_i the option of block i and L(t) the live bytes,
 
     m_i(k_i-1, k_i) = bytes allocated in forward of segment i that are alive where forward ends
     p_i(k_i-1, k_i) = max of L(t) over forward and backward of segment i, less sum over j < i of m_j
@@ -18,13 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, combinations, pairwise
 from statistics import median
 from typing import Any
 
 import torch
 from revsnn_nodes import apply_plan
-from revsnn_nodes.plan import OPTIONS, REST, Block, find_blocks
+from revsnn_nodes.plan import OPTIONS, PASSES, REST, Block, find_blocks
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -101,7 +102,7 @@ class Profile:
 def profile_step(
     step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3, options: Sequence[str] = OPTIONS
 ) -> Profile:
-    """Records a step under every pair of options; leaves the model without a plan and the step prepared.
+    """Records and times a step under every option; leaves the model without a plan and the step prepared.
 
     Args:
         step: of the model to plan for.
@@ -130,7 +131,9 @@ def profile_fake(step: TrainingStep, small: Profile, times: float, scratch: Scra
         scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
     """
     blocks = [Block.named(name) for name in small.blocks[1:]]
-    plain_bytes, costs = _all_costs(partial(_fake_costs, step, blocks, scratch), small.blocks, small.options[-1])
+    costs_of = partial(_fake_costs, step, blocks, scratch)
+    costs = _all_costs(costs_of, small.blocks, _uniform(costs_of, small.blocks, small.options[-1]))
+    plain_bytes = _peak(costs_of({}))
     seconds = tuple({option: times * each for option, each in known.items()} for known in small.seconds)
     return replace(small, costs=costs, seconds=seconds, plain_bytes=plain_bytes, plain_s=times * small.plain_s)
 
@@ -138,37 +141,74 @@ def profile_fake(step: TrainingStep, small: Profile, times: float, scratch: Scra
 def _profile(step: TrainingStep, blocks: Sequence[Block], options: Sequence[str], rounds: int) -> Profile:
     names = (REST, *(block.name for block in blocks))
     costs_of = partial(_costs, step, blocks)
-    options = _distinct(costs_of, names, options)
-    plain_bytes, costs = _all_costs(costs_of, names, options)
-    seconds, plain_s = _seconds(step, blocks, names, options, rounds)
-    return Profile(names, (("remat",), *(options for _ in blocks)), costs, seconds, plain_bytes, plain_s)
+    _timed(step, blocks, {REST: "remat"}, len(names))  # the first step that records keeps more
+    uniform = _distinct(_uniform(costs_of, names, options))
+    costs, plain_bytes = _all_costs(costs_of, names, uniform), _peak(costs_of({}))
+    seconds, plain_s = _seconds(step, blocks, names, tuple(uniform), rounds)
+    return Profile(names, (("remat",), *(tuple(uniform) for _ in blocks)), costs, seconds, plain_bytes, plain_s)
 
 
 CostsOf = Callable[[dict[str, str]], list["Cost"]]
 
 
-def _distinct(costs_of: CostsOf, names: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
+def _uniform(costs_of: CostsOf, names: Sequence[str], options: Sequence[str]) -> dict[str, list[Cost]]:
+    """Costs of every segment where all blocks have one option."""
+    return {option: costs_of({REST: "remat", **dict.fromkeys(names[1:], option)}) for option in options}
+
+
+def _distinct(uniform: dict[str, list[Cost]]) -> dict[str, list[Cost]]:
     """The options, without those that keep what an earlier one keeps, to `SAME` of it."""
     kept: dict[str, int] = {}
-    for option in options:
-        costs = costs_of({REST: "remat", **dict.fromkeys(names[1:], option)})
+    for option, costs in uniform.items():
         total = sum(cost.kept_bytes for cost in costs)
         if not any(abs(total - other) <= SAME * other for other in kept.values()):
             kept[option] = total
-    return tuple(kept)
+    return {option: uniform[option] for option in kept}
+
+
+def _border(before: str, option: str) -> str:
+    """How a block gets the output of the block before it: whole, made again, or from bits where it is binary.
+
+    Passes are counted across a border where both sides record, so that there the option before counts.
+    """
+    if before in ("plain", "checkpoint"):
+        return "whole"
+    return "again" if before in PASSES and option not in PASSES else before
 
 
 def _all_costs(
-    costs_of: CostsOf, names: Sequence[str], options: Sequence[str]
-) -> tuple[int, tuple[dict[Pair, Cost], ...]]:
-    """The peak without a plan; and costs by segment and pair, from steps in which two options take turns."""
-    known: list[dict[Pair, Cost]] = [{} for _ in names]
-    for even, odd in product(options, repeat=2):
-        choice = ("remat", *((even, odd)[number % 2] for number in range(1, len(names))))
-        costs = costs_of(dict(zip(names, choice, strict=True)))
-        for found, pair, cost in zip(known, pairwise(["", *choice]), costs, strict=True):
-            found[pair] = cost
-    return _peak(costs_of({})), tuple(known)
+    costs_of: CostsOf, names: Sequence[str], uniform: Mapping[str, list[Cost]]
+) -> tuple[dict[Pair, Cost], ...]:
+    """Costs by segment and pair, from uniform steps and from steps in which two options take turns."""
+    known: list[dict[Pair, Cost]] = [{} for _ in names]  # by border and option
+
+    def note(choice: Choice, costs: Sequence[Cost]) -> None:
+        for found, (before, option), cost in zip(known, pairwise(["", *choice]), costs, strict=True):
+            found.setdefault((_border(before, option), option), cost)
+
+    for option, costs in uniform.items():
+        note(("remat", *(option for _ in names[1:])), costs)
+    for turns in _turns(tuple(uniform)) if len(names) > 2 else ():
+        choice = ("remat", *(turns[number % 2] for number in range(1, len(names))))
+        note(choice, costs_of(dict(zip(names, choice, strict=True))))
+    befores = [("",), ("remat",), *(tuple(uniform) for _ in names[2:])]
+    own = [("remat",), *(tuple(uniform) for _ in names[1:])]
+    return tuple(
+        {(before, option): found[_border(before, option), option] for before in some for option in options}
+        for found, some, options in zip(known, befores, own, strict=True)
+    )
+
+
+def _turns(options: Sequence[str]) -> Iterator[Pair]:
+    """Few pairs of options that, taking turns in both orders, show every border that uniform steps do not."""
+    seen = {(_border(option, option), option) for option in options}
+    for most in (2, 1):  # pairs that show two borders come first
+        for one, other in combinations(options, 2):
+            new = {(_border(one, other), other), (_border(other, one), one)} - seen
+            if len(new) >= most:
+                seen |= new
+                yield one, other
+                yield other, one
 
 
 def _peak(costs: Sequence[Cost]) -> int:
@@ -324,20 +364,17 @@ def _seconds(
 ) -> tuple[tuple[dict[str, float], ...], float]:
     """Medians over interleaved rounds, by segment and option; and of the step without a plan.
 
-    One round before them is not counted.
+    Every option has run before, when its bytes were recorded.
     """
     samples: list[dict[str, list[float]]] = [{} for _ in names]
     plain: list[float] = []
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for option in options:
             choice = ("remat", *(option for _ in blocks))
             times = _timed(step, blocks, dict(zip(names, choice, strict=True)), len(names))
             for known, taken, time_s in zip(samples, choice, times, strict=True):
-                if number:
-                    known.setdefault(taken, []).append(time_s)
-        without = sum(_timed(step, blocks, {}, len(names)))
-        if number:
-            plain.append(without)
+                known.setdefault(taken, []).append(time_s)
+        plain.append(sum(_timed(step, blocks, {}, len(names))))
     return tuple({option: median(times) for option, times in known.items()} for known in samples), median(plain)
 
 
