@@ -203,7 +203,7 @@ def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
     pairs = zip(profile.seconds, choice, plain, strict=True)
     extra = [known.get(own, 0.0) - known.get(kept, 0.0) for known, own, kept in pairs]
     return tuple(
-        Row(block, option, cost.kept_bytes, cost.peak_bytes, extra_s)
+        Row(block, option, cost.kept_bytes, max(cost.forward_bytes, cost.peak_bytes), extra_s)
         for block, option, cost, extra_s in zip(profile.blocks, choice, costs, extra, strict=True)
     )
 

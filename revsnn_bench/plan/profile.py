@@ -7,10 +7,13 @@ output of one block reaches the next in a way that was not seen yet (`_border`).
 neighbour, or makes again for it, is in the numbers. With k_i the option of block i and L(t) the live bytes,
 
     m_i(k_i-1, k_i) = bytes allocated in forward of segment i that are alive where forward ends
-    p_i(k_i-1, k_i) = max of L(t) over forward and backward of segment i, less sum over j < i of m_j
-    peak            = max over i of  sum over j < i of m_j(k_j-1, k_j)  +  p_i(k_i-1, k_i)
+    f_i(k_i-1, k_i) = max of L(t) over forward of segment i, less sum over j < i of m_j
+    r_i(k_i-1, k_i) = L(t) where backward of segment i ends, less sum over j < i of m_j, less sum over j > i of r_j
+    p_i(k_i-1, k_i) = max of L(t) over backward of segment i, less sum over j < i of m_j, less sum over j > i of r_j
+    peak            = max over i of  sum over j < i of m_j  +  max(f_i, p_i + sum over j > i of r_j)
 
-p_i holds what lives anyway: parameter gradients of the blocks behind it, the arriving gradient, its own temporaries.
+r_i is what segment i leaves to those before it: gradients of its parameters, what was not freed, and by how much the
+gradient that it passes on is larger than the one that it got.
 """
 
 import gc
@@ -19,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate, combinations, pairwise
+from itertools import combinations, pairwise
 from statistics import median
 from typing import Any
 
@@ -49,10 +52,12 @@ _MARK = "revsnn_bench.plan:"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a segment takes: `kept_bytes` is m, `peak_bytes` is p of this module's docstring."""
+    """What a segment takes: m, p, f and r of this module's docstring, in this order."""
 
     kept_bytes: int
     peak_bytes: int
+    forward_bytes: int = 0
+    left_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,8 +217,12 @@ def _turns(options: Sequence[str]) -> Iterator[Pair]:
 
 
 def _peak(costs: Sequence[Cost]) -> int:
-    before = accumulate((cost.kept_bytes for cost in costs), initial=0)
-    return max(kept + cost.peak_bytes for kept, cost in zip(before, costs, strict=False))
+    kept, left, peak = 0, sum(cost.left_bytes for cost in costs), 0
+    for cost in costs:
+        left -= cost.left_bytes
+        peak = max(peak, kept + cost.forward_bytes, kept + cost.peak_bytes + left)
+        kept += cost.kept_bytes
+    return peak
 
 
 def running_order(step: TrainingStep, kind: type[nn.Module] | None = None) -> list[Block]:
@@ -330,14 +339,17 @@ class _Recorded:
     segment: int = 0
     starts: list[int] = field(default_factory=lambda: [0])
     kept: list[int] = field(default_factory=list)
-    highest: dict[int, int] = field(default_factory=dict)
+    highest: dict[tuple[bool, int], int] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
 
     def mark(self, number: int) -> None:
         """Segment `number` starts; -1 ends forward, and the last segment goes on in backward."""
         if number >= 0:
-            self.segment = number
-            if not self.kept:
+            if self.kept:
+                self.ends[self.segment] = self.ledger.now
+            else:
                 self.starts.append(len(self.ledger.sizes))
+            self.segment = number
             return
         bounds = [*self.starts, len(self.ledger.sizes)]
         live = self.ledger.live.values()
@@ -347,12 +359,19 @@ class _Recorded:
 
     def now(self) -> None:
         """Looks at the bytes that are alive."""
-        self.highest[self.segment] = max(self.highest.get(self.segment, 0), self.ledger.now)
+        key = bool(self.kept), self.segment
+        self.highest[key] = max(self.highest.get(key, 0), self.ledger.now)
 
     def costs(self) -> list[Cost]:
         """Of every segment."""
-        before = [sum(self.kept[:number]) for number in range(self.segments)]
-        return [Cost(self.kept[n], self.highest.get(n, 0) - before[n]) for n in range(self.segments)]
+        found, left, before = [], 0, sum(self.kept)
+        for n in reversed(range(self.segments)):
+            before -= self.kept[n]
+            own = self.ends[n] - before - left if n in self.ends else 0
+            forward, backward = (self.highest.get((part, n), before) - before for part in (False, True))
+            found.append(Cost(self.kept[n], backward - left, forward, own))
+            left += own
+        return found[::-1]
 
 
 def _seconds(

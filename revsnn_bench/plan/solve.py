@@ -1,10 +1,11 @@
 """The cheapest choice of options within a budget: a mixed-integer program over pairs of neighbouring blocks.
 
-One binary variable z for each block and pair of options; a path through them chooses. With m, p of
+One binary variable z for each block and pair of options; a path through them chooses. With m, f, p, r of
 `revsnn_bench.plan.profile` and seconds c,
 
     minimise    sum of c z
-    subject to  sum over j < i of m_j z_j + p_i z_i <= budget       for every block i
+    subject to  sum over j < i of m_j z_j + f_i z_i <= budget                               for every block i
+                sum over j < i of m_j z_j + p_i z_i + sum over j > i of r_j z_j <= budget   for every block i
                 the option that a pair ends with is the one that the next pair starts with
 """
 
@@ -56,11 +57,13 @@ def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
     count = len(variables)
     index = {variable: number for number, variable in enumerate(variables)}
     scale = 1000 / profile.plain_bytes  # the solver takes 1e-6 for nothing
-    memory = lil_array((len(profile.blocks), count + 1))
+    segments = len(profile.blocks)
+    memory = lil_array((2 * segments, count + 1))  # backward of every segment, then forward
     for (j, before, option), number in index.items():
         cost = profile.costs[j][before, option]
-        memory[j, number] = cost.peak_bytes * scale
-        memory[j + 1 :, [number]] = cost.kept_bytes * scale
+        memory[:j, [number]] = cost.left_bytes * scale
+        memory[j, number], memory[segments + j, number] = cost.peak_bytes * scale, cost.forward_bytes * scale
+        memory[j + 1 : segments, [number]] = memory[segments + j + 1 :, [number]] = cost.kept_bytes * scale
     memory[:, [count]] = -1.0
     rows = [[(index[0, "", option], 1.0) for option in profile.options[0]]]
     for i in range(1, len(profile.blocks)):
