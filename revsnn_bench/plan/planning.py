@@ -6,7 +6,7 @@ plan.apply(model)                        # or save plan.to_json() and apply_plan
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from revsnn_bench.case import Case, parse_size
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak
 from revsnn_bench.meters.fidelity import relative_error
-from revsnn_bench.models.own import OwnStep
+from revsnn_bench.models.own import OwnStep, load_class
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.predict import fake_step, probe_for
@@ -28,7 +28,7 @@ from revsnn_bench.records import MemoryTimeline
 
 MOST_REPAIRS = 5
 MEMORY_SHARE = 0.5
-"""A step whose predicted peak is beyond this share of the machine's memory is profiled without running it."""
+"""A step whose predicted peak is beyond this share of the machine's free memory is profiled without running it."""
 
 SMALL_BYTES = 64 << 20
 """Peak of the smaller step that gives its seconds."""
@@ -49,6 +49,15 @@ class Measured:
     peak_bytes: int
     gradient_error: float
     timeline: MemoryTimeline
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """A plan at a smaller batch: the peak that fake tensors give for it, and what was measured."""
+
+    batch: int
+    predicted_bytes: int
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class Plan:
         plain_bytes, plain_s: of the step without a plan, by the profile.
         measured: the step under the plan in a fresh process; None where it was too large to run.
         without: the same without a plan.
+        smaller: the plan at the largest batch that fits the machine, where the step was too large to run.
         repairs: how often the budget of the solver was lowered.
         frontier: (peak, seconds) of each distinct plan, by falling peak.
     """
@@ -87,6 +97,7 @@ class Plan:
     plain_s: float
     measured: Measured | None
     without: Measured | None = None
+    smaller: Smaller | None = None
     repairs: int = 0
     frontier: tuple[tuple[int, float], ...] = ()
 
@@ -109,6 +120,12 @@ class Plan:
         lines = [f"{verdict}: budget {mib(self.budget_bytes)}, {peak}; {slower}, which takes {mib(self.plain_bytes)}."]
         if self.measured is None:
             lines.append("The step is too large to run here: its seconds are those of a smaller batch, in proportion.")
+        if self.smaller is not None:
+            found = self.smaller.measured
+            lines.append(
+                f"Verified at a batch of {self.smaller.batch:,}: predicted peak {mib(self.smaller.predicted_bytes)}, "
+                f"measured {mib(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
+            )
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -135,6 +152,13 @@ class Plan:
         }
         if self.measured is not None:
             numbers |= {"measured_bytes": self.measured.peak_bytes, "gradient_error": self.measured.gradient_error}
+        if self.smaller is not None:
+            numbers["verified"] = {
+                "batch": self.smaller.batch,
+                "predicted_bytes": self.smaller.predicted_bytes,
+                "measured_bytes": self.smaller.measured.peak_bytes,
+                "gradient_error": self.smaller.measured.gradient_error,
+            }
         return json.dumps(document | numbers, indent=1) + "\n"
 
 
@@ -208,23 +232,68 @@ def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
     )
 
 
-def profile_case(case: Case, rounds: int = 3) -> tuple[Profile, bool]:
-    """The profile of a case in a worker: on real tensors, or on fake ones where its step would not fit the machine.
+Call = Callable[..., Any]
+
+
+def plan_case(
+    call: Call, case: Case, budget_bytes: int, rounds: int = 3, blocks: str = "", limit_bytes: int | None = None
+) -> Plan:
+    """Plans for a case; a plan whose step is too large to run is verified at the largest batch that is not.
+
+    Args:
+        call: calls a function with arguments, such as `Runner.call`, which does it in a fresh worker.
+        case: of a user's model.
+        budget_bytes: largest peak.
+        rounds: timed steps of each option.
+        blocks: class of the blocks as `package.module:Class`; "" to find them.
+        limit_bytes: peak up to which a step is run; None for `MEMORY_SHARE` of the machine's free memory.
+    """
+    limit_bytes = limit_bytes or int(MEMORY_SHARE * psutil.virtual_memory().available)
+    profile, largest = call(profile_case, case, rounds, blocks, limit_bytes)
+    if largest == case:
+        return solve_plan(profile, budget_bytes, lambda options: call(measure_case, case, options))
+    found = solve_plan(profile, budget_bytes, None)
+    return replace(found, smaller=call(verify_case, largest, found.options))
+
+
+def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tuple[Profile, Case]:
+    """The profile of a case in a worker: on real tensors, or on fake ones where its step is beyond the limit.
 
     Returns:
-        The profile, and whether the step can be run here; if not, seconds are a smaller batch's, in proportion.
+        The profile, and the case at the largest batch that can be run here. Where it is a smaller one, bytes are those
+        of the case, and seconds those of a batch of about `SMALL_BYTES`, in proportion.
     """
-    with fake_step(case) as fake:
-        expected = attribute_peak(fake, probe_for(case)).peak_bytes
-    if expected <= MEMORY_SHARE * psutil.virtual_memory().total:
+    kind = load_class(blocks) if blocks else None
+    expected = predicted_peak(case, {})
+    if expected <= limit_bytes:
         step = build(case)
         step.backward(step.forward())
-        return profile_step(step, rounds=rounds), True
-    share = min(1.0, SMALL_BYTES / expected)
-    small = case.model_copy(update={"batch": max(1, int(case.batch * share))})
-    known = profile_step(build(small), rounds=rounds)
+        return profile_step(step, kind, rounds), case
+    small = _smaller(case, expected, min(SMALL_BYTES, limit_bytes))
+    known = profile_step(build(small), kind, rounds)
     with fake_step(case) as fake:
-        return profile_fake(fake, known, case.batch / small.batch, probe_for(case)), False
+        profile = profile_fake(fake, known, case.batch / small.batch, probe_for(case))
+    return profile, _smaller(case, expected, limit_bytes)
+
+
+def _smaller(case: Case, expected: int, limit_bytes: int) -> Case:
+    """The case at the largest batch whose peak is within a limit, or at 1; peaks lie on a line over the batch."""
+    guess = case.model_copy(update={"batch": max(1, int(case.batch * limit_bytes / expected))})
+    excess, steps = predicted_peak(guess, {}) - limit_bytes, case.batch - guess.batch
+    fewer = -(-excess * steps // (expected - limit_bytes - excess)) if excess > 0 and steps else 0
+    return case.model_copy(update={"batch": max(1, guess.batch - fewer)})
+
+
+def predicted_peak(case: Case, plan: dict[str, str]) -> int:
+    """The peak of a case under a plan on fake tensors."""
+    with fake_step(case) as fake:
+        apply_plan(fake.model, plan)
+        return attribute_peak(fake, probe_for(case)).peak_bytes
+
+
+def verify_case(case: Case, plan: dict[str, str]) -> Smaller:
+    """Predicts and measures a case under a plan that was made for a larger batch."""
+    return Smaller(case.batch, predicted_peak(case, plan), measure_case(case, plan))
 
 
 def measure_case(case: Case, plan: dict[str, str]) -> Measured:

@@ -1,6 +1,7 @@
 """Plans within a byte budget: costs of mixes from costs of pairs, the cheapest one, and what is measured of it."""
 
 import itertools
+import json
 import random
 import re
 
@@ -14,9 +15,17 @@ from typer.testing import CliRunner
 from revsnn_bench.case import Case
 from revsnn_bench.cli import app
 from revsnn_bench.meters.memory import peak_bytes
-from revsnn_bench.models.own import OwnStep
+from revsnn_bench.models.own import ModelError, OwnStep
 from revsnn_bench.models.workloads import build
-from revsnn_bench.plan.planning import Measured, make_plan, measure_step, profile_case, solve_plan
+from revsnn_bench.plan.planning import (
+    Measured,
+    make_plan,
+    measure_step,
+    plan_case,
+    predicted_peak,
+    profile_case,
+    solve_plan,
+)
 from revsnn_bench.plan.predict import fake_step, probe_for
 from revsnn_bench.plan.profile import Cost, Profile, profile_fake, profile_step, running_order
 from revsnn_bench.plan.solve import cheapest, frontier, least
@@ -156,8 +165,8 @@ CASE = Case(workload="own_models:spikingjelly", node="lif", timesteps=3, batch=4
 def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
     """The peak of every choice of options within 1 %; the state of the random generator is what is missing."""
     case = CASE.model_copy(update={"batch": 64})
-    real, fits = profile_case(case, rounds=1)
-    assert fits
+    real, largest = profile_case(case, 1, "", 2**30)
+    assert largest == case
     with fake_step(case) as step:
         fake = profile_fake(step, real, 1.0, probe_for(case))
     assert fake.plain_bytes == pytest.approx(real.plain_bytes, rel=0.01)
@@ -165,15 +174,33 @@ def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
         assert fake.peak_bytes(choice) == pytest.approx(real.peak_bytes(choice), rel=0.01), choice
 
 
-def test_a_step_of_100_gib_is_planned_without_running_it(monkeypatch):
-    """Bytes are predicted in full; the plan is not measured, and says that its seconds are a smaller batch's."""
-    case = CASE.model_copy(update={"batch": 10_000_000})
-    profile, fits = profile_case(case, rounds=1)
-    assert not fits
-    assert profile.plain_bytes > 100 * 2**30
-    plan = solve_plan(profile, int(0.7 * profile.plain_bytes), None)
-    assert plan.predicted_bytes < 0.9 * profile.plain_bytes
+def here(function, *arguments):
+    return function(*arguments)
+
+
+def test_a_step_of_100_gib_is_planned_without_running_it():
+    """Its bytes are predicted in full; the plan is verified at the largest batch within a limit, and says so."""
+    case, limit = CASE.model_copy(update={"batch": 10_000_000}), 4 << 20
+    plan = plan_case(here, case, 200 * 2**30, rounds=1, limit_bytes=limit)
+    assert plan.plain_bytes > 100 * 2**30
+    assert plan.measured is None
+    assert plan.predicted_bytes <= 200 * 2**30
+    found = plan.smaller
+    assert predicted_peak(case.model_copy(update={"batch": found.batch}), {}) <= limit
+    assert predicted_peak(case.model_copy(update={"batch": found.batch + 2}), {}) > limit
+    assert found.measured.peak_bytes == pytest.approx(found.predicted_bytes, rel=0.02)
+    assert found.measured.gradient_error == 0.0
     assert "too large to run here" in plan.summary()[1]
+    assert f"Verified at a batch of {found.batch:,}" in plan.summary()[2]
+    assert json.loads(plan.to_json())["verified"]["batch"] == found.batch
+
+
+def test_blocks_are_named_by_their_class():
+    """Every module of the class is one; anything else is refused."""
+    plan = plan_case(here, CASE, 2**20, rounds=1, blocks="spikingjelly.activation_based.layer:Conv2d")
+    assert [row.block for row in plan.rows] == ["rest", "0", "3"]
+    with pytest.raises(ModelError, match="must name a class of modules; got 'own_models:plain', a function"):
+        plan_case(here, CASE, 2**20, rounds=1, blocks="own_models:plain")
 
 
 @pytest.mark.parametrize(
