@@ -118,4 +118,7 @@ def predict(
         raise failure(sentence_of(error), ExitCode.USAGE) from None
     Console().print(table)
     if device == "cuda":
-        typer.echo("Not included: the driver's context, workspaces of cuDNN and cuBLAS, fragmentation.")
+        typer.echo(
+            "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "
+            "fragmentation."
+        )
