@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from revsnn_bench.case import Case, parse_size
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak
 from revsnn_bench.meters.fidelity import relative_error
+from revsnn_bench.meters.memory import peak_bytes
 from revsnn_bench.models.own import OwnStep, load_class
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
@@ -311,8 +312,7 @@ def measure_step(step: WorkloadStep, plan: dict[str, str]) -> Measured:
     try:
         error = relative_error(_gradients(step), expected)
         del expected
-        attribution = attribute_host_peak(step)
-        return Measured(attribution.peak_bytes, error, attribution.timeline)
+        return Measured(peak_bytes(step), error, attribute_host_peak(step).timeline)
     finally:
         apply_plan(step.model, {})
 
