@@ -165,7 +165,7 @@ def _choice(name: str, literal: Any, meaning: str, **more: Any) -> CaseField:
 
 
 FIELDS = (
-    CaseField("node", str, "Registry name of the node.", "such as lif,revlif; every registered node by default"),
+    CaseField("node", str, "Registry name of the node.", "such as lif,revlif; every node but if and plif by default"),
     CaseField("workload", str, "What the node is put into: layer, a network, or package.module:callable."),
     CaseField("timesteps", COUNT, "T, the number of time steps.", "such as 4,8,16", "T"),
     CaseField("batch", COUNT, "B, samples per step.", "such as 1,8", "B"),
@@ -307,7 +307,7 @@ class Sweep:
         quick: values by axis for a run of minutes.
         full: values by axis that replace those of `quick` in a long run.
         workload: registry name of the workload.
-        nodes: registry names to compare; None for every registered node.
+        nodes: registry names to compare; None for those that the caller gives.
         fixed: values of the axes that are not swept.
     Raises:
         ValueError: one string in place of several nodes or values.
@@ -344,7 +344,7 @@ class Sweep:
                 as declared.
             overrides: values by axis that the user gave. They replace the values of a swept axis; of an axis that
                 this suite keeps fixed, the first is taken.
-            all_nodes: every registered node, for sweeps that name none.
+            all_nodes: for sweeps that name none.
             nodes: nodes that the user asked for; of these, a sweep that names its nodes takes the ones it names.
             takes: whether a node, by name, takes a value that the user gave for an option; where it does not, the
                 node is measured once, without that option.

@@ -100,7 +100,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
-    if status is Status.OK and (reason := _unseen(case, parts.get("memory"))):
+    if status is Status.OK and (reason := memory_doubt(case, parts.get("memory"))):
         status = Status.UNVERIFIED
     return Record(
         case=case,
@@ -127,6 +127,8 @@ def _memory(case: Case, settings: Settings) -> MemoryRecord:
     def rehearse() -> None:
         step = build(case)
         step.backward(step.forward())
+        # A carried state may hold a checkpointed graph, and that the model: a circle that no collector sees.
+        step.prepare()
 
     return measure_memory(build(case), rehearse)
 
@@ -221,8 +223,8 @@ GRAPH_BYTES = 512 << 10
 """What autograd's own objects may take per time step besides: about 3 KB per layer, or group of one."""
 
 
-def _unseen(case: Case, memory: MemoryRecord | None) -> str:
-    """Why the bytes of a record cannot be believed; "" where they can."""
+def memory_doubt(case: Case, memory: MemoryRecord | None) -> str:
+    """Why the bytes of a case cannot be believed; "" where they can, or were not measured."""
     if memory is not None and memory.growth_bytes:
         where = "" if memory.growth_module is None else f", in module {memory.growth_module!r}"
         return f"it holds {memory.growth_bytes:,} B more after every step{where}"

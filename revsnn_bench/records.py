@@ -233,6 +233,8 @@ class FidelityRecord(_Frozen):
         recovered_steps: how many steps, from the last one back, the inverse agrees with the stored input and membrane
             by `torch.allclose`; None where no membrane is inverted.
         predicted_error: what the node's own drift guard predicts; None where there is none.
+        bit_equal: how many outputs and gradients of both calls, and buffers after them, have the bits of the same
+            network without its strategy, and how many there are; None where there is no such network to compare with.
         warning: the warning that the node gave, word for word.
         neurons: how many neurons were compared.
         judged_by: "reference", backpropagation through the reference's forward; or "differences" of the model's own
@@ -248,6 +250,7 @@ class FidelityRecord(_Frozen):
     flipped_spikes: int | None = None
     recovered_steps: int | None = None
     predicted_error: float | None = None
+    bit_equal: tuple[int, int] | None = None
     warning: str | None = None
     neurons: int
     judged_by: str = "reference"

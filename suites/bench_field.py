@@ -20,33 +20,31 @@ METHODS = (
     "spikingjelly+bitpack",
 )
 FULL = {"timesteps": (4, 8), "batch": (32,)}
-PASSES = ("memory", "fidelity", "time")
-"""SpikingJelly's operators have no FLOPs formula here."""
 
 
 @pytest.mark.sweep(
     quick={"timesteps": (4,), "batch": (4,)}, full=FULL, workload="sj-vgg11", nodes=METHODS, shape=(3, 64, 64)
 )
 def test_vgg11(case, measure_case):
-    measure_case(case, passes=PASSES)
+    measure_case(case)
 
 
 @pytest.mark.sweep(
     quick={"timesteps": (4,), "batch": (4,)}, full=FULL, workload="sj-sew-resnet18", nodes=METHODS, shape=(3, 64, 64)
 )
 def test_sew_resnet18(case, measure_case):
-    measure_case(case, passes=PASSES)
+    measure_case(case)
 
 
 @pytest.mark.sweep(
     quick={"timesteps": (4,), "batch": (4,)}, full=FULL, workload="sj-resnet18", nodes=METHODS, shape=(3, 64, 64)
 )
 def test_resnet18(case, measure_case):
-    measure_case(case, passes=PASSES)
+    measure_case(case)
 
 
 @pytest.mark.sweep(
     quick={"timesteps": (4,), "batch": (8,)}, full=FULL, workload="sj-spikformer", nodes=METHODS, shape=(3, 32, 32)
 )
 def test_spikformer(case, measure_case):
-    measure_case(case, passes=PASSES)
+    measure_case(case)

@@ -1,7 +1,7 @@
 """Spiking neurons that differ in one thing only: what they keep from forward to backward.
 
     from revsnn_nodes import CarrierLIF
-    node = CarrierLIF(tau=2.0, step_mode="m")          # [T, N, *] in, [T, N, *] out, in place of a SpikingJelly LIFNode
+    node = CarrierLIF(tau=2.0, step_mode="m")  # [T, N, *] in, [T, N, *] out, in place of a SpikingJelly LIFNode
 
 Equations, the table of nodes and when to use which: nodes/README.md. Depends on torch alone.
 """

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -28,11 +28,13 @@ class Calls:
 
     Fields:
         starts: the state of each call; itself where the call goes on from the one before.
-        last: the state that the last call left.
+        left: the state that the last call of the first run left, for as long as somebody else holds it.
+        last: the state that the last call of a second run left.
         task: the backward pass of the present second run, and how many calls it has made.
     """
 
     starts: list[Any] = field(default_factory=list)
+    left: "ReferenceType[Tensor] | None" = None
     last: Any = None
     task: int | None = None
     done: int = 0
@@ -66,14 +68,15 @@ class Turn:
                 states = region._node_states = WeakKeyDictionary()
             calls = states.setdefault(node, Calls())
             if again:
-                self.again = calls
+                # A node that the function makes anew has no first run: it starts from its own state.
+                self.again = calls if calls.starts else None
                 break
             self.first.append(calls)
             self.cut = self.cut or cuts
 
     def begin(self, carried: Any, start: Tensor | None) -> None:
         """Notes what a first run starts from: `carried` is the node's state, `start` the same as it is used."""
-        followed = [calls.last is not None and carried is calls.last for calls in self.first]
+        followed = [calls.left is not None and carried is calls.left() for calls in self.first]
         left = getattr(carried, "_left_reentrant_checkpoint", False) and not any(followed)
         entering = self.cut and isinstance(start, Tensor) and start.requires_grad and not any(followed)
         require(
@@ -88,7 +91,7 @@ class Turn:
     def end(self, node: Any, left: Tensor) -> None:
         """Hands the state on: to the region where this was a second run, else to the node."""
         for calls in self.first:
-            calls.last = left
+            calls.left = ref(left)
         if self.again is not None:
             self.again.last = left
             return

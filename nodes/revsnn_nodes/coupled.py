@@ -267,6 +267,8 @@ def _rerun(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: An
 
 
 class _InvertAndMultiply(_Inverting):
+    """The inverse gradient: each step is inverted, and its product is a closed form."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -276,6 +278,8 @@ class _InvertAndMultiply(_Inverting):
 
 
 class _InvertAndRerun(_Inverting):
+    """Classic reversible backprop: each step is inverted, run again under autograd, and differentiated."""
+
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -48,6 +48,10 @@ _NODES = _Nodes(
 )
 
 
+OTHER_NEURONS = ("if", "plif")
+"""Neurons of other equations than the LIF: a comparison of what a LIF may keep has them where they are named."""
+
+
 def register_node(name: str, factory: NodeFactory) -> None:
     """Adds a node for this process; packages add theirs for every process with an entry point.
 

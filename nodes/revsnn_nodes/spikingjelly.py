@@ -198,7 +198,8 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
     if isinstance(neuron, MemoryNode):
         return f"it is a {type(neuron).__name__}; turn it back first"
     if _kind(neuron, to) is None:
-        return f"{type(neuron).__name__} is another neuron than LIFNode"
+        known = "LIFNode, IFNode and ParametricLIFNode" if to == "lif" else "LIFNode"
+        return f"{type(neuron).__name__} is not among {known}, which {to!r} takes"
     if getattr(neuron, "_neuron_precision", None) is not None:
         return "it has a precision of its own"
     hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks

@@ -18,7 +18,7 @@ from revsnn_bench.claims.plan import Plan
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import AccuracyRecord, FidelityRecord, MemoryRecord, Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import Ratio, ratio_to_lif
+from revsnn_bench.report.points import Ratio, ratio_text, ratio_to_lif
 
 SOURCE = (
     "Lei et al., Towards Zero Memory Footprint Spiking Neural Network Training, arXiv 2308.08649. The equations "
@@ -31,6 +31,8 @@ CLAIMED_RATIO, CLAIMED_FLOPS, CLAIMED_TIME = 58.65, 0.23, 0.238
 """Retained bytes of lif over revlif; shares of FLOPs and of time that revlif saves over revlif-revnet."""
 ENOUGH = 0.9
 """The share of a claimed saving that counts as the saving."""
+LESS_THAN_LIF, LESS_THAN_EAGER, MOST_TIME = 2.5, 4.0, 1.10
+"""Retained bytes of the fused LIF and eager SpikingJelly over remat's, at least; step time over the LIF's, at most."""
 PARITY = 0.005
 """Half a point: how far below the standard LIF a mean accuracy may lie and still count as maintained."""
 
@@ -41,6 +43,7 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced"
     CONDITIONS = "reproduced under conditions"
     NOT = "not reproduced"
+    UNDECIDED = "not decided"
     OPEN = "not measured"
 
 
@@ -327,6 +330,53 @@ def inverse_checked(records: list[Record]) -> Judged:
         "At no T does every step come back.",
     )
     return Judged(conditions, "steps recovered, from the last back: " + "; ".join(parts), verdict, why)
+
+
+@_claim(
+    "remat",
+    "One tensor per block with the network unchanged, by remat, which is not the paper's.",
+    Plan.unchanged_network,
+    "memory",
+    "fidelity",
+    "time",
+)
+def one_tensor_per_block(records: list[Record]) -> Judged:
+    """Bits, bytes and time of a whole network inside remat, beside the fused LIF, eager SpikingJelly and its memopt."""
+    nodes = ("spikingjelly", "spikingjelly+bitpack", "lif", "lif+remat")
+    eager, memopt, lif, remat = (_by(records, node=node)[0] for node in nodes)
+    if _fidelity(remat).bit_equal is None:
+        return Judged("", "the record of lif+remat does not say how many tensors are equal", Verdict.OPEN, NO_VERDICT)
+    equal, tensors = _known(_fidelity(remat).bit_equal)
+    less, far_less, memopt_less = (
+        _memory(one).retained_bytes / _memory(other).retained_bytes
+        for one, other in ((lif, remat), (eager, remat), (eager, memopt))
+    )
+    time, memopt_time = (ratio_to_lif("step_time_s", record) for record in (remat, memopt))
+    measured = (
+        f"{equal} of {tensors} outputs, gradients and buffers have the bits of lif's, gradient error "
+        f"{_fidelity(remat).gradient_error:.1e}; retains {_sizes([remat])}, {units.times(less)} times less than lif, "
+        f"{units.times(far_less)} than eager SpikingJelly (its memopt: {units.times(memopt_less)}); "
+        f"step time to lif {ratio_text(time)} (memopt {ratio_text(memopt_time)})"
+    )
+    case = remat.case
+    conditions = (
+        f"{case.workload}, T = {case.timesteps}, B = {case.batch}, {case.features}, {case.dtype}; fused kernels, "
+        "SpikingJelly as it comes"
+    )
+    met = {
+        "equal bits and a right gradient": equal == tensors and _is_right(remat),
+        f"{LESS_THAN_LIF} times less than lif": less >= LESS_THAN_LIF,
+        f"{LESS_THAN_EAGER:g} times less than eager": far_less >= LESS_THAN_EAGER,
+        f"at most {MOST_TIME:.2f} of lif's time": time is None or time.low is None or time.low <= MOST_TIME,
+    }
+    if not all(met.values()):
+        return Judged(
+            conditions, measured, Verdict.NOT, f"Not met: {_listed(c for c, holds in met.items() if not holds)}."
+        )
+    if time is None or time.high is None or time.high > MOST_TIME:
+        why = f"Bits and bytes hold; the interval of the time does not tell whether it is below {MOST_TIME:.2f}."
+        return Judged(conditions, measured, Verdict.UNDECIDED, why)
+    return Judged(conditions, measured, Verdict.REPRODUCED, f"Met: {_listed(met)}.")
 
 
 CLAIMS: tuple[Claim, ...] = tuple(_CLAIMS)

@@ -7,7 +7,7 @@ from typing import Any
 from revsnn_bench.case import Case
 
 TORCH: dict[str, Any] = {"backend": "torch"}
-"""Every case runs on the reference backend, so that algorithms are compared and not kernels."""
+"""Cases of the paper's nodes run on the reference backend, so that algorithms are compared and not kernels."""
 
 UNDECAYED: dict[str, Any] = {"decay_input": False}
 """In a deep network of few steps an input divided by tau leaves most neurons silent: plain LIF would not train."""
@@ -34,6 +34,8 @@ class Plan:
         seeds, epochs: of every training.
         deep_shape: image of the network that is trained.
         groups: numbers of groups that are compared; each divides the channels of every layer.
+        field: network of SpikingJelly that is trained with its neurons and with ours, at `network_timesteps`.
+        field_batch, field_shape: of that network.
     """
 
     features: int = 4096
@@ -49,6 +51,9 @@ class Plan:
     epochs: int = 12
     deep_shape: tuple[int, int, int] = (1, 8, 8)
     groups: tuple[int, ...] = (2, 4, 8, 16)
+    field: str = "sj-sew-resnet18"
+    field_batch: int = 4
+    field_shape: tuple[int, int, int] = (3, 64, 64)
 
     def memory(self) -> list[Case]:
         """One layer over T: the standard LIF, the paper's node, and the node that keeps nothing; float64 too."""
@@ -97,6 +102,19 @@ class Plan:
     def one_swapped(self) -> list[Case]:
         """VGG-11 of standard LIF with one layer's node swapped."""
         return self._trained(ONE_SWAPPED, self.deep_shape, DEEP_NODES)
+
+    def unchanged_network(self) -> list[Case]:
+        """A network of SpikingJelly: eager, by its `memopt`, with our fused LIF, and the same inside `remat`."""
+        return [
+            Case(
+                node=node,
+                workload=self.field,
+                timesteps=self.network_timesteps,
+                batch=self.field_batch,
+                shape=self.field_shape,
+            )
+            for node in ("spikingjelly", "spikingjelly+bitpack", "lif", "lif+remat")
+        ]
 
     def _layer(self, node: str, timesteps: int, features: int = 0, **fields: Any) -> Case:
         return Case(

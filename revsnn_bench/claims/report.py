@@ -17,7 +17,13 @@ from revsnn_bench.report.html.page import render_part
 from revsnn_bench.report.markdown import table
 from revsnn_bench.report.terminal import grid
 
-_STYLES = {Verdict.REPRODUCED: "green", Verdict.CONDITIONS: "yellow", Verdict.NOT: "red", Verdict.OPEN: "dim"}
+_STYLES = {
+    Verdict.REPRODUCED: "green",
+    Verdict.CONDITIONS: "yellow",
+    Verdict.NOT: "red",
+    Verdict.UNDECIDED: "yellow",
+    Verdict.OPEN: "dim",
+}
 
 
 def write_claims(run: Run, findings: Sequence[ClaimFinding], reports_dir: Path) -> list[Path]:

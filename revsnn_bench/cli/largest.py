@@ -20,7 +20,7 @@ def largest(
     budget: Annotated[str, checked(parse_size, help='Peak memory that a training step may take, such as "256 MiB".')],
     axis: Annotated[str, checked(one_of(("timesteps", "batch")), help="What grows: timesteps or batch.")] = "timesteps",
     node: Annotated[
-        str, case_option("node", help="Nodes, separated by commas; every registered node by default.")
+        str, case_option("node", help="Nodes, separated by commas; every LIF and coupled node by default.")
     ] = "",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps", help="T, where the batch grows.")] = 8,
@@ -38,7 +38,7 @@ def largest(
     A prediction says where to look; steps measured in fresh processes decide, the next larger size among them.
     Parameters and the input are allocated before the step and are not counted; the neuron state is.
     """
-    from revsnn_nodes import node_names
+    from revsnn_nodes.registry import OTHER_NEURONS, node_names
 
     from revsnn_bench.measuring import measure
     from revsnn_bench.models.strategies import strategy
@@ -46,7 +46,8 @@ def largest(
     from revsnn_bench.report.terminal import grid
     from revsnn_bench.runner import Runner
 
-    names = listed(node) or (["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"] if model else node_names())
+    own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
+    names = listed(node) or (own if model else [name for name in node_names() if name not in OTHER_NEURONS])
     fields = (
         given_model(model, input)
         if model

@@ -44,6 +44,7 @@ class Subject:
         whole: the step at full size, where `step` is a part of its samples; None where it is the whole.
         recovered_steps: from an input and its output, how many steps the inverse recovers, from the last one back. None
             where nothing is inverted.
+        plain: the step of the same network without its strategy, whose bits it should have; None where there is none.
     """
 
     step: TrainingStep
@@ -53,6 +54,7 @@ class Subject:
     predicted_error: float | None = None
     whole: TrainingStep | None = None
     recovered_steps: Callable[[Tensor, Tensor], int] | None = None
+    plain: TrainingStep | None = None
 
 
 def measure_fidelity(subject: Subject) -> FidelityRecord:
@@ -75,6 +77,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tested = _calls(step, step.model, step.source)
+    bit_equal = None if subject.plain is None else _count_equal(step, tested, subject.plain)
     recovered = _recover(subject)
     errors = _worst_errors(tested, *_reference_calls(subject))
     neurons = step.source[0].numel()
@@ -92,6 +95,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         flipped_spikes=recovered and recovered[1],
         recovered_steps=recovered and recovered[2],
         predicted_error=subject.predicted_error,
+        bit_equal=bit_equal,
         warning="\n".join(dict.fromkeys(str(w.message) for w in caught if w.category is not DeprecationWarning))
         or None,
         neurons=neurons,
@@ -134,6 +138,17 @@ def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
     finally:
         step.model, step.source = own_model, own_source
     return calls
+
+
+def _count_equal(step: TrainingStep, tested: list[Call], plain: TrainingStep) -> tuple[int, int]:
+    """How many tensors of the calls, and buffers after them, have the bits of the plain step's, and of how many."""
+    expected = _calls(plain, plain.model, plain.source)
+    sides = [
+        [*(x for call in calls for values in call.values() for x in values), *model.buffers()]
+        for calls, model in ((tested, step.model), (expected, plain.model))
+    ]
+    equal = [torch.equal(a, b) for a, b in zip(*sides, strict=True)]
+    return sum(equal), len(equal)
 
 
 def shifted(source: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
         )
     first = first_step(step, rehearse)
     fields = _measure_host(step) if device.type == "cpu" else _measure_cuda(step, device)
+    live = fields.pop("live_bytes", 0)
     saved = measure_saved(step)
     attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
     categories = dict(attribution.peak_by_category_bytes)
@@ -107,7 +108,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
     if unseen := fields["retained_bytes"] - sum(modules.values()):
         modules["unattributed"] = unseen
     growth_bytes, growth_module = growth(step, first)
-    lasting, after_forward, untracked = measure_untracked(step, first)
+    lasting, after_forward, untracked = measure_untracked(step, first, live)
     if lasting:
         fields |= {"peak_bytes": fields["peak_bytes"] + lasting}
         fields |= {"retained_bytes": fields["retained_bytes"] + after_forward}
@@ -136,7 +137,12 @@ def peak_bytes(step: TrainingStep) -> int:
 
 
 def retained_bytes(step: TrainingStep) -> tuple[int, int, int]:
-    """(retained, state, output) bytes of host tensors after one forward pass, exact.
+    """(retained, state, output) bytes of host tensors after one forward pass; see `_after_forward`."""
+    return _after_forward(step)[:3]
+
+
+def _after_forward(step: TrainingStep) -> tuple[int, int, int, int]:
+    """(retained, state, output, all) bytes of host tensors after one forward pass, exact.
 
     Read while the state is carried, as in a training loop that resets after backward: what `reset()` would drop is
     retained, unless it is the state itself. An output that is a view is charged its own elements; the rest of its
@@ -148,7 +154,7 @@ def retained_bytes(step: TrainingStep) -> tuple[int, int, int]:
     carried = sum(nbytes for pointer, nbytes in dropped_state(step) if pointer in timeline.live_blocks)
     made_here = storage_of(output).data_ptr() in timeline.live_blocks
     retained = timeline.live_bytes - carried - (own_bytes(output) if made_here else 0)
-    sizes = (retained, state, own_bytes(output))
+    sizes = (retained, state, own_bytes(output), timeline.live_bytes)
     del output
     step.prepare()
     return sizes
@@ -166,8 +172,9 @@ def dropped_state(step: TrainingStep) -> list[tuple[int, int]]:
 def _measure_host(step: TrainingStep) -> dict[str, Any]:
     with quiet_gc():
         process = process_peak_bytes(lambda: _forward_backward(step))
-    retained, state, output = retained_bytes(step)
+    retained, state, output, live = _after_forward(step)
     return {
+        "live_bytes": live,
         "retained_bytes": retained,
         "state_bytes": state,
         "output_bytes": output,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.leaks import held_by_module
 from revsnn_bench.meters.step import TrainingStep, storage_of
 from revsnn_bench.records import UntrackedBytes
@@ -94,9 +93,13 @@ def _storages() -> Iterator[torch.UntypedStorage]:
             yield storage_of(each)
 
 
-def measure_untracked(step: TrainingStep, lasting: Lasting) -> tuple[int, int, UntrackedBytes | None]:
+def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> tuple[int, int, UntrackedBytes | None]:
     """Reads what is held beyond the blocks of one step; leaves the step prepared.
 
+    Args:
+        step: has run before.
+        lasting: from its first step.
+        live_bytes: of the host tensors that its forward makes and leaves alive, the output among them.
     Returns:
         Bytes of older tensors of the step that are alive before it, and those of them that are so after forward; and
         memory that is no tensor, None where the system does not say.
@@ -104,14 +107,10 @@ def measure_untracked(step: TrainingStep, lasting: Lasting) -> tuple[int, int, U
     step.prepare()
     with quiet_gc():
         kept = lasting.storages()
-    output, timeline = record_timeline(step.forward)
-    after_forward = sum(nbytes for reference, nbytes in kept if not reference.expired())
-    del output
-    step.prepare()
-    with quiet_gc():
         before = host_use()
         output = step.forward()
         after = host_use()
+    after_forward = sum(nbytes for reference, nbytes in kept if not reference.expired())
     del output
     step.prepare()
     sizes = (sum(nbytes for _, nbytes in kept), after_forward)
@@ -119,7 +118,7 @@ def measure_untracked(step: TrainingStep, lasting: Lasting) -> tuple[int, int, U
         return *sizes, None
     use = after - before
     # Older tensors that the step lets go make room for new ones.
-    tensors = timeline.live_bytes + after_forward - sizes[0]
+    tensors = live_bytes + after_forward - sizes[0]
     record = UntrackedBytes(
         held=max(0, _beyond(use, tensors)), written=use.written_bytes, lasting=max(0, lasting.grown)
     )

@@ -32,8 +32,6 @@ from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.records import SkipCase
 
 METHODS = ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
-EXACT = METHODS[1:-1]
-"""Methods that change neither what the model computes nor its gradient."""
 
 
 class ModelError(ValueError):

@@ -36,24 +36,31 @@ def subject_of(case: Case) -> Subject:
     part = _slice(case)
     step = build(part)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
-    plain = step.model if case.workload not in FIELD else build(_plain(case)).model
+    plain = build(_plain(case)) if case.workload in FIELD and case != _plain(case) else None
+    if is_own(case.workload):
+        reference = _as_is(case)
+    else:
+        reference = _same_parameters(reference_of((plain or step).model), step.model)
     node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
-        reference=_as_is(case) if is_own(case.workload) else _same_parameters(reference_of(plain), step.model),
+        reference=reference,
         spikes=_spike_functions,
         reconstruct=None if node is None else _reconstruction(node),
         predicted_error=_predicted_error(step),
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
+        plain=plain,
     )
 
 
 def _as_is(case: Case) -> nn.Module | None:
-    """What a user's model is held against: itself untouched, on the reference backend; carriers have their own."""
-    carrier = case.node == "lif-carrier"
-    model = build(case.model_copy(update={"node_options": ()} | ({} if carrier else {"node": "as-is"}))).model
-    return reference_of(model) or (None if carrier else model)
+    """What a user's model is held against: itself as it is, every neuron its reference; carriers have their own.
+
+    None where a neuron names no reference: the model's own gradient would be what it is held against.
+    """
+    changes = {"node_options": ()} | ({} if case.node == "lif-carrier" else {"node": "as-is"})
+    return reference_of(build(case.model_copy(update=changes)).model)
 
 
 def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:

@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("sweep")
     if marker is None or "case" not in metafunc.fixturenames:
         return
-    from revsnn_nodes import node_names
+    from revsnn_nodes.registry import OTHER_NEURONS, node_names
 
     from revsnn_bench.models.peers import takes
 
@@ -59,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = sweep.cases(
         options.preset(metafunc.config),
         options.axes(metafunc.config),
-        node_names(),
+        [name for name in node_names() if name not in OTHER_NEURONS],
         metafunc.config.getoption("sweep_node"),
         takes,
     )

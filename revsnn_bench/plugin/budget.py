@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from revsnn_bench.case import parse_size
+from revsnn_bench.measuring import memory_doubt
 from revsnn_bench.records import Record
 
 _LARGEST = 5
@@ -29,7 +30,9 @@ def limits(item: pytest.Item) -> dict[str, int]:
 
 
 def check(item: pytest.Item, record: Record) -> None:
-    """Fails the test where a measured case takes more than the test allows."""
+    """Fails the test where a measured case takes more than the test allows, or memory that was not all counted."""
+    if limits(item) and (doubt := memory_doubt(record.case, record.memory)):
+        pytest.fail(f"{record.case.id}: memory_budget cannot be held: {doubt}", pytrace=False)
     for name, limit in limits(item).items():
         if record.memory is None:
             pytest.fail(f"{record.case.id}: memory_budget needs the memory pass, which did not run", pytrace=False)

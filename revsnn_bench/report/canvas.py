@@ -144,13 +144,14 @@ def panels(
 ) -> Iterator[list["Axes"]]:
     """Gives axes one above the other, with so many inches between them, which share the y axis; the first on top.
 
-    The layout is fixed in inches, which is faster than a fitted one and the same everywhere.
+    What is between them has room for a title, and half of it is above the first. The layout is fixed in inches, which
+    is faster than a fitted one and the same everywhere.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure as Drawing
 
     below = _BOTTOM_IN + (_ROW_IN * legend_rows + 0.06 if legend_rows else 0)
-    height = _TOP_IN + count * plot_height + (count - 1) * between + below
+    height = max(_TOP_IN, between / 2) + count * plot_height + (count - 1) * between + below
     made: list[Axes] = []
     with mpl.rc_context(_RC):
         drawing = Drawing(figsize=(WIDTH_IN, height))

@@ -51,6 +51,13 @@ class Loop(nn.Module):
         return torch.stack([self.lif(self.fc(x_t)) for x_t in x.unbind(0)])
 
 
+def faulty():
+    """A neuron of the user's own, whose gradient is three times too large."""
+    import planted_faults
+
+    return nn.Sequential(nn.Linear(6, 8), planted_faults.Planted(at_input=lambda g: 3 * g), nn.Linear(8, 4))
+
+
 def loop():
     return Loop()
 

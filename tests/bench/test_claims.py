@@ -25,6 +25,8 @@ SMALL = Plan(
     seeds=(0,),
     epochs=1,
     groups=(2, 4),
+    field_batch=2,
+    field_shape=(3, 16, 16),
 )
 KEYS = [claim.key for claim in CLAIMS]
 
@@ -38,6 +40,7 @@ def judged(make_record, make_accuracy, make_run):
         for case in cases_of(plan, [key]):
             # The fixture has no closed forms of norm-carrier; in a network a carrier keeps more than nothing.
             known = "revlif" if case.workload != "layer" and "carrier" in case.node else case.node
+            known = known.partition("+")[0].replace("spikingjelly", "lif")
             base = make_record(case.model_copy(update={"node": known}))
             steps = 12 if case.dtype == "float32" else 64
             fidelity = base.fidelity.model_copy(
@@ -211,6 +214,64 @@ def test_inverse_is_told_step_by_step(judged):
     assert finding.verdict is Verdict.CONDITIONS
     assert "12 of 16" in finding.measured
     assert "64 of 64" in finding.measured
+
+
+KEPT = {"spikingjelly": 480, "spikingjelly+bitpack": 200, "lif": 300, "lif+remat": 100}
+"""Retained bytes with which one tensor per block is kept."""
+
+
+@pytest.fixture
+def judged_remat(judged, make_record):
+    """Judges the claim on remat: `judged_remat(kept, equal, times)`, by bytes of each node, bits, and step times."""
+    base = make_record(node="lif")
+
+    def run(kept=KEPT, equal=(208, 208), times=(1.03, 1.04, 1.05, 1.06, 1.07), error=1e-7):
+        def change(case):
+            own = times if case.node == "lif+remat" else (1.0,) * len(times)
+            none = (0.0,) * len(own)
+            samples = {"forward_time_s": own, "lif_forward_time_s": (1.0,) * len(own)}
+            samples |= {"backward_time_s": none, "lif_backward_time_s": none}
+            fidelity = {"gradient_error": error, "bit_equal": equal if "+" in case.node else None}
+            return {
+                "memory": base.memory.model_copy(update={"retained_bytes": kept[case.node]}),
+                "fidelity": base.fidelity.model_copy(update=fidelity),
+                "time": base.time.model_copy(update=samples),
+            }
+
+        return judged("remat", change)
+
+    return run
+
+
+def test_one_tensor_per_block_needs_bits_bytes_and_time(judged_remat):
+    """All four conditions together reproduce it; each one missed is named."""
+    finding = judged_remat()
+    assert finding.verdict is Verdict.REPRODUCED
+    assert "208 of 208 outputs, gradients and buffers have the bits of lif's" in finding.measured
+    assert "3.00 times less than lif, 4.80 than eager SpikingJelly (its memopt: 2.40)" in finding.measured
+    missed = {
+        "equal bits and a right gradient": {"equal": (207, 208)},
+        "2.5 times less than lif": {"kept": KEPT | {"lif": 249}},
+        "4 times less than eager": {"kept": KEPT | {"spikingjelly": 399}},
+        "at most 1.10 of lif's time": {"times": (1.11, 1.12, 1.13, 1.14, 1.15)},
+    }
+    for name, changed in missed.items():
+        finding = judged_remat(**changed)
+        assert (finding.verdict, finding.why) == (Verdict.NOT, f"Not met: {name}.")
+    assert judged_remat(error=1e-2).verdict is Verdict.NOT
+
+
+@pytest.mark.parametrize("times", [(1.04, 1.05, 1.06, 1.07, 1.2), (1.05,), (1.2,)])
+def test_time_is_decided_by_its_interval(judged_remat, times):
+    """Where 1.10 lies inside of the interval, or there is none, nothing is decided."""
+    finding = judged_remat(times=times)
+    assert finding.verdict is Verdict.UNDECIDED
+    assert "does not tell whether it is below 1.10" in finding.why
+
+
+def test_bits_that_were_not_compared_leave_the_claim_open(judged_remat):
+    """A record from before equality was counted says nothing of it."""
+    assert judged_remat(equal=None).verdict is Verdict.OPEN
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -6,6 +6,7 @@ import torch
 from revsnn_nodes import registry
 
 from revsnn_bench import Case, Settings, measure
+from revsnn_bench.plugin import budget
 from revsnn_bench.records import Status
 
 SHAPE = (131072,)
@@ -65,6 +66,14 @@ def test_memory_that_is_no_tensor_is_unverified(measured, name):
     record = measured(hidden_memory.OTHERS[name])
     assert record.status is Status.UNVERIFIED
     assert "its memory was not all counted" in record.reason
+
+
+@pytest.mark.memory_budget(peak="1 GiB")
+def test_no_budget_is_held_where_memory_was_not_all_counted(measured, request):
+    """A budget that the tensors keep fails all the same, and says what was seen beside them."""
+    record = measured(hidden_memory.OTHERS["numpy array"])
+    with pytest.raises(pytest.fail.Exception, match="budget cannot be held: its memory was not all counted"):
+        budget.check(request.node, record)
 
 
 def test_memory_that_grows_is_unverified(measured):

@@ -8,7 +8,7 @@ import pytest
 
 CASE = "from revsnn_bench import Case\n"
 RETAINED = 4 * 2 * 64 * 3 * 8 + 8 * 8
-"""Bytes that lif keeps at T = 8, B = 2, 64 features: three tensors per step, less two of the last step's reset, and
+"""Bytes that lif keeps at T = 8, B = 2, 64 features: three tensors per step, and
 8 bytes per step, since autograd keeps the divisor tau as a tensor of one number."""
 
 SMALL = 'Case(node="{node}", timesteps=4, batch=2, shape=(64,))'

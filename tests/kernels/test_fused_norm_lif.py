@@ -1,5 +1,7 @@
 """The kernels from a batch norm's input give the bits of torch's batch norm followed by the LIF's own kernels."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,10 +68,12 @@ def test_large_sequences_have_the_same_bits():
 
 
 def test_probe_finds_torchs_batch_norm_exact():
-    """On the CPUs that this is tested on, for plain and mixed types, with and without an affine norm."""
+    """On the CPUs that this is tested on: plain and mixed types, both layouts, in training or not, affine or not."""
+    contiguous, channels_last, cpu = (63, 9, 1), (1, 45, 5), torch.device("cpu")
     for dtype, other in ((torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)):
-        assert kernels_are_exact(dtype, (other, other), torch.Size((5, 7, 9)))
-    assert kernels_are_exact(torch.float32, (None, None), torch.Size((5,)))
+        for stride, training in product((contiguous, channels_last), (True, False)):
+            assert kernels_are_exact(dtype, (other,) * 3, (3, 5, 7, 9), stride, training, cpu)
+    assert kernels_are_exact(torch.float32, (None, None, torch.float32), (3, 5), (1,), True, cpu)
 
 
 def test_operations_are_those_of_the_two_passes_and_of_the_norm():

@@ -21,6 +21,12 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
+def new_pages(elements):
+    """A tensor on a mapping of its own: the C library may hand out memory that was written before."""
+    mapping = mmap.mmap(-1, 4 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(mapping, dtype=torch.float32)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the advice is Linux's")
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_pages_of_a_large_result_are_there_before_it_is_written(threads):
@@ -33,7 +39,7 @@ def test_pages_of_a_large_result_are_there_before_it_is_written(threads):
     torch.set_num_threads(threads)
     met = {}
     for prepared in (False, True):
-        tensor = torch.empty(LARGE)
+        tensor = new_pages(LARGE)
         if prepared:
             pages.prepare(tensor)
         before = faults()

@@ -27,9 +27,12 @@ def operator(name, steps, dtype, features=512):
     x = torch.zeros(steps, 4, features, dtype=dtype)
     v, p = x[0], numbers(CarrierParameters(), 4.0, 4.0)
     q = numbers(CoupledParameters(), 4.0, 4.0)
+    norm = (*torch.zeros(4, 8, dtype=dtype), x)
     return {
         "lif_forward": (x, v, None, p, True, False, True),
         "lif_backward": (x, x, v, None, None, p, 0, True, False, False, True, False),
+        "norm_lif_forward": (x, v, *norm, p, 64, True, False),
+        "norm_lif_backward": (x, v, *norm, x, v, p, 0, 64, True, False, False, True),
         "carrier_forward": (x, v, p, True, False),
         "carrier_backward": (x, v, x, v, p, 0, False, False, True),
         "coupled_forward": (x, v, q, True, False, False, 2, -1, steps),
@@ -59,9 +62,23 @@ def test_reads_and_writes_sixteen_bytes_and_spills_nothing(compiled, name, steps
     assert any(each["asynchronous"] for each in facts) or name in ("carrier_backward", "anchored_backward")
 
 
+@pytest.mark.parametrize(("name", "steps"), [("norm_lif_forward", 16), ("norm_lif_backward", 4)])
+def test_norm_reads_four_numbers_of_a_channel_alone(compiled, name, steps):
+    """Each column loads its channel's, once; sequences are read and written sixteen bytes at a time; nothing spills.
+
+    Forward has two multiply-adds per column, for the shift and the input, and no more.
+    """
+    for each in compiled(90, name, *operator(name, steps, torch.float32)):
+        if each["per_thread"] >= 4:
+            assert each["accesses"] - each["wide_accesses"] == 4 * each["per_thread"]
+        assert each["spilled_bytes"] == 0
+        assert name == "norm_lif_backward" or each["multiply_adds"] == 2 * each["per_thread"]
+
+
 @pytest.mark.parametrize(("name", "dtype"), [
-    ("lif_backward", torch.float64), ("carrier_backward", torch.bfloat16), ("anchored_backward", torch.float64),
-], ids=["lif-float64", "carrier-bfloat16", "anchored-float64"])  # fmt: skip
+    ("norm_lif_backward", torch.float64), ("norm_lif_backward", torch.bfloat16), ("lif_backward", torch.float64),
+    ("carrier_backward", torch.bfloat16), ("anchored_backward", torch.float64),
+], ids=["norm-float64", "norm-bfloat16", "lif-float64", "carrier-bfloat16", "anchored-float64"])  # fmt: skip
 def test_other_precisions_compile_for_ampere(compiled, name, dtype):
     """Float64 and bfloat16, odd sizes, for sm_80: it compiles, and with one column to a thread spills nothing."""
     facts = compiled(80, name, *operator(name, 4, dtype, features=514))

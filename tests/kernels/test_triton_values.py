@@ -45,7 +45,7 @@ def assert_right(launch, name, problem, rtol=None, through="yv", **options):
         exact["phi"] = type(spike).__name__
     fired = (got.y > 0.5).double()
     if name in COUPLED:
-        split = (node.neuron.groups, node.neuron.group_dim if node.neuron.group_dim < 0 else node.neuron.group_dim + 1)
+        split = (node.neuron.groups, node.neuron.group_dim)
         fired = oracle.spikes_in_coupled_output(got.y, problem.x, *split, node.neuron.beta)
     truth = differentiate_node(run_oracle(name, spike_seq=fired, **exact), problem.to(torch.float64), through)
     assert_ends_close(got, truth, rtol or (INVERSE_RTOL if name == "revlif" else RTOL)[dtype])
@@ -158,3 +158,35 @@ def test_learned_and_missing_leak_in_triton(launch, v_reset, decay_input, dtype)
         for got, want in zip(launch("lif_backward", *backward), ops.lif_backward(*backward), strict=True):
             assert got.dtype == want.dtype
             assert relative_error(got, want) <= RTOL[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("steps", "v_reset", "given", "detach"), [
+    (1, 0.0, True, False), (5, None, False, True), (35, -0.25, True, False),
+])  # fmt: skip
+def test_neuron_behind_a_batch_norm_in_triton(launch, steps, v_reset, given, detach, dtype):
+    """Against the CPU's kernels: forward to the bit in full precisions, gradients to rounding; one to three pieces.
+
+    Channels between others and innermost. The interpreter rounds a multiply-add twice, so its products are exact here.
+    """
+    generator = torch.Generator().manual_seed(11)
+
+    def some(*shape, of=16):
+        return (torch.randint(-2 * of, 2 * of, shape, generator=generator) / of).to(dtype)
+
+    shape, soft = (2, 3, 7), v_reset is None
+    z, sbar, residual = some(steps, *shape) + 0.5, some(steps, *shape), some(steps, *shape) if given else None
+    v, vbar = some(2, *shape) if given else (None, None)
+    p = list(numbers(LIFParameters(v_reset=v_reset, detach_reset=detach), 4.0, 4.0))
+    for inner, channels in ((7, 3), (1, 7)):
+        affine = (some(channels, of=2), some(channels)) if given else (None, None)
+        norm = (some(channels), some(channels, of=2).abs() + 1, *affine, residual)
+        forward = (z, v, *norm, p, inner, True, soft)
+        backward = (z, v, *norm, sbar, vbar, p, 0, inner, True, soft, detach, True)
+        expected = ops.norm_lif_forward(*forward)
+        assert 0.02 < expected[0].double().mean() < 0.98
+        if dtype is not torch.bfloat16:  # which the interpreter cuts off where a CPU rounds
+            for got, want in zip(launch("norm_lif_forward", *forward), expected, strict=True):
+                assert torch.equal(got, want)
+        for got, want in zip(launch("norm_lif_backward", *backward), ops.norm_lif_backward(*backward), strict=True):
+            assert relative_error(got, want) <= 2 * RTOL[dtype]

@@ -132,6 +132,7 @@ def _unit_clamp(y: Tensor) -> Tensor:
 
 def spikes_in_coupled_output(y_seq: Tensor, x_seq: Tensor, groups: int, group_dim: int, beta: float) -> Tensor:
     """The spikes S_i = Y_i - beta X_(i+1) of a recorded forward: exact, whatever the precision of the recording."""
-    x_parts = x_seq.double().chunk(groups, group_dim)
-    partner = torch.cat([*x_parts[1:], x_parts[0]], group_dim)
+    dim = group_dim if group_dim < 0 else group_dim + 1  # of a sequence: time comes first
+    x_parts = x_seq.double().chunk(groups, dim)
+    partner = torch.cat([*x_parts[1:], x_parts[0]], dim)
     return torch.where(y_seq.double() - beta * partner > 0.5, 1.0, 0.0).double()

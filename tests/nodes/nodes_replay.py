@@ -35,5 +35,5 @@ def _recorded_spikes(name: str, y: torch.Tensor, problem: Problem, **options: An
         return nodes.decode_spikes(y).double()
     if name.startswith("lif"):
         return y.double()
-    coupling = options.get("groups", 2), options.get("group_dim", -1), options.get("beta", 1.0)
+    coupling = options.get("groups", 2), options.get("group_dim", 1), options.get("beta", 1.0)
     return oracle.spikes_in_coupled_output(y, problem.x, *coupling)

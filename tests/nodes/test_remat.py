@@ -14,6 +14,7 @@ from nodes_remat import (
     BATCH,
     NETWORKS,
     STEPS,
+    Residual,
     assert_equal,
     assert_same_step,
     conv_norm,
@@ -421,6 +422,33 @@ def test_fused_neurons_behind_a_norm_make_neither_norm_nor_charges_again(sew):
     counts = calls_in_backward(residual_net(blocks=1, sew=sew), image_sequence())
     assert counts["revsnn::norm_lif_forward"] == 2
     assert counts["revsnn::norm_lif_backward"] == 3
+    assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
+
+
+@pytest.mark.parametrize(("blocks", "calls"), [(0, 1), (2, 2)])
+def test_max_pooling_runs_once_for_its_output_and_its_gradient(blocks, calls):
+    """What follows saved its output; once more only where spikes of a residual block are made from it before."""
+    net = nn.Sequential(
+        *vgg()[:3], *(Residual(4, sew=False) for _ in range(blocks)), conv_norm(4, 2), StandardLIF(step_mode="m")
+    )
+    x = image_sequence()
+    assert calls_in_backward(net, x)["aten::max_pool2d_with_indices"] == calls
+    reset(net)
+    assert_same_step(net, x, verify=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sew", [True, False])
+def test_channels_last_and_running_statistics_fuse_too(sew, training):
+    """Frames with channels innermost, and norms in evaluation: no norm runs again, and gradients are equal."""
+    pytest.importorskip("numba")
+    net = residual_net(blocks=2, sew=sew).to(memory_format=torch.channels_last)
+    x = image_sequence().movedim(2, -1).contiguous().movedim(-1, 2)
+    net(x)
+    reset(net.train(training))
+    assert_same_step(net, x, verify=True)
+    counts = calls_in_backward(net, x)
+    assert counts["revsnn::norm_lif_backward"] == 5
     assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
 
 

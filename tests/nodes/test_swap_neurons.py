@@ -121,7 +121,7 @@ def test_what_is_left_says_why():
     net = nn.Sequential(neuron.QIFNode(), hooked)
     done = swap_neurons(net)
     assert not done.swapped
-    assert "0: left, QIFNode is another neuron than LIFNode" in str(done)
+    assert "0: left, QIFNode is not among LIFNode, IFNode and ParametricLIFNode, which 'lif' takes" in str(done)
     assert "1: left, it has hooks" in str(done)
 
 

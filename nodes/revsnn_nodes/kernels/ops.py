@@ -221,7 +221,6 @@ OPERATORS = {
         # Spikes, last membrane.
         lambda c: (_all(c.z_seq), _step(c.z_seq)),
         lambda c: Operations(c.z_seq.numel() * (_norm_charge(c) + FIRE + RESET)),
-        on_cuda=False,
     ),
     "norm_lif_backward": Operator(
         "(Tensor z_seq, Tensor? v, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? residual_seq,"
@@ -233,7 +232,6 @@ OPERATORS = {
         lambda c: Operations(
             c.z_seq.numel() * (FIRE + _charge_gradient(c) + 2), c.z_seq.numel() * (_norm_charge(c) + FIRE + RESET)
         ),
-        on_cuda=False,
     ),
     "carrier_forward": Operator(
         "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft) -> (Tensor, Tensor)",

@@ -1,15 +1,18 @@
 """A neuron behind a batch norm: its spikes, and the gradient at its input, from the norm's input by one kernel each.
 
-The norm's own statistics of the forward are used, so neither they nor normalised values nor charges are made again in
-memory. The kernels compute what torch's batch norm does on most CPUs, x = fma(z, weight / sigma, shift); whether it
-does here is tried once for each type and size. Elsewhere the norm and the neuron are run again one after the other.
+The statistics that the forward normalised by are used, so neither they nor normalised values nor charges are made again
+in memory. The kernels compute what torch's batch norm does on most CPUs, x = fma(z, weight / sigma, shift); whether it
+does here is tried once for each device, type, layout and size. Elsewhere norm and neuron are run again one after the
+other.
 """
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
 from revsnn_nodes.kernels.layout import numbers
@@ -24,10 +27,10 @@ class NormedInput(NamedTuple):
 
     Fields:
         z_seq: the norm's input in the shape of the neuron's, `[T, N, *]`, contiguous.
-        mean, inverse_std: of the batch, `[C]`.
+        mean, inverse_std: of the batch, or from the running statistics in evaluation, `[C]`.
         weight, bias: the norm's, `[C]`, or None.
         residual_seq: what was added to the norm's output, `[T, N, *]`, or None.
-        inner: how many elements lie between two channels.
+        inner: how many elements lie between two channels; 1 for channels_last.
     """
 
     z_seq: Tensor
@@ -47,27 +50,39 @@ def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
         x_seq: the neuron's input, `[T, N, *]`.
     """
     normed, residual = _summands(value)
-    norm = None if normed is None or normed.recipe is None else normed.recipe.norm
-    if norm is None or x_seq.device.type != "cpu" or not x_seq.is_contiguous():
+    recipe = None if normed is None else normed.recipe
+    norm = None if recipe is None else recipe.norm
+    if recipe is None or norm is None or not x_seq.is_contiguous():
         return None
-    z, mean, inverse_std, weight, bias, added = (
-        None if ref is None else ref.value.tensor(ref.view)
-        for ref in (norm.z, norm.mean, norm.inverse_std, norm.weight, norm.bias, residual)
-    )
-    gone = any(tensor is None for tensor in (z, mean, inverse_std)) or (added is None and residual is not None)
-    if gone or (weight is None) != (norm.weight is None) or (bias is None) != (norm.bias is None):
+    refs = (norm.z, norm.weight, norm.bias, norm.mean, norm.inverse_std, residual)
+    found = [None if ref is None else ref.value.tensor(ref.view) for ref in refs]
+    z, weight, bias, mean, inverse_std, added = found
+    if norm.running is not None:
+        mean, inverse_std = running_statistics(*norm.running)
+    gone = any(tensor is None for tensor, ref in zip(found, refs, strict=True) if ref is not None)
+    if gone or z is None or mean is None or inverse_std is None:
         return None
+    # Memory is read in its own order, which the norm's result and the residual must share: batch outermost.
+    same = recipe.view.stride == z.stride() and (added is None or _is_dense(added))
+    if not same or z.numel() != x_seq.numel() or z.shape[0] % x_seq.shape[0] or z.dtype != x_seq.dtype:
+        return None
+    if not (z.is_contiguous() or z.movedim(1, -1).is_contiguous()):
+        return None
+    shape = z.shape if z.is_cuda else (3, *z.shape[1:])  # on CUDA the batch's size may choose the norm's kernel
+    types = tuple(None if each is None else each.dtype for each in (weight, bias, mean))
+    if not kernels_are_exact(z.dtype, types, shape, z.stride()[1:], norm.running is None, z.device):
+        return None
+    z, added = (None if each is None else each.as_strided(x_seq.shape, x_seq.stride()) for each in (z, added))
     assert z is not None
-    assert mean is not None
-    assert inverse_std is not None
-    whole = z.numel() == x_seq.numel() and z.is_contiguous() and (added is None or added.is_contiguous())
-    if not whole or z.dtype != x_seq.dtype or z.shape[0] % x_seq.shape[0]:
-        return None
-    types = tuple(None if each is None else each.dtype for each in (weight, bias))
-    if not kernels_are_exact(z.dtype, types, z.shape[1:]):
-        return None
-    added = None if added is None else added.view(x_seq.shape)
-    return NormedInput(z.view(x_seq.shape), mean, inverse_std, weight, bias, added, z[0, 0].numel())
+    return NormedInput(z, mean, inverse_std, weight, bias, added, _between_channels(norm.z.view.stride, shape))
+
+
+_is_dense: Any = torch.ops.aten.is_non_overlapping_and_dense
+
+
+def _between_channels(stride: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """How many elements of a dense tensor lie between two channels."""
+    return stride[1] if shape[1] > 1 else math.prod(shape[2:])
 
 
 def _summands(value: Value) -> tuple[Value | None, Ref | None]:
@@ -89,27 +104,56 @@ _NEVER_FIRES = LIFParameters(decay_input=False, v_threshold=1e30, v_reset=None)
 
 
 @cache
-def kernels_are_exact(dtype: torch.dtype, types: tuple[torch.dtype | None, ...], shape: torch.Size) -> bool:
+@unset_fake_temporarily()  # also where a step is only predicted, on tensors without memory
+def kernels_are_exact(
+    dtype: torch.dtype,
+    types: tuple[torch.dtype | None, ...],
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    training: bool,
+    device: torch.device,
+) -> bool:
     """Whether the kernels give the bits of torch's batch norm here.
 
     Args:
-        dtype: of the norm's input, contiguous.
-        types: of weight and bias; None without one.
-        shape: of the norm's input but for its batch, `[C, *]`.
+        dtype: of the norm's input.
+        types: of weight, bias and running statistics; None without one.
+        shape: of the norm's input, `[N, C, *]`.
+        stride: its strides without the batch's.
+        training: whether it normalises by the statistics of the batch, else by running ones.
+        device: where.
     """
     from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 
     generator = torch.Generator().manual_seed(0)
-    z = (torch.randn((3, *shape), generator=generator) * 3 + 1).to(dtype)
-    weight, bias = (
-        None if each is None else torch.randn(shape[:1], generator=generator).to(each).requires_grad_()
-        for each in types
+    z = torch.empty_strided(shape, (math.prod(shape[1:]), *stride), dtype=dtype, device=device)
+    z.copy_(torch.randn(shape, generator=generator) * 3 + 1)
+    weight, bias, running_mean = (
+        None if each is None else torch.randn(shape[1], generator=generator).to(device, each) for each in types
     )
+    running = None if training or running_mean is None else (running_mean, running_mean.square())
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach):
-        x: Any = functional.batch_norm(z.requires_grad_(), None, None, weight, bias, True)
-        mean, inverse_std = x.grad_fn._saved_result1, x.grad_fn._saved_result2
+        entered = (None, None) if running is None else running
+        x = functional.batch_norm(z.requires_grad_(), entered[0], entered[1], weight, bias, running is None)
     with torch.no_grad():
+        mean, inverse_std = saved_statistics(x) if running is None else running_statistics(*running, 1e-5)
+        if mean is None or inverse_std is None or x.stride() != z.stride():
+            return False
+        order = (1, z.numel()), (z.numel(), 1)
+        inner = _between_channels(z.stride(), shape)
         made = torch.ops.revsnn.norm_lif_forward(
-            z[None], None, mean, inverse_std, weight, bias, None, numbers(_NEVER_FIRES), z[0, 0].numel(), False, True
+            z.as_strided(*order), None, mean, inverse_std, weight, bias, None, numbers(_NEVER_FIRES), inner, False, True
         )
-    return torch.equal(made[1], x)
+        return torch.equal(made[1], x.as_strided(*order)[0])
+
+
+def saved_statistics(result: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and 1 / sigma of the batch, which a batch norm saved with its result; None where autograd has others."""
+    if type(result.grad_fn).__name__ in ("NativeBatchNormBackward0", "CudnnBatchNormBackward0"):
+        return result.grad_fn._saved_result1, result.grad_fn._saved_result2
+    return None, None
+
+
+def running_statistics(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sigma in evaluation, by the operations of torch's batch norm."""
+    return mean, (var + eps).sqrt().reciprocal()

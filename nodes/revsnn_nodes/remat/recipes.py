@@ -204,13 +204,20 @@ def map_leaves(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Norm:
-    """What a batch norm in training read, and its statistics, as the kernels of `revsnn_nodes.remat.norm` take them."""
+    """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it.
+
+    Fields:
+        z, weight, bias: its input and parameters.
+        mean, inverse_std: statistics of the batch, in training.
+        running: mean, variance and eps, in evaluation.
+    """
 
     z: Ref
     weight: Ref | None
     bias: Ref | None
-    mean: Ref
-    inverse_std: Ref
+    mean: Ref | None = None
+    inverse_std: Ref | None = None
+    running: tuple[Tensor, Tensor, float] | None = None
 
 
 class Autocast:
@@ -242,10 +249,12 @@ class Recipe:
     Attributes:
         sources: the values among the arguments.
         nbytes: of tensors that were copied into its arguments.
-        norm: statistics and sources, where the function is batch norm in training.
+        norm: statistics and sources, where the function is batch norm.
+        for_saved: what is run in place of the function where its result is the saved tensor itself.
     """
 
     norm: Norm | None = None
+    for_saved: Function | None = None
 
     def __init__(
         self,
@@ -269,11 +278,11 @@ class Recipe:
         self.nbytes += constant.nbytes
         return constant
 
-    def run(self, storages: dict[Value, UntypedStorage]) -> UntypedStorage:
+    def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""
         args, kwargs = map_leaves(self.arguments, Ref, lambda ref: ref.view.on(storages[ref.value]))
         with self.autocast.again():
-            made = self.function(*args, **kwargs)
+            made = ((is_saved and self.for_saved) or self.function)(*args, **kwargs)
         if self.overwrites is None and made.stride() != self.view.stride:
             made = torch.empty_strided(self.view.size, self.view.stride, dtype=made.dtype, device=made.device).copy_(
                 made

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
-from revsnn_nodes.remat.norm import NormedInput, normed_input
+from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
 from revsnn_nodes.remat.pack import Packed, plan_for
 from revsnn_nodes.remat.recipes import (
     AGAIN,
@@ -37,7 +37,7 @@ from revsnn_nodes.remat.recipes import (
     map_leaves,
 )
 from revsnn_nodes.remat.report import Entry, Saved
-from revsnn_nodes.remat.rerun import Rerun
+from revsnn_nodes.remat.rerun import Hidden, Rerun
 from revsnn_nodes.surrogate import in_transform
 
 NOT_CHEAP = "not cheap"
@@ -130,13 +130,18 @@ class Recorder:
         return result
 
     def note_norm(self, arguments: tuple[Any, ...], result: Any) -> None:
-        """Adds the statistics that autograd saved to the recipe of a batch norm in training."""
-        z, _, _, weight, bias, training, *_ = arguments
+        """Adds the statistics that a batch norm used to its recipe."""
+        z, running_mean, running_var, weight, bias, training, _, eps = arguments
         recipe = self.value_of(result).recipe
-        if recipe is not None and training and type(result.grad_fn).__name__ == "NativeBatchNormBackward0":
-            saved = result.grad_fn._saved_result1, result.grad_fn._saved_result2
-            mean, inverse_std = (Ref(self.value_of(each), View.of(each)) for each in saved)
-            recipe.norm = Norm(z, weight, bias, mean, inverse_std)
+        if recipe is None:
+            return
+        if not training:
+            recipe.norm = Norm(z, weight, bias, running=(running_mean, running_var, eps))
+            return
+        mean, inverse_std = (
+            None if each is None else Ref(self.value_of(each), View.of(each)) for each in saved_statistics(result)
+        )
+        recipe.norm = Norm(z, weight, bias, mean, inverse_std)
 
     def refer(self, structure: Any) -> tuple[dict[int, tuple[Value, int]], Any]:
         """References in place of tensors; and by storage the values and versions that they refer to."""
@@ -179,13 +184,14 @@ class Recorder:
             return function(*args, **kwargs)
         source, rest = args[0], args[1:]
 
-        def run(tensor: Tensor) -> Any:
-            return function(tensor, *rest, **kwargs)
-
+        run = Hidden(lambda tensor: function(tensor, *rest, **kwargs))
         before, ((ref,), _) = self.refer(((source,), {}))
         result = Rerun.apply(run, source) if source.requires_grad else run(source)
         if isinstance(result, Tensor):
             self.note(run, ((ref,), {}), before, result, 1)
+            recipe = self.value_of(result).recipe
+            if recipe is not None and source.requires_grad:
+                recipe.for_saved = run.again
         return result
 
     def new_bytes(self, values: dict[int, tuple[Value, int]]) -> int:

@@ -32,7 +32,7 @@ _LOOKS = {
 
 
 _BAR_IN = 0.33
-_FIRST = ("lif", "lif-checkpoint", "revlif", "lif-carrier")
+_FIRST = ("spikingjelly", "lif", "lif+remat", "lif-checkpoint", "revlif", "lif-carrier")
 _MOST_PANELS, _MOST_FIGURES = 5, 2
 _HEIGHT_IN, _BETWEEN_IN, _LEFT_IN = 0.92, 0.44, 0.75
 _NARROW = 0.14

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
 from revsnn_nodes.kernels.ops import OPERATORS
-from revsnn_nodes.kernels.triton import carrier, coupled, lif
+from revsnn_nodes.kernels.triton import carrier, coupled, lif, norm_lif
 from revsnn_nodes.kernels.triton.equations import Mode
 
 KERNELS: dict[str, Any] = {
     "lif_forward": lif.lif_forward,
     "lif_backward": lif.lif_backward,
+    "norm_lif_forward": norm_lif.norm_lif_forward,
+    "norm_lif_backward": norm_lif.norm_lif_backward,
     "carrier_forward": carrier.carrier_forward,
     "carrier_backward": carrier.carrier_backward,
     "coupled_forward": coupled.coupled_forward,
@@ -84,7 +86,8 @@ def _kernel_arguments(names: Sequence[str], call: dict[str, Any], results: tuple
         "steps": steps,
         "every": every,
         "columns": sequence[0].numel() // groups,
-        "inner": grouped(sequence.shape[1:], groups, call["group_dim"])[2] if "group_dim" in call else 1,
+        "inner": grouped(sequence.shape[1:], groups, call["group_dim"])[2] if groups > 1 else call.get("inner", 1),
+        "channels": call["mean"].numel() if "mean" in call else 1,
         "mode": Mode(*(tl.constexpr(switches.get(field, 0)) for field in Mode._fields)),
         "GROUPS": groups,
         "ROWS": rows,

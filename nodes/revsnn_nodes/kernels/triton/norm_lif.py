@@ -1,0 +1,125 @@
+"""Fused batch norm and LIF in Triton: spikes, and the gradient at the neuron's input, from the norm's input z.
+
+The neuron's input is x = fma(z, scale, shift), plus a residual where one is given, with a channel's scale and shift as
+in `revsnn_nodes.kernels.cpu.norm_lif`. Channels lie `inner` columns apart, again and again. Layout and arguments as in
+`revsnn_nodes.kernels.triton.lif`. Words of memory traffic per element and step, beside 2 / T for states: forward 2
+(z, s), 3 with a residual.
+
+The backward pass makes the charges again in pieces of ROWS steps, as `revsnn_nodes.kernels.triton.carrier` does. With
+P = ceil(T / ROWS) pieces its traffic is 3 + (P - 1) (ROWS + 2) / T words (z, sbar, xbar), and a residual's.
+"""
+
+import triton.language as tl
+
+from revsnn_nodes.kernels.triton.equations import (
+    appended,
+    charge_of,
+    columns_of,
+    f64,
+    fired,
+    jit,
+    kernel,
+    lif_step_vjp,
+    numbers_of,
+    read,
+    read_or,
+    reset_of,
+    rounded,
+    write,
+)
+
+
+@jit
+def coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, dtype: tl.constexpr):
+    """Scale and shift of each column, by its channel."""
+    channel = (at // inner) % channels
+    scale = read(inverse_std + channel, mask) * read_or(weight, 0, channel, mask, 1.0, dtype)
+    shift = tl.fma(-read(mean + channel, mask), scale, read_or(bias, 0, channel, mask, 0.0, dtype))
+    return scale, shift
+
+
+@jit
+def input_of(z_seq, residual_seq, place, mask, scale, shift, dtype: tl.constexpr):
+    """The neuron's input, with the values that the norm and the sum would have in memory."""
+    x = rounded(tl.fma(read(z_seq + place, mask), scale, shift), dtype)
+    if residual_seq is not None:
+        x = rounded(x + read(residual_seq + place, mask), dtype)
+    return x
+
+
+@jit
+def step_of(x, v, p, mode, dtype: tl.constexpr):
+    """Charge, spike, and membrane after the step."""
+    h = rounded(charge_of(x, v, p, mode), dtype)
+    s = fired(h, p)
+    return h, s, rounded(reset_of(h, s, p, mode), dtype)
+
+
+@kernel(key=("columns", "steps"), values=lambda _: 6)
+def norm_lif_forward(
+    z_seq, v0, mean, inverse_std, weight, bias, residual_seq, s_seq, v_last,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, channels: tl.int64, inner: tl.int64, mode,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Writes the spikes and the last membrane."""
+    dtype: tl.constexpr = z_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
+    at, mask = columns_of(columns, BLOCK)
+    a, b = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, dtype)
+    v = read_or(v0, 0, at, mask, p.rest, dtype)
+    for t in tl.range(0, steps, num_stages=STAGES):
+        row = t * columns
+        x = input_of(z_seq, residual_seq, row + at, mask, a, b, dtype)
+        _, s, v = step_of(x, v, p, mode, dtype)
+        write(s_seq + row + at, s, mask)
+    write(v_last + at, v, mask)
+
+
+@kernel(key=("columns", "steps", "ROWS"), values=lambda given: 3 * given["ROWS"], stages=(3,))
+def norm_lif_backward(
+    z_seq, v0, mean, inverse_std, weight, bias, residual_seq, sbar_seq, vbar_last, xbar_seq, vbar0,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, channels: tl.int64, inner: tl.int64, mode,
+    ROWS: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient at x, and of the first membrane where wanted; EVEN: all pieces have ROWS steps."""
+    dtype: tl.constexpr = z_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
+    at, mask = columns_of(columns, BLOCK)
+    a, b = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, dtype)
+    v_first = read_or(v0, 0, at, mask, p.rest, dtype)
+    vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
+    pieces = (steps + ROWS - 1) // ROWS
+
+    # The sweep: the membrane before every piece but the first, kept where that piece's first gradient will go.
+    v = v_first
+    for piece in range(1, pieces):
+        for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
+            x = input_of(z_seq, residual_seq, t * columns + at, mask, a, b, dtype)
+            _, _, v = step_of(x, v, p, mode, dtype)
+        write(xbar_seq + piece * ROWS * columns + at, v, mask)
+    tl.debug_barrier()  # another thread of this program may read what this one wrote
+
+    for back in range(pieces):
+        first = (pieces - 1 - back) * ROWS
+        v = tl.where(first > 0, read(xbar_seq + first * columns + at, mask & (first > 0)), v_first)
+        # x, sbar and h of the piece's steps, in registers. All reads come before the first write: none has to wait.
+        x, sbar, h = (), (), ()
+        for r in tl.static_range(ROWS):
+            there = mask if EVEN else mask & (first + r < steps)
+            row = (first + r) * columns
+            x = appended(x, input_of(z_seq, residual_seq, row + at, there, a, b, dtype))
+            sbar = appended(sbar, read_or(sbar_seq, row, at, there, 0.0, dtype))
+        for r in tl.static_range(ROWS):
+            h_r, _, v = step_of(x[r], v, p, mode, dtype)
+            h = appended(h, h_r)
+        for r in tl.static_range(ROWS - 1, -1, -1):
+            there = mask if EVEN else mask & (first + r < steps)
+            hbar = lif_step_vjp(h[r], fired(h[r], p), sbar[r], vbar, p, mode)
+            vbar = tl.where(there, p.keep * hbar, vbar)
+            write(xbar_seq + (first + r) * columns + at, p.gain * hbar, there)
+    if vbar0 is not None:
+        write(vbar0 + at, vbar, mask)
