@@ -3,8 +3,10 @@
 python plan_budgets.py spikingjelly_models:sew_resnet18 4,8,3,64,64
 """
 
+import os
 import sys
 import time
+from functools import partial
 from statistics import median
 
 from revsnn_nodes import apply_plan
@@ -12,8 +14,9 @@ from revsnn_nodes import apply_plan
 from revsnn_bench.case import Case, parse_input
 from revsnn_bench.meters.memory import peak_bytes
 from revsnn_bench.models.workloads import build
-from revsnn_bench.plan.planning import Measured, measure_step, solve_plan
-from revsnn_bench.plan.profile import profile_step
+from revsnn_bench.plan.planning import measure_step, solve_plan
+from revsnn_bench.plan.profile import profile_step, record_step
+from revsnn_bench.plan.solve import refined
 
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
 ROUNDS = 3
@@ -25,18 +28,13 @@ def main(model: str, size: str) -> None:
     step.backward(step.forward())
     start = time.perf_counter()
     profile = profile_step(step)
-    spent = time.perf_counter() - start
-    known = {}
-
-    def measure(options: dict) -> Measured:
-        key = tuple(options.items())
-        if key not in known:
-            known[key] = measure_step(step, options)
-        return known[key]
-
-    start = time.perf_counter()
-    plans = {share: solve_plan(profile, int(share * profile.plain_bytes), measure) for share in SHARES}
-    spent += time.perf_counter() - start
+    profiled = time.perf_counter() - start
+    refine = partial(refined, record=partial(record_step, step, profile.blocks))
+    plans, spent = {}, {}
+    for share in SHARES:
+        start = time.perf_counter()
+        plans[share] = solve_plan(profile, int(share * profile.plain_bytes), refine, partial(measure_step, step))
+        spent[share] = profiled + time.perf_counter() - start
     uniform = {
         option: dict(zip(profile.blocks, profile.uniform(option), strict=True)) for option in profile.options[-1]
     }
@@ -54,9 +52,8 @@ def main(model: str, size: str) -> None:
             step.backward(step.forward())
             if number:
                 times[key].append(time.perf_counter() - start)
-    print(
-        f"{model} {size}: plain {profile.plain_bytes / 2**20:.1f} MiB; profile, all solutions and checks {spent:.0f} s"
-    )
+    of_step = f"plain {profile.plain_bytes / 2**20:.1f} MiB, {len(profile.blocks) - 1} blocks"
+    print(f"{model} {size}: {of_step}; load {os.getloadavg()[0]:.1f}")
     for share, plan in plans.items():
         fitting = [option for option, peak in peaks.items() if peak <= plan.budget_bytes]
         best = min(fitting, key=lambda option: median(times[option])) if fitting else None
@@ -64,7 +61,7 @@ def main(model: str, size: str) -> None:
         print(
             f"{share:5.0%} fits {plan.fits!s:5} predicted {plan.predicted_bytes / 2**20:8.2f} measured "
             f"{plan.measured.peak_bytes / 2**20:8.2f} MiB ({plan.measured.peak_bytes / plan.predicted_bytes - 1:+.2%}) "
-            f"time {against}, gradient error {plan.measured.gradient_error:.0e}, repairs {plan.repairs}"
+            f"time {against}, gradient error {plan.measured.gradient_error:.0e}, planned in {spent[share]:.0f} s"
         )
 
 

@@ -39,7 +39,8 @@ def plan(
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
     try:
         with Runner(measure, timeout_s=1800) as runner:
-            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks)
+            curve = frontier or page is not None
+            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, with_frontier=curve)
     except RuntimeError as error:
         raise failure(sentence_of(error), ExitCode.CASE_FAILED) from None
     output.write_text(found.to_json(), encoding="utf-8")

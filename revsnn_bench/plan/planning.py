@@ -7,6 +7,7 @@ plan.apply(model)                        # or save plan.to_json() and apply_plan
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -23,8 +24,8 @@ from revsnn_bench.models.own import OwnStep, load_class
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.predict import fake_step, probe_for
-from revsnn_bench.plan.profile import Choice, Profile, profile_fake, profile_step
-from revsnn_bench.plan.solve import cheapest, frontier, least
+from revsnn_bench.plan.profile import Choice, Profile, profile_fake, profile_step, record_fake_step, record_step
+from revsnn_bench.plan.solve import chosen, frontier, frontier_budgets, refined
 from revsnn_bench.records import MemoryTimeline
 
 MOST_REPAIRS = 5
@@ -35,6 +36,7 @@ SMALL_BYTES = 64 << 20
 """Peak of the smaller step that gives its seconds."""
 
 Measure = Callable[[dict[str, str]], "Measured"]
+Refine = Callable[[Profile, list[int]], Profile]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Plan:
         budget_bytes: asked for.
         fits: whether the measured peak is within it; otherwise this is the plan that takes least.
         rows: by block, in order of running.
-        predicted_bytes, step_s: of the step, by the profile.
+        predicted_bytes, step_s: of the step, by the profile, in which it was recorded once.
         plain_bytes, plain_s: of the step without a plan, by the profile.
         measured: the step under the plan in a fresh process; None where it was too large to run.
         without: the same without a plan.
@@ -185,33 +187,36 @@ def make_plan(
     """
     put_in_our_neurons(model)
     step = OwnStep(model, inputs.detach().clone().requires_grad_(), loss)
-    return solve_plan(profile_step(step, blocks, rounds), parse_size(budget), lambda plan: measure_step(step, plan))
+    profile = profile_step(step, blocks, rounds)
+    refine = partial(refined, record=partial(record_step, step, profile.blocks))
+    return solve_plan(profile, parse_size(budget), refine, partial(measure_step, step))
 
 
-def solve_plan(profile: Profile, budget_bytes: int, measure: Measure | None) -> Plan:
+def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Measure | None) -> Plan:
     """Solves, measures, and solves again for a smaller budget while the measured peak is beyond the one asked for.
 
     Args:
         profile: of the step.
         budget_bytes: largest peak.
+        refine: records the plans that a profile gives for budgets; see `revsnn_bench.plan.solve.refined`.
         measure: measures a plan; None where the step is too large to run.
     """
-    target, repairs = budget_bytes, 0
-    while (choice := cheapest(profile, target)) is not None:
-        found = None if measure is None else measure(dict(zip(profile.blocks, choice, strict=True)))
-        if found is None or found.peak_bytes <= budget_bytes or repairs == MOST_REPAIRS:
+    target, repairs, found = budget_bytes, 0, None
+    while True:
+        profile = refine(profile, [target])
+        choice = chosen(profile, target)
+        peak = profile.peak_bytes(choice)
+        if measure is not None:
+            found = measure(dict(zip(profile.blocks, choice, strict=True)))
+        excess = (peak if found is None else found.peak_bytes) - budget_bytes
+        if excess <= 0 or found is None or peak > target or repairs == MOST_REPAIRS:  # it fits, or nothing does
             break
-        target = min(target, profile.peak_bytes(choice)) - (found.peak_bytes - budget_bytes)
-        repairs += 1
-    if choice is None:
-        choice = least(profile)
-        found = None if measure is None else measure(dict(zip(profile.blocks, choice, strict=True)))
-    peak = profile.peak_bytes(choice) if found is None else found.peak_bytes
+        target, repairs = peak - excess, repairs + 1
     return Plan(
         budget_bytes=budget_bytes,
-        fits=peak <= budget_bytes,
+        fits=excess <= 0,
         rows=_rows(profile, choice),
-        predicted_bytes=profile.peak_bytes(choice),
+        predicted_bytes=peak,
         step_s=profile.step_s(choice),
         plain_bytes=profile.plain_bytes,
         plain_s=profile.plain_s,
@@ -237,7 +242,13 @@ Call = Callable[..., Any]
 
 
 def plan_case(
-    call: Call, case: Case, budget_bytes: int, rounds: int = 3, blocks: str = "", limit_bytes: int | None = None
+    call: Call,
+    case: Case,
+    budget_bytes: int,
+    rounds: int = 3,
+    blocks: str = "",
+    limit_bytes: int | None = None,
+    with_frontier: bool = False,
 ) -> Plan:
     """Plans for a case; a plan whose step is too large to run is verified at the largest batch that is not.
 
@@ -248,12 +259,21 @@ def plan_case(
         rounds: timed steps of each option.
         blocks: class of the blocks as `package.module:Class`; "" to find them.
         limit_bytes: peak up to which a step is run; None for `MEMORY_SHARE` of the machine's free memory.
+        with_frontier: whether to record plans for other budgets, too.
     """
     limit_bytes = limit_bytes or int(MEMORY_SHARE * psutil.virtual_memory().available)
     profile, largest = call(profile_case, case, rounds, blocks, limit_bytes)
-    if largest == case:
-        return solve_plan(profile, budget_bytes, lambda options: call(measure_case, case, options))
-    found = solve_plan(profile, budget_bytes, None)
+    runs = largest == case
+
+    def refine(profile: Profile, budgets: list[int]) -> Profile:
+        known: Profile = call(refine_case, case, profile, budgets, runs)
+        return known
+
+    if with_frontier:
+        profile = refine(profile, [budget_bytes, *frontier_budgets(profile)])
+    if runs:
+        return solve_plan(profile, budget_bytes, refine, partial(call, measure_case, case))
+    found = solve_plan(profile, budget_bytes, refine, None)
     return replace(found, smaller=call(verify_case, largest, found.options))
 
 
@@ -267,14 +287,28 @@ def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tupl
     kind = load_class(blocks) if blocks else None
     expected = predicted_peak(case, {})
     if expected <= limit_bytes:
-        step = build(case)
-        step.backward(step.forward())
-        return profile_step(step, kind, rounds), case
+        return profile_step(_warm(case), kind, rounds), case
     small = _smaller(case, expected, min(SMALL_BYTES, limit_bytes))
     known = profile_step(build(small), kind, rounds)
     with fake_step(case) as fake:
-        profile = profile_fake(fake, known, case.batch / small.batch, probe_for(case))
+        record = partial(record_fake_step, fake, known.blocks, probe_for(case))
+        profile = profile_fake(known, case.batch / small.batch, record)
     return profile, _smaller(case, expected, limit_bytes)
+
+
+def refine_case(case: Case, profile: Profile, budgets: list[int], runs: bool) -> Profile:
+    """The profile of a case after the plans for some budgets were recorded, on fake tensors where it is not to run."""
+    if runs:
+        return refined(profile, budgets, partial(record_step, _warm(case), profile.blocks))
+    with fake_step(case) as fake:
+        return refined(profile, budgets, partial(record_fake_step, fake, profile.blocks, probe_for(case)))
+
+
+def _warm(case: Case) -> WorkloadStep:
+    """The step of a case after it ran once: what is loaded and compiled then counts for nobody."""
+    step = build(case)
+    step.backward(step.forward())
+    return step
 
 
 def _smaller(case: Case, expected: int, limit_bytes: int) -> Case:
@@ -299,9 +333,7 @@ def verify_case(case: Case, plan: dict[str, str]) -> Smaller:
 
 def measure_case(case: Case, plan: dict[str, str]) -> Measured:
     """Measures a case under a plan: what the command runs in a fresh worker."""
-    step = build(case)
-    step.backward(step.forward())
-    return measure_step(step, plan)
+    return measure_step(_warm(case), plan)
 
 
 def measure_step(step: WorkloadStep, plan: dict[str, str]) -> Measured:

@@ -14,16 +14,19 @@ neighbour, or makes again for it, is in the numbers. With k_i the option of bloc
 
 r_i is what segment i leaves to those before it: gradients of its parameters, what was not freed, and by how much the
 gradient that it passes on is larger than the one that it got.
+
+Pairs do not say all: along a chain of residual additions a block can make tensors again that lie several blocks before
+it. So a plan that the costs give is recorded, too, and corrects them (`Profile.corrected`).
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations, pairwise
-from statistics import median
 from typing import Any
 
 import torch
@@ -43,6 +46,9 @@ Pair = tuple[str, str]
 
 Choice = tuple[str, ...]
 """One option for every segment."""
+
+Record = Callable[[Choice], list["Cost"]]
+"""Records a step under a choice of options: the cost of every segment."""
 
 SAME = 0.01
 """Share of the bytes kept to which two options are the same."""
@@ -69,20 +75,26 @@ class Profile:
         options: what each may do. What is in no block is under `remat`: it lies between the others.
         costs: by segment and pair.
         seconds: by segment and option: forward and backward of one step.
-        plain_bytes, plain_s: peak and seconds of the model without a plan.
+        plain_s: seconds of the model without a plan.
+        recorded: peaks of the whole steps that were recorded, that of the model without a plan among them.
     """
 
     blocks: tuple[str, ...]
     options: tuple[tuple[str, ...], ...]
     costs: tuple[dict[Pair, Cost], ...]
     seconds: tuple[dict[str, float], ...]
-    plain_bytes: int
     plain_s: float
+    recorded: dict[Choice, int]
 
     @property
     def plain(self) -> Choice:
         """The model without a plan."""
         return ("plain",) * len(self.blocks)
+
+    @property
+    def plain_bytes(self) -> int:
+        """The peak of the model without a plan."""
+        return self.recorded[self.plain]
 
     def costs_of(self, choice: Choice) -> list[Cost]:
         """The cost of every segment under a choice of options; what is in no block is there under `remat`."""
@@ -90,8 +102,14 @@ class Profile:
         return [costs[pair] for costs, pair in zip(self.costs, pairs, strict=True)]
 
     def peak_bytes(self, choice: Choice) -> int:
-        """The peak that the equation gives for a choice of options."""
-        return self.plain_bytes if choice == self.plain else _peak(self.costs_of(choice))
+        """The peak for a choice of options: as recorded, or by the equation."""
+        return self.recorded.get(choice) or _peak(self.costs_of(choice))
+
+    def corrected(self, choice: Choice, costs: Sequence[Cost]) -> "Profile":
+        """With the costs of a step that was recorded under a choice in the place of those of its pairs."""
+        pairs = zip(self.costs, pairwise(["", *choice]), costs, strict=True)
+        known = tuple(old | {pair: new} for old, pair, new in pairs)
+        return replace(self, costs=known, recorded=self.recorded | {choice: _peak(costs)})
 
     def step_s(self, choice: Choice) -> float:
         """Seconds of a step under a choice of options."""
@@ -120,45 +138,38 @@ def profile_step(
     with quiet_gc():
         gc.freeze()  # what is there already costs no time in the collections between steps
         try:
-            return _profile(step, running_order(step, kind), options, rounds)
+            names = (REST, *(block.name for block in running_order(step, kind)))
+            return _profile(step, names, options, rounds)
         finally:
             gc.unfreeze()
             apply_plan(step.model, {})
 
 
-def profile_fake(step: TrainingStep, small: Profile, times: float, scratch: Scratch | None) -> Profile:
-    """The bytes of a step on fake tensors, with the options and seconds of a smaller one.
+def profile_fake(small: Profile, times: float, record: Record) -> Profile:
+    """The bytes of a larger step than the one that was profiled, with its options and seconds.
 
     Args:
-        step: as `revsnn_bench.plan.predict.fake_step` makes it, in its context.
         small: profile of the smaller step.
         times: how many times larger this one is.
-        scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
+        record: of the larger step on fake tensors.
     """
-    blocks = [Block.named(name) for name in small.blocks[1:]]
-    costs_of = partial(_fake_costs, step, blocks, scratch)
-    costs = _all_costs(costs_of, small.blocks, _uniform(costs_of, small.blocks, small.options[-1]))
-    plain_bytes = _peak(costs_of({}))
+    costs, recorded = _all_costs(record, small.blocks, _uniform(record, small.blocks, small.options[-1]))
     seconds = tuple({option: times * each for option, each in known.items()} for known in small.seconds)
-    return replace(small, costs=costs, seconds=seconds, plain_bytes=plain_bytes, plain_s=times * small.plain_s)
+    return replace(small, costs=costs, seconds=seconds, plain_s=times * small.plain_s, recorded=recorded)
 
 
-def _profile(step: TrainingStep, blocks: Sequence[Block], options: Sequence[str], rounds: int) -> Profile:
-    names = (REST, *(block.name for block in blocks))
-    costs_of = partial(_costs, step, blocks)
-    _timed(step, blocks, {REST: "remat"}, len(names))  # the first step that records keeps more
-    uniform = _distinct(_uniform(costs_of, names, options))
-    costs, plain_bytes = _all_costs(costs_of, names, uniform), _peak(costs_of({}))
-    seconds, plain_s = _seconds(step, blocks, names, tuple(uniform), rounds)
-    return Profile(names, (("remat",), *(tuple(uniform) for _ in blocks)), costs, seconds, plain_bytes, plain_s)
+def _profile(step: TrainingStep, names: tuple[str, ...], options: Sequence[str], rounds: int) -> Profile:
+    record = partial(record_step, step, names)
+    _timed(step, names, ("remat", *("plain" for _ in names[1:])))  # the first step that records keeps more
+    uniform = _distinct(_uniform(record, names, options))
+    costs, recorded = _all_costs(record, names, uniform)
+    seconds, plain_s = _seconds(step, names, tuple(uniform), rounds)
+    return Profile(names, (("remat",), *(tuple(uniform) for _ in names[1:])), costs, seconds, plain_s, recorded)
 
 
-CostsOf = Callable[[dict[str, str]], list["Cost"]]
-
-
-def _uniform(costs_of: CostsOf, names: Sequence[str], options: Sequence[str]) -> dict[str, list[Cost]]:
+def _uniform(record: Record, names: Sequence[str], options: Sequence[str]) -> dict[str, list[Cost]]:
     """Costs of every segment where all blocks have one option."""
-    return {option: costs_of({REST: "remat", **dict.fromkeys(names[1:], option)}) for option in options}
+    return {option: record(("remat", *(option for _ in names[1:]))) for option in options}
 
 
 def _distinct(uniform: dict[str, list[Cost]]) -> dict[str, list[Cost]]:
@@ -182,12 +193,15 @@ def _border(before: str, option: str) -> str:
 
 
 def _all_costs(
-    costs_of: CostsOf, names: Sequence[str], uniform: Mapping[str, list[Cost]]
-) -> tuple[dict[Pair, Cost], ...]:
-    """Costs by segment and pair, from uniform steps and from steps in which two options take turns."""
+    record: Record, names: Sequence[str], uniform: Mapping[str, list[Cost]]
+) -> tuple[tuple[dict[Pair, Cost], ...], dict[Choice, int]]:
+    """Costs by segment and pair, from uniform steps and from steps in which two options take turns; all their peaks."""
     known: list[dict[Pair, Cost]] = [{} for _ in names]  # by border and option
+    plain = ("plain",) * len(names)
+    recorded = {plain: _peak(record(plain))}
 
     def note(choice: Choice, costs: Sequence[Cost]) -> None:
+        recorded[choice] = _peak(costs)
         for found, (before, option), cost in zip(known, pairwise(["", *choice]), costs, strict=True):
             found.setdefault((_border(before, option), option), cost)
 
@@ -195,13 +209,14 @@ def _all_costs(
         note(("remat", *(option for _ in names[1:])), costs)
     for turns in _turns(tuple(uniform)) if len(names) > 2 else ():
         choice = ("remat", *(turns[number % 2] for number in range(1, len(names))))
-        note(choice, costs_of(dict(zip(names, choice, strict=True))))
+        note(choice, record(choice))
     befores = [("",), ("remat",), *(tuple(uniform) for _ in names[2:])]
     own = [("remat",), *(tuple(uniform) for _ in names[1:])]
-    return tuple(
+    table = tuple(
         {(before, option): found[_border(before, option), option] for before in some for option in options}
         for found, some, options in zip(known, befores, own, strict=True)
     )
+    return table, recorded
 
 
 def _turns(options: Sequence[str]) -> Iterator[Pair]:
@@ -285,18 +300,20 @@ def _mark_once(mark: Callable[[int], None], number: int, _: Tensor) -> None:
     mark(number)
 
 
-def _fake_costs(
-    step: TrainingStep, blocks: Sequence[Block], scratch: Scratch | None, plan: dict[str, str]
-) -> list[Cost]:
-    """The same of a step on fake tensors, from the log of a tracker."""
-    apply_plan(step.model, plan)
-    step.prepare()
+def record_fake_step(step: TrainingStep, names: Sequence[str], scratch: Scratch | None, choice: Choice) -> list[Cost]:
+    """`record_step` on fake tensors, in the context of `revsnn_bench.plan.predict.fake_step`, from a tracker's log.
+
+    Args:
+        step, names, choice: see `record_step`.
+        scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
+    """
+    blocks = _planned(step, names, choice)
     tracker = StorageTracker(step.model, scratch)
     marks: list[tuple[int, int]] = []
     with quiet_gc(), tracker:
         _run(step, blocks, lambda number: marks.append((len(tracker.log), number)))
     step.prepare()
-    recorded = _Recorded(len(blocks) + 1)
+    recorded = _Recorded(len(names))
     for place, entry in enumerate(tracker.log):
         while marks and marks[0][0] <= place:
             recorded.mark(marks.pop(0)[1])
@@ -309,10 +326,15 @@ def _fake_costs(
     return recorded.costs()
 
 
-def _costs(step: TrainingStep, blocks: Sequence[Block], plan: dict[str, str]) -> list[Cost]:
-    """Costs of every segment in one step under a plan."""
-    apply_plan(step.model, plan)
-    step.prepare()
+def record_step(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[Cost]:
+    """Costs of every segment in one step.
+
+    Args:
+        step: is left prepared, and under the choice.
+        names: of the segments, `REST` first.
+        choice: an option for each.
+    """
+    blocks = _planned(step, names, choice)
 
     def mark(number: int) -> None:
         with record_function(f"{_MARK}{number}"):
@@ -320,7 +342,7 @@ def _costs(step: TrainingStep, blocks: Sequence[Block], plan: dict[str, str]) ->
 
     _, events = profiled_events(lambda: _run(step, blocks, mark))
     step.prepare()
-    recorded = _Recorded(len(blocks) + 1)
+    recorded = _Recorded(len(names))
     for event in events:
         if is_allocation(event):
             replay_event(recorded.ledger, event)
@@ -374,33 +396,34 @@ class _Recorded:
         return found[::-1]
 
 
-def _seconds(
-    step: TrainingStep,
-    blocks: Sequence[Block],
-    names: Sequence[str],
-    options: Sequence[str],
-    rounds: int,
-) -> tuple[tuple[dict[str, float], ...], float]:
-    """Medians over interleaved rounds, by segment and option; and of the step without a plan.
+def _planned(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[Block]:
+    """Applies a choice of options to a step, and prepares it; returns its blocks."""
+    apply_plan(step.model, dict(zip(names, choice, strict=True)))
+    step.prepare()
+    return [Block.named(name) for name in names[1:]]
 
-    Every option has run before, when its bytes were recorded.
+
+def _seconds(
+    step: TrainingStep, names: Sequence[str], options: Sequence[str], rounds: int
+) -> tuple[tuple[dict[str, float], ...], float]:
+    """Least of interleaved rounds, by segment and option; and of the step without a plan.
+
+    The least is what other programs disturbed least. Every option has run before, when its bytes were recorded.
     """
-    samples: list[dict[str, list[float]]] = [{} for _ in names]
-    plain: list[float] = []
+    samples: list[dict[str, float]] = [{} for _ in names]
+    plain = [math.inf] * len(names)
     for _ in range(rounds):
         for option in options:
-            choice = ("remat", *(option for _ in blocks))
-            times = _timed(step, blocks, dict(zip(names, choice, strict=True)), len(names))
-            for known, taken, time_s in zip(samples, choice, times, strict=True):
-                known.setdefault(taken, []).append(time_s)
-        plain.append(sum(_timed(step, blocks, {}, len(names))))
-    return tuple({option: median(times) for option, times in known.items()} for known in samples), median(plain)
+            choice = ("remat", *(option for _ in names[1:]))
+            for known, taken, time_s in zip(samples, choice, _timed(step, names, choice), strict=True):
+                known[taken] = min(known.get(taken, math.inf), time_s)
+        plain = list(map(min, plain, _timed(step, names, ("plain",) * len(names))))
+    return tuple(samples), sum(plain)
 
 
-def _timed(step: TrainingStep, blocks: Sequence[Block], plan: Mapping[str, str], segments: int) -> list[float]:
-    apply_plan(step.model, plan)
-    step.prepare()
-    times, running, last = [0.0] * segments, 0, time.perf_counter()
+def _timed(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[float]:
+    blocks = _planned(step, names, choice)
+    times, running, last = [0.0] * len(names), 0, time.perf_counter()
 
     def mark(number: int) -> None:
         nonlocal running, last

@@ -4,6 +4,8 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
+from functools import partial
 
 import own_models
 import pytest
@@ -27,8 +29,16 @@ from revsnn_bench.plan.planning import (
     solve_plan,
 )
 from revsnn_bench.plan.predict import fake_step, probe_for
-from revsnn_bench.plan.profile import Cost, Profile, profile_fake, profile_step, running_order
-from revsnn_bench.plan.solve import cheapest, frontier, least
+from revsnn_bench.plan.profile import (
+    Cost,
+    Profile,
+    profile_fake,
+    profile_step,
+    record_fake_step,
+    record_step,
+    running_order,
+)
+from revsnn_bench.plan.solve import cheapest, chosen, frontier, frontier_budgets, least, refined
 from revsnn_bench.records import MemoryTimeline
 
 
@@ -53,25 +63,16 @@ def profile(step):
     return profile_step(step, rounds=1)
 
 
-BORDER = 4 * (4 * 6 * 8 * 12 * 12 + 1280)
-"""Bytes of the tensor between two blocks, and some statistics."""
-
-
-def assert_predicted(predicted, measured):
-    """Within 2 %, or above by one border: costs of pairs count one twice between remat and two blocks run again."""
-    assert predicted == pytest.approx(measured, rel=0.02) or 0 < predicted - measured <= BORDER
-
-
 def test_the_peak_of_any_mix_follows_from_pairs(step, profile):
-    """Eight random mixes: predicted within 2 % of the allocator's peak; without a plan to the byte.
+    """Sixteen random mixes: predicted within 2 % of the allocator's peak; without a plan to the byte.
 
     A checkpoint keeps the state of the random generator, 5056 bytes, which are booked with the block before it.
     """
     draw = random.Random(0)
-    for _ in range(8):
+    for _ in range(16):
         choice = tuple(draw.choice(options) for options in profile.options)
         apply_plan(step.model, dict(zip(profile.blocks, choice, strict=True)))
-        assert_predicted(profile.peak_bytes(choice), peak_bytes(step))
+        assert profile.peak_bytes(choice) == pytest.approx(peak_bytes(step), rel=0.02), choice
     apply_plan(step.model, {})
     assert profile.plain_bytes == peak_bytes(step)
 
@@ -90,7 +91,8 @@ def made_up(blocks=5, seed=0):
         for i, own in enumerate(allowed)
     )
     seconds = tuple({option: draw.random() for option in own} for own in allowed)
-    return Profile(tuple(map(str, range(blocks + 1))), allowed, costs, seconds, 10**6, 10.0)
+    names = tuple(map(str, range(blocks + 1)))
+    return Profile(names, allowed, costs, seconds, 10.0, {("plain",) * len(names): 10**6})
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -108,25 +110,51 @@ def test_the_solver_finds_what_trying_everything_finds(seed):
     assert profile.peak_bytes(least(profile)) == peaks[0]
 
 
-def test_the_frontier_falls_in_bytes_and_rises_in_time():
-    """Each point is a plan of its own."""
+def test_a_plan_whose_costs_were_wrong_is_corrected_by_its_record():
+    """Where steps with a checkpoint behind remat take 500 bytes more than thought, the plan is another one."""
     profile = made_up()
-    points = [(profile.peak_bytes(choice), profile.step_s(choice)) for choice in frontier(profile)]
+
+    def wrong(choice):
+        return ("remat", "checkpoint") in itertools.pairwise(choice)
+
+    def record(choice):
+        return [replace(cost, kept_bytes=cost.kept_bytes + 500 * wrong(choice)) for cost in profile.costs_of(choice)]
+
+    peaks = sorted(map(profile.peak_bytes, itertools.product(*profile.options)))
+    budget = next(budget for budget in peaks[10::10] if wrong(cheapest(profile, budget)))
+    thought, found = cheapest(profile, budget), refined(profile, [budget], record)
+    choice = chosen(found, budget)
+    assert found.recorded[thought] > budget
+    assert found.recorded[choice] <= budget
+    assert profile.step_s(choice) >= profile.step_s(thought)
+
+
+def test_the_frontier_falls_in_bytes_and_rises_in_time():
+    """Each point is a plan of its own that was recorded."""
+    profile = made_up()
+    profile = refined(profile, [2000, 3000, 4000, *frontier_budgets(profile)], profile.costs_of)
+    choices = frontier(profile)
+    points = [(profile.peak_bytes(choice), profile.step_s(choice)) for choice in choices]
     assert len(points) > 2
     assert all(a[0] > b[0] and a[1] <= b[1] for a, b in itertools.pairwise(points))
+    assert {*choices} <= {*profile.recorded}
+
+
+def plan_for(step, profile, budget):
+    refine = partial(refined, record=partial(record_step, step, profile.blocks))
+    return solve_plan(profile, budget, refine, partial(measure_step, step))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.5, 0.25])
 def test_a_plan_fits_as_measured_or_is_the_least(step, profile, share):
-    """With the gradient of the model without a plan, to the bit."""
-    budget = int(share * profile.plain_bytes)
-    plan = solve_plan(profile, budget, lambda options: measure_step(step, options))
+    """Its peak is the one predicted; it has the gradient of the model without a plan, to the bit."""
+    plan = plan_for(step, profile, int(share * profile.plain_bytes))
     assert plan.measured.gradient_error == 0.0
-    assert_predicted(plan.predicted_bytes, plan.measured.peak_bytes)
-    assert plan.fits == (plan.measured.peak_bytes <= budget)
-    if not plan.fits:
-        assert plan.predicted_bytes == profile.peak_bytes(least(profile))
+    assert plan.predicted_bytes == plan.measured.peak_bytes
+    assert plan.fits == (plan.measured.peak_bytes <= plan.budget_bytes)
+    assert plan.fits or plan.predicted_bytes == pytest.approx(profile.peak_bytes(least(profile)), rel=0.02)
     assert plan.without.peak_bytes == profile.plain_bytes
+    assert plan.measured.timeline.peak_bytes == plan.measured.peak_bytes
 
 
 def test_a_plan_that_is_measured_too_large_is_solved_again():
@@ -139,7 +167,7 @@ def test_a_plan_that_is_measured_too_large_is_solved_again():
         peak = profile.peak_bytes(tuple(options.values())) if options else 10**6
         return Measured(peak + 300, 0.0, MemoryTimeline(events=0, forward_events=0, live_bytes={}))
 
-    plan = solve_plan(profile, budget, measure)
+    plan = solve_plan(profile, budget, partial(refined, record=profile.costs_of), measure)
     assert plan.repairs >= 1
     assert plan.fits
     assert plan.measured.peak_bytes <= budget
@@ -177,7 +205,7 @@ def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
     real, largest = profile_case(case, 1, "", 2**30)
     assert largest == case
     with fake_step(case) as step:
-        fake = profile_fake(step, real, 1.0, probe_for(case))
+        fake = profile_fake(real, 1.0, partial(record_fake_step, step, real.blocks, probe_for(case)))
     assert fake.plain_bytes == pytest.approx(real.plain_bytes, rel=0.01)
     for choice in itertools.product(*real.options):
         assert fake.peak_bytes(choice) == pytest.approx(real.peak_bytes(choice), rel=0.01), choice
