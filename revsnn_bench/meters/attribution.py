@@ -249,7 +249,7 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     handles = [step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True)]
     handles += hook_modules(step.model, marks.enter, marks.leave)
     try:
-        _, events = profiled_events(lambda: marks.run(step))
+        _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
     finally:
         clock.close()
         for handle in handles:

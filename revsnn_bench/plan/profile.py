@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from revsnn_nodes import apply_plan
-from revsnn_nodes.plan import OPTIONS, PASSES, REST, Block, find_blocks
+from revsnn_nodes.plan import OFFLOAD, OPTIONS, PASSES, REST, Block, find_blocks
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -123,7 +123,7 @@ class Profile:
 
 
 def profile_step(
-    step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3, options: Sequence[str] = OPTIONS
+    step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3, options: Sequence[str] | None = None
 ) -> Profile:
     """Records and times a step under every option; leaves the model without a plan and the step prepared.
 
@@ -131,10 +131,11 @@ def profile_step(
         step: of the model to plan for.
         kind: class of its blocks, where the user names it.
         rounds: timed steps of each option.
-        options: to choose from.
+        options: to choose from; None for all that the device of the step has.
     Raises:
         ValueError: no block was found.
     """
+    options = options or (OPTIONS if step.source.device.type == "cpu" else (*OPTIONS, OFFLOAD))
     with quiet_gc():
         gc.freeze()  # what is there already costs no time in the collections between steps
         try:
@@ -340,7 +341,7 @@ def record_step(step: TrainingStep, names: Sequence[str], choice: Choice) -> lis
         with record_function(f"{_MARK}{number}"):
             pass
 
-    _, events = profiled_events(lambda: _run(step, blocks, mark))
+    _, events = profiled_events(lambda: _run(step, blocks, mark), step.source.device.type)
     step.prepare()
     recorded = _Recorded(len(names))
     for event in events:

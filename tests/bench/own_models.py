@@ -128,6 +128,21 @@ def shared():
     return Shared()
 
 
+class SharedBlock(nn.Module):
+    """One block of weights and a neuron at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Sequential(nn.Linear(6, 6), StandardLIF(step_mode="m"))
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def shared_block():
+    return SharedBlock()
+
+
 class Cut(Plain):
     def forward(self, x):
         return super().forward(x).detach()
