@@ -23,6 +23,10 @@ def plan(
     blocks: Annotated[
         str, typer.Option(metavar="MODULE:CLASS", help="Class of the model's blocks.", show_default=False)
     ] = "",
+    limit: Annotated[
+        str | None,
+        checked(parse_size, help="Peak up to which a step is run here.", show_default="half of the free memory"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where the plan goes, for `apply_plan`.")] = Path("plan.json"),
     page: Annotated[Path | None, typer.Option(help="Where to write a page on what fits.", show_default=False)] = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="Show the least time for every budget.")] = False,
@@ -39,8 +43,8 @@ def plan(
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
     try:
         with Runner(measure, timeout_s=1800) as runner:
-            curve = frontier or page is not None
-            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, with_frontier=curve)
+            curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
+            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
     except RuntimeError as error:
         raise failure(sentence_of(error), ExitCode.CASE_FAILED) from None
     output.write_text(found.to_json(), encoding="utf-8")

@@ -57,14 +57,15 @@ def run_python(arguments, folder):
 def test_the_page_has_its_files_and_commands():
     """Nothing is left out by the patterns of this test."""
     assert set(FILES) == {"net.py", "train.py", "loop.py", "task.py", "in_python.py"}
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     assert PAGE.count("```python") == len(FILES)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands(line, command, folder):
-    """Each ends well; the plan fits, and its page shows figures and tables."""
+    """Each ends well; plans fit, a page shows figures and tables, and what is too large to run is verified."""
     printed = command(line)
+    assert ("Verified at a batch of" in printed) == ("--limit" in line)
     if "--page" in line:
         assert "This plan fits" in printed
         page = (folder / "plan.html").read_text(encoding="utf-8")
