@@ -3,19 +3,21 @@
 python plan_budgets.py spikingjelly_models:sew_resnet18 4,8,3,64,64
 """
 
+import os
 import sys
 import time
+from functools import partial
 from statistics import median
 
 from revsnn_nodes import apply_plan
 
 from revsnn_bench.case import Case, parse_input
-from revsnn_bench.meters.memory import peak_bytes
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.planning import measure_step, solve_plan
-from revsnn_bench.plan.profile import profile_step
+from revsnn_bench.plan.profile import profile_step, record_step
+from revsnn_bench.plan.solve import refined
 
-SHARES = (1.0, 0.9, 0.8, 0.75, 0.5, 0.35, 0.25)
+SHARES = (1.0, 0.75, 0.5, 0.35, 0.25)
 ROUNDS = 5
 
 
@@ -25,42 +27,35 @@ def main(model: str, size: str) -> None:
     step.backward(step.forward())
     start = time.perf_counter()
     profile = profile_step(step)
-    spent = time.perf_counter() - start
-    plans = {}
+    profiled = time.perf_counter() - start
+    refine = partial(refined, record=partial(record_step, step, profile.blocks))
+    plans, spent = {}, {}
     for share in SHARES:
         start = time.perf_counter()
-        plans[share] = solve_plan(
-            profile, int(share * profile.plain_bytes), lambda options: measure_step(step, options)
-        )
-        spent += time.perf_counter() - start
-    uniform = {
-        option: dict(zip(profile.blocks, profile.uniform(option), strict=True)) for option in profile.options[-1]
-    }
-    peaks = {}
-    for option, options in uniform.items():
-        apply_plan(step.model, options)
-        peaks[option] = peak_bytes(step)
-    candidates = {**uniform, **{share: plan.options for share, plan in plans.items()}}
-    times: dict = {key: [] for key in candidates}
+        plans[share] = solve_plan(profile, int(share * profile.plain_bytes), refine, partial(measure_step, step))
+        spent[share] = profiled + time.perf_counter() - start
+    uniform = {option: profile.uniform(option) for option in profile.options[-1]}
+    planned = {share: tuple(plan.options.values()) for share, plan in plans.items()}
+    times: dict = {choice: [] for choice in (*uniform.values(), *planned.values())}
     for number in range(ROUNDS + 1):
-        for key, options in candidates.items():
-            apply_plan(step.model, options)
+        for choice, samples in times.items():
+            apply_plan(step.model, dict(zip(profile.blocks, choice, strict=True)))
             step.prepare()
             start = time.perf_counter()
             step.backward(step.forward())
             if number:
-                times[key].append(time.perf_counter() - start)
-    print(
-        f"{model} {size}: plain {profile.plain_bytes / 2**20:.1f} MiB; profile, all solutions and checks {spent:.0f} s"
-    )
+                samples.append(time.perf_counter() - start)
+    took = {choice: median(samples) for choice, samples in times.items()}
+    of_step = f"plain {profile.plain_bytes / 2**20:.1f} MiB, {len(profile.blocks) - 1} blocks"
+    print(f"{model} {size}: {of_step}; load {os.getloadavg()[0]:.1f}")
     for share, plan in plans.items():
-        fitting = [option for option, peak in peaks.items() if peak <= plan.budget_bytes]
-        best = min(fitting, key=lambda option: median(times[option])) if fitting else None
-        against = f"{median(times[share]) / median(times[best]):.3f} of {best}" if best else "no uniform method fits"
+        fitting = [option for option, each in uniform.items() if profile.recorded[each] <= plan.budget_bytes]
+        best = min(fitting, key=lambda option: took[uniform[option]]) if fitting else None
+        against = f"{took[planned[share]] / took[uniform[best]]:.3f} of {best}" if best else "no uniform method fits"
         print(
             f"{share:5.0%} fits {plan.fits!s:5} predicted {plan.predicted_bytes / 2**20:8.2f} measured "
             f"{plan.measured.peak_bytes / 2**20:8.2f} MiB ({plan.measured.peak_bytes / plan.predicted_bytes - 1:+.2%}) "
-            f"time {against}, gradient error {plan.measured.gradient_error:.0e}, repairs {plan.repairs}"
+            f"time {against}, gradient error {plan.measured.gradient_error:.0e}, planned in {spent[share]:.0f} s"
         )
 
 

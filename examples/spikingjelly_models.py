@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     for _name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, _name):
             _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from spikingjelly.activation_based import functional, neuron, surrogate
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
     from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_vgg
 
 
@@ -27,12 +27,15 @@ def _multi_step(net: Any) -> nn.Module:
 
 
 def vgg11() -> nn.Module:
-    """VGG-11 with batch norm; `[T, B, 3, 32, 32]` to `[T, B, 10]`."""
-    return _multi_step(
-        spiking_vgg.spiking_vgg11_bn(
-            spiking_neuron=neuron.LIFNode, surrogate_function=surrogate.ATan(), detach_reset=True, num_classes=10
-        )
+    """VGG-11 with batch norm; `[T, B, 3, H, W]` to `[T, B, 10]`.
+
+    Its classifier for ImageNet, of 123 M weights, is one linear layer here.
+    """
+    net: Any = spiking_vgg.spiking_vgg11_bn(
+        spiking_neuron=neuron.LIFNode, surrogate_function=surrogate.ATan(), detach_reset=True
     )
+    net.avgpool, net.classifier = layer.AdaptiveAvgPool2d(1), layer.Linear(512, 10)
+    return _multi_step(net)
 
 
 def spikformer_small() -> nn.Module:

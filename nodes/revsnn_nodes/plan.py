@@ -9,6 +9,7 @@ What a block may do, by name:
     remat        keeps recipes in place of what is cheap (`revsnn_nodes.remat`); `remat4` those of at most 4 passes
     checkpoint   keeps its inputs, and runs again in the backward pass
     bits         the same, and its output is kept at one bit per element where it is binary
+    offload      keeps what autograd keeps in the host's memory, whence it comes back; for a block on a GPU alone
 
 A block's output is kept by whatever reads it, and in the way of the block that made it. `REST` stands for what is in no
 block; it takes `plain` and `remat`. Outputs, gradients and buffers are those of the model without a plan.
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
+from torch.autograd.graph import save_on_cpu
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
@@ -36,7 +38,10 @@ from revsnn_nodes.remat.record import note_recipe, recording
 REST = "rest"
 WHOLE = "(model)"
 OPTIONS = ("plain", "remat", "remat4", "checkpoint", "bits")
-"""Every option of a block."""
+"""Every option of a block on any device."""
+
+OFFLOAD = "offload"
+"""The option of a block on a GPU alone."""
 
 PASSES = {"remat": 16, "remat4": 4}
 """`max_passes` of the options that record."""
@@ -182,6 +187,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
         if name != REST:
             block = Block.named(name)
             _require_block(model, block)
+            _require_device(model, block, option)
             by_module.setdefault(block.path, []).append((block, option))
     if not {*plan.values()} <= {"plain"}:
         for path, rows in by_module.items():
@@ -210,7 +216,7 @@ def put_in_our_neurons(model: nn.Module) -> None:
 
 
 def _require_option(name: str, option: str) -> None:
-    allowed = ("plain", *PASSES) if name == REST else OPTIONS
+    allowed = ("plain", *PASSES) if name == REST else (*OPTIONS, OFFLOAD)
     require(
         option in allowed,
         "plan",
@@ -237,6 +243,18 @@ def _require_block(model: nn.Module, block: Block) -> None:
         block.name,
         f"{type(model).__name__} has no such block.",
         "Apply it to the model that it was made for.",
+    )
+
+
+def _require_device(model: nn.Module, block: Block, option: str) -> None:
+    devices = {each.device.type for module in block.modules(model) for each in module.parameters()}
+    require(
+        option != OFFLOAD or devices.isdisjoint({"cpu", "meta"}),
+        "plan",
+        f"give {block.name!r} another option on the CPU",
+        option,
+        "What it would move to the host's memory is there already.",
+        "Move the model to a GPU first, or make the plan for the CPU.",
     )
 
 
@@ -305,6 +323,9 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     with recording(PASSES.get(option)):
+        if option == OFFLOAD:
+            with save_on_cpu(pin_memory=torch.cuda.is_available()):
+                return function(*args, **kwargs)
         if option not in ("checkpoint", "bits"):
             return function(*args, **kwargs)
         inner = [each for module in modules for each in module.modules()]

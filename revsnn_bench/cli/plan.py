@@ -20,6 +20,13 @@ def plan(
     budget: Annotated[str, checked(parse_size, help='Peak that a training step may take, such as "4 GiB".')],
     backend: Annotated[str, checked(one_of(("auto", "torch", "fused")), help="Backend of the neurons.")] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each option.")] = 3,
+    blocks: Annotated[
+        str, typer.Option(metavar="MODULE:CLASS", help="Class of the model's blocks.", show_default=False)
+    ] = "",
+    limit: Annotated[
+        str | None,
+        checked(parse_size, help="Peak up to which a step is run here.", show_default="half of the free memory"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where the plan goes, for `apply_plan`.")] = Path("plan.json"),
     page: Annotated[Path | None, typer.Option(help="Where to write a page on what fits.", show_default=False)] = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="Show the least time for every budget.")] = False,
@@ -30,15 +37,14 @@ def plan(
     Parameters and the input are allocated before the step and are not counted.
     """
     from revsnn_bench.measuring import measure
-    from revsnn_bench.plan.planning import measure_case, profile_case, solve_plan
+    from revsnn_bench.plan.planning import plan_case
     from revsnn_bench.runner import Runner
 
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
     try:
         with Runner(measure, timeout_s=1800) as runner:
-            profile, fits = runner.call(profile_case, case, rounds)
-            measured = (lambda options: runner.call(measure_case, case, options)) if fits else None
-            found = solve_plan(profile, parse_size(budget), measured)
+            curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
+            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
     except RuntimeError as error:
         raise failure(sentence_of(error), ExitCode.CASE_FAILED) from None
     output.write_text(found.to_json(), encoding="utf-8")
@@ -117,4 +123,7 @@ def predict(
         raise failure(sentence_of(error), ExitCode.USAGE) from None
     Console().print(table)
     if device == "cuda":
-        typer.echo("Not included: the driver's context, workspaces of cuDNN and cuBLAS, fragmentation.")
+        typer.echo(
+            "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "
+            "fragmentation."
+        )

@@ -61,27 +61,32 @@ def watch_timeline() -> Iterator[Watch]:
         watch.timeline = _timeline(_events_of(prof))
 
 
-def record_timeline(work: Callable[[], Result]) -> tuple[Result, Timeline]:
+def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, Timeline]:
     """Runs `work` under the profiler.
 
+    Args:
+        work: allocates.
+        device: type of the device whose blocks are meant.
     Returns:
         What `work` returned, still alive at the end of the timeline, and the timeline. Frees of blocks that
         are older than the call are not in it: drop what may be freed before.
     """
-    result, events = profiled_events(work)
+    result, events = profiled_events(work, device)
     return result, _timeline(events)
 
 
-def profiled_events(work: Callable[[], Result]) -> tuple[Result, list[Any]]:
+def profiled_events(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, list[Any]]:
     """Runs `work` under the profiler.
 
+    Args:
+        work: allocates.
+        device: type of the device whose blocks are meant.
     Returns:
-        What `work` returned, and the profiler's events in order of time: ops, marks, and the blocks of host
-        memory.
+        What `work` returned, and the profiler's events in order of time: ops, marks, and the device's blocks.
     """
     with quiet_gc(), profile(profile_memory=True) as prof:
         result = work()
-    return result, _events_of(prof)
+    return result, _events_of(prof, device)
 
 
 def is_allocation(event: Any) -> bool:
@@ -98,7 +103,7 @@ def replay_event(ledger: Ledger, event: Any, where: Any = None) -> None:
         ledger.free(block.ptr)
 
 
-def _events_of(prof: profile) -> list[Any]:
+def _events_of(prof: profile, device: str = "cpu") -> list[Any]:
     """The profiler's events in order of time; blocks of other devices are left out."""
     assert prof.kineto_results is not None
     found: list[Any] = []
@@ -106,7 +111,7 @@ def _events_of(prof: profile) -> list[Any]:
     while pending:
         event = pending.pop()
         pending.extend(reversed(event.children))
-        if not is_allocation(event) or event.extra_fields.device.type == "cpu":
+        if not is_allocation(event) or event.extra_fields.device.type == device:
             found.append(event)
     found.sort(key=lambda event: event.start_time_ns)
     return found

@@ -121,8 +121,10 @@ class _TrackerNotes(_Notes):
         return self.parts.get(serial, RETAINED if serial in self.retained else TEMPORARY)
 
 
-def attribute_peak(step: TrainingStep, scratch: Scratch | None = None) -> Attribution:
+def attribute_peak(step: TrainingStep, scratch: Scratch | None = None, unit_bytes: int = 1) -> Attribution:
     """Tracks one forward and backward pass; the step is left prepared. For `scratch` see `StorageTracker`.
+
+    Each block counts as the next multiple of `unit_bytes`.
 
     Parameters and the source are alive before the step and are in no category. `retained` is what was alive
     at the end of forward and plays no other part; `temporary` is the rest.
@@ -135,7 +137,8 @@ def attribute_peak(step: TrainingStep, scratch: Scratch | None = None) -> Attrib
     ledger, blocks = Ledger(), notes.tracker.blocks
     for entry in notes.tracker.log:
         serial = abs(entry) - 1
-        ledger.allocate(serial, blocks[serial].nbytes, blocks[serial]) if entry > 0 else ledger.free(serial)
+        nbytes = -(-blocks[serial].nbytes // unit_bytes) * unit_bytes
+        ledger.allocate(serial, nbytes, blocks[serial]) if entry > 0 else ledger.free(serial)
     ledger.settle()
     phase, module = (ledger.where.phase, ledger.where.module) if ledger.where else ("forward", OUTSIDE)
     return _attribution(ledger, lambda number: notes.category(ledger.keys[number]), phase, module, notes.forward_events)
@@ -246,7 +249,7 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     handles = [step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True)]
     handles += hook_modules(step.model, marks.enter, marks.leave)
     try:
-        _, events = profiled_events(lambda: marks.run(step))
+        _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
     finally:
         clock.close()
         for handle in handles:

@@ -129,9 +129,9 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
 
 
 def peak_bytes(step: TrainingStep) -> int:
-    """Highest live bytes of host tensors in forward and backward, less what was alive before: exact."""
+    """Highest live bytes of the step's device in forward and backward, less what was alive before: exact."""
     step.prepare()
-    _, timeline = record_timeline(lambda: _forward_backward(step))
+    _, timeline = record_timeline(lambda: _forward_backward(step), step.source.device.type)
     step.prepare()
     return timeline.peak_bytes
 

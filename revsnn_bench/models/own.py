@@ -161,7 +161,7 @@ def _put_in_carriers(model: nn.Module) -> None:
             model.set_submodule(name, module.fresh(CarrierLIF))
 
 
-def load_callable(path: str) -> Callable[..., Any]:
+def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
     """The callable of `package.module:callable`; the working folder is searched, too.
 
     Raises:
@@ -175,19 +175,34 @@ def load_callable(path: str) -> Callable[..., Any]:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
             raise ModelError(
-                f"`--model` must be package.module:callable; got {path!r}. There is no module {module_name!r} here or "
-                "among the installed packages. Run the command in the folder that holds it."
+                f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
+                "or among the installed packages. Run the command in the folder that holds it."
             ) from None
         raise _raised(f"the module {module_name}", error, _file_of(module_name, error)) from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         raise ModelError(
-            f"`--model` must be package.module:callable; got {path!r}. The module has no callable {name!r}. Name the "
-            "function that makes the model."
+            f"`{argument}` must be package.module:callable; got {path!r}. The module has no callable {name!r}. Name "
+            "the function that makes the model."
         )
     result: Callable[..., Any] = found
     return result
+
+
+def load_class(path: str) -> type[nn.Module]:
+    """The class of modules of `package.module:Class`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found: Any = load_callable(path, "--blocks")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ModelError(
+            f"`--blocks` must name a class of modules; got {path!r}, a {type(found).__name__}. Blocks are found by "
+            "their class. Pass package.module:Class."
+        )
+    return found
 
 
 def _file_of(module_name: str, error: BaseException) -> str:

@@ -6,7 +6,8 @@ plan.apply(model)                        # or save plan.to_json() and apply_plan
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -19,22 +20,23 @@ from revsnn_bench.case import Case, parse_size
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak
 from revsnn_bench.meters.fidelity import relative_error
 from revsnn_bench.meters.memory import peak_bytes
-from revsnn_bench.models.own import OwnStep
+from revsnn_bench.models.own import OwnStep, load_class
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.predict import fake_step, probe_for
-from revsnn_bench.plan.profile import Choice, Profile, profile_fake, profile_step
-from revsnn_bench.plan.solve import cheapest, frontier, least
+from revsnn_bench.plan.profile import Choice, Profile, profile_fake, profile_step, record_fake_step, record_step
+from revsnn_bench.plan.solve import chosen, frontier, frontier_budgets, refined
 from revsnn_bench.records import MemoryTimeline
 
 MOST_REPAIRS = 5
 MEMORY_SHARE = 0.5
-"""A step whose predicted peak is beyond this share of the machine's memory is profiled without running it."""
+"""A step whose predicted peak is beyond this share of the machine's free memory is profiled without running it."""
 
 SMALL_BYTES = 64 << 20
 """Peak of the smaller step that gives its seconds."""
 
 Measure = Callable[[dict[str, str]], "Measured"]
+Refine = Callable[[Profile, list[int]], Profile]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ class Measured:
     peak_bytes: int
     gradient_error: float
     timeline: MemoryTimeline
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """A plan at a smaller batch: the peak that fake tensors give for it, and what was measured."""
+
+    batch: int
+    predicted_bytes: int
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -71,10 +82,11 @@ class Plan:
         budget_bytes: asked for.
         fits: whether the measured peak is within it; otherwise this is the plan that takes least.
         rows: by block, in order of running.
-        predicted_bytes, step_s: of the step, by the profile.
+        predicted_bytes, step_s: of the step, by the profile, in which it was recorded once.
         plain_bytes, plain_s: of the step without a plan, by the profile.
         measured: the step under the plan in a fresh process; None where it was too large to run.
         without: the same without a plan.
+        smaller: the plan at the largest batch that fits the machine, where the step was too large to run.
         repairs: how often the budget of the solver was lowered.
         frontier: (peak, seconds) of each distinct plan, by falling peak.
     """
@@ -88,6 +100,7 @@ class Plan:
     plain_s: float
     measured: Measured | None
     without: Measured | None = None
+    smaller: Smaller | None = None
     repairs: int = 0
     frontier: tuple[tuple[int, float], ...] = ()
 
@@ -110,6 +123,12 @@ class Plan:
         lines = [f"{verdict}: budget {mib(self.budget_bytes)}, {peak}; {slower}, which takes {mib(self.plain_bytes)}."]
         if self.measured is None:
             lines.append("The step is too large to run here: its seconds are those of a smaller batch, in proportion.")
+        if self.smaller is not None:
+            found = self.smaller.measured
+            lines.append(
+                f"Verified at a batch of {self.smaller.batch:,}: predicted peak {mib(self.smaller.predicted_bytes)}, "
+                f"measured {mib(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
+            )
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,6 +155,13 @@ class Plan:
         }
         if self.measured is not None:
             numbers |= {"measured_bytes": self.measured.peak_bytes, "gradient_error": self.measured.gradient_error}
+        if self.smaller is not None:
+            numbers["verified"] = {
+                "batch": self.smaller.batch,
+                "predicted_bytes": self.smaller.predicted_bytes,
+                "measured_bytes": self.smaller.measured.peak_bytes,
+                "gradient_error": self.smaller.measured.gradient_error,
+            }
         return json.dumps(document | numbers, indent=1) + "\n"
 
 
@@ -161,33 +187,36 @@ def make_plan(
     """
     put_in_our_neurons(model)
     step = OwnStep(model, inputs.detach().clone().requires_grad_(), loss)
-    return solve_plan(profile_step(step, blocks, rounds), parse_size(budget), lambda plan: measure_step(step, plan))
+    profile = profile_step(step, blocks, rounds)
+    refine = partial(refined, record=partial(record_step, step, profile.blocks))
+    return solve_plan(profile, parse_size(budget), refine, partial(measure_step, step))
 
 
-def solve_plan(profile: Profile, budget_bytes: int, measure: Measure | None) -> Plan:
+def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Measure | None) -> Plan:
     """Solves, measures, and solves again for a smaller budget while the measured peak is beyond the one asked for.
 
     Args:
         profile: of the step.
         budget_bytes: largest peak.
+        refine: records the plans that a profile gives for budgets; see `revsnn_bench.plan.solve.refined`.
         measure: measures a plan; None where the step is too large to run.
     """
-    target, repairs = budget_bytes, 0
-    while (choice := cheapest(profile, target)) is not None:
-        found = None if measure is None else measure(dict(zip(profile.blocks, choice, strict=True)))
-        if found is None or found.peak_bytes <= budget_bytes or repairs == MOST_REPAIRS:
+    target, repairs, found = budget_bytes, 0, None
+    while True:
+        profile = refine(profile, [target])
+        choice = chosen(profile, target)
+        peak = profile.peak_bytes(choice)
+        if measure is not None:
+            found = measure(dict(zip(profile.blocks, choice, strict=True)))
+        excess = (peak if found is None else found.peak_bytes) - budget_bytes
+        if excess <= 0 or found is None or peak > target or repairs == MOST_REPAIRS:  # it fits, or nothing does
             break
-        target = min(target, profile.peak_bytes(choice)) - (found.peak_bytes - budget_bytes)
-        repairs += 1
-    if choice is None:
-        choice = least(profile)
-        found = None if measure is None else measure(dict(zip(profile.blocks, choice, strict=True)))
-    peak = profile.peak_bytes(choice) if found is None else found.peak_bytes
+        target, repairs = peak - excess, repairs + 1
     return Plan(
         budget_bytes=budget_bytes,
-        fits=peak <= budget_bytes,
+        fits=excess <= 0,
         rows=_rows(profile, choice),
-        predicted_bytes=profile.peak_bytes(choice),
+        predicted_bytes=peak,
         step_s=profile.step_s(choice),
         plain_bytes=profile.plain_bytes,
         plain_s=profile.plain_s,
@@ -204,35 +233,107 @@ def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
     pairs = zip(profile.seconds, choice, plain, strict=True)
     extra = [known.get(own, 0.0) - known.get(kept, 0.0) for known, own, kept in pairs]
     return tuple(
-        Row(block, option, cost.kept_bytes, cost.peak_bytes, extra_s)
+        Row(block, option, cost.kept_bytes, max(cost.forward_bytes, cost.peak_bytes), extra_s)
         for block, option, cost, extra_s in zip(profile.blocks, choice, costs, extra, strict=True)
     )
 
 
-def profile_case(case: Case, rounds: int = 3) -> tuple[Profile, bool]:
-    """The profile of a case in a worker: on real tensors, or on fake ones where its step would not fit the machine.
+Call = Callable[..., Any]
+
+
+def plan_case(
+    call: Call,
+    case: Case,
+    budget_bytes: int,
+    rounds: int = 3,
+    blocks: str = "",
+    limit_bytes: int | None = None,
+    with_frontier: bool = False,
+) -> Plan:
+    """Plans for a case; a plan whose step is too large to run is verified at the largest batch that is not.
+
+    Args:
+        call: calls a function with arguments, such as `Runner.call`, which does it in a fresh worker.
+        case: of a user's model.
+        budget_bytes: largest peak.
+        rounds: timed steps of each option.
+        blocks: class of the blocks as `package.module:Class`; "" to find them.
+        limit_bytes: peak up to which a step is run; None for `MEMORY_SHARE` of the machine's free memory.
+        with_frontier: whether to record plans for other budgets, too.
+    """
+    limit_bytes = limit_bytes or int(MEMORY_SHARE * psutil.virtual_memory().available)
+    profile, largest = call(profile_case, case, rounds, blocks, limit_bytes)
+    runs = largest == case
+
+    def refine(profile: Profile, budgets: list[int]) -> Profile:
+        known: Profile = call(refine_case, case, profile, budgets, runs)
+        return known
+
+    if with_frontier:
+        profile = refine(profile, [budget_bytes, *frontier_budgets(profile)])
+    if runs:
+        return solve_plan(profile, budget_bytes, refine, partial(call, measure_case, case))
+    found = solve_plan(profile, budget_bytes, refine, None)
+    return replace(found, smaller=call(verify_case, largest, found.options))
+
+
+def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tuple[Profile, Case]:
+    """The profile of a case in a worker: on real tensors, or on fake ones where its step is beyond the limit.
 
     Returns:
-        The profile, and whether the step can be run here; if not, seconds are a smaller batch's, in proportion.
+        The profile, and the case at the largest batch that can be run here. Where it is a smaller one, bytes are those
+        of the case, and seconds those of a batch of about `SMALL_BYTES`, in proportion.
     """
+    kind = load_class(blocks) if blocks else None
+    expected = predicted_peak(case, {})
+    if expected <= limit_bytes:
+        return profile_step(_warm(case), kind, rounds), case
+    small = _smaller(case, expected, min(SMALL_BYTES, limit_bytes))
+    known = profile_step(build(small), kind, rounds)
     with fake_step(case) as fake:
-        expected = attribute_peak(fake, probe_for(case)).peak_bytes
-    if expected <= MEMORY_SHARE * psutil.virtual_memory().total:
-        step = build(case)
-        step.backward(step.forward())
-        return profile_step(step, rounds=rounds), True
-    share = min(1.0, SMALL_BYTES / expected)
-    small = case.model_copy(update={"batch": max(1, int(case.batch * share))})
-    known = profile_step(build(small), rounds=rounds)
+        record = partial(record_fake_step, fake, known.blocks, probe_for(case))
+        profile = profile_fake(known, case.batch / small.batch, record)
+    return profile, _smaller(case, expected, limit_bytes)
+
+
+def refine_case(case: Case, profile: Profile, budgets: list[int], runs: bool) -> Profile:
+    """The profile of a case after the plans for some budgets were recorded, on fake tensors where it is not to run."""
+    if runs:
+        return refined(profile, budgets, partial(record_step, _warm(case), profile.blocks))
     with fake_step(case) as fake:
-        return profile_fake(fake, known, case.batch / small.batch, probe_for(case)), False
+        return refined(profile, budgets, partial(record_fake_step, fake, profile.blocks, probe_for(case)))
+
+
+def _warm(case: Case) -> WorkloadStep:
+    """The step of a case after it ran once: what is loaded and compiled then counts for nobody."""
+    step = build(case)
+    step.backward(step.forward())
+    return step
+
+
+def _smaller(case: Case, expected: int, limit_bytes: int) -> Case:
+    """The case at the largest batch whose peak is within a limit, or at 1; peaks lie on a line over the batch."""
+    guess = case.model_copy(update={"batch": max(1, int(case.batch * limit_bytes / expected))})
+    excess, steps = predicted_peak(guess, {}) - limit_bytes, case.batch - guess.batch
+    fewer = -(-excess * steps // (expected - limit_bytes - excess)) if excess > 0 and steps else 0
+    return case.model_copy(update={"batch": max(1, guess.batch - fewer)})
+
+
+def predicted_peak(case: Case, plan: dict[str, str]) -> int:
+    """The peak of a case under a plan on fake tensors."""
+    with fake_step(case) as fake:
+        apply_plan(fake.model, plan)
+        return attribute_peak(fake, probe_for(case)).peak_bytes
+
+
+def verify_case(case: Case, plan: dict[str, str]) -> Smaller:
+    """Predicts and measures a case under a plan that was made for a larger batch."""
+    return Smaller(case.batch, predicted_peak(case, plan), measure_case(case, plan))
 
 
 def measure_case(case: Case, plan: dict[str, str]) -> Measured:
     """Measures a case under a plan: what the command runs in a fresh worker."""
-    step = build(case)
-    step.backward(step.forward())
-    return measure_step(step, plan)
+    return measure_step(_warm(case), plan)
 
 
 def measure_step(step: WorkloadStep, plan: dict[str, str]) -> Measured:

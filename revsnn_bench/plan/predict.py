@@ -3,7 +3,8 @@
 A dispatch mode logs the life of every storage (`revsnn_bench.meters.tracker`). What it cannot see is the scratch memory
 inside of convolutions: oneDNN reorders tensors to layouts of its own. Each distinct convolution is therefore run once
 for real, at a batch of at most `PROBE_ELEMENTS` elements; scratch grows in a line with the batch, which two of them
-give. Not included for a GPU: the driver's context, workspaces of cuDNN and cuBLAS, rounding and fragmentation.
+give. For a GPU blocks are rounded to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's context,
+workspaces of cuDNN and cuBLAS, and fragmentation.
 """
 
 import copy
@@ -30,9 +31,16 @@ PROBE_ELEMENTS = 1 << 20
 """Elements of the input up to which a convolution is run for its scratch."""
 
 
+CUDA_BLOCK_BYTES = 512
+"""What PyTorch's CUDA allocator rounds each block up to (`kMinBlockSize` in c10/cuda/CUDACachingAllocator.cpp)."""
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What a training step would take; bytes as in `MemoryRecord`, operations as in `FlopsRecord`."""
+    """What a training step would take; bytes as in `MemoryRecord`, operations as in `FlopsRecord`.
+
+    For a GPU `peak_bytes` is the record's `device_peak_bytes`.
+    """
 
     peak_bytes: int
     retained_bytes: int
@@ -47,7 +55,8 @@ def predict(case: Case) -> Prediction:
         ValueError: as of `build`.
     """
     with fake_step(case) as step:
-        peak = attribute_peak(step, probe_for(case)).peak_bytes
+        unit_bytes = CUDA_BLOCK_BYTES if case.device == "cuda" else 1
+        peak = attribute_peak(step, probe_for(case), unit_bytes).peak_bytes
         retained = sum(retained_by_module(step).values())
         flops = measure_flops(step, cross_check=False)
     return Prediction(peak, retained, flops.forward.total + flops.backward.total + flops.recompute.total)

@@ -2,32 +2,36 @@
 
 The blocks run in a row. Segment i starts where block i does and ends where the next one does; segment 0 is what comes
 before the first block. In backward the border between two segments is where the gradient of the tensor between them
-arrives. Whole steps are recorded, with every option next to every other, so that what a block keeps for its neighbour,
-or makes again for it, is in the numbers. With k_i the option of block i and L(t) the live bytes,
+arrives. Whole steps are recorded: one for every option, and two for each pair of options, which take turns, where the
+output of one block reaches the next in a way that was not seen yet (`_border`). So what a block keeps for its
+neighbour, or makes again for it, is in the numbers. With k_i the option of block i and L(t) the live bytes,
 
     m_i(k_i-1, k_i) = bytes allocated in forward of segment i that are alive where forward ends
-    p_i(k_i-1, k_i) = max of L(t) over forward and backward of segment i, less sum over j < i of m_j
-    peak            = max over i of  sum over j < i of m_j(k_j-1, k_j)  +  p_i(k_i-1, k_i)
+    f_i(k_i-1, k_i) = max of L(t) over forward of segment i, less sum over j < i of m_j
+    r_i(k_i-1, k_i) = L(t) where backward of segment i ends, less sum over j < i of m_j, less sum over j > i of r_j
+    p_i(k_i-1, k_i) = max of L(t) over backward of segment i, less sum over j < i of m_j, less sum over j > i of r_j
+    peak            = max over i of  sum over j < i of m_j  +  max(f_i, p_i + sum over j > i of r_j)
 
-Pairs do not say all: of the 256 mixes of a network of four blocks 240 are predicted within 2 %. The other 16, in which
-a block inside `remat` is followed by two that run again, are predicted too high by the tensor between two blocks.
+r_i is what segment i leaves to those before it: gradients of its parameters, what was not freed, and by how much the
+gradient that it passes on is larger than the one that it got.
 
-p_i holds what lives anyway: parameter gradients of the blocks behind it, the arriving gradient, its own temporaries.
+Pairs do not say all: along a chain of residual additions a block can make tensors again that lie several blocks before
+it. So a plan that the costs give is recorded, too, and corrects them (`Profile.corrected`).
 """
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate, pairwise, product
-from statistics import median
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
 from revsnn_nodes import apply_plan
-from revsnn_nodes.plan import OPTIONS, REST, Block, find_blocks
+from revsnn_nodes.plan import OFFLOAD, OPTIONS, PASSES, REST, Block, find_blocks
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -43,6 +47,9 @@ Pair = tuple[str, str]
 Choice = tuple[str, ...]
 """One option for every segment."""
 
+Record = Callable[[Choice], list["Cost"]]
+"""Records a step under a choice of options: the cost of every segment."""
+
 SAME = 0.01
 """Share of the bytes kept to which two options are the same."""
 
@@ -51,10 +58,12 @@ _MARK = "revsnn_bench.plan:"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a segment takes: `kept_bytes` is m, `peak_bytes` is p of this module's docstring."""
+    """What a segment takes: m, p, f and r of this module's docstring, in this order."""
 
     kept_bytes: int
     peak_bytes: int
+    forward_bytes: int = 0
+    left_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,20 +75,26 @@ class Profile:
         options: what each may do. What is in no block is under `remat`: it lies between the others.
         costs: by segment and pair.
         seconds: by segment and option: forward and backward of one step.
-        plain_bytes, plain_s: peak and seconds of the model without a plan.
+        plain_s: seconds of the model without a plan.
+        recorded: peaks of the whole steps that were recorded, that of the model without a plan among them.
     """
 
     blocks: tuple[str, ...]
     options: tuple[tuple[str, ...], ...]
     costs: tuple[dict[Pair, Cost], ...]
     seconds: tuple[dict[str, float], ...]
-    plain_bytes: int
     plain_s: float
+    recorded: dict[Choice, int]
 
     @property
     def plain(self) -> Choice:
         """The model without a plan."""
         return ("plain",) * len(self.blocks)
+
+    @property
+    def plain_bytes(self) -> int:
+        """The peak of the model without a plan."""
+        return self.recorded[self.plain]
 
     def costs_of(self, choice: Choice) -> list[Cost]:
         """The cost of every segment under a choice of options; what is in no block is there under `remat`."""
@@ -87,8 +102,14 @@ class Profile:
         return [costs[pair] for costs, pair in zip(self.costs, pairs, strict=True)]
 
     def peak_bytes(self, choice: Choice) -> int:
-        """The peak that the equation gives for a choice of options."""
-        return self.plain_bytes if choice == self.plain else _peak(self.costs_of(choice))
+        """The peak for a choice of options: as recorded, or by the equation."""
+        return self.recorded.get(choice) or _peak(self.costs_of(choice))
+
+    def corrected(self, choice: Choice, costs: Sequence[Cost]) -> "Profile":
+        """With the costs of a step that was recorded under a choice in the place of those of its pairs."""
+        pairs = zip(self.costs, pairwise(["", *choice]), costs, strict=True)
+        known = tuple(old | {pair: new} for old, pair, new in pairs)
+        return replace(self, costs=known, recorded=self.recorded | {choice: _peak(costs)})
 
     def step_s(self, choice: Choice) -> float:
         """Seconds of a step under a choice of options."""
@@ -102,81 +123,122 @@ class Profile:
 
 
 def profile_step(
-    step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3, options: Sequence[str] = OPTIONS
+    step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3, options: Sequence[str] | None = None
 ) -> Profile:
-    """Records a step under every pair of options; leaves the model without a plan and the step prepared.
+    """Records and times a step under every option; leaves the model without a plan and the step prepared.
 
     Args:
         step: of the model to plan for.
         kind: class of its blocks, where the user names it.
         rounds: timed steps of each option.
-        options: to choose from.
+        options: to choose from; None for all that the device of the step has.
     Raises:
         ValueError: no block was found.
     """
+    options = options or (OPTIONS if step.source.device.type == "cpu" else (*OPTIONS, OFFLOAD))
     with quiet_gc():
         gc.freeze()  # what is there already costs no time in the collections between steps
         try:
-            return _profile(step, running_order(step, kind), options, rounds)
+            names = (REST, *(block.name for block in running_order(step, kind)))
+            return _profile(step, names, options, rounds)
         finally:
             gc.unfreeze()
             apply_plan(step.model, {})
 
 
-def profile_fake(step: TrainingStep, small: Profile, times: float, scratch: Scratch | None) -> Profile:
-    """The bytes of a step on fake tensors, with the options and seconds of a smaller one.
+def profile_fake(small: Profile, times: float, record: Record) -> Profile:
+    """The bytes of a larger step than the one that was profiled, with its options and seconds.
 
     Args:
-        step: as `revsnn_bench.plan.predict.fake_step` makes it, in its context.
         small: profile of the smaller step.
         times: how many times larger this one is.
-        scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
+        record: of the larger step on fake tensors.
     """
-    blocks = [Block.named(name) for name in small.blocks[1:]]
-    plain_bytes, costs = _all_costs(partial(_fake_costs, step, blocks, scratch), small.blocks, small.options[-1])
+    costs, recorded = _all_costs(record, small.blocks, _uniform(record, small.blocks, small.options[-1]))
     seconds = tuple({option: times * each for option, each in known.items()} for known in small.seconds)
-    return replace(small, costs=costs, seconds=seconds, plain_bytes=plain_bytes, plain_s=times * small.plain_s)
+    return replace(small, costs=costs, seconds=seconds, plain_s=times * small.plain_s, recorded=recorded)
 
 
-def _profile(step: TrainingStep, blocks: Sequence[Block], options: Sequence[str], rounds: int) -> Profile:
-    names = (REST, *(block.name for block in blocks))
-    costs_of = partial(_costs, step, blocks)
-    options = _distinct(costs_of, names, options)
-    plain_bytes, costs = _all_costs(costs_of, names, options)
-    seconds, plain_s = _seconds(step, blocks, names, options, rounds)
-    return Profile(names, (("remat",), *(options for _ in blocks)), costs, seconds, plain_bytes, plain_s)
+def _profile(step: TrainingStep, names: tuple[str, ...], options: Sequence[str], rounds: int) -> Profile:
+    record = partial(record_step, step, names)
+    _timed(step, names, ("remat", *("plain" for _ in names[1:])))  # the first step that records keeps more
+    uniform = _distinct(_uniform(record, names, options))
+    costs, recorded = _all_costs(record, names, uniform)
+    seconds, plain_s = _seconds(step, names, tuple(uniform), rounds)
+    return Profile(names, (("remat",), *(tuple(uniform) for _ in names[1:])), costs, seconds, plain_s, recorded)
 
 
-CostsOf = Callable[[dict[str, str]], list["Cost"]]
+def _uniform(record: Record, names: Sequence[str], options: Sequence[str]) -> dict[str, list[Cost]]:
+    """Costs of every segment where all blocks have one option."""
+    return {option: record(("remat", *(option for _ in names[1:]))) for option in options}
 
 
-def _distinct(costs_of: CostsOf, names: Sequence[str], options: Sequence[str]) -> tuple[str, ...]:
+def _distinct(uniform: dict[str, list[Cost]]) -> dict[str, list[Cost]]:
     """The options, without those that keep what an earlier one keeps, to `SAME` of it."""
     kept: dict[str, int] = {}
-    for option in options:
-        costs = costs_of({REST: "remat", **dict.fromkeys(names[1:], option)})
+    for option, costs in uniform.items():
         total = sum(cost.kept_bytes for cost in costs)
         if not any(abs(total - other) <= SAME * other for other in kept.values()):
             kept[option] = total
-    return tuple(kept)
+    return {option: uniform[option] for option in kept}
+
+
+def _border(before: str, option: str) -> str:
+    """How a block gets the output of the block before it: whole, made again, or from bits where it is binary.
+
+    Passes are counted across a border where both sides record, so that there the option before counts.
+    """
+    if before in ("plain", "checkpoint"):
+        return "whole"
+    return "again" if before in PASSES and option not in PASSES else before
 
 
 def _all_costs(
-    costs_of: CostsOf, names: Sequence[str], options: Sequence[str]
-) -> tuple[int, tuple[dict[Pair, Cost], ...]]:
-    """The peak without a plan; and costs by segment and pair, from steps in which two options take turns."""
-    known: list[dict[Pair, Cost]] = [{} for _ in names]
-    for even, odd in product(options, repeat=2):
-        choice = ("remat", *((even, odd)[number % 2] for number in range(1, len(names))))
-        costs = costs_of(dict(zip(names, choice, strict=True)))
-        for found, pair, cost in zip(known, pairwise(["", *choice]), costs, strict=True):
-            found[pair] = cost
-    return _peak(costs_of({})), tuple(known)
+    record: Record, names: Sequence[str], uniform: Mapping[str, list[Cost]]
+) -> tuple[tuple[dict[Pair, Cost], ...], dict[Choice, int]]:
+    """Costs by segment and pair, from uniform steps and from steps in which two options take turns; all their peaks."""
+    known: list[dict[Pair, Cost]] = [{} for _ in names]  # by border and option
+    plain = ("plain",) * len(names)
+    recorded = {plain: _peak(record(plain))}
+
+    def note(choice: Choice, costs: Sequence[Cost]) -> None:
+        recorded[choice] = _peak(costs)
+        for found, (before, option), cost in zip(known, pairwise(["", *choice]), costs, strict=True):
+            found.setdefault((_border(before, option), option), cost)
+
+    for option, costs in uniform.items():
+        note(("remat", *(option for _ in names[1:])), costs)
+    for turns in _turns(tuple(uniform)) if len(names) > 2 else ():
+        choice = ("remat", *(turns[number % 2] for number in range(1, len(names))))
+        note(choice, record(choice))
+    befores = [("",), ("remat",), *(tuple(uniform) for _ in names[2:])]
+    own = [("remat",), *(tuple(uniform) for _ in names[1:])]
+    table = tuple(
+        {(before, option): found[_border(before, option), option] for before in some for option in options}
+        for found, some, options in zip(known, befores, own, strict=True)
+    )
+    return table, recorded
+
+
+def _turns(options: Sequence[str]) -> Iterator[Pair]:
+    """Few pairs of options that, taking turns in both orders, show every border that uniform steps do not."""
+    seen = {(_border(option, option), option) for option in options}
+    for most in (2, 1):  # pairs that show two borders come first
+        for one, other in combinations(options, 2):
+            new = {(_border(one, other), other), (_border(other, one), one)} - seen
+            if len(new) >= most:
+                seen |= new
+                yield one, other
+                yield other, one
 
 
 def _peak(costs: Sequence[Cost]) -> int:
-    before = accumulate((cost.kept_bytes for cost in costs), initial=0)
-    return max(kept + cost.peak_bytes for kept, cost in zip(before, costs, strict=False))
+    kept, left, peak = 0, sum(cost.left_bytes for cost in costs), 0
+    for cost in costs:
+        left -= cost.left_bytes
+        peak = max(peak, kept + cost.forward_bytes, kept + cost.peak_bytes + left)
+        kept += cost.kept_bytes
+    return peak
 
 
 def running_order(step: TrainingStep, kind: type[nn.Module] | None = None) -> list[Block]:
@@ -239,18 +301,20 @@ def _mark_once(mark: Callable[[int], None], number: int, _: Tensor) -> None:
     mark(number)
 
 
-def _fake_costs(
-    step: TrainingStep, blocks: Sequence[Block], scratch: Scratch | None, plan: dict[str, str]
-) -> list[Cost]:
-    """The same of a step on fake tensors, from the log of a tracker."""
-    apply_plan(step.model, plan)
-    step.prepare()
+def record_fake_step(step: TrainingStep, names: Sequence[str], scratch: Scratch | None, choice: Choice) -> list[Cost]:
+    """`record_step` on fake tensors, in the context of `revsnn_bench.plan.predict.fake_step`, from a tracker's log.
+
+    Args:
+        step, names, choice: see `record_step`.
+        scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
+    """
+    blocks = _planned(step, names, choice)
     tracker = StorageTracker(step.model, scratch)
     marks: list[tuple[int, int]] = []
     with quiet_gc(), tracker:
         _run(step, blocks, lambda number: marks.append((len(tracker.log), number)))
     step.prepare()
-    recorded = _Recorded(len(blocks) + 1)
+    recorded = _Recorded(len(names))
     for place, entry in enumerate(tracker.log):
         while marks and marks[0][0] <= place:
             recorded.mark(marks.pop(0)[1])
@@ -263,18 +327,23 @@ def _fake_costs(
     return recorded.costs()
 
 
-def _costs(step: TrainingStep, blocks: Sequence[Block], plan: dict[str, str]) -> list[Cost]:
-    """Costs of every segment in one step under a plan."""
-    apply_plan(step.model, plan)
-    step.prepare()
+def record_step(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[Cost]:
+    """Costs of every segment in one step.
+
+    Args:
+        step: is left prepared, and under the choice.
+        names: of the segments, `REST` first.
+        choice: an option for each.
+    """
+    blocks = _planned(step, names, choice)
 
     def mark(number: int) -> None:
         with record_function(f"{_MARK}{number}"):
             pass
 
-    _, events = profiled_events(lambda: _run(step, blocks, mark))
+    _, events = profiled_events(lambda: _run(step, blocks, mark), step.source.device.type)
     step.prepare()
-    recorded = _Recorded(len(blocks) + 1)
+    recorded = _Recorded(len(names))
     for event in events:
         if is_allocation(event):
             replay_event(recorded.ledger, event)
@@ -293,14 +362,17 @@ class _Recorded:
     segment: int = 0
     starts: list[int] = field(default_factory=lambda: [0])
     kept: list[int] = field(default_factory=list)
-    highest: dict[int, int] = field(default_factory=dict)
+    highest: dict[tuple[bool, int], int] = field(default_factory=dict)
+    ends: dict[int, int] = field(default_factory=dict)
 
     def mark(self, number: int) -> None:
         """Segment `number` starts; -1 ends forward, and the last segment goes on in backward."""
         if number >= 0:
-            self.segment = number
-            if not self.kept:
+            if self.kept:
+                self.ends[self.segment] = self.ledger.now
+            else:
                 self.starts.append(len(self.ledger.sizes))
+            self.segment = number
             return
         bounds = [*self.starts, len(self.ledger.sizes)]
         live = self.ledger.live.values()
@@ -310,44 +382,49 @@ class _Recorded:
 
     def now(self) -> None:
         """Looks at the bytes that are alive."""
-        self.highest[self.segment] = max(self.highest.get(self.segment, 0), self.ledger.now)
+        key = bool(self.kept), self.segment
+        self.highest[key] = max(self.highest.get(key, 0), self.ledger.now)
 
     def costs(self) -> list[Cost]:
         """Of every segment."""
-        before = [sum(self.kept[:number]) for number in range(self.segments)]
-        return [Cost(self.kept[n], self.highest.get(n, 0) - before[n]) for n in range(self.segments)]
+        found, left, before = [], 0, sum(self.kept)
+        for n in reversed(range(self.segments)):
+            before -= self.kept[n]
+            own = self.ends[n] - before - left if n in self.ends else 0
+            forward, backward = (self.highest.get((part, n), before) - before for part in (False, True))
+            found.append(Cost(self.kept[n], backward - left, forward, own))
+            left += own
+        return found[::-1]
+
+
+def _planned(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[Block]:
+    """Applies a choice of options to a step, and prepares it; returns its blocks."""
+    apply_plan(step.model, dict(zip(names, choice, strict=True)))
+    step.prepare()
+    return [Block.named(name) for name in names[1:]]
 
 
 def _seconds(
-    step: TrainingStep,
-    blocks: Sequence[Block],
-    names: Sequence[str],
-    options: Sequence[str],
-    rounds: int,
+    step: TrainingStep, names: Sequence[str], options: Sequence[str], rounds: int
 ) -> tuple[tuple[dict[str, float], ...], float]:
-    """Medians over interleaved rounds, by segment and option; and of the step without a plan.
+    """Least of interleaved rounds, by segment and option; and of the step without a plan.
 
-    One round before them is not counted.
+    The least is what other programs disturbed least. Every option has run before, when its bytes were recorded.
     """
-    samples: list[dict[str, list[float]]] = [{} for _ in names]
-    plain: list[float] = []
-    for number in range(rounds + 1):
+    samples: list[dict[str, float]] = [{} for _ in names]
+    plain = [math.inf] * len(names)
+    for _ in range(rounds):
         for option in options:
-            choice = ("remat", *(option for _ in blocks))
-            times = _timed(step, blocks, dict(zip(names, choice, strict=True)), len(names))
-            for known, taken, time_s in zip(samples, choice, times, strict=True):
-                if number:
-                    known.setdefault(taken, []).append(time_s)
-        without = sum(_timed(step, blocks, {}, len(names)))
-        if number:
-            plain.append(without)
-    return tuple({option: median(times) for option, times in known.items()} for known in samples), median(plain)
+            choice = ("remat", *(option for _ in names[1:]))
+            for known, taken, time_s in zip(samples, choice, _timed(step, names, choice), strict=True):
+                known[taken] = min(known.get(taken, math.inf), time_s)
+        plain = list(map(min, plain, _timed(step, names, ("plain",) * len(names))))
+    return tuple(samples), sum(plain)
 
 
-def _timed(step: TrainingStep, blocks: Sequence[Block], plan: Mapping[str, str], segments: int) -> list[float]:
-    apply_plan(step.model, plan)
-    step.prepare()
-    times, running, last = [0.0] * segments, 0, time.perf_counter()
+def _timed(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[float]:
+    blocks = _planned(step, names, choice)
+    times, running, last = [0.0] * len(names), 0, time.perf_counter()
 
     def mark(number: int) -> None:
         nonlocal running, last

@@ -1,49 +1,85 @@
 """The cheapest choice of options within a budget: a mixed-integer program over pairs of neighbouring blocks.
 
-One binary variable z for each block and pair of options; a path through them chooses. With m, p of
+One binary variable z for each block and pair of options; a path through them chooses. With m, f, p, r of
 `revsnn_bench.plan.profile` and seconds c,
 
     minimise    sum of c z
-    subject to  sum over j < i of m_j z_j + p_i z_i <= budget       for every block i
+    subject to  sum over j < i of m_j z_j + f_i z_i <= budget                               for every block i
+                sum over j < i of m_j z_j + p_i z_i + sum over j > i of r_j z_j <= budget   for every block i
                 the option that a pair ends with is the one that the next pair starts with
 """
 
+from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_array
 
-from revsnn_bench.plan.profile import Choice, Profile
+from revsnn_bench.plan.profile import Choice, Profile, Record
 
-FINEST = 0.005
-"""Share of the peak by which two points of the frontier differ at least."""
+FRONTIER_STEPS = 8
+"""Budgets for which plans are recorded to draw the frontier."""
+
+MOST_RECORDED = 6
+"""Plans for one budget that are recorded to correct the costs."""
 
 
 def cheapest(profile: Profile, budget_bytes: int) -> Choice | None:
-    """The options with the least time whose predicted peak is within a budget; None where there are none."""
+    """The options with the least time whose peak is within a budget; None where there are none."""
     found = _solve(profile, budget_bytes)
-    plain = profile.plain
-    if profile.peak_bytes(plain) <= budget_bytes and (found is None or profile.step_s(plain) <= profile.step_s(found)):
-        return plain
-    return found
+    return _cheapest_of([*profile.recorded, *([] if found is None else [found])], profile, budget_bytes)
 
 
 def least(profile: Profile) -> Choice:
-    """The options with the least predicted peak."""
+    """The options with the least peak."""
     found = _solve(profile, None)
     assert found is not None
-    return found
+    return min((found, *profile.recorded), key=profile.peak_bytes)
+
+
+def refined(profile: Profile, budgets: Iterable[int], record: Record) -> Profile:
+    """A profile in which the plan for each budget was recorded, and has corrected the costs where they were wrong.
+
+    Args:
+        profile: of a step.
+        budgets: largest peaks.
+        record: records the step.
+    """
+    for budget_bytes in budgets:
+        for _ in range(MOST_RECORDED):
+            choice = cheapest(profile, budget_bytes) or least(profile)
+            if choice in profile.recorded:
+                break
+            profile = profile.corrected(choice, record(choice))
+    return profile
+
+
+def chosen(profile: Profile, budget_bytes: int) -> Choice:
+    """Of the choices that were recorded the one with the least time within a budget, or with the least peak."""
+    return _cheapest_of(profile.recorded, profile, budget_bytes) or min(profile.recorded, key=profile.peak_bytes)
 
 
 def frontier(profile: Profile) -> list[Choice]:
-    """One choice for each distinct plan, by falling peak and rising time; peaks are `FINEST` apart or more."""
+    """Of the choices that were recorded those with the least time for some budget, by falling peak and rising time."""
     choices: list[Choice] = []
-    budget = max(profile.peak_bytes(profile.uniform(option)) for option in profile.options[-1])
-    while (choice := cheapest(profile, budget)) is not None:
+    budget = max(profile.recorded.values())
+    while (choice := _cheapest_of(profile.recorded, profile, budget)) is not None:
         choices.append(choice)
-        budget = int(profile.peak_bytes(choice) * (1 - FINEST))
+        budget = profile.peak_bytes(choice) - 1
     return choices
+
+
+def frontier_budgets(profile: Profile) -> list[int]:
+    """Budgets for `refined`, evenly from the peak without a plan down to the least one recorded."""
+    lowest, highest = min(profile.recorded.values()), profile.plain_bytes
+    return [highest - (highest - lowest) * number // FRONTIER_STEPS for number in range(1, FRONTIER_STEPS + 1)]
+
+
+def _cheapest_of(choices: Iterable[Choice], profile: Profile, budget_bytes: int) -> Choice | None:
+    """Of choices with equal time the one with the least peak."""
+    fitting = [choice for choice in choices if profile.peak_bytes(choice) <= budget_bytes]
+    return min(fitting, key=lambda choice: (profile.step_s(choice), profile.peak_bytes(choice)), default=None)
 
 
 def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
@@ -56,11 +92,13 @@ def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
     count = len(variables)
     index = {variable: number for number, variable in enumerate(variables)}
     scale = 1000 / profile.plain_bytes  # the solver takes 1e-6 for nothing
-    memory = lil_array((len(profile.blocks), count + 1))
+    segments = len(profile.blocks)
+    memory = lil_array((2 * segments, count + 1))  # backward of every segment, then forward
     for (j, before, option), number in index.items():
         cost = profile.costs[j][before, option]
-        memory[j, number] = cost.peak_bytes * scale
-        memory[j + 1 :, [number]] = cost.kept_bytes * scale
+        memory[:j, [number]] = cost.left_bytes * scale
+        memory[j, number], memory[segments + j, number] = cost.peak_bytes * scale, cost.forward_bytes * scale
+        memory[j + 1 : segments, [number]] = memory[segments + j + 1 :, [number]] = cost.kept_bytes * scale
     memory[:, [count]] = -1.0
     rows = [[(index[0, "", option], 1.0) for option in profile.options[0]]]
     for i in range(1, len(profile.blocks)):

@@ -74,6 +74,40 @@ def spikingjelly():
     return net
 
 
+def vgg():
+    """SpikingJelly's VGG-11 at an eighth of its width; needs the folder of the examples."""
+    from spikingjelly_models import functional, layer, neuron, spiking_vgg
+
+    narrow = [size if size == "M" else size // 8 for size in spiking_vgg.cfgs["A"]]
+    layers = spiking_vgg.SpikingVGG.make_layers(narrow, batch_norm=True, neuron=neuron.LIFNode)
+    net = nn.Sequential(*layers, layer.AdaptiveAvgPool2d(1), layer.Flatten(), layer.Linear(64, 10))
+    functional.set_step_mode(net, "m")
+    return net
+
+
+def sew_resnet():
+    """SpikingJelly's SEW-ResNet with five blocks in the place of eight."""
+    from spikingjelly_models import functional, neuron, sew_resnet
+
+    net = sew_resnet.SEWResNet(
+        sew_resnet.BasicBlock, [2, 1, 1, 1], num_classes=10, cnf="ADD", spiking_neuron=neuron.LIFNode
+    )
+    functional.set_step_mode(net, "m")
+    return net
+
+
+def spikformer():
+    """SpikingJelly's Spikformer of two blocks, 32 wide."""
+    from spikingjelly_models import functional, neuron, spikformer
+
+    net = spikformer.Spikformer(
+        img_size_h=16, img_size_w=16, patch_size=4, embed_dims=32, num_heads=4, depths=2, num_classes=10,
+        spiking_neuron=neuron.LIFNode,
+    )  # fmt: skip
+    functional.set_step_mode(net, "m")
+    return net
+
+
 def with_loss(timesteps, batch):
     labels = torch.zeros(batch, dtype=torch.int64)
     return SimpleNamespace(
@@ -126,6 +160,21 @@ class Shared(Plain):
 
 def shared():
     return Shared()
+
+
+class SharedBlock(nn.Module):
+    """One block of weights and a neuron at two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Sequential(nn.Linear(6, 6), StandardLIF(step_mode="m"))
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def shared_block():
+    return SharedBlock()
 
 
 class Cut(Plain):

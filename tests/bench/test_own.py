@@ -92,6 +92,7 @@ BAD = {
         "the neuron 'first' is called more than 1 times in one forward",
     ),
     "shared": (own_models.Shared, "", "'first' and 'second' of Shared are one module"),
+    "shared_block": (own_models.SharedBlock, "", "'first' and 'second' of SharedBlock are one module"),
     "cut": (own_models.Cut.forward, "", "forward must return a tensor with a gradient"),
     "loss_none": (own_models.loss_none, "loss=", "must return a tensor of one element .*; it returned None"),
     "wrong_inputs": (

@@ -1,8 +1,13 @@
 """Plans within a byte budget: costs of mixes from costs of pairs, the cheapest one, and what is measured of it."""
 
+import functools
 import itertools
+import json
 import random
 import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import own_models
 import pytest
@@ -14,12 +19,29 @@ from typer.testing import CliRunner
 from revsnn_bench.case import Case
 from revsnn_bench.cli import app
 from revsnn_bench.meters.memory import peak_bytes
-from revsnn_bench.models.own import OwnStep
+from revsnn_bench.models.own import ModelError, OwnStep
 from revsnn_bench.models.workloads import build
-from revsnn_bench.plan.planning import Measured, make_plan, measure_step, profile_case, solve_plan
+from revsnn_bench.plan.planning import (
+    Measured,
+    make_plan,
+    measure_case,
+    measure_step,
+    plan_case,
+    predicted_peak,
+    profile_case,
+    solve_plan,
+)
 from revsnn_bench.plan.predict import fake_step, probe_for
-from revsnn_bench.plan.profile import Cost, Profile, profile_fake, profile_step, running_order
-from revsnn_bench.plan.solve import cheapest, frontier, least
+from revsnn_bench.plan.profile import (
+    Cost,
+    Profile,
+    profile_fake,
+    profile_step,
+    record_fake_step,
+    record_step,
+    running_order,
+)
+from revsnn_bench.plan.solve import cheapest, chosen, frontier, frontier_budgets, least, refined
 from revsnn_bench.records import MemoryTimeline
 
 
@@ -34,7 +56,7 @@ def conv_net(blocks=4, channels=8):
 @pytest.fixture(scope="module")
 def step():
     torch.manual_seed(0)
-    step = OwnStep(conv_net(), torch.randn(4, 6, 2, 12, 12, requires_grad=True))
+    step = OwnStep(conv_net(), torch.randn(4, 24, 2, 12, 12, requires_grad=True))
     step.backward(step.forward())
     return step
 
@@ -44,22 +66,16 @@ def profile(step):
     return profile_step(step, rounds=1)
 
 
-BORDER = 4 * (4 * 6 * 8 * 12 * 12 + 1280)
-"""Bytes of the tensor between two blocks, and some statistics."""
-
-
-def assert_predicted(predicted, measured):
-    """Within 2 %, or above by one border: costs of pairs count one twice between remat and two blocks run again."""
-    assert predicted == pytest.approx(measured, rel=0.02) or 0 < predicted - measured <= BORDER
-
-
 def test_the_peak_of_any_mix_follows_from_pairs(step, profile):
-    """Eight random mixes against the allocator's peak; without a plan to the byte."""
+    """Eight random mixes: predicted within 2 % of the allocator's peak; without a plan to the byte.
+
+    A checkpoint keeps the state of the random generator, 5056 bytes, which are booked with the block before it.
+    """
     draw = random.Random(0)
     for _ in range(8):
         choice = tuple(draw.choice(options) for options in profile.options)
         apply_plan(step.model, dict(zip(profile.blocks, choice, strict=True)))
-        assert_predicted(profile.peak_bytes(choice), peak_bytes(step))
+        assert profile.peak_bytes(choice) == pytest.approx(peak_bytes(step), rel=0.02), choice
     apply_plan(step.model, {})
     assert profile.plain_bytes == peak_bytes(step)
 
@@ -71,14 +87,15 @@ def made_up(blocks=5, seed=0):
     allowed = (("remat",), *[options] * blocks)
     costs = tuple(
         {
-            (before, option): Cost(draw.randrange(1000), draw.randrange(2000))
+            (before, option): Cost(*map(draw.randrange, (1000, 2000, 2000, 300)))
             for before in (allowed[i - 1] if i else ("",))
             for option in own
         }
         for i, own in enumerate(allowed)
     )
     seconds = tuple({option: draw.random() for option in own} for own in allowed)
-    return Profile(tuple(map(str, range(blocks + 1))), allowed, costs, seconds, 10**6, 10.0)
+    names = tuple(map(str, range(blocks + 1)))
+    return Profile(names, allowed, costs, seconds, 10.0, {("plain",) * len(names): 10**6})
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -96,25 +113,51 @@ def test_the_solver_finds_what_trying_everything_finds(seed):
     assert profile.peak_bytes(least(profile)) == peaks[0]
 
 
-def test_the_frontier_falls_in_bytes_and_rises_in_time():
-    """Each point is a plan of its own."""
+def test_a_plan_whose_costs_were_wrong_is_corrected_by_its_record():
+    """Where steps with a checkpoint behind remat take 500 bytes more than thought, the plan is another one."""
     profile = made_up()
-    points = [(profile.peak_bytes(choice), profile.step_s(choice)) for choice in frontier(profile)]
+
+    def wrong(choice):
+        return ("remat", "checkpoint") in itertools.pairwise(choice)
+
+    def record(choice):
+        return [replace(cost, kept_bytes=cost.kept_bytes + 500 * wrong(choice)) for cost in profile.costs_of(choice)]
+
+    peaks = sorted(map(profile.peak_bytes, itertools.product(*profile.options)))
+    budget = next(budget for budget in peaks[10::10] if wrong(cheapest(profile, budget)))
+    thought, found = cheapest(profile, budget), refined(profile, [budget], record)
+    choice = chosen(found, budget)
+    assert found.recorded[thought] > budget
+    assert found.recorded[choice] <= budget
+    assert profile.step_s(choice) >= profile.step_s(thought)
+
+
+def test_the_frontier_falls_in_bytes_and_rises_in_time():
+    """Each point is a plan of its own that was recorded."""
+    profile = made_up()
+    profile = refined(profile, [2000, 3000, 4000, *frontier_budgets(profile)], profile.costs_of)
+    choices = frontier(profile)
+    points = [(profile.peak_bytes(choice), profile.step_s(choice)) for choice in choices]
     assert len(points) > 2
     assert all(a[0] > b[0] and a[1] <= b[1] for a, b in itertools.pairwise(points))
+    assert {*choices} <= {*profile.recorded}
+
+
+def plan_for(step, profile, budget):
+    refine = partial(refined, record=partial(record_step, step, profile.blocks))
+    return solve_plan(profile, budget, refine, partial(measure_step, step))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.5, 0.25])
 def test_a_plan_fits_as_measured_or_is_the_least(step, profile, share):
-    """With the gradient of the model without a plan, to the bit."""
-    budget = int(share * profile.plain_bytes)
-    plan = solve_plan(profile, budget, lambda options: measure_step(step, options))
+    """Its peak is the one predicted; it has the gradient of the model without a plan, to the bit."""
+    plan = plan_for(step, profile, int(share * profile.plain_bytes))
     assert plan.measured.gradient_error == 0.0
-    assert_predicted(plan.predicted_bytes, plan.measured.peak_bytes)
-    assert plan.fits == (plan.measured.peak_bytes <= budget)
-    if not plan.fits:
-        assert plan.predicted_bytes == profile.peak_bytes(least(profile))
+    assert plan.predicted_bytes == plan.measured.peak_bytes
+    assert plan.fits == (plan.measured.peak_bytes <= plan.budget_bytes)
+    assert plan.fits or plan.predicted_bytes == pytest.approx(profile.peak_bytes(least(profile)), rel=0.02)
     assert plan.without.peak_bytes == profile.plain_bytes
+    assert plan.measured.timeline.peak_bytes == plan.measured.peak_bytes
 
 
 def test_a_plan_that_is_measured_too_large_is_solved_again():
@@ -127,7 +170,7 @@ def test_a_plan_that_is_measured_too_large_is_solved_again():
         peak = profile.peak_bytes(tuple(options.values())) if options else 10**6
         return Measured(peak + 300, 0.0, MemoryTimeline(events=0, forward_events=0, live_bytes={}))
 
-    plan = solve_plan(profile, budget, measure)
+    plan = solve_plan(profile, budget, partial(refined, record=profile.costs_of), measure)
     assert plan.repairs >= 1
     assert plan.fits
     assert plan.measured.peak_bytes <= budget
@@ -160,26 +203,66 @@ CASE = Case(workload="own_models:spikingjelly", node="lif", timesteps=3, batch=4
 
 
 def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
-    """Every pair of every block within 1 % of the peak."""
-    real, fits = profile_case(CASE, rounds=1)
-    assert fits
-    with fake_step(CASE) as step:
-        fake = profile_fake(step, real, 1.0, probe_for(CASE))
+    """The peak of every choice of options within 1 %; the state of the random generator is what is missing."""
+    case = CASE.model_copy(update={"batch": 64})
+    real, largest = profile_case(case, 1, "", 2**30)
+    assert largest == case
+    with fake_step(case) as step:
+        fake = profile_fake(real, 1.0, partial(record_fake_step, step, real.blocks, probe_for(case)))
     assert fake.plain_bytes == pytest.approx(real.plain_bytes, rel=0.01)
-    for ours, theirs in zip(fake.costs, real.costs, strict=True):
-        for pair, cost in ours.items():
-            assert cost.peak_bytes == pytest.approx(theirs[pair].peak_bytes, abs=0.01 * real.plain_bytes), pair
+    for choice in itertools.product(*real.options):
+        assert fake.peak_bytes(choice) == pytest.approx(real.peak_bytes(choice), rel=0.01), choice
 
 
-def test_a_step_of_100_gib_is_planned_without_running_it(monkeypatch):
-    """Bytes are predicted in full; the plan is not measured, and says that its seconds are a smaller batch's."""
-    case = CASE.model_copy(update={"batch": 10_000_000})
-    profile, fits = profile_case(case, rounds=1)
-    assert not fits
-    assert profile.plain_bytes > 100 * 2**30
-    plan = solve_plan(profile, int(0.7 * profile.plain_bytes), None)
-    assert plan.predicted_bytes < 0.9 * profile.plain_bytes
+@pytest.mark.parametrize(("model", "batch", "size"), [("vgg", 4, 32), ("sew_resnet", 2, 64), ("spikformer", 16, 16)])
+def test_plans_of_spikingjellys_networks(model, batch, size, monkeypatch):
+    """Each fits, or is the least recorded; the peak of a model built anew is within 2 % of the one predicted."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    case = Case(workload=f"own_models:{model}", node="lif", timesteps=2, batch=batch, shape=(3, size, size))
+    step = build(case)
+    step.backward(step.forward())
+    profile = profile_step(step, rounds=1)
+    budgets = [int(share * profile.plain_bytes) for share in (1.0, 0.75, 0.5, 0.35, 0.25)]
+    profile = refined(profile, budgets, partial(record_step, step, profile.blocks))
+
+    @functools.cache
+    def measured(*options):
+        return measure_case(case, dict(options))
+
+    for budget in budgets:
+        plan = solve_plan(profile, budget, lambda known, _: known, lambda options: measured(*options.items()))
+        assert plan.predicted_bytes == pytest.approx(plan.measured.peak_bytes, rel=0.02)
+        assert plan.measured.gradient_error == 0.0
+        assert plan.fits or plan.predicted_bytes == min(profile.recorded.values())
+
+
+def here(function, *arguments):
+    return function(*arguments)
+
+
+def test_a_step_of_100_gib_is_planned_without_running_it():
+    """Its bytes are predicted in full; the plan is verified at the largest batch within a limit, and says so."""
+    case = Case(workload="own_models:sequential", node="lif", timesteps=3, batch=200_000_000, shape=(6,))
+    budget, limit = 125 * 2**30, 4 << 20
+    plan = plan_case(here, case, budget, rounds=1, limit_bytes=limit)
+    assert 100 * 2**30 < plan.predicted_bytes <= budget < plan.plain_bytes
+    assert plan.measured is None
+    found = plan.smaller
+    assert predicted_peak(case.model_copy(update={"batch": found.batch}), {}) <= limit
+    assert predicted_peak(case.model_copy(update={"batch": found.batch + 2}), {}) > limit
+    assert found.measured.peak_bytes == pytest.approx(found.predicted_bytes, rel=0.02)
+    assert found.measured.gradient_error == 0.0
     assert "too large to run here" in plan.summary()[1]
+    assert f"Verified at a batch of {found.batch:,}" in plan.summary()[2]
+    assert json.loads(plan.to_json())["verified"]["batch"] == found.batch
+
+
+def test_blocks_are_named_by_their_class():
+    """Every module of the class is one; anything else is refused."""
+    plan = plan_case(here, CASE, 2**20, rounds=1, blocks="spikingjelly.activation_based.layer:Conv2d")
+    assert [row.block for row in plan.rows] == ["rest", "0", "3"]
+    with pytest.raises(ModelError, match="must name a class of modules; got 'own_models:plain', a function"):
+        plan_case(here, CASE, 2**20, rounds=1, blocks="own_models:plain")
 
 
 @pytest.mark.parametrize(

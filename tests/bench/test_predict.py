@@ -64,3 +64,16 @@ def test_control_flow_that_reads_values_is_named():
     build(case)
     with pytest.raises(ModelError, match=r"own_models.py, line \d+: Branch on an input .* raised DataDependent"):
         predict(case)
+
+
+def test_blocks_on_a_gpu_are_rounded_to_512_bytes():
+    """Blocks that are multiples of it stay as they are; blocks of 4 bytes or fewer grow 128 times or more."""
+
+    def peaks(features):
+        case = Case(node="lif", timesteps=1, batch=1, shape=(features,), node_options={"backend": "torch"})
+        return [predict(case.model_copy(update={"device": device})).peak_bytes for device in ("cpu", "cuda")]
+
+    assert peaks(2048)[0] == peaks(2048)[1]
+    small, on_gpu = peaks(1)
+    assert on_gpu % 512 == 0
+    assert on_gpu >= 128 * small

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from revsnn_bench.cli import app
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-model.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
@@ -23,7 +26,25 @@ def folder(tmp_path_factory):
     return path
 
 
-def run(arguments, folder):
+@pytest.fixture
+def command(folder, monkeypatch):
+    """Runs a command of the page in the folder, and in this process; `run`, which is pytest, in one of its own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+
+    def runs(line):
+        program, *arguments = shlex.split(line)
+        assert program == "revsnn-bench"
+        if arguments[0] == "run":
+            return run_python(["-m", "revsnn_bench.cli", *arguments], folder)
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return runs
+
+
+def run_python(arguments, folder):
     paths = os.pathsep.join([path for path in sys.path if path] + [os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "120"}
     done = subprocess.run(
@@ -36,30 +57,29 @@ def run(arguments, folder):
 def test_the_page_has_its_files_and_commands():
     """Nothing is left out by the patterns of this test."""
     assert set(FILES) == {"net.py", "train.py", "loop.py", "task.py", "in_python.py"}
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     assert PAGE.count("```python") == len(FILES)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands(command, folder):
-    """Each ends well; the plan fits, and its page shows figures and tables."""
-    program, *arguments = shlex.split(command)
-    assert program == "revsnn-bench"
-    printed = run(["-m", "revsnn_bench.cli", *arguments], folder)
-    if "--page" in arguments:
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands(line, command, folder):
+    """Each ends well; plans fit, a page shows figures and tables, and what is too large to run is verified."""
+    printed = command(line)
+    assert ("Verified at a batch of" in printed) == ("--limit" in line)
+    if "--page" in line:
         assert "This plan fits" in printed
         page = (folder / "plan.html").read_text(encoding="utf-8")
         assert page.count("<svg") >= 2
         assert page.count("<table") == 2
 
 
-def test_the_training_script_runs(folder):
+def test_the_training_script_runs(command, folder):
     """With the plan that the command wrote."""
     if not (folder / "plan.json").exists():
-        run(["-m", "revsnn_bench.cli", *shlex.split(COMMANDS[1])[1:]], folder)
-    assert "loss" in run(["train.py"], folder)
+        command(next(line for line in COMMANDS if " plan " in line))
+    assert "loss" in run_python(["train.py"], folder)
 
 
 def test_a_plan_from_python(folder):
     """The last script of the page."""
-    assert "budget 1.0 MiB" in run(["in_python.py"], folder)
+    assert "budget 1.0 MiB" in run_python(["in_python.py"], folder)

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 from nodes_remat import NETWORKS, PerStep, Residual, image_sequence, residual_net, train_step, vgg
-from revsnn_nodes import StandardLIF, apply_plan
+from revsnn_nodes import StandardLIF, apply_plan, plan
 from revsnn_nodes.plan import OPTIONS, REST, find_blocks, remove_plan
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 
 
 def options_of(net, seed):
@@ -112,16 +113,29 @@ def test_a_plan_from_a_file(tmp_path):
     assert "forward" in net[2].__dict__
 
 
+def test_offload_keeps_copies_on_the_host(monkeypatch):
+    """Its hooks decide inside of `remat`, gradients keep their bits; the check of the device is left out here."""
+    net, x = residual_net(), image_sequence()
+    expected = train_step(copy.deepcopy(net), x)
+    monkeypatch.setattr(plan, "_require_device", lambda *_: None)
+    apply_plan(net, {REST: "remat", "2": "offload", "3": "checkpoint"})
+    moved = []
+    monkeypatch.setattr(plan, "save_on_cpu", lambda pin_memory: moved.append(pin_memory) or save_on_cpu())
+    train_step(net, x).assert_equals(expected)
+    assert moved == [torch.cuda.is_available()]
+
+
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    ("options", "message"),
     [
         ({"7": "remat"}, r"`plan` must name blocks of the model; got '7'\."),
         ({"[0:99]": "remat"}, r"got '\[0:99\]'\."),
-        ({"2": "offload"}, r"`plan` must give '2' one of plain, .*; got 'offload'\."),
+        ({"2": "pickle"}, r"`plan` must give '2' one of plain, .*, offload; got 'pickle'\."),
+        ({"2": "offload"}, r"`plan` must give '2' another option on the CPU; got 'offload'\. .* is there already\."),
         ({REST: "bits"}, r"`plan` must give 'rest' one of plain, remat, remat4; got 'bits'\."),
     ],
 )
-def test_a_plan_for_another_model_is_refused(plan, message):
+def test_a_plan_for_another_model_is_refused(options, message):
     """The error names the block."""
     with pytest.raises(ValueError, match=message):
-        apply_plan(residual_net(), plan)
+        apply_plan(residual_net(), options)

@@ -302,6 +302,7 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
         stack.enter_context(saved_tensors_hooks(recorder.hook, unpack))
         stack.enter_context(_Mode(recorder))
         stack.callback(recorder.values.clear)
+        stack.callback(recorder.fresh.clear)  # what the last call saved would live on after its backward
         yield saved
 
 
