@@ -160,8 +160,8 @@ def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
 
     try:
         found = of_seed(case.seed)
-        near = NEAR_TOLERANCE * found.tolerance
-        while found.inputs < SEEDS and not found.beyond_tolerance() and max(found.errors().values(), default=0.0) > near:
+        near = NEAR_TOLERANCE * found.tolerance < max(found.errors().values(), default=0.0)
+        while near and found.inputs < SEEDS and not found.beyond_tolerance():
             found = found.worst_with(of_seed(case.seed + found.inputs))
         return found
     except NoOracle as reason:
