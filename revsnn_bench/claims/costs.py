@@ -15,7 +15,7 @@ from revsnn_bench.claims.claim import (
 )
 from revsnn_bench.claims.plan import BASELINES, baseline_of
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import Record
+from revsnn_bench.records import Record, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.points import Ratio, ratio_text, ratio_to_lif
 
@@ -143,6 +143,10 @@ def fewer_flops(records: list[Record]) -> Judged:
     name = "backward_recompute_flops"
     held, parts = [], []
     for new, old in _pairs(records):
+        if Status.WRONG in (new.status, old.status):
+            held.append(False)
+            parts.append(f"{_place(new)}: its gradient is wrong")
+            continue
         saving = 1 - known(BY_NAME[name].read(new)) / known(BY_NAME[name].read(old))
         held.append(saving >= ENOUGH * CLAIMED_FLOPS)
         shown = f"{units.measured(name, new)} against {units.measured(name, old)}"
@@ -155,6 +159,10 @@ def less_time(records: list[Record]) -> Judged:
     """The same in step time, each side divided by the standard LIF of its own rounds."""
     held, parts = list[bool | None](), []
     for new, old in _pairs(records):
+        if Status.WRONG in (new.status, old.status):
+            held.append(False)
+            parts.append(f"{_place(new)}: its gradient is wrong")
+            continue
         saved = _time_saving(new, old)
         if saved.low is None or saved.high is None:
             held.append(None)

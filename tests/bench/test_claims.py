@@ -58,8 +58,14 @@ def judged(make_record, make_accuracy, make_run):
             if case.node == "lif" and dict(case.options) in BASELINES.values():
                 kept = memory.retained_bytes * LIF_KEEPS[baseline_of(case)] // 3
                 memory = memory.model_copy(update={"retained_bytes": kept})
-            parts = {"memory": memory, "fidelity": fidelity, "accuracy": make_accuracy(0.99), **change(case)}
-            records.append(base.model_copy(update={"case": case, "status": Status.OK, "reason": None, **parts}))
+            parts = {
+                "status": Status.OK,
+                "memory": memory,
+                "fidelity": fidelity,
+                "accuracy": make_accuracy(0.99),
+                **change(case),
+            }
+            records.append(base.model_copy(update={"case": case, "reason": None, **parts}))
         (finding,) = judge(make_run(records), plan, [key])
         return finding
 
@@ -197,6 +203,14 @@ def test_time_saving_is_taken_against_lif_in_the_same_rounds(judged, make_record
     finding = judged("time", change)
     assert finding.verdict is Verdict.REPRODUCED
     assert "one layer: 25.0 %" in finding.measured
+
+
+@pytest.mark.parametrize("key", ["flops", "time"])
+def test_a_wrong_gradient_saves_nothing(judged, key):
+    """Where the node or classic backprop is wrong, no saving is counted, and the finding says so."""
+    finding = judged(key, lambda case: {"status": Status.WRONG} if case.node == "revlif" else {})
+    assert finding.verdict is Verdict.NOT
+    assert finding.measured == "one layer: its gradient is wrong; whole vgg11: its gradient is wrong"
 
 
 def test_time_saving_within_its_interval_is_none(judged):
