@@ -86,10 +86,12 @@ def growth(step: TrainingStep, lasting: Lasting) -> tuple[int, str | None]:
 
 
 def _storages() -> Iterator[torch.UntypedStorage]:
-    """Storages with memory of all tensors that Python knows."""
+    """Storages with memory of all tensors that Python knows; the wrappers of `torch.func` have none."""
     for each in gc.get_objects():
         # By type: an `isinstance` would ask lazy proxies, which import what they stand for.
-        if issubclass(type(each), Tensor) and each.layout == torch.strided and each.device.type != "meta":
+        if not issubclass(type(each), Tensor) or not torch._C._has_storage(each):
+            continue
+        if each.layout == torch.strided and each.device.type != "meta":
             yield storage_of(each)
 
 

@@ -6,6 +6,8 @@ import torch
 from revsnn_nodes import registry
 
 from revsnn_bench import Case, Settings, measure
+from revsnn_bench.meters.memory import measure_memory
+from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.plugin import budget
 from revsnn_bench.records import Status
 
@@ -91,3 +93,16 @@ def test_what_a_step_frees_is_not_held(measured):
     """Arrays that live within forward alone are no memory between forward and backward."""
     record = measured(lambda: hidden_memory.Hiding(lambda node, x, y: torch.from_numpy(x.numpy() * 2) is None or None))
     assert record.status is Status.OK
+
+
+def test_a_wrapper_of_a_transform_that_is_still_alive_stops_no_meter():
+    """Tensors that `torch.func` left behind have no storage, and are passed over."""
+    left = []
+
+    def function(x):
+        left.append(x)
+        return (x * x).sum()
+
+    torch.func.grad(function)(torch.ones(3))
+    assert not torch._C._has_storage(left[0])
+    assert measure_memory(SelfTestStep()).retained_bytes == SelfTestStep().expected_retained_bytes

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import revsnn_nodes
 import torch
 from torch._dynamo.utils import counters
 from torch.profiler import profile
@@ -33,7 +32,7 @@ def case(node, **more):
 
 # A step of the coupled forward, and the sigmoid surrogate: alpha z, sigmoid, 1 - s, two products.
 COUPLED_FORWARD, PHI = 11, 5
-README = Path(revsnn_nodes.__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "nodes" / "README.md"
 
 
 def stated_operations(timesteps):
