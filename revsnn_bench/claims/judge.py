@@ -20,6 +20,7 @@ from revsnn_bench.claims.costs import (
     one_tensor_per_block,
 )
 from revsnn_bench.claims.plan import Plan
+from revsnn_bench.measuring import PASSES
 from revsnn_bench.records import Run, Status
 
 SOURCE = (
@@ -62,14 +63,14 @@ CLAIMS: tuple[Claim, ...] = (
         "flops",
         "Backward takes 23 % fewer FLOPs than classic reversible backprop (old and new method on VGG-11).",
         Plan.saving,
-        ("flops",),
+        ("flops", "fidelity"),
         fewer_flops,
     ),
     Claim(
         "time",
         "Training takes 23.8 % less time than with classic reversible backprop.",
         Plan.saving,
-        ("time",),
+        ("fidelity", "time"),
         less_time,
     ),
     Claim("accuracy", "Accuracy is maintained.", Plan.accuracy, ("accuracy",), accuracy_maintained),
@@ -115,6 +116,12 @@ CLAIMS: tuple[Claim, ...] = (
 def cases_of(plan: Plan, keys: Iterable[str] = ()) -> list[Case]:
     """Every case that some claims need, each once; of all claims where no key is given."""
     return list(dict.fromkeys(case for claim in _chosen(keys) for case in claim.cases(plan)))
+
+
+def passes_of(case: Case, plan: Plan, keys: Iterable[str] = ()) -> tuple[str, ...]:
+    """The passes that some claims read of a case; training is not one, it follows from the case."""
+    read = {part for claim in _chosen(keys) if case in claim.cases(plan) for part in claim.reads}
+    return tuple(name for name, each in PASSES.items() if each.field in read)
 
 
 def judge(run: Run, plan: Plan, keys: Iterable[str] = ()) -> list[ClaimFinding]:

@@ -46,7 +46,7 @@ def claims(
     Exit code 5 where a claim could not be judged because a case failed.
     """
     from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
-    from revsnn_bench.claims.judge import cases_of
+    from revsnn_bench.claims.judge import cases_of, passes_of
     from revsnn_bench.claims.report import claims_table, write_claims
 
     known, keys = [claim.key for claim in CLAIMS], listed(only)
@@ -58,7 +58,7 @@ def claims(
         run = find_run(from_run, results)
     else:
         session = _session(run_id, resume, threads, results, reports)
-        run, files = _measured(session, cases_of(plan, keys))
+        run, files = _measured(session, {case: passes_of(case, plan, keys) for case in cases_of(plan, keys)})
     findings = judge(run, plan, keys)
     Console().print(claims_table(findings))
     for path in (*files, *write_claims(run, findings, reports)):
@@ -89,15 +89,15 @@ def _session(run_id: str, resume: str, threads: str, results: Path, reports: Pat
     )
 
 
-def _measured(session: "BenchSession", cases: "list[Case]") -> "tuple[Run, list[Path]]":
-    """Measures every case under a progress bar, and returns the run with its files; Ctrl-C keeps what is done."""
+def _measured(session: "BenchSession", cases: "dict[Case, tuple[str, ...]]") -> "tuple[Run, list[Path]]":
+    """Measures every case by its passes under a progress bar; the run with its files. Ctrl-C keeps what is done."""
     from rich.progress import track
 
     from revsnn_bench.runs import load_run
 
     try:
         for case in track(cases, "claims", console=Console(stderr=True), transient=True):
-            session.measure(case)
+            session.measure(case, cases[case])
     except KeyboardInterrupt:
         saved, *_ = session.finish(complete=False)
         raise failure(f"interrupted; go on with --resume {saved.stem}", ExitCode.INTERRUPTED) from None

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from revsnn_bench import Settings, measure
 from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
 from revsnn_bench.claims.accuracy import MARGIN, _difference, _maintained
-from revsnn_bench.claims.judge import cases_of
+from revsnn_bench.claims.judge import cases_of, passes_of
 from revsnn_bench.claims.plan import BASELINES, baseline_of
 from revsnn_bench.claims.report import claims_json, claims_markdown
 from revsnn_bench.cli import app
@@ -381,6 +381,14 @@ def test_every_case_of_a_plan_can_be_measured(case):
     record = measure(case.model_copy(update={"epochs": min(case.epochs, 1)}), Settings(passes=("memory", "flops")))
     assert record.memory is not None
     assert (record.accuracy is not None) == bool(case.epochs)
+
+
+def test_a_case_gets_the_passes_that_its_claims_read():
+    """A training is not timed besides; a case that several claims share gets what each of them reads."""
+    for key, passes in {"accuracy": (), "one-node": ("memory",), "time": ("fidelity", "time")}.items():
+        assert {passes_of(case, PLAN, [key]) for case in cases_of(PLAN, [key])} == {passes}
+    shared = next(case for case in cases_of(PLAN, ["time"]) if case.workload != "layer" and case.node == "revlif")
+    assert passes_of(shared, PLAN, ["time", "flops", "network"]) == ("memory", "flops", "fidelity", "time")
 
 
 def test_judging_a_saved_run_again_gives_the_same_table(tmp_path, monkeypatch):
