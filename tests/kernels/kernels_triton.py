@@ -1,6 +1,6 @@
-"""Triton kernels in child processes: run in Triton's interpreter, and compiled for a GPU that need not be there.
+"""Triton kernels: run on a GPU where there is one, else in Triton's interpreter; and compiled for one not there.
 
-Triton decides when it is imported whether it interprets, so neither can happen in the process of the other tests.
+Triton decides when it is imported whether it interprets: it does so in a child process.
 """
 
 import io
@@ -48,6 +48,14 @@ def interpreted(pool: ProcessPoolExecutor) -> Launch:
         return torch.load(io.BytesIO(results))
 
     return launch
+
+
+def on_gpu(*arguments: Any) -> tuple[Tensor, ...]:
+    """`triton_launch.launch` on copies of the arguments on the GPU; results on the CPU."""
+    from revsnn_nodes.kernels.triton import launch as triton_launch
+
+    moved = [each.cuda() if isinstance(each, Tensor) else each for each in arguments]
+    return tuple(result.cpu() for result in triton_launch.launch(*moved))
 
 
 def _launch(packed: bytes) -> bytes:
@@ -99,9 +107,9 @@ def differentiate(launch: Launch, name: str, node: Any, problem: Problem, throug
 
 
 def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, Any]]:
-    """Compiles an operator's kernel as it would be; what the machine code of each configuration does.
+    """Compiles an operator's kernel as it would be; what the machine code of each shape does.
 
-    Of the configurations that would be tried: those with one column or four to a thread, and those with the most.
+    Of the shapes that launches of few columns and of many would have.
 
     Runs in a process that does not interpret. Arguments as for the operator, with tensors on the CPU.
     """
@@ -124,16 +132,15 @@ def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, A
 
     facts: list[dict[str, Any]] = []
 
-    def compile_all(kernel: Any, given: dict[str, Any]) -> None:
-        kernel.nargs = {}
-        tried = [{**each.kwargs, "num_warps": each.num_warps} for each in kernel.prune_configs(given)]
-        per_thread = [each["BLOCK"] // (32 * each["num_warps"]) for each in tried]
-        for each, width in zip(tried, per_thread, strict=True):
-            if width not in (1, 4, max(per_thread)) or each["num_warps"] != 4:
-                continue
-            options = {**each, "enable_fp_fusion": False}
-            made = kernel.fn.warmup(grid=(1,), **options, **given)
-            facts.append({"per_thread": width, **options, **_facts(made.asm, Path(triton.__file__).parent)})
+    def compile_all(function: Any, given: dict[str, Any], shape: Any) -> None:
+        itemsize = next(each.element_size() for each in given.values() if isinstance(each, Tensor))
+        for columns in (1 << 12, 1 << 22):
+            shape = triton_launch._shape_for(name, {**given, "columns": columns}, itemsize)
+            options = {"num_warps": shape.warps, "enable_fp_fusion": False}
+            made = function.warmup(grid=(1,), BLOCK=shape.block, STAGES=shape.stages, **options, **given)
+            facts.append(
+                {"per_thread": shape.block // (32 * shape.warps), **_facts(made.asm, Path(triton.__file__).parent)}
+            )
 
     driver.set_active(Absent())
     triton_launch._run = compile_all

@@ -88,5 +88,5 @@ def test_other_precisions_compile_for_ampere(compiled, name, dtype):
 def test_longest_pieces_fit_the_registers(compiled):
     """Sixteen steps, whose outputs, gradients and charges a thread holds all at once, do not spill."""
     facts = compiled(90, "carrier_backward", *operator("carrier_backward", 16, torch.float32))
-    assert {each["per_thread"] for each in facts} == {1, 2}
+    assert {each["per_thread"] for each in facts} == {1}
     assert all(each["spilled_bytes"] == 0 for each in facts)

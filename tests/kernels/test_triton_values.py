@@ -1,6 +1,7 @@
-"""Triton kernels, in Triton's interpreter: forwards against the torch reference to the bit, gradients against float64.
+"""Triton kernels: forwards against the torch reference to the bit, gradients against float64.
 
-The oracle differentiates the very spikes that the kernel fired. No GPU runs here: what is proven is the arithmetic.
+They run on the GPU where there is one; else in Triton's interpreter, which proves the arithmetic alone. The oracle
+differentiates the very spikes that the kernel fired.
 """
 
 import kernels_triton
@@ -26,6 +27,9 @@ INVERSE_RTOL = {torch.float64: 1e-9, torch.float32: 5e-4}
 
 @pytest.fixture(scope="module")
 def launch():
+    if torch.cuda.is_available():
+        yield kernels_triton.on_gpu
+        return
     with kernels_triton.child(TRITON_INTERPRET="1") as pool:
         yield kernels_triton.interpreted(pool)
 

@@ -44,8 +44,8 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MOST_GROUPS = 8
 """Kernels hold all groups of a column in registers: more of them take long to compile, and then spill."""
 
-LEAST_TRITON = (3, 7)
-"""The compilers of earlier versions refuse tuples of tuples, in which the kernels keep steps of groups."""
+LEAST_TRITON = (3, 4)
+"""The oldest version with which the kernels were compiled."""
 
 LEAST_CAPABILITY = (8, 0)
 """The kernels read ahead by asynchronous copies, which NVIDIA GPUs have from Ampere on."""

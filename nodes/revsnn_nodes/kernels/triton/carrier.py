@@ -33,7 +33,7 @@ from revsnn_nodes.kernels.triton.equations import (
 )
 
 
-@kernel(key=("columns", "steps"), values=lambda _: 4)
+@kernel
 def carrier_forward(
     x_seq, v0, y_seq, v_last,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
@@ -70,7 +70,7 @@ def _regenerated(y, v, p, unscale, from_rest, mode):
     return h, reset_of(h, s, p, mode)
 
 
-@kernel(key=("columns", "steps", "ROWS"), values=lambda given: 3 * given["ROWS"], stages=(3,))
+@kernel
 def carrier_backward(
     y_seq, v0, ybar_seq, vbar_last, xbar_seq, vbar0,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,

@@ -53,6 +53,15 @@ def read_groups(tensor, row, at, inner, mask, fill, dtype: tl.constexpr, GROUPS:
 
 
 @jit
+def groups_of(parts, step: tl.constexpr, GROUPS: tl.constexpr):
+    """The groups of one step, from a tuple that holds those of several steps one after the other."""
+    found = ()
+    for i in tl.static_range(GROUPS):
+        found = appended(found, parts[step * GROUPS + i])
+    return found
+
+
+@jit
 def write_groups(pointers, parts, inner, mask, GROUPS: tl.constexpr):
     """Stores a block of every group."""
     for i in tl.static_range(GROUPS):
@@ -151,7 +160,7 @@ def coupled_step_vjp(y, m, ybar, vbar_after, p, mode, GROUPS: tl.constexpr):
     return prepended(dbar + x_first_bar, xbar), vbar
 
 
-@kernel(key=("columns", "steps", "GROUPS"), values=lambda given: 4 * given["GROUPS"])
+@kernel
 def coupled_forward(
     x_seq, v0, y_seq, v_last, anchors,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
@@ -183,7 +192,7 @@ def coupled_forward(
     write_groups(v_last + at, v, inner, mask, GROUPS)
 
 
-@kernel(key=("columns", "steps", "GROUPS"), values=lambda given: 6 * given["GROUPS"])
+@kernel
 def inverse_backward(
     y_seq, v_last, ybar_seq, vbar_last, xbar_seq, vbar0,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
@@ -220,9 +229,7 @@ def _membranes(
     return chosen(at_start, v_start, chosen(at_anchor, v_anchor, v_swept, GROUPS), GROUPS)
 
 
-@kernel(
-    key=("columns", "steps", "GROUPS", "ROWS"), values=lambda given: 3 * given["GROUPS"] * given["ROWS"], stages=(3,)
-)
+@kernel
 def anchored_backward(
     y_seq, v0, anchors, ybar_seq, vbar_last, xbar_seq, vbar0,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
@@ -260,14 +267,15 @@ def anchored_backward(
             for r in tl.static_range(ROWS):
                 there = mask if EVEN else mask & (first + r < end)
                 row = (first + r) * width
-                y = appended(y, read_groups(y_seq, row, at, inner, there, 0.0, dtype, GROUPS))
-                ybar = appended(ybar, read_groups(ybar_seq, row, at, inner, there, 0.0, dtype, GROUPS))
+                y = y + read_groups(y_seq, row, at, inner, there, 0.0, dtype, GROUPS)
+                ybar = ybar + read_groups(ybar_seq, row, at, inner, there, 0.0, dtype, GROUPS)
             for r in tl.static_range(ROWS):
-                m_r, v = regenerate_step(y[r], v, p, mode, dtype, GROUPS)
-                m = appended(m, m_r)
+                m_r, v = regenerate_step(groups_of(y, r, GROUPS), v, p, mode, dtype, GROUPS)
+                m = m + m_r
             for r in tl.static_range(ROWS - 1, -1, -1):
                 there = mask if EVEN else mask & (first + r < end)
-                xbar, vbar_r = coupled_step_vjp(y[r], m[r], ybar[r], vbar, p, mode, GROUPS)
+                y_r, m_r, ybar_r = groups_of(y, r, GROUPS), groups_of(m, r, GROUPS), groups_of(ybar, r, GROUPS)
+                xbar, vbar_r = coupled_step_vjp(y_r, m_r, ybar_r, vbar, p, mode, GROUPS)
                 write_groups(xbar_seq + (first + r) * width + at, xbar, inner, there, GROUPS)
                 vbar = chosen(there, vbar_r, vbar, GROUPS)
     if vbar0 is not None:

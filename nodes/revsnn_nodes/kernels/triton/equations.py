@@ -9,11 +9,11 @@ Arithmetic is in float64 for float64 tensors, and in float32 for all others. Wha
 the forward pass decided by, in half precision too.
 
 With TRITON_INTERPRET=1 in the environment before triton is imported, kernels run in Triton's interpreter, on CPU
-tensors and with one fixed block size: slow, and the way to check their arithmetic without a GPU.
+tensors: slow, and the way to check their arithmetic without a GPU.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
@@ -23,16 +23,6 @@ from revsnn_nodes.kernels.layout import KINDS, Numbers
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in the interpreter."""
-
-INTERPRETED_BLOCK = 32
-"""Columns of a block in the interpreter."""
-
-MOST_REGISTERS = 160
-"""Registers that a thread may spend on what it holds of a sequence, of the 255 that it has:
-above this, ptxas spills nearly always."""
-
-BLOCKS = ((128, 4), (256, 4), (512, 4), (1024, 4), (1024, 8))
-"""Columns and warps of a block: 1 to 8 columns per thread, so 16 bytes per access in each width of number."""
 
 SIGMOID, ATAN, QUADRATIC, EXPONENTIAL, SQUARED, ERF, RECT = map(tl.constexpr, range(len(KINDS)))
 
@@ -57,45 +47,9 @@ def jit(function: Callable[..., Any]) -> Any:
     return triton.jit(function)
 
 
-def kernel(
-    key: Sequence[str], values: Callable[[dict[str, Any]], int], stages: Sequence[int] = (1, 3)
-) -> Callable[[Callable[..., Any]], Any]:
-    """Makes a kernel with arguments BLOCK and STAGES, which are measured once for each value of `key` and then kept.
-
-    BLOCK columns go to a program. STAGES is how many steps the loops over time have under way: with 3, the tensors of
-    the next two steps are copied to shared memory, asynchronously, while a step is computed.
-
-    Args:
-        key: the arguments that decide what is best, beside which tensors are given and of which type.
-        values: how many numbers of a sequence a column holds at once, from the arguments: configurations whose
-            threads could not hold them in registers are not tried.
-        stages: the values of STAGES that are tried.
-    """
-
-    def make(function: Callable[..., Any]) -> Any:
-        return triton.autotune(
-            configs=_configurations(stages), key=list(key), prune_configs_by={"early_config_prune": prune}
-        )(triton.jit(function))
-
-    def prune(configurations: list[Any], arguments: dict[str, Any], **constants: Any) -> list[Any]:
-        everything = {**arguments, **constants}
-        words = max(each.element_size() for each in everything.values() if hasattr(each, "element_size")) // 4
-        held = values(everything) * max(words, 1)
-        smallest = min(per_thread(each) for each in configurations)
-        return [each for each in configurations if per_thread(each) <= max(MOST_REGISTERS // held, smallest)]
-
-    def per_thread(configuration: Any) -> int:
-        return int(configuration.kwargs["BLOCK"] // (32 * configuration.num_warps))
-
-    return make
-
-
-def _configurations(stages: Sequence[int]) -> list[Any]:
-    if INTERPRETED:
-        return [triton.Config({"BLOCK": INTERPRETED_BLOCK, "STAGES": 1}, num_warps=1)]
-    return [
-        triton.Config({"BLOCK": block, "STAGES": ahead}, num_warps=warps) for block, warps in BLOCKS for ahead in stages
-    ]
+def kernel(function: Callable[..., Any]) -> Any:
+    """Makes a function a kernel; its code is the same for every number of steps."""
+    return triton.jit(function, do_not_specialize=["steps", "every"])
 
 
 @jit

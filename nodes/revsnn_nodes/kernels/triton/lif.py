@@ -28,7 +28,7 @@ from revsnn_nodes.kernels.triton.equations import (
 )
 
 
-@kernel(key=("columns", "steps"), values=lambda _: 4)
+@kernel
 def lif_forward(
     x_seq, v0, rate, s_seq, v_last, h_seq,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
@@ -53,7 +53,7 @@ def lif_forward(
     write(v_last + at, v, mask)
 
 
-@kernel(key=("columns", "steps"), values=lambda _: 4)
+@kernel
 def lif_backward(
     h_seq, sbar_seq, vbar_last, v0, rate, xbar_seq, vbar0, ratebar,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,

@@ -55,7 +55,7 @@ def step_of(x, v, p, mode, dtype: tl.constexpr):
     return h, s, rounded(reset_of(h, s, p, mode), dtype)
 
 
-@kernel(key=("columns", "steps"), values=lambda _: 6)
+@kernel
 def norm_lif_forward(
     z_seq, v0, mean, inverse_std, weight, bias, residual_seq, s_seq, v_last,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
@@ -77,7 +77,7 @@ def norm_lif_forward(
     write(v_last + at, v, mask)
 
 
-@kernel(key=("columns", "steps", "ROWS"), values=lambda given: 3 * given["ROWS"], stages=(3,))
+@kernel
 def norm_lif_backward(
     z_seq, v0, mean, inverse_std, weight, bias, residual_seq, sbar_seq, vbar_last, xbar_seq, vbar0,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
