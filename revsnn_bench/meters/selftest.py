@@ -55,6 +55,7 @@ class SelfTestStep(ModuleStep):
         rows: n, the batch.
         features: f, features of the input.
         units: g, features of the output; large enough that the peak is in the sigmoid's backward.
+        device: where it runs.
 
     Attributes:
         expected_retained_bytes: input (kept by linear) and charge (kept by the sigmoid), A + B.
@@ -68,7 +69,7 @@ class SelfTestStep(ModuleStep):
         expected_recompute_flops: n g.
     """
 
-    def __init__(self, rows: int = 24, features: int = 16, units: int = 40) -> None:
+    def __init__(self, rows: int = 24, features: int = 16, units: int = 40, device: str = "cpu") -> None:
         a, b, w = (_ITEMSIZE * size for size in (rows * features, rows * units, features * units))
         if 3 * b <= a + w:
             raise ValueError(
@@ -76,8 +77,8 @@ class SelfTestStep(ModuleStep):
                 "peak is in the linear layer's backward and the closed form does not hold. Pass more rows."
             )
         generator = torch.Generator().manual_seed(0)
-        linear = nn.Linear(features, units, bias=False)
-        source = torch.randn(rows, features, generator=generator).requires_grad_()
+        linear = nn.Linear(features, units, bias=False, device=device)
+        source = torch.randn(rows, features, generator=generator).to(device).requires_grad_()
         super().__init__(nn.Sequential(linear, SigmoidNode(), nn.ReLU()), source)
         self.expected_retained_bytes = a + b
         self.expected_state_bytes = self.expected_output_bytes = b
@@ -112,13 +113,13 @@ class SelfTestStep(ModuleStep):
         return [] if self._node.state is None else [self._node.state]
 
 
-def run_selftest() -> list[tuple[str, object, object]]:
-    """Measures bytes and operations of the self-test step.
+def run_selftest(device: str = "cpu") -> list[tuple[str, object, object]]:
+    """Measures bytes and operations of the self-test step on a device.
 
     Returns:
         (quantity, expected, measured) for each; the meters are right when all pairs are equal.
     """
-    step = SelfTestStep()
+    step = SelfTestStep(device=device)
     memory, flops = measure_memory(step), measure_flops(step)
     measured: dict[str, object] = {
         **{name: getattr(memory, name) for name in ("retained_bytes", "state_bytes", "output_bytes")},

@@ -125,7 +125,25 @@ def kernels_are_exact(
     """
     from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 
-    generator = torch.Generator().manual_seed(0)
+    seeds = range(math.ceil(_LEAST_CHANNELS / max(shape[1], 1)))
+    return all(_is_exact(dtype, types, shape, stride, training, device, seed) for seed in seeds)
+
+
+_LEAST_CHANNELS = 64
+"""Channels that are tried, at least: a rounding that differs may show in one of ten."""
+
+
+def _is_exact(
+    dtype: torch.dtype,
+    types: tuple[torch.dtype | None, ...],
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    training: bool,
+    device: torch.device,
+    seed: int,
+) -> bool:
+    """Whether they do for the numbers of one seed."""
+    generator = torch.Generator().manual_seed(seed)
     z = torch.empty_strided(shape, (math.prod(shape[1:]), *stride), dtype=dtype, device=device)
     z.copy_(torch.randn(shape, generator=generator) * 3 + 1)
     weight, bias, running_mean = (
@@ -155,5 +173,5 @@ def saved_statistics(result: Any) -> tuple[Tensor | None, Tensor | None]:
 
 
 def running_statistics(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / sigma in evaluation, by the operations of torch's batch norm."""
-    return mean, (var + eps).sqrt().reciprocal()
+    """Mean and 1 / sigma in evaluation, rounded as in torch's batch norm; `sqrt` is not, where MKL computes it."""
+    return mean, (var + eps).rsqrt()

@@ -8,10 +8,12 @@ to storages weakly, so that recording keeps nothing alive. A view is a value wit
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, UntypedStorage
+from torch._subclasses import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
@@ -66,8 +68,7 @@ OPENS_MEMORY: frozenset[Function] = frozenset(
 """After these a tensor can change without its version counter: it is kept from there on."""
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """Where a tensor lies in its storage."""
 
     size: tuple[int, ...]
@@ -79,7 +80,7 @@ class View:
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
         """The place of a tensor."""
-        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
+        return cls(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
 
     def on(self, storage: UntypedStorage) -> Tensor:
         """The tensor in this place of another storage."""
@@ -87,16 +88,22 @@ class View:
         return empty.set_(storage, self.offset, self.size, self.stride)
 
 
+@cache
+def _empty(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of no elements, which counters share."""
+    return torch.empty(0, dtype=dtype, device=device)
+
+
 class Counter:
     """A tensor's version counter without its memory, and the version that was current."""
 
-    __slots__ = ("described", "tensor", "version")
+    __slots__ = ("shape", "tensor", "version")
 
     def __init__(self, tensor: Tensor) -> None:
         alias = tensor.detach()  # shares the counter; assigning `data` leaves it and drops the memory
-        self.described = f"{tensor.type()} {list(tensor.shape)}"
+        self.shape = tensor.shape
         self.version = tensor._version
-        alias.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        alias.data = _empty(tensor.dtype, tensor.device) if type(tensor) is not FakeTensor else tensor.new_empty(0)
         self.tensor = alias
 
     @property
@@ -111,9 +118,10 @@ class Counter:
             RuntimeError: it was.
         """
         if not self.current:
+            described = f"{self.tensor.type()} {list(self.shape)}"
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"[{self.described}] is at version {self.tensor._version}; expected version {self.version} instead. "
+                f"[{described}] is at version {self.tensor._version}; expected version {self.version} instead. "
                 f"{source}Hint: enable anomaly detection to find the operation that failed to compute its gradient, "
                 "with torch.autograd.set_detect_anomaly(True)."
             )
@@ -183,22 +191,22 @@ class Value:
             self.held = None
 
 
-@dataclass(frozen=True)
-class Ref:
+class Ref(NamedTuple):
     """A tensor among a recipe's arguments."""
 
     value: Value
     view: View
 
 
-def map_leaves(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """Replaces the leaves of one type in nested tuples, lists and dicts."""
+def map_leaves(structure: Any, kind: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
+    """Replaces the leaves of some types in nested tuples, lists and dicts."""
     if isinstance(structure, kind):
         return change(structure)
-    if type(structure) in (tuple, list):
-        return type(structure)(map_leaves(each, kind, change) for each in structure)
-    if type(structure) is dict:
-        return {name: map_leaves(each, kind, change) for name, each in structure.items()}
+    what = type(structure)
+    if what is tuple or what is list:
+        return what([map_leaves(each, kind, change) for each in structure])
+    if what is dict:
+        return {name: map_leaves(each, kind, change) for name, each in structure.items()} if structure else {}
     return structure
 
 
@@ -268,15 +276,17 @@ class Recipe:
         self.passes, self.overwrites = passes, overwrites
         self.view = View.of(result)
         self.nbytes = 0
-        map_leaves(arguments, Tensor, self._count)
         sources: dict[Value, None] = {}
-        map_leaves(arguments, Ref, lambda ref: sources.setdefault(ref.value))
+
+        def look(leaf: Ref | Tensor) -> None:
+            if type(leaf) is Ref:
+                sources[leaf.value] = None
+            elif isinstance(leaf, Tensor):
+                self.nbytes += leaf.nbytes
+
+        map_leaves(arguments, (Ref, Tensor), look)
         self.sources = tuple(sources)
         self.autocast = Autocast(result.device.type)
-
-    def _count(self, constant: Tensor) -> Tensor:
-        self.nbytes += constant.nbytes
-        return constant
 
     def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""

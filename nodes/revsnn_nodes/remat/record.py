@@ -211,16 +211,23 @@ class Recorder:
 
     def module_name(self) -> str:
         """The innermost module whose forward is running: its path from the outermost one, or that one's type."""
-        modules = list(_running_modules())
-        if not modules:
+        running = _running_modules()
+        inner = next(running, None)
+        if inner is None:
             return "(no module)"
-        inner, outer = modules[0], modules[-1]
-        if id(inner) not in self.names:
-            self.names.update((id(each), name) for name, each in outer.named_modules())
-        for module in (inner, outer):
-            if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
-                self.saved.note(f"{type(module).__name__} is compiled: the compiler decides what to recompute there")
-        return self.names.get(id(inner)) or type(inner).__name__
+        name = self.names.get(id(inner))
+        if name is None:
+            outer = inner
+            for outer in running:  # noqa: B007  (the last one)
+                pass
+            self.names.update((id(each), path or type(each).__name__) for path, each in outer.named_modules())
+            for module in (inner, outer):
+                if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+                    self.saved.note(
+                        f"{type(module).__name__} is compiled: the compiler decides what to recompute there"
+                    )
+            name = self.names.setdefault(id(inner), type(inner).__name__)
+        return name
 
 
 def _running_modules() -> Iterator[nn.Module]:
