@@ -99,10 +99,13 @@ class _TrackerNotes(_Notes):
 
     @contextmanager
     def watching(self, step: TrainingStep) -> Iterator[None]:
-        """Watches the code of a `with` block."""
+        """Watches the code of a `with` block.
+
+        On CUDA, autograd would run backward in a thread of its own, with sequence numbers and a stack of its own.
+        """
         handle = step.model.register_forward_pre_hook(self.note_inputs, with_kwargs=True)
         try:
-            with quiet_gc(), self.tracker:
+            with quiet_gc(), torch.autograd.set_multithreading_enabled(False), self.tracker:
                 yield
         finally:
             handle.remove()

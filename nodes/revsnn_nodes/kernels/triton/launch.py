@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
-from revsnn_nodes.kernels.ops import OPERATORS
+from revsnn_nodes.kernels.ops import OPERATORS, Call
 from revsnn_nodes.kernels.triton import carrier, coupled, lif, norm_lif
 from revsnn_nodes.kernels.triton.equations import INTERPRETED, Mode
 
@@ -102,15 +102,59 @@ def shape_of(name: str, columns: int, itemsize: int, rows: int = 1, groups: int 
     return Shape(block, block // (32 * each), 1 if keeps_rows and pieces == 1 else 3)
 
 
+_MOST_PREPARED = 1024
+
+_prepared: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+"""Launches by everything that decides their code and their numbers: what runs them, and what it takes after tensors.
+
+Triton's own path from arguments to compiled code takes longer than most of these kernels run."""
+
+
 def launch(name: str, *arguments: Any) -> tuple[Tensor, ...]:
     """Runs one operator on its arguments; its results, by its schema."""
-    call = OPERATORS[name].call(*arguments)
-    results = OPERATORS[name].results(call)
+    operator = OPERATORS[name]
+    call = operator.call(*arguments)
+    results = operator.results(call)
     if results[0].numel():
-        with torch.cuda.device(results[0].device) if results[0].is_cuda else nullcontext():
-            function, given = KERNELS[name].function, _kernel_arguments(name, vars(call), results)
-            _run(function, given, _shape_for(name, given, results[0].element_size()))
+        place = operator.arguments.index("p")
+        tensors = [
+            each.contiguous() if each is not None and each.numel() else None for each in (*arguments[:place], *results)
+        ]
+        with _current(results[0].device):
+            key = _key(name, tensors, arguments[place:])
+            if key in _prepared:
+                run, rest = _prepared[key]
+                run(*tensors, *rest)
+            else:
+                _first_launch(name, key, call, tensors)
     return results
+
+
+def _key(name: str, tensors: list[Tensor | None], others: tuple[Any, ...]) -> tuple[Any, ...]:
+    p, *switches = others
+    about = [each if each is None else (each.dtype, each.numel(), not each.data_ptr() % 16) for each in tensors]
+    sequence = tensors[0]
+    assert sequence is not None, "every operator takes a sequence first"
+    return (name, sequence.shape, sequence.device, *about, *p, *switches)
+
+
+def _first_launch(name: str, key: tuple[Any, ...], call: Call, tensors: list[Tensor | None]) -> None:
+    function, given = KERNELS[name].function, _kernel_arguments(name, vars(call), tensors)
+    shape = _shape_for(name, given, tensors[0].element_size())  # type: ignore[union-attr]
+    compiled = _run(function, given, shape)
+    if compiled is not None:
+        if len(_prepared) >= _MOST_PREPARED:
+            _prepared.clear()
+        everything = {**given, "BLOCK": shape.block, "STAGES": shape.stages}
+        rest = tuple(everything[each] for each in function.arg_names[len(tensors) :])
+        _prepared[key] = compiled[_grid(given, shape)], rest
+
+
+def _current(device: torch.device) -> Any:
+    """A context in which a device is the current one."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def pieces_of(steps: int, rows: int) -> tuple[int, int]:
@@ -127,28 +171,28 @@ def _shape_for(name: str, given: dict[str, Any], itemsize: int) -> Shape:
     return shape_of(name, given["columns"], itemsize, rows, given.get("GROUPS", 1), pieces)
 
 
-def _run(function: Any, given: dict[str, Any], shape: Shape) -> None:
+def _grid(given: dict[str, Any], shape: Shape) -> tuple[int, int, int]:
+    return math.ceil(given["columns"] / shape.block), 1, 1
+
+
+def _run(function: Any, given: dict[str, Any], shape: Shape) -> Any:
+    """Compiles where that was not done, and runs; the compiled kernel."""
     # Without multiply-adds forward values are the reference's, and a charge that is regenerated is the charge that
     # fired. It costs nothing: the kernels wait for memory, not for arithmetic.
-    grid = (math.ceil(given["columns"] / shape.block),)
-    function[grid](
-        **given, BLOCK=shape.block, STAGES=shape.stages, num_warps=shape.warps, enable_fp_fusion=False
-    )  # fmt: skip
+    cut = {"BLOCK": shape.block, "STAGES": shape.stages, "num_warps": shape.warps}
+    return function[_grid(given, shape)](**given, **cut, enable_fp_fusion=False)
 
 
-def _kernel_arguments(name: str, call: dict[str, Any], results: tuple[Tensor, ...]) -> dict[str, Any]:
+def _kernel_arguments(name: str, call: dict[str, Any], tensors: list[Tensor | None]) -> dict[str, Any]:
     """All that a kernel takes but BLOCK and STAGES; None for an absent or empty tensor.
 
     Args:
         name: of the operator. Its kernel's first arguments are the operator's tensors and results.
         call: the operator's arguments by name; in every schema the tensors come before `p`.
-        results: tensors to write.
+        tensors: contiguous, those of the call and the results to write; None for one absent or empty.
     """
     names = KERNELS[name].function.arg_names
-    inputs = list(call.values())[: list(call).index("p")]
-    sequence, p = inputs[0], Numbers(*call["p"])
-    tensors = [each.contiguous() if each is not None and each.numel() else None for each in (*inputs, *results)]
-
+    sequence, p = next(iter(call.values())), Numbers(*call["p"])
     steps, groups = sequence.shape[0], call.get("groups", 1)
     every = min(call.get("every", steps), steps)
     pieces, rows = pieces_of(every, MOST_ROWS // groups)
