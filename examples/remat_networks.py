@@ -1,10 +1,13 @@
 """Measures a training step of SpikingJelly's networks: bytes kept, peak and time, with and without `remat`.
 
     python examples/remat_networks.py sew_resnet18 --batch 32 --size 64 --steps 4 --rounds 3
+    python examples/remat_networks.py sew_resnet18 --batch 32 --size 224 --rounds 20 --device cuda --graph
 
 Compares SpikingJelly's eager neurons, its memopt at level 1 (blocks checkpointed, spikes as bits), our fused
 `StandardLIF`, and that inside `remat()`. Steps of all four are interleaved; times are medians. Classifiers are small:
-the point is activations. Needs: pip install revsnn-bench[cpu,peers].
+the point is activations. On CUDA the peak is the caching allocator's, kept bytes are not shown, and `--graph` times
+steps that are replayed from a CUDA graph too: without the time in which Python launches them.
+Needs: pip install revsnn-bench[cpu,peers].
 """
 
 import argparse
@@ -12,6 +15,7 @@ import copy
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -72,20 +76,22 @@ def main() -> None:
     parser.add_argument("network")
     for name, default in (("--batch", 32), ("--size", 64), ("--steps", 4), ("--rounds", 3)):
         parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--graph", action="store_true", help="on CUDA, also time replays of a CUDA graph")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     library = vision_operators()  # gone with it
     torch.manual_seed(0)
     maker, segments = networks(options.size, options.steps)[options.network]
-    net = maker()
-    images = torch.randn(options.batch, 3, options.size, options.size)
-    labels = torch.randint(0, 10, (options.batch,))
-    compare(net, segments, images, labels, options.steps, options.rounds)
+    net = maker().to(options.device)
+    images = torch.randn(options.batch, 3, options.size, options.size).to(options.device)
+    labels = torch.randint(0, 10, (options.batch,)).to(options.device)
+    compare(net, segments, images, labels, options.steps, options.rounds, options.graph)
     del library
 
 
 def compare(
-    net: nn.Module, segments: tuple[type, ...], images: Tensor, labels: Tensor, steps: int, rounds: int
+    net: nn.Module, segments: tuple[type, ...], images: Tensor, labels: Tensor, steps: int, rounds: int, graph: bool
 ) -> None:
     """Prints kept bytes, peak and time of a step of each variant."""
     from revsnn_nodes import remat
@@ -93,7 +99,7 @@ def compare(
 
     fused = with_fused_neurons(net)
     variants: dict[str, tuple[nn.Module, Context]] = {
-        "SpikingJelly, eager": (net, nullcontext),
+        "SpikingJelly, as it comes": (net, nullcontext),
         "StandardLIF, fused": (fused, nullcontext),
         "StandardLIF, remat": (copy.deepcopy(fused), remat),
     }
@@ -105,26 +111,82 @@ def compare(
 
         bits = memopt.optimize_memory(copy.deepcopy(net), segments, forward, level=1)
         variants["SpikingJelly, memopt 1"] = bits, nullcontext
-    kept, peak, seconds = {}, {}, {name: [] for name in variants}
+    runs = {name: partial(step, each, images, labels, context, steps) for name, (each, context) in variants.items()}
+    kept, peak = {}, {}
     for name, (each, context) in variants.items():
-        peak[name] = peak_bytes(each, images, labels, context, steps)
-        kept[name] = kept_bytes(each, images, context, steps)
+        if images.is_cuda:
+            peak[name] = cuda_peak_bytes(each, runs[name])
+        else:
+            peak[name] = peak_bytes(each, images, labels, context, steps)
+            kept[name] = kept_bytes(each, images, context, steps)
         each.zero_grad()
+    seconds = interleaved(runs, rounds)
+    show("time", kept, peak, seconds)
+    if graph:
+        replays = {name: captured(each) for name, each in runs.items()}
+        show("replayed", kept, peak, interleaved({name: each for name, each in replays.items() if each}, rounds))
+
+
+def cuda_peak_bytes(net: nn.Module, run: Callable[[], None]) -> int:
+    """Highest bytes that were requested of the caching allocator in a step, parameter gradients included."""
+    run()
+    net.zero_grad()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    run()
+    torch.cuda.synchronize()
+    return int(torch.cuda.memory_stats()["requested_bytes.all.peak"] - before)
+
+
+def captured(run: Callable[[], None]) -> Callable[[], None] | None:
+    """Replays of a step from a CUDA graph; None where it cannot be captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as error:
+        print(f"no graph: {str(error).splitlines()[0]}")
+        return None
+    return graph.replay  # type: ignore[no-any-return]
+
+
+def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every run, in rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, (each, context) in variants.items():
+        for name, run in runs.items():
+            synchronize()
             start = time.perf_counter()
-            step(each, images, labels, context, steps)
+            run()
+            synchronize()
             seconds[name].append(time.perf_counter() - start)
-            each.zero_grad()
-    print(f"{'':24}{'kept':>12}{'peak':>12}{'time':>10}   each as a ratio to SpikingJelly's eager neurons")
-    first = next(iter(variants))
+    return seconds
+
+
+def synchronize() -> None:
+    """Waits for CUDA, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def show(heading: str, kept: dict[str, int], peak: dict[str, int], seconds: dict[str, list[float]]) -> None:
+    """Prints the table."""
+    print(f"{'':26}{'kept':>12}{'peak':>12}{heading:>10}   each as a ratio to SpikingJelly's neurons as they come")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name in variants:
-        ratios = (
-            f"1/{kept[first] / kept[name]:.2f}  1/{peak[first] / peak[name]:.2f}  {medians[name] / medians[first]:.2f}"
-        )
-        row = f"{kept[name] / 2**20:8.2f} MiB{peak[name] / 2**20:8.2f} MiB{1000 * medians[name]:7.0f} ms"
-        print(f"{name:24}{row}   {ratios}")
+    first = next(iter(medians))
+    for name in medians:
+        ratios = f"1/{peak[first] / peak[name]:.2f}  {medians[name] / medians[first]:.2f}"
+        if kept:
+            ratios = f"1/{kept[first] / kept[name]:.2f}  {ratios}"
+        of_kept = f"{kept[name] / 2**20:8.2f} MiB" if kept else f"{'':12}"
+        print(f"{name:26}{of_kept}{peak[name] / 2**20:8.2f} MiB{1000 * medians[name]:7.1f} ms   {ratios}")
 
 
 if __name__ == "__main__":

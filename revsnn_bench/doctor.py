@@ -1,13 +1,17 @@
 """Does the measurement measure, and is this machine fit for it? A self-test in closed form, and advice."""
 
+import json
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import psutil
 import torch
 
+from revsnn_bench.meters.kernel_speed import KernelSpeed, StepSpeed, kernel_speeds, step_speeds
 from revsnn_bench.meters.selftest import run_selftest
+from revsnn_bench.report import units
 from revsnn_bench.system.environment import cores
 from revsnn_bench.system.gpu import driver_version, gpu_name, gpu_reading
 
@@ -25,12 +29,52 @@ class Finding:
     advice: str = ""
 
 
-def self_test() -> list[Finding]:
+def self_test(device: str = "cpu") -> list[Finding]:
     """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
     return [
         Finding(name, expected == measured, f"{measured}", "" if expected == measured else f"must be {expected}")
-        for name, expected, measured in run_selftest()
+        for name, expected, measured in run_selftest(device)
     ]
+
+
+SPEED_HEADINGS = ("kernel or step", "type", "T", "neurons", "time", "least bytes", "GB/s", "of a copy")
+"""Columns of `speed_rows`."""
+
+
+def measure_speeds(device: str, sizes: Sequence[tuple[int, int]], path: Path) -> list[tuple[str, ...]]:
+    """Times every fused kernel, and whole steps of layers, at each size in float32 and bfloat16; writes a JSON file.
+
+    Args:
+        device: "cuda", or "cpu" for a rehearsal.
+        sizes: T and neurons.
+        path: of the file: a list of kernels and one of steps, in bytes and seconds.
+    Returns:
+        Rows of a table with `SPEED_HEADINGS`.
+    """
+    kernels, steps = list[KernelSpeed](), list[StepSpeed]()
+    for dtype in (torch.float32, torch.bfloat16):
+        for length, neurons in sizes:
+            kernels += kernel_speeds(device, dtype, length, neurons)
+            steps += step_speeds(device, dtype, length, neurons)
+    about = {"device": gpu_name() if device == "cuda" else "cpu", "torch": torch.__version__}
+    content = {**about, "kernels": [asdict(each) for each in kernels], "steps": [asdict(each) for each in steps]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    copies = {(each.dtype, each.steps, each.neurons): each.rate for each in kernels if each.name == "copy"}
+    rows = list[tuple[str, ...]]()
+    for each in kernels:
+        share = each.rate / copies[each.dtype, each.steps, each.neurons]
+        rows.append(
+            (each.name, each.dtype, str(each.steps), f"{each.neurons:,}", units.seconds(each.time_s),
+             units.size(each.nbytes), f"{each.rate / 1e9:,.0f}", units.percent(share))
+        )  # fmt: skip
+    for step in steps:
+        how = "" if step.in_graph or device != "cuda" else ", with its launches"
+        rows.append(
+            (f"step of {step.node}{how}", step.dtype, str(step.steps), f"{step.neurons:,}", units.seconds(step.time_s),
+             units.ABSENT, units.ABSENT, f"{step.copies:.2f} copies")
+        )  # fmt: skip
+    return rows
 
 
 def machine() -> list[Finding]:

@@ -1,14 +1,17 @@
-"""`revsnn-bench env`, `doctor` and `nodes`: the environment, the checks of the meters, and what can be compared."""
+"""`revsnn-bench env`, `doctor` and `nodes`: the environment, checks of meters and machine, and what can be compared."""
 
 import inspect
+import shlex
+import sys
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.options import failure
+from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume, RunName, failure
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report.terminal import grid
+from revsnn_bench.run_options import OPTIONS
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -26,24 +29,72 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         typer.echo(f"{field:14} {'none' if shown in (None, '') else shown}")
 
 
-def doctor() -> None:
+GPU_SIZES = ((4, 1 << 24), (16, 1 << 22), (64, 1 << 20))
+"""Steps and neurons at which kernels are timed on a GPU: 256 MiB of float32, several times what its caches hold."""
+
+REHEARSAL_SIZES = ((4, 1 << 12),)
+
+
+def doctor(
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Everything for a first hour on a GPU: see docs/gpu.md. About ten minutes.")
+    ] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="With --gpu: the same, small and on the CPU, to see that it runs.")
+    ] = False,
+    run_id: RunName = "",
+    resume: Resume = "",
+    results: Results = RESULTS,
+    reports: Reports = REPORTS,
+) -> None:
     """Check the meters against closed forms, and this machine for what disturbs a measurement.
 
-    Exit code 5 where a meter is wrong; advice on the machine does not change the exit code.
+    With --gpu also: the meters on the GPU, the bandwidth of every fused kernel and steps of layers beside
+    SpikingJelly's (written to <results>/<name>-kernels.json), and the suite `gpu`, whose run is saved and reported.
+    Exit code 5 where a meter is wrong or a case failed; advice on the machine does not change the exit code.
     """
+    import torch
+
     from revsnn_bench import doctor as checks
 
+    if gpu and not rehearse and not torch.cuda.is_available():
+        raise failure("--gpu needs a CUDA device, and torch finds none. Try `doctor --gpu --rehearse`.", ExitCode.USAGE)
+    device = "cuda" if gpu and not rehearse else "cpu"
     console = Console()
-    exact, machine = checks.self_test(), checks.machine()
-    for title, findings in (("Meters against closed forms", exact), ("This machine", machine)):
+    tests = {"Meters against closed forms": checks.self_test()}
+    if device == "cuda":
+        tests["Meters against closed forms, on the GPU"] = checks.self_test(device)
+    for title, findings in (*tests.items(), ("This machine", checks.machine())):
         table = grid(title, ["", "what", "found", "advice"], [False] * 4)
         for finding in findings:
             mark = "ok" if finding.good else "LOOK"
             table.add_row(mark, finding.name, finding.found, "" if finding.good else finding.advice)
         console.print(table)
-    if not all(finding.good for finding in exact):
+    if not all(finding.good for findings in tests.values() for finding in findings):
         console.print("A meter is wrong: please report this, with the output of `revsnn-bench env`.")
         raise typer.Exit(ExitCode.CASE_FAILED)
+    if gpu:
+        name = run_id or "gpu"
+        path = results / f"{name}-kernels.json"
+        sizes = REHEARSAL_SIZES if rehearse else GPU_SIZES
+        rows = checks.measure_speeds(device, sizes, path)
+        heads = checks.SPEED_HEADINGS
+        console.print(grid("Kernels alone, and steps of a layer", heads, [False] * 2 + [True] * 6, rows))
+        typer.echo(path)
+        _suite_gpu(device, {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports})
+
+
+def _suite_gpu(device: str, given: dict[str, Any]) -> None:
+    """Runs the suite `gpu`; on the CPU every case once, small, with nothing saved."""
+    import pytest
+
+    from revsnn_bench.cli.run import QUIET, exit_code_of, suite_files
+
+    arguments = ["--sweep-device=cpu"] if device == "cpu" else ["--benchmark"]
+    if device == "cuda":
+        arguments += [f"{OPTIONS[key].pytest_flag}={value}" for key, value in given.items() if value]
+    arguments.append(f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}")
+    raise typer.Exit(exit_code_of(pytest.main([*QUIET, *arguments, *suite_files("gpu")])))
 
 
 def nodes(

@@ -42,7 +42,7 @@ def run(
     """
     if model:
         suite, given = "model", given | _own_model(model, input)
-    files = _suite_files(suite)
+    files = suite_files(suite)
     arguments = ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"]
     for key, value in given.items():
         if value is True:
@@ -52,7 +52,7 @@ def run(
     arguments.append(f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}")
     import pytest
 
-    raise typer.Exit(_exit_code(pytest.main([*QUIET, *arguments, *files])))
+    raise typer.Exit(exit_code_of(pytest.main([*QUIET, *arguments, *files])))
 
 
 def _own_model(model: str, input: str) -> dict[str, str]:
@@ -68,7 +68,8 @@ def suites_dir() -> Path:
     return packaged if packaged.is_dir() else package.parent / "suites"
 
 
-def _suite_files(names: str) -> list[str]:
+def suite_files(names: str) -> list[str]:
+    """The files of suites, by their names separated by commas."""
     known = {path.stem.removeprefix("bench_"): str(path) for path in sorted(suites_dir().glob("bench_*.py"))}
     asked = list(known) if names == "all" else listed(names)
     for name in asked:
@@ -77,7 +78,8 @@ def _suite_files(names: str) -> list[str]:
     return [known[name] for name in asked]
 
 
-def _exit_code(status: "int | pytest.ExitCode") -> ExitCode:
+def exit_code_of(status: "int | pytest.ExitCode") -> ExitCode:
+    """The exit code of a run that pytest ended with this status."""
     import pytest
 
     codes = {

@@ -1,0 +1,215 @@
+"""How fast the fused kernels move memory, each by itself and in a whole step: what a first hour on a GPU asks.
+
+Kernels are caught as the nodes call them, and called again with the same tensors, many times in a row: on a GPU the
+launches then hide behind the kernels, and events tell the time of the kernels alone. The least that a kernel moves is
+each of its tensors once. A whole step of a layer is captured into a CUDA graph where that can be done, which takes the
+launches out of its time; elsewhere it is called.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from revsnn_nodes import StandardLIF, make_node, remat
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from revsnn_bench.models.peers import spikingjelly
+from revsnn_bench.records import SkipCase
+
+KERNEL_NODES = ("lif", "lif-carrier", "revlif", "revlif-anchored")
+"""Nodes whose kernels are timed; those of `remat` behind a norm come besides."""
+
+BATCHES, CALLS, GRAPH_CALLS = 7, 10, 5
+"""How many batches of how many calls are timed; the median batch counts."""
+
+
+@dataclass(frozen=True)
+class KernelSpeed:
+    """One kernel, or a copy of the input, at one size.
+
+    Fields:
+        name: of the operator, or "copy".
+        dtype, steps, neurons: of its sequence.
+        nbytes: the least that it moves: every tensor that it takes or gives, once.
+        time_s: of one call.
+    """
+
+    name: str
+    dtype: str
+    steps: int
+    neurons: int
+    nbytes: int
+    time_s: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.nbytes / self.time_s
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """Forward and backward of one layer.
+
+    Fields:
+        node: its name.
+        dtype, steps, neurons: of its input.
+        time_s: of one step.
+        in_graph: whether it was replayed from a CUDA graph, without launches.
+        copies: the same in units of copying the input.
+    """
+
+    node: str
+    dtype: str
+    steps: int
+    neurons: int
+    time_s: float
+    in_graph: bool
+    copies: float
+
+
+class _Calls(TorchDispatchMode):
+    """Notes the calls of this package's operators, one for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "revsnn":
+            kept = tuple(each.detach() if isinstance(each, Tensor) else each for each in args)
+            self.of.setdefault(func._opname, (func, kept))
+        return func(*args, **(kwargs or {}))
+
+
+def kernel_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> Iterator[KernelSpeed]:
+    """A copy of the input, and every fused kernel at this size.
+
+    Args:
+        device: "cuda" or "cpu".
+        dtype: of the sequences.
+        steps: T.
+        neurons: N, of one step; a multiple of 128.
+    """
+    x = torch.randn(steps, 1, neurons, device=device, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    yield KernelSpeed("copy", name, steps, neurons, 2 * x.nbytes, _copy_s(x, device))
+    seen: set[str] = set()
+    for run in (*(_layer(each) for each in KERNEL_NODES), _norm_and_neuron):
+        calls = _Calls()
+        with torch.autograd.set_multithreading_enabled(False), calls:
+            run(x)
+        for operator, (function, arguments) in calls.of.items():
+            if operator in seen:
+                continue
+            seen.add(operator)
+            results = function(*arguments)
+            moved = sum(each.nbytes for each in (*arguments, *results) if isinstance(each, Tensor))
+            del results
+            took = timed(lambda f=function, a=arguments: f(*a), device)  # type: ignore[misc]
+            yield KernelSpeed(operator, name, steps, neurons, moved, took)
+        del calls
+
+
+def _copy_s(x: Tensor, device: str) -> float:
+    target = torch.empty_like(x)
+    return timed(lambda: target.copy_(x), device)
+
+
+def _layer(name: str) -> Callable[[Tensor], None]:
+    def run(x: Tensor) -> None:
+        node: nn.Module = make_node(name, step_mode="m", backend="fused", **_silent(name))
+        y = node(x.detach().requires_grad_())
+        node.reset()  # no gradient arrives at the carried state
+        y.backward(torch.ones_like(y))
+
+    return run
+
+
+def _silent(name: str) -> dict[str, Any]:
+    return {"on_drift": "ignore"} if name == "revlif" else {}
+
+
+def _norm_and_neuron(x: Tensor) -> None:
+    steps, _, neurons = x.shape
+    norm, node = nn.BatchNorm2d(128).to(x), StandardLIF(step_mode="m", backend="fused")
+    with remat():
+        z = x.detach().view(steps, 128, neurons // 128, 1).requires_grad_() * 1
+        normed: Tensor = norm(z)
+        y = node(normed.unsqueeze(1))
+        node.reset()
+    y.backward(torch.ones_like(y))
+
+
+def step_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> Iterator[StepSpeed]:
+    """A training step of a layer, by every fused node and by SpikingJelly's where it is installed."""
+    x = torch.randn(steps, 1, neurons, device=device, dtype=dtype, requires_grad=True)
+    gradient, copy_s = torch.randn_like(x), _copy_s(x.detach(), device)
+    for name in (*KERNEL_NODES, "spikingjelly"):
+        try:
+            node = spikingjelly() if name == "spikingjelly" else make_node(
+                name, step_mode="m", backend="fused", **_silent(name)
+            )  # fmt: skip
+        except SkipCase:
+            continue
+        node = node.to(device)
+
+        def step(node: Any = node) -> Tensor:
+            node.reset()
+            y = node(x)
+            (found,) = torch.autograd.grad(y, x, gradient)
+            return found
+
+        replay = _graph(step) if device == "cuda" else None
+        took = timed(replay or step, device, GRAPH_CALLS)
+        yield StepSpeed(
+            name, str(dtype).removeprefix("torch."), steps, neurons, took, replay is not None, took / copy_s
+        )
+        del replay, node
+
+
+def _graph(step: Callable[[], Tensor]) -> Callable[[], object] | None:
+    """Replays of a step; None where it cannot be captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            kept = step()
+    except RuntimeError:
+        return None
+
+    def replay(kept: Tensor = kept) -> None:
+        graph.replay()
+
+    return replay
+
+
+def timed(call: Callable[[], object], device: str, calls: int = CALLS) -> float:
+    """Seconds of one call: the median of batches of calls in a row, after one that is not counted."""
+    call()
+    return median(_batch(call, device, calls) for _ in range(BATCHES))
+
+
+def _batch(call: Callable[[], object], device: str, calls: int) -> float:
+    if device != "cuda":
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - start) / calls
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    call()  # the device is busy while the first of the batch is launched
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / calls / 1000
