@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
-from revsnn_nodes.equations import lif_sequence
+from revsnn_nodes.equations import lif_sequence, state_dtype
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import IFParameters, LIFParameters, ParametricLIFParameters, require
 
@@ -117,17 +117,21 @@ class StandardParametricLIF(StandardLIF):
     @property
     def tau(self) -> float:
         """The membrane time constant that has been learned, in steps."""
-        return 1.0 / self.w.detach().sigmoid().item()
+        return 1.0 / self._rate().item()
+
+    def _rate(self) -> Tensor:
+        """1 / tau, in the type of the state."""
+        return self.w.to(state_dtype(self.w.dtype)).sigmoid()
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
-        return lif_sequence(x_seq, v, self.neuron, self.surrogate_function, self.w.sigmoid())
+        return lif_sequence(x_seq, v, self.neuron, self.surrogate_function, self._rate())
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
         from revsnn_nodes.kernels.autograd import fused_lif
 
-        return fused_lif(x_seq, v, self.neuron, self.surrogate_function, self.w.sigmoid())
+        return fused_lif(x_seq, v, self.neuron, self.surrogate_function, self._rate())
 
     def reference(self) -> SpikingNode[LIFParameters]:
         """Another `StandardParametricLIF` with these parameters and a copy of w."""
