@@ -393,7 +393,7 @@ class NormCarrierLIF(NormCarrierNode):
     convolution. In `eval()` it is batch norm with running statistics and a plain LIF, spikes alone.
 
     Args: see `NormCarrierNode`.
-    Keeps for backward: nothing but its output, as an alias, and C values of 1/sigma; b N bytes more where it started
+    Keeps for backward: nothing but its output, as an alias, and C values of 1/sigma; one state more where it started
         from a carried state; its residual where one is given, as an alias; and 8 (dims) + b bytes for each input that
         the clamp cut, at 7.75 standard deviations by default. Transient in backward: O(N) beside the input gradient.
     Exactness: relative gradient error, flat in T: below 1e-5 in float32. Fused: output and gradients to rounding; batch
