@@ -25,13 +25,17 @@ from remat_digits import Block, Context, kept_bytes, network, peak_bytes, reset,
 from torch import Tensor, nn
 
 
-def vision_operators() -> torch.library.Library:
-    """Two operators that torchvision, which SpikingJelly imports, misses under a torch of another version."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
+def vision_operators() -> torch.library.Library | None:
+    """Two operators that torchvision, which SpikingJelly imports, misses where it was built for another torch."""
+    try:
+        import torchvision  # noqa: F401
+
+        return None
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+        return library
 
 
 def networks(size: int, steps: int) -> dict[str, Any]:

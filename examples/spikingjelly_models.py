@@ -11,10 +11,11 @@ from torch import nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    # Where torchvision does not match torch its operators are missing, and its import fails on two of them.
-    _library = torch.library.Library("torchvision", "FRAGMENT")
-    for _name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, _name):
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:  # built for another torch: its operators are missing, and it fails on two of them
+        _library = torch.library.Library("torchvision", "FRAGMENT")
+        for _name in ("nms", "qnms"):
             _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
     from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_vgg

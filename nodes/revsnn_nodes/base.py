@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_nodes.checkpoints import Turn, runs_again
+from revsnn_nodes.equations import state_dtype
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_word
 from revsnn_nodes.remat.record import run_node
@@ -57,6 +58,13 @@ def in_memory_order(
     return y_seq.permute(back), v_last.permute(of_step_back)
 
 
+def moved_state(fn: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    """A state after `module.to()`, `half()` and their like: moved as parameters are, but not below float32."""
+    moved = fn(v)
+    dtype = state_dtype(moved.dtype)
+    return moved if moved.dtype == dtype else v.to(moved.device, dtype)
+
+
 class SpikingNode(nn.Module, Generic[P]):
     """A neuron layer: takes input current, keeps a membrane, gives spikes.
 
@@ -82,7 +90,8 @@ class SpikingNode(nn.Module, Generic[P]):
         keeps_input_in_remat: whether, inside `remat`, this kind of node keeps its input in place of its charges.
         fuses_batch_norm: whether, there and behind a batch norm, the kernels of `revsnn_nodes.remat.norm` are its own.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
-            then a tensor `[N, *]`. It stays in the autograd graph; `detach()` cuts it (truncated BPTT).
+            then a tensor `[N, *]`, in float32 for half precision inputs too (SpikingJelly: of the input's type). It
+            stays in the autograd graph; `detach()` cuts it (truncated BPTT).
         v_seq: with `store_v_seq` the membranes of the last call `[T, N, *]`, in step mode "s" those of all calls since
             `reset()`; else None.
         supported_backends: what `backend` takes.
@@ -116,9 +125,9 @@ class SpikingNode(nn.Module, Generic[P]):
 
         Args:
             x_seq: input current, `[T, N, *]`.
-            v: the membrane to start from, `[N, *]`; None for rest.
+            v: the membrane to start from, `[N, *]`, in `state_dtype`; None for rest.
         Returns:
-            The output `[T, N, *]` and the last membrane `[N, *]`.
+            The output `[T, N, *]` in the type of x_seq, and the last membrane `[N, *]` in its `state_dtype`.
         """
         raise NotImplementedError
 
@@ -229,10 +238,13 @@ class SpikingNode(nn.Module, Generic[P]):
         )  # fmt: skip
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
-        v = self.v
+        v, dtype = self.v, state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
-            return None if v == self.neuron.rest else torch.full_like(x_seq[0], v, requires_grad=False)
-        have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), x_seq.dtype, x_seq.device)
+            at_rest = v == self.neuron.rest
+            return None if at_rest else torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
+        if v.dtype == x_seq.dtype:  # a state in half precision, given or saved by an earlier version
+            v = v.to(dtype)
+        have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), dtype, x_seq.device)
         require(
             have == need, "x", f"match the carried state's shape, dtype and device {have}", need,
             "The membrane of the last call is where this one starts.", "Call reset() between independent batches.",
@@ -265,9 +277,9 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNode[P]":
         if isinstance(self.v, Tensor):
-            self.v = fn(self.v)
+            self.v = moved_state(fn, self.v)
         if self.v_seq is not None:
-            self.v_seq = fn(self.v_seq)
+            self.v_seq = moved_state(fn, self.v_seq)
         # SpikingJelly's base class, next for its drop-in nodes, takes no `recurse`.
         return cast("SpikingNode[P]", super()._apply(fn) if recurse else super()._apply(fn, recurse))
 

@@ -3,6 +3,9 @@
 Sections "Standard LIF", "Carrier" and "Coupled LIF" of nodes/README.md, in this order. The coupled dynamics are our
 reconstruction of the data flow summarised in Lei et al., arXiv 2308.08649.
 
+**Precision.** A membrane is never rounded to half precision: it and what is computed with it have the type
+`state_dtype` of the input's, and only what leaves a step (spikes, outputs, gradients of inputs) has the input's type.
+
 A function that takes `out` serves autograd without it, and allocates its results. With it, it writes results to the
 given buffers and overwrites the arguments that it names: one sequence then reuses buffers that stay in a CPU's cache.
 No transform of `torch.func` passes through that.
@@ -10,6 +13,7 @@ No transform of `torch.func` passes through that.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,6 +27,15 @@ Parts = Sequence[Tensor]
 
 Spike = Callable[[Tensor], Tensor]
 """Spike function of charge minus threshold."""
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of membranes, charges and anchors for inputs of a type: float32 for float16 and bfloat16, else that.
+
+    Rounded to the input's type at every step, a slow membrane (tau = 16 in bfloat16) would stop where what a step adds
+    is below half a unit in its last place.
+    """
+    return torch.promote_types(dtype, torch.float32)
 
 
 def fire(z: Tensor) -> Tensor:
@@ -69,7 +82,7 @@ def lif_step(
     """One step of the LIF: charge, fire, reset.
 
     Args:
-        x: input current, `[N, *]`; with `out` overwritten by the charge.
+        x: input current, `[N, *]`, in `state_dtype`; with `out` overwritten by the charge.
         v: membrane before the step, `[N, *]`, or the float it rests at.
         neuron: parameters.
         fire: spike function of charge minus threshold; with `out` one that works in place.
@@ -87,20 +100,24 @@ def lif_step(
 def lif_sequence(
     x_seq: Tensor, v: Tensor | None, neuron: LIFParameters, fire: Spike, rate: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """T steps of the LIF under autograd, 1/tau perhaps learned: spikes `[T, N, *]` and the last membrane `[N, *]`."""
+    """T steps of the LIF under autograd, 1/tau perhaps learned.
+
+    Spikes `[T, N, *]` in the type of x_seq, and the last membrane `[N, *]` in its `state_dtype`.
+    """
     spikes = []
     # unbind, not x_seq[t]: the backward of indexing fills one [T, N, *] with zeros at every step.
     steps = x_seq.unbind(0)
     membrane = initial_membrane(steps[0], v, neuron)
     for x in steps:
-        spike, membrane = lif_step(x, membrane, neuron, fire, rate=rate)
-        spikes.append(spike)
+        spike, membrane = lif_step(x.to(membrane.dtype), membrane, neuron, fire, rate=rate)
+        spikes.append(spike.to(x.dtype))
     return torch.stack(spikes), membrane
 
 
 def initial_membrane(x: Tensor, v: Tensor | None, neuron: LIFParameters) -> Tensor:
-    """The membrane before the first step, `[N, *]`: the carried one, or rest."""
-    return torch.full_like(x, neuron.rest, requires_grad=False) if v is None else v
+    """The membrane before the first step, `[N, *]`, in `state_dtype`: the carried one, or rest."""
+    dtype = state_dtype(x.dtype)
+    return torch.full_like(x, neuron.rest, dtype=dtype, requires_grad=False) if v is None else v.to(dtype)
 
 
 def recharge(
@@ -192,9 +209,34 @@ def clamp_input_vjp(xbar: Tensor, carried: Tensor, neuron: CarrierParameters, ou
     return out
 
 
-def arriving(grad: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient that arrived, or zeros where none did."""
-    return torch.zeros_like(like) if grad is None else grad
+def arriving(grad: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A gradient that arrived, or zeros where none did, of the type of `like` or of another."""
+    return torch.zeros_like(like, dtype=dtype) if grad is None else grad
+
+
+@cache
+def sides_of(threshold: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The two numbers of a type next to a threshold: the least that fires, and the greatest that does not."""
+    near = torch.tensor(threshold, dtype=torch.float64).to(dtype)
+    up, down = _neighbour(near, True), _neighbour(near, False)
+    return (near.item(), down) if near.item() >= threshold else (up, near.item())
+
+
+def _neighbour(number: Tensor, up: bool) -> float:
+    """The next number of the type of a scalar, up or down; torch's `nextafter` knows no float16."""
+    bits = number.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[number.itemsize])
+    if number.item() == 0.0:
+        smallest = torch.ones_like(bits).view(number.dtype).item()
+        return smallest if up else -smallest
+    return (bits + (1 if (number.item() > 0) == up else -1)).view(number.dtype).item()
+
+
+def rounded_charge(h: Tensor, neuron: LIFParameters, dtype: torch.dtype) -> Tensor:
+    """A charge in another type, rounded so that it stays on its side of the threshold: no spike flips."""
+    if h.dtype == dtype:
+        return h
+    least, greatest = sides_of(neuron.v_threshold, dtype)
+    return torch.where(h - neuron.v_threshold >= 0, h.to(dtype).clamp(min=least), h.to(dtype).clamp(max=greatest))
 
 
 def split(x: Tensor, neuron: CoupledParameters) -> tuple[Tensor, ...]:
@@ -237,21 +279,25 @@ def coupled_step(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """One step forward, for the groups in order: charge, fire, output, reset.
 
+    An output drives the next group and opens the reset as it leaves the step, with the rounding of its type.
+
     Args:
         x: input, n parts.
-        v: membrane before the step, n parts.
+        v: membrane before the step, n parts, in `state_dtype`.
         neuron: parameters.
         fire: spike function of charge minus threshold.
     Returns:
-        Output Y, membrane after the step, and charge M, n parts each.
+        Output Y in the type of x, membrane after the step and charge M in that of v, n parts each.
     """
     outputs, membranes, charges = [], [], []
-    drive = x[0]
+    given = [part.to(v[0].dtype) for part in x]
+    drive = given[0]
     for i in range(neuron.groups):
         charge = neuronal_charge(drive, v[i], neuron)
         spike = fire(charge - neuron.v_threshold)
-        drive = y = spike + neuron.beta * x[(i + 1) % neuron.groups]
-        gate = spike if neuron.reset_gate == "spike" else output_gate(y)
+        y = (spike + neuron.beta * given[(i + 1) % neuron.groups]).to(x[0].dtype)
+        drive = y.to(charge.dtype)
+        gate = spike if neuron.reset_gate == "spike" else output_gate(drive)
         if neuron.detach_reset:
             gate = gate.detach()
         outputs.append(y)
@@ -271,7 +317,7 @@ def invert_membranes(y: Parts, v_next: Parts, neuron: CoupledParameters) -> tupl
     """One step back in time: what the vector-Jacobian product needs of it.
 
     Args:
-        y: output of the step, n parts.
+        y: output of the step, n parts, in `state_dtype`, here and below.
         v_next: membrane after the step, n parts.
         neuron: parameters, with `reset_gate="output"`.
     Returns:

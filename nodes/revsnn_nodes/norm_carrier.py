@@ -231,10 +231,11 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         beyond, excess = _cut(y_seq, neuron.clamp)
         gamma, shift = per_channel(weight, y_seq), per_channel(bias, y_seq)
         before: Tensor | float = neuron.rest if v is None else v
-        x, spike, membrane = (torch.empty_like(y_seq[0]) for _ in range(3))
+        x, dtype = torch.empty_like(y_seq[0]), eq.state_dtype(y_seq.dtype)
+        spike, membrane = (torch.empty_like(x, dtype=dtype) for _ in range(2))
         for t, out in enumerate(y_seq.unbind(0)):
             neuron_input(out, gamma, shift, None if residual is None else residual[t], out=x)
-            _, before = eq.lif_step(x, before, neuron, eq.fire, out=(spike, membrane))
+            _, before = eq.lif_step(x.to(dtype), before, neuron, eq.fire, out=(spike, membrane))
             torch.add(spike, out, alpha=neuron.share, out=out)
         ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
@@ -252,22 +253,25 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
             _regenerate_charges(y_seq, v, weight, bias, residual, zbar_seq, neuron)
         residual_bar = torch.empty_like(y_seq) if residual is not None and needs[3] else None
         sums = _ChannelSums(y_seq)
-        gain = neuron.input_gain if weight is None else per_channel(weight * neuron.input_gain, y_seq)
-        spike, carried, hbar, other = (torch.empty_like(y_seq[0]) for _ in range(4))
+        dtype = eq.state_dtype(y_seq.dtype)
+        spike, carried, hbar, other = (torch.empty_like(y_seq[0], dtype=dtype) for _ in range(4))
+        gain = neuron.input_gain if weight is None else _of_state(weight * neuron.input_gain, y_seq)
         for t in range(y_seq.shape[0] - 1, -1, -1):
             with record_function("recompute"):
-                eq.decode_output(y_seq[t], out=(spike, carried))
-            ybar = torch.zeros_like(hbar) if ybar_seq is None else ybar_seq[t]
-            eq.lif_step_vjp(zbar_seq[t], spike, ybar, vbar, neuron, ctx.surrogate, out=hbar)
+                eq.decode_output(y_seq[t].to(dtype), out=(spike, carried))
+            ybar = torch.zeros_like(hbar) if ybar_seq is None else ybar_seq[t].to(dtype)
+            charge = zbar_seq[t].to(dtype)  # itself but in half precision
+            eq.lif_step_vjp(charge, spike, ybar, vbar, neuron, ctx.surrogate, out=hbar)
             if residual_bar is not None:
                 torch.mul(hbar, neuron.input_gain, out=residual_bar[t])
             if needs[1]:
                 sums.add("weight", torch.mul(hbar, carried, out=spike))
             if needs[2]:
                 sums.add("bias", hbar)
-            nbar = torch.mul(hbar, gain, out=zbar_seq[t]).add_(ybar, alpha=neuron.share)
+            nbar = torch.mul(hbar, gain, out=charge).add_(ybar, alpha=neuron.share)
             if beyond is not None:
                 eq.clamp_input_vjp(nbar, carried, neuron, out=nbar)
+            _bring(nbar, zbar_seq[t])
             sums.add("gradient", nbar)
             sums.add("slope", carried.mul_(nbar))
             vbar = hbar.mul_(neuron.keep)
@@ -284,6 +288,17 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
             vbar if needs[4] else None,
             None,
         )
+
+
+def _of_state(values: Tensor, like: Tensor) -> Tensor:
+    """Values `[C]` as `per_channel` spreads them, in the type of the state."""
+    return per_channel(values.to(eq.state_dtype(like.dtype)), like[:0].to(eq.state_dtype(like.dtype)))
+
+
+def _bring(values: Tensor, target: Tensor) -> None:
+    """Writes values that were computed beside their target, as in half precision."""
+    if values.dtype != target.dtype:
+        target.copy_(values)
 
 
 class _ChannelSums:
@@ -330,18 +345,20 @@ def _regenerate_charges(
 ) -> None:  # fmt: skip
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
     gain = neuron.input_gain / neuron.share
-    scale = gain if weight is None else per_channel(weight * gain, y_seq)
-    shift = None if bias is None else per_channel(bias * neuron.input_gain, y_seq)
-    before = None if v is None else v - neuron.rest
-    spike, membrane = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
+    scale = gain if weight is None else _of_state(weight * gain, y_seq)
+    shift = None if bias is None else _of_state(bias * neuron.input_gain, y_seq)
+    before, dtype = None if v is None else v - neuron.rest, eq.state_dtype(y_seq.dtype)
+    spike, membrane = (torch.empty_like(y_seq[0], dtype=dtype) for _ in range(2))
     for t, (y, out) in enumerate(zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True)):
-        eq.decode_output(y, out=(spike, out))
-        out.mul_(scale)
+        x = out.to(dtype)  # itself but in half precision
+        eq.decode_output(y.to(dtype), out=(spike, x))
+        x.mul_(scale)
         if shift is not None:
-            out.add_(shift)
+            x.add_(shift)
         if residual is not None:
-            out.add_(residual[t], alpha=neuron.input_gain)
-        _, before = eq.recharge(out, before, spike, neuron, out=membrane)
+            x.add_(residual[t], alpha=neuron.input_gain)
+        h, before = eq.recharge(x, before, spike, neuron, out=membrane)
+        _bring(h, out)
 
 
 def _through_the_norm(
@@ -353,13 +370,15 @@ def _through_the_norm(
     # One factor 1 / epsilon for the carried value inside the sum, one for that in the product.
     slope = sums.mean("slope") * sigma / neuron.share
     scale, mean, of_carried = (
-        per_channel(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.share)
+        _of_state(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.share)
     )
-    spike, carried = torch.empty_like(y_seq[0]), torch.empty_like(y_seq[0])
+    dtype = eq.state_dtype(y_seq.dtype)
+    spike, carried = (torch.empty_like(y_seq[0], dtype=dtype) for _ in range(2))
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):
         with record_function("recompute"):
-            eq.decode_output(y, out=(spike, carried))
-        out.mul_(scale).sub_(carried.mul_(of_carried).add_(mean))
+            eq.decode_output(y.to(dtype), out=(spike, carried))
+        zbar = out.to(dtype).mul_(scale).sub_(carried.mul_(of_carried).add_(mean))
+        _bring(zbar, out)
     beyond, excess = cut
     if beyond is not None and excess is not None:
         shift = -excess * slope.to(excess.dtype)[beyond[:, 2]]
@@ -374,7 +393,7 @@ class NormCarrierLIF(NormCarrierNode):
     convolution. In `eval()` it is batch norm with running statistics and a plain LIF, spikes alone.
 
     Args: see `NormCarrierNode`.
-    Keeps for backward: nothing but its output, as an alias, and C values of 1/sigma; b N bytes more where it started
+    Keeps for backward: nothing but its output, as an alias, and C values of 1/sigma; one state more where it started
         from a carried state; its residual where one is given, as an alias; and 8 (dims) + b bytes for each input that
         the clamp cut, at 7.75 standard deviations by default. Transient in backward: O(N) beside the input gradient.
     Exactness: relative gradient error, flat in T: below 1e-5 in float32. Fused: output and gradients to rounding; batch

@@ -23,9 +23,10 @@ from spikingjelly.activation_based import surrogate as their_surrogate
 from torch import Tensor, nn
 
 from revsnn_nodes import surrogate
-from revsnn_nodes.base import SpikingNode
+from revsnn_nodes.base import SpikingNode, moved_state
 from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF
+from revsnn_nodes.equations import state_dtype
 from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
@@ -52,12 +53,13 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         self._backend = value
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
-        # SpikingJelly starts from rest where the shape of the input changed, and follows its dtype and device.
+        # SpikingJelly starts from rest where the shape of the input changed, and follows its dtype and device; so does
+        # this, but for half precision, where states are float32.
         if isinstance(self.v, Tensor):
             if self.v.shape != x_seq.shape[1:]:
                 self.reset()
             else:
-                self.v = self.v.to(x_seq)
+                self.v = self.v.to(x_seq.device, state_dtype(x_seq.dtype))
         return super()._carried_state(x_seq)
 
     def materialize_states(self, inputs: States, states: States, step_mode: str) -> States:
@@ -65,8 +67,8 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         v, *others = states
         fits = isinstance(v, Tensor) and v.shape == x.shape
-        start = self.neuron.rest if isinstance(v, Tensor) else v
-        return v.to(x) if fits else torch.full_like(x, start, requires_grad=False), *others
+        start, dtype = self.neuron.rest if isinstance(v, Tensor) else v, state_dtype(x.dtype)
+        return v.to(x.device, dtype) if fits else torch.full_like(x, start, dtype=dtype, requires_grad=False), *others
 
     def single_step_functional_forward(self, inputs: States, states: States) -> tuple[States, States]:
         """Output of one step `[N, *]` and membrane after it, from an explicit membrane; its own stays as it is."""
@@ -86,7 +88,11 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # SpikingJelly's own takes no `recurse`; it moves all memories, `v` among them.
-        return their_base.MemoryModule._apply(self, fn)
+        before = self.v
+        result = their_base.MemoryModule._apply(self, fn)
+        if isinstance(before, Tensor):
+            self.v = moved_state(fn, before)
+        return result
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -122,7 +122,7 @@ def _copy_s(x: Tensor, device: str) -> float:
 
 def _layer(name: str) -> Callable[[Tensor], None]:
     def run(x: Tensor) -> None:
-        node: nn.Module = make_node(name, step_mode="m", backend="fused", **_silent(name))
+        node: Any = make_node(name, step_mode="m", backend="fused", **_silent(name))
         y = node(x.detach().requires_grad_())
         node.reset()  # no gradient arrives at the carried state
         y.backward(torch.ones_like(y))

@@ -58,11 +58,12 @@ def test_default_without_numba_is_the_reference(name, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", FUSED)
 def test_half_precision_runs_by_default(name, dtype):
-    """Input, output, state and gradient are of the half type; the node says what it ran on."""
+    """Input, output and gradient are of the half type, the state is float32; the node says what it ran on."""
     node, x = by_default(name), Problem(carried=False).to(dtype).x.requires_grad_()
     y = node(x)
     y.float().sum().backward()
-    assert y.dtype == node.v.dtype == x.grad.dtype == dtype
+    assert y.dtype == x.grad.dtype == dtype
+    assert node.v.dtype == torch.float32
     assert node.backend_in_use == "fused" or str(dtype).removeprefix("torch.") in node.backend_reason
 
 

@@ -64,10 +64,10 @@ def test_inverse_is_no_worse_than_the_references(neuron):
 
 
 def test_inverse_is_wrong_beyond_a_few_steps_and_says_so():
-    """By 10 % at T = 8, where the guard predicts 100 %; by more than its tolerance at every T, so it always speaks."""
+    """By 3 % at T = 8, where the guard predicts 100 %; by more than its tolerance at every T, so it always speaks."""
     node = make("revlif", backend="fused", on_drift="warn")
     error = gradient_errors("revlif", torch.bfloat16, 8, shape=(2, 512), backend="fused")[0]
-    assert 0.05 < error < predicted_gradient_error(8, node.neuron, torch.bfloat16)
+    assert 0.02 < error < predicted_gradient_error(8, node.neuron, torch.bfloat16)
     x = _problem(steps=1, carried=False).x.requires_grad_()
     with pytest.warns(DriftWarning, match=r"T = 1 steps.*bfloat16 its gradient is predicted to be wrong"):
         node(x)
@@ -84,11 +84,13 @@ def test_inverse_is_wrong_beyond_a_few_steps_and_says_so():
 @pytest.mark.parametrize("neuron", [*NEURONS, {"groups": 3, "beta": -0.7}, {"alpha": 0.9, "beta": 0.25}], ids=str)
 @pytest.mark.parametrize("gate", ["output", "spike"])
 def test_spikes_are_the_references_in_bfloat16(neuron, gate):
-    """Save where one rounding more or less decides, which is rare; else outputs are equal but for their last bit."""
+    """To the bit under the output's gate; under the spike's, save where the kernel rounds an output the other way."""
     problem, node = _problem(steps=6, shape=(4, 600), carried=False), make("revlif-anchored", reset_gate=gate, **neuron)
     got, expected = (
         make("revlif-anchored", backend=backend, reset_gate=gate, **neuron)(problem.x) for backend in ("fused", "torch")
     )
+    if gate == "output":
+        assert torch.equal(got, expected)
     fired, wanted = node.spikes(problem.x, got), node.spikes(problem.x, expected)
     assert (fired != wanted).double().mean() < 0.02
     assert 0.01 < fired.double().mean() < 0.9
@@ -97,7 +99,7 @@ def test_spikes_are_the_references_in_bfloat16(neuron, gate):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_coupled_sequences_may_be_cut_anywhere(name):
-    """Two calls, and single steps, give the bits of one call: membranes are rounded at every step."""
+    """Two calls, and single steps, give the bits of one call: membranes are float32 in a call and between calls."""
     x = _problem(steps=7, carried=False).x
     whole = make(name, backend="fused")
     y = whole(x)
@@ -105,7 +107,7 @@ def test_coupled_sequences_may_be_cut_anywhere(name):
         node = make(name, backend="fused")
         assert torch.equal(torch.cat([node(part) for part in parts]), y)
         assert torch.equal(node.v, whole.v)
-    assert y.dtype == whole.v.dtype == torch.bfloat16
+    assert (y.dtype, whole.v.dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize("gate", ["output", "spike"])
@@ -215,10 +217,10 @@ def test_sizes_that_nothing_divides_on_several_threads_in_bfloat16(name, options
     ("revlif", None, 1), ("revlif-anchored", None, 0), ("revlif-anchored", 1, 24), ("revlif-anchored", 4, 6),
 ])  # fmt: skip
 def test_kept_bytes_of_coupled_nodes(name, every, kept, carried):
-    """In bytes of bfloat16: the last membrane, or the anchors; and a carried start where membranes are regenerated."""
+    """The last membrane, or the anchors, and a carried start where membranes are regenerated: all in float32."""
     options = {"anchor_every": every} if every else {}
     got = bytes_after_forward(make(name, backend="fused", **options), (25, 4, 1024), torch.bfloat16, carried)
-    assert got == (kept + (carried and name == "revlif-anchored")) * 2 * 4096
+    assert got == (kept + (carried and name == "revlif-anchored")) * 4 * 4096
 
 
 @pytest.mark.parametrize("name", ["coupled_forward", "inverse_backward", "anchored_backward"])

@@ -9,56 +9,56 @@ from nodes_memory import bytes_after_forward, peak_of_backward
 
 STATE = (4, 1024)
 N = math.prod(STATE)
-STEPS = (1, 8, 25)
 STEPS_AND_TYPES = [(1, torch.float32), (8, torch.float64), (8, torch.bfloat16), (25, torch.float32)]
 
 
 def _states(node, steps, dtype=torch.float32, **how):
-    """Retained bytes in units of one state, b N."""
-    return bytes_after_forward(node, (steps, *STATE), dtype, **how) / (dtype.itemsize * N)
+    """Retained bytes in units of one state, m N: m is the itemsize, 4 for half precision."""
+    return bytes_after_forward(node, (steps, *STATE), dtype, **how) / (max(dtype.itemsize, 4) * N)
 
 
-@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(("steps", "dtype"), STEPS_AND_TYPES)
 @pytest.mark.parametrize(
     ("neuron", "per_step"),
     [({}, 3), ({"v_reset": -0.3}, 3), ({"detach_reset": True}, 2), ({"v_reset": None}, 1)],
     ids=str,
 )
-def test_standard_lif_keeps_every_step(neuron, per_step, steps):
-    """3 b N T, 2 b N T with detach_reset, b N T with soft reset; a few bytes per step for scalars.
+def test_standard_lif_keeps_every_step(neuron, per_step, steps, dtype):
+    """3 m N T, 2 m N T with detach_reset, m N T with soft reset; a few bytes per step for scalars.
 
     The reset of the last step belongs to the state, which is dropped: all but one of its tensors less.
     """
     expected = per_step * steps - (per_step - 1)
-    assert _states(make("lif", **neuron), steps) == pytest.approx(expected, abs=0.002 * steps)
+    assert _states(make("lif", **neuron), steps, dtype) == pytest.approx(expected, abs=0.002 * steps)
 
 
 @pytest.mark.parametrize("every", [None, 4, 100])
-@pytest.mark.parametrize("steps", STEPS)
-def test_checkpointed_lif_keeps_input_and_borders(steps, every):
-    """b N T for the input, b N for every border between segments; ceil(sqrt T) steps per segment by default."""
+@pytest.mark.parametrize(("steps", "dtype"), STEPS_AND_TYPES)
+def test_checkpointed_lif_keeps_input_and_borders(steps, dtype, every):
+    """b N T for the input, m N for every border between segments; ceil(sqrt T) steps per segment by default."""
     segments = math.ceil(steps / (every or math.ceil(math.sqrt(steps))))
-    got = _states(make("lif-checkpoint", checkpoint_every=every), steps)
-    assert got == pytest.approx(steps + segments - 1, abs=0.002 * steps)
+    got = _states(make("lif-checkpoint", checkpoint_every=every), steps, dtype)
+    of_input = steps * dtype.itemsize / max(dtype.itemsize, 4)
+    assert got == pytest.approx(of_input + segments - 1, abs=0.002 * steps)
 
 
 @pytest.mark.parametrize(("steps", "dtype"), STEPS_AND_TYPES)
 @pytest.mark.parametrize("name", INVERTING)
 def test_inverting_nodes_keep_one_state_at_every_length(name, steps, dtype):
-    """b N whatever T is, and it is the very storage of the carried state."""
+    """m N whatever T is, and it is the very storage of the carried state."""
     assert _states(make(name), steps, dtype) == 1
     assert _states(make(name), steps, dtype, reset=False) == 1
     assert _states(make(name), steps, dtype, carried=True) == 1
 
 
 @pytest.mark.parametrize("every", [1, 3, 25, None])
-@pytest.mark.parametrize("steps", STEPS)
-def test_anchored_node_keeps_its_anchors(steps, every):
-    """b N (ceil(T/k) - 1): nothing at all for k >= T; one state more where it started from a carried one."""
+@pytest.mark.parametrize(("steps", "dtype"), STEPS_AND_TYPES)
+def test_anchored_node_keeps_its_anchors(steps, dtype, every):
+    """m N (ceil(T/k) - 1): nothing at all for k >= T; one state more where it started from a carried one."""
     anchors = math.ceil(steps / (every or steps)) - 1
-    assert _states(make("revlif-anchored", anchor_every=every), steps) == anchors
-    assert _states(make("revlif-anchored", anchor_every=every), steps, carried=True) == anchors + 1
-    assert _states(make("revlif-anchored", anchor_every=every), steps, reset=False) == anchors + 1
+    assert _states(make("revlif-anchored", anchor_every=every), steps, dtype) == anchors
+    assert _states(make("revlif-anchored", anchor_every=every), steps, dtype, carried=True) == anchors + 1
+    assert _states(make("revlif-anchored", anchor_every=every), steps, dtype, reset=False) == anchors + 1
 
 
 @pytest.mark.parametrize(("steps", "dtype"), [*STEPS_AND_TYPES, (8, torch.float16)])
@@ -70,10 +70,11 @@ def test_carrier_keeps_nothing(steps, dtype):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_carried_state_is_one_state(name):
-    """What a node carries until reset() is b N bytes, and owns no more storage than that."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_carried_state_is_one_state(name, dtype):
+    """What a node carries until reset() is m N bytes, and owns no more storage than that."""
     node = make(name)
-    node(torch.randn(5, *STATE))
+    node(torch.randn(5, *STATE, dtype=dtype))
     assert node.v.untyped_storage().nbytes() == 4 * N
     node.reset()
     assert node.v == 0.0

@@ -218,10 +218,13 @@ def test_the_grid_has_both_sides():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_never_trusted_to_an_inverse(dtype):
-    """Two steps in half precision already exceed the tolerance, measured and predicted."""
-    measured, _ = gradient_errors("revlif", dtype, 4)
+    """Eight steps in half precision exceed the tolerance, measured and predicted; two by the prediction alone.
+
+    Membranes are float32, but the first group's input comes with the rounding of the output that carries it.
+    """
+    measured, _ = gradient_errors("revlif", dtype, 8)
     assert measured > TOLERANCE
-    assert predicted_gradient_error(4, ReversibleLIF(step_mode="m").neuron, dtype) > TOLERANCE
+    assert predicted_gradient_error(2, ReversibleLIF(step_mode="m").neuron, dtype) > TOLERANCE
 
 
 def test_prediction_grows_and_saturates():

@@ -223,7 +223,7 @@ def _coupled(x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, every: 
 
 
 class FusedInverse(_Fused):
-    """Keeps the output (an alias) and the last membrane: b N bytes."""
+    """Keeps the output (an alias) and the last membrane."""
 
     @staticmethod
     def forward(

@@ -1,6 +1,7 @@
 """The fused kernels as torch operators `revsnn::*`: one row each in `OPERATORS`.
 
-Sequences are `[T, N, *]`, states `[N, *]`, of any strides (copied where not contiguous); results are contiguous.
+Sequences are `[T, N, *]`, states `[N, *]`, of any strides (copied where not contiguous); results are contiguous. States
+(membranes, anchors and their gradients) have the `equations.state_dtype` of sequences: float32 for half precision.
 `p` is a `layout.Numbers`; `kind` is the index of the surrogate's shape in `layout.KINDS`. Missing gradients count as
 zeros. An operator that may leave out a result returns an empty tensor for it. Compiled code is loaded at first use.
 Operations are not counted here: a counter runs the reference, see `support.equations_written_out`.
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from revsnn_nodes.equations import state_dtype
 
 
 class Call(SimpleNamespace):
@@ -49,8 +52,8 @@ def _all(sequence: Tensor, wanted: bool = True) -> Tensor:
     return sequence.new_empty(sequence.shape if wanted else (0,))
 
 
-def _step(sequence: Tensor, wanted: bool = True) -> Tensor:
-    return sequence.new_empty(sequence.shape[1:] if wanted else (0,))
+def _state(sequence: Tensor, wanted: bool = True) -> Tensor:
+    return sequence.new_empty(sequence.shape[1:] if wanted else (0,), dtype=state_dtype(sequence.dtype))
 
 
 def _channels(sequence: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -58,7 +61,7 @@ def _channels(sequence: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _anchors(x_seq: Tensor, every: int) -> Tensor:
-    return x_seq.new_empty(((x_seq.shape[0] - 1) // every, *x_seq.shape[1:]))
+    return x_seq.new_empty(((x_seq.shape[0] - 1) // every, *x_seq.shape[1:]), dtype=state_dtype(x_seq.dtype))
 
 
 OPERATORS = {
@@ -66,7 +69,7 @@ OPERATORS = {
         "(Tensor x_seq, Tensor? v, Tensor? rate, float[] p, bool decay, bool soft, bool keep)"
         " -> (Tensor, Tensor, Tensor)",
         # Spikes, last membrane, charges. A rate is 1 / tau, of one element, in place of that of p.
-        lambda c: (_all(c.x_seq), _step(c.x_seq), _all(c.x_seq, c.keep)),
+        lambda c: (_all(c.x_seq), _state(c.x_seq), _all(c.x_seq, c.keep)),
     ),
     "lif_backward": Operator(
         "(Tensor charge_seq, Tensor? sbar_seq, Tensor? vbar, Tensor? v, Tensor? rate, float[] p, int kind, bool decay,"
@@ -75,8 +78,8 @@ OPERATORS = {
         # rate's.
         lambda c: (
             _all(c.charge_seq),
-            _step(c.charge_seq, c.need_v),
-            _step(c.charge_seq, c.need_rate).to(torch.promote_types(c.charge_seq.dtype, torch.float32)),
+            _state(c.charge_seq, c.need_v),
+            _state(c.charge_seq, c.need_rate),
         ),
     ),
     # `inner`: channels lie so many columns apart, again and again.
@@ -84,47 +87,47 @@ OPERATORS = {
         "(Tensor z_seq, Tensor? v, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? residual_seq,"
         " float[] p, int inner, bool decay, bool soft) -> (Tensor, Tensor)",
         # Spikes, last membrane.
-        lambda c: (_all(c.z_seq), _step(c.z_seq)),
+        lambda c: (_all(c.z_seq), _state(c.z_seq)),
     ),
     "norm_lif_backward": Operator(
         "(Tensor z_seq, Tensor? v, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? residual_seq,"
         " Tensor? sbar_seq, Tensor? vbar, float[] p, int kind, int inner, bool decay, bool soft, bool detach,"
         " bool need_v) -> (Tensor, Tensor)",
         # Gradients of the neuron's input and of the first membrane.
-        lambda c: (_all(c.z_seq), _step(c.z_seq, c.need_v)),
+        lambda c: (_all(c.z_seq), _state(c.z_seq, c.need_v)),
     ),
     "carrier_forward": Operator(
         "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft) -> (Tensor, Tensor)",
         # Output, last membrane.
-        lambda c: (_all(c.x_seq), _step(c.x_seq)),
+        lambda c: (_all(c.x_seq), _state(c.x_seq)),
     ),
     "carrier_backward": Operator(
         "(Tensor y_seq, Tensor? v, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
         " bool need_v) -> (Tensor, Tensor)",
-        lambda c: (_all(c.y_seq), _step(c.y_seq, c.need_v)),
+        lambda c: (_all(c.y_seq), _state(c.y_seq, c.need_v)),
     ),
     "coupled_forward": Operator(
         "(Tensor x_seq, Tensor? v, float[] p, bool decay, bool soft, bool by_spike, int groups, int group_dim,"
         " int every) -> (Tensor, Tensor, Tensor)",
         # Output, last membrane, the membrane before each later segment.
-        lambda c: (_all(c.x_seq), _step(c.x_seq), _anchors(c.x_seq, c.every)),
+        lambda c: (_all(c.x_seq), _state(c.x_seq), _anchors(c.x_seq, c.every)),
     ),
     "inverse_backward": Operator(
         "(Tensor y_seq, Tensor v_last, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
         " int groups, int group_dim, bool need_v) -> (Tensor, Tensor)",
-        lambda c: (_all(c.y_seq), _step(c.y_seq, c.need_v)),
+        lambda c: (_all(c.y_seq), _state(c.y_seq, c.need_v)),
     ),
     "anchored_backward": Operator(
         "(Tensor y_seq, Tensor? v, Tensor anchors, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool decay,"
         " bool soft, bool detach, bool by_spike, int groups, int group_dim, int every, bool need_v)"
         " -> (Tensor, Tensor)",
-        lambda c: (_all(c.y_seq), _step(c.y_seq, c.need_v)),
+        lambda c: (_all(c.y_seq), _state(c.y_seq, c.need_v)),
     ),
     "norm_carrier_forward": Operator(
         "(Tensor z_seq, Tensor? v, Tensor? weight, Tensor? bias, Tensor? residual_seq, float[] p, float eps,"
         " bool decay, bool soft) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         # Output, last membrane; mean, variance and 1/sigma per channel; how often the clamp bit.
-        lambda c: (_all(c.z_seq), _step(c.z_seq), *_channels(c.z_seq, 3), c.z_seq.new_empty(1, dtype=torch.int64)),
+        lambda c: (_all(c.z_seq), _state(c.z_seq), *_channels(c.z_seq, 3), c.z_seq.new_empty(1, dtype=torch.int64)),
         on_cuda=False,
     ),
     "norm_carrier_backward": Operator(
@@ -132,7 +135,7 @@ OPERATORS = {
         " Tensor? beyond, Tensor? excess, Tensor? ybar_seq, Tensor? vbar, float[] p, int kind, bool soft, bool detach,"
         " bool need_residual, bool need_v) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         # Gradients of the input, gamma, bias, residual and first membrane.
-        lambda c: (_all(c.y_seq), *_channels(c.y_seq, 2), _all(c.y_seq, c.need_residual), _step(c.y_seq, c.need_v)),
+        lambda c: (_all(c.y_seq), *_channels(c.y_seq, 2), _all(c.y_seq, c.need_residual), _state(c.y_seq, c.need_v)),
         on_cuda=False,
     ),
 }

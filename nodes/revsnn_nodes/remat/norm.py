@@ -162,7 +162,7 @@ def _is_exact(
         made = torch.ops.revsnn.norm_lif_forward(
             z.as_strided(*order), None, mean, inverse_std, weight, bias, None, numbers(_NEVER_FIRES), inner, False, True
         )
-        return torch.equal(made[1], x.as_strided(*order)[0])
+        return torch.equal(made[1], x.as_strided(*order)[0].to(made[1].dtype))
 
 
 def saved_statistics(result: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -23,7 +23,6 @@ from revsnn_nodes.kernels.cpu.equations import (
     gradient_at_charge,
     read,
     reset_of,
-    rounded,
     scratch,
     start_row,
     write,
@@ -49,10 +48,10 @@ def _carrier_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
     """One step: v becomes the membrane after it."""
     for j in range(x.shape[0]):
         carried = clamped(read(x, j), -p.clamp, p.clamp)
-        h = rounded(charge_of(carried, v[j], p, mode.leak), x)
+        h = charge_of(carried, v[j], p, mode.leak)
         s = fired(h, p.threshold)
         write(y, j, s + p.epsilon * carried)
-        v[j] = rounded(reset_of(h, s, p, mode), x)
+        v[j] = reset_of(h, s, p, mode)
 
 
 @exact

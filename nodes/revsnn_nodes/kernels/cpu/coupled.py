@@ -148,19 +148,19 @@ def _reset(m: Any, gate: Any, p: Numbers, mode: Mode) -> Any:
 
 @exact_row
 def _forward_row(drive: Any, partner: Any, v: Any, y: Any, like: Any, p: Numbers, mode: Mode) -> None:
-    """A group of a step: v becomes the membrane after it. Values are rounded as those of `like`."""
+    """A group of a step: v becomes the membrane after it. Outputs are rounded as those of `like`."""
     for j in range(y.shape[0]):
-        m = rounded(charge_of(drive[j], v[j], p, mode.leak), like)
+        m = charge_of(drive[j], v[j], p, mode.leak)
         out = rounded(fired(m, p.threshold) + p.beta * read(partner, j), like)
-        v[j] = rounded(_reset(m, _gate_of(out, m, p, mode), p, mode), like)
+        v[j] = _reset(m, _gate_of(out, m, p, mode), p, mode)
         y[j] = out
 
 
 @exact_row
-def _spike_row(drive: Any, v: Any, s: Any, like: Any, p: Numbers, mode: Mode) -> None:
+def _spike_row(drive: Any, v: Any, s: Any, p: Numbers, mode: Mode) -> None:
     """The spikes that `_forward_row` will decide."""
     for j in range(s.shape[0]):
-        s[j] = fired(rounded(charge_of(drive[j], v[j], p, mode.leak), like), p.threshold)
+        s[j] = fired(charge_of(drive[j], v[j], p, mode.leak), p.threshold)
 
 
 @exact
@@ -181,7 +181,7 @@ def _neighbour(y: Any, up: bool) -> Any:
 
 
 @exact_row
-def _agree_row(x: Any, before: Any, s_last: Any, y: Any, v: Any, like: Any, p: Numbers, mode: Mode) -> None:
+def _agree_row(x: Any, before: Any, s_last: Any, y: Any, v: Any, p: Numbers, mode: Mode) -> None:
     """Makes the first group's membrane, under the spike's gate, the one that the output will give again.
 
     Its charge is regenerated from the input that the last group's output carries, with the rounding of that output;
@@ -194,12 +194,12 @@ def _agree_row(x: Any, before: Any, s_last: Any, y: Any, v: Any, like: Any, p: N
         v: the first group's membrane after the step, written.
     """
     for j in range(y.shape[0]):
-        s = fired(rounded(charge_of(x[j], before[j], p, mode.leak), like), p.threshold)
-        m = rounded(charge_of(_carried_input(y[j], s_last[j], p), before[j], p, mode.leak), like)
+        s = fired(charge_of(x[j], before[j], p, mode.leak), p.threshold)
+        m = charge_of(_carried_input(y[j], s_last[j], p), before[j], p, mode.leak)
         if fired(m, p.threshold) != s:
             y[j] = _neighbour(y[j], (s > type(s)(0.5)) == (p.beta > 0))
-            m = rounded(charge_of(_carried_input(y[j], s_last[j], p), before[j], p, mode.leak), like)
-        v[j] = rounded(_reset(m, fired(m, p.threshold), p, mode), like)
+            m = charge_of(_carried_input(y[j], s_last[j], p), before[j], p, mode.leak)
+        v[j] = _reset(m, fired(m, p.threshold), p, mode)
 
 
 SPARE_FORWARD = 3
@@ -234,11 +234,11 @@ def _forward_step(
             else:
                 out = _place_for(row_of(y, _place(x, t, o, i, c), n), staged)
             if agrees and i == groups - 1:  # before its membrane is overwritten
-                _spike_row(drive, w, s_last, x, p, mode)
+                _spike_row(drive, w, s_last, p, mode)
             _forward_row(drive, partner, w, out, x, p, mode)
             drive = out
         if agrees:
-            _agree_row(x_first, before, s_last, out, v_first, x, p, mode)
+            _agree_row(x_first, before, s_last, out, v_first, p, mode)
         for i in range(groups):
             target, staged = row_of(y, _place(x, t, o, i, c), n), row_of(rows, i * piece, n)
             if len(mode.streams):
@@ -444,12 +444,12 @@ def inverse_backward(
 
 
 @exact_row
-def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, like: Any, p: Numbers, mode: Mode) -> None:
+def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Numbers, mode: Mode) -> None:
     """A group of a step, forward in time, from the membrane before it and the output."""
     for j in range(y.shape[0]):
-        m = rounded(charge_of(drive[j], v[j], p, mode.leak), like)
+        m = charge_of(drive[j], v[j], p, mode.leak)
         charge[j] = m
-        v[j] = rounded(_reset(m, _gate_of(y[j], m, p, mode), p, mode), like)
+        v[j] = _reset(m, _gate_of(y[j], m, p, mode), p, mode)
 
 
 @exact_row
@@ -479,7 +479,7 @@ def _regenerate_step(
             held = i * block + at + c - a
             h = row_of(charge, held, n)
             out = _opened(row_of(y, _place(y, t, o, i, c), n), row_of(spare, (3 + k % 2) * piece, n))
-            _regenerate_row(out, drive if i else x_first, row_of(v, held, n), h, y, p, mode)
+            _regenerate_row(out, drive if i else x_first, row_of(v, held, n), h, p, mode)
             if i == groups - 1:
                 _first_inputs(out, h, x_first, p)
             drive = out

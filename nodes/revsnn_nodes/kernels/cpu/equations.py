@@ -7,8 +7,8 @@ turn float32 arithmetic into float64.
 
 bfloat16. numba does not know it: arrays hold its bits as uint16, which are the upper half of a float32's, and
 arithmetic is in float32. One source serves all types: `read`, `write` and `rounded` are compiled for the type of the
-array, and cost nothing where it holds floats. As in the reference, charges, membranes and outputs are rounded where
-they come about, so that a sequence may be cut anywhere; gradients are rounded once, when they are written.
+array, and cost nothing where it holds floats. As in the reference, states are float32, in a call and between calls;
+outputs are rounded where they come about, gradients once, when they are written.
 """
 
 import math
@@ -148,6 +148,18 @@ def fired(h: Any, threshold: Any) -> Any:
     one = type(h)(1)
     zero = type(h)(0)
     return one if h - threshold >= zero else zero
+
+
+@exact
+def kept_charge(h: Any, s: Any, like: Any, least: Any, greatest: Any) -> Any:
+    """A charge as it is written for the backward pass: rounded to its side of the threshold, so that no spike flips.
+
+    See `revsnn_nodes.equations.rounded_charge`; `least` and `greatest` are `sides_of` the threshold.
+    """
+    near = rounded(h, like)
+    if s > type(h)(0.5):
+        return least if near < least else near
+    return greatest if near > greatest else near
 
 
 @exact

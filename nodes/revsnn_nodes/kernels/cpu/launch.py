@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from revsnn_nodes.equations import sides_of, state_dtype
 from revsnn_nodes.kernels.cpu import carrier, coupled, lif, norm, norm_lif
 from revsnn_nodes.kernels.cpu.equations import Mode
 from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, prepare, run_columns
@@ -61,30 +62,39 @@ def run(name: str, results: Results, call: Call) -> Results:
 
 
 class _Arrays:
-    """The tensors of one call as arrays: sequences `[T, *state]` and states; bfloat16 as its bits, uint16."""
+    """The tensors of one call as arrays: sequences `[T, *state]` and states; bfloat16 as its bits, uint16.
+
+    States are floats, with bfloat16 too.
+    """
 
     def __init__(self, like: Tensor, *state: int) -> None:
         self.like, self.shape = like, state
         self.is_bfloat16 = like.dtype is torch.bfloat16
         self.float: Any = np.float64 if like.dtype is torch.float64 else np.float32
+        self.state_dtype = state_dtype(like.dtype)
 
     def sequence(self, tensor: Tensor | None) -> Any:
         """As `[T, *state]`, or the empty array that stands for none."""
-        return self._array(tensor, (0 if tensor is None else tensor.shape[0], *self.shape))
+        return self._array(tensor, (0 if tensor is None else tensor.shape[0], *self.shape), self.like.dtype)
 
     def state(self, tensor: Tensor | None) -> Any:
         """As an array of the state's shape, or the empty array that stands for none."""
-        return self._array(tensor, self.shape)
+        return self._array(tensor, self.shape, self.state_dtype)
+
+    def states(self, tensor: Tensor) -> Any:
+        """Several states, `[k, *state]`."""
+        return self._array(tensor, (tensor.shape[0], *self.shape), self.state_dtype)
 
     def gradient(self, arrived: Tensor | None) -> Any:
         """A sequence's gradient; zeros where none arrived."""
         return self.sequence(torch.zeros_like(self.like) if arrived is None else arrived)
 
-    def _array(self, tensor: Tensor | None, shape: tuple[int, ...]) -> Any:
+    def _array(self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
+        is_bits = dtype is torch.bfloat16
         if tensor is None:
-            return np.empty((0,) * len(shape), np.uint16 if self.is_bfloat16 else self.float)
-        whole = tensor.detach().to(self.like.dtype).contiguous()  # copied only where it must be
-        if self.is_bfloat16:
+            return np.empty((0,) * len(shape), np.uint16 if is_bits else self.float)
+        whole = tensor.detach().to(dtype).contiguous()  # copied only where it must be
+        if is_bits:
             return whole.view(torch.int16).numpy().view(np.uint16).reshape(shape)
         return whole.numpy().reshape(shape)
 
@@ -163,7 +173,8 @@ def _lif_forward(results: Results, call: Call) -> None:
     as_ = _Arrays(x, x[0].numel())
     arguments = (
         as_.sequence(x), as_.state(call.v), as_.sequence(spike), as_.state(v_last),
-        as_.sequence(charge if call.keep else None), (0,) * call.keep,
+        as_.sequence(charge if call.keep else None),
+        tuple(map(as_.float, sides_of(Numbers(*call.p).threshold, x.dtype))) if call.keep else (),
     )  # fmt: skip
     _run(lif.lif_forward, as_, call, arguments, rows=1, streams=True)
 
@@ -232,7 +243,7 @@ def _coupled_forward(results: Results, call: Call) -> None:
     x, (y, v_last, anchors) = call.x_seq, results
     as_ = _Arrays(x, *grouped(x.shape[1:], call.groups, call.group_dim))
     arguments = (
-        as_.sequence(x), as_.state(call.v), as_.sequence(y), as_.state(v_last), as_.sequence(anchors), call.every,
+        as_.sequence(x), as_.state(call.v), as_.sequence(y), as_.state(v_last), as_.states(anchors), call.every,
     )  # fmt: skip
     rows = 2 * call.groups + coupled.SPARE_FORWARD if as_.is_bfloat16 else 1
     _run(coupled.coupled_forward, as_, call, arguments, rows, streams=True)
@@ -253,7 +264,7 @@ def _anchored_backward(results: Results, call: Call) -> None:
     y, (xbar, vbar0) = call.y_seq, results
     as_ = _Arrays(y, *grouped(y.shape[1:], call.groups, call.group_dim))
     arguments = (
-        as_.sequence(y), as_.state(call.v), as_.sequence(call.anchors), as_.gradient(call.ybar_seq),
+        as_.sequence(y), as_.state(call.v), as_.states(call.anchors), as_.gradient(call.ybar_seq),
         as_.state(call.vbar), as_.sequence(xbar), as_.state(vbar0 if call.need_v else None), call.every,
     )  # fmt: skip
     spare = coupled.SPARE_BACKWARD if as_.is_bfloat16 else 0

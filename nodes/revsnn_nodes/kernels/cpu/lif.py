@@ -21,9 +21,9 @@ from revsnn_nodes.kernels.cpu.equations import (
     copy_row,
     fired,
     gradient_at_charge,
+    kept_charge,
     read,
     reset_of,
-    rounded,
     scratch,
     start_row,
     write,
@@ -48,12 +48,12 @@ from revsnn_nodes.kernels.layout import Numbers
 def _lif_row(x: Any, v: Any, spike: Any, charge: Any, keeps: Any, p: Numbers, mode: Mode) -> None:
     """One step: v becomes the membrane after it."""
     for j in range(x.shape[0]):
-        h = rounded(charge_of(read(x, j), v[j], p, mode.leak), x)
+        h = charge_of(read(x, j), v[j], p, mode.leak)
         s = fired(h, p.threshold)
         write(spike, j, s)
         if len(keeps):
-            write(charge, j, h)
-        v[j] = rounded(reset_of(h, s, p, mode), x)
+            write(charge, j, kept_charge(h, s, charge, keeps[0], keeps[1]))
+        v[j] = reset_of(h, s, p, mode)
 
 
 @exact
@@ -61,7 +61,7 @@ def lif_forward(
     x: Any, v0: Any, spike: Any, v_last: Any, charge: Any, keeps: Any, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Writes spikes, the last membrane, and the charges if `keeps` is not an empty tuple."""
+    """Writes spikes, the last membrane, and the charges unless `keeps`, `sides_of` the threshold, is empty."""
     v = scratch(block, x)  # membranes of the block
     rows = np.empty((2, piece), x.dtype)  # spikes and charges of a piece, before they are streamed
     steps, columns = x.shape
@@ -111,7 +111,7 @@ def _membrane_row(charge: Any, v: Any, p: Numbers, mode: Mode) -> None:
     """Membranes after the step that had these charges."""
     for j in range(charge.shape[0]):
         h = read(charge, j)
-        v[j] = rounded(reset_of(h, fired(h, p.threshold), p, mode), charge)
+        v[j] = reset_of(h, fired(h, p.threshold), p, mode)
 
 
 @contracted

@@ -51,7 +51,7 @@ def _charge(z: Any, scale: Any, shift: Any, residual: Any, v: Any, j: Any, adds:
     x = rounded(fma(read(z, j), scale[j], shift[j]), z)
     if len(adds):
         x = rounded(x + read(residual, j), z)
-    return rounded(charge_of(x, v[j], p, mode.leak), z)
+    return charge_of(x, v[j], p, mode.leak)
 
 
 @exact_row
@@ -63,7 +63,7 @@ def _spike_row(
         h = _charge(z, scale, shift, residual, v, j, adds, p, mode)
         s = fired(h, p.threshold)
         write(spike, j, s)
-        v[j] = rounded(reset_of(h, s, p, mode), z)
+        v[j] = reset_of(h, s, p, mode)
 
 
 @exact_row
@@ -74,7 +74,7 @@ def _charge_row(
     for j in range(z.shape[0]):
         h = _charge(z, scale, shift, residual, v, j, adds, p, mode)
         charge[j] = h
-        v[j] = rounded(reset_of(h, fired(h, p.threshold), p, mode), z)
+        v[j] = reset_of(h, fired(h, p.threshold), p, mode)
 
 
 @exact

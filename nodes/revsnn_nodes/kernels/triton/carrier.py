@@ -25,10 +25,11 @@ from revsnn_nodes.kernels.triton.equations import (
     kernel,
     lif_step_vjp,
     numbers_of,
+    park,
+    parked,
     read,
     read_or,
     reset_of,
-    rounded,
     write,
 )
 
@@ -48,9 +49,9 @@ def carrier_forward(
     for t in tl.range(0, steps, num_stages=STAGES):
         row = t * columns
         x = clamped(read(x_seq + row + at, mask), -p.clamp, p.clamp)
-        h = rounded(charge_of(x, v, p, mode), dtype)
+        h = charge_of(x, v, p, mode)
         s = fired(h, p)
-        v = rounded(reset_of(h, s, p, mode), dtype)
+        v = reset_of(h, s, p, mode)
         write(y_seq + row + at, s + p.epsilon * x, mask)
     write(v_last + at, v, mask)
 
@@ -92,12 +93,12 @@ def carrier_backward(
     for piece in range(1, pieces):
         for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
             _, v = _regenerated(read(y_seq + t * columns + at, mask), v, p, unscale, from_rest, mode)
-        write(xbar_seq + piece * ROWS * columns + at, v, mask)
+        park(xbar_seq + piece * ROWS * columns + at, v, columns, mask)
     tl.debug_barrier()  # another thread of this program may read what this one wrote
 
     for back in range(pieces):
         first = (pieces - 1 - back) * ROWS
-        v = tl.where(first > 0, read(xbar_seq + first * columns + at, mask & (first > 0)), v_first)
+        v = tl.where(first > 0, parked(xbar_seq + first * columns + at, columns, mask & (first > 0)), v_first)
         # y, ybar and h of the piece's steps, in registers. All reads come before the first write: none has to wait.
         y, ybar, h = (), (), ()
         for r in tl.static_range(ROWS):

@@ -27,6 +27,8 @@ from revsnn_nodes.kernels.triton.equations import (
     jit,
     kernel,
     numbers_of,
+    park,
+    parked,
     phi_of,
     prepended,
     quotient,
@@ -86,11 +88,11 @@ def gate_of(y, m, p, mode):
 
 
 @jit
-def coupled_reset_of(m, g, p, mode, dtype: tl.constexpr):
+def coupled_reset_of(m, g, p, mode):
     """Membrane of a group after its reset."""
     if mode.soft:
-        return rounded(m - p.drop * g, dtype)
-    return rounded(m - p.alpha * g * (m - p.rest), dtype)
+        return m - p.drop * g
+    return m - p.alpha * g * (m - p.rest)
 
 
 @jit
@@ -100,7 +102,7 @@ def carried_input(y, m, p):
 
 
 @jit
-def regenerate_step(y, v, p, mode, dtype: tl.constexpr, GROUPS: tl.constexpr):
+def regenerate_step(y, v, p, mode, GROUPS: tl.constexpr):
     """One step forward from its output: charges, and membranes after it."""
     m = ()
     for i in tl.static_range(1, GROUPS):
@@ -109,7 +111,7 @@ def regenerate_step(y, v, p, mode, dtype: tl.constexpr, GROUPS: tl.constexpr):
     m = prepended(charge_of(x_first, v[0], p, mode), m)
     after = ()
     for i in tl.static_range(GROUPS):
-        after = appended(after, coupled_reset_of(m[i], gate_of(y[i], m[i], p, mode), p, mode, dtype))
+        after = appended(after, coupled_reset_of(m[i], gate_of(y[i], m[i], p, mode), p, mode))
     return m, after
 
 
@@ -186,7 +188,7 @@ def coupled_forward(
                 m = charge_of(d, v[i], p, mode)
                 d = rounded(fired(m, p) + p.beta * x[(i + 1) % GROUPS], dtype)  # y of this group drives the next
                 y = appended(y, d)
-                after = appended(after, coupled_reset_of(m, gate_of(d, m, p, mode), p, mode, dtype))
+                after = appended(after, coupled_reset_of(m, gate_of(d, m, p, mode), p, mode))
             write_groups(y_seq + row + at, y, inner, mask, GROUPS)
             v = after
     write_groups(v_last + at, v, inner, mask, GROUPS)
@@ -225,7 +227,9 @@ def _membranes(
     at_start, at_anchor = mask & (first == 0), mask & (first == begin) & (segment > 0)
     v_start = read_groups(v0, 0, at, inner, at_start, rest, dtype, GROUPS)
     v_anchor = read_groups(anchors, (segment - 1) * width, at, inner, at_anchor, 0.0, dtype, GROUPS)
-    v_swept = read_groups(swept, first * width, at, inner, mask & (first > begin), 0.0, dtype, GROUPS)
+    v_swept = ()
+    for i in tl.static_range(GROUPS):
+        v_swept = appended(v_swept, parked(swept + first * width + at + i * inner, width, mask & (first > begin)))
     return chosen(at_start, v_start, chosen(at_anchor, v_anchor, v_swept, GROUPS), GROUPS)
 
 
@@ -255,8 +259,9 @@ def anchored_backward(
             for piece in range(1, pieces):
                 for t in tl.range(begin + (piece - 1) * ROWS, begin + piece * ROWS, num_stages=STAGES):
                     y = read_groups(y_seq, t * width, at, inner, mask, 0.0, dtype, GROUPS)
-                    _, v = regenerate_step(y, v, p, mode, dtype, GROUPS)
-                write_groups(xbar_seq + (begin + piece * ROWS) * width + at, v, inner, mask, GROUPS)
+                    _, v = regenerate_step(y, v, p, mode, GROUPS)
+                for i in tl.static_range(GROUPS):
+                    park(xbar_seq + (begin + piece * ROWS) * width + at + i * inner, v[i], width, mask)
             tl.debug_barrier()  # another thread of this program may read what this one wrote
 
         for back in range(pieces):
@@ -270,7 +275,7 @@ def anchored_backward(
                 y = y + read_groups(y_seq, row, at, inner, there, 0.0, dtype, GROUPS)
                 ybar = ybar + read_groups(ybar_seq, row, at, inner, there, 0.0, dtype, GROUPS)
             for r in tl.static_range(ROWS):
-                m_r, v = regenerate_step(groups_of(y, r, GROUPS), v, p, mode, dtype, GROUPS)
+                m_r, v = regenerate_step(groups_of(y, r, GROUPS), v, p, mode, GROUPS)
                 m = m + m_r
             for r in tl.static_range(ROWS - 1, -1, -1):
                 there = mask if EVEN else mask & (first + r < end)

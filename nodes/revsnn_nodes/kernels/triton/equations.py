@@ -4,9 +4,8 @@ Symbols are those of nodes/README.md: input x, membrane v, charge h, spike s, ou
 at x. `p` is `revsnn_nodes.kernels.layout.Numbers` in the type of the arithmetic, `mode` the kernel's `Mode`; helpers
 take both whole. A kernel takes the numbers one by one, since Triton narrows the floats of a tuple to float32.
 
-Arithmetic is in float64 for float64 tensors, and in float32 for all others. What the reference holds in a tensor
-(charge, membrane, output) is rounded to the tensor's type where it comes about, so that the backward pass reads what
-the forward pass decided by, in half precision too.
+Arithmetic and states are in float64 for float64 tensors, and in float32 for all others. An output is rounded to the
+tensor's type where it comes about, so that the backward pass reads what the forward pass decided by.
 
 With TRITON_INTERPRET=1 in the environment before triton is imported, kernels run in Triton's interpreter, on CPU
 tensors: slow, and the way to check their arithmetic without a GPU.
@@ -103,6 +102,16 @@ def rounded(block, dtype: tl.constexpr):
 
 
 @jit
+def kept_charge(h, s, least, greatest, dtype: tl.constexpr):
+    """A charge as it is written for the backward pass: rounded to its side of the threshold, so that no spike flips.
+
+    See `revsnn_nodes.equations.rounded_charge`; `least` and `greatest` are `sides_of` the threshold.
+    """
+    near, least, greatest = rounded(h, dtype), number(least, dtype), number(greatest, dtype)
+    return tl.where(s > 0.5, tl.where(near < least, least, near), tl.where(near > greatest, greatest, near))
+
+
+@jit
 def quotient(a, b):
     """a / b, correctly rounded: Triton's division is not, in float32."""
     return a / b if a.dtype == tl.float64 else tl.div_rn(a, b)
@@ -135,6 +144,29 @@ def read_or(tensor, row, at, mask, fill, dtype: tl.constexpr):
 def write(pointers, block, mask):
     """Stores a block in the type of the tensor."""
     tl.store(pointers, block.to(pointers.dtype.element_ty), mask=mask)
+
+
+@jit
+def park(pointers, block, width, mask):
+    """Keeps states in a row of a sequence, to the bit: in half precision a half of each in the row `width` before."""
+    element: tl.constexpr = pointers.dtype.element_ty
+    if element.primitive_bitwidth == 16:
+        bits = block.to(tl.int32, bitcast=True)
+        tl.store(pointers - width, (bits & 0xFFFF).to(tl.int16).to(element, bitcast=True), mask=mask)
+        tl.store(pointers, (bits >> 16).to(tl.int16).to(element, bitcast=True), mask=mask)
+    else:
+        write(pointers, block, mask)
+
+
+@jit
+def parked(pointers, width, mask):
+    """What `park` kept; zeros where masked."""
+    if pointers.dtype.element_ty.primitive_bitwidth == 16:
+        low = tl.load(pointers - width, mask=mask, other=0.0).to(tl.int16, bitcast=True).to(tl.int32)
+        high = tl.load(pointers, mask=mask, other=0.0).to(tl.int16, bitcast=True).to(tl.int32)
+        return ((low & 0xFFFF) | (high << 16)).to(tl.float32, bitcast=True)
+    else:  # noqa: RET505  (Triton compiles what follows an `if`)
+        return read(pointers, mask)
 
 
 @jit

@@ -18,6 +18,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from revsnn_nodes.equations import sides_of
 from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
 from revsnn_nodes.kernels.ops import OPERATORS, Call
 from revsnn_nodes.kernels.triton import carrier, coupled, lif, norm_lif
@@ -201,6 +202,8 @@ def _kernel_arguments(name: str, call: dict[str, Any], tensors: list[Tensor | No
     named = {
         **p._asdict(),
         "tau": 1 / p.tau if exact else p.tau,
+        "least": sides_of(p.threshold, sequence.dtype)[0],
+        "greatest": sides_of(p.threshold, sequence.dtype)[1],
         "steps": steps,
         "every": every,
         "columns": sequence[0].numel() // groups,

@@ -16,13 +16,13 @@ from revsnn_nodes.kernels.triton.equations import (
     columns_of,
     f64,
     fired,
+    kept_charge,
     kernel,
     lif_step_vjp,
     numbers_of,
     read,
     read_or,
     reset_of,
-    rounded,
     with_rate,
     write,
 )
@@ -32,7 +32,7 @@ from revsnn_nodes.kernels.triton.equations import (
 def lif_forward(
     x_seq, v0, rate, s_seq, v_last, h_seq,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
-    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64, least: f64, greatest: f64,
     steps: tl.int32, columns: tl.int64, mode, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Writes the spikes, the last membrane, and the charges where wanted."""
@@ -44,12 +44,12 @@ def lif_forward(
     for t in tl.range(0, steps, num_stages=STAGES):
         row = t * columns
         x = read(x_seq + row + at, mask)
-        h = rounded(charge_of(x, v, p, mode), dtype)
+        h = charge_of(x, v, p, mode)
         s = fired(h, p)
-        v = rounded(reset_of(h, s, p, mode), dtype)
+        v = reset_of(h, s, p, mode)
         write(s_seq + row + at, s, mask)
         if h_seq is not None:
-            write(h_seq + row + at, h, mask)
+            write(h_seq + row + at, kept_charge(h, s, least, greatest, dtype), mask)
     write(v_last + at, v, mask)
 
 
@@ -78,7 +78,7 @@ def lif_backward(
             v = read_or(v0, 0, at, mask, p.rest, dtype)
             if back + 1 < steps:
                 before = read(h_seq + row - columns + at, mask)
-                v = rounded(reset_of(before, fired(before, p), p, mode), dtype)
+                v = reset_of(before, fired(before, p), p, mode)
             # h - v is the input's distance times 1 / tau, by which the total is divided at the end.
             total += hbar * (h - v if mode.decay else p.rest - v)
     if vbar0 is not None:

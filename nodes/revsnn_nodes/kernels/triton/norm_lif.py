@@ -21,6 +21,8 @@ from revsnn_nodes.kernels.triton.equations import (
     kernel,
     lif_step_vjp,
     numbers_of,
+    park,
+    parked,
     read,
     read_or,
     reset_of,
@@ -48,11 +50,11 @@ def input_of(z_seq, residual_seq, place, mask, scale, shift, dtype: tl.constexpr
 
 
 @jit
-def step_of(x, v, p, mode, dtype: tl.constexpr):
+def step_of(x, v, p, mode):
     """Charge, spike, and membrane after the step."""
-    h = rounded(charge_of(x, v, p, mode), dtype)
+    h = charge_of(x, v, p, mode)
     s = fired(h, p)
-    return h, s, rounded(reset_of(h, s, p, mode), dtype)
+    return h, s, reset_of(h, s, p, mode)
 
 
 @kernel
@@ -72,7 +74,7 @@ def norm_lif_forward(
     for t in tl.range(0, steps, num_stages=STAGES):
         row = t * columns
         x = input_of(z_seq, residual_seq, row + at, mask, a, b, dtype)
-        _, s, v = step_of(x, v, p, mode, dtype)
+        _, s, v = step_of(x, v, p, mode)
         write(s_seq + row + at, s, mask)
     write(v_last + at, v, mask)
 
@@ -99,13 +101,13 @@ def norm_lif_backward(
     for piece in range(1, pieces):
         for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
             x = input_of(z_seq, residual_seq, t * columns + at, mask, a, b, dtype)
-            _, _, v = step_of(x, v, p, mode, dtype)
-        write(xbar_seq + piece * ROWS * columns + at, v, mask)
+            _, _, v = step_of(x, v, p, mode)
+        park(xbar_seq + piece * ROWS * columns + at, v, columns, mask)
     tl.debug_barrier()  # another thread of this program may read what this one wrote
 
     for back in range(pieces):
         first = (pieces - 1 - back) * ROWS
-        v = tl.where(first > 0, read(xbar_seq + first * columns + at, mask & (first > 0)), v_first)
+        v = tl.where(first > 0, parked(xbar_seq + first * columns + at, columns, mask & (first > 0)), v_first)
         # x, sbar and h of the piece's steps, in registers. All reads come before the first write: none has to wait.
         x, sbar, h = (), (), ()
         for r in tl.static_range(ROWS):
@@ -114,7 +116,7 @@ def norm_lif_backward(
             x = appended(x, input_of(z_seq, residual_seq, row + at, there, a, b, dtype))
             sbar = appended(sbar, read_or(sbar_seq, row, at, there, 0.0, dtype))
         for r in tl.static_range(ROWS):
-            h_r, _, v = step_of(x[r], v, p, mode, dtype)
+            h_r, _, v = step_of(x[r], v, p, mode)
             h = appended(h, h_r)
         for r in tl.static_range(ROWS - 1, -1, -1):
             there = mask if EVEN else mask & (first + r < steps)
