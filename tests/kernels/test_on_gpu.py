@@ -9,6 +9,7 @@ import torch
 from nodes_cases import COUPLED, FUSED, Problem, assert_ends_close, differentiate, make, run_node
 from nodes_tolerances import RTOL
 from revsnn_nodes import StandardLIF, remat
+from revsnn_nodes.remat.norm import exact_form
 from torch import nn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -119,6 +120,20 @@ def test_meters_against_closed_forms_on_the_gpu():
 
     for quantity, expected, measured in run_selftest("cuda"):
         assert measured == expected, quantity
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(16, 64, 16, 16), (128, 64, 56, 56), (64, 512, 7, 7)], ids=str)
+def test_a_form_of_cudnn_s_norm_is_known(shape, training):
+    """The kernels have the rounding of cuDNN's batch norm for few and many elements per channel, in both modes.
+
+    Channels innermost are known in training.
+    """
+    channels, size = shape[1], shape[2] * shape[3]
+    places = [(size, shape[3], 1)] + [(1, shape[3] * channels, channels)] * training
+    for stride in places:
+        device = torch.device("cuda", 0)
+        assert exact_form(torch.float32, (torch.float32,) * 3, shape, stride, training, device) is not None, stride
 
 
 def network() -> nn.Module:

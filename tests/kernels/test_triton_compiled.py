@@ -31,8 +31,8 @@ def operator(name, steps, dtype, features=512):
     return {
         "lif_forward": (x, v, None, p, True, False, True),
         "lif_backward": (x, x, v, None, None, p, 0, True, False, False, True, False),
-        "norm_lif_forward": (x, v, *norm, p, 64, True, False),
-        "norm_lif_backward": (x, v, *norm, x, v, p, 0, 64, True, False, False, True),
+        "norm_lif_forward": (x, v, *norm, p, 64, 0, True, False),
+        "norm_lif_backward": (x, v, *norm, x, v, p, 0, 64, 0, True, False, False, True),
         "carrier_forward": (x, v, p, True, False),
         "carrier_backward": (x, v, x, v, p, 0, False, False, True),
         "coupled_forward": (x, v, q, True, False, False, 2, -1, steps),

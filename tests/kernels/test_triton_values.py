@@ -185,8 +185,8 @@ def test_neuron_behind_a_batch_norm_in_triton(launch, steps, v_reset, given, det
     for inner, channels in ((7, 3), (1, 7)):
         affine = (some(channels, of=2), some(channels)) if given else (None, None)
         norm = (some(channels), some(channels, of=2).abs() + 1, *affine, residual)
-        forward = (z, v, *norm, p, inner, True, soft)
-        backward = (z, v, *norm, sbar, vbar, p, 0, inner, True, soft, detach, True)
+        forward = (z, v, *norm, p, inner, 0, True, soft)
+        backward = (z, v, *norm, sbar, vbar, p, 0, inner, 0, True, soft, detach, True)
         expected = ops.norm_lif_forward(*forward)
         assert 0.02 < expected[0].double().mean() < 0.98
         if dtype is not torch.bfloat16:  # which the interpreter cuts off where a CPU rounds

@@ -469,7 +469,7 @@ def test_channels_last_and_running_statistics_fuse_too(sew, training):
 
 def test_where_the_kernels_round_otherwise_norm_and_neuron_run_one_by_one(monkeypatch):
     """The probe decides; gradients are equal either way."""
-    monkeypatch.setattr(sys.modules["revsnn_nodes.remat.norm"], "kernels_are_exact", lambda *_: False)
+    monkeypatch.setattr(sys.modules["revsnn_nodes.remat.norm"], "exact_form", lambda *_: None)
     net, x = residual_net(blocks=1), image_sequence()
     assert "revsnn::norm_lif_backward" not in calls_in_backward(net, x)
     reset(net)

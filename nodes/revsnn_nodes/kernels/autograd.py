@@ -161,7 +161,7 @@ class FusedNormLIF(_Fused):
     @staticmethod
     def forward(
         ctx: Any, x_seq: Tensor, v: Tensor | None, z_seq: Tensor, mean: Tensor, inverse_std: Tensor,
-        weight: Tensor | None, bias: Tensor | None, residual_seq: Tensor | None, inner: int,
+        weight: Tensor | None, bias: Tensor | None, residual_seq: Tensor | None, inner: int, form: int,
         neuron: LIFParameters, surrogate: SurrogateFunction,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Spikes and the last membrane, from the norm's output; what follows is what that was made from."""
@@ -169,7 +169,7 @@ class FusedNormLIF(_Fused):
             x_seq, v, None, numbers(neuron), neuron.decay_input, _is_soft(neuron), False
         )
         FusedNormLIF.keep(ctx, neuron, surrogate, z_seq, v, mean, inverse_std, weight, bias, residual_seq)
-        ctx.inner = inner
+        ctx.inner, ctx.form = inner, form
         return spike_seq, v_last
 
     @staticmethod
@@ -178,16 +178,20 @@ class FusedNormLIF(_Fused):
         """Gradients of the neuron's input and of the first membrane."""
         neuron, need_v = ctx.neuron, ctx.needs_input_grad[1]
         xbar_seq, vbar0 = _ops.norm_lif_backward(
-            *ctx.saved_tensors, sbar_seq, vbar, *FusedNormLIF.constants(ctx), ctx.inner, neuron.decay_input,
-            _is_soft(neuron), neuron.detach_reset, need_v,
+            *ctx.saved_tensors, sbar_seq, vbar, *FusedNormLIF.constants(ctx), ctx.inner, ctx.form,
+            neuron.decay_input, _is_soft(neuron), neuron.detach_reset, need_v,
         )  # fmt: skip
-        return xbar_seq, vbar0 if need_v else None, *(None,) * 9
+        return xbar_seq, vbar0 if need_v else None, *(None,) * 10
 
 
-def norm_lif_spikes(v: Tensor | None, z_seq: Tensor, *norm: Any, inner: int, neuron: LIFParameters) -> Tensor:
+def norm_lif_spikes(
+    v: Tensor | None, z_seq: Tensor, *norm: Any, inner: int, form: int, neuron: LIFParameters
+) -> Tensor:
     """Spikes of a LIF behind a batch norm; `norm`: what `FusedNormLIF` takes between `z_seq` and `inner`."""
     spike_seq: Tensor
-    spike_seq, _ = _ops.norm_lif_forward(z_seq, v, *norm, numbers(neuron), inner, neuron.decay_input, _is_soft(neuron))
+    spike_seq, _ = _ops.norm_lif_forward(
+        z_seq, v, *norm, numbers(neuron), inner, form, neuron.decay_input, _is_soft(neuron)
+    )
     return spike_seq
 
 

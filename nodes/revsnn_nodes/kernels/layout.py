@@ -120,3 +120,14 @@ def grouped(shape: torch.Size, groups: int, group_dim: int) -> tuple[int, int, i
 def reciprocal_is_exact(tau: float) -> bool:
     """Whether a product with 1 / tau has the bits of the quotient: for powers of two."""
     return math.frexp(tau)[0] == 0.5
+
+
+FORMS = ("fma", "shifted", "scaled", "centred")
+"""How a batch norm is rounded, with mean m, 1/sigma i, weight w and bias b of a channel; all products but those of fma
+are rounded. What torch chooses depends on device, layout, size and mode: see `revsnn_nodes.remat.norm`.
+
+    fma      fma(z, w i, fma(-m, w i, b))    torch on most CPUs; the only one that the CPU's kernels have
+    shifted  fma(z, w i, b - m (w i))        cuDNN, few elements per channel
+    scaled   fma(w (z - m), i, b)            cuDNN, many of them; torch's own kernel for CUDA
+    centred  fma(z - m, w i, b)              cuDNN, channels_last
+"""

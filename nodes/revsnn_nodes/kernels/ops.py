@@ -82,16 +82,16 @@ OPERATORS = {
             _state(c.charge_seq, c.need_rate),
         ),
     ),
-    # `inner`: channels lie so many columns apart, again and again.
+    # `inner`: channels lie so many columns apart, again and again. `form`: how the norm is rounded, `layout.FORMS`.
     "norm_lif_forward": Operator(
         "(Tensor z_seq, Tensor? v, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? residual_seq,"
-        " float[] p, int inner, bool decay, bool soft) -> (Tensor, Tensor)",
+        " float[] p, int inner, int form, bool decay, bool soft) -> (Tensor, Tensor)",
         # Spikes, last membrane.
         lambda c: (_all(c.z_seq), _state(c.z_seq)),
     ),
     "norm_lif_backward": Operator(
         "(Tensor z_seq, Tensor? v, Tensor mean, Tensor inverse_std, Tensor? weight, Tensor? bias, Tensor? residual_seq,"
-        " Tensor? sbar_seq, Tensor? vbar, float[] p, int kind, int inner, bool decay, bool soft, bool detach,"
+        " Tensor? sbar_seq, Tensor? vbar, float[] p, int kind, int inner, int form, bool decay, bool soft, bool detach,"
         " bool need_v) -> (Tensor, Tensor)",
         # Gradients of the neuron's input and of the first membrane.
         lambda c: (_all(c.z_seq), _state(c.z_seq, c.need_v)),

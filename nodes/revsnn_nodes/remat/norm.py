@@ -1,12 +1,13 @@
 """A neuron behind a batch norm: its spikes, and the gradient at its input, from the norm's input by one kernel each.
 
 The statistics that the forward normalised by are used, so neither they nor normalised values nor charges are made again
-in memory. The kernels compute what torch's batch norm does on most CPUs, x = fma(z, weight / sigma, shift); whether it
-does here is tried once for each device, type, layout and size. Elsewhere norm and neuron are run again one after the
-other.
+in memory. The kernels can round as torch's batch norm does on most CPUs, and in the three ways that were found on CUDA
+(`layout.FORMS`); which of them it is here is tried once for each device, type, layout and size. Where none is, norm and
+neuron are run again one after the other.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
-from revsnn_nodes.kernels.layout import numbers
+from revsnn_nodes.kernels.layout import FORMS, numbers
 from revsnn_nodes.parameters import LIFParameters
 from revsnn_nodes.remat.recipes import Ref, Value
 
@@ -31,6 +32,7 @@ class NormedInput(NamedTuple):
         weight, bias: the norm's, `[C]`, or None.
         residual_seq: what was added to the norm's output, `[T, N, *]`, or None.
         inner: how many elements lie between two channels; 1 for channels_last.
+        form: how the norm is rounded, an index of `layout.FORMS`.
     """
 
     z_seq: Tensor
@@ -40,6 +42,7 @@ class NormedInput(NamedTuple):
     bias: Tensor | None
     residual_seq: Tensor | None
     inner: int
+    form: int
 
 
 def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
@@ -70,11 +73,13 @@ def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
         return None
     shape = z.shape if z.is_cuda else (3, *z.shape[1:])  # on CUDA the batch's size may choose the norm's kernel
     types = tuple(None if each is None else each.dtype for each in (weight, bias, mean))
-    if not kernels_are_exact(z.dtype, types, shape, z.stride()[1:], norm.running is None, z.device):
+    cudnn = (torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic) if z.is_cuda else ()
+    form = exact_form(z.dtype, types, shape, z.stride()[1:], norm.running is None, z.device, cudnn)
+    if form is None:
         return None
     z, added = (None if each is None else each.as_strided(x_seq.shape, x_seq.stride()) for each in (z, added))
     assert z is not None
-    return NormedInput(z, mean, inverse_std, weight, bias, added, _between_channels(norm.z.view.stride, shape))
+    return NormedInput(z, mean, inverse_std, weight, bias, added, _between_channels(norm.z.view.stride, shape), form)
 
 
 _is_dense: Any = torch.ops.aten.is_non_overlapping_and_dense
@@ -105,15 +110,16 @@ _NEVER_FIRES = LIFParameters(decay_input=False, v_threshold=1e30, v_reset=None)
 
 @cache
 @unset_fake_temporarily()  # also where a step is only predicted, on tensors without memory
-def kernels_are_exact(
+def exact_form(
     dtype: torch.dtype,
     types: tuple[torch.dtype | None, ...],
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     training: bool,
     device: torch.device,
-) -> bool:
-    """Whether the kernels give the bits of torch's batch norm here.
+    cudnn: tuple[bool, ...] = (),
+) -> int | None:
+    """How torch's batch norm is rounded here, an index of `layout.FORMS`; None where the kernels give other bits.
 
     Args:
         dtype: of the norm's input.
@@ -122,18 +128,25 @@ def kernels_are_exact(
         stride: its strides without the batch's.
         training: whether it normalises by the statistics of the batch, else by running ones.
         device: where.
+        cudnn: its switches, which may choose another kernel.
     """
     from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 
     seeds = range(math.ceil(_LEAST_CHANNELS / max(shape[1], 1)))
-    return all(_is_exact(dtype, types, shape, stride, training, device, seed) for seed in seeds)
+    forms: Sequence[int] = range(len(FORMS) if device.type == "cuda" else 1)
+    try:
+        for seed in seeds:
+            forms = _exact_forms(dtype, types, shape, stride, training, device, seed, forms)
+    except torch.OutOfMemoryError:  # the trial takes a few tensors of the input's size
+        return None
+    return next(iter(forms), None)
 
 
 _LEAST_CHANNELS = 64
 """Channels that are tried, at least: a rounding that differs may show in one of ten."""
 
 
-def _is_exact(
+def _exact_forms(
     dtype: torch.dtype,
     types: tuple[torch.dtype | None, ...],
     shape: tuple[int, ...],
@@ -141,8 +154,9 @@ def _is_exact(
     training: bool,
     device: torch.device,
     seed: int,
-) -> bool:
-    """Whether they do for the numbers of one seed."""
+    forms: Sequence[int],
+) -> list[int]:
+    """Those of the forms that give torch's bits for the numbers of one seed."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.empty_strided(shape, (math.prod(shape[1:]), *stride), dtype=dtype, device=device)
     z.copy_(torch.randn(shape, generator=generator) * 3 + 1)
@@ -156,13 +170,16 @@ def _is_exact(
     with torch.no_grad():
         mean, inverse_std = saved_statistics(x) if running is None else running_statistics(*running, 1e-5)
         if mean is None or inverse_std is None or x.stride() != z.stride():
-            return False
+            return []
         order = (1, z.numel()), (z.numel(), 1)
         inner = _between_channels(z.stride(), shape)
-        made = torch.ops.revsnn.norm_lif_forward(
-            z.as_strided(*order), None, mean, inverse_std, weight, bias, None, numbers(_NEVER_FIRES), inner, False, True
-        )
-        return torch.equal(made[1], x.as_strided(*order)[0].to(made[1].dtype))
+        sources = (z.as_strided(*order), None, mean, inverse_std, weight, bias, None)
+
+        def agrees(form: int) -> bool:
+            made = torch.ops.revsnn.norm_lif_forward(*sources, numbers(_NEVER_FIRES), inner, form, False, True)
+            return torch.equal(made[1], x.as_strided(*order)[0])
+
+        return [form for form in forms if agrees(form)]
 
 
 def saved_statistics(result: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -402,9 +402,9 @@ def _of_norm(node: Any, x_seq: Tensor, v: Tensor | None, normed: NormedInput) ->
     """A neuron that keeps what its input was made from by a batch norm."""
     from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
 
-    neuron, *sources, inner = node.neuron, *normed
+    neuron, *sources, inner, form = node.neuron, *normed
     return (
-        lambda: FusedNormLIF.apply(x_seq, v, *sources, inner, neuron, node.surrogate_function),
-        lambda v, *sources: norm_lif_spikes(v, *sources, inner=inner, neuron=neuron),
+        lambda: FusedNormLIF.apply(x_seq, v, *sources, inner, form, neuron, node.surrogate_function),
+        lambda v, *sources: norm_lif_spikes(v, *sources, inner=inner, form=form, neuron=neuron),
         (v, *sources),
     )

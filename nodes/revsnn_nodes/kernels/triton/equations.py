@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from revsnn_nodes.kernels.layout import KINDS, Numbers
+from revsnn_nodes.kernels.layout import FORMS, KINDS, Numbers
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in the interpreter."""
 
 SIGMOID, ATAN, QUADRATIC, EXPONENTIAL, SQUARED, ERF, RECT = map(tl.constexpr, range(len(KINDS)))
+FMA, SHIFTED, SCALED, CENTRED = map(tl.constexpr, range(len(FORMS)))
 
 f64 = tl.float64
 """Annotates a kernel's numbers: without it Triton passes a float as float32."""
@@ -39,6 +40,7 @@ class Mode(NamedTuple):
     detach: Any  # no gradient through the reset
     by_spike: Any  # the spike opens a coupled reset, else the output clamped to [0, 1]
     kind: Any  # shape of the surrogate derivative, an index of KINDS
+    form: Any  # rounding of a batch norm, an index of FORMS
 
 
 def jit(function: Callable[..., Any]) -> Any:

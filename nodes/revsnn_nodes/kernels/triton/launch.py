@@ -100,7 +100,8 @@ def shape_of(name: str, columns: int, itemsize: int, rows: int = 1, groups: int 
     while each > least and (columns < 32 * each * LEAST_WARPS or each * held > MOST_HELD[itemsize]):
         each //= 2
     block = max(ROW_BYTES // itemsize, 32 * each)
-    return Shape(block, block // (32 * each), 1 if keeps_rows and pieces == 1 else 3)
+    stages = 1 if keeps_rows and (pieces == 1 or itemsize > 2) else 3
+    return Shape(block, block // (32 * each), stages)
 
 
 _MOST_PREPARED = 1024

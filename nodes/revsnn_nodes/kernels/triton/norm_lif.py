@@ -1,9 +1,8 @@
 """Fused batch norm and LIF in Triton: spikes, and the gradient at the neuron's input, from the norm's input z.
 
-The neuron's input is x = fma(z, scale, shift), plus a residual where one is given, with a channel's scale and shift as
-in `revsnn_nodes.kernels.cpu.norm_lif`. Channels lie `inner` columns apart, again and again. Layout and arguments as in
-`revsnn_nodes.kernels.triton.lif`. Words of memory traffic per element and step, beside 2 / T for states: forward 2
-(z, s), 3 with a residual.
+The neuron's input is the norm's output, rounded by one of `layout.FORMS`, plus a residual where one is given. Channels
+lie `inner` columns apart, again and again. Layout and arguments as in `revsnn_nodes.kernels.triton.lif`. Words of
+memory traffic per element and step, beside 2 / T for states: forward 2 (z, s), 3 with a residual.
 
 The backward pass makes the charges again in pieces of ROWS steps, as `revsnn_nodes.kernels.triton.carrier` does. With
 P = ceil(T / ROWS) pieces its traffic is 3 + (P - 1) (ROWS + 2) / T words (z, sbar, xbar), and a residual's.
@@ -12,6 +11,9 @@ P = ceil(T / ROWS) pieces its traffic is 3 + (P - 1) (ROWS + 2) / T words (z, sb
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton.equations import (
+    CENTRED,
+    FMA,
+    SCALED,
     appended,
     charge_of,
     columns_of,
@@ -32,18 +34,30 @@ from revsnn_nodes.kernels.triton.equations import (
 
 
 @jit
-def coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, dtype: tl.constexpr):
-    """Scale and shift of each column, by its channel."""
+def coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, mode, dtype: tl.constexpr):
+    """What each column's norm multiplies by and adds, by its channel and form: see `input_of`."""
     channel = (at // inner) % channels
-    scale = read(inverse_std + channel, mask) * read_or(weight, 0, channel, mask, 1.0, dtype)
-    shift = tl.fma(-read(mean + channel, mask), scale, read_or(bias, 0, channel, mask, 0.0, dtype))
-    return scale, shift
+    m, i = read(mean + channel, mask), read(inverse_std + channel, mask)
+    w = read_or(weight, 0, channel, mask, 1.0, dtype)
+    b = read_or(bias, 0, channel, mask, 0.0, dtype)
+    if mode.form == SCALED:
+        return m, w, i, b
+    scale = i * w
+    if mode.form == CENTRED:
+        return m, scale, scale, b
+    shift = tl.fma(-m, scale, b) if mode.form == FMA else b - m * scale
+    return m, scale, scale, shift
 
 
 @jit
-def input_of(z_seq, residual_seq, place, mask, scale, shift, dtype: tl.constexpr):
+def input_of(z_seq, residual_seq, place, mask, norm, mode, dtype: tl.constexpr):
     """The neuron's input, with the values that the norm and the sum would have in memory."""
-    x = rounded(tl.fma(read(z_seq + place, mask), scale, shift), dtype)
+    z = read(z_seq + place, mask)
+    if mode.form == SCALED:
+        z = norm[1] * (z - norm[0])
+    elif mode.form == CENTRED:
+        z = z - norm[0]
+    x = rounded(tl.fma(z, norm[2], norm[3]), dtype)
     if residual_seq is not None:
         x = rounded(x + read(residual_seq + place, mask), dtype)
     return x
@@ -69,11 +83,11 @@ def norm_lif_forward(
     dtype: tl.constexpr = z_seq.dtype.element_ty
     p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
-    a, b = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, dtype)
+    norm = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, mode, dtype)
     v = read_or(v0, 0, at, mask, p.rest, dtype)
     for t in tl.range(0, steps, num_stages=STAGES):
         row = t * columns
-        x = input_of(z_seq, residual_seq, row + at, mask, a, b, dtype)
+        x = input_of(z_seq, residual_seq, row + at, mask, norm, mode, dtype)
         _, s, v = step_of(x, v, p, mode)
         write(s_seq + row + at, s, mask)
     write(v_last + at, v, mask)
@@ -91,7 +105,7 @@ def norm_lif_backward(
     dtype: tl.constexpr = z_seq.dtype.element_ty
     p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
-    a, b = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, dtype)
+    norm = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, mode, dtype)
     v_first = read_or(v0, 0, at, mask, p.rest, dtype)
     vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
     pieces = (steps + ROWS - 1) // ROWS
@@ -100,7 +114,7 @@ def norm_lif_backward(
     v = v_first
     for piece in range(1, pieces):
         for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
-            x = input_of(z_seq, residual_seq, t * columns + at, mask, a, b, dtype)
+            x = input_of(z_seq, residual_seq, t * columns + at, mask, norm, mode, dtype)
             _, _, v = step_of(x, v, p, mode)
         park(xbar_seq + piece * ROWS * columns + at, v, columns, mask)
     tl.debug_barrier()  # another thread of this program may read what this one wrote
@@ -113,7 +127,7 @@ def norm_lif_backward(
         for r in tl.static_range(ROWS):
             there = mask if EVEN else mask & (first + r < steps)
             row = (first + r) * columns
-            x = appended(x, input_of(z_seq, residual_seq, row + at, there, a, b, dtype))
+            x = appended(x, input_of(z_seq, residual_seq, row + at, there, norm, mode, dtype))
             sbar = appended(sbar, read_or(sbar_seq, row, at, there, 0.0, dtype))
         for r in tl.static_range(ROWS):
             h_r, _, v = step_of(x[r], v, p, mode)
