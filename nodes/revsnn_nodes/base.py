@@ -258,6 +258,9 @@ class SpikingNode(nn.Module, Generic[P]):
         if name == "backend":
             fix = 'Pass "auto" for the fused kernels where they support the case.'
             require_word(name, self.supported_backends, value, "It says what the node runs on.", fix)
+        if name == "state_dtype":
+            why, fix = "It says what type membranes have in half precision.", 'Pass "auto" for float32.'
+            require_word(name, ("auto", "input"), value, why, fix)
         if name == "store_v_seq":
             self.__dict__["v_seq"] = None
         if name == "surrogate_function":
@@ -304,6 +307,8 @@ class SpikingNode(nn.Module, Generic[P]):
             backend="torch",
             store_v_seq=self.store_v_seq,
         )
+        if hasattr(self, "state_dtype") and hasattr(node, "state_dtype"):
+            node.state_dtype = self.state_dtype
         return node.train(self.training)
 
     def extra_repr(self) -> str:

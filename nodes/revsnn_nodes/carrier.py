@@ -156,10 +156,10 @@ class CarrierLIF(CarrierNode):
         epsilon: scale of the carried input, a power of two.
         carrier: "train", or "always" to carry in `eval()` too.
         Others: see `LIFParameters` and `SpikingNode`.
-    Keeps for backward: nothing but its output, as an alias; the state it started from where that was carried, m N bytes.
+    Keeps for backward: nothing but its output, as an alias; m N bytes where it started from a carried state.
         Transient in backward: O(N), since charges wait in the buffer of the input gradient.
     Exactness: relative gradient error at epsilon = 1/16, flat in T: about 2e-7 in float32. In float16 and bfloat16 2e-3
-        and 2e-2 at tau = 2, since an input that fired comes back to half an ulp(1) / epsilon; 5e-4 and 4e-3 at tau = 16.
+        and 2e-2 at tau = 2, where an input that fired comes back to half an ulp(1) / epsilon; at tau = 16 a fifth.
     """
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)

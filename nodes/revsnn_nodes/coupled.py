@@ -474,8 +474,9 @@ class AnchoredReversibleLIF(CoupledNode):
             alpha = 1 is allowed.
         Others: see `CoupledParameters` and `SpikingNode`.
     Keeps for backward: m N (ceil(T/k) - 1) bytes with m bytes per number of a membrane, 4 for half precision; 0 for
-        k >= T; m N more where it started from a carried state; its output as an alias. Transient in backward: O(N), since charges wait in the buffer of the input gradient.
-    Exactness: relative gradient error, at every T, of a few 1e-8 in float32, below 1e-3 in float16 and 8e-3 in bfloat16:
+        k >= T; m N more where it started from a carried state; its output as an alias.
+        Transient in backward: O(N), since charges wait in the buffer of the input gradient.
+    Exactness: relative gradient error of a few 1e-8 in float32 at every T; below 1e-3 in float16 and 8e-3 in bfloat16:
         the first group's input comes with the rounding of the output that carries it.
     """
 

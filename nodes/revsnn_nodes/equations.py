@@ -102,7 +102,7 @@ def lif_sequence(
 ) -> tuple[Tensor, Tensor]:
     """T steps of the LIF under autograd, 1/tau perhaps learned.
 
-    Spikes `[T, N, *]` in the type of x_seq, and the last membrane `[N, *]` in its `state_dtype`.
+    Spikes `[T, N, *]` in the type of x_seq, and the last membrane `[N, *]` in that of v, by default its `state_dtype`.
     """
     spikes = []
     # unbind, not x_seq[t]: the backward of indexing fills one [T, N, *] with zeros at every step.
@@ -117,7 +117,7 @@ def lif_sequence(
 def initial_membrane(x: Tensor, v: Tensor | None, neuron: LIFParameters) -> Tensor:
     """The membrane before the first step, `[N, *]`, in `state_dtype`: the carried one, or rest."""
     dtype = state_dtype(x.dtype)
-    return torch.full_like(x, neuron.rest, dtype=dtype, requires_grad=False) if v is None else v.to(dtype)
+    return torch.full_like(x, neuron.rest, dtype=dtype, requires_grad=False) if v is None else v
 
 
 def recharge(

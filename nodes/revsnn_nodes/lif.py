@@ -9,31 +9,52 @@ SpikingJelly's `LIFNode`, `IFNode` (no leak) and `ParametricLIFNode` (tau is lea
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
+from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
-from revsnn_nodes.equations import lif_sequence, state_dtype
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import IFParameters, LIFParameters, ParametricLIFParameters, require
 
+StateType = Literal["auto", "input"]
+
 
 class LIFNode(SpikingNode[LIFParameters]):
-    """What the two nodes of the standard LIF share: constructor and reference."""
+    """What the nodes of the standard LIF share: constructor and reference.
+
+    Args:
+        state_dtype: "auto" for membranes in float32 where inputs are of half precision; "input" for the input's type
+            there too, as in SpikingJelly: with its bits, on the reference alone, and wrong where tau or T is large.
+        Others: see `LIFParameters` and `SpikingNode`.
+    """
 
     pointwise = True
 
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        state_dtype: StateType = "auto",
     ) -> None:  # fmt: skip
         neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
         super().__init__(neuron, surrogate_function, step_mode, backend, store_v_seq)
+        self.state_dtype = state_dtype
+
+    def fused_obstacle(self, x_seq: Tensor) -> str:
+        """See `SpikingNode.fused_obstacle`."""
+        narrow = self.state_dtype == "input" and eq.state_dtype(x_seq.dtype) != x_seq.dtype
+        return 'state_dtype="input" asks for membranes in half precision' if narrow else ""
+
+    def lif_start(self, x_seq: Tensor, v: Tensor | None) -> Tensor | None:
+        """The membrane that a sequence of the reference starts from, in the type that the whole of it will have."""
+        if self.state_dtype == "auto":
+            return v
+        return eq.initial_membrane(x_seq[0], v, self.neuron).to(x_seq.dtype)
 
     def reference(self) -> SpikingNode[LIFParameters]:
         """A `StandardLIF` with these parameters."""
@@ -59,7 +80,7 @@ class StandardLIF(LIFNode):
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
-        return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
+        return eq.lif_sequence(x_seq, self.lif_start(x_seq, v), self.neuron, self.surrogate_function)
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
@@ -78,10 +99,12 @@ class StandardIF(StandardLIF):
     def __init__(
         self, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        state_dtype: StateType = "auto",
     ) -> None:  # fmt: skip
         neuron = IFParameters(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset)
         SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend, store_v_seq)
+        self.state_dtype = state_dtype
 
     def reference(self) -> SpikingNode[LIFParameters]:
         """Another `StandardIF` with these parameters."""
@@ -105,7 +128,8 @@ class StandardParametricLIF(StandardLIF):
     def __init__(
         self, init_tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
+        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        state_dtype: StateType = "auto",
     ) -> None:  # fmt: skip
         neuron = ParametricLIFParameters(
             decay_input=decay_input,
@@ -115,6 +139,7 @@ class StandardParametricLIF(StandardLIF):
             init_tau=init_tau,
         )
         SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend, store_v_seq)
+        self.state_dtype = state_dtype
         self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1.0)))
 
     @property
@@ -124,11 +149,12 @@ class StandardParametricLIF(StandardLIF):
 
     def _rate(self) -> Tensor:
         """1 / tau, in the type of the state."""
-        return self.w.to(state_dtype(self.w.dtype)).sigmoid()
+        return self.w.sigmoid() if self.state_dtype == "input" else self.w.to(eq.state_dtype(self.w.dtype)).sigmoid()
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
-        return lif_sequence(x_seq, v, self.neuron, self.surrogate_function, self._rate())
+        start = self.lif_start(x_seq, v)
+        return eq.lif_sequence(x_seq, start, self.neuron, self.surrogate_function, self._rate())
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
@@ -172,14 +198,15 @@ class CheckpointedLIF(LIFNode):
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
         if not torch.is_grad_enabled():
-            return lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
+            return eq.lif_sequence(x_seq, self.lif_start(x_seq, v), self.neuron, self.surrogate_function)
+        v = self.lif_start(x_seq, v)
         steps = self.checkpoint_every or math.ceil(math.sqrt(x_seq.shape[0]))
         # The label tells profilers and counters what runs a second time; torch.compile takes no such context.
         labelled: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": _label_recomputation}
         outputs = []
         for segment in x_seq.split(steps):
             spikes, v = checkpoint(
-                lif_sequence,
+                eq.lif_sequence,
                 segment,
                 v,
                 self.neuron,

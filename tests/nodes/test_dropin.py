@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import revsnn_nodes
 import torch
 from nodes_cases import ALL, foreign_import_is_silent, make
 from revsnn_nodes import NormCarrierLIF, StandardLIF, node_factory
@@ -16,7 +17,8 @@ def test_positional_arguments_have_one_order(name):
     """The neuron's, then step_mode "s", backend, store_v_seq; what only some nodes have is passed by name."""
     parameters = inspect.signature(node_factory(name)).parameters.values()
     positional = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    assert positional == list(inspect.signature(StandardLIF).parameters)
+    of_lif = inspect.signature(StandardLIF).parameters.values()
+    assert positional == [each.name for each in of_lif if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert node_factory(name)().step_mode == "s"
 
 
@@ -55,6 +57,31 @@ def test_v_seq_holds_every_membrane(name):
     plain.reset()
     want = torch.autograd.grad(plain(x).square().sum(), x)[0]
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["LIFNode", "IFNode", "ParametricLIFNode"])
+@pytest.mark.parametrize("v_reset", [0.0, None])
+def test_state_in_half_precision_may_be_spikingjellys(name, v_reset, dtype):
+    """With state_dtype="input" outputs and membranes have its bits over two calls; by default membranes are float32."""
+    theirs, _ = foreign_import_is_silent()
+    ours, kind = ("StandardLIF", "StandardIF", "StandardParametricLIF"), ("LIFNode", "IFNode", "ParametricLIFNode")
+    make_ours = getattr(revsnn_nodes, ours[kind.index(name)])
+    expected = getattr(theirs, name)(v_reset=v_reset, step_mode="m").to(dtype)
+    same, wide = (
+        make_ours(v_reset=v_reset, step_mode="m", state_dtype="input"),
+        make_ours(v_reset=v_reset, step_mode="m"),
+    )
+    for x in (1.5 * torch.randn(2, 5, 4, 200) + 0.5).to(dtype):
+        y = expected(x)
+        assert torch.equal(same.to(dtype)(x), y)
+        assert torch.equal(same.v, expected.v)
+        assert (wide.to(dtype)(x) != y).float().mean() < 0.02
+        assert (same.v.dtype, wide.v.dtype) == (dtype, torch.float32)
+    assert same.backend_reason == 'state_dtype="input" asks for membranes in half precision'
+    assert same.reference().state_dtype == "input"
+    with pytest.raises(ValueError, match=r'`state_dtype` must be "auto" or "input"'):
+        same.state_dtype = "float16"
 
 
 def test_v_seq_is_spikingjellys():

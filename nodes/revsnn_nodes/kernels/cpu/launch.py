@@ -98,6 +98,10 @@ class _Arrays:
             return whole.view(torch.int16).numpy().view(np.uint16).reshape(shape)
         return whole.numpy().reshape(shape)
 
+    def sides(self, call: Call) -> tuple[Any, ...]:
+        """See `equations.sides_of`: of the threshold, in the type of the arithmetic."""
+        return tuple(map(self.float, sides_of(Numbers(*call.p).threshold, self.like.dtype)))
+
     def numbers(self, call: Call) -> tuple[Numbers, Mode]:
         """Parameters in the type of the arithmetic, and the mode, with every switch that the operator has."""
         names = vars(call)
@@ -174,7 +178,7 @@ def _lif_forward(results: Results, call: Call) -> None:
     arguments = (
         as_.sequence(x), as_.state(call.v), as_.sequence(spike), as_.state(v_last),
         as_.sequence(charge if call.keep else None),
-        tuple(map(as_.float, sides_of(Numbers(*call.p).threshold, x.dtype))) if call.keep else (),
+        as_.sides(call) if call.keep else (),
     )  # fmt: skip
     _run(lif.lif_forward, as_, call, arguments, rows=1, streams=True)
 
@@ -217,7 +221,7 @@ def _norm_lif_backward(results: Results, call: Call) -> None:
     arguments = (
         as_.sequence(z), as_.state(call.v), *_norm_of(as_, call), as_.gradient(call.sbar_seq), as_.state(call.vbar),
         as_.sequence(xbar), as_.state(vbar0 if call.need_v else None), (0,) * (call.residual_seq is not None),
-        call.inner,
+        as_.sides(call), call.inner,
     )  # fmt: skip
     _run(norm_lif.norm_lif_backward, as_, call, arguments, rows=z.shape[0] + 3)
 

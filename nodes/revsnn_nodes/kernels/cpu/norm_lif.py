@@ -14,6 +14,7 @@ from revsnn_nodes.kernels.cpu.equations import (
     charge_of,
     copy_row,
     fired,
+    kept_charge,
     read,
     reset_of,
     rounded,
@@ -68,13 +69,14 @@ def _spike_row(
 
 @exact_row
 def _charge_row(
-    z: Any, scale: Any, shift: Any, residual: Any, v: Any, charge: Any, adds: Any, p: Numbers, mode: Mode
+    z: Any, scale: Any, shift: Any, residual: Any, v: Any, charge: Any, adds: Any, sides: Any, p: Numbers, mode: Mode
 ) -> None:
-    """One step, which writes the charge in place of the spike."""
+    """One step, which writes the charge in place of the spike: that which the neuron would have kept."""
     for j in range(z.shape[0]):
         h = _charge(z, scale, shift, residual, v, j, adds, p, mode)
-        charge[j] = h
-        v[j] = reset_of(h, fired(h, p.threshold), p, mode)
+        s = fired(h, p.threshold)
+        charge[j] = kept_charge(h, s, z, sides[0], sides[1])
+        v[j] = reset_of(h, s, p, mode)
 
 
 @exact
@@ -106,11 +108,12 @@ def norm_lif_forward(
 @contracted
 def norm_lif_backward(
     z: Any, v0: Any, scale: Any, shift: Any, residual: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, adds: Any,
-    inner: int, p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int,
+    sides: Any, inner: int, p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int,
 ) -> None:  # fmt: skip
     """Writes the gradient at x, and at the first membrane unless an empty array is given for it.
 
-    A block's charges are made into scratch, first step first; then its gradients, last step first.
+    `sides`: `sides_of` the threshold. A block's charges are made into scratch, first step first; then its gradients,
+    last step first.
     """
     steps, columns = z.shape
     w, scales, shifts = scratch(block, z), scratch(block, z), scratch(block, z)  # w: membrane, then vbar
@@ -129,7 +132,8 @@ def norm_lif_backward(
                     read_ahead(sbar, here)
                 _charge_row(
                     row_of(z, here, n), row_of(scales, c - a, n), row_of(shifts, c - a, n),
-                    row_of(residual, here, n), row_of(w, c - a, n), row_of(charge, t * block + c - a, n), adds, p, mode,
+                    row_of(residual, here, n), row_of(w, c - a, n), row_of(charge, t * block + c - a, n), adds, sides,
+                    p, mode,
                 )  # fmt: skip
         start_row(w[: b - a], vbar[a:b], type(p.rest)(0))
         for t in range(steps - 1, -1, -1):

@@ -20,6 +20,7 @@ from revsnn_nodes.kernels.triton.equations import (
     f64,
     fired,
     jit,
+    kept_charge,
     kernel,
     lif_step_vjp,
     numbers_of,
@@ -97,7 +98,7 @@ def norm_lif_forward(
 def norm_lif_backward(
     z_seq, v0, mean, inverse_std, weight, bias, residual_seq, sbar_seq, vbar_last, xbar_seq, vbar0,
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
-    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64, least: f64, greatest: f64,
     steps: tl.int32, columns: tl.int64, channels: tl.int64, inner: tl.int64, mode,
     ROWS: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -130,8 +131,8 @@ def norm_lif_backward(
             x = appended(x, input_of(z_seq, residual_seq, row + at, there, norm, mode, dtype))
             sbar = appended(sbar, read_or(sbar_seq, row, at, there, 0.0, dtype))
         for r in tl.static_range(ROWS):
-            h_r, _, v = step_of(x[r], v, p, mode)
-            h = appended(h, h_r)
+            h_r, s, v = step_of(x[r], v, p, mode)
+            h = appended(h, kept_charge(h_r, s, least, greatest, dtype))  # that which the neuron would have kept
         for r in tl.static_range(ROWS - 1, -1, -1):
             there = mask if EVEN else mask & (first + r < steps)
             hbar = lif_step_vjp(h[r], fired(h[r], p), sbar[r], vbar, p, mode)
