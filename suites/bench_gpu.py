@@ -17,6 +17,20 @@ def passes(case):
 
 
 @pytest.mark.sweep(
+    quick={"batch": (32,)}, workload="sj-vgg11", nodes=NETWORKS, timesteps=4, shape=(3, 64, 64), device="cuda"
+)
+def test_vgg11(case, measure_case):
+    measure_case(case, passes=passes(case))
+
+
+@pytest.mark.sweep(
+    quick={"batch": (32,)}, workload="sj-sew-resnet18", nodes=NETWORKS, timesteps=4, shape=(3, 224, 224), device="cuda"
+)
+def test_sew_resnet18(case, measure_case):
+    measure_case(case, passes=passes(case))
+
+
+@pytest.mark.sweep(
     quick={"shape": ((4096,), (65536,), (1 << 20,), (1 << 22,)), "backend": ("fused",)},
     nodes=("lif", "lif-carrier", "revlif-anchored"),
     timesteps=16,
@@ -62,17 +76,3 @@ def test_precisions(case, measure_case):
 )
 def test_methods(case, measure_case):
     measure_case(case)
-
-
-@pytest.mark.sweep(
-    quick={"batch": (32,)}, workload="sj-vgg11", nodes=NETWORKS, timesteps=4, shape=(3, 64, 64), device="cuda"
-)
-def test_vgg11(case, measure_case):
-    measure_case(case, passes=passes(case))
-
-
-@pytest.mark.sweep(
-    quick={"batch": (32,)}, workload="sj-sew-resnet18", nodes=NETWORKS, timesteps=4, shape=(3, 224, 224), device="cuda"
-)
-def test_sew_resnet18(case, measure_case):
-    measure_case(case, passes=passes(case))
