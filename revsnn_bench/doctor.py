@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from revsnn_bench.meters.kernel_speed import KernelSpeed, StepSpeed, kernel_speeds, step_speeds
+from revsnn_bench.kernel_speed import KernelSpeed, StepSpeed, kernel_speeds, step_speeds
 from revsnn_bench.meters.selftest import run_selftest
 from revsnn_bench.report import units
 from revsnn_bench.system.environment import cores

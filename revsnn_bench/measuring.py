@@ -6,7 +6,8 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +157,8 @@ def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
     from revsnn_bench.models.reference import subject_of
 
     def of_seed(seed: int) -> FidelityRecord:
-        return measure_fidelity(subject_of(case.model_copy(update={"seed": seed})))
+        with _without_tf32():
+            return measure_fidelity(subject_of(case.model_copy(update={"seed": seed})))
 
     try:
         found = of_seed(case.seed)
@@ -166,6 +168,20 @@ def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
         return found
     except NoOracle as reason:
         return reason
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Inside, convolutions and products in float32 are in float32 on CUDA too: TF32 alone is wrong by 1e-3."""
+    import torch
+
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def _time(case: Case, settings: Settings) -> TimeRecord:

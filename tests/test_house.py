@@ -57,6 +57,7 @@ ORDER = (
     "revsnn_bench.gate",
     "revsnn_bench.claims",
     "revsnn_bench.session",
+    "revsnn_bench.kernel_speed",
     "revsnn_bench.doctor",
     "revsnn_bench.plugin",
     "revsnn_bench.cli",

@@ -1,5 +1,6 @@
 """What README and docs show of a committed run is what its records hold."""
 
+import json
 import re
 from pathlib import Path
 from statistics import mean, stdev
@@ -242,3 +243,36 @@ def test_the_picture_of_a_step_is_drawn_from_the_run():
     titles = [figure.svg.index(f"{node}: peak") for node in ("spikingjelly", "lif", "lif+remat")]
     assert titles == sorted(titles)
     assert path.name in (ROOT / "docs" / "remat.md").read_text(encoding="utf-8")
+
+
+GPU_PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+SPEEDS = json.loads((ROOT / "results" / "gpu" / "h200-kernels.json").read_text(encoding="utf-8"))
+COLUMNS = [(dtype, steps) for dtype in ("float32", "bfloat16") for steps in (4, 16, 64)]
+
+
+@pytest.mark.parametrize("name", sorted({each["name"] for each in SPEEDS["kernels"]} - {"copy"}))
+def test_gpu_page_shows_the_kernels(name):
+    """The share of a copy's rate that each kernel reached on the card."""
+    rates = {(k["name"], k["dtype"], k["steps"]): k["nbytes"] / k["time_s"] for k in SPEEDS["kernels"]}
+    cells = [f"{100 * rates[name, *column] / rates['copy', *column]:.1f} %" for column in COLUMNS]
+    assert f"| `{name}` | {' | '.join(cells)} |" in GPU_PAGE
+
+
+@pytest.mark.parametrize("node", sorted({each["node"] for each in SPEEDS["steps"]}))
+def test_gpu_page_shows_the_steps_of_a_layer(node):
+    """Copies that a replayed step took."""
+    copies = {(each["node"], each["dtype"], each["steps"]): each["copies"] for each in SPEEDS["steps"]}
+    assert all(each["in_graph"] for each in SPEEDS["steps"])
+    assert f"| `{node}` | {' | '.join(f'{copies[node, *column]:.2f}' for column in COLUMNS)} |" in GPU_PAGE
+
+
+def test_gpu_page_shows_the_network():
+    """Peak and times of every variant, launched and replayed, at both batches, as the example printed them."""
+    printed = (ROOT / "results" / "gpu" / "h200-sew-resnet18.txt").read_text(encoding="utf-8")
+    found = re.findall(r"^(\S.*?)  +([\d.]+ MiB) +([\d.]+ ms)", printed, flags=re.MULTILINE)
+    assert len(found) == 16
+    for start in range(4):
+        quarters = [found[start + 4 * quarter] for quarter in range(4)]
+        (name, peak, launched), (_, _, replayed), (_, large, large_launched), (_, _, large_replayed) = quarters
+        cells = (name, peak, launched, replayed, large, large_launched, large_replayed)
+        assert f"| {' | '.join(cells)} |" in GPU_PAGE

@@ -271,3 +271,21 @@ def test_a_compiled_peer_is_timed_as_it_was_compiled():
         step.backward(step.forward())
     assert any("Torch-Compiled Region" in event.name for event in events.events())
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_fidelity_is_judged_without_tf32(monkeypatch):
+    """On CUDA torch's convolutions run in TF32 by default; the switches are as before afterwards."""
+    from revsnn_bench.meters import fidelity
+
+    seen = []
+    original = fidelity.measure_fidelity
+
+    def watched(subject):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return original(subject)
+
+    monkeypatch.setattr(fidelity, "measure_fidelity", watched)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert measure(case("lif"), Settings(passes=("fidelity",))).status is Status.OK
+    assert seen == [(False, False)]
+    assert torch.backends.cudnn.allow_tf32
