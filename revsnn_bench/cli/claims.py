@@ -95,11 +95,13 @@ def _measured(session: "BenchSession", cases: "dict[Case, tuple[str, ...]]") -> 
 
     from revsnn_bench.runs import load_run
 
+    session.open([case.id for case in cases])
     try:
         for case in track(cases, "claims", console=Console(stderr=True), transient=True):
             session.measure(case, cases[case])
     except KeyboardInterrupt:
-        saved, *_ = session.finish(complete=False)
-        raise failure(f"interrupted; go on with --resume {saved.stem}", ExitCode.INTERRUPTED) from None
+        kept = session.finish(complete=False)
+        hint = f"; go on with --resume {kept[0].stem}" if kept else " before anything was measured"
+        raise failure(f"interrupted{hint}", ExitCode.INTERRUPTED) from None
     saved, *files = session.finish(complete=True)
     return load_run(saved), [saved, *files]

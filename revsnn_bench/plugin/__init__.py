@@ -7,7 +7,7 @@
 With `--benchmark` cases are measured in full, saved and reported; without it every case runs once, small and fast.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,10 +68,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Opens the run before anything is measured, so that it cannot end with nothing saved."""
-    if session.config.option.collectonly or not any("measure_case" in _fixtures_of(item) for item in session.items):
+    measuring = [item for item in session.items if _measures(item)]
+    if session.config.option.collectonly or not measuring:
         return
+    own = [_case_of(item) for item in measuring]
+    # A test without a parameter `case` makes its cases itself, so that nobody knows them before.
+    known = None if None in own else [case.id for case in own if case is not None]
     try:
-        session_of(session.config).open()
+        session_of(session.config).open(known)
     except OSError as error:
         place = f" {error.filename!r}" if error.filename else ""
         raise pytest.UsageError(f"cannot write the run to{place}: {error.strerror}. Name other folders.") from None
@@ -79,8 +83,30 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
-def _fixtures_of(item: pytest.Item) -> Sequence[str]:
-    return getattr(item, "fixturenames", ())
+def _measures(item: pytest.Item) -> bool:
+    """Whether a test measures cases."""
+    return "measure_case" in getattr(item, "fixturenames", ())
+
+
+def _case_of(item: pytest.Item) -> "Case | None":
+    """The case of a test that a sweep parametrized."""
+    from revsnn_bench.case import Case
+
+    callspec = getattr(item, "callspec", None)
+    case = None if callspec is None else callspec.params.get("case")
+    return case if isinstance(case, Case) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Records the case of a test that was skipped before it measured, so that the run can be complete."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and SESSION in item.config.stash and _measures(item):
+        case = _case_of(item)
+        if case is not None:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            item.config.stash[SESSION].leave_out(case, reason)
+    return report
 
 
 @pytest.fixture
@@ -155,8 +181,7 @@ def _replay(benchmark: Any, timer: ReplayTimer, record: "Record") -> None:
 
 def _benchmark_of(request: pytest.FixtureRequest, timer: ReplayTimer) -> Any:
     """The fixture of pytest-benchmark, which takes its timer and its group from the test's marker."""
-    callspec = getattr(request.node, "callspec", None)
-    case = None if callspec is None else callspec.params.get("case")
+    case = _case_of(request.node)
     group = None if case is None else " ".join(case.place)
     request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
     return request.getfixturevalue("benchmark")
@@ -207,7 +232,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("revsnn-bench")
     width = max(100, terminalreporter._tw.fullwidth)
     console = Console(file=terminalreporter._tw._file, width=width, no_color=not terminalreporter._tw.hasmarkup)
-    print_summary(load_run(Path(files[0])), console)
+    run = load_run(Path(files[0]))
+    print_summary(run, console)
     terminalreporter.write_line(f"run:     {files[0]}")
     reports = sorted(files[1:], key=lambda path: (not path.endswith(".html"), not path.endswith(".md")))
     for path in reports[:_MOST_REPORTS]:
@@ -215,4 +241,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if len(reports) > _MOST_REPORTS:
         terminalreporter.write_line(f"         and {len(reports) - _MOST_REPORTS} more files beside it")
     if files[0].endswith(".jsonl"):
-        terminalreporter.write_line(f"interrupted; go on with {options.flag(config, 'resume')} {files[0]}")
+        hint = f"go on with {options.flag(config, 'resume')} {files[0]}"
+        terminalreporter.write_line(f"interrupted: {run.extent} measured; {hint}")
+    elif not run.complete:
+        terminalreporter.write_line(f"a part: {run.extent} measured; join the parts with revsnn-bench merge")
