@@ -73,16 +73,21 @@ def _bad_shape(value: Any) -> ValueError:
     )
 
 
+LARGEST = 2**63 - 1
+"""No number of a case or a record is larger: those who read it have 64 bits."""
+
+
 def number(kind: type[int] | type[float], rule: str, accepts: Callable[[Any], bool] = lambda value: True) -> Parser:
-    """A parser of numbers that are accepted; `rule` says which."""
+    """A parser of finite numbers of at most 64 bits that are accepted; `rule` says which."""
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not accepts(value):
-            raise ValueError(f"must be {rule}; got {text!r}.")
+        if value is None or not -LARGEST <= value <= LARGEST or not accepts(value):
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
+            raise ValueError(f"must be {rule}; got {shown!r}.")
         return value
 
     return parse
@@ -231,8 +236,11 @@ class Case(BaseModel):
     @field_validator("node_options", mode="before")
     @classmethod
     def _options_in_a_stable_order(cls, value: Any) -> Any:
-        pairs = value.items() if isinstance(value, dict) else value
-        return tuple(sorted((str(name), option) for name, option in pairs))
+        try:
+            pairs = value.items() if isinstance(value, dict) else value
+            return tuple(sorted((str(name), option) for name, option in pairs))
+        except TypeError:
+            raise ValueError("must be pairs of a name and a value") from None
 
     @property
     def options(self) -> dict[str, Option]:

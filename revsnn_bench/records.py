@@ -402,7 +402,7 @@ class Environment(_Frozen):
     driver: str | None = None
     gpu: str | None = None
     deterministic: bool
-    malloc: dict[str, str]
+    malloc: dict[str, Foreign]
 
     @field_validator("committed_at")
     @classmethod
@@ -456,7 +456,7 @@ class RunHeader(_Frozen):
     schema_version: int = SCHEMA_VERSION
     run_id: str
     started_at: str
-    command: tuple[str, ...]
+    command: tuple[Foreign, ...]
     environment: Environment
     settings: dict[str, Any]
 

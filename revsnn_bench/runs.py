@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from revsnn_bench.case import LARGEST
 from revsnn_bench.records import (
     SCHEMA_VERSION,
     Plan,
@@ -34,7 +35,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SAME_RUN_FIELDS = ("package", "commit", "dirty", "cpu_model")
 _READ_VERSIONS = (1, SCHEMA_VERSION)
-_DEEPEST, _LARGEST = 40, 2**63 - 1
+_DEEPEST = 40
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _HAS_JOURNAL = (
     "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
@@ -137,7 +138,7 @@ def _parse_json(content: bytes, place: str, line: int) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    if len(text) > 20 or abs(int(text)) > _LARGEST:
+    if len(text) > 20 or abs(int(text)) > LARGEST:
         raise _Unsound(f"the number {text[:20]}... is too large, for numbers have at most 64 bits")
     return int(text)
 
@@ -178,7 +179,9 @@ def _migrate(header: Any, path: Path) -> None:
     """
     version = header.get("schema_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
-        raise DamagedFile(f"{path}, line 1: no header with a `schema_version`. Is this a run of revsnn-bench?")
+        raise DamagedFile(
+            f"{path}, line 1: no header with a `schema_version`. It is no run of revsnn-bench, or damaged."
+        )
     if version not in _READ_VERSIONS:
         advice = "Upgrade revsnn-bench." if version > SCHEMA_VERSION else "Measure it again."
         raise UnknownSchema(
@@ -407,7 +410,7 @@ def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> 
         if written.settings.get(name) != settings.get(name)
     ]
     if differences:
-        listed = "; ".join(f"`{name}` was {before!r}, is {after!r}" for name, before, after in differences)
+        listed = "; ".join(f"`{name}` was {_short(before)}, is {_short(after)}" for name, before, after in differences)
         raise NotResumable(f"{path.name} cannot be resumed: {listed}. One run has one environment. Start a new run.")
 
 
@@ -472,6 +475,11 @@ def _clear_away(path: Path) -> None:
             raise in_use from None
         finally:
             os.close(descriptor)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -1,5 +1,6 @@
 """`revsnn-bench train`: one network, one node, one data set; checkpointed after every epoch."""
 
+import pickle
 import sys
 import time
 import warnings
@@ -56,14 +57,12 @@ def train(
         "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
         "encoding": encoding, "node_options": dict(map(_option, option or [])),
     })  # fmt: skip
-    import torch
-
     from revsnn_bench.models.training import Recipe, Trainer
 
     try:
         trainer = Trainer(case, Recipe(epochs, batch, learning_rate), _split(data, data_dir), data)
         if checkpoint is not None and checkpoint.is_file():
-            trainer.load_state(torch.load(checkpoint, weights_only=True))
+            _go_on(trainer, checkpoint)
     except (ValueError, FileNotFoundError) as error:
         raise failure(str(error), ExitCode.USAGE) from None
     _train(trainer, checkpoint)
@@ -114,6 +113,23 @@ def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
                 _write(trainer, checkpoint)
             loss, accuracy = trainer.loss_by_epoch[-1], trainer.accuracy_by_epoch[-1]
             typer.echo(f"epoch {trainer.epoch:3}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %")
+
+
+def _go_on(trainer: "Trainer", checkpoint: Path) -> None:
+    """Goes on where a checkpoint was written.
+
+    Raises:
+        ValueError: it is none, or one of another training.
+    """
+    import torch
+
+    try:
+        trainer.load_state(torch.load(checkpoint, weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"--checkpoint must be a file that this command wrote; got {checkpoint}, which is damaged, or another file "
+            f"({type(error).__name__}). Remove it, or name another."
+        ) from None
 
 
 def _write(trainer: "Trainer", checkpoint: Path) -> None:
