@@ -111,6 +111,15 @@ def _run(header: RunHeader, planned: Sequence[str] | None, records: Sequence[Rec
     return Run(header=header, planned=plan, complete=whole, records=tuple(records))
 
 
+def require_readable(record: Record) -> None:
+    """Stops where a record, once written, could not be read again, as one that was made without validation.
+
+    Raises:
+        DamagedFile: says what is wrong with it.
+    """
+    _validate(Record, _parse_json(record.model_dump_json(warnings="error").encode(), "the record", 1), "the record")
+
+
 class _Unsound(ValueError):
     """JSON that this program does not write; the message says what it is."""
 

@@ -7,6 +7,8 @@
 With `--benchmark` cases are measured in full, saved and reported; without it every case runs once, small and fast.
 """
 
+import sys
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from revsnn_bench.session import BenchSession
 
 SESSION = pytest.StashKey["BenchSession"]()
+NODES = pytest.StashKey[list[str]]()
 FILES = pytest.StashKey[list[str]]()
 
 _MOST_REPORTS = 2
@@ -51,19 +54,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("sweep")
     if marker is None or "case" not in metafunc.fixturenames:
         return
-    from revsnn_nodes.registry import OTHER_NEURONS, node_names
-
     from revsnn_bench.models.peers import takes
 
     sweep = Sweep(*marker.args, **marker.kwargs)
     cases = sweep.cases(
         options.preset(metafunc.config),
         options.axes(metafunc.config),
-        [name for name in node_names() if name not in OTHER_NEURONS],
+        _usual_nodes(metafunc.config),
         metafunc.config.getoption("sweep_node"),
         takes,
     )
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+
+
+def _usual_nodes(config: pytest.Config) -> list[str]:
+    """The nodes of a sweep that names none; the command line, which hides pytest's warnings, shows what is left out."""
+    if NODES not in config.stash:
+        from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            config.stash[NODES] = [name for name in usable_node_names() if name not in OTHER_NEURONS]
+        for warning in caught:
+            if config.getoption("run_command"):
+                sys.stderr.write(f"Warning: {warning.message}\n")
+            else:
+                warnings.warn(warning.message, stacklevel=2)
+    return config.stash[NODES]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

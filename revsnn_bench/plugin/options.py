@@ -1,7 +1,9 @@
 """Options of the pytest plugin: the tables of `run_options` as pytest's options, their checks, and what they mean."""
 
+import importlib
 import re
 import shlex
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +71,7 @@ def check(config: pytest.Config) -> None:
     checks: dict[str, Callable[[pytest.Config], object]] = {
         "resume": journal,
         "run_id": _check_name,
+        "preload": _import_preload,
         "node": _check_nodes,
     }
     for key, look in checks.items():
@@ -90,6 +93,18 @@ def _check_name(config: pytest.Config) -> None:
         from revsnn_bench.runs import require_new
 
         require_new(run_id, config.getoption("run_results"))
+
+
+def _import_preload(config: pytest.Config) -> None:
+    """Imports here what workers will import, so that a node which it registers is known; the working folder counts."""
+    modules = config.getoption("run_preload") or ()
+    if modules and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ValueError(f"cannot import {name!r} ({type(error).__name__}: {error}).") from None
 
 
 def _check_nodes(config: pytest.Config) -> None:

@@ -208,6 +208,22 @@ def test_a_wrong_option_is_a_usage_error(project, option, message):
     assert message in printed
 
 
+def test_preload_registers_nodes_for_the_sweep(project, tmp_path):
+    """A node that a preloaded module registers can be asked for by name, and is measured by the workers."""
+    (tmp_path / "my_nodes.py").write_text(
+        "from revsnn_nodes import StandardLIF\nfrom revsnn_nodes.registry import register_node\n"
+        "class Mine(StandardLIF): pass\nregister_node('mine', Mine)\n"
+    )
+    source = "import pytest\n@pytest.mark.sweep(quick={'timesteps': (2,)}, batch=2, shape=(8,))\n"
+    source += "def test_it(case, measure_case): measure_case(case)\n"
+    code, printed = project(source, "--run-preload=my_nodes", "--sweep-node=mine")
+    assert code == 0, printed
+    assert "layer/mine/T2-B2-N8" in printed
+    code, printed = project(source, "--run-preload=no_nodes", "--sweep-node=mine", "--collect-only")
+    assert code == 4
+    assert "ERROR: --run-preload: cannot import 'no_nodes' (ModuleNotFoundError" in printed
+
+
 def test_pytest_without_sweeps_imports_no_torch(project):
     """The plugin costs a project that does not use it no import of torch."""
     source = "import sys\ndef test_light(): assert 'torch' not in sys.modules\n"
