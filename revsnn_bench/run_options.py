@@ -1,5 +1,6 @@
 """The options of a run, once, for `revsnn-bench run` and for the pytest plugin: names, parsers, defaults, help."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,18 @@ class RunOption:
         return self.flag.removeprefix("--").replace("-", "_")
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Number and count of a part, from `2/5`.
+
+    Raises:
+        ValueError: no such pair of whole numbers, or no part of that number.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"must be I/N with 1 <= I <= N; got {text[:40]!r}. Pass for example 2/5.")
+    return int(match[1]), int(match[2])
+
+
 SWEEP_OPTIONS = tuple(
     RunOption(row.name, row.help, "VALUES", each(row.parse), group="sweep") for row in FIELDS if row.swept
 )
@@ -62,6 +75,7 @@ RUN_OPTIONS = (
     ),
     RunOption("live", "Refresh the page in the reports folder as cases finish."),
     RunOption("resume", "Go on with an interrupted run: its id, or its .jsonl file.", "RUN"),
+    RunOption("shard", "Measure part I of N of the cases; join the runs of all parts with merge.", "I/N", parse_shard),
     RunOption("timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
     RunOption("memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_size),
     RunOption("threads", "Threads of each worker; torch's default if not given.", "N", COUNT),

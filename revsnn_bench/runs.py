@@ -401,8 +401,8 @@ class Journal:
         os.fsync(self._descriptor)
 
 
-def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> None:
-    """One run has one header, so its records must share environment, code, machine and settings."""
+def condition_differences(written: RunHeader, now: RunHeader) -> str:
+    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run."""
     old, new = written.environment, now.environment
     differences = incomparable_fields(old, new)
     differences += [
@@ -410,16 +410,18 @@ def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> 
         for name in _SAME_RUN_FIELDS
         if getattr(old, name) != getattr(new, name)
     ]
-    # Through JSON, as the written ones have been: a tuple is a list there.
-    settings = json.loads(now.model_dump_json(include={"settings"}))["settings"]
-    names = sorted(written.settings.keys() | settings.keys())
+    # Through JSON, as those of a file have been: a tuple is a list there.
+    before, after = (json.loads(each.model_dump_json(include={"settings"}))["settings"] for each in (written, now))
+    names = sorted(before.keys() | after.keys())
     differences += [
-        (f"settings.{name}", written.settings.get(name), settings.get(name))
-        for name in names
-        if written.settings.get(name) != settings.get(name)
+        (f"settings.{name}", before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
     ]
-    if differences:
-        listed = "; ".join(f"`{name}` was {_short(before)}, is {_short(after)}" for name, before, after in differences)
+    return "; ".join(f"`{name}` was {_short(before)}, is {_short(after)}" for name, before, after in differences)
+
+
+def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> None:
+    """One run has one header, so its records must share environment, code, machine and settings."""
+    if listed := condition_differences(written, now):
         raise NotResumable(f"{path.name} cannot be resumed: {listed}. One run has one environment. Start a new run.")
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from revsnn_bench.session import BenchSession
 
 SESSION = pytest.StashKey["BenchSession"]()
+PLANNED = pytest.StashKey[list[str] | None]()
 NODES = pytest.StashKey[list[str]]()
 FILES = pytest.StashKey[list[str]]()
 
@@ -83,16 +84,33 @@ def _usual_nodes(config: pytest.Config) -> list[str]:
     return config.stash[NODES]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests of the other shards out; which cases belong to a shard does not depend on their order."""
+    shard = config.getoption("run_shard")
+    if not shard:
+        return
+    config.stash[PLANNED] = _planned(items)
+    number, count = shard
+    keys = {item: case.id if (case := _case_of(item)) else item.nodeid for item in items}
+    own = {*sorted({*keys.values()})[number - 1 :: count]}
+    config.hook.pytest_deselected(items=[item for item in items if keys[item] not in own])
+    items[:] = [item for item in items if keys[item] in own]
+
+
+def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
+    """Ids of the cases that tests measure; None where a test without a parameter `case` makes its cases itself."""
+    cases = [_case_of(item) for item in items if _measures(item)]
+    return None if None in cases else [case.id for case in cases if case is not None]
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Opens the run before anything is measured, so that it cannot end with nothing saved."""
-    measuring = [item for item in session.items if _measures(item)]
-    if session.config.option.collectonly or not measuring:
+    if session.config.option.collectonly or not any(map(_measures, session.items)):
         return
-    own = [_case_of(item) for item in measuring]
-    # A test without a parameter `case` makes its cases itself, so that nobody knows them before.
-    known = None if None in own else [case.id for case in own if case is not None]
+    own = _planned(session.items)
     try:
-        session_of(session.config).open(known)
+        session_of(session.config).open(session.config.stash.get(PLANNED, own), own)
     except OSError as error:
         place = f" {error.filename!r}" if error.filename else ""
         raise pytest.UsageError(f"cannot write the run to{place}: {error.strerror}. Name other folders.") from None
@@ -232,6 +250,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if SESSION in stash:
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
+    elif exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
+        session.exitstatus = pytest.ExitCode.OK  # more shards than cases
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -80,6 +80,31 @@ def test_reports_and_comparisons_come_from_the_saved_run(measured, tmp_path):
     assert "forward_flops" not in done.output
 
 
+def test_shards_merged_are_the_run_in_one_piece(measured, tmp_path):
+    """Two shards measure different cases, say that they are parts, and together have every byte and operation."""
+    whole = measured[0] / "deep" / "down" / "second.json"
+    for number in (1, 2):
+        shard = (f"--shard={number}/2", f"--run-id=part-{number}", "--passes=memory,flops", "--format=md")
+        code, out, err = command(tmp_path, "run", *SMALL, *shard)
+        assert code == 0, out + err
+        assert "a part: 2 of 4 planned cases measured; join the parts with revsnn-bench merge" in out
+    code, out, err = command(tmp_path, "merge", "part-1", "part-2", "--run-id=joined")
+    assert code == 0, out + err
+    joined, once = (json.loads(path.read_text()) for path in (tmp_path / "results" / "joined.json", whole))
+    assert (joined["complete"], joined["planned"]) == (True, once["planned"])
+    for one, other in zip(joined["records"], once["records"], strict=True):
+        assert one["case"] == other["case"]
+        assert one["flops"] == other["flops"]
+        measured_bytes = [{**each["memory"], **dict.fromkeys(VARIES)} for each in (one, other)]
+        assert measured_bytes[0] == measured_bytes[1]
+    done = invoke("gate", "joined", f"--results={tmp_path / 'results'}", f"--baseline={whole}")
+    assert done.exit_code == 0, done.output
+
+
+VARIES = ("process_peak_bytes", "untracked_bytes")
+"""Bytes of the process, which differ from run to run."""
+
+
 def test_gate_without_a_baseline_says_how_to_make_one(measured, tmp_path):
     """A missing baseline has an exit code of its own, and the message holds the command that makes one."""
     done = invoke("gate", "first", f"--results={measured[0] / 'deep' / 'down'}", f"--baseline={tmp_path / 'b.json'}")
