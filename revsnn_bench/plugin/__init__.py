@@ -10,6 +10,8 @@ With `--benchmark` cases are measured in full, saved and reported; without it ev
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
     from revsnn_bench.session import BenchSession
 
 SESSION = pytest.StashKey["BenchSession"]()
+HAD_STORAGE = pytest.StashKey[bool]()
 PLANNED = pytest.StashKey[list[str] | None]()
 NODES = pytest.StashKey[list[str]]()
 FILES = pytest.StashKey[list[str]]()
+
+STORAGE = Path(".benchmarks")
+"""Where pytest-benchmark saves what it is asked to save; it makes the folder whether or not it was asked."""
 
 _MOST_REPORTS = 2
 """Reports named in the terminal, pages first: figures alone would fill it."""
@@ -41,8 +47,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the markers, checks the options, and shows progress where the command line asked for it."""
+    config.stash[HAD_STORAGE] = STORAGE.exists()
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     options.check(config)
@@ -86,7 +94,15 @@ def _usual_nodes(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the tests of the other shards out; which cases belong to a shard does not depend on their order."""
+    """Tests that measure cases are benchmarks to pytest-benchmark's options; those of other shards are left out.
+
+    Which cases belong to a shard does not depend on their order.
+    """
+    for item in filter(_measures, items):
+        if options.skips_benchmarks(config):
+            item.add_marker(pytest.mark.skip(reason="--benchmark-skip: it measures cases"))
+        elif config.getoption("benchmark_only"):  # which takes those alone that name the fixture `benchmark`
+            item.own_markers = [m for m in item.own_markers if "--benchmark-only" not in m.kwargs.get("reason", "")]
     shard = config.getoption("run_shard")
     if not shard:
         return
@@ -105,8 +121,15 @@ def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Opens the run before anything is measured, so that it cannot end with nothing saved."""
-    if session.config.option.collectonly or not any(map(_measures, session.items)):
+    """Opens the run before anything is measured, so that it cannot end with nothing saved.
+
+    torch is imported by then: a time limit of a test that struck in the midst of that import would end the process.
+    """
+    if session.config.option.collectonly or options.skips_benchmarks(session.config):
+        return
+    if any(item.get_closest_marker("memory_budget") for item in session.items):
+        import revsnn_bench.meters.allocator  # noqa: F401
+    if not any(map(_measures, session.items)):
         return
     own = _planned(session.items)
     try:
@@ -254,13 +277,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.OK  # more shards than cases
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Takes the folder of pytest-benchmark away where this session made it and nothing was saved in it."""
+    if not config.stash.get(HAD_STORAGE, True):
+        with suppress(OSError):
+            STORAGE.rmdir()
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Shows what was found, in a dozen lines, and where the run and its reports are."""
     files = config.stash.get(FILES, [])
     if not files:
         return
-    from pathlib import Path
-
     from rich.console import Console
 
     from revsnn_bench.report.terminal import print_summary

@@ -68,6 +68,7 @@ def axes(config: pytest.Config) -> dict[str, tuple[Any, ...]]:
 
 def check(config: pytest.Config) -> None:
     """Stops before collection where an option cannot be carried out; what imports torch comes last."""
+    _check_alone(config)
     checks: dict[str, Callable[[pytest.Config], object]] = {
         "resume": journal,
         "run_id": _check_name,
@@ -79,6 +80,21 @@ def check(config: pytest.Config) -> None:
             look(config)
         except ValueError as error:
             raise pytest.UsageError(f"{flag(config, key)}: {error}") from None
+
+
+def skips_benchmarks(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark was told to skip benchmarks, to which tests that measure cases belong."""
+    return bool(config.getoption("benchmark_skip") and not config.getoption("benchmark_only"))
+
+
+def _check_alone(config: pytest.Config) -> None:
+    """Several workers of xdist would time cases beside each other, and write one run."""
+    spread = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
+    if config.getoption("benchmark") and (spread or hasattr(config, "workerinput")):
+        raise pytest.UsageError(
+            "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
+            "Leave out -n; to use several machines, give each a part with --run-shard."
+        )
 
 
 def journal(config: pytest.Config) -> Path | None:
