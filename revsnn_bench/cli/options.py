@@ -14,7 +14,7 @@ from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
 from revsnn_bench.run_options import OPTIONS, RunOption
-from revsnn_bench.runs import JournalError, load_run
+from revsnn_bench.runs import JournalError, load_run, require_new
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROWS = {row.name: row for row in CASE_FIELDS}
@@ -24,7 +24,10 @@ _PANELS = {"sweep": "Sweep", "run": "Run"}
 def checked(parse: Parser, **options: Any) -> Any:
     """A typer option whose text is checked before the command starts; the command gets it as it was typed."""
 
-    def check(value: Any) -> Any:
+    def check(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE" and not str(value).strip():
+            raise typer.BadParameter("must have a value; got none. Leave the option out for its default.")
         try:
             if value not in (None, ""):
                 parse(str(value))
@@ -96,6 +99,15 @@ def failure(message: str, code: ExitCode) -> typer.Exit:
     """Prints one clear error on stderr; raise what it returns."""
     typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
     return typer.Exit(code)
+
+
+def require_name(run_id: str, results: Path) -> None:
+    """Ends the command where a new run cannot take this name; nothing is said where the name is to be made."""
+    try:
+        if run_id:
+            require_new(run_id, results)
+    except ValueError as error:
+        raise failure(f"--run-id: {error}", ExitCode.USAGE) from None
 
 
 def listed(text: str) -> list[str]:

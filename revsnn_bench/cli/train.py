@@ -5,13 +5,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, one_of, parse_shape
-from revsnn_bench.cli.options import RESULTS, Results, RunName, case_option, checked, failure
+from revsnn_bench.cli.options import RESULTS, Results, RunName, case_option, checked, failure, require_name
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def train(
 
     Ctrl-C loses the epoch in progress; the same command with the same --checkpoint goes on to the bit.
     """
+    require_name(run_id, results)
+    if checkpoint is not None and checkpoint.exists() and not checkpoint.is_file():
+        raise failure(f"--checkpoint must be a file; {checkpoint} is none. Name another.", ExitCode.USAGE)
+    for folder in (results, *(() if checkpoint is None else (checkpoint.parent,))):  # before hours of training
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
     case = Case.model_validate({
         "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
         "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,

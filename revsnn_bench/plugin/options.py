@@ -70,9 +70,10 @@ def check(config: pytest.Config) -> None:
     """Stops before collection where an option cannot be carried out; what imports torch comes last."""
     _check_alone(config)
     checks: dict[str, Callable[[pytest.Config], object]] = {
-        "resume": journal,
         "run_id": _check_name,
+        "resume": journal,
         "preload": _import_preload,
+        "workload": _check_workloads,
         "node": _check_nodes,
     }
     for key, look in checks.items():
@@ -105,7 +106,9 @@ def journal(config: pytest.Config) -> Path | None:
 
 def _check_name(config: pytest.Config) -> None:
     run_id = config.getoption("run_id")
-    if run_id and config.getoption("benchmark") and not config.getoption("run_resume"):
+    if run_id and config.getoption("run_resume"):
+        raise ValueError(f"cannot be {run_id!r} where a run is resumed, which keeps its name. Leave it out.")
+    if run_id and config.getoption("benchmark"):
         from revsnn_bench.runs import require_new
 
         require_new(run_id, config.getoption("run_results"))
@@ -121,6 +124,15 @@ def _import_preload(config: pytest.Config) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise ValueError(f"cannot import {name!r} ({type(error).__name__}: {error}).") from None
+
+
+def _check_workloads(config: pytest.Config) -> None:
+    for workload in config.getoption("sweep_workload") or ():
+        from revsnn_bench.models.own import is_own
+        from revsnn_bench.models.workloads import require_workload
+
+        if not is_own(workload):
+            require_workload(workload)
 
 
 def _check_nodes(config: pytest.Config) -> None:
