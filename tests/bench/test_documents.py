@@ -9,6 +9,7 @@ from scipy.special import stdtrit
 
 from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_markdown
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import looks
 from revsnn_bench.report.figures.growth import method_figures
@@ -242,3 +243,21 @@ def test_the_picture_of_a_step_is_drawn_from_the_run():
     titles = [figure.svg.index(f"{node}: peak") for node in ("spikingjelly", "lif", "lif+remat")]
     assert titles == sorted(titles)
     assert path.name in (ROOT / "docs" / "remat.md").read_text(encoding="utf-8")
+
+
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+
+
+def test_each_promise_names_a_test_that_exists():
+    """Every row of every table but that of the exit codes; a test that is renamed takes its promise with it."""
+    there = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", RELIABILITY))
+    assert [name for name in named if f"def {name}(" not in there] == []
+    rows = [line for line in RELIABILITY.partition("## Exit codes")[0].splitlines() if line.startswith("| ")]
+    assert [row for row in rows if not re.search(r"test_|the same|held by", row.rsplit("|", 2)[1])] == []
+
+
+def test_every_exit_code_is_listed():
+    """The table and the enumeration hold the same codes."""
+    listed = re.findall(r"^\| (\d+) \|", RELIABILITY, re.MULTILINE)
+    assert [int(code) for code in listed] == [code.value for code in ExitCode]

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader
+from revsnn_bench.report import markdown
+from revsnn_bench.report.html import render_gallery
 from revsnn_bench.runs import DamagedFile, Journal, NotResumable, RunInUse, UnknownSchema, load_run, new_run_id
 
 MakeRecord = Callable[..., Record]
@@ -260,25 +262,53 @@ def test_new_run_ids_are_unique_and_sort_by_time() -> None:
     assert all(len(time) == len("20260101T000000Z") for time in times)
 
 
-@pytest.mark.parametrize(("how", "least"), [("calls", 40), ("signals", 200)])
-def test_no_kill_loses_a_record_or_blocks_a_name(
-    tmp_path: Path, header: RunHeader, make_record: MakeRecord, how: str, least: int
-) -> None:
-    """Killed at every file-system call, and at 200 random moments: what `append` returned for is on disk.
-
-    No journal is damaged, the same command goes on, and the finished run has every case once.
-    """
-    run = Run(header=header, records=tuple(make_record(status="oom", timesteps=t, node="lif") for t in (1, 2, 3)))
-    script = Path(__file__).parent / "measures" / "journal_faults.py"
+def _faults(folder: Path, run: Run, how: str) -> int:
+    """How often the script `journal_faults.py` did what `how` says; it fails where a promise is broken."""
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), _json(run), how],
+        [sys.executable, str(Path(__file__).parent / "measures" / "journal_faults.py"), str(folder), _json(run), how],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) >= least
+    return int(done.stdout)
+
+
+@pytest.fixture
+def small_run(header: RunHeader, make_record: MakeRecord) -> Run:
+    """Three records without nan, so that they can be compared."""
+    return Run(header=header, records=tuple(make_record(status="oom", timesteps=t, node="lif") for t in (1, 2, 3)))
+
+
+@pytest.mark.parametrize(("how", "least"), [("calls", 40), ("signals", 200)])
+def test_no_kill_loses_a_record_or_blocks_a_name(tmp_path: Path, small_run: Run, how: str, least: int) -> None:
+    """Killed at every file-system call, and at 200 random moments: what `append` returned for is on disk.
+
+    No journal is damaged, the same command goes on, and the finished run has every case once.
+    """
+    assert _faults(tmp_path, small_run, how) >= least
+
+
+def test_of_many_at_once_one_gets_the_name(tmp_path: Path, small_run: Run) -> None:
+    """Eight processes begin one run at the same moment, forty times: one writes it, seven are refused."""
+    assert _faults(tmp_path, small_run, "race") == 40
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, header: RunHeader, records: list[Record]) -> None:
+    """Records that begin before their run, and before each other, are kept in the order in which they ended."""
+    dates = ("2026-01-01T00:00:00Z", "1999-12-31T23:59:59Z", "1970-01-01T00:00:00+00:00")
+    early = [record.model_copy(update={"started_at": date}) for record, date in zip(records, dates, strict=True)]
+    with Journal.create(tmp_path, header) as journal:
+        journal.append(early[0])
+    later = header.model_copy(update={"started_at": "1970-01-01T00:00:00Z"})
+    with Journal.resume(journal.path, later) as journal:
+        journal.append(early[1])
+        journal.append(early[2])
+        run = load_run(journal.finish())
+    assert [record.started_at for record in run] == list(dates)
+    assert markdown.render(run)
+    assert render_gallery([run, run.model_copy(update={"header": later})])
 
 
 def test_a_journal_without_a_record_gives_its_name_back(

@@ -1,7 +1,7 @@
 """Writes journals in forked processes and kills them: at every file-system call, and at random moments.
 
-A script, `python journal_faults.py FOLDER RUN calls|signals`, with a run as JSON; it imports no torch, so that its
-forks are cheap and have no threads. It prints how often it killed, as JSON, and raises where a promise is broken.
+A script, `python journal_faults.py FOLDER RUN calls|signals|race`, with a run as JSON; it imports no torch, so that its
+forks are cheap and have no threads. It prints how often it did so, as JSON, and raises where a promise is broken.
 """
 
 import json
@@ -155,6 +155,35 @@ def at_random(folder: Path, run: Run) -> int:
     return kills
 
 
+def race(folder: Path, run: Run) -> int:
+    """Lets eight processes begin one run at the same moment, again and again, and counts the rounds."""
+    rounds = 40
+    for number in range(rounds):
+        place = folder / str(number)
+        waiting, go = os.pipe()
+        children = []
+        for _ in range(8):
+            if (pid := os.fork()) == 0:
+                os.close(go)
+                os.read(waiting, 1)  # until the other end is closed, for all of them at once
+                try:
+                    with Journal.create(place, run.header) as journal:
+                        for record in run:
+                            journal.append(record)
+                        journal.finish()
+                except RunInUse:
+                    os._exit(1)
+                os._exit(0)
+            children.append(pid)
+        os.close(waiting)
+        os.close(go)
+        ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        assert sorted(ends) == [0] + [1] * 7, ends
+        assert load_run(place / f"{run.header.run_id}.json").records == run.records
+        assert len(list(place.iterdir())) == 1, list(place.iterdir())
+    return rounds
+
+
 if __name__ == "__main__":
-    chosen = {"calls": at_every_call, "signals": at_random}[sys.argv[3]]
+    chosen = {"calls": at_every_call, "signals": at_random, "race": race}[sys.argv[3]]
     print(json.dumps(chosen(Path(sys.argv[1]), Run.model_validate_json(sys.argv[2]))))
