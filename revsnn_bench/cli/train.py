@@ -56,10 +56,6 @@ def train(
     require_name(run_id, results)
     if checkpoint is not None and checkpoint.exists() and not checkpoint.is_file():
         raise failure(f"--checkpoint must be a file; {checkpoint} is none. Name another.", ExitCode.USAGE)
-    for folder in (results, *(() if checkpoint is None else (checkpoint.parent,))):  # before hours of training
-        folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder):
-            pass
     case = Case.model_validate({
         "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
         "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
@@ -73,6 +69,10 @@ def train(
             _go_on(trainer, checkpoint)
     except (ValueError, FileNotFoundError) as error:
         raise failure(str(error), ExitCode.USAGE) from None
+    for folder in (results, *(() if checkpoint is None else (checkpoint.parent,))):  # before hours of training
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
     _train(trainer, checkpoint)
     typer.echo(_save(case, trainer, run_id, results))
 

@@ -114,9 +114,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if keys[item] in own]
 
 
+def _has_no_value(item: pytest.Item) -> bool:
+    """Whether pytest skips this test because its sweep has no case, as where it names none of the nodes asked for."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and "case" in callspec.params and _case_of(item) is None
+
+
 def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
     """Ids of the cases that tests measure; None where a test without a parameter `case` makes its cases itself."""
-    cases = [_case_of(item) for item in items if _measures(item)]
+    cases = [_case_of(item) for item in items if _measures(item) and not _has_no_value(item)]
     return None if None in cases else [case.id for case in cases if case is not None]
 
 

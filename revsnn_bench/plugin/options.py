@@ -106,7 +106,10 @@ def journal(config: pytest.Config) -> Path | None:
 
 def _check_name(config: pytest.Config) -> None:
     run_id = config.getoption("run_id")
-    if run_id and config.getoption("run_resume"):
+    resumed = config.getoption("run_resume")
+    if run_id and resumed:
+        if run_id == Path(resumed).name.removesuffix(".jsonl"):
+            return
         raise ValueError(f"cannot be {run_id!r} where a run is resumed, which keeps its name. Leave it out.")
     if run_id and config.getoption("benchmark"):
         from revsnn_bench.runs import require_new
