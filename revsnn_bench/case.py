@@ -20,6 +20,9 @@ Option = str | int | float | bool | None
 Parser = Callable[[str], Any]
 """One value from text; raises a `ValueError` whose message says what it must be."""
 
+LARGEST = 2**63 - 1
+"""No number of a case or a record is larger: those who read it have 64 bits."""
+
 UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
@@ -36,7 +39,10 @@ def parse_size(text: str | int) -> int:
             f"`size` must be a number with B, KiB, MiB, GiB or TiB; got {text!r}. Units of 1000 and of 1024 are "
             'easily confused. Pass for example "64 MiB".'
         )
-    return int(float(match[1]) * UNITS[match[2]])
+    size = float(match[1]) * UNITS[match[2]]
+    if size > LARGEST:
+        raise ValueError("`size` must be less than 2^63 bytes; got more. No machine has that much. Pass a smaller one.")
+    return int(size)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -46,7 +52,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
         ValueError: a size is no whole number of at least 1.
     """
     sizes = [size.strip() for size in text.split("x")]
-    if not all(size.isdecimal() and int(size) for size in sizes):
+    if not all(map(_is_size, sizes)):
         raise _bad_shape(text)
     return tuple(map(int, sizes))
 
@@ -58,12 +64,16 @@ def parse_input(text: str) -> dict[str, Any]:
         ValueError: fewer than three sizes, or one that is no whole number of at least 1.
     """
     sizes = [size.strip() for size in text.replace("x", ",").split(",")]
-    if len(sizes) < 3 or not all(size.isdecimal() and int(size) for size in sizes):
+    if len(sizes) < 3 or not all(map(_is_size, sizes)):
         raise ValueError(
             f"`--input` must be T,B,features; got {text!r}. A model takes [T, B, *]. Pass for example 4,8,3,32,32."
         )
     timesteps, batch, *shape = map(int, sizes)
     return {"timesteps": timesteps, "batch": batch, "shape": tuple(shape)}
+
+
+def _is_size(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20 and 1 <= int(text) <= LARGEST
 
 
 def _bad_shape(value: Any) -> ValueError:
@@ -74,15 +84,16 @@ def _bad_shape(value: Any) -> ValueError:
 
 
 def number(kind: type[int] | type[float], rule: str, accepts: Callable[[Any], bool] = lambda value: True) -> Parser:
-    """A parser of numbers that are accepted; `rule` says which."""
+    """A parser of finite numbers of at most 64 bits that are accepted; `rule` says which."""
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not accepts(value):
-            raise ValueError(f"must be {rule}; got {text!r}.")
+        if value is None or not -LARGEST <= value <= LARGEST or not accepts(value):
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
+            raise ValueError(f"must be {rule}; got {shown!r}.")
         return value
 
     return parse
@@ -104,9 +115,12 @@ def each(parse: Parser) -> Parser:
 
     def parse_each(text: str) -> tuple[Any, ...]:
         try:
-            return tuple(parse(part.strip()) for part in text.split(",") if part.strip())
+            values = tuple(parse(part.strip()) for part in text.split(",") if part.strip())
         except ValueError as error:
             raise ValueError(f"{error} Several values are separated by commas.") from None
+        if not values:
+            raise ValueError("must be one value or more; got none. Leave the option out for its default.")
+        return values
 
     return parse_each
 
@@ -231,8 +245,11 @@ class Case(BaseModel):
     @field_validator("node_options", mode="before")
     @classmethod
     def _options_in_a_stable_order(cls, value: Any) -> Any:
-        pairs = value.items() if isinstance(value, dict) else value
-        return tuple(sorted((str(name), option) for name, option in pairs))
+        try:
+            pairs = value.items() if isinstance(value, dict) else value
+            return tuple(sorted((str(name), option) for name, option in pairs))
+        except TypeError:
+            raise ValueError("must be pairs of a name and a value") from None
 
     @property
     def options(self) -> dict[str, Option]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
 from revsnn_bench.case import Case
 
@@ -67,7 +67,40 @@ class MemoryTimeline(BaseModel):
         return {name: " ".join(f"{event}:{nbytes}" for event, nbytes in course) for name, course in value.items()}
 
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 knows which cases were planned, and whether the run is complete; `runs.py` reads version 1 too."""
+
+MOST_TEXT_BYTES = 8192
+"""Longest text of others that a record holds, such as the reason of a failure."""
+
+
+def cut(text: object) -> object:
+    """Text of others as valid Unicode of at most `MOST_TEXT_BYTES` in UTF-8: of a longer one head and tail.
+
+    What is no text is returned as it is, for the field to refuse.
+    """
+    if not isinstance(text, str):
+        return text
+    content = text.encode("utf-8", errors="backslashreplace")
+    if len(content) > MOST_TEXT_BYTES:
+        part = MOST_TEXT_BYTES // 2 - 32
+        gap = f"\n[... {len(content) - 2 * part} bytes ...]\n".encode()
+        content = content[:part] + gap + content[-part:]
+    return content.decode("utf-8", errors="ignore")
+
+
+Foreign = Annotated[str, BeforeValidator(cut)]
+"""Text that a node, a model or a library made."""
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _date(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"must be a date as in ISO 8601; got {text[:40]!r}") from None
+    return text
 
 
 class _Frozen(BaseModel):
@@ -140,12 +173,12 @@ class MemoryRecord(_Frozen):
     peak_bytes: int
     peak_by_category_bytes: dict[str, int]
     peak_phase: str
-    peak_module: str
-    retained_by_module_bytes: dict[str, int] | None = None
+    peak_module: Foreign
+    retained_by_module_bytes: dict[Foreign, int] | None = None
     timeline: MemoryTimeline | None = None
     lasting_bytes: int = 0
     growth_bytes: int = 0
-    growth_module: str | None = None
+    growth_module: Foreign | None = None
     untracked_bytes: UntrackedBytes | None = None
     process_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
@@ -193,12 +226,12 @@ class TimeRecord(_Frozen):
         freed_memory_kept: whether the process kept all that it freed, at any size, so that no page was new.
     """
 
-    forward_time_s: tuple[float, ...]
-    backward_time_s: tuple[float, ...]
-    lif_forward_time_s: tuple[float, ...] = ()
-    lif_backward_time_s: tuple[float, ...] = ()
-    copy_time_s: tuple[float, ...] = ()
-    first_step_time_s: float | None = None
+    forward_time_s: tuple[Seconds, ...]
+    backward_time_s: tuple[Seconds, ...]
+    lif_forward_time_s: tuple[Seconds, ...] = ()
+    lif_backward_time_s: tuple[Seconds, ...] = ()
+    copy_time_s: tuple[Seconds, ...] = ()
+    first_step_time_s: Seconds | None = None
     rounds_by_process: tuple[int, ...] = ()
     rounds_rejected: int
     rounds_contended: int = 0
@@ -231,7 +264,7 @@ class GradientBias(_Frozen):
 
     relative: float
     cosine: float
-    by_module: dict[str, tuple[float, float]]
+    by_module: dict[Foreign, tuple[float, float]]
 
 
 class FidelityRecord(_Frozen):
@@ -271,7 +304,7 @@ class FidelityRecord(_Frozen):
     recovered_steps: int | None = None
     predicted_error: float | None = None
     bit_equal: tuple[int, int] | None = None
-    warning: str | None = None
+    warning: Foreign | None = None
     neurons: int
     judged_by: str = "reference"
     inputs: int = 1
@@ -338,7 +371,7 @@ class Record(_Frozen):
 
     case: Case
     status: Status
-    reason: str | None = None
+    reason: Foreign | None = None
     memory: MemoryRecord | None = None
     flops: FlopsRecord | None = None
     compile_time_s: float | None = None
@@ -347,7 +380,7 @@ class Record(_Frozen):
     accuracy: AccuracyRecord | None = None
     conditions: Conditions = Conditions()
     started_at: str
-    duration_s: float
+    duration_s: Seconds
 
 
 class Environment(_Frozen):
@@ -369,7 +402,12 @@ class Environment(_Frozen):
     driver: str | None = None
     gpu: str | None = None
     deterministic: bool
-    malloc: dict[str, str]
+    malloc: dict[str, Foreign]
+
+    @field_validator("committed_at")
+    @classmethod
+    def _commit_has_a_date(cls, value: str | None) -> str | None:
+        return value if value is None else _date(value)
 
 
 _EXACT_FIELDS = ("torch", "threads", "deterministic")
@@ -408,7 +446,7 @@ def _differences(a: Environment, b: Environment) -> Iterator[tuple[str, Any, Any
 
 
 def _system(environment: Environment) -> tuple[str, str]:
-    words = environment.platform.split()
+    words = environment.platform.split() or [""]
     return words[0], words[-1]
 
 
@@ -418,19 +456,58 @@ class RunHeader(_Frozen):
     schema_version: int = SCHEMA_VERSION
     run_id: str
     started_at: str
-    command: tuple[str, ...]
+    command: tuple[Foreign, ...]
     environment: Environment
     settings: dict[str, Any]
 
+    @field_validator("started_at")
+    @classmethod
+    def _start_is_a_date(cls, value: str) -> str:
+        return _date(value)
+
+
+class Plan(_Frozen):
+    """A line of a journal: ids of cases that the run is to measure; a later one adds to those before it."""
+
+    planned: tuple[str, ...]
+
 
 class Run(_Frozen):
-    """A header and its records, in the order in which the cases ended."""
+    """A header and its records, in the order in which the cases ended.
+
+    Fields:
+        planned: ids of the cases that were to be measured, all parts of a sharded sweep together; None where that is
+            not known.
+        complete: whether every planned case has a record.
+    """
 
     header: RunHeader
+    planned: tuple[str, ...] | None = None
+    complete: bool = True
     records: tuple[Record, ...]
 
     def __iter__(self) -> Iterator[Record]:  # type: ignore[override]
         return iter(self.records)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Ids of the planned cases without a record."""
+        return without_record(self.planned or (), self.records)
+
+    @property
+    def extent(self) -> str:
+        """How much of the run there is, in words: `7 of 10 planned cases`."""
+        if self.complete:
+            return "all planned cases"
+        if self.planned is None:
+            return f"{len(self.records)} cases of a run that was not finished"
+        return f"{len(set(self.planned)) - len(self.missing)} of {len(set(self.planned))} planned cases"
+
+
+def without_record(planned: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:
+    """The planned cases, by id, that no record is about."""
+    done = {record.case.id for record in records}
+    return tuple(case for case in dict.fromkeys(planned) if case not in done)
 
 
 class NoOracle(Exception):

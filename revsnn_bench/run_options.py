@@ -1,5 +1,6 @@
 """The options of a run, once, for `revsnn-bench run` and for the pytest plugin: names, parsers, defaults, help."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,30 @@ class RunOption:
         return self.flag.removeprefix("--").replace("-", "_")
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Number and count of a part, from `2/5`.
+
+    Raises:
+        ValueError: no such pair of whole numbers, or no part of that number.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"must be I/N with 1 <= I <= N; got {text[:40]!r}. Pass for example 2/5.")
+    return int(match[1]), int(match[2])
+
+
+def parse_limit(text: str) -> int:
+    """Bytes of a size above 0.
+
+    Raises:
+        ValueError: no size, or 0.
+    """
+    size = parse_size(text)
+    if not size:
+        raise ValueError(f"must be a size above 0; got {text!r}. Leave the option out for no limit.")
+    return size
+
+
 SWEEP_OPTIONS = tuple(
     RunOption(row.name, row.help, "VALUES", each(row.parse), group="sweep") for row in FIELDS if row.swept
 )
@@ -62,8 +87,9 @@ RUN_OPTIONS = (
     ),
     RunOption("live", "Refresh the page in the reports folder as cases finish."),
     RunOption("resume", "Go on with an interrupted run: its id, or its .jsonl file.", "RUN"),
+    RunOption("shard", "Measure part I of N of the cases; join the runs of all parts with merge.", "I/N", parse_shard),
     RunOption("timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
-    RunOption("memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_size),
+    RunOption("memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_limit),
     RunOption("threads", "Threads of each worker; torch's default if not given.", "N", COUNT),
     RunOption("passes", "Passes of each case.", "PASSES", each(one_of(tuple(PASSES))), ",".join(PASSES)),
     RunOption("target", "Timed seconds to aim for per case.", "SECONDS", POSITIVE, "0.1"),
@@ -84,8 +110,12 @@ def find_journal(run: str, results_dir: Path) -> Path:
         ValueError: there is none, or the run is finished.
     """
     path = Path(run) if run.endswith(".jsonl") else results_dir / f"{run}.jsonl"
-    if not path.is_file():
-        finished = path.with_suffix(".json").is_file()
-        why = "that run is finished; there is nothing left to do" if finished else "there is no such journal"
-        raise ValueError(f"cannot resume {path}: {why}.")
+    try:
+        there, finished = path.is_file(), path.with_suffix(".json").is_file()
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"cannot resume {str(path)[:80]}: {error.strerror or error}.") from None
+    if finished:
+        raise ValueError(f"cannot resume {path}: that run is finished; there is nothing left to do.")
+    if not there:
+        raise ValueError(f"cannot resume {path}: there is no such journal.")
     return path

@@ -1,14 +1,18 @@
 """Runs on disk: a finished one is `<run_id>.json`; one that is going on or was interrupted is a journal.
 
-The journal is `<run_id>.jsonl`: the header on the first line, then a record per line, each flushed, so that a killed
-sweep loses at most the case in flight. It disappears when the run is finished. `load_run` reads both.
+The journal is `<run_id>.jsonl`: the header on the first line, the planned cases on the second, then a record per line,
+each flushed, so that a killed sweep loses at most the case in flight. It appears under its name with its header in it,
+and disappears when the run is finished. `load_run` reads both, and refuses what this program cannot have written.
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
 import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +20,23 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader, incomparable_fields
+from revsnn_bench.case import LARGEST
+from revsnn_bench.records import (
+    SCHEMA_VERSION,
+    Plan,
+    Record,
+    Run,
+    RunHeader,
+    incomparable_fields,
+    without_record,
+)
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SAME_RUN_FIELDS = ("package", "commit", "dirty", "cpu_model")
+_READ_VERSIONS = (1, SCHEMA_VERSION)
+_DEEPEST = 40
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _HAS_JOURNAL = (
     "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
     "name."
@@ -56,10 +72,11 @@ def load_run(path: Path) -> Run:
     """
     if path.suffix == ".jsonl":
         return _parse_journal(path)[0]
-    text = path.read_text(encoding="utf-8", errors="replace")
-    data = _parse_json(text, path, line=1)
-    _require_schema(data.get("header"), path)
-    return _validate(Run, data, str(path))
+    data = _parse_json(path.read_bytes(), str(path), line=1)
+    _migrate(data.get("header"), path)
+    run = _validate(Run, data, str(path))
+    _require_plain(run.header, path)
+    return run
 
 
 def _parse_journal(path: Path) -> tuple[Run, int]:
@@ -70,47 +87,132 @@ def _parse_journal(path: Path) -> tuple[Run, int]:
     """
     content = path.read_bytes()
     intact_bytes = content.rfind(b"\n") + 1
-    lines = content[:intact_bytes].decode("utf-8", errors="replace").split("\n")[:-1]
+    lines = content[:intact_bytes].split(b"\n")[:-1]
     if not lines:
         raise DamagedFile(f"{path}, line 1: the header is missing. Nothing was measured yet; delete the file.")
-    parsed = [_parse_json(line, path, number) for number, line in enumerate(lines, start=1)]
-    _require_schema(parsed[0], path)
+    parsed = [_parse_json(line, f"{path}, line {number}", number) for number, line in enumerate(lines, start=1)]
+    _migrate(parsed[0], path)
     header = _validate(RunHeader, parsed[0], f"{path}, line 1")
-    records = tuple(
-        _validate(Record, data, f"{path}, line {number}") for number, data in enumerate(parsed[1:], start=2)
-    )
-    return Run(header=header, records=records), intact_bytes
+    _require_plain(header, path)
+    planned: list[str] | None = None
+    records: list[Record] = []
+    for number, data in enumerate(parsed[1:], start=2):
+        if "planned" in data:
+            planned = [*(planned or ()), *_validate(Plan, data, f"{path}, line {number}").planned]
+        else:
+            records.append(_validate(Record, data, f"{path}, line {number}"))
+    return _run(header, planned, records), intact_bytes
 
 
-def _parse_json(text: str, path: Path, line: int) -> dict[str, Any]:
+def _run(header: RunHeader, planned: Sequence[str] | None, records: Sequence[Record]) -> Run:
+    """A run that is complete where every planned case has a record."""
+    whole = planned is not None and not without_record(planned, records)
+    plan = None if planned is None else tuple(dict.fromkeys(planned))
+    return Run(header=header, planned=plan, complete=whole, records=tuple(records))
+
+
+def require_readable(record: Record) -> None:
+    """Stops where a record, once written, could not be read again, as one that was made without validation.
+
+    Raises:
+        DamagedFile: says what is wrong with it.
+    """
+    _validate(Record, _parse_json(record.model_dump_json(warnings="error").encode(), "the record", 1), "the record")
+
+
+class _Unsound(ValueError):
+    """JSON that this program does not write; the message says what it is."""
+
+
+def _parse_json(content: bytes, place: str, line: int) -> dict[str, Any]:
+    """The object in a JSON text; `place` names file and line in the error, `line` is where the text begins."""
+    file = place.removesuffix(f", line {line}")
     try:
-        data = json.loads(text)
+        text = content.decode("utf-8")
+        data = json.loads(text, parse_int=_whole, parse_constant=_constant, object_pairs_hook=_object)
+        _require_sound(data)
+    except UnicodeDecodeError as error:
+        at = line + content.count(b"\n", 0, error.start)
+        raise DamagedFile(f"{file}, line {at}: not text in UTF-8. Restore the file.") from None
     except json.JSONDecodeError as error:
-        place = f"{path}, line {line + error.lineno - 1}, column {error.colno}"
+        place = f"{file}, line {line + error.lineno - 1}, column {error.colno}"
         raise DamagedFile(f"{place}: not JSON ({error.msg}). Restore the file or remove the line.") from None
+    except RecursionError:
+        raise DamagedFile(f"{file}, line {line}: nested too deeply. Restore the file.") from None
+    except _Unsound as error:
+        raise DamagedFile(f"{file}, line {line}: {error}. Restore the file.") from None
     if not isinstance(data, dict):
-        raise DamagedFile(f"{path}, line {line}: must be a JSON object; got {type(data).__name__}.")
+        raise DamagedFile(f"{file}, line {line}: must be a JSON object; got {type(data).__name__}. Restore the file.")
     return data
 
 
-def _require_schema(header: Any, path: Path) -> None:
+def _whole(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > LARGEST:
+        raise _Unsound(f"the number {text[:20]}... is too large, for numbers have at most 64 bits")
+    return int(text)
+
+
+def _constant(text: str) -> float:
+    raise _Unsound(f"{text} is no number of JSON; what was measured as {text} is written as a string")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Unsound(f"an object has the name {twice[:40]!r} twice")
+    return found
+
+
+def _require_sound(data: Any) -> None:
+    """Refuses half a surrogate pair, which cannot be printed or written, and nesting that no run has."""
+    ahead = [(data, 0)]
+    while ahead:
+        value, depth = ahead.pop()
+        if depth > _DEEPEST:
+            raise _Unsound("nested too deeply")
+        if isinstance(value, dict):
+            ahead += [(each, depth + 1) for pair in value.items() for each in pair]
+        elif isinstance(value, list):
+            ahead += [(each, depth + 1) for each in value]
+        elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value if letter > "\ud7ff"):
+            raise _Unsound("a text has half a surrogate pair")
+
+
+def _migrate(header: Any, path: Path) -> None:
+    """Makes a header of an older version one of today; every older file is as if today's new fields had their defaults.
+
+    Raises:
+        DamagedFile, UnknownSchema: see `load_run`.
+    """
     version = header.get("schema_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
-        raise DamagedFile(f"{path}, line 1: no header with a `schema_version`. Is this a run of revsnn-bench?")
-    if version != SCHEMA_VERSION:
+        raise DamagedFile(
+            f"{path}, line 1: no header with a `schema_version`. It is no run of revsnn-bench, or damaged."
+        )
+    if version not in _READ_VERSIONS:
         advice = "Upgrade revsnn-bench." if version > SCHEMA_VERSION else "Measure it again."
         raise UnknownSchema(
             f"{path}: written with schema version {version}; this program reads {SCHEMA_VERSION}. {advice}"
         )
+    header["schema_version"] = SCHEMA_VERSION
 
 
 def _validate(model: type[_Model], data: dict[str, Any], place: str) -> _Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or model.__name__
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))[:200] or model.__name__
         raise DamagedFile(f"{place}: `{field}` is wrong ({first['msg']}). Restore the file.") from None
+
+
+def _require_plain(header: RunHeader, path: Path) -> None:
+    if not _RUN_ID.fullmatch(header.run_id):
+        raise DamagedFile(
+            f"{path}, line 1: `run_id` is wrong; {header.run_id[:40]!r} is no name of a file. Restore the file."
+        )
 
 
 def require_new(run_id: str, results_dir: Path) -> None:
@@ -120,15 +222,25 @@ def require_new(run_id: str, results_dir: Path) -> None:
         ValueError: `run_id` is no file name.
         RunInUse: a run of this name exists.
     """
+    _require_name(run_id)
+    path = results_dir / f"{run_id}.jsonl"
+    with suppress(OSError):  # a folder that cannot be looked into is for who opens the journal
+        _require_unfinished(path)
+        if path.exists() and _holds_records(path):
+            raise RunInUse(_HAS_JOURNAL.format(run_id))
+
+
+def _require_name(run_id: str) -> None:
     if not _RUN_ID.fullmatch(run_id):
         raise ValueError(
             f"`run_id` must be letters, digits, `.`, `_` and `-`; got {run_id!r}. It becomes a "
             "file name. Leave it out to get one made of date and time."
         )
-    if (results_dir / f"{run_id}.json").exists():
-        raise RunInUse(f"`run_id` must be new; {run_id!r} is a finished run. Choose another name.")
-    if (results_dir / f"{run_id}.jsonl").exists():
-        raise RunInUse(_HAS_JOURNAL.format(run_id))
+
+
+def _require_unfinished(journal: Path) -> None:
+    if journal.with_suffix(".json").exists():
+        raise RunInUse(f"`run_id` must be new; {journal.stem!r} is a finished run. Choose another name.")
 
 
 def new_run_id() -> str:
@@ -137,7 +249,7 @@ def new_run_id() -> str:
 
 
 class Journal:
-    """A run that is being written, held by this process alone until `finish` or `close`.
+    """A run that is being written, held by this process alone until `finish`, `discard` or `close`.
 
     Use `Journal.create` for a new run and `Journal.resume` to go on with one that was interrupted. Leaving
     the `with` block closes the journal and keeps it, so that it can be resumed.
@@ -147,43 +259,62 @@ class Journal:
         self._path = path
         self._descriptor = descriptor
         self._header = run.header
+        self._planned = run.planned
         self._records = list(run.records)
 
     @classmethod
-    def create(cls, results_dir: Path, header: RunHeader) -> Self:
-        """Starts `<results_dir>/<run_id>.jsonl`.
+    def create(cls, results_dir: Path, header: RunHeader, planned: Sequence[str] | None = None) -> Self:
+        """Starts `<results_dir>/<run_id>.jsonl`, which has its header when it appears.
 
+        A journal of that name that holds no record, and that nobody is writing, is replaced.
+
+        Args:
+            results_dir: made if absent.
+            header: first line of the journal.
+            planned: ids of the cases that are to be measured; None where that is not known.
         Raises:
             ValueError: `header.run_id` is no file name.
             RunInUse: a run of this name exists.
         """
-        require_new(header.run_id, results_dir)
+        _require_name(header.run_id)
         results_dir.mkdir(parents=True, exist_ok=True)
         path = results_dir / f"{header.run_id}.jsonl"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            raise RunInUse(_HAS_JOURNAL.format(header.run_id)) from None
+        _require_unfinished(path)
+        name = str(results_dir / f".{header.run_id}.{secrets.token_hex(3)}.tmp")
+        descriptor = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         journal = cls(path, descriptor, Run(header=header, records=()))
         try:
             _lock(descriptor, path)
             journal._write(header)
+            journal.plan(planned)
+            try:
+                _link(name, path)
+            except FileExistsError:
+                _clear_away(path)
+                _link(name, path)
+            _remove(name)
+            # A run of this name that has ended since it was looked for: its file must not be written over.
+            if path.with_suffix(".json").exists():
+                path.unlink()
+                _require_unfinished(path)
             _sync_folder(results_dir)
         except BaseException:
+            _remove(name)
             journal.close()
             raise
         return journal
 
     @classmethod
-    def resume(cls, path: Path, header: RunHeader) -> Self:
+    def resume(cls, path: Path, header: RunHeader, planned: Sequence[str] | None = None) -> Self:
         """Goes on with an interrupted run; a last line torn by a kill is cut off.
 
         Args:
             path: the `.jsonl` file.
             header: the header that a new run would get now.
+            planned: ids of the cases that are to be measured now; the journal keeps those that it has.
         Raises:
             NotResumable: environment, code or settings are not those that the run began with.
-            RunInUse: another process is writing it.
+            RunInUse: another process is writing it, or it is finished.
             DamagedFile, UnknownSchema: see `load_run`.
         """
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
@@ -191,18 +322,21 @@ class Journal:
             _lock(descriptor, path)
             if not path.exists():
                 raise RunInUse(f"{path.name} was finished by another process a moment ago. Read its .json file.")
+            _require_unfinished(path)
             run, intact_bytes = _parse_journal(path)
             _require_same_conditions(path, run.header, header)
             os.ftruncate(descriptor, intact_bytes)
+            journal = cls(path, descriptor, run)
+            journal.plan(planned)
         except BaseException:
             os.close(descriptor)
             raise
-        return cls(path, descriptor, run)
+        return journal
 
     @property
     def run(self) -> Run:
         """Everything written so far."""
-        return Run(header=self._header, records=tuple(self._records))
+        return _run(self._header, self._planned, self._records)
 
     @property
     def path(self) -> Path:
@@ -214,19 +348,29 @@ class Journal:
         self._write(record)
         self._records.append(record)
 
+    def plan(self, planned: Sequence[str] | None) -> None:
+        """Adds cases, by id, to those that are to be measured."""
+        known = {*(self._planned or ())}
+        added = tuple(case for case in dict.fromkeys(planned or ()) if case not in known)
+        if added or (planned is not None and self._planned is None):
+            self._write(Plan(planned=added))
+            self._planned = (*(self._planned or ()), *added)
+
     def finish(self) -> Path:
-        """Turns the journal into `<run_id>.json`, in one step as seen by readers, and returns its path."""
-        target = self._path.with_suffix(".json")
-        temporary = self._path.with_suffix(".json.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self.run.model_dump_json(indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+        """Turns the journal into `<run_id>.json`, in one step as seen by readers, and returns its path.
+
+        The run is complete where every planned case has a record, or where no plan is known.
+        """
+        run = self.run
+        target = write_run(run if run.planned is not None else run.model_copy(update={"complete": True}), self._path)
         self._path.unlink()
         self.close()
         return target
+
+    def discard(self) -> None:
+        """Removes the journal, as where it holds nothing."""
+        self._path.unlink(missing_ok=True)
+        self.close()
 
     def close(self) -> None:
         """Releases the file and keeps it; closing twice is harmless."""
@@ -257,8 +401,8 @@ class Journal:
         os.fsync(self._descriptor)
 
 
-def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> None:
-    """One run has one header, so its records must share environment, code, machine and settings."""
+def condition_differences(written: RunHeader, now: RunHeader) -> str:
+    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run."""
     old, new = written.environment, now.environment
     differences = incomparable_fields(old, new)
     differences += [
@@ -266,17 +410,87 @@ def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> 
         for name in _SAME_RUN_FIELDS
         if getattr(old, name) != getattr(new, name)
     ]
-    # Through JSON, as the written ones have been: a tuple is a list there.
-    settings = json.loads(now.model_dump_json(include={"settings"}))["settings"]
-    names = sorted(written.settings.keys() | settings.keys())
+    # Through JSON, as those of a file have been: a tuple is a list there.
+    before, after = (json.loads(each.model_dump_json(include={"settings"}))["settings"] for each in (written, now))
+    names = sorted(before.keys() | after.keys())
     differences += [
-        (f"settings.{name}", written.settings.get(name), settings.get(name))
-        for name in names
-        if written.settings.get(name) != settings.get(name)
+        (f"settings.{name}", before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
     ]
-    if differences:
-        listed = "; ".join(f"`{name}` was {before!r}, is {after!r}" for name, before, after in differences)
+    return "; ".join(f"`{name}` was {_short(before)}, is {_short(after)}" for name, before, after in differences)
+
+
+def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> None:
+    """One run has one header, so its records must share environment, code, machine and settings."""
+    if listed := condition_differences(written, now):
         raise NotResumable(f"{path.name} cannot be resumed: {listed}. One run has one environment. Start a new run.")
+
+
+def write_run(run: Run, path: Path) -> Path:
+    """Writes `<run_id>.json` beside a journal's path, in one step as seen by readers; returns its path."""
+    target, temporary = path.with_suffix(".json"), path.with_suffix(".json.tmp")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(run.model_dump_json(indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+    _sync_folder(target.parent)
+    return target
+
+
+def _link(temporary: str, path: Path) -> None:
+    """Gives a file its name, unless the name is taken; where the file system has no links there is a moment between.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.rename(temporary, path)
+
+
+def _remove(name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name)
+
+
+def _holds_records(path: Path) -> bool:
+    """Whether a journal has a record, or anything else that this program has not written."""
+    try:
+        return b"\n" in path.read_bytes() and bool(_parse_journal(path)[0].records)
+    except JournalError:
+        return True
+
+
+def _clear_away(path: Path) -> None:
+    """Removes a journal without a record that nobody is writing.
+
+    Raises:
+        RunInUse: it is being written, or has a record, or something that is none.
+    """
+    in_use = RunInUse(_HAS_JOURNAL.format(path.stem))
+    with suppress(FileNotFoundError):
+        if not path.is_file():
+            raise in_use
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _holds_records(path):
+                raise in_use
+            path.unlink()
+        except BlockingIOError:
+            raise in_use from None
+        finally:
+            os.close(descriptor)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -1,17 +1,17 @@
 """One run: cases go to workers, records go to the journal, and the end of the run is a file and its reports."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import USUAL, Settings, measure
-from revsnn_bench.records import Record, Run, RunHeader, joined, utc_now
+from revsnn_bench.records import Record, Run, RunHeader, Status, joined, utc_now
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
-from revsnn_bench.runs import Journal, new_run_id
+from revsnn_bench.runs import Journal, load_run, new_run_id
 from revsnn_bench.system.process import PRELOAD
 
 LIVE_S = 3
@@ -65,6 +65,7 @@ class BenchSession:
         )
         self._journal: Journal | None = None
         self._records: dict[Case, Record] = {}
+        self._own: frozenset[str] = frozenset()
         self._opened = False
         self._page_due = 0.0
 
@@ -111,8 +112,21 @@ class BenchSession:
         """Ends the workers; `finish` does so too."""
         self._runner.close()
 
+    def leave_out(self, case: Case, reason: str) -> None:
+        """Records a planned case as skipped: the user's test ended before it measured."""
+        self.open()
+        if case in self._records:
+            return
+        record = Record(case=case, status=Status.SKIPPED, reason=reason, started_at=utc_now(), duration_s=0.0)
+        if self._journal is not None:
+            self._journal.append(record)
+        self._records[case] = record
+
     def finish(self, complete: bool) -> Sequence[Path]:
         """Ends the workers; turns the journal of a complete run into its file; writes the reports.
+
+        A journal whose planned cases are not all measured stays one, so that it can be resumed; one without any record
+        is removed.
 
         Returns:
             The files: the run first, then its reports. Nothing where nothing was measured.
@@ -121,8 +135,12 @@ class BenchSession:
         if self._journal is None:
             return ()
         run = self._journal.run
-        if complete:
+        if not run.records and (self._own or not complete):
+            self._journal.discard()
+            return ()
+        if complete and not self._own & {*run.missing}:
             saved = self._journal.finish()
+            run = load_run(saved)
         else:
             saved = self._journal.path
             self._journal.close()
@@ -144,16 +162,19 @@ class BenchSession:
         page.write_text(render_html(run, refresh_s=LIVE_S, claims=claims_section(run)), encoding="utf-8")
         self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
-    def open(self) -> None:
+    def open(self, planned: Sequence[str] | None = None, own: Collection[str] | None = None) -> None:
         """Opens the journal and tries the folder of the reports, once; `measure` does so too.
 
+        Args:
+            planned: ids of all cases of the sweep; None where they are not known.
+            own: those among them that this run measures; None for all.
         Raises:
             OSError: a folder or the journal cannot be written.
             JournalError: the run's name is taken, or what is to be resumed was measured otherwise.
         """
         if self._opened:
             return
-        options = self.options
+        options, self._own = self.options, frozenset((planned or ()) if own is None else own)
         if options.results_dir is None:
             self._opened = True
             return
@@ -168,8 +189,8 @@ class BenchSession:
             settings=options.settings.model_dump(mode="json"),
         )
         if options.resume is None:
-            self._journal = Journal.create(options.results_dir, header)
+            self._journal = Journal.create(options.results_dir, header, planned)
         else:
-            self._journal = Journal.resume(options.resume, header)
+            self._journal = Journal.resume(options.resume, header, planned)
         self._records = {record.case: record for record in self._journal.run}
         self._opened = True

@@ -46,6 +46,7 @@ ORDER = (
     "revsnn_bench.records",
     "revsnn_bench.metrics",
     "revsnn_bench.runs",
+    "revsnn_bench.merging",
     "revsnn_bench.system",
     "revsnn_bench.meters",
     "revsnn_bench.models",
@@ -80,7 +81,7 @@ OF_PEERS = {"revsnn_nodes.spikingjelly": "spikingjelly"}
 WITHOUT_TORCH = ("report", "gate", "claims")
 """Packages that work where torch is not installed, or before its import is paid for."""
 
-MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 145, 600, 60
+MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 147, 600, 60
 
 LONG_FUNCTIONS: dict[str, str] = {}
 """Functions of more than `MOST_FUNCTION_LINES` lines, and why each is not cut."""

@@ -176,10 +176,9 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
         ValueError: a block that the model does not have, or an option that does not exist.
     """
     if not isinstance(plan, Mapping):
-        saved = json.loads(Path(plan).read_text(encoding="utf-8"))
-        if saved["neurons"] == "lif":
+        neurons, plan = _read_plan(Path(plan))
+        if neurons == "lif":
             put_in_our_neurons(model)
-        plan = {row["block"]: row["option"] for row in saved["blocks"]}
     remove_plan(model)
     by_module: dict[str, list[tuple[Block, str]]] = {}
     for name, option in plan.items():
@@ -195,6 +194,18 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
             module.forward = _Planned(module, rows)
         model.forward = _WithRecorder(model, plan.get(REST, "plain"))
     return model
+
+
+def _read_plan(file: Path) -> tuple[str, dict[str, str]]:
+    """The neurons and the options by block in a file that `revsnn-bench plan` wrote."""
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return str(saved["neurons"]), {str(row["block"]): str(row["option"]) for row in saved["blocks"]}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"`plan` must be options by block, or a file that `revsnn-bench plan` wrote; got {file}, which is none "
+            f"({type(error).__name__}: {str(error)[:80]}). Make the plan again."
+        ) from None
 
 
 def remove_plan(model: nn.Module) -> None:

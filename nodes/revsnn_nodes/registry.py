@@ -1,8 +1,9 @@
 """Nodes by their short names, open to other packages through the entry-point group `revsnn_bench.nodes`."""
 
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from torch import nn
@@ -16,12 +17,30 @@ ENTRY_POINT_GROUP = "revsnn_bench.nodes"
 NodeFactory = Callable[..., nn.Module]
 
 
+class BrokenNode(ValueError):
+    """The node of an installed package cannot be loaded; the message names the package and says why."""
+
+
+def _load(point: EntryPoint) -> NodeFactory:
+    try:
+        factory: NodeFactory = point.load()
+    except Exception as error:
+        package = f" of the package {point.dist.name}" if point.dist else ""
+        raise BrokenNode(
+            f"the node {point.name!r} must be importable; its entry point {point.value!r}{package} is broken "
+            f"({type(error).__name__}: {error}). Repair or remove the package."
+        ) from None
+    if not callable(factory):
+        raise BrokenNode(f"the node {point.name!r} must be a class or a function; {point.value!r} is neither.")
+    return factory
+
+
 class _Nodes(dict[str, NodeFactory]):
     """Factories by short name; those of installed packages are found by entry point and loaded when asked for."""
 
     def __missing__(self, name: str) -> NodeFactory:
         for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            return self.setdefault(name, point.load())
+            return self.setdefault(name, _load(point))
         near = get_close_matches(name, self.names(), 3) or self.names()
         raise ValueError(
             f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. "
@@ -72,6 +91,18 @@ def register_node(name: str, factory: NodeFactory) -> None:
 def node_names() -> list[str]:
     """Short names of every node, those of this package first, in the order of the table in nodes/README.md."""
     return _NODES.names()
+
+
+def usable_node_names() -> list[str]:
+    """As `node_names`, without those of installed packages that cannot be loaded; each of these is warned of."""
+    usable = []
+    for name in node_names():
+        try:
+            node_factory(name)
+            usable.append(name)
+        except BrokenNode as error:
+            warnings.warn(f"{error} It is left out.", RuntimeWarning, stacklevel=2)
+    return usable
 
 
 def node_factory(name: str) -> NodeFactory:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from revsnn_bench.cli import claims, gate, largest, machine, plan, reports, run, train
+from revsnn_bench.cli import claims, gate, largest, machine, merge, plan, reports, run, train
 from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("merge")(merge.merge)
 app.command("report")(reports.report)
 app.command("compare")(reports.compare)
 app.command("gate")(gate.gate_command)

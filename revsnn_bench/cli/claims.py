@@ -18,6 +18,7 @@ from revsnn_bench.cli.options import (
     failure,
     find_run,
     listed,
+    require_name,
 )
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import find_journal
@@ -68,6 +69,10 @@ def claims(
 
 
 def _session(run_id: str, resume: str, threads: str, results: Path, reports: Path) -> "BenchSession":
+    if resume and run_id not in ("", Path(resume).name.removesuffix(".jsonl")):
+        raise failure("--run-id: a run that is resumed keeps its name. Leave it out.", ExitCode.USAGE)
+    if not resume:
+        require_name(run_id, results)
     try:
         journal = find_journal(resume, results) if resume else None
     except ValueError as error:
@@ -96,10 +101,15 @@ def _measured(session: "BenchSession", cases: "dict[Case, tuple[str, ...]]") -> 
     from revsnn_bench.runs import load_run
 
     try:
+        session.open([case.id for case in cases])
+    except ValueError as error:
+        raise failure(str(error), ExitCode.USAGE) from None
+    try:
         for case in track(cases, "claims", console=Console(stderr=True), transient=True):
             session.measure(case, cases[case])
     except KeyboardInterrupt:
-        saved, *_ = session.finish(complete=False)
-        raise failure(f"interrupted; go on with --resume {saved.stem}", ExitCode.INTERRUPTED) from None
+        kept = session.finish(complete=False)
+        hint = f"; go on with --resume {kept[0].stem}" if kept else " before anything was measured"
+        raise failure(f"interrupted{hint}", ExitCode.INTERRUPTED) from None
     saved, *files = session.finish(complete=True)
     return load_run(saved), [saved, *files]

@@ -38,6 +38,9 @@ def gate_command(
     allow_environment: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="Field of the environment that may differ.")
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Judge a run that is not complete by the cases that it has.")
+    ] = False,
     time_ratio: Annotated[
         float | None,
         typer.Option(
@@ -57,7 +60,7 @@ def gate_command(
 
     Exit codes: 0 pass, 1 regression, 2 usage, 3 no baseline, 4 not comparable, 5 some case newly failed.
     """
-    policy = _policy(tolerance or [], allow or [], allow_environment or [], time_ratio)
+    policy = _policy(tolerance or [], allow or [], allow_environment or [], time_ratio, partial)
     if force and not update:
         raise failure("--force must come with --update-baseline; it changes nothing else.", ExitCode.USAGE)
     measured = find_run(run, results)
@@ -72,12 +75,15 @@ def gate_command(
     raise typer.Exit(verdict.exit_code)
 
 
-def _policy(tolerance: list[str], allow: list[str], fields: list[str], time_ratio: float | None) -> Policy:
+def _policy(
+    tolerance: list[str], allow: list[str], fields: list[str], time_ratio: float | None, partial: bool
+) -> Policy:
     try:
         return Policy(
             tolerance_percent=dict(map(_tolerance, tolerance)),
             allow=tuple(allow),
             allow_environment=tuple(fields),
+            allow_partial=partial,
             time_ratio_percent=time_ratio,
         )
     except ValueError as error:

@@ -38,7 +38,7 @@ def largest(
     A prediction says where to look; steps measured in fresh processes decide, the next larger size among them.
     Parameters and the input are allocated before the step and are not counted; the neuron state is.
     """
-    from revsnn_nodes.registry import OTHER_NEURONS, node_names
+    from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 
     from revsnn_bench.measuring import measure
     from revsnn_bench.models.strategies import strategy
@@ -47,7 +47,7 @@ def largest(
     from revsnn_bench.runner import Runner
 
     own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
-    names = listed(node) or (own if model else [name for name in node_names() if name not in OTHER_NEURONS])
+    names = listed(node) or (own if model else [name for name in usable_node_names() if name not in OTHER_NEURONS])
     fields = (
         given_model(model, input)
         if model

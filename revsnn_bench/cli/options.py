@@ -1,7 +1,9 @@
 """What the commands share: options from the tables, saved runs by what the user typed, errors with their exit code."""
 
 import inspect
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,7 +14,7 @@ from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
 from revsnn_bench.run_options import OPTIONS, RunOption
-from revsnn_bench.runs import JournalError, load_run
+from revsnn_bench.runs import JournalError, load_run, require_new
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROWS = {row.name: row for row in CASE_FIELDS}
@@ -22,7 +24,10 @@ _PANELS = {"sweep": "Sweep", "run": "Run"}
 def checked(parse: Parser, **options: Any) -> Any:
     """A typer option whose text is checked before the command starts; the command gets it as it was typed."""
 
-    def check(value: Any) -> Any:
+    def check(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+        source = context.get_parameter_source(str(parameter.name))
+        if source is not None and source.name == "COMMANDLINE" and not str(value).strip():
+            raise typer.BadParameter("must have a value; got none. Leave the option out for its default.")
         try:
             if value not in (None, ""):
                 parse(str(value))
@@ -96,6 +101,15 @@ def failure(message: str, code: ExitCode) -> typer.Exit:
     return typer.Exit(code)
 
 
+def require_name(run_id: str, results: Path) -> None:
+    """Ends the command where a new run cannot take this name; nothing is said where the name is to be made."""
+    try:
+        if run_id:
+            require_new(run_id, results)
+    except ValueError as error:
+        raise failure(f"--run-id: {error}", ExitCode.USAGE) from None
+
+
 def listed(text: str) -> list[str]:
     """Words separated by commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
@@ -110,19 +124,36 @@ def find_run(name: str, results_dir: Path) -> Run:
         raise failure(str(error), ExitCode.USAGE) from None
 
 
-def saved_runs(results_dir: Path) -> list[Run]:
-    """Every run in the results folder, finished or not."""
-    return [find_run(str(path), results_dir) for path in _files(results_dir)]
+def saved_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
+    """Every run in the results folder, finished or not, and a sentence about each file that is none."""
+    runs, unread = list[Run](), list[str]()
+    for path in _files(results_dir):
+        try:
+            runs.append(load_run(path))
+        except JournalError as error:
+            unread.append(str(error))
+        except OSError as error:
+            unread.append(f"{path}: cannot be read: {error.strerror or error}.")
+    return runs, unread
 
 
 def _files(results_dir: Path) -> list[Path]:
-    found = (path for path in results_dir.glob("*.json*") if path.suffix in (".json", ".jsonl"))
-    return sorted(found, key=lambda path: path.stat().st_mtime)
+    """Files of runs, the latest one last; of a run that was killed as it finished, the finished one."""
+    dated = []
+    for path in results_dir.glob("*.json*"):
+        stale = path.suffix == ".jsonl" and path.with_suffix(".json").exists()
+        if path.suffix in (".json", ".jsonl") and not stale:
+            with suppress(OSError):  # removed since
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    dated.append((status.st_mtime_ns, path))
+    return [path for _, path in sorted(dated)]
 
 
 def _path_of(name: str, results_dir: Path) -> Path:
-    if Path(name).is_file():
-        return Path(name)
+    with suppress(OSError):  # such as a name that is too long
+        if Path(name).is_file():
+            return Path(name)
     runs = _files(results_dir)
     if name == "latest" and runs:
         return runs[-1]

@@ -51,8 +51,12 @@ def report(
     if gallery:
         from revsnn_bench.report.html import render_gallery
 
+        known, unread = saved_runs(results)
+        for sentence in unread:
+            typer.secho(f"Warning: left out: {sentence}", err=True, fg=typer.colors.YELLOW)
+        reports.mkdir(parents=True, exist_ok=True)
         written.append(reports / "index.html")
-        written[-1].write_text(render_gallery(saved_runs(results)), encoding="utf-8")
+        written[-1].write_text(render_gallery(known, unread), encoding="utf-8")
     for path in written:
         typer.echo(path)
     if open_page and written:

@@ -72,7 +72,7 @@ def suite_files(names: str) -> list[str]:
     """The files of suites, by their names separated by commas."""
     known = {path.stem.removeprefix("bench_"): str(path) for path in sorted(suites_dir().glob("bench_*.py"))}
     asked = list(known) if names == "all" else listed(names)
-    for name in asked:
+    for name in asked or [names]:  # with no file pytest would run the tests of the folder that it is in
         if name not in known:
             raise failure(f"no suite {name!r}. Suites are: {', '.join(known)}, or `all`.", ExitCode.USAGE)
     return [known[name] for name in asked]

@@ -1,16 +1,18 @@
 """`revsnn-bench train`: one network, one node, one data set; checkpointed after every epoch."""
 
+import pickle
 import sys
 import time
 import warnings
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, one_of, parse_shape
-from revsnn_bench.cli.options import RESULTS, Results, RunName, case_option, checked, failure
+from revsnn_bench.cli.options import RESULTS, Results, RunName, case_option, checked, failure, require_name
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -51,21 +53,26 @@ def train(
 
     Ctrl-C loses the epoch in progress; the same command with the same --checkpoint goes on to the bit.
     """
+    require_name(run_id, results)
+    if checkpoint is not None and checkpoint.exists() and not checkpoint.is_file():
+        raise failure(f"--checkpoint must be a file; {checkpoint} is none. Name another.", ExitCode.USAGE)
     case = Case.model_validate({
         "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
         "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
         "encoding": encoding, "node_options": dict(map(_option, option or [])),
     })  # fmt: skip
-    import torch
-
     from revsnn_bench.models.training import Recipe, Trainer
 
     try:
         trainer = Trainer(case, Recipe(epochs, batch, learning_rate), _split(data, data_dir), data)
         if checkpoint is not None and checkpoint.is_file():
-            trainer.load_state(torch.load(checkpoint, weights_only=True))
+            _go_on(trainer, checkpoint)
     except (ValueError, FileNotFoundError) as error:
         raise failure(str(error), ExitCode.USAGE) from None
+    for folder in (results, *(() if checkpoint is None else (checkpoint.parent,))):  # before hours of training
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
     _train(trainer, checkpoint)
     typer.echo(_save(case, trainer, run_id, results))
 
@@ -114,6 +121,23 @@ def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
                 _write(trainer, checkpoint)
             loss, accuracy = trainer.loss_by_epoch[-1], trainer.accuracy_by_epoch[-1]
             typer.echo(f"epoch {trainer.epoch:3}  loss {loss:.4f}  test accuracy {100 * accuracy:.1f} %")
+
+
+def _go_on(trainer: "Trainer", checkpoint: Path) -> None:
+    """Goes on where a checkpoint was written.
+
+    Raises:
+        ValueError: it is none, or one of another training.
+    """
+    import torch
+
+    try:
+        trainer.load_state(torch.load(checkpoint, weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"--checkpoint must be a file that this command wrote; got {checkpoint}, which is damaged, or another file "
+            f"({type(error).__name__}). Remove it, or name another."
+        ) from None
 
 
 def _write(trainer: "Trainer", checkpoint: Path) -> None:

@@ -23,7 +23,7 @@ from revsnn_bench.gate.verdict import FAILING, TIMES, Finding, Kind, Verdict
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
-from revsnn_bench.report.comparison import FieldDifference, ratio_name
+from revsnn_bench.report.comparison import EXTENT, FieldDifference, ratio_name
 from revsnn_bench.report.markdown import bullets, table
 from revsnn_bench.report.points import ratio_to_lif
 from revsnn_bench.report.terminal import grid
@@ -90,7 +90,9 @@ def _label(finding: Finding) -> str:
 
 
 def _difference(found: FieldDifference) -> str:
-    """Returns a field of the environment with both of its values."""
+    """Returns a field of the environment, or how much was measured, with both values."""
+    if found.field == EXTENT:
+        return f"the run has {found.after}, and the baseline {found.before}"
     return f"{found.field} is {found.before} in the baseline and {found.after} in the run"
 
 
@@ -109,6 +111,11 @@ def headline(verdict: Verdict) -> str:
 
 def advice(verdict: Verdict) -> list[str]:
     """Returns what to do next, one sentence each; empty where there is nothing to do."""
+    if any(found.field == EXTENT for found in verdict.incomparable):
+        return [
+            "A run that is not complete may have lost cases. Go on with `revsnn-bench run --resume`, join shards with "
+            "`revsnn-bench merge`, or judge the cases that it has: --partial"
+        ]
     if verdict.incomparable:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)
         return [

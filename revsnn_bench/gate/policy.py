@@ -28,6 +28,7 @@ class Policy:
         allow: case ids, or patterns with `*`, `?` and `[...]`, of cases that may be added, removed, skipped
             or newly failing. A pattern never allows more bytes, more operations or a wrong gradient.
         allow_environment: fields of the environment that may differ.
+        allow_partial: whether a run that has not measured all of its planned cases is judged by those that it has.
         time_ratio_percent: by how much the time relative to the standard LIF may grow, in percent; None
             leaves time out.
     Raises:
@@ -38,6 +39,7 @@ class Policy:
     tolerance_percent: Mapping[str, float] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
     allow_environment: tuple[str, ...] = ()
+    allow_partial: bool = False
     time_ratio_percent: float | None = None
 
     def __post_init__(self) -> None:

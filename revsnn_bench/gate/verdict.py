@@ -139,6 +139,7 @@ _MAY_BE_ALLOWED = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
 def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     """Judges a run against a baseline.
 
+    A run that is not complete is not comparable, unless the policy allows it: then what it lacks is left out.
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
     was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
     or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
@@ -153,11 +154,18 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     comparison = compare(baseline, run)
     differing = comparison.incomparable_fields()
     forbidden = tuple(found for found in differing if found.field not in policy.allow_environment)
+    partial = tuple(comparison.extents())
+    if not (run.complete or policy.allow_partial):
+        forbidden, partial = forbidden + partial, ()
     cases = tuple(pair.id for pair in comparison.cases)
+    # Not lost, but not measured yet.
+    pending = () if run.complete else cases if run.planned is None else run.missing
     findings: list[Finding] = []
     values = 0
     if not forbidden:
         for pair in comparison.cases:
+            if pair.after is None and pair.id in pending:
+                continue
             found, compared = _judge_case(pair, policy)
             findings += found
             values += compared
@@ -170,7 +178,10 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         policy=policy,
         findings=tuple(_excused(finding, policy) for finding in findings),
         incomparable=forbidden,
-        allowed_differences=tuple(found for found in differing if found.field in policy.allow_environment),
+        allowed_differences=(
+            *partial,
+            *(found for found in differing if found.field in policy.allow_environment),
+        ),
         cases=cases,
         values_compared=values,
     )
@@ -377,7 +388,7 @@ def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: boo
         The path, replaced in one step as seen by readers.
     Raises:
         BaselineRefused: without `force`, for a run that did not pass; for a first baseline, for a run in which
-            a case failed or which has no case.
+            a case failed or which has no case, and for a run that is not complete.
         ValueError: the verdict is about another run, or missing although there is a baseline.
     """
     _require_verdict(run, path, verdict)
@@ -404,6 +415,13 @@ def _require_verdict(run: Run, path: Path, verdict: Verdict | None) -> None:
 
 
 def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:
+    if not run.complete:
+        raise BaselineRefused(
+            f"A baseline must be a complete run; got {run.extent} in {run.header.run_id!r}. The other cases would "
+            "count as added from now on. Go on with `revsnn-bench run --resume`, or join shards with `revsnn-bench "
+            "merge`; or, if that is what you want, add --force.",
+            ExitCode.NOT_COMPARABLE,
+        )
     if verdict is not None and not verdict.passed:
         raise BaselineRefused(
             f"`update_baseline` must follow a run that passed; got one that ended with {verdict.exit_code.value} "

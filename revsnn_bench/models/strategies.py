@@ -24,8 +24,9 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, Self
 
-from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, node_names, remat
+from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, remat
 from revsnn_nodes.plan import Packed, pack_bits, unpack_bits
+from revsnn_nodes.registry import usable_node_names
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -216,4 +217,4 @@ def strategy(name: str, **options: Any) -> Strategy:
 def strategy_names() -> list[str]:
     """The strategies that are rows of a comparison: every plain node, and those worth their name beside them."""
     beside = ("lif+remat", "lif+checkpoint", "lif+bitpack", "lif+save-on-cpu", "lif-carrier+checkpoint-conv")
-    return [*node_names(), *beside, NORM_CARRIER]
+    return [*usable_node_names(), *beside, NORM_CARRIER]

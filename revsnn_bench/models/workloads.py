@@ -163,6 +163,22 @@ def network(case: Case, classes: int) -> nn.Module:
     return _placed(_made(NETWORKS[name], case, make, classes), case)
 
 
+def require_workload(workload: str) -> str:
+    """The registered name of a workload, without its width: `vgg11` of `vgg11@0.25`.
+
+    Raises:
+        ValueError: there is none of that name; says which are near.
+    """
+    name, at, width = workload.partition("@")
+    if name not in WORKLOADS or (at and not _is_width(name, width)):
+        near = get_close_matches(workload, WORKLOADS, 3) or list(WORKLOADS)
+        raise ValueError(
+            f"`workload` must be a registered name; got {workload!r}. It says what the node is put into. "
+            f"Did you mean {' or '.join(near)}?"
+        )
+    return name
+
+
 def build(case: Case, node: str | None = None) -> WorkloadStep:
     """The training step of a case, with parameters and data set by its seed.
 
@@ -175,13 +191,7 @@ def build(case: Case, node: str | None = None) -> WorkloadStep:
     """
     if is_own(case.workload):
         return build_own(case if node is None else case.model_copy(update={"node": node, "node_options": ()}))
-    name, at, width = case.workload.partition("@")
-    if name not in WORKLOADS or (at and not _is_width(name, width)):
-        near = get_close_matches(case.workload, WORKLOADS, 3) or list(WORKLOADS)
-        raise ValueError(
-            f"`workload` must be a registered name; got {case.workload!r}. It says what the node is put into. "
-            f"Did you mean {' or '.join(near)}?"
-        )
+    name = require_workload(case.workload)
     if name not in NETWORKS or is_sequence(case):
         refuse_encoding(case)
     make = _strategy(case) if node is None else strategy(node)

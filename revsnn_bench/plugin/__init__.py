@@ -7,7 +7,11 @@
 With `--benchmark` cases are measured in full, saved and reported; without it every case runs once, small and fast.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +25,13 @@ if TYPE_CHECKING:
     from revsnn_bench.session import BenchSession
 
 SESSION = pytest.StashKey["BenchSession"]()
+HAD_STORAGE = pytest.StashKey[bool]()
+PLANNED = pytest.StashKey[list[str] | None]()
+NODES = pytest.StashKey[list[str]]()
 FILES = pytest.StashKey[list[str]]()
+
+STORAGE = Path(".benchmarks")
+"""Where pytest-benchmark saves what it is asked to save; it makes the folder whether or not it was asked."""
 
 _MOST_REPORTS = 2
 """Reports named in the terminal, pages first: figures alone would fill it."""
@@ -37,8 +47,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     options.add(parser)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the markers, checks the options, and shows progress where the command line asked for it."""
+    config.stash[HAD_STORAGE] = STORAGE.exists()
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     options.check(config)
@@ -51,27 +63,83 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("sweep")
     if marker is None or "case" not in metafunc.fixturenames:
         return
-    from revsnn_nodes.registry import OTHER_NEURONS, node_names
-
     from revsnn_bench.models.peers import takes
 
     sweep = Sweep(*marker.args, **marker.kwargs)
     cases = sweep.cases(
         options.preset(metafunc.config),
         options.axes(metafunc.config),
-        [name for name in node_names() if name not in OTHER_NEURONS],
+        _usual_nodes(metafunc.config),
         metafunc.config.getoption("sweep_node"),
         takes,
     )
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Opens the run before anything is measured, so that it cannot end with nothing saved."""
-    if session.config.option.collectonly or not any("measure_case" in _fixtures_of(item) for item in session.items):
+def _usual_nodes(config: pytest.Config) -> list[str]:
+    """The nodes of a sweep that names none; the command line, which hides pytest's warnings, shows what is left out."""
+    if NODES not in config.stash:
+        from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            config.stash[NODES] = [name for name in usable_node_names() if name not in OTHER_NEURONS]
+        for warning in caught:
+            if config.getoption("run_command"):
+                sys.stderr.write(f"Warning: {warning.message}\n")
+            else:
+                warnings.warn(warning.message, stacklevel=2)
+    return config.stash[NODES]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that measure cases are benchmarks to pytest-benchmark's options; those of other shards are left out.
+
+    Which cases belong to a shard does not depend on their order.
+    """
+    for item in filter(_measures, items):
+        if options.skips_benchmarks(config):
+            item.add_marker(pytest.mark.skip(reason="--benchmark-skip: it measures cases"))
+        elif config.getoption("benchmark_only"):  # which takes those alone that name the fixture `benchmark`
+            item.own_markers = [m for m in item.own_markers if "--benchmark-only" not in m.kwargs.get("reason", "")]
+    shard = config.getoption("run_shard")
+    if not shard:
         return
+    config.stash[PLANNED] = _planned(items)
+    number, count = shard
+    keys = {item: case.id if (case := _case_of(item)) else item.nodeid for item in items}
+    own = {*sorted({*keys.values()})[number - 1 :: count]}
+    config.hook.pytest_deselected(items=[item for item in items if keys[item] not in own])
+    items[:] = [item for item in items if keys[item] in own]
+
+
+def _has_no_value(item: pytest.Item) -> bool:
+    """Whether pytest skips this test because its sweep has no case, as where it names none of the nodes asked for."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and "case" in callspec.params and _case_of(item) is None
+
+
+def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
+    """Ids of the cases that tests measure; None where a test without a parameter `case` makes its cases itself."""
+    cases = [_case_of(item) for item in items if _measures(item) and not _has_no_value(item)]
+    return None if None in cases else [case.id for case in cases if case is not None]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Opens the run before anything is measured, so that it cannot end with nothing saved.
+
+    torch is imported by then: a time limit of a test that struck in the midst of that import would end the process.
+    """
+    if session.config.option.collectonly or options.skips_benchmarks(session.config):
+        return
+    if any(item.get_closest_marker("memory_budget") for item in session.items):
+        import revsnn_bench.meters.allocator  # noqa: F401
+    if not any(map(_measures, session.items)):
+        return
+    own = _planned(session.items)
     try:
-        session_of(session.config).open()
+        session_of(session.config).open(session.config.stash.get(PLANNED, own), own)
     except OSError as error:
         place = f" {error.filename!r}" if error.filename else ""
         raise pytest.UsageError(f"cannot write the run to{place}: {error.strerror}. Name other folders.") from None
@@ -79,8 +147,30 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
-def _fixtures_of(item: pytest.Item) -> Sequence[str]:
-    return getattr(item, "fixturenames", ())
+def _measures(item: pytest.Item) -> bool:
+    """Whether a test measures cases."""
+    return "measure_case" in getattr(item, "fixturenames", ())
+
+
+def _case_of(item: pytest.Item) -> "Case | None":
+    """The case of a test that a sweep parametrized."""
+    from revsnn_bench.case import Case
+
+    callspec = getattr(item, "callspec", None)
+    case = None if callspec is None else callspec.params.get("case")
+    return case if isinstance(case, Case) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Records the case of a test that was skipped before it measured, so that the run can be complete."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and SESSION in item.config.stash and _measures(item):
+        case = _case_of(item)
+        if case is not None:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            item.config.stash[SESSION].leave_out(case, reason)
+    return report
 
 
 @pytest.fixture
@@ -155,8 +245,7 @@ def _replay(benchmark: Any, timer: ReplayTimer, record: "Record") -> None:
 
 def _benchmark_of(request: pytest.FixtureRequest, timer: ReplayTimer) -> Any:
     """The fixture of pytest-benchmark, which takes its timer and its group from the test's marker."""
-    callspec = getattr(request.node, "callspec", None)
-    case = None if callspec is None else callspec.params.get("case")
+    case = _case_of(request.node)
     group = None if case is None else " ".join(case.place)
     request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
     return request.getfixturevalue("benchmark")
@@ -190,6 +279,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if SESSION in stash:
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
+    elif exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
+        session.exitstatus = pytest.ExitCode.OK  # more shards than cases
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Takes the folder of pytest-benchmark away where this session made it and nothing was saved in it."""
+    if not config.stash.get(HAD_STORAGE, True):
+        with suppress(OSError):
+            STORAGE.rmdir()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -197,8 +295,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     files = config.stash.get(FILES, [])
     if not files:
         return
-    from pathlib import Path
-
     from rich.console import Console
 
     from revsnn_bench.report.terminal import print_summary
@@ -207,7 +303,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("revsnn-bench")
     width = max(100, terminalreporter._tw.fullwidth)
     console = Console(file=terminalreporter._tw._file, width=width, no_color=not terminalreporter._tw.hasmarkup)
-    print_summary(load_run(Path(files[0])), console)
+    run = load_run(Path(files[0]))
+    print_summary(run, console)
     terminalreporter.write_line(f"run:     {files[0]}")
     reports = sorted(files[1:], key=lambda path: (not path.endswith(".html"), not path.endswith(".md")))
     for path in reports[:_MOST_REPORTS]:
@@ -215,4 +312,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if len(reports) > _MOST_REPORTS:
         terminalreporter.write_line(f"         and {len(reports) - _MOST_REPORTS} more files beside it")
     if files[0].endswith(".jsonl"):
-        terminalreporter.write_line(f"interrupted; go on with {options.flag(config, 'resume')} {files[0]}")
+        hint = f"go on with {options.flag(config, 'resume')} {files[0]}"
+        terminalreporter.write_line(f"interrupted: {run.extent} measured; {hint}")
+    elif not run.complete:
+        terminalreporter.write_line(f"a part: {run.extent} measured; join the parts with revsnn-bench merge")

@@ -1,7 +1,9 @@
 """Options of the pytest plugin: the tables of `run_options` as pytest's options, their checks, and what they mean."""
 
+import importlib
 import re
 import shlex
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -66,9 +68,12 @@ def axes(config: pytest.Config) -> dict[str, tuple[Any, ...]]:
 
 def check(config: pytest.Config) -> None:
     """Stops before collection where an option cannot be carried out; what imports torch comes last."""
+    _check_alone(config)
     checks: dict[str, Callable[[pytest.Config], object]] = {
-        "resume": journal,
         "run_id": _check_name,
+        "resume": journal,
+        "preload": _import_preload,
+        "workload": _check_workloads,
         "node": _check_nodes,
     }
     for key, look in checks.items():
@@ -76,6 +81,21 @@ def check(config: pytest.Config) -> None:
             look(config)
         except ValueError as error:
             raise pytest.UsageError(f"{flag(config, key)}: {error}") from None
+
+
+def skips_benchmarks(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark was told to skip benchmarks, to which tests that measure cases belong."""
+    return bool(config.getoption("benchmark_skip") and not config.getoption("benchmark_only"))
+
+
+def _check_alone(config: pytest.Config) -> None:
+    """Several workers of xdist would time cases beside each other, and write one run."""
+    spread = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
+    if config.getoption("benchmark") and (spread or hasattr(config, "workerinput")):
+        raise pytest.UsageError(
+            "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
+            "Leave out -n; to use several machines, give each a part with --run-shard."
+        )
 
 
 def journal(config: pytest.Config) -> Path | None:
@@ -86,10 +106,36 @@ def journal(config: pytest.Config) -> Path | None:
 
 def _check_name(config: pytest.Config) -> None:
     run_id = config.getoption("run_id")
-    if run_id and config.getoption("benchmark") and not config.getoption("run_resume"):
+    resumed = config.getoption("run_resume")
+    if run_id and resumed:
+        if run_id == Path(resumed).name.removesuffix(".jsonl"):
+            return
+        raise ValueError(f"cannot be {run_id!r} where a run is resumed, which keeps its name. Leave it out.")
+    if run_id and config.getoption("benchmark"):
         from revsnn_bench.runs import require_new
 
         require_new(run_id, config.getoption("run_results"))
+
+
+def _import_preload(config: pytest.Config) -> None:
+    """Imports here what workers will import, so that a node which it registers is known; the working folder counts."""
+    modules = config.getoption("run_preload") or ()
+    if modules and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ValueError(f"cannot import {name!r} ({type(error).__name__}: {error}).") from None
+
+
+def _check_workloads(config: pytest.Config) -> None:
+    for workload in config.getoption("sweep_workload") or ():
+        from revsnn_bench.models.own import is_own
+        from revsnn_bench.models.workloads import require_workload
+
+        if not is_own(workload):
+            require_workload(workload)
 
 
 def _check_nodes(config: pytest.Config) -> None:

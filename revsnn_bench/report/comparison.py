@@ -22,7 +22,7 @@ from revsnn_bench.report.points import Ratio, ratio_to_lif
 from revsnn_bench.report.terminal import grid
 
 ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
-STATUS = "status"
+STATUS, EXTENT = "status", "measured"
 _SUFFIX = "_ratio_to_lif"
 _HEADINGS = ("case", "metric", "before", "after", "change", "note")
 _NUMBERS = (False, False, True, True, True, False)
@@ -155,7 +155,14 @@ class Comparison:
     def fields(self) -> list[FieldDifference]:
         """Fields of header and environment that differ; run id, start and command always do and are left out."""
         left, right = _fields(self.before), _fields(self.after)
-        return [FieldDifference(name, str(left[name]), str(right[name])) for name in left if left[name] != right[name]]
+        differing = [name for name in left if left[name] != right[name]]
+        return [*self.extents(), *(FieldDifference(name, str(left[name]), str(right[name])) for name in differing)]
+
+    def extents(self) -> list[FieldDifference]:
+        """How much of each run there is, where one of them is not complete."""
+        if self.before.complete and self.after.complete:
+            return []
+        return [FieldDifference(EXTENT, self.before.extent, self.after.extent)]
 
     def incomparable_fields(self) -> list[FieldDifference]:
         """Fields of the environment that must agree before exact values are compared, and differ."""

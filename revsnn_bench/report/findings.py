@@ -69,7 +69,8 @@ def overview(run: Run) -> str:
         return "No case was recorded."
     ended = {status: sum(record.status is status for record in run) for status in Status}
     counts = ", ".join(f"{count} {status.value}" for status, count in ended.items() if count)
-    return f"{len(run.records)} in all: {counts}."
+    extent = "" if run.complete else f" Not complete: {run.extent}."
+    return f"{len(run.records)} in all: {counts}.{extent}"
 
 
 def _settings(run: Run) -> list[list[Record]]:

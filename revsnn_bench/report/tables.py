@@ -119,8 +119,22 @@ def _csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     # The csv module writes None as nothing and floats by repr: NaN stays visible as `nan`.
-    writer.writerows(rows)
+    writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+_FORMULA = ("=", "+", "-", "@", "\t")
+
+
+def _plain(value: Value) -> Value:
+    """Text that a spreadsheet would run as a formula, behind an apostrophe; numbers as they are.
+
+    Carriage returns become line feeds: the csv module does not quote them, and readers take them for the end of a row.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _json_value(value: Value) -> Value:

@@ -17,6 +17,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.records import Environment, Record, Status, utc_now
 from revsnn_bench.runner.server import Request
 from revsnn_bench.runner.worker import Outcome
+from revsnn_bench.runs import require_readable
 from revsnn_bench.system.environment import conditions, fingerprint, read_conditions
 from revsnn_bench.system.process import PRELOAD
 
@@ -82,10 +83,14 @@ class Runner:
         started_at, start, before = utc_now(), time.monotonic(), read_conditions()
         outcome = self._call(self._measure, case, settings)
         if outcome.status is Status.OK:
-            value = pickle.loads(outcome.payload)
-            if isinstance(value, Record):
-                return value
-            reason = f"`measure` must return a Record; got {type(value).__name__}"
+            try:
+                value = pickle.loads(outcome.payload)
+                if isinstance(value, Record):
+                    require_readable(value)
+                    return value
+                reason = f"`measure` must return a Record; got {type(value).__name__}"
+            except Exception as error:
+                reason = f"`measure` returned what cannot be saved: {error}"
             outcome = Outcome(Status.ERROR, reason=reason)
         return Record(
             case=case,

@@ -8,11 +8,14 @@ whatever reason, SIGKILL of the client included, it kills the worker and ends.
 The server never runs an operation itself: OpenMP threads and CUDA contexts do not survive a fork.
 """
 
+import ctypes
 import gc
 import importlib
 import multiprocessing
 import os
+import re
 import signal
+import sys
 import time
 import traceback
 import warnings
@@ -21,11 +24,27 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import NamedTuple
 
+import psutil
+
 from revsnn_bench.records import Status
 from revsnn_bench.runner.worker import WHERE_ARE_YOU, Outcome, of_exit, with_output, work
 
-_KEPT_OUTPUT_BYTES = 4096
-_STACK_DUMP_S = 0.2
+_READ_OUTPUT_BYTES, _KEPT_OUTPUT_BYTES = 1 << 16, 4096
+_STACK_DUMP_S, _PATIENCE_S = 0.2, 5.0
+_STACK = re.compile(rb"Fatal Python error: |Current thread 0x")
+"""How a stack begins that `faulthandler` prints; its first lines are where the worker was."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def kept_output(printed: bytes) -> bytes:
+    """The end of what a worker printed; of a worker that printed its stack, the last lines before it and its head."""
+    stacks = [found.start() for found in _STACK.finditer(printed)]
+    fatal = [start for start in stacks if printed.startswith(b"Fatal", start)]
+    if not stacks or len(printed) - (fatal or stacks)[-1] <= _KEPT_OUTPUT_BYTES // 2:
+        return printed[-_KEPT_OUTPUT_BYTES:]
+    start = (fatal or stacks)[-1]
+    return printed[max(0, start - _KEPT_OUTPUT_BYTES // 4) : start + 3 * _KEPT_OUTPUT_BYTES // 4]
 
 
 class Request(NamedTuple):
@@ -53,11 +72,33 @@ def main(client: Connection) -> None:
     # What has been imported never becomes garbage; touching it would copy its pages in every worker.
     gc.collect()
     gc.freeze()
+    _adopt_orphans()
     client.send(None)
     with suppress(EOFError, OSError, ClientGone):
         while True:
             request: Request = client.recv()
             client.send(_Worker(client, request).outcome())
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of what its workers leave behind, in whatever session; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _kill_orphans() -> None:
+    """Kills and reaps every process below this one, until there is none; the worker itself is gone by now."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.001)
 
 
 class _Worker:
@@ -70,7 +111,7 @@ class _Worker:
         self._answer, answer_end = multiprocessing.Pipe(duplex=False)
         self._output, output_end = os.pipe()
         self._printed = b""
-        self._output_open = True
+        self._output_open = self._answer_open = True
         ends_of_the_server = (client, self._answer)
 
         def target() -> None:
@@ -84,6 +125,10 @@ class _Worker:
         self._process.start()
         answer_end.close()
         os.close(output_end)
+        # The sentinel of a process is a pipe, which it may close; its number in the kernel ends with it.
+        assert self._process.pid is not None
+        own = hasattr(os, "pidfd_open")
+        self._ended = os.pidfd_open(self._process.pid) if own else os.dup(self._process.sentinel)
 
     def outcome(self) -> Outcome:
         """Waits for the answer, the end of the process, the time limit, or the end of the client."""
@@ -91,11 +136,13 @@ class _Worker:
             outcome = self._watch()
         finally:
             self._kill()
+            _kill_orphans()
+            os.close(self._ended)
             self._answer.close()
             while self._output_open and wait([self._output], 0):
                 self._read_output()
             os.close(self._output)
-        printed = self._printed.decode(errors="replace")
+        printed = kept_output(self._printed).decode(errors="replace")
         if outcome is None:
             return of_exit(self._process.exitcode, printed)
         if outcome.status is Status.TIMEOUT or outcome.status is Status.ERROR:
@@ -103,23 +150,28 @@ class _Worker:
         return outcome
 
     def _watch(self) -> Outcome | None:
-        """The answer; None when the process ended without one."""
+        """The answer; None when the process ended without one.
+
+        A worker that closes its end of the pipe is waited for: how it ends says why.
+        """
         while True:
             ready = self._wait(max(0.0, self._deadline - time.monotonic()))
-            if self._answer in ready or (self._process.sentinel in ready and self._answer.poll()):
+            if self._answer in ready or (self._ended in ready and self._answer_open and self._answer.poll()):
                 try:
                     answer: Outcome = self._answer.recv()
-                except EOFError:
-                    return None
+                except (EOFError, OSError):
+                    self._answer_open = False
+                    continue
                 return answer
-            if self._process.sentinel in ready:
+            if self._ended in ready:
                 return None
             if not ready:
                 return self._timed_out()
 
     def _wait(self, timeout_s: float) -> list[object]:
         output = [self._output] if self._output_open else []
-        ready = wait([self._client, self._answer, self._process.sentinel, *output], timeout_s)
+        answer = [self._answer] if self._answer_open else []
+        ready = wait([self._client, self._ended, *answer, *output], timeout_s)
         if self._client in ready:
             raise ClientGone
         if self._output in ready:
@@ -128,9 +180,9 @@ class _Worker:
 
     def _read_output(self) -> None:
         """Keeps the end of what is printed; an empty read means that nobody can print any more."""
-        chunk = os.read(self._output, 65536)
+        chunk = os.read(self._output, _READ_OUTPUT_BYTES)
         self._output_open = bool(chunk)
-        self._printed = (self._printed + chunk)[-_KEPT_OUTPUT_BYTES:]
+        self._printed = (self._printed + chunk)[-_READ_OUTPUT_BYTES:]
 
     def _timed_out(self) -> Outcome:
         """Asks the worker where it is, so that the reason says more than that it took too long."""

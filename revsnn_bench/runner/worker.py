@@ -72,7 +72,8 @@ def of_exit(exit_code: int | None, output: str) -> Outcome:
         headline = "killed by SIGKILL: by the kernel's out-of-memory killer, or by hand"
         return Outcome(Status.OOM, reason=with_output(headline, output))
     if exit_code is not None and exit_code < 0:
-        headline = f"crashed by {signal.Signals(-exit_code).name}"
+        known = -exit_code in {number.value for number in signal.Signals}
+        headline = f"crashed by {signal.Signals(-exit_code).name if known else f'signal {-exit_code}'}"
     else:
         headline = f"the worker ended with exit code {exit_code} and without a result"
     return Outcome(Status.ERROR, reason=with_output(headline, output))
@@ -115,8 +116,9 @@ def work(call: bytes, memory_limit_bytes: int | None, answer: Connection, output
     except BaseException as error:
         _limit_memory(None)
         outcome = of_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # a node may have closed it, or put something else in its place
+            stream.flush()
     answer.send(outcome)
 
 

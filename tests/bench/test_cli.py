@@ -80,6 +80,31 @@ def test_reports_and_comparisons_come_from_the_saved_run(measured, tmp_path):
     assert "forward_flops" not in done.output
 
 
+def test_shards_merged_are_the_run_in_one_piece(measured, tmp_path):
+    """Two shards measure different cases, say that they are parts, and together have every byte and operation."""
+    whole = measured[0] / "deep" / "down" / "second.json"
+    for number in (1, 2):
+        shard = (f"--shard={number}/2", f"--run-id=part-{number}", "--passes=memory,flops", "--format=md")
+        code, out, err = command(tmp_path, "run", *SMALL, *shard)
+        assert code == 0, out + err
+        assert "a part: 2 of 4 planned cases measured; join the parts with revsnn-bench merge" in out
+    code, out, err = command(tmp_path, "merge", "part-1", "part-2", "--run-id=joined")
+    assert code == 0, out + err
+    joined, once = (json.loads(path.read_text()) for path in (tmp_path / "results" / "joined.json", whole))
+    assert (joined["complete"], joined["planned"]) == (True, once["planned"])
+    for one, other in zip(joined["records"], once["records"], strict=True):
+        assert one["case"] == other["case"]
+        assert one["flops"] == other["flops"]
+        measured_bytes = [{**each["memory"], **dict.fromkeys(VARIES)} for each in (one, other)]
+        assert measured_bytes[0] == measured_bytes[1]
+    done = invoke("gate", "joined", f"--results={tmp_path / 'results'}", f"--baseline={whole}")
+    assert done.exit_code == 0, done.output
+
+
+VARIES = ("process_peak_bytes", "untracked_bytes")
+"""Bytes of the process, which differ from run to run."""
+
+
 def test_gate_without_a_baseline_says_how_to_make_one(measured, tmp_path):
     """A missing baseline has an exit code of its own, and the message holds the command that makes one."""
     done = invoke("gate", "first", f"--results={measured[0] / 'deep' / 'down'}", f"--baseline={tmp_path / 'b.json'}")
@@ -88,6 +113,7 @@ def test_gate_without_a_baseline_says_how_to_make_one(measured, tmp_path):
 
 
 SHAPE = "`shape` must be one or more sizes of at least 1, joined by x; got"
+COUNTED = "must be a whole number of at least 1; got"
 WITHOUT_TORCH = [
     (("run", "--nodes=lif"), "--node"),
     (("run", "--suite=tmesteps"), "Suites are: "),
@@ -109,8 +135,86 @@ WITHOUT_TORCH = [
     (("train", "--data=mnist"), "must be one of digits, cifar10, cifar100; got 'mnist'"),
     (("claims", "--resume=nothing"), "--resume: cannot resume results/nothing.jsonl"),
     (("report", "nothing"), "There is none yet"),
+    (("run", "--batch=-1"), f"'--batch': {COUNTED} '-1'"),
+    (("run", "--batch=1.5"), f"'--batch': {COUNTED} '1.5'"),
+    (("run", "--batch=nan"), f"'--batch': {COUNTED} 'nan'"),
+    (("run", "--batch=99999999999999999999"), f"'--batch': {COUNTED} '99999999999999999999'"),
+    (("run", f"--timesteps={'9' * 5000}"), f"'--timesteps': {COUNTED} '{'9' * 40}...'"),
+    (("run", "--timesteps=0"), f"'--timesteps': {COUNTED} '0'"),
+    (("run", "--timesteps=2,,x"), f"'--timesteps': {COUNTED} 'x'"),
+    (("run", "--shape=0"), f"'--shape': {SHAPE} '0'"),
+    (("run", "--shape=-4"), f"'--shape': {SHAPE} '-4'"),
+    (("run", "--shape=99999999999999999999"), f"'--shape': {SHAPE} '99999999999999999999'"),
+    (("run", "--depth=0"), f"'--depth': {COUNTED} '0'"),
+    (("run", "--seed=1e3"), "'--seed': must be a whole number; got '1e3'"),
+    (("run", "--seed=99999999999999999999"), "'--seed': must be a whole number; got"),
+    (("run", "--tau=nan"), "'--tau': must be a number; got 'nan'"),
+    (("run", "--tau=inf"), "'--tau': must be a number; got 'inf'"),
+    (("run", "--groups=0"), f"'--groups': {COUNTED} '0'"),
+    (("run", "--device=tpu"), "'--device': must be one of cpu, cuda; got 'tpu'"),
+    (("run", "--backend=fast"), "'--backend': must be one of torch, fused, auto; got 'fast'"),
+    (("run", "--threads=-1"), f"'--threads': {COUNTED} '-1'"),
+    (("run", "--threads=two"), f"'--threads': {COUNTED} 'two'"),
+    (("run", "--target=0"), "'--target': must be a number above 0; got '0'"),
+    (("run", "--target=nan"), "'--target': must be a number above 0; got 'nan'"),
+    (("run", "--target=inf"), "'--target': must be a number above 0; got 'inf'"),
+    (("run", "--timeout=0"), "'--timeout': must be a number above 0; got '0'"),
+    (("run", "--timeout=-5"), "'--timeout': must be a number above 0; got '-5'"),
+    (("run", "--timeout=1e400"), "'--timeout': must be a number above 0; got '1e400'"),
+    (("run", "--processes=0"), f"'--processes': {COUNTED} '0'"),
+    (("run", "--epochs=-1"), "'--epochs': must be a whole number of at least 0; got '-1'"),
+    (("run", "--memory-limit=0"), "'--memory-limit': must be a size above 0; got '0'"),
+    (("run", "--memory-limit=-1 GiB"), "'--memory-limit': `size` must be a number with B, KiB"),
+    (("run", f"--memory-limit={'9' * 400} TiB"), "'--memory-limit': `size` must be less than 2^63 bytes"),
+    (("run", "--shard=0/3"), "'--shard': must be I/N with 1 <= I <= N; got '0/3'"),
+    (("run", "--shard=4/3"), "'--shard': must be I/N with 1 <= I <= N; got '4/3'"),
+    (("run", "--shard=x"), "'--shard': must be I/N with 1 <= I <= N; got 'x'"),
+    (("run", "--format="), "'--format': must have a value; got none."),
+    (("run", "--format=,"), "'--format': must be one value or more; got none."),
+    (("run", "--passes="), "'--passes': must have a value; got none."),
+    (("run", "--node="), "'--node': must have a value; got none."),
+    (("run", "--node=,"), "'--node': must be one value or more; got none."),
+    (("run", "--suite="), "no suite ''. Suites are: "),
+    (("run", "--suite=all,none"), "no suite 'all'. Suites are: "),
+    (("run", "--run-id=../up"), "--run-id: `run_id` must be letters, digits"),
+    (("run", "--run-id=.hidden"), "--run-id: `run_id` must be letters, digits"),
+    (("run", "--resume=a", "--run-id=b"), "--run-id: cannot be 'b' where a run is resumed, which keeps its name."),
+    (("run", "--resume=first", "--results=deep/down"), "that run is finished; there is nothing left to do."),
+    (("run", f"--resume={'x' * 5000}"), "--resume: cannot resume results/xxxx"),
+    (("run", "--preload=no_such_module"), "--preload: cannot import 'no_such_module' (ModuleNotFoundError"),
+    (("run", "--model=net"), "--model MODULE:CALLABLE and --input T,B,features belong together"),
+    (("run", "--model=net:make", "--input=1,2"), "'--input': `--input` must be T,B,features; got '1,2'"),
+    (("run", "--nothing"), "No such option: --nothing"),
+    (("run", "extra"), "Got unexpected extra argument"),
+    (("report", "\x00"), "it is neither a file nor the id of a run in results"),
+    (("report", "x" * 5000), "it is neither a file nor the id of a run in results"),
+    (("report", "reports/first.md"), "reports/first.md, line 1, column 1: not JSON"),
+    (("report", "deep"), "no run 'deep': it is neither a file"),
+    (("report", "--format=pdf"), "'--format': must be one of md, csv"),
+    (("compare",), "Missing argument"),
+    (("compare", "a"), "Missing argument"),
+    (("gate", "x", "--tolerance=peak"), "`tolerance` must be METRIC=PERCENT; got 'peak'"),
+    (("gate", "x", "--tolerance=peak_bytes=nan"), "must be a percentage of at least 0; got nan"),
+    (("gate", "x", "--time-ratio=-1"), "must be a percentage of at least 0; got -1.0"),
+    (("gate", "x", "--allow-environment=moon"), "must name a field of the environment; got 'moon'"),
+    (("gate", "x", "--force"), "--force must come with --update-baseline"),
+    (("merge",), "Missing argument"),
+    (("merge", "a"), "no run 'a'"),
+    (("largest",), "Missing option '--budget'"),
+    (("largest", "--budget=1 MiB", "--limit=0"), "greater than or equal to 1"),
+    (("train", "--epochs=0"), "greater than or equal to 1"),
+    (("train", "--option=x"), "--option must be NAME=VALUE; got 'x'"),
+    (("train", "--run-id=../x"), "--run-id: `run_id` must be letters, digits"),
+    (("train", "--checkpoint=deep"), "--checkpoint must be a file; deep is none."),
+    (("claims", "--run-id=../x"), "--run-id: `run_id` must be letters, digits"),
+    (("claims", "--only=nothing"), "no claim 'nothing'. Claims are: "),
+    (("claims", "--threads=x"), f"'--threads': {COUNTED} 'x'"),
+    (("plan", "--model=net:make", "--input=1"), "'--input': `--input` must be T,B,features; got '1'"),
+    (("nothing",), "No such command 'nothing'"),
 ]
 WITH_TORCH = [
+    (("run", "--workload=nothing"), "--workload: `workload` must be a registered name; got 'nothing'"),
+    (("run", "--node=lif\udcff"), "--node: `node` must be a registered name; got 'lif\\udcff'"),
     (("run", "--node=revlfi"), "--node: `node` must be a registered name; got 'revlfi'"),
     (("largest", "--budget=1 MiB", "--node=lif+chekpoint"), "Did you mean lif+checkpoint"),
     (("nodes", "lif-carier"), "Did you mean lif-carrier"),
@@ -143,7 +247,7 @@ def refused(measured):
 @pytest.mark.parametrize(
     "number",
     range(len(WITHOUT_TORCH) + len(WITH_TORCH)),
-    ids=[" ".join(arguments) for arguments, _ in (*WITHOUT_TORCH, *WITH_TORCH)],
+    ids=[" ".join(arguments)[:60].encode("ascii", "replace") for arguments, _ in (*WITHOUT_TORCH, *WITH_TORCH)],
 )
 def test_wrong_input_gets_one_clear_error(refused, number):
     """The message names the option as it was typed; the exit code is 2; what needs no node is said before torch."""
@@ -190,7 +294,7 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
     )
     journal = tmp_path / "results" / "cut.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("\n") < 3):
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_text().count("\n") < 4):
         time.sleep(0.05)
     send, sent = kill
     send(process.pid, sent)
@@ -199,12 +303,13 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
     assert "go on with --resume results/cut.jsonl" in out
     assert "Traceback" not in out + err
     done = journal.read_text().splitlines()
-    assert 3 <= len(done) < 7
+    assert 4 <= len(done) < 8
+    assert f"interrupted: {len(done) - 2} of 6 planned cases measured" in out
     code, out, err = command(tmp_path, "run", *arguments, "--resume=cut")
     assert code == 0, out + err
     records = json.loads((tmp_path / "results" / "cut.json").read_text())["records"]
     assert len(records) == 6
-    assert records[0] == json.loads(done[1])
+    assert records[0] == json.loads(done[2])
 
 
 @pytest.mark.parametrize(

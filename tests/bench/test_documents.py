@@ -10,6 +10,7 @@ from scipy.special import stdtrit
 
 from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_markdown
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import looks
 from revsnn_bench.report.figures.growth import method_figures
@@ -276,3 +277,21 @@ def test_gpu_page_shows_the_network():
         (name, peak, launched), (_, _, replayed), (_, large, large_launched), (_, _, large_replayed) = quarters
         cells = (name, peak, launched, replayed, large, large_launched, large_replayed)
         assert f"| {' | '.join(cells)} |" in GPU_PAGE
+
+
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+
+
+def test_each_promise_names_a_test_that_exists():
+    """Every row of every table but that of the exit codes; a test that is renamed takes its promise with it."""
+    there = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", RELIABILITY))
+    assert [name for name in named if f"def {name}(" not in there] == []
+    rows = [line for line in RELIABILITY.partition("## Exit codes")[0].splitlines() if line.startswith("| ")]
+    assert [row for row in rows if not re.search(r"test_|the same|held by", row.rsplit("|", 2)[1])] == []
+
+
+def test_every_exit_code_is_listed():
+    """The table and the enumeration hold the same codes."""
+    listed = re.findall(r"^\| (\d+) \|", RELIABILITY, re.MULTILINE)
+    assert [int(code) for code in listed] == [code.value for code in ExitCode]

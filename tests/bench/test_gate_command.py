@@ -8,6 +8,11 @@ from typer.testing import CliRunner
 
 from revsnn_bench.cli.gate import gate_command
 from revsnn_bench.gate import BaselineRefused, gate, load_baseline, update_baseline
+from revsnn_bench.records import SCHEMA_VERSION
+from revsnn_bench.report import markdown
+from revsnn_bench.report.comparison import render_comparison
+from revsnn_bench.report.html import render_comparison_html, render_html
+from revsnn_bench.report.units import one_line
 from revsnn_bench.runs import load_run
 
 
@@ -89,7 +94,7 @@ def test_other_torch_ends_with_four(cli, runs, saved, make_run, make_record):
 def test_baseline_of_another_schema_ends_with_four(cli, runs, tmp_path):
     """A file of another version is not comparable; a damaged one is no baseline."""
     other, damaged = tmp_path / "other.json", tmp_path / "damaged.json"
-    other.write_text(runs["good"].read_text().replace('"schema_version":1', '"schema_version":99'))
+    other.write_text(runs["good"].read_text().replace(f'"schema_version":{SCHEMA_VERSION}', '"schema_version":99'))
     damaged.write_text("{")
     assert cli(runs["good"], "--baseline", other).exit_code == 4
     assert cli(runs["good"], "--baseline", damaged).exit_code == 3
@@ -171,3 +176,53 @@ def test_verdict_must_be_about_the_run_that_replaces(make_run, make_record, tmp_
         update_baseline(run, path, verdict=None, force=True)
     with pytest.raises(ValueError, match="got one on 'other' for 'run-1'"):
         update_baseline(run, path, verdict=gate(other, run), force=True)
+
+
+@pytest.fixture
+def partial(make_run, make_record, saved):
+    """A baseline of three cases; a run that has measured the first of them; one that never planned the third."""
+    records = [make_record(node="lif", timesteps=t) for t in (2, 3, 4)]
+    ids = tuple(record.case.id for record in records)
+    whole = make_run(records, run_id="whole").model_copy(update={"planned": ids})
+    part = make_run(records[:1], run_id="part").model_copy(update={"planned": ids, "complete": False})
+    fewer = part.model_copy(update={"planned": ids[:2]})
+    return {name: saved(run, f"{name}.json") for name, run in (("whole", whole), ("part", part), ("fewer", fewer))}
+
+
+def test_a_partial_run_is_no_regression_and_no_pass(cli, partial):
+    """4, with what is missing and how to go on; --partial judges what is there, and finds what was never planned."""
+    refused = cli(partial["part"], "--baseline", partial["whole"])
+    assert refused.exit_code == 4
+    assert "the run has 1 of 3 planned cases, and the baseline all planned cases" in one_line(refused.output)
+    assert "run --resume" in one_line(refused.output)
+    allowed = cli(partial["part"], "--baseline", partial["whole"], "--partial")
+    assert allowed.exit_code == 0
+    assert "Compared although the run has 1 of 3 planned cases" in one_line(allowed.output)
+    lost = cli(partial["fewer"], "--baseline", partial["whole"], "--partial", "--format", "github")
+    assert lost.exit_code == 1
+    assert "T4-B8-N64/float32/cpu: status ok -> –; removed" in lost.output
+    assert "T3-B8" not in lost.output
+
+
+def test_a_partial_run_becomes_the_baseline_by_force_alone(cli, partial, tmp_path):
+    """Whether there is a baseline or not, and also where it passes by what it has."""
+    first = tmp_path / "first.json"
+    refused = cli(partial["part"], "--baseline", first, "--update-baseline")
+    assert refused.exit_code == 4
+    assert "A baseline must be a complete run; got 1 of 3 planned cases in 'part'" in one_line(refused.output)
+    assert not first.exists()
+    before = partial["whole"].read_bytes()
+    assert cli(partial["part"], "--baseline", partial["whole"], "--update-baseline", "--partial").exit_code == 4
+    assert partial["whole"].read_bytes() == before
+    assert cli(partial["part"], "--baseline", first, "--update-baseline", "--force").exit_code == 0
+    assert load_run(first).extent == "1 of 3 planned cases"
+
+
+def test_reports_and_comparisons_tell_a_partial_run(partial):
+    """In the first finding, and among the differences of the two runs, in every format."""
+    whole, part = load_run(partial["whole"]), load_run(partial["part"])
+    for text in (markdown.render(part), render_html(part, figures=[])):
+        assert "1 in all: 1 ok. Not complete: 1 of 3 planned cases." in text
+    assert "Not complete" not in markdown.render(whole)
+    for text in (render_comparison(whole, part), render_comparison_html(whole, part)):
+        assert "1 of 3 planned cases" in text

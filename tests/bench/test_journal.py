@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader
+from revsnn_bench.report import markdown
+from revsnn_bench.report.html import render_gallery
 from revsnn_bench.runs import DamagedFile, Journal, NotResumable, RunInUse, UnknownSchema, load_run, new_run_id
 
 MakeRecord = Callable[..., Record]
@@ -41,13 +43,18 @@ def _json(run: Run) -> str:
     return run.model_dump_json()
 
 
+def _part(header: RunHeader, records: list[Record]) -> Run:
+    """What a journal without a plan holds."""
+    return Run(header=header, complete=False, records=tuple(records))
+
+
 def test_record_is_on_disk_when_append_returns(tmp_path: Path, header: RunHeader, records: list[Record]) -> None:
     """Each append adds exactly one line, at once, readable by others while the journal is open."""
     with Journal.create(tmp_path, header) as journal:
         for count, record in enumerate(records, start=1):
             journal.append(record)
             assert journal.path.read_bytes().count(b"\n") == count + 1
-            assert _json(load_run(journal.path)) == _json(Run(header=header, records=tuple(records[:count])))
+            assert _json(load_run(journal.path)) == _json(_part(header, records[:count]))
 
 
 def test_finished_run_reads_the_same(journal_file: Path, header: RunHeader, records: list[Record]) -> None:
@@ -56,7 +63,8 @@ def test_finished_run_reads_the_same(journal_file: Path, header: RunHeader, reco
     path = Journal.resume(journal_file, header).finish()
     assert path.name == "run-1.json"
     assert [file.name for file in path.parent.iterdir()] == ["run-1.json"]
-    assert _json(load_run(path)) == _json(before) == _json(Run(header=header, records=tuple(records)))
+    assert _json(load_run(path)) == _json(Run(header=header, records=tuple(records)))
+    assert _json(before) == _json(_part(header, records))
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40, 200])
@@ -69,7 +77,7 @@ def test_torn_last_line_is_left_out_and_repaired(
     with Journal.resume(journal_file, header) as journal:
         assert len(journal.run.records) == 2
         journal.append(records[2])
-    assert _json(load_run(journal_file)) == _json(Run(header=header, records=tuple(records)))
+    assert _json(load_run(journal_file)) == _json(_part(header, records))
 
 
 KILLED_SWEEP = """
@@ -252,3 +260,116 @@ def test_new_run_ids_are_unique_and_sort_by_time() -> None:
     times = [run_id.split("-")[0] for run_id in ids]
     assert times == sorted(times)
     assert all(len(time) == len("20260101T000000Z") for time in times)
+
+
+def _faults(folder: Path, run: Run, how: str) -> int:
+    """How often the script `journal_faults.py` did what `how` says; it fails where a promise is broken."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "measures" / "journal_faults.py"), str(folder), _json(run), how],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.fixture
+def small_run(header: RunHeader, make_record: MakeRecord) -> Run:
+    """Three records without nan, so that they can be compared."""
+    return Run(header=header, records=tuple(make_record(status="oom", timesteps=t, node="lif") for t in (1, 2, 3)))
+
+
+@pytest.mark.parametrize(("how", "least"), [("calls", 40), ("signals", 200)])
+def test_no_kill_loses_a_record_or_blocks_a_name(tmp_path: Path, small_run: Run, how: str, least: int) -> None:
+    """Killed at every file-system call, and at 200 random moments: what `append` returned for is on disk.
+
+    No journal is damaged, the same command goes on, and the finished run has every case once.
+    """
+    assert _faults(tmp_path, small_run, how) >= least
+
+
+def test_of_many_at_once_one_gets_the_name(tmp_path: Path, small_run: Run) -> None:
+    """Eight processes begin one run at the same moment, forty times: one writes it, seven are refused."""
+    assert _faults(tmp_path, small_run, "race") == 40
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, header: RunHeader, records: list[Record]) -> None:
+    """Records that begin before their run, and before each other, are kept in the order in which they ended."""
+    dates = ("2026-01-01T00:00:00Z", "1999-12-31T23:59:59Z", "1970-01-01T00:00:00+00:00")
+    early = [record.model_copy(update={"started_at": date}) for record, date in zip(records, dates, strict=True)]
+    with Journal.create(tmp_path, header) as journal:
+        journal.append(early[0])
+    later = header.model_copy(update={"started_at": "1970-01-01T00:00:00Z"})
+    with Journal.resume(journal.path, later) as journal:
+        journal.append(early[1])
+        journal.append(early[2])
+        run = load_run(journal.finish())
+    assert [record.started_at for record in run] == list(dates)
+    assert markdown.render(run)
+    assert render_gallery([run, run.model_copy(update={"header": later})])
+
+
+def test_a_journal_without_a_record_gives_its_name_back(
+    tmp_path: Path, header: RunHeader, records: list[Record]
+) -> None:
+    """Whatever a kill left before the first record is replaced; what has a record, or is something else, is not."""
+    path = tmp_path / "run-1.jsonl"
+    for left in ("", '{"schema_ver', header.model_dump_json() + "\n"):
+        path.write_text(left)
+        with Journal.create(tmp_path, header, ["a"]):
+            assert load_run(path).planned == ("a",)
+    for other in ("notes\n", f"{header.model_dump_json()}\n{records[0].model_dump_json()}\n"):
+        path.write_text(other)
+        with pytest.raises(RunInUse, match="has a journal already"):
+            Journal.create(tmp_path, header)
+        assert path.read_text() == other
+    assert [file.name for file in tmp_path.iterdir()] == ["run-1.jsonl"]
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_journal(
+    tmp_path: Path, header: RunHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header does not fit: the error is raised, and neither a journal nor a part of one is there."""
+
+    def full(descriptor: int, line: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            Journal.create(tmp_path, header)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_planned_cases_are_in_the_journal_and_in_the_run(
+    tmp_path: Path, header: RunHeader, records: list[Record]
+) -> None:
+    """What is missing is known at every moment; a resume adds to the plan; the run says that it is complete."""
+    ids = [record.case.id for record in records]
+    with Journal.create(tmp_path, header, ids[:1]) as journal:
+        assert load_run(journal.path).extent == "0 of 1 planned cases"
+        journal.append(records[0])
+        assert load_run(journal.path).complete
+    with Journal.resume(journal.path, header, ids) as journal:
+        assert load_run(journal.path).missing == tuple(ids[1:])
+        journal.append(records[1])
+    with Journal.resume(journal.path, header, ids[:2]) as journal:
+        assert load_run(journal.path).extent == "2 of 3 planned cases"
+        path = journal.finish()
+    assert (load_run(path).complete, load_run(path).planned) == (False, tuple(ids))
+
+
+def test_files_of_the_first_schema_are_read(journal_file: Path, header: RunHeader) -> None:
+    """A finished one is complete, an unfinished one is not, and the plan of neither is known."""
+    path = Journal.resume(journal_file, header).finish()
+    data = json.loads(path.read_text("utf-8"))
+    data["header"]["schema_version"] = 1
+    del data["planned"], data["complete"]
+    path.write_text(json.dumps(data), "utf-8")
+    assert (load_run(path).complete, load_run(path).planned) == (True, None)
+    lines = [json.dumps(part) for part in (data["header"], *data["records"])]
+    journal_file.write_text("\n".join(lines) + "\n", "utf-8")
+    assert (load_run(journal_file).complete, len(load_run(journal_file).records)) == (False, 3)
+    assert load_run(journal_file).extent == "3 cases of a run that was not finished"

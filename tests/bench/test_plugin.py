@@ -208,8 +208,102 @@ def test_a_wrong_option_is_a_usage_error(project, option, message):
     assert message in printed
 
 
+def test_preload_registers_nodes_for_the_sweep(project, tmp_path):
+    """A node that a preloaded module registers can be asked for by name, and is measured by the workers."""
+    (tmp_path / "my_nodes.py").write_text(
+        "from revsnn_nodes import StandardLIF\nfrom revsnn_nodes.registry import register_node\n"
+        "class Mine(StandardLIF): pass\nregister_node('mine', Mine)\n"
+    )
+    source = "import pytest\n@pytest.mark.sweep(quick={'timesteps': (2,)}, batch=2, shape=(8,))\n"
+    source += "def test_it(case, measure_case): measure_case(case)\n"
+    code, printed = project(source, "--run-preload=my_nodes", "--sweep-node=mine")
+    assert code == 0, printed
+    assert "layer/mine/T2-B2-N8" in printed
+    code, printed = project(source, "--run-preload=no_nodes", "--sweep-node=mine", "--collect-only")
+    assert code == 4
+    assert "ERROR: --run-preload: cannot import 'no_nodes' (ModuleNotFoundError" in printed
+
+
 def test_pytest_without_sweeps_imports_no_torch(project):
     """The plugin costs a project that does not use it no import of torch."""
     source = "import sys\ndef test_light(): assert 'torch' not in sys.modules\n"
     code, printed = project(source)
+    assert code == 0, printed
+
+
+UNMEASURED = CASE + (
+    "import pytest, sys\n"
+    "def test_plain(): pass\n"
+    "def test_measures(measure_case): measure_case(Case(node='lif', timesteps=2, batch=2, shape=(8,)))\n"
+)
+
+
+def test_options_of_pytest_benchmark_know_what_measures(project, tmp_path):
+    """--benchmark-skip skips the tests that measure cases, and --benchmark-only runs them alone; no folder is left."""
+    code, printed = project(UNMEASURED, "--benchmark-skip")
+    assert code == 0, printed
+    assert "1 passed, 1 skipped" in printed
+    assert "--benchmark-skip: it measures cases" in printed
+    code, printed = project(UNMEASURED, "--benchmark-only")
+    assert code == 0, printed
+    assert "1 passed, 1 skipped" in printed
+    assert "PASSED test_it.py::test_measures" in printed
+    assert {path.name for path in tmp_path.iterdir()} <= {"test_it.py", "__pycache__"}
+
+
+def test_workers_of_xdist_are_refused_with_the_reason(project, tmp_path):
+    """They would time cases beside each other."""
+    code, printed = project(UNMEASURED, "--benchmark", "-n", "2")
+    assert code == 4
+    assert "ERROR: --benchmark: cannot be used with -n or --dist. Cases that are timed beside each other" in printed
+    assert not (tmp_path / "results").exists()
+
+
+SWEEP = """
+import pytest
+
+@pytest.mark.sweep(quick={"timesteps": (2, 3, 4)}, nodes=("lif",), batch=2, shape=(16,))
+def test_it(case, measure_case):
+    if case.timesteps == 4: pytest.skip("not today")
+    measure_case(case)
+"""
+LIMIT_ONE = """
+import pytest
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "T3-" in item.name and config.getoption("run_id"):
+            item.add_marker(pytest.mark.timeout(0.05))
+"""
+
+
+def test_a_time_limit_and_an_early_stop_leave_a_run_that_can_be_resumed(project, tmp_path):
+    """pytest-timeout strikes in the second of three cases, and -x stops: the first is saved, the rest can follow.
+
+    A case whose test is skipped is in the run with the reason, so that the run is complete.
+    """
+    (tmp_path / "conftest.py").write_text(LIMIT_ONE)
+    options = ("--benchmark", "--run-passes=memory", "--run-formats=md")
+    code, printed = project(SWEEP, *options, "--run-id=r", "-x")
+    assert code == 1, printed
+    assert "Timeout" in printed
+    assert "interrupted: 1 of 3 planned cases measured; go on with --run-resume results/r.jsonl" in printed
+    code, printed = project(SWEEP, *options, "--run-resume=r")
+    assert code == 0, printed
+    run = json.loads((tmp_path / "results" / "r.json").read_text())
+    assert run["complete"]
+    assert [record["case"]["timesteps"] for record in run["records"]] == [2, 3, 4]
+    assert (run["records"][2]["status"], run["records"][2]["reason"]) == ("skipped", "Skipped: not today")
+
+
+def test_torch_is_there_before_a_test_begins(project):
+    """So that no time limit of a test can strike in the midst of its import; where nothing needs it, it is not."""
+    source = (
+        "import pytest, sys\n"
+        "def setup_function(function): assert 'torch' in sys.modules\n"
+        "@pytest.mark.memory_budget(peak='1 KiB')\n"
+        "def test_it(): pass\n"
+    )
+    code, printed = project(source, "--timeout=60")
     assert code == 0, printed

@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from revsnn_bench import Case
-from revsnn_bench.records import Record, Status
+from revsnn_bench.records import MOST_TEXT_BYTES, Record, Status
 from revsnn_bench.runner import Runner
+from revsnn_bench.runs import require_readable
 
 MEASURES = Path(__file__).parent / "measures"
 CASE = Case(node="lif")
@@ -140,6 +141,75 @@ def test_exception_gives_headline_traceback_and_output(
 def test_wrong_return_type_is_an_error(run: Callable[..., Record]) -> None:
     """A measure function that returns no record is named as the culprit."""
     assert "`measure` must return a Record; got NoneType" in str(run("return_nothing").reason)
+
+
+def test_a_segmentation_fault_keeps_the_head_of_its_stack(run: Callable[..., Record]) -> None:
+    """However deep the stack and however much was printed before: the innermost frame is in the reason."""
+    reason = str(run("crash_deep_down", 90).reason)
+    assert reason.startswith("crashed by SIGSEGV\n")
+    assert "in string_at" in reason
+    assert "Fatal Python error: Segmentation fault" in reason
+    assert len(reason) < 6000
+
+
+def test_a_grandchild_in_its_own_session_ends_with_its_case(run: Callable[..., Record], tmp_path: Path) -> None:
+    """When the record is there, what the case has left behind is gone, wherever it had put itself."""
+    assert run("leave_a_grandchild", str(tmp_path / "pid")).status is Status.OK
+    assert _gone(int((tmp_path / "pid").read_text("ascii")))
+
+
+HOSTILE = [
+    ("close_everything", 0.0, Status.ERROR, "exit code 1 and without a result"),
+    ("raise_long", None, Status.ERROR, r"ValueError: head \ud800 xxx"),
+    ("raise_in_str", None, Status.ERROR, "Broken"),
+    ("raise_base", "interrupt", Status.ERROR, "KeyboardInterrupt"),
+    ("raise_base", "exit", Status.ERROR, "SystemExit"),
+    ("raise_base", "generator", Status.ERROR, "GeneratorExit"),
+    ("recurse", None, Status.ERROR, "RecursionError: maximum recursion depth exceeded"),
+    ("unpicklable", None, Status.ERROR, "pickle"),
+    ("unvalidated", "text", Status.ERROR, "`measure` returned what cannot be saved"),
+    ("unvalidated", "number", Status.ERROR, "`measure` returned what cannot be saved"),
+    ("unvalidated", "type", Status.ERROR, "`measure` returned what cannot be saved"),
+    ("of_a_module_that_nobody_else_has", None, Status.ERROR, "No module named 'only_here'"),
+    ("return_nothing", None, Status.ERROR, "must return a Record; got NoneType"),
+    ("kill_the_server", None, Status.ERROR, "the process that starts the workers ended: exit code -9"),
+    ("break_streams", "close", Status.OK, "None"),
+    ("break_streams", "remove", Status.OK, "None"),
+    ("print_binary", None, Status.ERROR, "ValueError: after binary"),
+    ("leave_the_folder", None, Status.OK, "None"),
+    ("exhaust_descriptors", None, Status.ERROR, "Too many open files"),
+    ("many_children", 8, Status.OK, "None"),
+    ("answer_twice", None, Status.OK, "None"),
+    ("hold_on_at_exit", None, Status.OK, "None"),
+    ("leave", 0, Status.ERROR, "exit code 0 and without a result"),
+    ("die_of", signal.SIGHUP, Status.ERROR, "crashed by SIGHUP"),
+    ("die_of", signal.SIGRTMIN + 5, Status.ERROR, f"crashed by signal {signal.SIGRTMIN + 5}"),
+    ("die_of", signal.SIGBUS, Status.ERROR, "crashed by SIGBUS"),
+    ("print_much", None, Status.ERROR, "done printing"),
+    ("allocate", 1 << 40, Status.OOM, "you tried to allocate"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "status", "reason"), HOSTILE, ids=[f"{name}-{settings}" for name, settings, *_ in HOSTILE]
+)
+def test_a_hostile_node_harms_its_own_case_alone(
+    run: Callable[..., Record], name: str, settings: object, status: Status, reason: str
+) -> None:
+    """28 ways to misbehave: each has a record that can be saved and says what happened, and the next case is well."""
+    record = run(name, settings)
+    assert (record.status, reason in str(record.reason)) == (status, True), record.reason
+    assert len(str(record.reason).encode()) <= MOST_TEXT_BYTES
+    require_readable(record)
+    assert run("succeed").status is Status.OK
+    assert not [child for server in psutil.Process().children() for child in server.children()]
+
+
+def test_a_worker_that_closes_its_descriptors_is_not_out_of_memory(measures: ModuleType) -> None:
+    """It is waited for until its time is over, and so is one that has stopped itself."""
+    with Runner(measures.call_by_name, timeout_s=1, preload=("torch",)) as runner:
+        for name in ("close_everything", "stop"):
+            assert runner.run(CASE, (name, 60.0)).status is Status.TIMEOUT
 
 
 def test_endless_output_is_cut_to_its_end(run: Callable[..., Record]) -> None:

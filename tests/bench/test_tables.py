@@ -128,6 +128,23 @@ def test_csv_returns_hostile_text_unchanged(make_record, make_run):
     assert row["reason"] == reason
 
 
+@pytest.mark.parametrize("reason", ["=HYPERLINK(1)", "+1", "-1+1", "@SUM(A1)", "\t=1"])
+def test_csv_holds_no_formula(make_record, make_run, reason):
+    """Text that a spreadsheet would run stands behind an apostrophe; negative numbers stay numbers."""
+    record = make_record(node="lif", status="error", reason=reason, flops=None, compile_time_s=-0.5)
+    for text in (tables.wide_csv(make_run([record])), tables.long_csv(make_run([record]))):
+        assert not [row for row in csv.reader(io.StringIO(text, newline="")) for cell in row if cell == reason]
+    (row,) = csv.DictReader(io.StringIO(tables.wide_csv(make_run([record])), newline=""))
+    assert (row["reason"], float(row["compile_time_s"])) == (f"'{reason}", -0.5)
+
+
+def test_a_carriage_return_ends_no_row(make_record, make_run):
+    """A reason that a progress bar has printed into stays in its cell, line by line."""
+    run = make_run([make_record(node="lif", status="error", reason="10 %\r20 %\r\ndone")])
+    (row,) = csv.DictReader(io.StringIO(tables.wide_csv(run), newline=""))
+    assert row["reason"] == "10 %\n20 %\ndone"
+
+
 def test_reports_are_byte_stable(sweep_run, tmp_path):
     """Two writings of one run give the same files, byte for byte."""
     first = write_reports(sweep_run, tmp_path / "a")

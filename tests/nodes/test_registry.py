@@ -11,6 +11,7 @@ import revsnn_nodes
 import torch
 from nodes_cases import ALL
 from revsnn_nodes import make_node, node_factory, node_names, register_node, registry
+from revsnn_nodes.registry import usable_node_names
 
 
 @pytest.fixture
@@ -61,6 +62,25 @@ def test_nodes_of_installed_packages_are_found(tmp_path, monkeypatch):
     assert type(make_node("foreign", tau=3.0)).__name__ == "Foreign"
     assert node_names().count("foreign") == 1
     monkeypatch.delitem(sys.modules, "foreign_nodes")
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_broken_entry_point_is_left_out_with_a_warning(tmp_path, monkeypatch):
+    """Asked for by name it is an error that names the package; a list of what can be used has all others."""
+    (tmp_path / "torn_nodes.py").write_text("raise_here = 1 / 0\n")
+    info = tmp_path / "torn_nodes-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torn-nodes\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[revsnn_bench.nodes]\ntorn = torn_nodes:Torn\nlost = no_such_module:Lost\nvalue = json:__name__\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"the node 'torn' must be importable; .* of the package torn-nodes is broken"):
+        make_node("torn")
+    with pytest.warns(RuntimeWarning, match="It is left out") as caught:
+        names = usable_node_names()
+    assert sorted(str(warning.message).split("'")[1] for warning in caught) == ["lost", "torn", "value"]
+    assert names == [name for name in node_names() if name not in ("lost", "torn", "value")]
 
 
 _IMPORT_WITH_TORCH_ALONE = """

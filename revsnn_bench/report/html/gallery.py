@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -64,8 +64,12 @@ class History:
         return units.number(self.metric, self.values[i])
 
 
-def render_gallery(runs: Iterable[Run]) -> str:
+def render_gallery(runs: Iterable[Run], unread: Sequence[str] = ()) -> str:
     """Returns the gallery of runs as one page, in order of commit date; a run is never left out.
+
+    Args:
+        runs: all runs.
+        unread: a sentence about each file that could not be read as a run.
 
     Where the commit is not known, the date of the run stands for it. Each run links to `<run id>.html` beside the
     page. Quantities whose value changed at some commit are listed with every turn, at most 4000 of them; the others
@@ -78,6 +82,7 @@ def render_gallery(runs: Iterable[Run]) -> str:
         "gallery",
         title="Benchmark runs",
         runs=ordered,
+        unread=unread,
         listing=make_table("runs", "Runs", _RUNS, reversed(ordered)),
         moves=make_table(
             "moves", "What changed across commits", _MOVES, moved[:_MOST_ROWS], kind=lambda history: history.direction
@@ -89,9 +94,14 @@ def render_gallery(runs: Iterable[Run]) -> str:
 
 
 def _age(run: Run) -> tuple[datetime, datetime, str]:
-    started = datetime.fromisoformat(run.header.started_at)
+    started = _moment(run.header.started_at)
     committed = run.header.environment.committed_at
-    return datetime.fromisoformat(committed) if committed else started, started, run.header.run_id
+    return _moment(committed) if committed else started, started, run.header.run_id
+
+
+def _moment(date: str) -> datetime:
+    moment = datetime.fromisoformat(date)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _histories(runs: Sequence[Run]) -> list[History]:
@@ -138,6 +148,7 @@ _RUNS: list[Column[Run]] = [
     Column("machine", _machine, is_filter=True),
     Column("torch", lambda run: run.header.environment.torch, is_filter=True),
     Column("cases", lambda run: len(run.records), is_number=True),
+    Column("measured", lambda run: run.extent),
     Column("ended as", _ended),
 ]
 _MOVES: list[Column[History]] = [

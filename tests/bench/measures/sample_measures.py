@@ -1,11 +1,16 @@
 """Measure functions that end in every way a case can end; imported by workers, so a module of its own."""
 
+import atexit
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -98,4 +103,130 @@ def ignore_signals_and_sleep(case: Case, settings: object) -> Record:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     time.sleep(60)
+    return succeed(case, None)
+
+
+def crash_deep_down(case: Case, settings: int) -> Record:
+    """Segfaults below a hundred long-named frames, after printing a lot."""
+    print("much\n" * 5000, flush=True)
+
+    def a_function_with_a_long_name_to_fill_the_stack_that_is_printed(depth: int) -> None:
+        if depth:
+            a_function_with_a_long_name_to_fill_the_stack_that_is_printed(depth - 1)
+        ctypes.string_at(0)
+
+    a_function_with_a_long_name_to_fill_the_stack_that_is_printed(settings)
+    return succeed(case, None)
+
+
+def leave_a_grandchild(case: Case, settings: str) -> Record:
+    """Leaves behind a process of another session, whose parent is gone; its number goes into the file."""
+    sleep = ("sh", "-c", "sleep 120 > /dev/null 2>&1 & echo $!")
+    done = subprocess.run(["setsid", *sleep], capture_output=True, text=True, check=True)
+    Path(settings).write_text(done.stdout, encoding="ascii")
+    return succeed(case, None)
+
+
+def close_everything(case: Case, settings: float) -> Record:
+    """Closes every descriptor, the runner's pipes among them, and goes on for a while."""
+    os.closerange(0, 4096)
+    time.sleep(settings)
+    return succeed(case, None)
+
+
+def raise_long(case: Case, settings: object) -> Record:
+    raise ValueError("head \ud800 " + "x" * 100_000 + " tail")
+
+
+def raise_in_str(case: Case, settings: object) -> Record:
+    class Broken(RuntimeError):
+        def __str__(self) -> str:
+            raise OSError("no text")
+
+    raise Broken
+
+
+def raise_base(case: Case, settings: str) -> Record:
+    raise {"interrupt": KeyboardInterrupt, "exit": SystemExit, "generator": GeneratorExit}[settings]
+
+
+def recurse(case: Case, settings: object) -> Record:
+    return recurse(case, settings)
+
+
+def unpicklable(case: Case, settings: object) -> Record:
+    record = succeed(case, None)
+    return record.model_copy(update={"reason": lambda: None})
+
+
+def unvalidated(case: Case, settings: str) -> Record:
+    """Returns a record that no validation has seen."""
+    strange = {"text": {"reason": "\ud800"}, "number": {"duration_s": 10**400}, "type": {"status": 5, "memory": object}}
+    return succeed(case, None).model_copy(update=strange[settings])
+
+
+def of_a_module_that_nobody_else_has(case: Case, settings: object) -> Any:
+    module = types.ModuleType("only_here")
+    sys.modules["only_here"] = module
+    made = type("Made", (), {"__module__": "only_here"})
+    module.Made = made  # type: ignore[attr-defined]
+    return made()
+
+
+def stop(case: Case, settings: object) -> Record:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return succeed(case, None)
+
+
+def kill_the_server(case: Case, settings: object) -> Record:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(30)
+    return succeed(case, None)
+
+
+def break_streams(case: Case, settings: str) -> Record:
+    """Closes or removes what Python prints to."""
+    if settings == "close":
+        sys.stdout.close()
+        sys.stderr.close()
+    else:
+        sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    return succeed(case, None)
+
+
+def print_binary(case: Case, settings: object) -> Record:
+    os.write(1, bytes(range(256)) * 100)
+    raise ValueError("after binary")
+
+
+def leave_the_folder(case: Case, settings: object) -> Record:
+    os.chdir("/")
+    sys.path.clear()
+    os.environ.clear()
+    return succeed(case, None)
+
+
+def exhaust_descriptors(case: Case, settings: object) -> Record:
+    held = []
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+
+
+def many_children(case: Case, settings: int) -> Record:
+    for _ in range(settings):
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(120)
+    return succeed(case, None)
+
+
+def answer_twice(case: Case, settings: object) -> Record:
+    """A fork that also returns: two processes answer for one case."""
+    os.fork()
+    return succeed(case, None)
+
+
+def hold_on_at_exit(case: Case, settings: object) -> Record:
+    atexit.register(time.sleep, 120)
+    threading.Thread(target=time.sleep, args=(120,)).start()
     return succeed(case, None)
