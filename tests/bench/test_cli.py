@@ -9,6 +9,7 @@ import time
 from importlib.metadata import version
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import revsnn_bench.cli
@@ -392,6 +393,28 @@ def test_nodes_are_what_run_takes():
     assert "NormCarrierLIF" in invoke("nodes", "norm-carrier").output
     assert all(f" lif+{kind} " in done.output for kind in METHODS)
     assert "delta_l[t]" in invoke("nodes", "lif+sltt").output
+
+
+def test_the_first_hour_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path, monkeypatch):
+    """Kernels and steps are timed and written down, then the suite runs, here a part of it; nothing else is saved."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k test_precisions")
+    code, out, err = command(tmp_path, "doctor", "--gpu", "--rehearse")
+    assert code == 0, out + err
+    written = json.loads((tmp_path / "results" / "gpu-kernels.json").read_text())
+    assert {"copy", "lif_forward", "carrier_backward", "anchored_backward", "norm_lif_backward"} <= {
+        each["name"] for each in written["kernels"]
+    }
+    assert {"lif", "revlif", "spikingjelly"} <= {each["node"] for each in written["steps"]}
+    assert all(each["time_s"] > 0 for each in (*written["kernels"], *written["steps"]))
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["gpu-kernels.json"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_the_first_hour_needs_a_gpu():
+    """Without one the command says so, and how to rehearse."""
+    done = invoke("doctor", "--gpu")
+    assert done.exit_code == 2
+    assert "doctor --gpu --rehearse" in done.output
 
 
 def test_env_and_doctor_speak(tmp_path):
