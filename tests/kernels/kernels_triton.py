@@ -154,9 +154,12 @@ def _facts(asm: dict[str, Any], triton_folder: Path) -> dict[str, Any]:
         file.flush()
         tool = triton_folder / "backends" / "nvidia" / "bin" / "cuobjdump"
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    stack = re.search(r"STACK:(\d+)", usage)
+    stack, registers = re.search(r"STACK:(\d+)", usage), re.search(r"REG:(\d+)", usage)
     assert stack is not None, usage
+    assert registers is not None, usage
     return {
+        "code": re.sub(r"\.(?:loc|file)\b.*|//.*", "", asm["ptx"]),
+        "registers": int(registers[1]),
         "spilled_bytes": int(stack[1]),
         "wide_accesses": len(re.findall(r"(?:ld|st)\.global\S*\.v(?:4\.b32|2\.b64)", asm["ptx"])),
         "accesses": len(re.findall(r"(?:ld|st)\.global", asm["ptx"])),

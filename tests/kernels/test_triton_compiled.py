@@ -90,3 +90,23 @@ def test_longest_pieces_fit_the_registers(compiled):
     facts = compiled(90, "carrier_backward", *operator("carrier_backward", 16, torch.float32))
     assert {each["per_thread"] for each in facts} == {1}
     assert all(each["spilled_bytes"] == 0 for each in facts)
+
+
+@pytest.mark.parametrize("name", [
+    "lif_forward", "lif_backward", "norm_lif_forward", "carrier_forward", "coupled_forward", "inverse_backward",
+])  # fmt: skip
+def test_code_is_the_same_for_every_length(compiled, name):
+    """Nothing is unrolled over T, nor compiled again for another."""
+    short, long = (compiled(90, name, *operator(name, steps, torch.float32)) for steps in (5, 48))
+    assert [each["code"] for each in short] == [each["code"] for each in long]
+
+
+@pytest.mark.parametrize(("name", "most"), [
+    ("lif_forward", 64), ("lif_backward", 64), ("norm_lif_forward", 64), ("carrier_forward", 64),
+    ("coupled_forward", 96), ("inverse_backward", 96), ("carrier_backward", 128), ("norm_lif_backward", 128),
+    ("anchored_backward", 168),
+])  # fmt: skip
+def test_registers_leave_room_for_enough_warps(compiled, name, most):
+    """Of 65,536 registers per processor: 32 warps at 64, 12 at 168. Sixteen steps, float32, for sm_90."""
+    for each in compiled(90, name, *operator(name, 16, torch.float32)):
+        assert each["registers"] <= most
