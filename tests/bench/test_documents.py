@@ -295,3 +295,18 @@ def test_every_exit_code_is_listed():
     """The table and the enumeration hold the same codes."""
     listed = re.findall(r"^\| (\d+) \|", RELIABILITY, re.MULTILINE)
     assert [int(code) for code in listed] == [code.value for code in ExitCode]
+
+
+def test_readme_shows_the_network_on_the_card():
+    """Peaks at the larger batch, and the ratios of `remat` to the fused LIF, launched and replayed, at both."""
+    printed = (ROOT / "results" / "gpu" / "h200-sew-resnet18.txt").read_text(encoding="utf-8")
+    found = re.findall(r"^(\S.*?)  +([\d.]+ MiB) +([\d.]+) ms", printed, flags=re.MULTILINE)
+    fused, kept = ([float(row[2]) for row in found if row[0] == name] for name in FUSED_AND_REMAT)
+    small, small_graph, large, large_graph = (f"{b / a:.2f}" for a, b in zip(fused, kept, strict=True))
+    for row in found[8:12]:
+        assert row[1] in README or row[0] == FUSED_AND_REMAT[0]
+    assert f"in {large} of the fused LIF's time ({large_graph} from a CUDA graph" in README
+    assert f"{float(small):.1f} and {small_graph})" in README
+
+
+FUSED_AND_REMAT = ("StandardLIF, fused", "StandardLIF, remat")
