@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import pytest
 from scipy.special import stdtrit
@@ -310,3 +310,42 @@ def test_readme_shows_the_network_on_the_card():
 
 
 FUSED_AND_REMAT = ("StandardLIF, fused", "StandardLIF, remat")
+
+
+KERNELS_PAGE = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+PAGES = [load_run(ROOT / "results" / f"{name}.json") for name in ("kernels-32x1m", "kernels-32x1m-kept")]
+KERNEL_ROWS = {
+    "`lif-carrier`, fused": ("lif-carrier[backend=fused]", "0"),
+    "`revlif-anchored`, fused": ("revlif-anchored[backend=fused]", "0"),
+    "SpikingJelly 2.0 `LIFNode` under `torch.compile`": ("spikingjelly-compiled", "1 output"),
+    "SpikingJelly 2.0 `LIFNode`, eager": ("spikingjelly", "3 outputs"),
+    "`lif-carrier`, PyTorch reference": ("lif-carrier[backend=torch]", "0"),
+    "`revlif-revnet`, PyTorch": ("revlif-revnet", "0"),
+}
+
+
+def in_copies(variant, prefix=""):
+    """Medians forward and backward, in copies of the input, in either run; a dash where it was not measured."""
+    cells = []
+    for run in PAGES:
+        times = next((record.time for record in run if record.case.variant == variant), None)
+        for phase in ("forward", "backward"):
+            samples = getattr(times, f"{prefix}{phase}_time_s", None)
+            cells.append(f"{median(samples) / median(times.copy_time_s):.1f}" if samples else "–")
+    return cells
+
+
+@pytest.mark.parametrize("name", KERNEL_ROWS)
+def test_kernels_page_shows_its_runs(name):
+    """Copies forward and backward with new pages and with memory kept, and what is retained, in outputs."""
+    variant, retained = KERNEL_ROWS[name]
+    assert f"| {name} | {' | '.join(in_copies(variant))} | {retained} |" in KERNELS_PAGE
+    record = next(record for record in PAGES[0] if record.case.variant == variant)
+    outputs = record.memory.retained_bytes / record.memory.output_bytes
+    assert round(outputs) == int(retained[0])
+
+
+def test_kernels_page_shows_the_lif_of_the_carrier_s_rounds():
+    """The fused LIF, as it was timed beside the carrier."""
+    cells = " | ".join(in_copies("lif-carrier[backend=fused]", "lif_"))
+    assert f"| `lif`, fused, in the carrier's rounds | {cells} | 1 output |" in KERNELS_PAGE
