@@ -325,7 +325,8 @@ class TrialRecord(_Frozen):
     Fields:
         number: of the trial; of what was trained again, of the trial that it repeats.
         params: what the sampler chose, by name.
-        predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed.
+        predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed, or where
+            the gradient was refused before.
         predicted_gradient_error: of the node's drift guard; None for nodes without one.
         firing_rate: share of neurons and steps with a spike after the first epoch: mean over the layers, the lowest
             and the highest of them.

@@ -142,7 +142,7 @@ def _settings(given: dict[str, Any]) -> "StudySettings":
             "drift_tolerance": given["drift_tolerance"], **{name: given[name] for name in same},
         }
     )  # fmt: skip
-    found.require_taken()
+    found.require_sound()
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from revsnn_bench.case import Case, Option
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status, TrialRecord
+from revsnn_bench.report import units
 
 CONFIDENCE = 0.95
 LEAST_TRIALS = 6
@@ -145,9 +146,21 @@ def retrained(run: Run) -> list[Retrained]:
 
 
 def chosen(run: Run) -> Record | None:
-    """The setting with the highest mean on fresh seeds; before there is one, the first of the front."""
+    """Of what fresh seeds cannot tell from the highest mean, the setting that takes the fewest bytes.
+
+    Before anything was trained again, the first of the front.
+    """
     again = retrained(run)
-    return again[0].first if again else next(iter(front(run)), None)
+    if not again:
+        return next(iter(front(run)), None)
+    best = again[0].fresh
+    even = [each for each in again if not _below(each.fresh, best)]
+    return min(even, key=lambda each: (BY_NAME["peak_bytes"].read(each.first) or 0, -mean(each.fresh.values()))).first
+
+
+def _below(fresh: Mapping[int, float], best: Mapping[int, float]) -> bool:
+    """Whether the interval of the differences, seed by seed, lies below zero."""
+    return interval([fresh[seed] - best[seed] for seed in fresh if seed in best]).high < 0
 
 
 def command(record: Record) -> str:
@@ -179,16 +192,30 @@ def summary(run: Run) -> list[str]:
         )
     if best is None:
         return [*lines, "No trial was trained to its end."]
-    lines.append(f"The front has {len(front(run))} trials. Chosen: trial {known(best).number}, {best.case.variant}.")
-    for each in retrained(run):
-        if each.first is best:
-            lines.append(
-                f"It had {percent(_score(best))} in the search and has {percent(mean(each.fresh.values()))} on "
-                f"{len(each.fresh)} fresh seeds; regression to the mean: {points(each.to_first)}."
-            )
-            if each.to_baseline is not None:
-                lines.append(f"Against the defaults of {settings['nodes'][0]}, by seed: {points(each.to_baseline)}.")
+    top, again = front(run)[0], {each.first.case: each for each in retrained(run)}
+    lines.append(f"The front has {len(front(run))} trials; the most accurate is trial {known(top).number}.")
+    if top.case in again:
+        lines.append(f"Trial {known(top).number} {_came_back(again[top.case])}")
+    even = "of those that fresh seeds cannot tell from the best, it takes the fewest bytes"
+    lines.append(
+        f"Chosen: trial {known(best).number}, {best.case.variant}, T = {best.case.timesteps}, learning rate "
+        f"{best.case.learning_rate:g}, peak {units.measured('peak_bytes', best)}{f'; {even}' if again else ''}."
+    )
+    if best.case in again:
+        if best is not top:
+            lines.append(f"It {_came_back(again[best.case])}")
+        paired = again[best.case].to_baseline
+        if paired is not None:
+            lines.append(f"Less the defaults of {settings['nodes'][0]}, seed by seed: {points(paired)}.")
     return lines
+
+
+def _came_back(each: Retrained) -> str:
+    """How a setting did on fresh seeds."""
+    return (
+        f"had {percent(_score(each.first))} in the search and has {spread(each.fresh)} on {len(each.fresh)} fresh "
+        f"seeds; regression to the mean: {points(each.to_first)}."
+    )
 
 
 def importances(run: Run) -> dict[str, float]:
@@ -219,7 +246,7 @@ def importances(run: Run) -> dict[str, float]:
         optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed))
         for seed in range(_TREES)
     ]
-    means = {name: mean(each[name] for each in found) for name in varied}
+    means = {name: float(mean(each[name] for each in found)) for name in varied}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 

@@ -236,12 +236,14 @@ class StudySettings(BaseModel):
             raise ValueError(f"must name each at least and at most once; got {', '.join(value) or 'none'}.")
         return value
 
-    def require_taken(self) -> None:
-        """Refuses a parameter or an option that no node of the study has.
+    def require_sound(self) -> None:
+        """Refuses a parameter or an option that no node of the study has, and defaults of which no network is made.
 
         Raises:
             ValueError: see above; an unknown node is refused by its registry.
         """
+        from revsnn_bench.models.workloads import network
+
         taken = frozenset[str]().union(*map(arguments_of, self.nodes))
         of_case = {each.name for each in PARAMETERS if not each.argument}
         for name in (*self.space, *self.options):
@@ -250,6 +252,8 @@ class StudySettings(BaseModel):
                     f"`{name}` must be an argument of a node in the study; got it for {', '.join(self.nodes)}. None of "
                     "them would be changed by it. Leave it out, or name a node that has it."
                 )
+        for node in self.nodes:
+            network(self.case(self.defaults(node)), classes=10)
 
     def axes(self, node: str) -> dict[str, Axis]:
         """What is searched for a node, by parameter."""

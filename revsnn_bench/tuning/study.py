@@ -23,7 +23,7 @@ from revsnn_bench.records import Record, Run, RunHeader, Status, utc_now
 from revsnn_bench.report import study as read
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
-from revsnn_bench.runs import Journal, load_run, new_run_id
+from revsnn_bench.runs import Journal, load_run, new_run_id, require_new
 from revsnn_bench.system.process import PRELOAD
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings
 from revsnn_bench.tuning.trial import Rival, Trial, measure_trial
@@ -83,6 +83,8 @@ class Study:
 
     def __init__(self, settings: StudySettings, options: StudyOptions) -> None:
         self.settings, self.options = settings, options
+        if options.resume is None and options.run_id is not None:
+            require_new(options.run_id, options.results_dir)
         self._open = contextlib.ExitStack()
         self._runners = [
             Runner(
@@ -282,7 +284,7 @@ def tune(
 
     given = {"space": space or {}, "objective": tuple(objective), **settings}
     known = StudySettings.model_validate(given | {"budget_bytes": None if budget is None else parse_size(budget)})
-    known.require_taken()
+    known.require_sound()
     with Study(known, options or StudyOptions()) as study:
         study.search()
         study.retrain()

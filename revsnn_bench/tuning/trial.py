@@ -1,6 +1,6 @@
 """One trial, in a worker: foreseen on fake tensors, refused or measured, then trained and stopped where it is lost.
 
-The order is that of the costs. Bytes and drift are predicted before anything is allocated; the peak of one step is
+The order is that of the costs. Drift and bytes are predicted before anything is allocated; the peak of one step is
 measured before the first epoch; spikes are counted after it. What is refused or stopped is a record, too: status
 `skipped`, with the reason, and with as much of the learning curve as there is.
 """
@@ -71,9 +71,13 @@ def measure_trial(case: Case, trial: Trial) -> Record:
     started_at, start = utc_now(), time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        known = _foreseen(case, trial)
-        reason = _over_budget(known.predicted_peak_bytes, trial.settings, "predicted")
-        reason = reason or _drifts(known.predicted_gradient_error, trial.settings)
+        known = TrialRecord(number=trial.number, params=trial.params, predicted_gradient_error=predicted_drift(case))
+        reason = _drifts(known.predicted_gradient_error, trial.settings)
+        if not reason:
+            foreseen = predict(case)
+            bytes_and_work = {"predicted_peak_bytes": foreseen.peak_bytes, "predicted_flops": foreseen.flops}
+            known = known.model_copy(update=bytes_and_work)
+            reason = _over_budget(foreseen.peak_bytes, trial.settings, "predicted")
         record = Record(case=case, status=Status.SKIPPED, started_at=started_at, duration_s=0.0, trial=known)
         if not reason:
             record = _measured(record, trial)
@@ -83,17 +87,6 @@ def measure_trial(case: Case, trial: Trial) -> Record:
             record, reason = _trained(record, trial)
     changes = {"status": Status.SKIPPED, "reason": reason} if reason else {}
     return record.model_copy(update={"duration_s": time.monotonic() - start, **changes})
-
-
-def _foreseen(case: Case, trial: Trial) -> TrialRecord:
-    found = predict(case)
-    return TrialRecord(
-        number=trial.number,
-        params=trial.params,
-        predicted_peak_bytes=found.peak_bytes,
-        predicted_flops=found.flops,
-        predicted_gradient_error=predicted_drift(case),
-    )
 
 
 def predicted_drift(case: Case) -> float | None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 _FADED = 0.3
+_SHORT = {"timesteps": "T"}
+_ERRORS = (0.1, 0.3, 1, 3, 10, 30, 100)
+"""Ticks of an axis of errors, in percent."""
+
 Looks = Mapping[str, canvas.Look]
 
 
@@ -156,7 +160,9 @@ def _parallel(run: Run, done: Sequence[Record], known: Looks) -> canvas.Figure:
             strong = record.case in top
             axes.plot(range(len(columns)), heights, color=look.colour, alpha=1 if strong else 0.25,
                       linewidth=1.6 if strong else 0.8, marker=look.marker, markersize=3.5)  # fmt: skip
-        axes.set_xticks(range(len(columns)), [name.replace("_", "\n") for name in columns], fontsize=7)
+        axes.set_xticks(
+            range(len(columns)), [_SHORT.get(name, name).replace("_", "\n") for name in columns], fontsize=6.5
+        )
         axes.set_yticks([0, 1], ["lowest", "highest"])
         _legend(axes, known, done)
         svg = canvas.to_svg(axes)
@@ -201,7 +207,12 @@ def _curves(curves: Sequence[Record], done: Sequence[Record], known: Looks) -> c
     ended = {record.case for record in done}
     with canvas.panel(_rows(known, curves)) as axes:
         for record in curves:
-            heights = [100 * each for each in record.accuracy.accuracy_by_epoch] if record.accuracy else []
+            found = record.accuracy
+            heights = (
+                [100 - 100 * min(each, 1 - 0.5 / found.test_samples) for each in found.accuracy_by_epoch]
+                if found
+                else []
+            )
             axes.plot(
                 range(1, len(heights) + 1), heights, color=known[record.case.node].colour,
                 linestyle="-" if record.case in ended else ":", linewidth=1.0, alpha=0.7,
@@ -210,8 +221,12 @@ def _curves(curves: Sequence[Record], done: Sequence[Record], known: Looks) -> c
         longest = max(r.accuracy.epochs for r in curves if r.accuracy is not None)
         axes.set_xticks(range(1, longest + 1, -(-longest // 12)))
         axes.set_xlabel("epoch")
-        axes.set_ylabel("test accuracy (%)")
+        axes.set_yscale("log")
+        axes.set_yticks(_ERRORS, [f"{tick:g}" for tick in _ERRORS])
+        axes.set_yticks([], minor=True)
+        axes.set_ylim(0.1, 100)
+        axes.set_ylabel("test error (%)")
         _legend(axes, known, curves)
         svg = canvas.to_svg(axes)
-    caption = "Dotted lines that end in a cross were stopped there."
+    caption = "Dotted lines that end in a cross were stopped there. No error at all is drawn as half an image."
     return canvas.Figure("study-curves", "Learning curves", caption, svg)
