@@ -1,6 +1,8 @@
 """`revsnn-bench tune`: which settings are worth their bytes, within a budget; the best trained again on fresh seeds."""
 
+import re
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +28,10 @@ from revsnn_bench.exit_codes import ExitCode
 if TYPE_CHECKING:
     from revsnn_bench.records import Record, Run
     from revsnn_bench.tuning.space import StudySettings
+    from revsnn_bench.tuning.study import Study
+
+_FOLDER = re.compile(r"(?:(?<=^)|(?<==))/\S*/")
+"""Of an absolute path: a record must not tell where things lie."""
 
 _OBJECTIVES = ("accuracy", "peak", "time")
 _CARRIED_OUT = frozenset(
@@ -90,20 +96,25 @@ def tune(
     Trials are cases of a saved run. What was done survives a kill, and --resume RUN goes on, alone enough. The best are
     trained again on fresh seeds, and compared with the first node's defaults; a page shows the study.
     """
-    from revsnn_bench.runs import JournalError
-
     _require_optuna()
     try:
+        _import(listed(preload))
         journal = None if not resume else _journal(context, resume, results)
         found = _settings(context.params) if journal is None else _resumed(journal)
-        _carry_out(found, context.params, journal)
-    except (JournalError, ValueError) as error:
+        study = _opened(found, context.params, journal)
+    except (ImportError, RuntimeError, ValueError) as error:
         raise failure(_sentence(error), ExitCode.USAGE) from None
+    _carry_out(study)
 
 
 def _require_optuna() -> None:
     if find_spec("optuna") is None:
         raise failure("tune needs Optuna: pip install 'revsnn-bench[tune]'.", ExitCode.USAGE)
+
+
+def _import(names: list[str]) -> None:
+    for name in names:
+        import_module(name)
 
 
 def _journal(context: typer.Context, resume: str, results: Path) -> Path:
@@ -168,7 +179,7 @@ def _sentence(error: Exception) -> str:
     return text if text.startswith("`") else f"`{field}`: {text[0].lower()}{text[1:]}"
 
 
-def _carry_out(settings: "StudySettings", given: dict[str, Any], journal: Path | None) -> None:
+def _opened(settings: "StudySettings", given: dict[str, Any], journal: Path | None) -> "Study":
     from revsnn_bench.tuning.study import Study, StudyOptions
 
     options = StudyOptions(
@@ -182,18 +193,21 @@ def _carry_out(settings: "StudySettings", given: dict[str, Any], journal: Path |
         timeout_s=float(given["timeout"]),
         memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
         preload=tuple(listed(given["preload"])),
-        command=("revsnn-bench", *sys.argv[1:]),
+        command=("revsnn-bench", *(_FOLDER.sub("", word) for word in sys.argv[1:])),
         on_record=_show,
     )
-    with Study(settings, options) as study:
+    return Study(settings, options)
+
+
+def _carry_out(study: "Study") -> None:
+    with study:
         run_id = study.run.header.run_id
         try:
             study.search()
             study.retrain()
         except KeyboardInterrupt:
             raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
-        run, files = study.finish()
-    _conclude(run, files)
+        _conclude(*study.finish())
 
 
 def _show(record: "Record") -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
-from revsnn_bench.records import Record, Run, RunHeader, Status, utc_now
+from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
 from revsnn_bench.report import study as read
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
@@ -42,7 +42,7 @@ class StudyOptions:
     Args:
         run_id: name of the run; made of date and time where None.
         results_dir, reports_dir: where the run and its reports go.
-        formats: of the reports, beside the page of the study.
+        formats: of the reports.
         resume: journal of an interrupted study to go on with.
         workers: processes that try at the same time.
         threads: of each worker.
@@ -79,13 +79,17 @@ def settings_of(journal: Path) -> StudySettings:
 
 
 class Study:
-    """A study in progress; `search`, `retrain`, then `finish`. A context manager: leaving it ends the workers."""
+    """A study in progress; `search`, `retrain`, then `finish`. A context manager: leaving it ends the workers.
+
+    Raises:
+        JournalError: the run's name is taken, or what is to be resumed was made otherwise.
+        RuntimeError: a module of `preload` cannot be imported.
+    """
 
     def __init__(self, settings: StudySettings, options: StudyOptions) -> None:
         self.settings, self.options = settings, options
         if options.resume is None and options.run_id is not None:
             require_new(options.run_id, options.results_dir)
-        self._open = contextlib.ExitStack()
         self._runners = [
             Runner(
                 measure_trial,
@@ -96,27 +100,26 @@ class Study:
             )
             for _ in range(options.workers)
         ]
-        for runner in self._runners:
-            self._open.enter_context(runner)
-        header = RunHeader(
-            run_id=options.run_id or new_run_id(),
-            started_at=utc_now(),
-            command=options.command,
-            environment=self._runners[0].environment(),
-            settings=settings.model_dump(mode="json"),
-        )
-        try:
-            self._journal = (
-                Journal.create(options.results_dir, header)
-                if options.resume is None
-                else Journal.resume(options.resume, header)
-            )
-        except BaseException:
-            self._open.close()
-            raise
-        self._open.enter_context(self._journal)
-        self._optuna = self._opened(self._journal.path.with_suffix(".optuna"))
+        with contextlib.ExitStack() as opened:
+            for runner in self._runners:
+                opened.enter_context(runner)
+            self._journal = opened.enter_context(self._written(self._runners[0].environment()))
+            self._optuna = self._proposed(self._journal.path.with_suffix(".optuna"))
+            self._open = opened.pop_all()
         self._records = {record.case: record for record in self._journal.run}
+
+    def _written(self, environment: Environment) -> Journal:
+        """The run's journal, new or gone on with."""
+        header = RunHeader(
+            run_id=self.options.run_id or new_run_id(),
+            started_at=utc_now(),
+            command=self.options.command,
+            environment=environment,
+            settings=self.settings.model_dump(mode="json"),
+        )
+        if self.options.resume is None:
+            return Journal.create(self.options.results_dir, header)
+        return Journal.resume(self.options.resume, header)
 
     def __enter__(self) -> "Study":
         return self
@@ -129,7 +132,7 @@ class Study:
         """What is in the journal."""
         return self._journal.run
 
-    def _opened(self, path: Path) -> "optuna.Study":
+    def _proposed(self, path: Path) -> "optuna.Study":
         """Optuna's study in its own journal, which this process alone writes while it holds the run's."""
         import optuna
         from optuna.storages import JournalStorage
@@ -249,14 +252,9 @@ class Study:
         self.options.on_record(record)
 
     def finish(self) -> tuple[Run, list[Path]]:
-        """Turns the journal into the run's file; writes the reports and the page of the study."""
-        from revsnn_bench.report.html.study import study_page
-
+        """Turns the journal into the run's file; writes the reports, with `html` the page of the study, too."""
         run, saved = self.run, self._journal.finish()
-        page = self.options.reports_dir / f"{run.header.run_id}-study.html"
-        files = [saved, *write_reports(run, self.options.reports_dir, self.options.formats)]
-        page.write_text(study_page(run), encoding="utf-8")
-        return run, [*files, page]
+        return run, [saved, *write_reports(run, self.options.reports_dir, self.options.formats)]
 
 
 def tune(

@@ -166,7 +166,7 @@ def test_a_killed_study_goes_on_and_finds_the_same(tmp_path, monkeypatch):
         assert process.stdout.readline() == "1\n"
         process.send_signal(signal.SIGKILL)
     done = CliRunner().invoke(
-        app, ["tune", "--resume=cut", f"--results={tmp_path}", f"--reports={tmp_path}", "--format=csv"]
+        app, ["tune", "--resume=cut", f"--results={tmp_path}", f"--reports={tmp_path}", "--format=html"]
     )
     assert done.exit_code == 0, done.output
     assert "train it with: revsnn-bench train --network mlp" in done.output
@@ -198,6 +198,7 @@ def test_every_option_of_a_study_is_fixed_once_it_began(tmp_path):
         (["--objective=speed"], "must be one of accuracy"),
         (["--resume=nothing"], "there is no such journal"),
         (["--run-id=a/b"], "run_id"),
+        (["--preload=no_such_module"], "no_such_module"),
         (["--network=layer"], "network that classifies"),
     ],
 )
