@@ -1,7 +1,7 @@
 """Which way of training a spiking network fits your memory, what it costs, and is its gradient right?
 
-Describe what to measure with a `Case`, and `measure` it; `make_plan` fits a model of yours into a budget of bytes, and
-`find_leaks` looks for what grows in your own training loop.
+Describe what to measure with a `Case`, and `measure` it; `make_plan` fits a model of yours into a budget of bytes,
+`tune` searches the nodes' settings within one, and `find_leaks` looks for what grows in your own training loop.
 """
 
 from importlib import import_module
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from revsnn_bench.measuring import Settings, measure
     from revsnn_bench.meters.leaks import Leaks, find_leaks
     from revsnn_bench.plan.planning import make_plan
+    from revsnn_bench.tuning.study import tune
 
-__all__ = ["Case", "Leaks", "Settings", "find_leaks", "make_plan", "measure"]
+__all__ = ["Case", "Leaks", "Settings", "find_leaks", "make_plan", "measure", "tune"]
 
 _WITH_TORCH = {
     "Settings": "revsnn_bench.measuring",
@@ -22,6 +23,7 @@ _WITH_TORCH = {
     "Leaks": "revsnn_bench.meters.leaks",
     "find_leaks": "revsnn_bench.meters.leaks",
     "make_plan": "revsnn_bench.plan.planning",
+    "tune": "revsnn_bench.tuning.study",
 }
 
 

@@ -191,6 +191,7 @@ FIELDS = (
     CaseField(
         "epochs", WHOLE, "Epochs of training before the test; 0 where the run sets them.", in_id="epochs", swept=False
     ),
+    CaseField("learning_rate", POSITIVE, "Highest learning rate of the training's schedule.", in_id="lr", swept=False),
     _choice(
         "encoding",
         Encoding,
@@ -228,6 +229,7 @@ class Case(BaseModel):
     node_options: tuple[tuple[str, Option], ...] = ()
     seed: int = 0
     epochs: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=1e-2, gt=0)
     encoding: Encoding = "direct"
 
     @field_validator("shape", mode="before")
@@ -295,9 +297,9 @@ class Case(BaseModel):
         defaults = Case.model_fields
         return [r for r in CASE_FIELDS if r.in_id is not None and self.value(r) != defaults[r.name].default]
 
-    def value(self, row: CaseField) -> int | str:
+    def value(self, row: CaseField) -> int | float | str:
         """The value of a field as tables show it: the shape as text."""
-        value: int | str = self.features if row.name == "shape" else getattr(self, row.name)
+        value: int | float | str = self.features if row.name == "shape" else getattr(self, row.name)
         return value
 
     @property

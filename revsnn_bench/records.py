@@ -352,6 +352,27 @@ class AccuracyRecord(_Frozen):
     learning_rate: float | None = None
 
 
+class TrialRecord(_Frozen):
+    """What a study of `revsnn-bench tune` knows of a trial beside what was measured.
+
+    Fields:
+        number: of the trial; of what was trained again, of the trial that it repeats.
+        params: what the sampler chose, by name.
+        predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed, or where
+            the gradient was refused before.
+        predicted_gradient_error: of the node's drift guard; None for nodes without one.
+        firing_rate: share of neurons and steps with a spike after the first epoch: mean over the layers, the lowest
+            and the highest of them.
+    """
+
+    number: int
+    params: dict[str, str | int | float | bool | None]
+    predicted_peak_bytes: int | None = None
+    predicted_flops: int | None = None
+    predicted_gradient_error: float | None = None
+    firing_rate: tuple[float, float, float] | None = None
+
+
 class Conditions(_Frozen):
     """What may change from case to case on one machine: load, clocks, temperature, throttling."""
 
@@ -378,6 +399,7 @@ class Record(_Frozen):
     time: TimeRecord | None = None
     fidelity: FidelityRecord | None = None
     accuracy: AccuracyRecord | None = None
+    trial: TrialRecord | None = None
     conditions: Conditions = Conditions()
     started_at: str
     duration_s: Seconds

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from revsnn_bench.cli import claims, gate, largest, machine, merge, plan, reports, run, train
+from revsnn_bench.cli import claims, gate, largest, machine, merge, plan, reports, run, train, tune
 from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("report")(reports.report)
 app.command("compare")(reports.compare)
 app.command("gate")(gate.gate_command)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("largest")(largest.largest)
 app.command("plan")(plan.plan)
 app.command("predict")(plan.predict)

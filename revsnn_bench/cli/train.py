@@ -59,6 +59,7 @@ def train(
     case = Case.model_validate({
         "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
         "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
+        "learning_rate": learning_rate,
         "encoding": encoding, "node_options": dict(map(_option, option or [])),
     })  # fmt: skip
     from revsnn_bench.models.training import Recipe, Trainer

@@ -24,7 +24,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, Self
 
-from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, remat
+from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, remat, surrogate
 from revsnn_nodes.plan import Packed, pack_bits, unpack_bits
 from revsnn_nodes.registry import usable_node_names
 from torch import Tensor, nn
@@ -189,10 +189,12 @@ def strategy(name: str, **options: Any) -> Strategy:
     Args:
         name: as in the table of this module.
         options: keywords of the node. It takes sequences, `step_mode="m"`, and its backend is the reference unless they
-            name another: what a case measures must not depend on which compilers happen to be installed.
+            name another: what a case measures must not depend on which compilers happen to be installed. `surrogate`
+            and `slope` stand for its `surrogate_function`, by the name of the class and its sharpness alpha.
     Raises:
-        ValueError: no such strategy; an unknown node is refused by its registry.
+        ValueError: no such strategy or surrogate; an unknown node is refused by its registry.
     """
+    options = _with_surrogate(options)
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
     node, plus, kind = name.partition("+")
@@ -212,6 +214,20 @@ def strategy(name: str, **options: Any) -> Strategy:
         options = {name: value for name, value in REFERENCE.items() if accepts(factory, name)} | options
         make = partial(make_node, node, **options)
     return Strategy(make, BLOCKS.get(kind, ConvBlock), CONTEXTS.get(kind, nullcontext), method, kind == REV_BLOCK)
+
+
+def _with_surrogate(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a function in place of its name and slope, which a case can hold."""
+    kept = {name: value for name, value in options.items() if name not in ("surrogate", "slope")}
+    if len(kept) == len(options):
+        return options
+    name, slope = str(options.get("surrogate", "Sigmoid")), options.get("slope")
+    if name not in surrogate.TWINS or name == "QPseudoSpike":
+        raise ValueError(
+            f"`surrogate` must name a class of revsnn_nodes.surrogate; got {name!r}. It is what neurons are "
+            "differentiated by. Pass for example Sigmoid or ATan."
+        )
+    return kept | {"surrogate_function": surrogate.TWINS[name](slope)}  # type: ignore[arg-type]
 
 
 def strategy_names() -> list[str]:

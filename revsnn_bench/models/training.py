@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from revsnn_nodes.carrier import CarrierNode
+from revsnn_nodes.coupled import CoupledNode
 from revsnn_nodes.plan import is_neuron
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -106,6 +108,30 @@ class Trainer:
         guesses = [self._logits(images, seed).argmax(1).cpu() for seed, images in enumerate(batches)]
         return (torch.cat(guesses) == self.data.test_labels).double().mean().item()
 
+    @torch.no_grad()
+    def firing_rates(self) -> dict[str, float]:
+        """Share of neurons and steps that fire on the test images, by layer; carriers carry, coupled nodes couple."""
+        counts: dict[str, list[int]] = {}
+
+        def count(name: str, node: Any, args: tuple[Any, ...], y: Tensor) -> None:
+            spikes = node.spikes(args[0], y) if isinstance(node, CoupledNode) else y > 0.5
+            counts.setdefault(name, [0, 0])
+            counts[name][0] += int(spikes.sum())
+            counts[name][1] += spikes.numel()
+
+        handles = [
+            module.register_forward_hook(partial(count, name))
+            for name, module in self.model.named_modules()
+            if is_neuron(module)
+        ]
+        try:
+            with self._carrying():
+                self.accuracy()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: fired / of for name, (fired, of) in counts.items()}
+
     def record(self) -> AccuracyRecord:
         """What training gave so far; the last epoch's accuracy, and the stripped one where the nodes carry."""
         with self._carrying():
@@ -194,7 +220,7 @@ class Trainer:
 
 def train(case: Case, epochs: int) -> AccuracyRecord:
     """Trains the case's network on digits for some epochs and tests it; see `Trainer`."""
-    trainer = Trainer(case, Recipe(epochs))
+    trainer = Trainer(case, Recipe(epochs, learning_rate=case.learning_rate))
     while trainer.epoch < epochs:
         trainer.run_epoch()
     return trainer.record()

@@ -23,7 +23,7 @@ def write_reports(
         run: header and records.
         reports_dir: folder to write to; made if absent.
         formats: any of `md`, `csv` (wide, long and the data dictionary), `json`, `html` (one self-contained
-            page) and `svg` (one file per figure, which the Markdown report then shows).
+            page, and one more of a study) and `svg` (one file per figure, which the Markdown report then shows).
         claims: the section of the paper's claims for the page, see `claims/report.py`.
     Returns:
         The files written; their content is the same, byte for byte, whenever the run is the same.
@@ -59,8 +59,11 @@ def _texts(
     """The files of one format, as suffix and content."""
     if name == "html":
         from revsnn_bench.report.html import render_html
+        from revsnn_bench.report.html.study import study_page
+        from revsnn_bench.report.study import is_study
 
-        return [(".html", render_html(run, figures, claims=claims))]
+        pages = [(".html", render_html(run, figures, claims=claims))]
+        return [*pages, ("-study.html", study_page(run))] if is_study(run) else pages
     if name == "md":
         from revsnn_bench.report.figures import file_name
 

@@ -123,6 +123,11 @@ class Runner:
         if server is not None:
             server.stop()
 
+    def kill(self) -> None:
+        """Ends the server and any worker at once, from any thread; a call in flight there then ends with an error."""
+        if self._server is not None:
+            self._server.kill()
+
     def __enter__(self) -> Self:
         self._started()
         return self
@@ -196,6 +201,11 @@ class _Server:
         self._errors.seek(0)
         printed = self._errors.read().decode(errors="replace")[-4096:]
         return f"exit code {self._process.poll()}. {printed}".strip()
+
+    def kill(self) -> None:
+        """Kills the server, and its worker with it; this end of the pipe then reads its end."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Closes the pipe, at which the server kills its worker and ends; kills it where it does not."""

@@ -11,10 +11,11 @@ from scipy.special import stdtrit
 from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_markdown
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.report import units
+from revsnn_bench.report import study, units
 from revsnn_bench.report.canvas import looks
 from revsnn_bench.report.figures.growth import method_figures
 from revsnn_bench.report.figures.memory import step_figures
+from revsnn_bench.report.html.study import study_figures
 from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import value_cell
 from revsnn_bench.runs import load_run
@@ -233,6 +234,32 @@ def test_accuracy_page_shows_the_long_sequences():
             epochs = ", ".join(f"{100 * each:.1f} %" for each in record.accuracy.accuracy_by_epoch)
             assert f"| {epochs}" in row
             assert row.endswith(f"| {record.accuracy.train_time_s:.0f} s |")
+
+
+@pytest.mark.parametrize("name", ["digits-tune", "vgg11-tune"])
+def test_tuning_page_shows_its_studies(name):
+    """What came out, every setting trained again and every effect; no trained trial exceeded the budget as measured."""
+    run, page = load_run(ROOT / "results" / f"{name}.json"), (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    assert all(line in page for line in study.summary(run)[:2])
+    for each in study.retrained(run):
+        first, paired = each.first, each.to_baseline
+        cells = (
+            str(study.known(first).number),
+            f"`{first.case.node}`, T = {first.case.timesteps}",
+            units.measured("peak_bytes", each.judged),
+            study.percent(first.accuracy.accuracy),
+            study.spread(each.fresh),
+            study.points(each.to_first),
+            "the baseline" if paired is None else study.points(paired),
+        )
+        assert f"| {' | '.join(cells)} |" in page
+    if name == "vgg11-tune":
+        for node, parameter, trials, (rho, low, high) in study.effects(run):
+            assert f"| `{node}` | `{parameter}` | {trials} | {rho:+.2f} [{low:+.2f}, {high:+.2f}] |" in page
+    peaks = [record.memory.peak_bytes for record in run if record.accuracy and record.memory]
+    assert max(peaks) <= run.header.settings["budget_bytes"]
+    drawn = ROOT / "reports" / f"{name}-front.svg"
+    assert drawn.read_text(encoding="utf-8") == study_figures(run)[0].standalone()
 
 
 def test_the_picture_of_a_step_is_drawn_from_the_run():

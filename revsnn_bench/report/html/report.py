@@ -43,8 +43,9 @@ _SHOWN = (
 _Numbered = tuple[int, Record]
 
 
-def _point_cell(row: CaseField, item: _Numbered) -> str | int:
-    return item[1].case.value(row)
+def _point_cell(row: CaseField, item: _Numbered) -> Cell | str | int:
+    value = item[1].case.value(row)
+    return Cell(f"{value:g}", value) if isinstance(value, float) else value
 
 
 _POINT: list[Column[_Numbered]] = [

@@ -1,0 +1,238 @@
+"""`revsnn-bench tune`: which settings are worth their bytes, within a budget; the best trained again on fresh seeds."""
+
+import re
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from revsnn_bench.case import POSITIVE, each, one_of, parse_shape, parse_size
+from revsnn_bench.cli.options import (
+    REPORTS,
+    RESULTS,
+    Formats,
+    Reports,
+    Results,
+    Resume,
+    RunName,
+    case_option,
+    checked,
+    failure,
+    listed,
+)
+from revsnn_bench.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from revsnn_bench.records import Record, Run
+    from revsnn_bench.tuning.space import StudySettings
+    from revsnn_bench.tuning.study import Study
+
+_FOLDER = re.compile(r"(?:(?<=^)|(?<==))/\S*/")
+"""Of an absolute path: a record must not tell where things lie."""
+
+_OBJECTIVES = ("accuracy", "peak", "time")
+_CARRIED_OUT = frozenset(
+    ("workers", "threads", "timeout", "memory_limit", "preload", "run_id", "resume", "results", "reports", "format")
+)
+"""Options that do not change what a study finds; the others are read from the journal when it is resumed."""
+
+
+def tune(
+    context: typer.Context,
+    budget: Annotated[
+        str | None,
+        checked(parse_size, help='Peak that no trial\'s step may exceed, such as "64 MiB".', show_default="none"),
+    ] = None,
+    node: Annotated[
+        str, case_option("node", help="Nodes, with strategies, separated by commas; the first one is the baseline.")
+    ] = "lif,lif-carrier,revlif,revlif-anchored",
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=AXIS", help="Where to search, such as tau=1.1..8:log, groups=2,4 or beta=1. May be repeated."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of every node that takes it.")
+    ] = None,
+    objective: Annotated[
+        str, checked(each(one_of(_OBJECTIVES)), help=f"What is asked for, among {', '.join(_OBJECTIVES)}.")
+    ] = ",".join(_OBJECTIVES),
+    trials: Annotated[int, typer.Option(min=1, help="Choices to try.")] = 40,
+    network: Annotated[
+        str, case_option("workload", help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")
+    ] = "vgg11@0.25",
+    shape: Annotated[str, case_option("shape", help="Channels x height x width of the digits.")] = "1x8x8",
+    encoding: Annotated[str, case_option("encoding")] = "direct",
+    timesteps: Annotated[int, case_option("timesteps", help="T, unless --space searches it.")] = 4,
+    batch: Annotated[int, case_option("batch")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a trial that is not stopped.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampler, the parameters and the order of samples.")] = 0,
+    device: Annotated[str, case_option("device")] = "cpu",
+    dtype: Annotated[str, case_option("dtype")] = "float32",
+    drift_tolerance: Annotated[
+        float, typer.Option(help="Largest gradient error that a node may predict of itself.")
+    ] = 1e-3,
+    retrain: Annotated[int, typer.Option(min=0, help="How many of the best to train again; 0 for none.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="On so many fresh seeds.")] = 5,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
+    timeout: Annotated[float, checked(POSITIVE, help="Time limit per trial, in seconds.")] = 900.0,
+    memory_limit: Annotated[
+        str | None, checked(parse_size, help='Memory limit of a worker, such as "2 GiB".', show_default="none")
+    ] = None,
+    preload: Annotated[str, typer.Option(help="Modules that workers import first, such as one with a node.")] = "",
+    resume: Resume = "",
+    run_id: RunName = "",
+    results: Results = RESULTS,
+    reports: Reports = REPORTS,
+    format: Formats = "md,csv,json,html",
+) -> None:
+    """Search settings of the nodes for accuracy, peak bytes and time; what is predicted beyond the budget never runs.
+
+    Trials are cases of a saved run. What was done survives a kill, and --resume RUN goes on, alone enough. The best are
+    trained again on fresh seeds, and compared with the first node's defaults; a page shows the study.
+    """
+    _require_optuna()
+    try:
+        _import(listed(preload))
+        journal = None if not resume else _journal(context, resume, results)
+        found = _settings(context.params) if journal is None else _resumed(journal)
+        study = _opened(found, context.params, journal)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise failure(_sentence(error), ExitCode.USAGE) from None
+    _carry_out(study)
+
+
+def _require_optuna() -> None:
+    if find_spec("optuna") is None:
+        raise failure("tune needs Optuna: pip install 'revsnn-bench[tune]'.", ExitCode.USAGE)
+
+
+def _import(names: list[str]) -> None:
+    for name in names:
+        import_module(name)
+
+
+def _journal(context: typer.Context, resume: str, results: Path) -> Path:
+    from revsnn_bench.run_options import find_journal
+
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name not in _CARRIED_OUT and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise ValueError(
+            f"--resume must come without {', '.join(given)}: a study goes on as it began. Leave them out, or start a "
+            "new study."
+        )
+    return find_journal(resume, results)
+
+
+def _resumed(journal: Path) -> "StudySettings":
+    from revsnn_bench.tuning.study import settings_of
+
+    return settings_of(journal)
+
+
+def _settings(given: dict[str, Any]) -> "StudySettings":
+    from revsnn_bench.tuning.space import StudySettings, parse_axis, parse_value
+
+    space = {name: str(parse_axis(text)) for name, text in map(_pair("--space"), given["space"] or [])}
+    options = {name: parse_value(text) for name, text in map(_pair("--option"), given["option"] or [])}
+    same = ("timesteps", "batch", "encoding", "dtype", "device", "epochs", "trials", "seed", "retrain", "seeds")
+    found = StudySettings.model_validate(
+        {
+            "workload": given["network"], "nodes": tuple(listed(given["node"])), "space": space, "options": options,
+            "shape": parse_shape(given["shape"]), "objective": tuple(listed(given["objective"])),
+            "budget_bytes": None if given["budget"] is None else parse_size(given["budget"]),
+            "drift_tolerance": given["drift_tolerance"], **{name: given[name] for name in same},
+        }
+    )  # fmt: skip
+    found.require_sound()
+    return found
+
+
+def _pair(flag: str) -> Any:
+    def pair(text: str) -> tuple[str, str]:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{flag} must be NAME=...; got {text!r}. Pass for example {flag} tau=2.")
+        return name.strip(), value
+
+    return pair
+
+
+def _sentence(error: Exception) -> str:
+    """The first message of a failed validation, or the error's own."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    text = str(first["msg"]).removeprefix("Value error, ")
+    field = ".".join(map(str, first["loc"]))
+    return text if text.startswith("`") else f"`{field}`: {text[0].lower()}{text[1:]}"
+
+
+def _opened(settings: "StudySettings", given: dict[str, Any], journal: Path | None) -> "Study":
+    from revsnn_bench.tuning.study import Study, StudyOptions
+
+    options = StudyOptions(
+        run_id=given["run_id"] or None,
+        results_dir=given["results"],
+        reports_dir=given["reports"],
+        formats=tuple(listed(given["format"])),
+        resume=journal,
+        workers=given["workers"],
+        threads=given["threads"],
+        timeout_s=float(given["timeout"]),
+        memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
+        preload=tuple(listed(given["preload"])),
+        command=("revsnn-bench", *(_FOLDER.sub("", word) for word in sys.argv[1:])),
+        on_record=_show,
+    )
+    return Study(settings, options)
+
+
+def _carry_out(study: "Study") -> None:
+    with study:
+        run_id = study.run.header.run_id
+        try:
+            study.search()
+            study.retrain()
+        except KeyboardInterrupt:
+            raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
+        _conclude(*study.finish())
+
+
+def _show(record: "Record") -> None:
+    """A line for each record, as it comes."""
+    from revsnn_bench.report import units
+
+    known, accuracy = record.trial, record.accuracy
+    number = "" if known is None else f"{known.number:3}"
+    got = "" if accuracy is None else f"  {100 * accuracy.accuracy:5.1f} % after {accuracy.epochs} epochs"
+    reason = (record.reason or "").partition("\n")[0]
+    why = f"  {reason}" if reason else ""
+    peak = units.measured("peak_bytes", record)
+    setting = f"{record.case.variant}, seed {record.case.seed}"
+    typer.echo(f"trial {number}  {record.status.value:8}{got}  {peak:>10}  {setting}{why}")
+
+
+def _conclude(run: "Run", files: list[Path]) -> None:
+    from revsnn_bench.report import study as read
+
+    for line in read.summary(run):
+        typer.echo(line)
+    best = read.chosen(run)
+    if best is not None:
+        typer.echo(f"train it with: {read.command(best)}")
+    for path in files:
+        typer.echo(path)
+    if best is None:
+        raise typer.Exit(ExitCode.CASE_FAILED)

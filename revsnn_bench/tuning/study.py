@@ -1,0 +1,289 @@
+"""The search: Optuna proposes, workers try, and what is known is on the disk before anything else happens.
+
+Two files. The run's own journal holds a record per trial, as of any run. Optuna's journal, `<run>.optuna` beside it,
+holds what was proposed and told. A trial that was proposed and has no record when a study is resumed is tried again,
+with the same choice. The sampler is seeded anew for every trial, by the study's seed and the number, so that a study
+that was resumed proposes what it would have proposed anyway.
+
+Workers try a batch of trials at a time, and a batch is told in its order: which worker was faster decides nothing. For
+the same reason Optuna is told the predicted operations of a step where seconds are asked for; these are measured, and
+the front is theirs.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revsnn_bench.case import Case
+from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
+from revsnn_bench.report import study as read
+from revsnn_bench.report import write_reports
+from revsnn_bench.runner import Runner
+from revsnn_bench.runs import Journal, load_run, new_run_id, require_new
+from revsnn_bench.system.process import PRELOAD
+from revsnn_bench.tuning.space import OBJECTIVES, StudySettings
+from revsnn_bench.tuning.trial import Rival, Trial, measure_trial
+
+if TYPE_CHECKING:
+    import optuna
+
+RANDOM_TRIALS = 10
+"""Trials before the sampler has enough to model."""
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """How a study is carried out; none of it changes what it finds.
+
+    Args:
+        run_id: name of the run; made of date and time where None.
+        results_dir, reports_dir: where the run and its reports go.
+        formats: of the reports.
+        resume: journal of an interrupted study to go on with.
+        workers: processes that try at the same time.
+        threads: of each worker.
+        timeout_s, memory_limit_bytes: of each trial; the second None for none.
+        preload: modules that workers import first, such as one that registers nodes.
+        command: for the record.
+        on_record: called with each new record.
+    """
+
+    run_id: str | None = None
+    results_dir: Path = Path("results")
+    reports_dir: Path = Path("reports")
+    formats: tuple[str, ...] = ("md", "csv", "json", "html")
+    resume: Path | None = None
+    workers: int = 1
+    threads: int = 1
+    timeout_s: float = 600.0
+    memory_limit_bytes: int | None = None
+    preload: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    on_record: Callable[[Record], None] = lambda record: None
+
+
+def settings_of(journal: Path) -> StudySettings:
+    """The settings of an interrupted study.
+
+    Raises:
+        ValueError: the run is no study; `JournalError` where it cannot be read.
+    """
+    run = load_run(journal)
+    if not read.is_study(run):
+        raise ValueError(f"--resume must name a run of `tune`; got {journal.stem}. Go on with it by `run --resume`.")
+    return StudySettings.model_validate(run.header.settings)
+
+
+class Study:
+    """A study in progress; `search`, `retrain`, then `finish`. A context manager: leaving it ends the workers.
+
+    Raises:
+        JournalError: the run's name is taken, or what is to be resumed was made otherwise.
+        RuntimeError: a module of `preload` cannot be imported.
+    """
+
+    def __init__(self, settings: StudySettings, options: StudyOptions) -> None:
+        self.settings, self.options = settings, options
+        if options.resume is None and options.run_id is not None:
+            require_new(options.run_id, options.results_dir)
+        self._runners = [
+            Runner(
+                measure_trial,
+                timeout_s=options.timeout_s,
+                memory_limit_bytes=options.memory_limit_bytes,
+                preload=(*PRELOAD, "optuna", "revsnn_bench.tuning.trial", *options.preload),
+                threads=options.threads,
+            )
+            for _ in range(options.workers)
+        ]
+        with contextlib.ExitStack() as opened:
+            for runner in self._runners:
+                opened.enter_context(runner)
+            self._journal = opened.enter_context(self._written(self._runners[0].environment()))
+            self._optuna = self._proposed(self._journal.path.with_suffix(".optuna"))
+            self._open = opened.pop_all()
+        self._records = {record.case: record for record in self._journal.run}
+
+    def _written(self, environment: Environment) -> Journal:
+        """The run's journal, new or gone on with."""
+        header = RunHeader(
+            run_id=self.options.run_id or new_run_id(),
+            started_at=utc_now(),
+            command=self.options.command,
+            environment=environment,
+            settings=self.settings.model_dump(mode="json"),
+        )
+        if self.options.resume is None:
+            return Journal.create(self.options.results_dir, header)
+        return Journal.resume(self.options.resume, header)
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    @property
+    def run(self) -> Run:
+        """What is in the journal."""
+        return self._journal.run
+
+    def _proposed(self, path: Path) -> "optuna.Study":
+        """Optuna's study in its own journal, which this process alone writes while it holds the run's."""
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if self.options.resume is None:
+            path.unlink(missing_ok=True)
+        elif path.is_file():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a line torn by a kill
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # held by a process that was killed
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        directions = [OBJECTIVES[name] for name in self.settings.objective]
+        name = self._journal.path.stem
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        for node in self.settings.nodes[len(study.get_trials(deepcopy=False)) :]:
+            study.enqueue_trial(self.settings.defaults(node))
+        return study
+
+    def search(self) -> None:
+        """Tries what is left of the trials."""
+        import optuna
+
+        for start in range(0, self.settings.trials, self.options.workers):
+            numbers = range(start, min(start + self.options.workers, self.settings.trials))
+            rivals = self._rivals(start)
+            wanted, told = list[tuple[Case, Trial]](), list[tuple[optuna.Trial, Case]]()
+            for number in numbers:
+                asked = self._asked(number)
+                if asked is not None:
+                    params = self.settings.suggested(asked)
+                    case = self.settings.case(params)
+                    wanted.append((case, Trial(self.settings, number, params, rivals)))
+                    told.append((asked, case))
+            self._try(wanted)
+            for asked, case in told:
+                self._tell(asked, self._records[case])
+
+    def _asked(self, number: int) -> "optuna.Trial | None":
+        """A trial by number, proposed now or before this process began; None where it was told already."""
+        import optuna
+
+        seed = (self.settings.seed * 1_000_003 + number) % 2**32
+        self._optuna.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=RANDOM_TRIALS)
+        there = self._optuna.get_trials(deepcopy=False)
+        if number < len(there) and there[number].state is not optuna.trial.TrialState.WAITING:
+            done = there[number].state.is_finished()
+            return None if done else optuna.Trial(self._optuna, there[number]._trial_id)
+        return self._optuna.ask()
+
+    def _rivals(self, before: int) -> tuple[Rival, ...]:
+        """Trials trained to their end among the first ones, as every worker of a batch knows them."""
+        found = []
+        for record in read.finished(self.run):
+            known = read.known(record)
+            if known.number < before and record.memory is not None and record.accuracy is not None:
+                curve = record.accuracy.accuracy_by_epoch
+                found.append(Rival(record.memory.peak_bytes, known.predicted_flops or 0, curve))
+        return tuple(found)
+
+    def _tell(self, trial: "optuna.Trial", record: Record) -> None:
+        """Tells Optuna how a trial ended, and by how much it broke a constraint."""
+        from optuna.trial import TrialState
+
+        known, budget = read.known(record), self.settings.budget_bytes
+        peak = known.predicted_peak_bytes if record.memory is None else record.memory.peak_bytes
+        if budget is not None and peak is not None:
+            trial.set_constraint("bytes", peak / budget - 1)
+        if known.predicted_gradient_error is not None:
+            trial.set_constraint("drift", known.predicted_gradient_error / self.settings.drift_tolerance - 1)
+        trial.set_user_attr("case", record.case.id)
+        if record.status is Status.SKIPPED:
+            trial.set_user_attr("reason", record.reason)
+            self._optuna.tell(trial, state=TrialState.PRUNED)
+        elif record.accuracy is None:
+            trial.set_user_attr("reason", (record.reason or record.status.value).partition("\n")[0])
+            self._optuna.tell(trial, state=TrialState.FAIL)
+        else:
+            told = {"accuracy": record.accuracy.accuracy, "peak": peak, "time": known.predicted_flops}
+            self._optuna.tell(trial, [float(told[name] or 0) for name in self.settings.objective])
+
+    def retrain(self) -> None:
+        """Trains the best, and the first node's defaults, on fresh seeds; seed by seed, so that pairs are whole."""
+        best = read.to_retrain(self.run)
+        wanted: list[tuple[Case, Trial]] = []
+        for seed in self.settings.fresh_seeds if best else ():
+            for record in best:
+                known = read.known(record)
+                case = record.case.model_copy(update={"seed": seed})
+                wanted.append((case, Trial(self.settings, known.number, dict(known.params), again=True)))
+        self._try(wanted)
+
+    def _try(self, wanted: Sequence[tuple[Case, Trial]]) -> None:
+        """Has workers try what is in no record yet; each record is on the disk before the next one is waited for."""
+        left = list({case: trial for case, trial in wanted if case not in self._records}.items())
+        idle, busy = list(self._runners), dict[Future[Record], Runner]()
+        with ThreadPoolExecutor(len(self._runners)) as pool:
+            try:
+                while left or busy:
+                    while left and idle:
+                        runner = idle.pop()
+                        busy[pool.submit(runner.run, *left.pop(0))] = runner
+                    for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                        idle.append(busy.pop(future))
+                        self._keep(future.result(), dict(wanted))
+            except BaseException:
+                for runner in self._runners:
+                    runner.kill()
+                raise
+
+    def _keep(self, record: Record, trials: dict[Case, Trial]) -> None:
+        if record.trial is None:  # the worker gave none: it failed, or was killed
+            known = {"number": trials[record.case].number, "params": trials[record.case].params}
+            record = Record.model_validate(record.model_dump() | {"trial": known})
+        self._journal.append(record)
+        self._records[record.case] = record
+        self.options.on_record(record)
+
+    def finish(self) -> tuple[Run, list[Path]]:
+        """Turns the journal into the run's file; writes the reports, with `html` the page of the study, too."""
+        run, saved = self.run, self._journal.finish()
+        return run, [saved, *write_reports(run, self.options.reports_dir, self.options.formats)]
+
+
+def tune(
+    space: dict[str, Any] | None = None,
+    objective: Sequence[str] = ("accuracy", "peak", "time"),
+    budget: str | int | None = None,
+    *,
+    options: StudyOptions | None = None,
+    **settings: Any,
+) -> Run:
+    """Searches a space within a budget, trains the best again on fresh seeds, and saves the run with its page.
+
+    Args:
+        space: values or text by parameter, such as `{"tau": "1.1..8:log", "groups": (2, 4)}`.
+        objective: of accuracy, peak and time.
+        budget: largest peak of a training step, such as "64 MiB"; None for none.
+        options: how; see `StudyOptions`.
+        settings: see `StudySettings`.
+    Returns:
+        The run; `revsnn_bench.report.study` reads it.
+    Raises:
+        ValueError: a setting is wrong; see `StudySettings`.
+    """
+    from revsnn_bench.case import parse_size
+
+    given = {"space": space or {}, "objective": tuple(objective), **settings}
+    known = StudySettings.model_validate(given | {"budget_bytes": None if budget is None else parse_size(budget)})
+    known.require_sound()
+    with Study(known, options or StudyOptions()) as study:
+        study.search()
+        study.retrain()
+        return study.finish()[0]
