@@ -200,10 +200,11 @@ def test_a_model_without_blocks_is_refused():
 
 
 CASE = Case(workload="own_models:spikingjelly", node="lif", timesteps=3, batch=4, shape=(2, 6, 6))
+GENERATOR_BYTES = torch.get_rng_state().nbytes
 
 
 def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
-    """The peak of every choice of options within 1 %; the state of the random generator is what is missing."""
+    """The peak of every choice of options within 1 %, but for the generator's state that each checkpoint keeps."""
     case = CASE.model_copy(update={"batch": 64})
     real, largest = profile_case(case, 1, "", 2**30)
     assert largest == case
@@ -211,7 +212,8 @@ def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
         fake = profile_fake(real, 1.0, partial(record_fake_step, step, real.blocks, probe_for(case)))
     assert fake.plain_bytes == pytest.approx(real.plain_bytes, rel=0.01)
     for choice in itertools.product(*real.options):
-        assert fake.peak_bytes(choice) == pytest.approx(real.peak_bytes(choice), rel=0.01), choice
+        kept = GENERATOR_BYTES * sum(option in ("checkpoint", "bits") for option in choice)
+        assert fake.peak_bytes(choice) + kept == pytest.approx(real.peak_bytes(choice), rel=0.01), choice
 
 
 @pytest.mark.parametrize(("model", "batch", "size"), [("vgg", 4, 32), ("sew_resnet", 2, 64), ("spikformer", 16, 16)])

