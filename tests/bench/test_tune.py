@@ -1,14 +1,17 @@
 """The tuner: its space, what is refused before it is trained, a study that was killed, and what its records say."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import html5lib
 import pytest
 from revsnn_nodes import surrogate
 from typer.testing import CliRunner
 
+import revsnn_bench
 from revsnn_bench import Case
 from revsnn_bench.cli import app
 from revsnn_bench.models.strategies import strategy
@@ -162,7 +165,9 @@ def test_a_killed_study_goes_on_and_finds_the_same(tmp_path, monkeypatch):
         "with s.Study(s.StudySettings.model_validate_json(sys.argv[2]), where) as study: study.search()"
     )
     words = [sys.executable, "-P", "-c", program, str(tmp_path), settings.model_dump_json()]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    here = str(Path(revsnn_bench.__file__).parents[1])  # a run knows its commit by where the package lies
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}) as process:
         assert process.stdout.readline() == "1\n"
         process.send_signal(signal.SIGKILL)
     done = CliRunner().invoke(
