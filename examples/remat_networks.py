@@ -24,6 +24,8 @@ import torch
 from remat_digits import Block, Context, kept_bytes, network, peak_bytes, reset, step, with_fused_neurons
 from torch import Tensor, nn
 
+from revsnn_bench.kernel_speed import captured
+
 
 def vision_operators() -> torch.library.Library | None:
     """Two operators that torchvision, which SpikingJelly imports, misses where it was built for another torch."""
@@ -143,25 +145,7 @@ def cuda_peak_bytes(net: nn.Module, run: Callable[[], None]) -> int:
     return int(torch.cuda.memory_stats()["requested_bytes.all.peak"] - before)
 
 
-def captured(run: Callable[[], None]) -> Callable[[], None] | None:
-    """Replays of a step from a CUDA graph; None where it cannot be captured."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            run()
-    except RuntimeError as error:
-        print(f"no graph: {str(error).splitlines()[0]}")
-        return None
-    return graph.replay  # type: ignore[no-any-return]
-
-
-def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def interleaved(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every run, in rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):

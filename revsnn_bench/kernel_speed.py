@@ -7,6 +7,7 @@ launches out of its time; elsewhere it is called.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -165,7 +166,7 @@ def step_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> It
             (found,) = torch.autograd.grad(y, x, gradient)
             return found
 
-        replay = _graph(step) if device == "cuda" else None
+        replay = captured(step) if device == "cuda" else None
         took = timed(replay or step, device, GRAPH_CALLS)
         yield StepSpeed(
             name, str(dtype).removeprefix("torch."), steps, neurons, took, replay is not None, took / copy_s
@@ -173,8 +174,14 @@ def step_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> It
         del replay, node
 
 
-def _graph(step: Callable[[], Tensor]) -> Callable[[], object] | None:
-    """Replays of a step; None where it cannot be captured."""
+def captured(step: Callable[[], object]) -> Callable[[], object] | None:
+    """A step of a warm model as a CUDA graph; None where it cannot be captured, which is said in a warning.
+
+    Args:
+        step: launches the same kernels in every call, on the same tensors.
+    Returns:
+        What replays it: its result is that of the captured call, whose tensors then have the new values.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -184,12 +191,14 @@ def _graph(step: Callable[[], Tensor]) -> Callable[[], object] | None:
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            kept = step()
-    except RuntimeError:
+            result = step()
+    except RuntimeError as error:
+        warnings.warn(f"no CUDA graph: {str(error).splitlines()[0]}", RuntimeWarning, stacklevel=2)
         return None
 
-    def replay(kept: Tensor = kept) -> None:
+    def replay() -> object:
         graph.replay()
+        return result
 
     return replay
 

@@ -1,13 +1,21 @@
 """The options of a run, once, for `revsnn-bench run` and for the pytest plugin: names, parsers, defaults, help."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from revsnn_bench.case import COUNT, FIELDS, POSITIVE, WHOLE, each, one_of, parse_size
 from revsnn_bench.measuring import PASSES
+
+_FOLDER = re.compile(r"(?:(?<=^)|(?<==))/\S*/")
+
+
+def recorded_command(words: Iterable[str]) -> tuple[str, ...]:
+    """What the user typed, for the record: files by their names, because a record must not tell where things lie."""
+    return tuple(_FOLDER.sub("", word) for word in words)
+
 
 FORMATS = ("md", "csv", "json", "html", "svg")
 

@@ -21,7 +21,7 @@ from revsnn_bench.cli.options import (
     require_name,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import find_journal
+from revsnn_bench.run_options import find_journal, recorded_command
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -89,7 +89,7 @@ def _session(run_id: str, resume: str, threads: str, results: Path, reports: Pat
             resume=journal,
             timeout_s=TIMEOUT_S,
             threads=int(threads) if threads else None,
-            command=("revsnn-bench", *sys.argv[1:]),
+            command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
         )
     )
 

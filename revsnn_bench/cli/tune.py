@@ -1,6 +1,5 @@
 """`revsnn-bench tune`: which settings are worth their bytes, within a budget; the best trained again on fresh seeds."""
 
-import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,14 +23,12 @@ from revsnn_bench.cli.options import (
     listed,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.run_options import find_journal, recorded_command
 
 if TYPE_CHECKING:
     from revsnn_bench.records import Record, Run
     from revsnn_bench.tuning.space import StudySettings
     from revsnn_bench.tuning.study import Study
-
-_FOLDER = re.compile(r"(?:(?<=^)|(?<==))/\S*/")
-"""Of an absolute path: a record must not tell where things lie."""
 
 _OBJECTIVES = ("accuracy", "peak", "time")
 _CARRIED_OUT = frozenset(
@@ -118,8 +115,6 @@ def _import(names: list[str]) -> None:
 
 
 def _journal(context: typer.Context, resume: str, results: Path) -> Path:
-    from revsnn_bench.run_options import find_journal
-
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -193,7 +188,7 @@ def _opened(settings: "StudySettings", given: dict[str, Any], journal: Path | No
         timeout_s=float(given["timeout"]),
         memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
         preload=tuple(listed(given["preload"])),
-        command=("revsnn-bench", *(_FOLDER.sub("", word) for word in sys.argv[1:])),
+        command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
         on_record=_show,
     )
     return Study(settings, options)

@@ -1,7 +1,6 @@
 """Options of the pytest plugin: the tables of `run_options` as pytest's options, their checks, and what they mean."""
 
 import importlib
-import re
 import shlex
 import sys
 from argparse import ArgumentTypeError
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from revsnn_bench.case import Preset
-from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS, RunOption, find_journal
+from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command
 
 if TYPE_CHECKING:
     from revsnn_bench.session import RunOptions
@@ -150,10 +149,8 @@ def _check_nodes(config: pytest.Config) -> None:
 
 
 def _command(config: pytest.Config) -> tuple[str, ...]:
-    """What the user typed, for the record: files by their names, because a record must not tell where things lie."""
     typed = config.getoption("run_command")
-    words = shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)]
-    return tuple(re.sub(r"(?:(?<=^)|(?<==))/\S*/", "", word) for word in words)
+    return recorded_command(shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)])
 
 
 def run_options(config: pytest.Config) -> "RunOptions":

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -376,3 +377,25 @@ def test_kernels_page_shows_the_lif_of_the_carrier_s_rounds():
     """The fused LIF, as it was timed beside the carrier."""
     cells = " | ".join(in_copies("lif-carrier[backend=fused]", "lif_"))
     assert f"| `lif`, fused, in the carrier's rounds | {cells} | 1 output |" in KERNELS_PAGE
+
+
+def test_the_rule_for_launches_is_near_the_best_shape_that_was_timed():
+    """On the card; a choice that was not timed counts by the one that differs in its warps alone, if that was."""
+    launch = pytest.importorskip("revsnn_nodes.kernels.triton.launch", reason="needs triton")
+    timed = json.loads((ROOT / "results" / "gpu" / "h200-shapes.json").read_text(encoding="utf-8"))
+    places = defaultdict(dict)
+    for each in timed:
+        if each["kernel"] != "copy":
+            place = each["kernel"], each["T"], each["dtype"], each["cols"]
+            places[place][each["c"], each["w"], each["s"]] = each["ms"]
+    shares = []
+    for (kernel, steps, dtype, neurons), times in places.items():
+        groups = 2 if kernel in ("coupled_forward", "inverse_backward", "anchored_backward") else 1
+        pieces, rows = launch.pieces_of(steps, launch.MOST_ROWS // groups)
+        itemsize = 2 if dtype == "bfloat16" else 4
+        block, warps, stages = launch.shape_of(kernel, neurons // groups, itemsize, rows, groups, pieces)
+        columns = block // (32 * warps)
+        took = times.get((columns, warps, stages)) or times[columns, 4, stages]
+        shares.append(min(times.values()) / took)
+    near = sum(share >= 0.9 for share in shares)
+    assert f"in {near} of the {len(shares)} places" in GPU_PAGE

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from revsnn_nodes.kernels.layout import numbers, surrogate_code
 from revsnn_nodes.parameters import LIFParameters
-from revsnn_nodes.remat.norm import exact_form
+from revsnn_nodes.remat.norm import NormKind, exact_form
 from revsnn_nodes.surrogate import ATan
 
 pytest.importorskip("numba")
@@ -71,5 +71,13 @@ def test_probe_finds_torchs_batch_norm_exact():
     contiguous, channels_last, cpu = (63, 9, 1), (1, 45, 5), torch.device("cpu")
     for dtype, other in ((torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)):
         for stride, training in product((contiguous, channels_last), (True, False)):
-            assert exact_form(dtype, (other,) * 3, (3, 5, 7, 9), stride, training, cpu) == 0
-    assert exact_form(torch.float32, (None, None, torch.float32), (3, 5), (1,), True, cpu) == 0
+            assert exact_form(NormKind(dtype, (other,) * 3, (3, 5, 7, 9), stride, training, cpu)) == 0
+    assert exact_form(NormKind(torch.float32, (None, None, torch.float32), (3, 5), (1,), True, cpu)) == 0
+
+
+def test_another_rounding_is_refused_on_the_cpu():
+    """Its kernels have one form of the norm, and do not run another as if it were that."""
+    z, channel = torch.zeros(2, 1, 3), torch.ones(3)
+    norm = (channel, channel, None, None, None)
+    with pytest.raises(AssertionError, match="in this way alone"):
+        OPS.norm_lif_forward(z, None, *norm, numbers(LIFParameters()), 1, 1, True, False)

@@ -9,8 +9,10 @@ import torch
 from nodes_cases import COUPLED, FUSED, Problem, assert_ends_close, differentiate, make, run_node
 from nodes_tolerances import RTOL
 from revsnn_nodes import StandardLIF, remat
-from revsnn_nodes.remat.norm import exact_form
+from revsnn_nodes.remat.norm import NormKind, exact_form
 from torch import nn
+
+from revsnn_bench.kernel_speed import captured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -68,27 +70,16 @@ def test_a_step_is_captured_into_a_cuda_graph(name):
     """A replayed graph of forward and backward gives what the calls give, for inputs that came later."""
     node = make(name)
     x = torch.randn(4, 2, 64, device="cuda", requires_grad=True)
-    side = torch.cuda.Stream()
 
     def step():
         node.reset()
         y = node(x)
         return y, *torch.autograd.grad(y, x, torch.ones_like(y))
 
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    replay = captured(step)
     with torch.no_grad():
         x.copy_(torch.randn_like(x) + 1)
-    graph.replay()
-    got = [each.clone() for each in captured]
-    expected = step()
-    for have, want in zip(got, expected, strict=True):
+    for have, want in zip([each.clone() for each in replay()], step(), strict=True):
         assert torch.equal(have, want)
 
 
@@ -132,8 +123,8 @@ def test_a_form_of_cudnn_s_norm_is_known(shape, training):
     channels, size = shape[1], shape[2] * shape[3]
     places = [(size, shape[3], 1)] + [(1, shape[3] * channels, channels)] * training
     for stride in places:
-        device = torch.device("cuda", 0)
-        assert exact_form(torch.float32, (torch.float32,) * 3, shape, stride, training, device) is not None, stride
+        kind = NormKind(torch.float32, (torch.float32,) * 3, shape, stride, training, torch.device("cuda", 0))
+        assert exact_form(kind) is not None, stride
 
 
 def network() -> nn.Module:

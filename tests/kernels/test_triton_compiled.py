@@ -4,7 +4,7 @@ import kernels_triton
 import pytest
 import torch
 from kernels_triton import compile_for
-from revsnn_nodes.kernels.layout import numbers
+from revsnn_nodes.kernels.layout import FORMS, numbers
 from revsnn_nodes.parameters import CarrierParameters, CoupledParameters
 
 pytest.importorskip("triton", reason="the Triton kernels need triton")
@@ -110,3 +110,12 @@ def test_registers_leave_room_for_enough_warps(compiled, name, most):
     """Of 65,536 registers per processor: 32 warps at 64, 12 at 168. Sixteen steps, float32, for sm_90."""
     for each in compiled(90, name, *operator(name, 16, torch.float32)):
         assert each["registers"] <= most
+
+
+@pytest.mark.parametrize(("form", "each_column"), [(0, 2), (1, 1), (2, 1), (3, 1)], ids=FORMS)
+def test_every_rounding_of_the_norm(compiled, form, each_column):
+    """Of `layout.FORMS`, the first has multiply-adds for shift and input, the others for the input alone."""
+    *before, _, decay, soft = operator("norm_lif_forward", 16, torch.float32)
+    for each in compiled(90, "norm_lif_forward", *before, form, decay, soft):
+        assert each["multiply_adds"] == each_column * each["per_thread"]
+        assert each["spilled_bytes"] == 0

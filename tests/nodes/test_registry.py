@@ -48,14 +48,20 @@ def test_registered_nodes_are_found():
     assert isinstance(make_node("mine"), torch.nn.Identity)
 
 
+def install(folder, module, code, *points):
+    """A distribution of one module in a folder, with entry points in revsnn_bench.nodes."""
+    (folder / f"{module}.py").write_text(code)
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("\n".join(["[revsnn_bench.nodes]", *points]) + "\n")
+
+
 @pytest.mark.usefixtures("_own_registry")
 def test_nodes_of_installed_packages_are_found(tmp_path, monkeypatch):
     """A distribution with an entry point in revsnn_bench.nodes adds its node for everyone, loaded when first asked."""
-    (tmp_path / "foreign_nodes.py").write_text("import revsnn_nodes\nclass Foreign(revsnn_nodes.StandardLIF): pass\n")
-    info = tmp_path / "foreign_nodes-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign-nodes\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[revsnn_bench.nodes]\nforeign = foreign_nodes:Foreign\n")
+    code = "import revsnn_nodes\nclass Foreign(revsnn_nodes.StandardLIF): pass\n"
+    install(tmp_path, "foreign_nodes", code, "foreign = foreign_nodes:Foreign")
     monkeypatch.syspath_prepend(tmp_path)
     assert "foreign" in node_names()
     assert "foreign_nodes" not in sys.modules
@@ -67,13 +73,8 @@ def test_nodes_of_installed_packages_are_found(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("_own_registry")
 def test_a_broken_entry_point_is_left_out_with_a_warning(tmp_path, monkeypatch):
     """Asked for by name it is an error that names the package; a list of what can be used has all others."""
-    (tmp_path / "torn_nodes.py").write_text("raise_here = 1 / 0\n")
-    info = tmp_path / "torn_nodes-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torn-nodes\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[revsnn_bench.nodes]\ntorn = torn_nodes:Torn\nlost = no_such_module:Lost\nvalue = json:__name__\n"
-    )
+    points = ("torn = torn_nodes:Torn", "lost = no_such_module:Lost", "value = json:__name__")
+    install(tmp_path, "torn_nodes", "raise_here = 1 / 0\n", *points)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"the node 'torn' must be importable; .* of the package torn-nodes is broken"):
         make_node("torn")

@@ -128,6 +128,6 @@ are rounded. What torch chooses depends on device, layout, size and mode: see `r
 
     fma      fma(z, w i, fma(-m, w i, b))    torch on most CPUs; the only one that the CPU's kernels have
     shifted  fma(z, w i, b - m (w i))        cuDNN, few elements per channel
-    scaled   fma(w (z - m), i, b)            cuDNN, many of them; torch's own kernel for CUDA
-    centred  fma(z - m, w i, b)              cuDNN, channels_last
+    scaled   fma(w (z - m), i, b)            cuDNN, many of them, and in evaluation
+    centred  fma(z - m, w i, b)              cuDNN, channels_last in training
 """

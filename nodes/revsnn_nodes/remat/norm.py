@@ -74,7 +74,7 @@ def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
     shape = z.shape if z.is_cuda else (3, *z.shape[1:])  # on CUDA the batch's size may choose the norm's kernel
     types = tuple(None if each is None else each.dtype for each in (weight, bias, mean))
     cudnn = (torch.backends.cudnn.enabled, torch.backends.cudnn.deterministic) if z.is_cuda else ()
-    form = exact_form(z.dtype, types, shape, z.stride()[1:], norm.running is None, z.device, cudnn)
+    form = exact_form(NormKind(z.dtype, types, shape, z.stride()[1:], norm.running is None, z.device, cudnn))
     if form is None:
         return None
     z, added = (None if each is None else each.as_strided(x_seq.shape, x_seq.stride()) for each in (z, added))
@@ -108,20 +108,10 @@ _NEVER_FIRES = LIFParameters(decay_input=False, v_threshold=1e30, v_reset=None)
 """In one step from rest its membrane becomes its input."""
 
 
-@cache
-@unset_fake_temporarily()  # also where a step is only predicted, on tensors without memory
-def exact_form(
-    dtype: torch.dtype,
-    types: tuple[torch.dtype | None, ...],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    training: bool,
-    device: torch.device,
-    cudnn: tuple[bool, ...] = (),
-) -> int | None:
-    """How torch's batch norm is rounded here, an index of `layout.FORMS`; None where the kernels give other bits.
+class NormKind(NamedTuple):
+    """What may decide how torch rounds a batch norm.
 
-    Args:
+    Fields:
         dtype: of the norm's input.
         types: of weight, bias and running statistics; None without one.
         shape: of the norm's input, `[N, C, *]`.
@@ -130,33 +120,38 @@ def exact_form(
         device: where.
         cudnn: its switches, which may choose another kernel.
     """
-    from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 
-    seeds = range(math.ceil(_LEAST_CHANNELS / max(shape[1], 1)))
-    forms: Sequence[int] = range(len(FORMS) if device.type == "cuda" else 1)
-    try:
-        for seed in seeds:
-            forms = _exact_forms(dtype, types, shape, stride, training, device, seed, forms)
-    except torch.OutOfMemoryError:  # the trial takes a few tensors of the input's size
-        return None
-    return next(iter(forms), None)
+    dtype: torch.dtype
+    types: tuple[torch.dtype | None, ...]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    training: bool
+    device: torch.device
+    cudnn: tuple[bool, ...] = ()
 
 
 _LEAST_CHANNELS = 64
 """Channels that are tried, at least: a rounding that differs may show in one of ten."""
 
 
-def _exact_forms(
-    dtype: torch.dtype,
-    types: tuple[torch.dtype | None, ...],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    training: bool,
-    device: torch.device,
-    seed: int,
-    forms: Sequence[int],
-) -> list[int]:
+@cache
+@unset_fake_temporarily()  # also where a step is only predicted, on tensors without memory
+def exact_form(kind: NormKind) -> int | None:
+    """How torch's batch norm is rounded here, an index of `layout.FORMS`; None where the kernels give other bits."""
+    from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
+
+    forms: Sequence[int] = range(len(FORMS) if kind.device.type == "cuda" else 1)
+    try:
+        for seed in range(math.ceil(_LEAST_CHANNELS / max(kind.shape[1], 1))):
+            forms = _exact_forms(kind, seed, forms)
+    except torch.OutOfMemoryError:  # the trial takes a few tensors of the input's size
+        return None
+    return next(iter(forms), None)
+
+
+def _exact_forms(kind: NormKind, seed: int, forms: Sequence[int]) -> list[int]:
     """Those of the forms that give torch's bits for the numbers of one seed."""
+    dtype, types, shape, stride, training, device, _ = kind
     generator = torch.Generator().manual_seed(seed)
     z = torch.empty_strided(shape, (math.prod(shape[1:]), *stride), dtype=dtype, device=device)
     z.copy_(torch.randn(shape, generator=generator) * 3 + 1)

@@ -17,7 +17,7 @@ from revsnn_nodes.equations import sides_of, state_dtype
 from revsnn_nodes.kernels.cpu import carrier, coupled, lif, norm, norm_lif
 from revsnn_nodes.kernels.cpu.equations import Mode
 from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, prepare, run_columns
-from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
+from revsnn_nodes.kernels.layout import FORMS, Numbers, grouped, reciprocal_is_exact
 
 Results = tuple[Tensor, ...]
 Call = Any
@@ -196,6 +196,7 @@ def _lif_backward(results: Results, call: Call) -> None:
 
 def _norm_of(as_: _Arrays, call: Call) -> tuple[Any, ...]:
     """Scale and shift of the channels, and the residual."""
+    assert call.form == FORMS.index("fma"), "the kernels for the CPU round a norm in this way alone"
     weight = torch.ones_like(call.mean) if call.weight is None else call.weight
     bias = torch.zeros_like(call.mean) if call.bias is None else call.bias
     dtype = torch.float64 if as_.float is np.float64 else torch.float32
