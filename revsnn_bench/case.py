@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Device = Literal["cpu", "cuda"]
 DType = Literal["float64", "float32", "float16", "bfloat16"]
-Encoding = Literal["direct", "poisson"]
+Encoding = Literal["direct", "poisson", "pixels"]
 Backend = Literal["torch", "fused", "auto"]
 Option = str | int | float | bool | None
 Parser = Callable[[str], Any]
@@ -195,7 +195,7 @@ FIELDS = (
     _choice(
         "encoding",
         Encoding,
-        "Input of a network, the image at every step or spikes at a rate of its brightness",
+        "Input of a network: the image at every step, spikes at a rate of its brightness, or a pixel per step",
         in_id="",
     ),
     CaseField("groups", COUNT, "Number of groups of the coupled nodes.", "such as 2,4,8", of_node=True),

@@ -69,7 +69,27 @@ def test_accuracy(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4, 16, 64)}, full={"timesteps": (4, 16, 64, 256)}, nodes=PEERS, batch=8, shape=(4096,)
+    quick={"seed": (0,), "epochs": (1,)},
+    full={"seed": (0, 1, 2), "epochs": (8,)},
+    workload="mlp@0.5",
+    nodes=("lif", "lif+tbptt-16", "lif+tbptt-64", "lif+sltt", "lif+ottt"),
+    timesteps=256,
+    batch=64,
+    shape=(1,),
+    depth=3,
+    encoding="pixels",
+)
+def test_accuracy_over_time(case, measure_case):
+    """Digits of 16 x 16 pixel by pixel: what a step shows says little without what came before it."""
+    measure_case(case, passes=("fidelity",))
+
+
+@pytest.mark.sweep(
+    quick={"timesteps": (4, 16, 64)},
+    full={"timesteps": (4, 16, 64, 256), "shape": ((512,), (4096,), (32768,))},
+    nodes=PEERS,
+    batch=8,
+    shape=(4096,),
 )
 def test_peers(case, measure_case):
     measure_case(case)

@@ -3,9 +3,10 @@
     from revsnn_nodes.spikingjelly import swap_neurons
     print(swap_neurons(model))          # LIFNode -> ours: same parameters, surrogate, state; says what it left and why
 
-The classes here are both a node of this package and a `MemoryModule` of SpikingJelly, so that `reset_net`,
-`detach_net`, `set_step_mode`, `named_memories`, `to_functional_forward` and `memopt` (levels 0 and 1) treat them as
-their own.
+The classes here are both a node of this package and a neuron of SpikingJelly: `isinstance(node, neuron.BaseNode)`
+holds, and `isinstance(node, neuron.LIFNode)` where the node has that function. So `reset_net`, `detach_net`,
+`set_step_mode`, `named_memories`, `to_functional_forward`, `memopt` (levels 0 and 1), monitors and their counters of
+operations and energy treat them as their own.
 
 Import this module only where SpikingJelly is installed: version 2.0, with which it is tested, or 0.0.0.0.14, which has
 no memopt and no functional protocol.
@@ -13,7 +14,7 @@ no memopt and no functional protocol.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from revsnn_nodes.equations import state_dtype
 from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
+from revsnn_nodes.swap import Exchange, Swapped, exchange
 
 States = tuple[Any, ...]
 """Inputs, outputs or memories of SpikingJelly's functional protocol; a node has one of each."""
@@ -103,34 +105,46 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         return state
 
 
-class LIFNode(MemoryNode, StandardLIF):
+class _Kind(their_base.MemoryModule):  # type: ignore[misc]
+    """Stands before a class of SpikingJelly among a node's bases: of its type, and none of its own attributes.
+
+    `_neuron_precision` is what SpikingJelly asks its neurons for; no node of this package has one.
+    """
+
+    _neuron_precision = None
+
+    def __init__(self) -> None:
+        their_base.MemoryModule.__init__(self)
+
+
+class LIFNode(MemoryNode, StandardLIF, _Kind, their_neuron.LIFNode):  # type: ignore[misc]
     """`StandardLIF` as a `MemoryModule`: in place of SpikingJelly's `LIFNode`, same arguments, same values.
 
     Args: see `StandardLIF`.
     """
 
 
-class IFNode(MemoryNode, StandardIF):
+class IFNode(MemoryNode, StandardIF, _Kind, their_neuron.IFNode):  # type: ignore[misc]
     """`StandardIF` as a `MemoryModule`: in place of SpikingJelly's `IFNode`."""
 
 
-class ParametricLIFNode(MemoryNode, StandardParametricLIF):
+class ParametricLIFNode(MemoryNode, StandardParametricLIF, _Kind, their_neuron.ParametricLIFNode):  # type: ignore[misc]
     """`StandardParametricLIF` as a `MemoryModule`: in place of SpikingJelly's `ParametricLIFNode`."""
 
 
-class CheckpointedLIFNode(MemoryNode, CheckpointedLIF):
+class CheckpointedLIFNode(MemoryNode, CheckpointedLIF, _Kind, their_neuron.LIFNode):  # type: ignore[misc]
     """`CheckpointedLIF` as a `MemoryModule`."""
 
 
-class CarrierLIFNode(MemoryNode, CarrierLIF):
+class CarrierLIFNode(MemoryNode, CarrierLIF, _Kind, their_neuron.BaseNode):  # type: ignore[misc]
     """`CarrierLIF` as a `MemoryModule`. Its training output is the spike plus epsilon times the input."""
 
 
-class ReversibleLIFNode(MemoryNode, ReversibleLIF):
+class ReversibleLIFNode(MemoryNode, ReversibleLIF, _Kind, their_neuron.BaseNode):  # type: ignore[misc]
     """`ReversibleLIF` as a `MemoryModule`. It changes the dynamics: the output is not binary."""
 
 
-class AnchoredReversibleLIFNode(MemoryNode, AnchoredReversibleLIF):
+class AnchoredReversibleLIFNode(MemoryNode, AnchoredReversibleLIF, _Kind, their_neuron.BaseNode):  # type: ignore[misc]
     """`AnchoredReversibleLIF` as a `MemoryModule`. It changes the dynamics: the output is not binary."""
 
 
@@ -159,32 +173,12 @@ SURROGATES: dict[type[nn.Module], type[surrogate.SurrogateFunction]] = {
 """SpikingJelly's surrogates that are this package's exactly, by exact type."""
 
 
-@dataclass(frozen=True)
-class Swapped:
-    """What `swap_neurons` did: printed, one line per neuron.
-
-    Attributes:
-        swapped: names of the modules that were exchanged, with the class before and after.
-        left: names of the neurons that stayed as they are, with the reason.
-    """
-
-    swapped: dict[str, str]
-    left: dict[str, str]
-
-    def __str__(self) -> str:
-        lines = [f"swapped {len(self.swapped)} neurons, left {len(self.left)}"]
-        lines += [f"  {name}: {what}" for name, what in self.swapped.items()]
-        lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
-        return "\n".join(lines)
-
-
 def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
     """Exchanges SpikingJelly's neurons in a model, in place, for nodes of this package, or those back.
 
     Parameters, surrogate, step mode, training mode and membrane are kept; a learned `w` moves, so that optimizers have
-    it still; a neuron used in several places stays one. A
-    neuron with hooks is left, since what they expect is not known. Neurons of snnTorch are left; where one has the
-    function of a node of ours over `[T, N, *]`, the reason names it.
+    it still; a neuron used in several places stays one. A neuron with hooks is left, since what they expect is not
+    known. Those of snnTorch are for `revsnn_nodes.snntorch.swap_neurons`.
 
     Args:
         model: any module; its neurons are exchanged wherever they are: every `LIFNode`, and to "lif" every `IFNode` and
@@ -213,26 +207,16 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
         "A neuron is exchanged where its parent holds it.",
         "Wrap it in nn.Sequential, or construct the new node.",
     )
-    done: dict[str, str] = {}
-    left: dict[str, str] = {}
-    new: dict[int, Any] = {}
-    for parent_name, parent in list(model.named_modules()):
-        for name, child in list(parent.named_children()):
-            full = f"{parent_name}.{name}".removeprefix(".")
-            if id(child) not in new:
-                if not isinstance(child, their_neuron.BaseNode | MemoryNode):
-                    if why := _why_snntorch_stays(child):
-                        left[full] = why
-                    continue
-                why = _obstacle(child, to)
-                new[id(child)] = None if why else _back(child) if to == "spikingjelly" else _node(child, to, options)
-                if why:
-                    left[full] = why
-                else:
-                    done[full] = f"{_shown(child)} -> {_shown(new[id(child)])}"
-            if new[id(child)] is not None:
-                setattr(parent, name, new[id(child)])
-    return Swapped(done, left)
+    return exchange(model, lambda child: _chosen(child, to, options))
+
+
+def _chosen(child: nn.Module, to: str, options: dict[str, Any]) -> Exchange | str | None:
+    if not isinstance(child, their_neuron.BaseNode | MemoryNode):
+        return "it is snnTorch's: see revsnn_nodes.snntorch.swap_neurons" if _is_snntorchs(child) else None
+    if why := _obstacle(child, to):
+        return why
+    node = _back(child) if to == "spikingjelly" else _node(child, to, options)
+    return Exchange(node, f"{_shown(child)} -> {_shown(node)}")
 
 
 def _shown(neuron: nn.Module) -> str:
@@ -256,26 +240,9 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
     return "it has hooks" if hooked else ""
 
 
-def _why_snntorch_stays(module: Any) -> str:
-    """Why a neuron of snnTorch is not exchanged, and what has its function; "" for any other module.
-
-    They are called step by step, many with their membrane, and reset by `snntorch.utils`, which knows no other class.
-    """
-    kinds = [(kind.__name__, kind.__module__.split(".")[0]) for kind in type(module).__mro__]
-    if ("SpikingNeuron", "snntorch") not in kinds:
-        return ""
-    if kinds[0] != ("Leaky", "snntorch"):
-        return f"{kinds[0][0]} of snnTorch has no counterpart here"
-    beta = module.beta.clamp(0, 1)
-    detached = f"detach_reset={module.reset_delay}"
-    same = ""
-    if beta.numel() == 1 and module.reset_mechanism == "zero" and 0 < beta < 1:
-        same = f"StandardLIF(tau={1 / (1 - beta.item()):g}, decay_input=False, {detached}, ...)"
-    if beta.numel() == 1 and module.reset_mechanism == "subtract" and beta == 1 and module.reset_delay:
-        same = f"StandardIF(v_reset=None, {detached}, ...)"
-    if not same:
-        return "Leaky of snnTorch with these arguments has other dynamics than any node: its reset does not leak"
-    return f"Leaky of snnTorch is called and reset in its own way; but at the threshold, its function is that of {same}"
+def _is_snntorchs(module: nn.Module) -> bool:
+    kinds = [(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(module).__mro__]
+    return ("SpikingNeuron", "snntorch") in kinds
 
 
 def _node(neuron: Any, to: str, options: dict[str, Any]) -> MemoryNode:

@@ -279,18 +279,27 @@ def encoded(case: Case, images: Tensor, seed: int = 0) -> Tensor:
 
 
 def is_sequence(case: Case) -> bool:
-    """Whether the network reads an image pixel by pixel."""
-    return case.workload.partition("@")[0] == "pixels"
+    """Whether the network reads an image pixel by pixel: `pixels` always, another where the encoding says so."""
+    return "pixels" in (case.workload.partition("@")[0], case.encoding)
 
 
-def refuse_encoding(case: Case) -> None:
-    """Refuses spikes where nothing is encoded.
+def refuse_encoding(case: Case, choices: tuple[str, ...]) -> None:
+    """Refuses an encoding that a workload cannot read.
 
+    Args:
+        choices: what it reads; `direct` alone where nothing is encoded.
     Raises:
-        ValueError: an encoding other than `direct`.
+        ValueError: another encoding.
     """
-    if case.encoding != "direct":
-        raise ValueError(
-            f"`encoding` must be 'direct' in the workload {case.workload!r}; got {case.encoding!r}. It reads noise, or "
-            "each pixel once, and encodes no image. Leave it out, or pass a network that reads whole images."
-        )
+    if case.encoding in choices:
+        return
+    rule = f"{'one of ' if choices[1:] else ''}{', '.join(map(repr, choices))}"
+    why = (
+        "It reads whole images at every step"
+        if choices[1:]
+        else "It reads noise, or each pixel once, and encodes no image"
+    )
+    raise ValueError(
+        f"`encoding` must be {rule} in the workload {case.workload!r}; got {case.encoding!r}. {why}. Leave it out, or "
+        "pass mlp, which reads any."
+    )

@@ -181,7 +181,7 @@ class Trainer:
 
     def _spike_seed(self) -> int:
         """A new one for every batch, drawn with the order of samples, so that a checkpoint goes on with it."""
-        if self.case.encoding == "direct":
+        if self.case.encoding != "poisson":
             return 0
         return int(torch.randint(1 << 62, (), generator=self.order))
 

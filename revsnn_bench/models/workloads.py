@@ -85,6 +85,11 @@ def _stepwise(case: Case, make_node: Strategy, classes: int, width: float) -> St
     number = None if make_node.method is None else make_node.method.number
     if number is not None and number >= case.timesteps:
         raise SkipCase(f"{case.node} must have a number below T = {case.timesteps}: there is nothing to cut")
+    if is_sequence(case) and case.shape != (1,):
+        raise ValueError(
+            f"`shape` must be (1,) with the encoding 'pixels'; got {case.shape}. A step shows one pixel, of T. "
+            "Pass --shape 1."
+        )
     return mlp(make_node, math.prod(case.shape), case.depth, classes, width)
 
 
@@ -156,8 +161,7 @@ def network(case: Case, classes: int) -> nn.Module:
             f"`workload` must be a network that classifies; got {case.workload!r}. Only these can be trained. Pass "
             f"one of {', '.join(NETWORKS)}."
         )
-    if is_sequence(case):
-        refuse_encoding(case)
+    refuse_encoding(case, _encodings(name))
     make = _strategy(case)
     torch.manual_seed(case.seed)
     return _placed(_made(NETWORKS[name], case, make, classes), case)
@@ -192,8 +196,7 @@ def build(case: Case, node: str | None = None) -> WorkloadStep:
     if is_own(case.workload):
         return build_own(case if node is None else case.model_copy(update={"node": node, "node_options": ()}))
     name = require_workload(case.workload)
-    if name not in NETWORKS or is_sequence(case):
-        refuse_encoding(case)
+    refuse_encoding(case, _encodings(name))
     make = _strategy(case) if node is None else strategy(node)
     torch.manual_seed(case.seed)
     return WORKLOADS[name](case, make)
@@ -225,6 +228,13 @@ def _strategy(case: Case) -> Strategy:
         f"`node` must not name a method over time in the workload {case.workload!r}; got {case.node!r}. {why}. Pass "
         f"the workload {' or '.join(STEPWISE)}."
     )
+
+
+def _encodings(name: str) -> tuple[str, ...]:
+    """What a workload may be shown: a network whole images, and one with a loss at every step their pixels, too."""
+    if name not in NETWORKS or name == "pixels":
+        return ("direct",)
+    return ("direct", "poisson", "pixels") if name in STEPWISE else ("direct", "poisson")
 
 
 def _is_width(workload: str, width: str) -> bool:

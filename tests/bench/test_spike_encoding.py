@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from revsnn_bench import Case
 from revsnn_bench.case import Sweep
 from revsnn_bench.cli import app
+from revsnn_bench.models.data import digits
 from revsnn_bench.models.training import Recipe, Trainer
 from revsnn_bench.models.workloads import build, network
 
@@ -85,6 +86,20 @@ def test_spikes_are_refused_where_nothing_is_encoded(workload, shape, timesteps)
             network(case, classes=10)
 
 
+def test_pixels_are_shown_one_by_one_where_every_step_has_a_loss():
+    """`mlp` reads one pixel per step, `[T, B, 1]`, row by row; a network of whole images, or a size, is refused."""
+    case = CASE.model_copy(update={"workload": "mlp", "shape": (1,), "timesteps": 64, "encoding": "pixels"})
+    step = build(case)
+    assert torch.equal(step.source, digits().train_images[: case.batch].flatten(1).t().unsqueeze(-1))
+    assert step.run(step.make_input()).shape == ()
+    with pytest.raises(ValueError, match=r"`shape` must be \(1,\) with the encoding 'pixels'; got \(1, 8, 8\)"):
+        build(case.model_copy(update={"shape": (1, 8, 8)}))
+    with pytest.raises(ValueError, match="`timesteps` must be a square of at least 64; got 65"):
+        build(case.model_copy(update={"timesteps": 65}))
+    with pytest.raises(ValueError, match="`encoding` must be one of 'direct', 'poisson' in the workload 'digits-net'"):
+        build(case.model_copy(update={"workload": "digits-net", "shape": (1, 8, 8)}))
+
+
 def test_encoding_is_in_the_name_and_an_axis():
     """Cases that differ in their encoding alone have different ids; direct ones keep the id that they had."""
     cases = Sweep(quick={"encoding": ("direct", "poisson")}, workload="digits-net").cases("quick", {}, ["lif"])
@@ -102,4 +117,4 @@ def test_train_command_encodes(tmp_path):
     assert case["encoding"] == "poisson"
     refused = CliRunner().invoke(app, [*arguments, "--encoding=latency"])
     assert refused.exit_code == 2
-    assert "must be one of direct, poisson" in refused.output
+    assert "must be one of direct, poisson, pixels" in refused.output

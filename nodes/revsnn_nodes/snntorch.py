@@ -1,0 +1,160 @@
+"""snnTorch's `Leaky` on the kernels of `StandardLIF`, and the exchange of a model's neurons for it.
+
+    from revsnn_nodes.snntorch import swap_neurons
+    print(swap_neurons(model))          # Leaky -> ours, where the dynamics are the same; says what it left and why
+
+A neuron is called as before, step by step `[N, *]`, and keeps one tensor per step for backward, where snnTorch's keeps
+2.7. `snntorch.utils.reset`, `reset_mem`, `detach_hidden` and `mem` are snnTorch's own.
+
+Charges are equal to rounding; a spike differs where a charge lies that near to the threshold, or on it: snnTorch fires
+above it, nodes of this package from it on. Import this module only where snnTorch is installed: version 1.0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import snntorch
+import torch
+from torch import Tensor, nn
+
+from revsnn_nodes import surrogate
+from revsnn_nodes.lif import StandardIF, StandardLIF
+from revsnn_nodes.parameters import require
+from revsnn_nodes.swap import Exchange, Swapped, exchange
+
+SURROGATES: dict[str, tuple[str, Callable[[float], surrogate.SurrogateFunction]]] = {
+    "atan.<locals>.inner": ("alpha", surrogate.ATan),
+    "sigmoid.<locals>.inner": ("slope", surrogate.Sigmoid),
+}
+"""snnTorch's surrogates that are this package's exactly, by the qualified name of the function that it makes."""
+
+
+class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
+    """snnTorch's `Leaky` whose step is a node's: hidden states, buffers and calls are those of the neuron it replaces.
+
+    Args:
+        leaky: the neuron, one that `obstacle` finds nothing against.
+    Attributes:
+        node: the node that takes a step; its parameters are those of the neuron when it was exchanged.
+    Keeps for backward: the charge of every step, N elements; see `StandardLIF`, fused.
+    """
+
+    def __init__(self, leaky: Any) -> None:
+        super().__init__(
+            beta=leaky.beta,
+            threshold=leaky.threshold,
+            spike_grad=leaky.spike_grad,
+            init_hidden=leaky.init_hidden,
+            reset_mechanism=leaky.reset_mechanism,
+            output=leaky.output,
+            reset_delay=leaky.reset_delay,
+        )
+        self.node = _node_of(leaky)
+        self.mem = leaky.mem
+        self.train(leaky.training)
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        """One step `[N, *]` from the hidden membrane, or from one that is given; returns what `Leaky` returns.
+
+        Raises:
+            TypeError: a membrane beside a hidden one.
+        """
+        if mem is not None and self.init_hidden:
+            raise TypeError("`mem` must be left out with `init_hidden=True`; got a tensor. The state is hidden.")
+        if mem is not None:
+            self.mem = mem
+        if self.mem.shape != input_.shape:
+            self.mem = torch.zeros_like(input_)
+        self.node.v = self.mem
+        spikes = self.node.single_step_forward(input_)
+        self.mem = self.node.v
+        self.node.reset()
+        return spikes if self.init_hidden and not self.output else (spikes, self.mem)
+
+
+def swap_neurons(model: nn.Module) -> Swapped:
+    """Exchanges snnTorch's `Leaky` in a model, in place, for `LeakyNode`, wherever it computes the same.
+
+    Args:
+        model: any module that holds neurons. A neuron used in several places stays one.
+    Returns:
+        What was exchanged and what was left, and why; `print` it.
+    Raises:
+        ValueError: a model that is itself a neuron (nothing holds it).
+    """
+    require(
+        not isinstance(model, snntorch.SpikingNeuron), "model", "be a module that holds neurons",
+        type(model).__name__, "A neuron is exchanged where its parent holds it.", "Wrap it in nn.Sequential.",
+    )  # fmt: skip
+    return exchange(model, _chosen)
+
+
+def _chosen(child: nn.Module) -> Exchange | str | None:
+    if not isinstance(child, snntorch.SpikingNeuron):
+        return None
+    return obstacle(child) or Exchange(LeakyNode(child), f"snntorch Leaky -> {_shown(child)}")
+
+
+def obstacle(neuron: Any) -> str:
+    """Why a neuron of snnTorch is not exchanged; "" where it is.
+
+    With `reset_delay` a neuron resets at the start of the next step, without a gradient: that is `detach_reset`, but
+    its membrane between the steps is the one before the reset, so it is exchanged only where none is returned.
+    """
+    if type(neuron) is LeakyNode:
+        return "it is one already"
+    if type(neuron) is not snntorch.Leaky:
+        return f"{type(neuron).__name__} is not Leaky"
+    for name, plain in {
+        "inhibition": False, "state_quant": False, "surrogate_disable": False, "graded_spikes_factor": 1.0,
+    }.items():  # fmt: skip
+        if getattr(neuron, name) != plain:
+            return f"it has {name}"
+    if any(parameter.requires_grad for parameter in neuron.parameters()):
+        return "it learns its beta, threshold or factor"
+    if neuron.beta.numel() > 1 or neuron.threshold.numel() > 1:
+        return "it has a beta or a threshold for each neuron"
+    if _parameters(neuron) is None:
+        return "its dynamics are those of no node: a reset by subtraction leaks with beta, and its own does not"
+    if neuron.reset_delay and (neuron.output or not neuron.init_hidden):
+        return "it returns the membrane before its reset; pass reset_delay=False, or init_hidden=True without output"
+    if _surrogate(neuron.spike_grad) is None:
+        return "its spike_grad is neither atan nor sigmoid"
+    hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks
+    return "it has hooks" if hooked else ""
+
+
+def _parameters(neuron: Any) -> dict[str, Any] | None:
+    """Arguments of the node with the dynamics of a neuron, `tau` of None for no leak; None where there is none."""
+    beta = float(neuron.beta.clamp(0, 1))
+    shared = {"v_threshold": float(neuron.threshold), "detach_reset": bool(neuron.reset_delay)}
+    if neuron.reset_mechanism == "zero" and 0 < beta < 1:
+        return {**shared, "tau": 1 / (1 - beta), "decay_input": False, "v_reset": 0.0}
+    if beta == 1 and neuron.reset_mechanism == "zero":
+        return {**shared, "v_reset": 0.0}
+    if beta == 1 and neuron.reset_mechanism == "subtract" and neuron.reset_delay:  # else a high charge resets twice
+        return {**shared, "v_reset": None}
+    return None
+
+
+def _surrogate(function: Any) -> surrogate.SurrogateFunction | None:
+    """The surrogate of this package with the derivative of one of snnTorch; None where none has it."""
+    if getattr(function, "__module__", "") != "snntorch.surrogate":
+        return None
+    name, ours = SURROGATES.get(getattr(function, "__qualname__", ""), ("", None))
+    if ours is None:
+        return None
+    closed = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+    return ours(float(closed[name].cell_contents))
+
+
+def _node_of(neuron: Any) -> StandardLIF:
+    parameters = _parameters(neuron)
+    assert parameters is not None, "`obstacle` lets no other neuron through"
+    kind = StandardLIF if "tau" in parameters else StandardIF
+    return kind(**parameters, surrogate_function=_surrogate(neuron.spike_grad))
+
+
+def _shown(neuron: Any) -> str:
+    node = _node_of(neuron)
+    return f"{type(node).__name__}({node.extra_repr()})"

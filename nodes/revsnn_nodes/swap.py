@@ -1,0 +1,61 @@
+"""The exchange of a model's neurons, in place: the walk, and the table of what was done.
+
+`revsnn_nodes.spikingjelly` and `revsnn_nodes.snntorch` say what takes the place of what.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import nn
+
+
+class Exchange(NamedTuple):
+    """What takes the place of a neuron, and how the table shows both."""
+
+    node: nn.Module
+    shown: str
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What `swap_neurons` did: printed, one line per neuron.
+
+    Attributes:
+        swapped: names of the modules that were exchanged, with the class before and after.
+        left: names of the neurons that stayed as they are, with the reason.
+    """
+
+    swapped: dict[str, str]
+    left: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"swapped {len(self.swapped)} neurons, left {len(self.left)}"]
+        lines += [f"  {name}: {what}" for name, what in self.swapped.items()]
+        lines += [f"  {name}: left, {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
+
+
+def exchange(model: nn.Module, choose: Callable[[nn.Module], Exchange | str | None]) -> Swapped:
+    """Exchanges neurons wherever a model holds them; one that it holds twice stays one.
+
+    Args:
+        model: any module.
+        choose: what takes the place of a module; a reason where it stays; None where it is no neuron.
+    """
+    swapped: dict[str, str] = {}
+    left: dict[str, str] = {}
+    chosen: dict[int, Exchange | str | None] = {}
+    for parent_name, parent in list(model.named_modules()):
+        for name, child in list(parent._modules.items()):  # `named_children` leaves out a second place of one child
+            if child is None:
+                continue
+            if id(child) not in chosen:
+                chosen[id(child)] = choose(child)
+            found, full = chosen[id(child)], f"{parent_name}.{name}".removeprefix(".")
+            if isinstance(found, str):
+                left[full] = found
+            elif found is not None:
+                setattr(parent, name, found.node)
+                swapped[full] = found.shown
+    return Swapped(swapped, left)

@@ -1,0 +1,119 @@
+"""`revsnn_nodes.snntorch`: snnTorch's `Leaky` is exchanged where the dynamics are the same, else left."""
+
+import pytest
+import torch
+from revsnn_nodes.spikingjelly import swap_neurons as swap_spikingjelly
+from torch import nn
+
+snntorch = pytest.importorskip("snntorch")
+
+from revsnn_nodes.snntorch import LeakyNode, swap_neurons  # noqa: E402
+from snntorch import surrogate, utils  # noqa: E402
+
+SAME = (
+    {"beta": 0.75, "reset_mechanism": "zero", "init_hidden": True},
+    {"beta": 0.75, "reset_mechanism": "zero", "reset_delay": False, "spike_grad": surrogate.atan(3.0)},
+    {"beta": 0.5, "reset_mechanism": "zero", "reset_delay": False, "init_hidden": True, "output": True},
+    {"beta": 0.9, "reset_mechanism": "zero", "init_hidden": True, "spike_grad": surrogate.sigmoid(slope=5)},
+    {"beta": 1.0, "threshold": 0.5, "init_hidden": True},
+    {"beta": 1.0, "reset_mechanism": "zero", "reset_delay": False},
+)
+OTHER = (
+    ({"beta": 0.75, "init_hidden": True}, "its dynamics are those of no node"),
+    ({"beta": 0.75, "reset_mechanism": "none", "init_hidden": True}, "its dynamics are those of no node"),
+    ({"beta": 1.0, "reset_delay": False, "init_hidden": True}, "its dynamics are those of no node"),
+    ({"beta": 0.75, "reset_mechanism": "zero"}, "it returns the membrane before its reset"),
+    ({"beta": torch.tensor([0.5, 0.75]), "reset_mechanism": "zero", "init_hidden": True}, "for each neuron"),
+    ({"beta": 0.5, "reset_mechanism": "zero", "init_hidden": True, "learn_beta": True}, "it learns its beta"),
+    ({"beta": 0.5, "reset_mechanism": "zero", "init_hidden": True, "inhibition": True}, "it has inhibition"),
+    (
+        {"beta": 0.5, "reset_mechanism": "zero", "init_hidden": True, "graded_spikes_factor": 2.0},
+        "graded_spikes_factor",
+    ),
+    (
+        {"beta": 0.5, "reset_mechanism": "zero", "init_hidden": True, "spike_grad": surrogate.fast_sigmoid()},
+        "its spike_grad is neither atan nor sigmoid",
+    ),
+)
+
+
+def network(**arguments):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 30), snntorch.Leaky(**arguments), nn.Linear(30, 30), snntorch.Leaky(**arguments))
+
+
+def run(net, steps=12, seed=1):
+    """Outputs of every step, their membranes where they are returned, and the gradients of all parameters."""
+    torch.manual_seed(seed)
+    x_seq = torch.randn(steps, 4, 20) * 2 + 0.5
+    explicit, found, mems = not net[1].init_hidden, [], [None, None]
+    for x in x_seq:
+        for layer, (weight, leaky) in enumerate(((net[0], net[1]), (net[2], net[3]))):
+            y = leaky(weight(x), *([mems[layer]] if explicit and mems[layer] is not None else []))
+            x, mems[layer] = y if isinstance(y, tuple) else (y, None)
+            found += [each for each in (x, mems[layer]) if each is not None]
+    net.zero_grad()
+    sum((each * torch.linspace(-1, 1, each.numel(), dtype=each.dtype).view_as(each)).sum() for each in found).backward()
+    return [*found, *(parameter.grad for parameter in net.parameters())]
+
+
+@pytest.mark.parametrize("arguments", SAME, ids=str)
+def test_an_exchanged_network_gives_theirs(arguments):
+    """Spikes, returned membranes and all gradients over two sequences with `utils.reset` between them."""
+    theirs, ours = network(**arguments), network(**arguments)
+    done = swap_neurons(ours)
+    assert list(done.swapped) == ["1", "3"]
+    assert [type(ours[1]), ours.state_dict().keys()] == [LeakyNode, theirs.state_dict().keys()]
+    for seed in (1, 2):
+        expected, found = run(theirs, seed=seed), run(ours, seed=seed)
+        assert sum(float(each.detach().sum()) for each in expected[:4]) != 0
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for net in (theirs, ours):
+            utils.reset(net)
+            assert not net[1].mem.any()
+
+
+@pytest.mark.parametrize(("arguments", "why"), OTHER, ids=lambda each: each if isinstance(each, str) else None)
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+def test_what_differs_is_left_and_says_why(arguments, why):
+    """Nothing is exchanged, and the table has the reason; SpikingJelly's exchange points here."""
+    net = nn.Sequential(snntorch.Leaky(**arguments), snntorch.Synaptic(0.5, 0.5))
+    done = swap_neurons(net)
+    assert not done.swapped
+    assert why in done.left["0"]
+    assert done.left["1"] == "Synaptic is not Leaky"
+    assert "revsnn_nodes.snntorch.swap_neurons" in swap_spikingjelly(net).left["0"]
+
+
+def test_less_is_kept_and_a_shared_neuron_stays_one():
+    """For backward the exchanged neuron keeps one tensor per step; one in two places is one afterwards."""
+    kept = []
+    for swap in (False, True):
+        leaky = snntorch.Leaky(beta=0.5, reset_mechanism="zero", init_hidden=True)
+        net = nn.Sequential(leaky, leaky)
+        if swap:
+            done = swap_neurons(net)
+            assert net[0] is net[1]
+            assert list(done.swapped) == ["0", "1"]
+            assert set(swap_neurons(net).left.values()) == {"it is one already"}
+        total = 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        x_seq = torch.randn(6, 3, 1000, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            torch.stack([net[0](x) for x in x_seq.unbind()])
+        kept.append(total / x_seq.numel())
+    assert kept[1] <= 1.01 < 2.5 < kept[0]
+
+
+def test_a_bare_neuron_and_a_second_membrane_are_refused():
+    """Nothing holds a bare neuron, and a hidden state takes none beside it."""
+    leaky = snntorch.Leaky(beta=0.5, reset_mechanism="zero", init_hidden=True)
+    with pytest.raises(ValueError, match="`model` must be a module that holds neurons; got 'Leaky'"):
+        swap_neurons(leaky)
+    with pytest.raises(TypeError, match="`mem` must be left out"):
+        LeakyNode(leaky)(torch.zeros(2, 3), torch.zeros(2, 3))
