@@ -38,7 +38,9 @@ ORDER = (
     "revsnn_nodes.carrier",
     "revsnn_nodes.norm_carrier",
     "revsnn_nodes.registry",
+    "revsnn_nodes.swap",
     "revsnn_nodes.spikingjelly",
+    "revsnn_nodes.snntorch",
     "revsnn_nodes.plan",
     "revsnn_nodes",
     "revsnn_bench.exit_codes",
@@ -76,7 +78,7 @@ LATE: dict[tuple[str, str], str] = {
 }
 """Imports inside functions that run against the order, and why."""
 
-OF_PEERS = {"revsnn_nodes.spikingjelly": "spikingjelly"}
+OF_PEERS = {"revsnn_nodes.spikingjelly": "spikingjelly", "revsnn_nodes.snntorch": "snntorch"}
 """Modules about another package, which they import: loaded only by those who ask for them."""
 
 WITHOUT_TORCH = ("report", "gate", "claims")
@@ -252,7 +254,7 @@ def test_reading_a_run_loads_no_torch(package):
 
 def test_nodes_load_no_compiler():
     """Numba and triton are loaded when a fused node runs, SpikingJelly when a network is converted."""
-    hold_nothing(loaded("revsnn_nodes") & {"numba", "triton", "spikingjelly", "revsnn_bench"})
+    hold_nothing(loaded("revsnn_nodes") & {"numba", "triton", "spikingjelly", "snntorch", "revsnn_bench"})
 
 
 def test_number_of_files():
