@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from revsnn_bench.case import Case
@@ -72,9 +72,15 @@ def upsampled(images: Tensor, size: int) -> Tensor:
     return interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def pixel_sequences(images: Tensor) -> Tensor:
-    """Images `[n, 1, h, w]` as sequences of one pixel per step, row by row: `[h w, n, 1]`; digits give 64 steps."""
-    return images.flatten(1).t().unsqueeze(-1).contiguous()
+def pixel_sequences(images: Tensor, window: int = 1) -> Tensor:
+    """Images `[n, 1, h, w]` as sequences of one more pixel per step, row by row: `[h w, n, window]`.
+
+    Args:
+        images: digits give 64 steps.
+        window: how many of the latest pixels a step shows, oldest first; those before the first are dark.
+    """
+    pixels = nn.functional.pad(images.flatten(1), (window - 1, 0))
+    return pixels.unfold(1, window, 1).transpose(0, 1).contiguous()
 
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -265,12 +271,13 @@ def encoded(case: Case, images: Tensor, seed: int = 0) -> Tensor:
     """Images `[n, *]` as a case's network reads them, `[T, n, *]`, in its dtype and on its device.
 
     Args:
-        case: its encoding, T and workload. A sequence shows one pixel per step.
+        case: its encoding, T, workload and shape. A sequence shows one pixel more per step, and the shape of one that
+            is encoded so is the number of pixels that a step shows.
         images: brightness; in [0, 1] for Poisson spikes.
         seed: of the spikes.
     """
     if is_sequence(case):
-        x_seq = pixel_sequences(images)
+        x_seq = pixel_sequences(images, case.shape[0] if case.encoding == "pixels" else 1)
     elif case.encoding == "poisson":
         x_seq = poisson_encoding(images, case.timesteps, seed)
     else:

@@ -85,10 +85,9 @@ def _stepwise(case: Case, make_node: Strategy, classes: int, width: float) -> St
     number = None if make_node.method is None else make_node.method.number
     if number is not None and number >= case.timesteps:
         raise SkipCase(f"{case.node} must have a number below T = {case.timesteps}: there is nothing to cut")
-    if is_sequence(case) and case.shape != (1,):
-        raise ValueError(
-            f"`shape` must be (1,) with the encoding 'pixels'; got {case.shape}. A step shows one pixel, of T. "
-            "Pass --shape 1."
+    if is_sequence(case):
+        shape_of(
+            case, "one size with the encoding 'pixels', the latest pixels that a step shows, such as (1,)", 1
         )
     return mlp(make_node, math.prod(case.shape), case.depth, classes, width)
 

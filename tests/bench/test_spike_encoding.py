@@ -87,12 +87,16 @@ def test_spikes_are_refused_where_nothing_is_encoded(workload, shape, timesteps)
 
 
 def test_pixels_are_shown_one_by_one_where_every_step_has_a_loss():
-    """`mlp` reads one pixel per step, `[T, B, 1]`, row by row; a network of whole images, or a size, is refused."""
+    """`mlp` reads a pixel per step, row by row, or the latest few; a network of whole images, or a size, is refused."""
     case = CASE.model_copy(update={"workload": "mlp", "shape": (1,), "timesteps": 64, "encoding": "pixels"})
     step = build(case)
-    assert torch.equal(step.source, digits().train_images[: case.batch].flatten(1).t().unsqueeze(-1))
+    pixels = digits().train_images[: case.batch].flatten(1)
+    assert torch.equal(step.source, pixels.t().unsqueeze(-1))
     assert step.run(step.make_input()).shape == ()
-    with pytest.raises(ValueError, match=r"`shape` must be \(1,\) with the encoding 'pixels'; got \(1, 8, 8\)"):
+    (last, first) = (build(case.model_copy(update={"shape": (3,)})).source[t] for t in (63, 0))
+    assert torch.equal(last, pixels[:, 61:])
+    assert torch.equal(first, torch.stack([torch.zeros(4), torch.zeros(4), pixels[:, 0]], 1))
+    with pytest.raises(ValueError, match="`shape` must be one size with the encoding 'pixels'"):
         build(case.model_copy(update={"shape": (1, 8, 8)}))
     with pytest.raises(ValueError, match="`timesteps` must be a square of at least 64; got 65"):
         build(case.model_copy(update={"timesteps": 65}))
