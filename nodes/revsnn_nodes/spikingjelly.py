@@ -22,9 +22,10 @@ from spikingjelly.activation_based import base as their_base
 from spikingjelly.activation_based import neuron as their_neuron
 from spikingjelly.activation_based import surrogate as their_surrogate
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from revsnn_nodes import surrogate
-from revsnn_nodes.base import SpikingNode, moved_state
+from revsnn_nodes.base import SpikingNode, StepMode, moved_state
 from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF
 from revsnn_nodes.equations import state_dtype
@@ -80,6 +81,27 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         """The same for T steps, `[T, N, *]`."""
         return self._from(states, self.multi_step_forward, inputs)
 
+    def single_step_forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        """See `SpikingNode.single_step_forward`; counted, SpikingJelly's own operations."""
+        return self._counted("s", x) if self._is_counted() else super().single_step_forward(x, *others)
+
+    def multi_step_forward(self, x_seq: Tensor, *others: Tensor | None) -> Tensor:
+        """See `SpikingNode.multi_step_forward`; counted, SpikingJelly's own operations."""
+        return self._counted("m", x_seq) if self._is_counted() else super().multi_step_forward(x_seq, *others)
+
+    def _is_counted(self) -> bool:
+        """Whether SpikingJelly counts operations, which knows its neurons' own and no fused kernel, which has one."""
+        if torch.compiler.is_compiling() or self.store_v_seq or type(self) not in TWINS:
+            return False
+        return any(type(mode).__module__.startswith("spikingjelly.") for mode in _get_current_dispatch_mode_stack())
+
+    def _counted(self, mode: StepMode, x: Tensor) -> Tensor:
+        """Runs the code of the class that this one stands for, on this node's parameters and membrane."""
+        kind, given = TWINS[type(self)], _WithTheirSurrogate(self)
+        run = kind.single_step_functional_forward if mode == "s" else kind.multi_step_functional_forward
+        (y,), (self.v,) = run(given, (x,), kind.materialize_states(given, (x,), (self.v,), mode))
+        return y
+
     def _from(self, states: States, run: Callable[..., Tensor], inputs: States) -> tuple[States, States]:
         own = self.v, self.v_seq
         self.v = states[0]
@@ -103,6 +125,16 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
             name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in memories.items()
         }
         return state
+
+
+class _WithTheirSurrogate:
+    """A node as SpikingJelly's code reads it: everything is the node's, but the surrogate that is theirs."""
+
+    def __init__(self, node: MemoryNode) -> None:
+        self._node, self.surrogate_function = node, their_function(node.surrogate_function)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._node, name)
 
 
 class _Kind(their_base.MemoryModule):  # type: ignore[misc]

@@ -86,9 +86,7 @@ def _stepwise(case: Case, make_node: Strategy, classes: int, width: float) -> St
     if number is not None and number >= case.timesteps:
         raise SkipCase(f"{case.node} must have a number below T = {case.timesteps}: there is nothing to cut")
     if is_sequence(case):
-        shape_of(
-            case, "one size with the encoding 'pixels', the latest pixels that a step shows, such as (1,)", 1
-        )
+        shape_of(case, "one size with the encoding 'pixels', the latest pixels that a step shows, such as (1,)", 1)
     return mlp(make_node, math.prod(case.shape), case.depth, classes, width)
 
 

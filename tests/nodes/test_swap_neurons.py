@@ -6,7 +6,7 @@ import pytest
 import torch
 from revsnn_nodes import spikingjelly
 from revsnn_nodes.spikingjelly import SURROGATES, IFNode, LIFNode, ParametricLIFNode, swap_neurons
-from spikingjelly.activation_based import base, functional, layer, memopt, monitor, neuron, surrogate
+from spikingjelly.activation_based import base, functional, layer, memopt, monitor, neuron, op_counter, surrogate
 from torch import nn
 
 
@@ -125,6 +125,25 @@ def test_their_monitor_sees_our_nodes_as_theirs():
         watch.remove_hooks()
     assert counted[0] == counted[1]
     assert len(counted[0]) == 3
+
+
+@pytest.mark.parametrize("kind", ["LIFNode", "IFNode", "ParametricLIFNode"])
+def test_their_counters_count_our_nodes_as_theirs(kind):
+    """Every counter, in both passes, and the same output; a fused kernel would be one unknown operator."""
+    counted = []
+    for module in (neuron, spikingjelly):
+        torch.manual_seed(0)
+        node = getattr(module, kind)(step_mode="m")
+        net = nn.Sequential(layer.Linear(6, 8, step_mode="m"), node, layer.Linear(8, 4, step_mode="m"))
+        counters = [op_counter.FlopCounter(), op_counter.NeuronStateCounter(), op_counter.MemoryAccessCounter()]
+        with op_counter.DispatchCounterMode(counters):
+            y = net(torch.linspace(-2, 4, 72).reshape(4, 3, 6))
+            y.square().sum().backward()
+        assert tuple(node.v.shape) == (3, 8)
+        counted.append([y.tolist(), *(counter.get_counts()["Global"] for counter in counters[::2])])
+        counted[-1].append(dict(counters[1].get_metric_counts()["Global"]))
+    assert counted[0] == counted[1]
+    assert all(counted[0][1:])
 
 
 def test_state_is_moved_with_the_neuron():
