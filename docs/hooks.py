@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 START = "index.md"
-"""The page that the site has in place of README.md."""
+"""The page that the site has in place of README.md, whose first screen it shows."""
 
 
 def target(page: Path, link: str) -> Path:
@@ -44,27 +44,35 @@ def linked(page: Path) -> Iterable[Path]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what is linked from the pages, and from those that this adds."""
-    ahead = [ROOT / "docs" / file.src_uri for file in files.documentation_pages()]
-    ahead += [ROOT / "nodes" / "README.md", ROOT / "CONTRIBUTING.md"]
-    seen = {place(path) for path in ahead[:-2]} | {START}
+    pages = [ROOT / "docs" / file.src_uri for file in files.documentation_pages()]
+    there = {place(path) for path in pages}
+    ahead = [*pages, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     while ahead:
         path = ahead.pop()
-        if place(path) not in seen:
-            seen.add(place(path))
+        if place(path) not in there:
+            there.add(place(path))
             files.append(File(place(path), str(ROOT), config.site_dir, config.use_directory_urls))
         if path.suffix == ".md":
-            ahead += [each for each in linked(path) if place(each) not in seen]
+            ahead += [each for each in linked(path) if place(each) not in there]
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lets links lead to where the files are in the site."""
-    here = Path(page.file.src_dir or ROOT) / page.file.src_uri
+    """Lets links lead to where the files are in the site; the first page begins with the first screen of README."""
+    here = page.file.src_uri
+    text = with_links(markdown, Path(page.file.src_dir or ROOT) / here, here)
+    if here != START:
+        return text
+    readme = ROOT / "README.md"
+    screen = readme.read_text(encoding="utf-8").partition("\n## ")[0]
+    return f"{with_links(screen, readme, here)}\n#{text}"
+
+
+def with_links(markdown: str, path: Path, here: str) -> str:
+    """The text of a file with the links of the page `here` of the site."""
 
     def rewritten(match: re.Match[str]) -> str:
-        path = target(here, match[1])
-        if not path.is_relative_to(ROOT):
-            return match[0]
-        return relpath(place(path), str(Path(page.file.src_uri).parent))
+        found = target(path, match[1])
+        return relpath(place(found), str(Path(here).parent)) if found.is_relative_to(ROOT) else match[0]
 
     return LINK.sub(rewritten, markdown)

@@ -45,7 +45,7 @@ for name in ("lif-checkpoint", "revlif-revnet", "revlif", "revlif-anchored", "li
 #
 # ## 2. A whole network
 #
-# What counts is a network. Three blocks of convolution, norm and neuron, on 8 images over 8 steps:
+# What counts is a network. Three blocks of convolution, norm and neuron, on 4 images over 4 steps:
 
 # %%
 import torch
@@ -64,7 +64,7 @@ def block(inputs: int, outputs: int) -> list[nn.Module]:
 
 torch.manual_seed(0)
 net = nn.Sequential(*block(3, 16), *block(16, 16), *block(16, 16))
-x_seq = torch.rand(8, 8, 3, 32, 32)
+x_seq = torch.rand(4, 4, 3, 32, 32)
 
 
 def reset() -> None:
@@ -169,20 +169,19 @@ for steps in (4, 8, 12, 16):
 # %% [markdown]
 # ## 6. A budget
 #
-# `make_plan` decides for each block whether it keeps what its backward pass needs, makes it again, or runs again, and
-# measures the result. Give it less than `remat` needs:
+# `make_plan` decides for each block whether it keeps what its backward pass needs, makes it again, or runs again, by what
+# these take here, and measures the result:
 
 # %%
 from revsnn_bench import make_plan
 
 reset()
-plan = make_plan(net, x_seq, budget="9 MiB", rounds=1)
-for name, option in plan.options.items():
-    print(f"{name or 'what is in no block'}: {option}")
-print("fits:", plan.fits)
-print(f"predicted peak {plan.predicted_bytes / 2**20:.2f} MiB, measured {plan.measured.peak_bytes / 2**20:.2f} MiB")
+plan = make_plan(net, x_seq, budget="9.5 MiB", rounds=1)
+print(f"without a plan: {plan.plain_bytes / 2**20:.2f} MiB")
+print("fits 9.5 MiB as measured:", plan.fits and plan.measured.peak_bytes <= 9.5 * 2**20)
+print("predicted to the byte:", plan.predicted_bytes == plan.measured.peak_bytes)
 
 # %% [markdown]
-# `plan.apply(net)` puts it into the network, and `plan.to_json()` writes it for `apply_plan` of `revsnn_nodes`, so that the
-# training needs no benchmark. From here: [your own model](your-model.md), what [remat](remat.md) does, and
+# `plan.apply(net)` puts it into the network, and `plan.to_json()` writes it for `apply_plan` of `revsnn_nodes`, so that
+# the training needs no benchmark. From here: [your own model](your-model.md), what [remat](remat.md) does, and
 # [which node when](../nodes/README.md).

@@ -7,9 +7,11 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import pytest
+import revsnn_nodes
 from scipy.special import stdtrit
 from typer.testing import CliRunner
 
+import revsnn_bench
 from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_markdown
 from revsnn_bench.cli import app
@@ -434,3 +436,11 @@ def test_the_rule_for_launches_is_near_the_best_shape_that_was_timed():
         shares.append(min(times.values()) / took)
     near = sum(share >= 0.9 for share in shares)
     assert f"in {near} of the {len(shares)} places" in GPU_PAGE
+
+
+def test_the_api_page_has_every_name_that_users_import():
+    """Names of `__all__` of both packages and of the gate, where they are defined."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    there = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    exported = {*revsnn_nodes.__all__, *revsnn_bench.__all__, "gate", "Policy", "load_baseline", "load_run"}
+    assert exported <= there

@@ -7,6 +7,7 @@ are read, their cases made, and nothing is measured (`--collect-only`). What wou
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -25,13 +26,11 @@ from revsnn_bench.cli import app
 from revsnn_bench.exit_codes import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
+WRITTEN = {ROOT / "docs" / "tutorial.md"}
+"""Pages that another test writes from a script: test_tutorial.py."""
 PAGES = sorted(
-    [
-        ROOT / "README.md",
-        ROOT / "nodes" / "README.md",
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "examples").rglob("*.md"),
-    ]
+    {ROOT / "README.md", ROOT / "nodes" / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")}
+    - WRITTEN
 )
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = ("revsnn-bench", "pytest", "python", "python3", "pip", "git", "tox")
@@ -69,15 +68,20 @@ GIVEN = {
 }
 """What a page takes for granted: the reader's model and data."""
 
-RUNS = {"A": "example-quick", "B": "example-quick", "RUN": "paper", "first": "example-quick", "now": "example-quick"}
-"""Saved runs that pages name, and the committed run that stands for each; not where a page makes them."""
+RUNS = {
+    "README.md": {"A": "example-quick", "B": "example-quick"},
+    "docs/claims.md": {"RUN": "paper"},
+    "docs/gating.md": {"first": "example-quick", "now": "example-quick"},
+    "examples/gated_project/README.md": {"first": "example-quick"},
+}
+"""Saved runs that a page names and does not make, and the committed run that stands for each."""
 
 LESS = {
     "revsnn-bench run --suite timesteps --passes memory,flops --run-id first": "--node lif --timesteps 2 --shape 8",
     "revsnn-bench run --model net:make --input 4,8,2,8,8 --node as-is,lif+remat --run-id mine": "",
     "revsnn-bench train": "--network digits-net --epochs 1 --timesteps 2 --batch 359",
     "revsnn-bench train --network pixels": "--epochs 1 --timesteps 2 --batch 359",
-    "revsnn-bench tune": "--network digits-net --trials 1 --epochs 1 --retrain 0 --node lif --batch 359 --format md",
+    "revsnn-bench tune": "--network digits-net --trials 1 --epochs 1 --retrain 0 --node lif,revlif --batch 359",
     "revsnn-bench largest --budget 64 MiB": '--budget "1 MiB" --workload digits-net --shape 1x8x8 --node lif',
     "revsnn-bench claims": "--from RUN",
     "python examples/remat_networks.py": "--batch 1 --size 32 --steps 1 --rounds 1",
@@ -91,8 +95,8 @@ SMALLER = {"4,8,3,64,64": "1,1,3,32,32"}
 
 REFUSED = {
     "revsnn-bench train --network resnet19 --data cifar10": "DIR",
-    "revsnn-bench claims --resume RUN": "no such journal",
-    "revsnn-bench tune --resume RUN": "no such journal",
+    "revsnn-bench claims --resume RUN": "RUN",
+    "revsnn-bench tune --resume RUN": "RUN",
 }
 """Commands that need what is not here, data or an interrupted run; their options are read, and the error names it."""
 
@@ -106,7 +110,7 @@ ELSEWHERE = {
     "revsnn-bench run --shard $I/5 --run-id part-$I --threads 2": MERGED,
     "revsnn-bench merge part-1 part-2 part-3 part-4 part-5 --run-id whole": MERGED,
 }
-"""Commands and tests of pages that another test runs: a whole project, machines with and without a GPU, several ones."""
+"""Commands and tests of pages that another test runs: a whole project, machines with a GPU and without, several."""
 
 NOT_RUN = {
     "pip install": "it needs an index; these tests run where this has been done",
@@ -114,7 +118,7 @@ NOT_RUN = {
     "git add": "it changes a repository",
 }
 
-SAYS = {"--page plan.html": "This plan fits", "--limit": "Verified at a batch of", "predict": "lif", "gate": "pass"}
+SAYS = {"--page plan.html": "This plan fits", "--limit": "Verified at a batch of", "predict": "lif"}
 """What is printed by commands that have these words."""
 
 
@@ -172,17 +176,11 @@ class Reader:
 
     def __init__(self, folder, page):
         self.folder, self.names = folder, {"__name__": "__reader__"}
-        given = GIVEN.get(page, "")
         (folder / "my_net.py").write_text(NETWORK)
-        for name, run in RUNS.items():
-            self.save(name, run)
-        exec(given, self.names)
-
-    def save(self, name, run):
-        results = self.folder / "results"
-        results.mkdir(exist_ok=True)
-        text = (ROOT / "results" / f"{run}.json").read_text(encoding="utf-8")
-        (results / f"{name}.json").write_text(text.replace(f'"run_id": "{run}"', f'"run_id": "{name}"', 1))
+        (folder / "results").mkdir()
+        for name, run in RUNS.get(page, {}).items():
+            shutil.copy(ROOT / "results" / f"{run}.json", folder / "results" / f"{name}.json")
+        exec(GIVEN.get(page, ""), self.names)
 
     def follow(self, block):
         if block.language == "python":
@@ -224,6 +222,9 @@ class Reader:
             assert done.exit_code == expected, done.output
             said = [text for key, text in SAYS.items() if key in command] if not refused else [REFUSED[refused]]
             assert not [text for text in said if text not in done.output], done.output
+            if "--page" in words:
+                page = Path(words[words.index("--page") + 1]).read_text(encoding="utf-8")
+                assert (page.count("<svg") >= 2, page.count("<table")) == (True, 2)
 
     def planned(self, words):
         """Reads the options and makes the cases; pytest ends with another status where there is none."""
