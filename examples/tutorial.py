@@ -29,8 +29,8 @@ def show(node: str, timesteps: int) -> None:
 show("lif", 4)
 
 # %% [markdown]
-# Plain autograd keeps three tensors of the layer for every step, so that four times the steps take four times the bytes.
-# Each of the other nodes keeps less, and pays for it somewhere:
+# Plain autograd keeps three tensors of the layer for every step: four times the steps take four times the bytes. Each of
+# the other nodes keeps less, and pays for it somewhere:
 
 # %%
 for name in ("lif", "lif-checkpoint", "revlif", "revlif-anchored", "lif-carrier"):
@@ -38,8 +38,8 @@ for name in ("lif", "lif-checkpoint", "revlif", "revlif-anchored", "lif-carrier"
 
 # %% [markdown]
 # `lif-checkpoint` runs its forward again. `revlif`, the reversible node of a paper, goes back in time by the inverse of
-# a leaky membrane, which loses the gradient as T grows; look at the last column. `revlif-anchored` has the same dynamics
-# without the inverse. `lif-carrier` keeps nothing, because its output in training carries its input along.
+# a leaky membrane, which loses the gradient as T grows; look at the last column. `revlif-anchored` has the same
+# dynamics without the inverse. `lif-carrier` keeps nothing, because its output in training carries its input along.
 #
 # ## 2. A whole network
 #

@@ -11,7 +11,6 @@ import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
 
-
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "tutorial.py"
 PAGE = ROOT / "docs" / "tutorial.md"
