@@ -29,8 +29,8 @@ def show(node: str, timesteps: int) -> None:
 show("lif", 4)
 
 # %% [markdown]
-# Plain autograd keeps three tensors of the layer for every step: four times the steps take four times the bytes. Each of
-# the other nodes keeps less, and pays for it somewhere:
+# Plain autograd keeps three tensors of the layer for every step: four times the steps take four times the bytes. Each
+# of the other nodes keeps less, and pays for it somewhere:
 
 # %%
 for name in ("lif", "lif-checkpoint", "revlif", "revlif-anchored", "lif-carrier"):
