@@ -82,13 +82,16 @@ LESS = {
     "revsnn-bench tune": '--trials 1 --retrain 0 --budget "1 KiB" --format md',
     "revsnn-bench largest --budget 64 MiB": '--budget "1 MiB" --workload digits-net --shape 1x8x8 --node lif',
     "revsnn-bench claims": "--from RUN",
-    "python examples/remat_networks.py": "--batch 1 --size 32 --steps 1 --rounds 1",
+    "python examples/remat_networks.py": "--batch 2 --size 32 --steps 2 --rounds 1",
     "python examples/remat_digits.py": "--epochs 1 --batch 256 --size 8",
 }
 """Options that make a command small, by how it begins; a sweep that is named here is measured. Claims are judged from
 the committed run in place of measuring for twenty minutes."""
 
-SMALLER = {"4,8,3,64,64": "1,1,3,32,32"}
+SMALLER = {
+    "4,8,3,64,64": "2,2,3,32,32",
+    **dict.fromkeys(("spikingjelly_models:vgg11", "spikingjelly_models:sew_resnet18"), "my_net:make"),
+}
 """Arguments without a name, and what stands for them."""
 
 REFUSED = {
@@ -99,7 +102,7 @@ REFUSED = {
 }
 """How commands end that need what is not here, data or an interrupted run, and what they say: their options are read.
 
-A study tries one choice, whose bytes are predicted to be beyond a budget of 1 KiB; that of docs/tuning.md in Python trains.
+A study tries one choice, whose bytes are predicted to be beyond 1 KiB; that of docs/tuning.md in Python trains.
 """
 
 GATED, MERGED = "test_example_project_is_gated", "test_shards_merged_are_the_run_in_one_piece"
@@ -174,7 +177,7 @@ def longest(table, command):
 
 
 DONE: list[list[str]] = []
-"""Sweeps that were planned and trainings that ran: pages share them."""
+"""Sweeps that were planned, trainings and scripts that ran: pages share them."""
 
 
 class Reader:
@@ -219,7 +222,7 @@ class Reader:
         words += [] if less is None or "--resume" in words else shlex.split(LESS[less])
         if words in DONE:
             return
-        if words[0] == "pytest" or words[1] in ("run", "train"):
+        if words[0] in ("pytest", "python") or words[1] in ("run", "train"):
             DONE.append(words)
         if words[0] == "python":
             self.script(words[1:])
