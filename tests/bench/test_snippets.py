@@ -82,13 +82,14 @@ LESS = {
     "revsnn-bench tune": '--trials 1 --retrain 0 --budget "1 KiB" --format md',
     "revsnn-bench largest --budget 64 MiB": '--budget "1 MiB" --workload digits-net --shape 1x8x8 --node lif',
     "revsnn-bench claims": "--from RUN",
-    "python examples/remat_networks.py": "--batch 2 --size 32 --steps 2 --rounds 1",
+    "python examples/remat_networks.py": "--batch 2 --size 8 --steps 2 --rounds 1",
     "python examples/remat_digits.py": "--epochs 1 --batch 256 --size 8",
 }
 """Options that make a command small, by how it begins; a sweep that is named here is measured. Claims are judged from
 the committed run in place of measuring for twenty minutes."""
 
 SMALLER = {
+    "sew_resnet18": "digits",
     "4,8,3,64,64": "2,2,3,32,32",
     **dict.fromkeys(("spikingjelly_models:vgg11", "spikingjelly_models:sew_resnet18"), "my_net:make"),
 }
@@ -250,7 +251,8 @@ class Reader:
                 assert pytest.main([*words[1:], *more]) == 0
             else:
                 patch.setenv("PYTEST_ADDOPTS", "--collect-only")
-                done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "120"})
+                arguments = [*words[1:], "--results", str(self.folder / "planned")]
+                done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
                 assert done.exit_code == ExitCode.PASS, done.output
 
     def script(self, words):
