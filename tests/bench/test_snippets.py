@@ -100,7 +100,7 @@ REFUSED = {
     "revsnn-bench claims --resume RUN": (ExitCode.USAGE, "RUN"),
     "revsnn-bench tune --resume RUN": (ExitCode.USAGE, "RUN"),
 }
-"""How commands end that need what is not here, data or an interrupted run, and what they say: their options are read."""
+"""How commands end that need what is not here, data or an interrupted run, and what they say; options are read."""
 
 GATED, MERGED = "test_example_project_is_gated", "test_shards_merged_are_the_run_in_one_piece"
 ELSEWHERE = {
