@@ -292,7 +292,9 @@ DOTTED = re.compile(r"(?<![\w./-])revsnn_(?:nodes|bench)(?:\.[A-Za-z_]\w*)+")
 FILE = re.compile(r"(?<![\w/.<>{}$-])(?:\.\./)*[\w.-]*\w(?:/[\w.*-]+)*\.(?:py|md|toml|ini|cff)(?![\w/*-])")
 LINK = re.compile(r"https?://\S+")
 
-USERS_FILES = frozenset({"conftest.py", "in_python.py", "loop.py", "model.py", "net.py", "task.py", "train.py"})
+USERS_FILES = frozenset(
+    {"conftest.py", "in_python.py", "loop.py", "model.py", "my_net.py", "net.py", "task.py", "train.py"}
+)
 """Files that examples give to a user's own project."""
 
 

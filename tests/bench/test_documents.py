@@ -7,10 +7,14 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import pytest
+import revsnn_nodes
 from scipy.special import stdtrit
+from typer.testing import CliRunner
 
+import revsnn_bench
 from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_markdown
+from revsnn_bench.cli import app
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report import study, units
 from revsnn_bench.report.canvas import looks
@@ -25,26 +29,64 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = load_run(ROOT / "results" / "sew-resnet18.json")
 SHOWN = {
-    "spikingjelly": "SpikingJelly, eager",
-    "spikingjelly+bitpack": "SpikingJelly, `memopt` level 1",
-    "lif": "`StandardLIF`, fused",
-    "lif+remat": "the same inside `remat()`",
+    "spikingjelly": ("SpikingJelly as it comes", "SpikingJelly, as it comes"),
+    "spikingjelly+bitpack": ("its `memopt`, level 1", "SpikingJelly, memopt 1"),
+    "lif": ("`swap_neurons(model)`", "StandardLIF, fused"),
+    "lif+remat": ("the same `with remat():`", "StandardLIF, remat"),
 }
+"""How README and the example on the card call a node of the run."""
+
+
+def on_card():
+    """Peak, milliseconds launched and replayed of each variant on the H200, at B = 32 and at B = 128."""
+    printed = (ROOT / "results" / "gpu" / "h200-sew-resnet18.txt").read_text(encoding="utf-8")
+    found = re.findall(r"^(\S.*?)  +([\d.]+ MiB) +([\d.]+) ms", printed, flags=re.MULTILINE)
+    halves: list[tuple[dict, dict]] = [({}, {}), ({}, {})]
+    for number, (name, peak, milliseconds) in enumerate(found):
+        halves[number // 8][number // 4 % 2][name] = peak, float(milliseconds)
+    return halves
 
 
 @pytest.mark.parametrize("record", RUN.records, ids=lambda record: record.case.node)
 def test_readme_shows_the_numbers_of_the_run(record):
-    """Bytes kept, peak, time to the fused LIF, gradient error and equal bits of a whole network, node by node."""
-    equal = record.fidelity.bit_equal
+    """Peak and time of a whole network on both machines, gradient error and equal bits, node by node."""
+    equal, ((_, _), (launched, _)) = record.fidelity.bit_equal, on_card()
+    name, name_on_card = SHOWN[record.case.node]
+    peak, milliseconds = launched[name_on_card]
     cells = (
-        SHOWN[record.case.node],
-        units.size(record.memory.retained_bytes),
+        name,
         units.size(record.memory.peak_bytes),
         ratio_text(ratio_to_lif("step_time_s", record)),
+        peak,
+        f"{milliseconds / launched['StandardLIF, fused'][1]:.2f}",
         f"{record.fidelity.gradient_error:.1e}",
-        f"{equal[0]} of {equal[1]}" if equal else "–",
+        f"{equal[0]} of {equal[1]} |" if equal else "|",
     )
-    assert f"| {' | '.join(cells)} |" in README
+    assert f"| {' | '.join(cells)}\n" in README
+
+
+def test_readme_says_what_each_thing_changes():
+    """Times of `remat` on the card at a small batch, what stripping costs, and where the paper's node goes wrong."""
+    (launched, replayed), _ = on_card()
+    small, graph = (each["StandardLIF, remat"][1] / each["StandardLIF, fused"][1] for each in (launched, replayed))
+    assert f"where Python is slower than the card, {small:.1f} times, or {graph:.2f} from" in README
+    stripped = [spread(DIGITS, "lif-carrier", True, epsilon=1 / n).partition(" ")[0] for n in (16, 256)]
+    lif = spread(DIGITS, "lif").partition(" ")[0]
+    assert f"has {stripped[0]} % where LIF has {lif} %; with `epsilon=1/256` {stripped[1]} % |" in README
+    (wrong,) = re.findall(r"its gradient is wrong at T = (\d+),", FINDINGS["constant"].measured)
+    small_lif, small_paper = re.findall(r"(?:lif|revlif\S+) ([\d.]+ )± [\d.]+ %", FINDINGS["accuracy"].measured)[:2]
+    assert f"gradient is wrong from T = {wrong} on; a small network on digits has {small_paper}% where LIF" in README
+    assert f"where LIF has {small_lif}% |" in README
+    anchored = [r for r in EXAMPLE if r.case.node == "revlif-anchored" and r.case.dtype == "float32"]
+    assert {r.status.value for r in anchored} == {"ok"}
+    assert f"right at every T measured, up to {max(r.case.timesteps for r in anchored):,} |" in README
+
+
+def test_remat_page_shows_what_the_run_keeps():
+    """Retained bytes of eager SpikingJelly and of `remat`."""
+    kept = {r.case.node: units.size(r.memory.retained_bytes) for r in RUN}
+    page = (ROOT / "docs" / "remat.md").read_text(encoding="utf-8")
+    assert f"{kept['spikingjelly']} eager, {kept['lif+remat']} inside." in page
 
 
 FIELD = load_run(ROOT / "results" / "field.json")
@@ -111,16 +153,15 @@ def test_the_field_shows_what_was_learned(node):
     assert accuracy_row(node) in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("timesteps", [16, 64])
-def test_readme_shows_the_field(timesteps):
-    """Peaks of the methods that README names, and at T = 64 the bias of the first layer."""
-    nodes = ("lif", "lif+remat", "lif+chunks-4", "lif+revolve-3", "lif+tbptt-4", "lif+sltt", "lif+ottt")
-    of = {r.case.node: r for r in FIELD if r.case.timesteps == timesteps and r.case.workload == "mlp"}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"| {timesteps} | {' | '.join(units.measured('peak_bytes', of[node]) for node in nodes)} |" in readme
-    biases = [of[node].fidelity.gradient_bias for node in nodes]
-    shown = [units.fraction(bias.by_module["net.1.inner"][0]) if bias else "exact" for bias in biases]
-    assert timesteps != 64 or f"| bias at T = 64 | {' | '.join(shown)} |" in readme
+def test_readme_shows_the_field():
+    """Peaks of backpropagation, of an exact method and of an approximate one, and its bias in the first layer."""
+    of = {r.case.node: r for r in OVER_TIME}
+    lif, revolve, sltt = (units.measured("peak_bytes", of[node]) for node in ("lif", "lif+revolve-3", "lif+sltt"))
+    bias = units.fraction(of["lif+sltt"].fidelity.gradient_bias.by_module["net.1.inner"][0])
+    said = " ".join(README.split())
+    assert f"at T = 64 backpropagation through time takes {lif}, `lif+revolve-3` {revolve} with the same" in said
+    assert f"`lif+sltt` {sltt} with a first layer's gradient that is {bias} away from it" in said
+    assert of["lif+revolve-3"].status.value == "ok"
 
 
 def test_the_picture_of_the_field_is_drawn_from_its_run():
@@ -175,7 +216,7 @@ SAID = {
 FINDINGS = {finding.key: finding for finding in judge(PAPER, Plan())}
 
 
-def test_every_claim_was_measured_and_is_in_the_readme():
+def test_every_claim_was_measured_and_is_on_its_page():
     """The committed run holds every case of today's claims, and its table is what those records give."""
     assert list(FINDINGS) == list(SAID)
     assert not [key for key, finding in FINDINGS.items() if finding.verdict is Verdict.OPEN]
@@ -184,11 +225,14 @@ def test_every_claim_was_measured_and_is_in_the_readme():
     )
 
 
+CLAIMS_PAGE = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("key", SAID)
-def test_readme_shows_the_claims(key):
-    """The verdict of each claim, and no number that its finding does not hold."""
-    rows = [line for line in README.splitlines() if line.startswith(f"| {SAID[key]} |")]
-    (row,) = rows
+def test_the_claims_page_shows_the_claims(key):
+    """The verdict of each claim, and no number that its finding does not hold; README has some of these rows."""
+    (row,) = [line for line in CLAIMS_PAGE.splitlines() if line.startswith(f"| {SAID[key]} |")]
+    assert [line for line in README.splitlines() if line.startswith(f"| {SAID[key]} |")] in ([], [row])
     _, _, shown, verdict, _ = row.split("|")
     assert verdict.strip() == FINDINGS[key].verdict.value
     text = f"{FINDINGS[key].measured} {FINDINGS[key].conditions} {FINDINGS[key].why}"
@@ -263,8 +307,16 @@ def test_tuning_page_shows_its_studies(name):
     assert drawn.read_text(encoding="utf-8") == study_figures(run)[0].standalone()
 
 
-def test_the_picture_of_a_step_is_drawn_from_the_run():
-    """The file that docs/remat.md shows, byte for byte: eager SpikingJelly first, then lif and lif+remat."""
+def test_the_picture_of_a_step_is_drawn_from_the_run(tmp_path):
+    """The file that README and docs/remat.md show, byte for byte: eager SpikingJelly first, then lif and lif+remat.
+
+    `revsnn-bench report sew-resnet18 --format md,svg` writes it.
+    """
+    command = ["report", str(ROOT / "results" / "sew-resnet18.json"), "--format", "svg", "--reports", str(tmp_path)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (written,) = tmp_path.glob("sew-resnet18-timeline-1.svg")
+    assert written.read_bytes() == (ROOT / "reports" / written.name).read_bytes()
+    assert f"](reports/{written.name})" in README
     (figure,) = step_figures(RUN, looks(RUN))
     path = ROOT / "reports" / "sew-resnet18-timeline-1.svg"
     assert path.read_text(encoding="utf-8") == figure.standalone()
@@ -323,21 +375,6 @@ def test_every_exit_code_is_listed():
     """The table and the enumeration hold the same codes."""
     listed = re.findall(r"^\| (\d+) \|", RELIABILITY, re.MULTILINE)
     assert [int(code) for code in listed] == [code.value for code in ExitCode]
-
-
-def test_readme_shows_the_network_on_the_card():
-    """Peaks at the larger batch, and the ratios of `remat` to the fused LIF, launched and replayed, at both."""
-    printed = (ROOT / "results" / "gpu" / "h200-sew-resnet18.txt").read_text(encoding="utf-8")
-    found = re.findall(r"^(\S.*?)  +([\d.]+ MiB) +([\d.]+) ms", printed, flags=re.MULTILINE)
-    fused, kept = ([float(row[2]) for row in found if row[0] == name] for name in FUSED_AND_REMAT)
-    small, small_graph, large, large_graph = (f"{b / a:.2f}" for a, b in zip(fused, kept, strict=True))
-    for row in found[8:12]:
-        assert row[1] in README or row[0] == FUSED_AND_REMAT[0]
-    assert f"in {large} of the fused LIF's time ({large_graph} from a CUDA graph" in README
-    assert f"{float(small):.1f} and {small_graph})" in README
-
-
-FUSED_AND_REMAT = ("StandardLIF, fused", "StandardLIF, remat")
 
 
 KERNELS_PAGE = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
@@ -399,3 +436,11 @@ def test_the_rule_for_launches_is_near_the_best_shape_that_was_timed():
         shares.append(min(times.values()) / took)
     near = sum(share >= 0.9 for share in shares)
     assert f"in {near} of the {len(shares)} places" in GPU_PAGE
+
+
+def test_the_api_page_has_every_name_that_users_import():
+    """Names of `__all__` of both packages and of the gate, where they are defined."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    there = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    exported = {*revsnn_nodes.__all__, *revsnn_bench.__all__, "gate", "Policy", "load_baseline", "load_run"}
+    assert exported <= there

@@ -1,9 +1,11 @@
 """The gate on real measurements: two runs agree to the byte, and real regressions are found."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -49,8 +51,14 @@ def test_two_measured_runs_agree_to_the_byte(runner):
 
 @pytest.fixture
 def project(tmp_path):
-    """The example project, installed as an installer does it: on the path, with its entry points beside it."""
+    """The example project, installed as an installer does it: on the path, with its entry points beside it.
+
+    The test that docs/gating.md shows is one of its tests.
+    """
     shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    page = (EXAMPLE.parents[1] / "docs" / "gating.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n( +import pytest\n.*?)```", page, re.DOTALL)
+    (tmp_path / "tests" / "test_page.py").write_text(textwrap.dedent(shown))
     metadata = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
     info = tmp_path / "gated_project-0.1.0.dist-info"
     info.mkdir()

@@ -1,0 +1,58 @@
+"""docs/tutorial.md is examples/tutorial.py with what it prints, cell by cell.
+
+`REVSNN_WRITE_PAGES=1 pytest tests/bench/test_tutorial.py` writes the page.
+"""
+
+import gc
+import io
+import os
+import re
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples" / "tutorial.py"
+PAGE = ROOT / "docs" / "tutorial.md"
+NOTE = "<!-- Written by tests/bench/test_tutorial.py from examples/tutorial.py: change that. -->\n"
+
+
+def cells():
+    """Kind and text of each cell of the script."""
+    for part in re.split(r"^# %%", SCRIPT.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        kind, _, text = part.partition("\n")
+        prose = "markdown" in kind
+        yield prose, re.sub(r"^# ?", "", text, flags=re.MULTILINE).strip() if prose else text.strip()
+
+
+def written():
+    """The page, from a run of every cell in one namespace."""
+    names, parts = {"__name__": "__tutorial__"}, [NOTE]
+    for prose, text in cells():
+        if prose:
+            parts.append(f"{text}\n")
+            continue
+        printed = io.StringIO()
+        with redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.freeze()  # measuring bytes asks for many collections: what is there already is left out of them
+            exec(compile(text, str(SCRIPT), "exec"), names)
+        gc.unfreeze()
+        parts.append(f"```python\n{text}\n```\n")
+        if printed.getvalue():
+            parts.append(f"```text\n{printed.getvalue().rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def compared(page):
+    """A page without what differs from machine to machine: seconds, and an error's first digit."""
+    page = re.sub(r"[\d.]+ ms\b", "… ms", page)
+    return re.sub(r"(error|predicted) \de([-+]\d\d)", r"\1 …e\2", page)
+
+
+def test_the_page_shows_what_the_script_prints():
+    """Bytes, operations, bits and plans exactly, gradient errors to their order; times are not compared."""
+    page = written()
+    if os.environ.get("REVSNN_WRITE_PAGES"):
+        PAGE.write_text(page, encoding="utf-8")
+    assert compared(page) == compared(PAGE.read_text(encoding="utf-8"))
