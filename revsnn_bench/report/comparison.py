@@ -172,8 +172,9 @@ class Comparison:
     def fields(self) -> list[FieldDifference]:
         """Fields of header and environment that differ; run id, start and command always do and are left out."""
         left, right = _fields(self.before), _fields(self.after)
-        differing = [name for name in left if left[name] != right[name]]
-        return [*self.extents(), *(FieldDifference(name, str(left[name]), str(right[name])) for name in differing)]
+        names = [name for name in dict.fromkeys([*left, *right]) if left.get(name) != right.get(name)]
+        differing = (FieldDifference(name, str(left.get(name, "none")), str(right.get(name, "none"))) for name in names)
+        return [*self.extents(), *differing]
 
     def extents(self) -> list[FieldDifference]:
         """How much of each run there is, where one of them is not complete."""
@@ -298,4 +299,6 @@ def _rounds(record: Record | None, metric: Metric) -> list[float]:
 def _fields(run: Run) -> dict[str, Any]:
     fields: dict[str, Any] = run.header.model_dump(mode="json", exclude={"run_id", "started_at", "command"})
     environment: dict[str, Any] = fields.pop("environment")
-    return fields | environment
+    fields |= environment
+    tables = {name: fields.pop(name) for name in list(fields) if isinstance(fields[name], dict)}
+    return fields | {f"{table} {name}": value for table, values in tables.items() for name, value in values.items()}

@@ -118,7 +118,7 @@ def render_gallery(runs: Iterable[Run], unread: Sequence[str] = (), baselines: S
         unread=unread,
         baselines=[(run.header.run_id, _commit(run), run.header.started_at) for run in baselines],
         listing=make_table("runs", "Runs", _RUNS, reversed(ordered)),
-        figures=[(figure, Markup(figure.inline([]))) for figure in _figures(histories, ordered)],
+        figures=[[(figure, Markup(figure.inline([]))) for figure in drawn] for drawn in _figures(histories, ordered)],
         moves=make_table(
             "moves", "What changed across commits", _MOVES, moved[:_MOST_ROWS], kind=lambda history: history.direction
         ),
@@ -177,15 +177,16 @@ def _value(metric: Metric, record: Record) -> Number | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _figures(histories: Sequence[History], runs: Sequence[Run]) -> list[canvas.Figure]:
-    """One figure for each metric of which some case was measured twice."""
+def _figures(histories: Sequence[History], runs: Sequence[Run]) -> tuple[list[canvas.Figure], list[canvas.Figure]]:
+    """One figure for each metric of which some case was measured twice: those that ever moved, then the others."""
     known = canvas.looks(runs[0].model_copy(update={"records": tuple(r for run in runs for r in run)})) if runs else {}
-    figures = []
+    moved, still = list[canvas.Figure](), list[canvas.Figure]()
     for metric in METRICS:
         lines = [history for history in histories if history.metric is metric and len(history.values) > 1]
         if lines:
-            figures.append(_drawn(metric, lines, known))
-    return figures
+            moves = any(value != 1 for history in lines for _, value in history.over_baseline())
+            (moved if moves else still).append(_drawn(metric, lines, known))
+    return moved, still
 
 
 def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.Look]) -> canvas.Figure:
@@ -229,8 +230,13 @@ def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
     step = -(-len(runs) // 6)
-    axes.set_xticks(range(0, len(runs), step), [(_commit(run).split() or ["?"])[0][:7] for run in runs[::step]])
+    axes.set_xticks(range(0, len(runs), step), [_when(run) for run in runs[::step]], fontsize=8)
     axes.set_xlim(-0.3, max(1, len(runs) - 1) + 0.3)
+
+
+def _when(run: Run) -> str:
+    """Commit and start of a run, on two lines."""
+    return f"{(run.header.environment.commit or '?')[:7]}\n{_moment(run.header.started_at):%m-%d %H:%M}"
 
 
 def _link(run: Run) -> Cell:
