@@ -23,6 +23,7 @@ from revsnn_bench.report.points import (
     fixed_part,
     lif_of,
     naming,
+    namings,
     ratio_text,
     ratio_to_lif,
     setting,
@@ -287,7 +288,7 @@ def _contention(run: Run) -> list[Finding]:
 
 def _warnings(run: Run) -> list[Finding]:
     """Each warning once, with the node that gave it and the T at which it did; of numbers in it, those of the first."""
-    names = naming(run)
+    names = namings(run)
     given: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in run:
         if record.fidelity is not None and record.fidelity.warning:
@@ -312,7 +313,7 @@ def by_kind(record: Record) -> dict[str, int]:
 
 def module_rows(run: Run) -> list[tuple[str, ...]]:
     """One row per case that ended well and is made of several modules: the case, its bytes, and each kind's."""
-    rows, names = [], naming(run)
+    rows, names = [], namings(run)
     for record in run:
         sizes = by_kind(record)
         if record.status is not Status.OK or record.memory is None or not set(sizes) - {REST}:

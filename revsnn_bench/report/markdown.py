@@ -11,7 +11,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
-from revsnn_bench.report.points import AXES, Axis, Naming, exact, growths, naming, rest, sweeps
+from revsnn_bench.report.points import AXES, Axis, Naming, exact, growths, namings, rest, sweeps
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
@@ -88,7 +88,7 @@ def _pictures(pictures: Sequence[Picture]) -> list[str]:
 
 def _record_table(run: Run, axis: Axis | None, records: Sequence[Record]) -> str:
     """The table of some records, below the options that all its nodes share."""
-    names = naming(records)
+    names = namings(records)
     shown = columns(run, axis, names, compact=False)
     rows = [[column.cell(record) for column in shown] for record in records]
     return _noted(names) + table([column.heading for column in shown], rows, [column.is_number for column in shown])
@@ -120,7 +120,7 @@ def _section(
 def _failures(run: Run) -> list[str]:
     """Every case that did not end as `ok`, with its reason; left out where there is none."""
     failed = [record for record in exact(run) if record.status is not Status.OK]
-    names = naming(failed)
+    names = namings(failed)
     rows = [
         (
             names.id(record.case),
@@ -162,7 +162,7 @@ def _bandwidth_section(run: Run) -> list[str]:
 
 def _growth_section(run: Run) -> list[str]:
     """Retained and peak memory, FLOPs and time of a step; the other metrics follow from the files."""
-    names = naming(run)
+    names = namings(run)
     rows = [
         (
             growth.metric,
@@ -187,7 +187,7 @@ def _growth_section(run: Run) -> list[str]:
 
 def _accuracy_section(run: Run) -> list[str]:
     shown = [metric for metric in METRICS if metric.family == "accuracy"]
-    names = naming(record for record in run if record.accuracy is not None)
+    names = namings(record for record in run if record.accuracy is not None)
     rows = [
         (
             names.id(record.case),
@@ -209,11 +209,11 @@ def _module_section(run: Run) -> list[str]:
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     headings = ("case", "retained", *KINDS, REST)
     title, numbers = "Where the retained bytes come from", [heading != "case" for heading in headings]
-    return _section(title, f"{_noted(naming(run))}{kinds}.", headings, module_rows(run), numbers)
+    return _section(title, f"{_noted(namings(run))}{kinds}.", headings, module_rows(run), numbers)
 
 
 def _peak_section(run: Run) -> list[str]:
-    names = naming(run)
+    names = namings(run)
     rows = [
         (
             names.id(record.case),

@@ -146,11 +146,53 @@ class Naming:
     @property
     def note(self) -> str:
         """Which options the nodes share, in a sentence; empty for none."""
+        return _sentence(self._said())
+
+    def _said(self) -> str:
         of: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for (name, value), nodes in self.shared:
             of[nodes].append(f"{name}={value}")
         ordered = sorted(of.items(), key=lambda pair: len(pair[0]))
-        return " ".join(f"{units.listing(nodes) or 'Every node'}: {', '.join(options)}." for nodes, options in ordered)
+        parts = [(units.listing(nodes) or "every node", len(nodes), options) for nodes, options in ordered]
+        return "; ".join(f"{who} {'have' if n > 1 else 'has'} {' and '.join(options)}" for who, n, options in parts)
+
+
+@dataclass(frozen=True)
+class Namings(Naming):
+    """Names for a table of several workloads and dtypes: in each, the options that its own nodes share are said once.
+
+    Fields:
+        by: the names by `setting`.
+    """
+
+    by: tuple[tuple[tuple[str, str, str], Naming], ...] = ()
+
+    def short(self, case: Case) -> Case:
+        """The case without the options that are said once of its setting."""
+        return dict(self.by)[setting(case)].short(case)
+
+    @property
+    def note(self) -> str:
+        """Which options the nodes share, a sentence for the workloads in which they are the same; empty for none."""
+        workloads: dict[str, list[str]] = defaultdict(list)
+        for (workload, *_), names in self.by:
+            workloads[names._said()].append(workload)
+        if len(workloads) == 1:
+            return _sentence(next(iter(workloads)))
+        parts = [f"In {units.listing(list(dict.fromkeys(w)))} {said}." for said, w in workloads.items() if said]
+        return " ".join(parts)
+
+
+def _sentence(said: str) -> str:
+    return f"{said[0].upper()}{said[1:]}." if said.startswith("every") else said and f"{said}."
+
+
+def namings(records: Iterable[Record]) -> Namings:
+    """Returns the names for a table with records of several workloads and dtypes."""
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[setting(record.case)].append(record)
+    return Namings(by=tuple((place, naming(found)) for place, found in groups.items()))
 
 
 def naming(records: Iterable[Record]) -> Naming:

@@ -23,7 +23,7 @@ from revsnn_bench.report.points import (
     Naming,
     approximate,
     lif_of,
-    naming,
+    namings,
     position,
     ratio_text,
     ratio_to_lif,
@@ -290,7 +290,7 @@ APPROXIMATE_HEADINGS = ("case", "bias", "cosine", "by module", "retained", "peak
 
 def approximate_rows(run: Run) -> list[tuple[str, ...]]:
     """Returns one row per case of an approximate method, in the order of `APPROXIMATE_HEADINGS`."""
-    lifs, names = standard_lifs(run), naming(approximate(run))
+    lifs, names = standard_lifs(run), namings(approximate(run))
     rows = []
     for record in approximate(run):
         lif, bias = lif_of(record.case, lifs), None if record.fidelity is None else record.fidelity.gradient_bias

@@ -152,7 +152,7 @@ def test_options_that_all_nodes_share_are_said_once(make_record, make_run):
     same = make_run([make_record(node=node, node_options={"backend": "torch"}) for node in nodes])
     front_of = figure(same, "pareto-1")
     assert set(nodes) <= set(words(front_of.svg))
-    assert front_of.caption.endswith("Every node: backend=torch.")
+    assert front_of.caption.endswith("Every node has backend=torch.")
 
 
 def test_front_keeps_what_no_other_beats():

@@ -15,6 +15,7 @@ from revsnn_bench.report.points import (
     growths,
     lif_of,
     naming,
+    namings,
     ratio_of_times,
     ratio_text,
     ratio_to_lif,
@@ -144,7 +145,9 @@ def test_lif_with_the_same_options_stands_in_where_the_plain_one_is_missing(make
     assert lif_of(other.case, lifs) is None
     (found,) = (f for f in findings(make_run([lif, more, other])) if f.topic == "Least retained memory")
     assert "lif-carrier with 0 B (lif: 48.00 KiB)" in found.text
-    assert found.where.endswith("lif and lif-carrier: decay_input=False. lif-carrier and lif-checkpoint: tau=3.0.")
+    assert found.where.endswith(
+        "lif and lif-carrier have decay_input=False; lif-carrier and lif-checkpoint have tau=3.0."
+    )
     plain = make_record(node="lif")
     assert lif_of(more.case, standard_lifs(make_run([lif, plain, more]))) is plain
 
@@ -204,17 +207,17 @@ def test_options_that_all_share_are_said_once(make_record):
     """A name holds only the options in which nodes differ; one that only some nodes take is said to be theirs."""
     torch, fused, grouped = {"backend": "torch"}, {"backend": "fused"}, {"backend": "torch", "group_dim": 1}
     same = names_of(make_record, ("lif", torch), ("lif-carrier", torch))
-    assert same == (["lif", "lif-carrier"], "Every node: backend=torch.")
+    assert same == (["lif", "lif-carrier"], "Every node has backend=torch.")
     differ = names_of(make_record, ("lif", torch), ("lif", fused), ("revlif-revnet", {}))
     assert differ == (["lif[backend=torch]", "lif[backend=fused]", "revlif-revnet"], "")
     with_and_without = names_of(make_record, ("lif", torch), ("lif", {}))
     assert with_and_without == (["lif[backend=torch]", "lif"], "")
     some = names_of(make_record, ("lif", torch), ("revlif", grouped))
-    assert some == (["lif", "revlif[group_dim=1]"], "Every node: backend=torch.")
+    assert some == (["lif", "revlif[group_dim=1]"], "Every node has backend=torch.")
     two = names_of(make_record, ("lif", torch), ("revlif", grouped), ("revlif-anchored", grouped))
     assert two == (
         ["lif", "revlif", "revlif-anchored"],
-        "Every node: backend=torch. revlif and revlif-anchored: group_dim=1.",
+        "Every node has backend=torch; revlif and revlif-anchored have group_dim=1.",
     )
 
 
@@ -223,3 +226,13 @@ def test_ids_hold_what_names_hold(make_record):
     records = [make_record(node="lif", node_options={"backend": "torch", "tau": tau}) for tau in (2.0, 4.0)]
     names = naming(records)
     assert [names.id(record.case).split("/")[1] for record in records] == ["lif[tau=2.0]", "lif[tau=4.0]"]
+
+
+def test_each_workload_says_its_own_shared_options(make_record):
+    """In a table of two workloads a backend is in the names of that one alone in which backends differ."""
+    torch, fused = {"backend": "torch"}, {"backend": "fused"}
+    layer = [make_record(node="lif", node_options=options) for options in (torch, fused)]
+    records = [*layer, make_record(node="lif", workload="vgg11", node_options=torch)]
+    names = namings(records)
+    assert [names(record.case) for record in records] == ["lif[backend=torch]", "lif[backend=fused]", "lif"]
+    assert names.note == "In vgg11 every node has backend=torch."

@@ -1,5 +1,6 @@
 """Which node for which budget: the nodes at every measured point, ranked, with cost and trust in words."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -76,7 +77,9 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
     The first one shown has most nodes that are right; of several such points the largest.
     """
     points = by_point(exact(run))
-    several = len({point.node_options for point in points}) > 1
+    backends: dict[str, set[object]] = defaultdict(set)
+    for point in points:
+        backends[setting(point)].add(point.node_options)
     order = sorted(points, key=lambda p: (setting(p), p.node_options, p.timesteps, p.batch))
     if not order:
         return [], 0
@@ -85,7 +88,9 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
         return sum(record.status is Status.OK for record in points[point].values()), work(point)
 
     lifs = standard_lifs(run)
-    made = [_point(point, list(points[point].values()), index, lifs, several) for point in order]
+    made = [
+        _point(point, list(points[point].values()), index, lifs, len(backends[setting(point)]) > 1) for point in order
+    ]
     return made, order.index(max(order, key=tells))
 
 

@@ -13,7 +13,7 @@ from revsnn_bench.report.figures import Figure, draw_figures
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html.answers import Point, answers
 from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
-from revsnn_bench.report.points import contended, naming, ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import Naming, contended, namings, ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
@@ -88,7 +88,8 @@ def render_html(
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
     points, first = answers(run, index)
-    labels = [_label(record) for record in run]
+    names = namings(run)
+    labels = [_label(record, names) for record in run]
     lifs = standard_lifs(run)
     return render_page(
         "report",
@@ -119,7 +120,7 @@ def render_html(
         absent=units.ABSENT,
         cell=value_cell,
         ratio=lambda name, record: _ratio(name, record, lifs),
-        note=naming(run).note,
+        note=namings(run).note,
         times=units.times,
     )
 
@@ -141,20 +142,20 @@ def _picks(points: Sequence[Point]) -> list[tuple[str, list[tuple[int, list[tupl
     return [(setting, list(steps.items())) for setting, steps in found.items()]
 
 
-def _label(record: Record) -> str:
+def _label(record: Record, names: Naming) -> str:
     """A figure's tooltip."""
     values = [
         f"{BY_NAME[name].label} {text}"
         for name in ("retained_bytes", "peak_bytes", "step_time_s", "gradient_error")
         if (text := value_cell(name, record)) != units.ABSENT
     ]
-    return "; ".join([record.case.id, record.status.value, *values])
+    return "; ".join([names.id(record.case), record.status.value, *values])
 
 
 def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
     """Node, place, T, B, status and three quantities first; then every other quantity, and the parts of the place."""
     latest = {record.case: number for number, record in enumerate(run)}
-    names, varying = naming(run), _varying(run)
+    names, varying = namings(run), _varying(run)
     fields = {row.name: _field(row) for row in CASE_FIELDS[1:]}
     where = Column[_Numbered](
         "where", lambda item: _where(varying, item[1]), "workload and size, as far as they differ"
