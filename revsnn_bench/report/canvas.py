@@ -260,9 +260,11 @@ def label_room(labels: Iterable[str]) -> float:
 
 @cache
 def plain(text: str) -> str:
-    """Returns foreign text that the font can draw, on one line, cut where it is very long."""
+    """Returns foreign text that the font can draw, on one line, cut where it is very long; options without words that
+    say nothing: `lif[torch,detach_reset]`."""
     glyphs = _glyphs()
     line = "".join(c if ord(c) in glyphs else "?" for c in units.one_line(text))
+    line = line.replace("backend=", "").replace("=True", "")
     return line if len(line) <= _NAME_LENGTH else f"{line[: _NAME_LENGTH - 1]}…"
 
 

@@ -5,7 +5,7 @@ exact line where there is one, else a fitted power.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -174,12 +174,14 @@ class Namings(Naming):
     @property
     def note(self) -> str:
         """Which options the nodes share, a sentence for the workloads in which they are the same; empty for none."""
+        settings = Counter(workload for (workload, *_), _ in self.by)
         workloads: dict[str, list[str]] = defaultdict(list)
-        for (workload, *_), names in self.by:
-            workloads[names._said()].append(workload)
+        for (workload, *rest), names in self.by:
+            place = workload if settings[workload] == 1 else " ".join([workload, *rest])
+            workloads[names._said()].append(place)
         if len(workloads) == 1:
             return _sentence(next(iter(workloads)))
-        parts = [f"In {units.listing(list(dict.fromkeys(w)))} {said}." for said, w in workloads.items() if said]
+        parts = [f"In {units.listing(places)} {said}." for said, places in workloads.items() if said]
         return " ".join(parts)
 
 

@@ -313,9 +313,8 @@ def test_the_histogram_is_drawn(project, tmp_path):
     """`--benchmark-histogram` of pytest-benchmark draws the measured times; pygal, which it needs, is of our extra."""
     pytest.importorskip("pygal", reason="needs pygal, of the extra `histogram`")
     source = CASE + f"def test_lif(measure_case): measure_case({SMALL.format(node='lif')}, passes=('time',))\n"
-    code, printed = project(
-        source, "--benchmark", "--run-target=0.01", "--run-formats=md", "--benchmark-histogram=drawn"
-    )
+    quick = ("--run-target=0.01", "--run-processes=1", "--run-formats=md")
+    code, printed = project(source, "--benchmark", *quick, "--benchmark-histogram=drawn")
     assert code == 0, printed
     assert "test_lif" in next(tmp_path.glob("drawn*.svg")).read_text()
 

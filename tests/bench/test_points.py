@@ -236,3 +236,6 @@ def test_each_workload_says_its_own_shared_options(make_record):
     names = namings(records)
     assert [names(record.case) for record in records] == ["lif[backend=torch]", "lif[backend=fused]", "lif"]
     assert names.note == "In vgg11 every node has backend=torch."
+    double = make_record(node="lif", dtype="float64", node_options=torch)
+    said = namings([*records, double]).note
+    assert said == "In vgg11 and layer float64 cpu every node has backend=torch."

@@ -42,7 +42,15 @@ def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, i
     for record in exact(run):
         if record.fidelity is not None:
             by_dtype[record.case.dtype].append(record)
-    return [_draw_errors(dtype, records, known, index) for dtype, records in by_dtype.items()]
+    return [_draw_errors(dtype, _over_time(records), known, index) for dtype, records in by_dtype.items()]
+
+
+def _over_time(records: list[Record]) -> list[Record]:
+    """The records of nodes that were compared at several T, where there are any: points of others are no lines."""
+    steps: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        steps[record.case.variant].add(record.case.timesteps)
+    return [record for record in records if len(steps[record.case.variant]) > 1] or records
 
 
 def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int]) -> Figure:
@@ -69,7 +77,8 @@ def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], i
         axes.set_ylabel("gradient error (relative L2)")
         svg = canvas.to_svg(axes)
     caption = (
-        "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T. "
+        "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T, of "
+        "nodes that were compared at several. "
         f"Hollow: above the tolerance, so the gradient is wrong. Errors above {_LIMIT}, and those that are not "
         "finite, stand at the top."
     )
