@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from markupsafe import Markup
-from rich.table import Table
 from rich.text import Text
 
 from revsnn_bench.claims.claim import ClaimFinding, Verdict
@@ -16,7 +15,7 @@ from revsnn_bench.records import Run
 from revsnn_bench.report import units
 from revsnn_bench.report.html.page import render_part
 from revsnn_bench.report.markdown import table
-from revsnn_bench.report.terminal import grid
+from revsnn_bench.report.terminal import Grid, grid
 
 _STYLES = {
     Verdict.REPRODUCED: "green",
@@ -75,11 +74,11 @@ def claims_json(run: Run, findings: Sequence[ClaimFinding]) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def claims_table(findings: Sequence[ClaimFinding]) -> Table:
+def claims_table(findings: Sequence[ClaimFinding]) -> Grid:
     """The table for a terminal."""
     shown = grid("The paper's claims, measured", ["claim", "measured where", "measured", "verdict"], [False] * 4)
     for finding in findings:
         cells = [finding.claim, finding.conditions, finding.measured]
         verdict = Text(finding.verdict.value, style=_STYLES[finding.verdict])
-        shown.add_row(*(Text(units.one_line(cell)) for cell in cells), verdict, end_section=True)
+        shown.add_row(*cells, verdict)
     return shown

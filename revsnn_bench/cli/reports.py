@@ -33,7 +33,9 @@ def report(
     results: Results = RESULTS,
     reports: Reports = REPORTS,
     open_page: Annotated[bool, typer.Option("--open", help="Open the first report when it is written.")] = False,
-    gallery: Annotated[bool, typer.Option("--gallery", help="Write index.html over all saved runs, too.")] = False,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="Write index.html over all saved runs, with the history of each metric.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the files alone, not the tables.")] = False,
 ) -> None:
     """Write the reports of saved runs, and show them in the terminal."""
@@ -52,11 +54,13 @@ def report(
         from revsnn_bench.report.html import render_gallery
 
         known, unread = saved_runs(results)
+        baselines, damaged = saved_runs(results / "baselines")
+        unread += damaged
         for sentence in unread:
             typer.secho(f"Warning: left out: {sentence}", err=True, fg=typer.colors.YELLOW)
         reports.mkdir(parents=True, exist_ok=True)
         written.append(reports / "index.html")
-        written[-1].write_text(render_gallery(known, unread), encoding="utf-8")
+        written[-1].write_text(render_gallery(known, unread, baselines), encoding="utf-8")
     for path in written:
         typer.echo(path)
     if open_page and written:

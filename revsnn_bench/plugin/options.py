@@ -5,6 +5,7 @@ import shlex
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def axes(config: pytest.Config) -> dict[str, tuple[Any, ...]]:
 def check(config: pytest.Config) -> None:
     """Stops before collection where an option cannot be carried out; what imports torch comes last."""
     _check_alone(config)
+    _check_histogram(config)
     checks: dict[str, Callable[[pytest.Config], object]] = {
         "run_id": _check_name,
         "resume": journal,
@@ -101,6 +103,15 @@ def journal(config: pytest.Config) -> Path | None:
     """The journal of the run to go on with."""
     resumed = config.getoption("run_resume")
     return find_journal(resumed, config.getoption("run_results")) if resumed else None
+
+
+def _check_histogram(config: pytest.Config) -> None:
+    """pytest-benchmark looks for what it draws with when everything is measured, which would be lost."""
+    if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
+        raise pytest.UsageError(
+            "--benchmark-histogram: needs pygal; it is not installed. pytest-benchmark draws with it. "
+            "Install it with: pip install 'revsnn-bench[histogram]'"
+        )
 
 
 def _check_name(config: pytest.Config) -> None:

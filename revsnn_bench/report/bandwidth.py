@@ -7,7 +7,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import ITEMSIZE, neurons
+from revsnn_bench.report.points import ITEMSIZE, Naming, naming, neurons
 
 LEAST_COPIES = {"forward": 1.0, "backward": 1.5}
 """Of the input: forward reads the input and writes the output, backward reads output and gradient and writes one."""
@@ -55,7 +55,8 @@ def compared_nodes(run: Run) -> dict[Case, dict[str, Record]]:
 def bandwidth_rows(run: Run) -> list[tuple[str, ...]]:
     """One row per node and size, with the columns of `HEADINGS`: sizes as they grow, in each the fastest node first."""
     groups = sorted(compared_nodes(run).items(), key=lambda group: (_input_bytes(group[0]), group[0].timesteps))
-    return [_row(place, record) for place, found in groups for record in sorted(found.values(), key=_copies)]
+    names = naming(record for _, found in groups for record in found.values())
+    return [_row(place, record, names) for place, found in groups for record in sorted(found.values(), key=_copies)]
 
 
 def about_pages(run: Run) -> str:
@@ -65,7 +66,7 @@ def about_pages(run: Run) -> str:
     return NO_NEW_PAGES if kept == {True} else NEW_PAGES
 
 
-def _row(place: Case, record: Record) -> tuple[str, ...]:
+def _row(place: Case, record: Record, names: Naming) -> tuple[str, ...]:
     assert record.time is not None
     size, copy_s, share = _input_bytes(place), median(record.time.copy_time_s), shares(record)
     phases = [
@@ -76,7 +77,7 @@ def _row(place: Case, record: Record) -> tuple[str, ...]:
     return (
         str(place.timesteps),
         units.size(size),
-        record.case.variant,
+        names(record.case),
         units.seconds(copy_s),
         units.times(2 * size / copy_s / 1e9),
         *phases,

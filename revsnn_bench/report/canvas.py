@@ -1,17 +1,19 @@
 """What every figure is drawn with: panels as SVG, logarithmic scales, one look per node, and a smaller SVG.
 
-The layout is fixed in inches and the same content gives the same bytes. Each node has a colour, a marker and a dash,
-any one of which tells it from the others; `looks` holds the one table of them. Scales are in the units of the field:
-binary bytes, powers of two of T, and a place for 0 and for what is not finite. `tidy` halves the bytes of matplotlib's
-SVG.
+The layout is fixed in inches and the same content gives the same bytes. Each node has a colour and a marker, from the
+one table `_NODES`, and its name stands beside its line or its points; variants of a node differ in their dash. Scales
+are in the units of the field: binary bytes, powers of two of T, and a place for 0 and for what is not finite. `tidy`
+halves the bytes of matplotlib's SVG.
 """
 
 import io
 import math
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from revsnn_bench.metrics import Number
 from revsnn_bench.records import Run
 from revsnn_bench.report import units
-from revsnn_bench.report.points import variants
+from revsnn_bench.report.points import variants_by_node
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,14 +29,40 @@ if TYPE_CHECKING:
 
 FONT = "system-ui,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
 INK, MUTED, GRID, PAPER = "#1c1e22", "#5f6670", "#dfe2e6", "#ffffff"
-_FIXED = ("lif", "lif-checkpoint", "revlif-stored", "revlif-revnet", "revlif", "revlif-anchored", "lif-carrier")
-# Okabe and Ito's colours without yellow, which is too pale on white.
-_COLOURS = (INK, "#E69F00", "#56B4E9", "#CC79A7", "#D55E00", "#0072B2", "#009E73")
-_MARKERS = ("o", "s", "D", "v", "^", "P", "X", "<", ">", "p", "*")
+_NODES = {
+    "lif": (INK, "o"),
+    "lif-checkpoint": ("#C77700", "s"),
+    "revlif-stored": ("#3A93CC", "D"),
+    "revlif-revnet": ("#C2619A", "v"),
+    "revlif": ("#D55E00", "^"),
+    "revlif-anchored": ("#0072B2", "P"),
+    "lif-carrier": ("#009E73", "X"),
+    "norm-carrier": ("#4F9A2F", "h"),
+    "lif+remat": ("#B545C0", "*"),
+    "lif+checkpoint": ("#A0683C", "s"),
+    "lif+bitpack": ("#7F8000", "H"),
+    "lif+save-on-cpu": ("#7A7F87", "H"),
+    "lif+offload": ("#7A7F87", "8"),
+    "lif-carrier+checkpoint-conv": ("#00869B", "X"),
+    "if": ("#7A7F87", "d"),
+    "plif": ("#A0683C", "p"),
+    "spikingjelly": ("#8A5FD0", "<"),
+    "spikingjelly+bitpack": ("#5B6BD6", "H"),
+    "spikingjelly-compiled": ("#8A5FD0", ">"),
+    "snntorch": ("#7F8000", "D"),
+    "snntorch-default": ("#7F8000", "d"),
+    "norse": ("#00869B", "8"),
+    "sinabs": ("#D03B4A", "p"),
+}
+"""Colour and marker of every node, the same in every figure. Each colour has three times the contrast of white paper
+and of dark paper; `lif` alone is black, or white in the dark."""
+
+_COLOURS = tuple(dict.fromkeys(colour for colour, _ in _NODES.values() if colour != INK))
+_MARKERS = ("o", "s", "D", "v", "^", "P", "X", "<", ">", "p", "*", "h", "H", "8", "d")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 2)), (0, (8, 2, 2, 2)))
 _DARK = {INK: "#eceef1", MUTED: "#a3abb6", GRID: "#343a42", PAPER: "#15171b"}
 
-WIDTH_IN, PLOT_HEIGHT_IN = 5.2, 3.0
+WIDTH_IN, PLOT_HEIGHT_IN = 4.9, 2.9
 _LEFT_IN, _RIGHT_IN, _TOP_IN, _BOTTOM_IN, _ROW_IN = 0.95, 0.14, 0.12, 0.5, 0.205
 _CASE_URL = re.compile(r'<a (?:xlink:)?href="case:(\d+)"(?: target="[^"]*")?>')
 _NAME_LENGTH = 30
@@ -45,7 +73,6 @@ _RC: Any = {
     "axes.unicode_minus": True,
     "font.family": "DejaVu Sans",
     "font.size": 9,
-    "hatch.linewidth": 0.7,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -66,7 +93,7 @@ _RC: Any = {
     "legend.fontsize": 8.5,
     "legend.title_fontsize": 8.5,
 }
-_MOST_TICKS = 8
+_MOST_TICKS, _DIGIT_IN = 8, 0.082
 MOST_POINTS = 3
 """How many settings of a run are drawn as figures of one kind."""
 
@@ -126,23 +153,28 @@ def dark_rules(media: str) -> str:
         for light, dark in _DARK.items()
         for part in ("fill", "stroke")
     )
-    # The ground of a hatch has its colour in an attribute.
-    rules += f'svg pattern [fill="{PAPER}"]{{fill:{_DARK[PAPER]}!important}}'
     return f"{media}{{{rules}}}"
 
 
 @contextmanager
-def panel(legend_rows: int = 0, plot_height: float = PLOT_HEIGHT_IN, left: float = _LEFT_IN) -> Iterator["Axes"]:
+def panel(
+    legend_rows: int = 0, plot_height: float = PLOT_HEIGHT_IN, left: float = _LEFT_IN, right: float = _RIGHT_IN
+) -> Iterator["Axes"]:
     """Gives axes with room for a legend of so many rows below; draw inside, then take `to_svg(axes)`."""
-    with panels(1, legend_rows, plot_height, left) as (axes,):
+    with panels(1, legend_rows, plot_height, left, right=right) as (axes,):
         yield axes
 
 
 @contextmanager
 def panels(
-    count: int, legend_rows: int, plot_height: float, left: float = _LEFT_IN, between: float = 0.0
+    count: int,
+    legend_rows: int,
+    plot_height: float,
+    left: float = _LEFT_IN,
+    between: float = 0.0,
+    right: float = _RIGHT_IN,
 ) -> Iterator[list["Axes"]]:
-    """Gives axes one above the other, with so many inches between them, which share the y axis; the first on top.
+    """Gives axes one above the other, with so many inches between them, which share both axes; the first on top.
 
     What is between them has room for a title, and half of it is above the first. The layout is fixed in inches, which
     is faster than a fitted one and the same everywhere.
@@ -158,24 +190,25 @@ def panels(
         drawing.patch.set_visible(False)
         for row in range(count):
             bottom = below + (count - 1 - row) * (plot_height + between)
-            place = (left / WIDTH_IN, bottom / height, 1 - (left + _RIGHT_IN) / WIDTH_IN, plot_height / height)
-            made.append(drawing.add_axes(place, facecolor="none", sharey=made[0] if made else None))
+            place = (left / WIDTH_IN, bottom / height, 1 - (left + right) / WIDTH_IN, plot_height / height)
+            first = made[0] if made else None
+            made.append(drawing.add_axes(place, facecolor="none", sharex=first, sharey=first))
         yield made
 
 
 def to_svg(axes: "Axes") -> str:
     """Returns the drawing, the label of the y axis halfway up; the same content gives the same bytes."""
     text = io.StringIO()
-    places = [each.get_position() for each in _drawing(axes).axes]
+    places = [each.get_position() for each in drawing_of(axes).axes]
     middle = (min(place.y0 for place in places) + max(place.y1 for place in places)) / 2
-    axes.yaxis.set_label_coords(0.13 / WIDTH_IN, middle, _whole(axes))
-    _drawing(axes).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    axes.yaxis.set_label_coords(0.2 / WIDTH_IN, middle, _whole(axes))
+    drawing_of(axes).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return tidy(text.getvalue())
 
 
 def legend(axes: "Axes", handles: list[Any], columns: int = 2, title: str | None = None) -> None:
     """Puts a legend below the axis label, in the room that `panel` reserved."""
-    below = axes.get_position().y0 - (_BOTTOM_IN - 0.02) / _drawing(axes).get_figheight()
+    below = axes.get_position().y0 - (_BOTTOM_IN - 0.02) / drawing_of(axes).get_figheight()
     axes.legend(
         handles=handles,
         ncols=columns,
@@ -192,12 +225,13 @@ def legend(axes: "Axes", handles: list[Any], columns: int = 2, title: str | None
     )
 
 
-def _drawing(axes: "Axes") -> Any:
+def drawing_of(axes: "Axes") -> Any:
+    """The figure that holds the axes."""
     return axes.figure
 
 
 def _whole(axes: "Axes") -> Any:
-    return _drawing(axes).transFigure
+    return drawing_of(axes).transFigure
 
 
 def name_rows(axes: "Axes", names: Sequence[str]) -> None:
@@ -226,9 +260,11 @@ def label_room(labels: Iterable[str]) -> float:
 
 @cache
 def plain(text: str) -> str:
-    """Returns foreign text that the font can draw, on one line, cut where it is very long."""
+    """Returns foreign text that the font can draw, on one line, cut where it is very long; options without words that
+    say nothing: `lif[torch,detach_reset]`."""
     glyphs = _glyphs()
     line = "".join(c if ord(c) in glyphs else "?" for c in units.one_line(text))
+    line = line.replace("backend=", "").replace("=True", "")
     return line if len(line) <= _NAME_LENGTH else f"{line[: _NAME_LENGTH - 1]}…"
 
 
@@ -244,12 +280,15 @@ class Look:
     """How one node with its options is drawn.
 
     Fields:
-        label: the node's name, fit to be drawn.
-        colour, marker, dash: in matplotlib's terms.
+        label: the node's name with its options, fit to be drawn.
+        node: its name alone.
+        colour, marker: of the node, in matplotlib's terms.
+        dash: of the variant, see `dashed`.
         weight: 1 for the first node, less for later ones, so that lines on top of each other all show.
     """
 
     label: str
+    node: str
     colour: str
     marker: str
     dash: Any
@@ -280,21 +319,42 @@ class Look:
 
 
 def looks(run: Run) -> dict[str, Look]:
-    """Returns the look of every node in a run, standard LIF first; the known nodes look alike in every run."""
-    names = variants(run)
-    others = [name for name in names if name not in _FIXED]
-    slots = {name: _FIXED.index(name) if name in _FIXED else len(_FIXED) + others.index(name) for name in names}
-    return {name: _look(name, slot) for name, slot in slots.items()}
+    """Returns the look of every node with its options in a run, the standard LIF first.
+
+    A node of `_NODES` looks alike in every run. Another one has a colour and a marker that follow from its name, the
+    next ones that are free where the run has them already; never those of `lif`.
+    """
+    own: dict[str, tuple[str, str]] = {}
+    found: dict[str, Look] = {}
+    for name, node in variants_by_node(run).items():
+        if node not in own:
+            own[node] = _NODES.get(node) or _free(node, {*own.values(), *_NODES.values()})
+        rank = list(_NODES).index(node) if node in _NODES else len(_NODES)
+        found[name] = Look(plain(name), node, *own[node], _DASHES[0], 1 - min(rank, 6) / 6)
+    return found
 
 
-def _look(name: str, slot: int) -> Look:
-    return Look(
-        label=plain(name),
-        colour=_COLOURS[slot % len(_COLOURS)],
-        marker=_MARKERS[slot % len(_MARKERS)],
-        dash=_DASHES[slot % len(_DASHES)],
-        weight=1 - min(slot, 6) / 6,
-    )
+def dashed(known: Mapping[str, Look], names: Iterable[str]) -> dict[str, Look]:
+    """Returns the looks for one figure: the first variant of a node has a solid line, further ones a dash each."""
+    dashes: Counter[str] = Counter()
+    found = {}
+    for name in names:
+        node = known[name].node
+        found[name] = replace(known[name], dash=_DASHES[dashes[node] % len(_DASHES)])
+        dashes[node] += 1
+    return found
+
+
+def _free(node: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
+    """Colour and marker of a node that the table does not have."""
+    pairs = len(_COLOURS) * len(_MARKERS)
+    start = zlib.crc32(node.encode("utf-8", "replace"))
+    for step in range(pairs):
+        place = (start + step) % pairs
+        look = _COLOURS[place % len(_COLOURS)], _MARKERS[place // len(_COLOURS)]
+        if look not in taken:
+            return look
+    return _COLOURS[start % len(_COLOURS)], _MARKERS[start % len(_MARKERS)]
 
 
 def in_order(known: Mapping[str, Look], names: Iterable[str]) -> list[str]:
@@ -374,14 +434,18 @@ BYTES, PLAIN = Names(2, "B"), Names(10, "1")
 
 
 def positions(axes: "Axes", at: Sequence[int]) -> None:
-    """Marks the x axis at the positions that were measured, spaced by their logarithm."""
+    """Marks the x axis at the positions that were measured, spaced by their logarithm, as far as there is room."""
     shown = sorted(set(at))
     _logarithmic(axes, axes.xaxis, 2)
-    kept = shown if len(shown) <= 10 else shown[:: -(-len(shown) // 10)]
-    axes.xaxis.set_ticks(kept, [str(position) for position in kept])
-    axes.xaxis.set_ticks([], minor=True)
     spread = (shown[-1] / shown[0]) ** 0.05 if shown[0] != shown[-1] else 1.5
     axes.set_xlim(shown[0] / spread, shown[-1] * spread)
+    octave = axes.get_position().width * WIDTH_IN / math.log2(shown[-1] / shown[0] * spread**2)
+    kept = [shown[-1]]
+    for position in reversed(shown[:-1]):
+        if math.log2(kept[-1] / position) * octave > _DIGIT_IN * (len(str(position)) + len(str(kept[-1]))) / 2 + 0.05:
+            kept.append(position)
+    axes.xaxis.set_ticks(kept, [str(position) for position in kept])
+    axes.xaxis.set_ticks([], minor=True)
 
 
 def from_zero(axes: "Axes", values: Sequence[Number], unit: str) -> tuple[float, str]:

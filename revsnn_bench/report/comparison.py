@@ -2,8 +2,9 @@
 
 Cases are matched by id; of a case recorded twice in one run, the last record counts. Bytes and operations are
 compared exactly. Seconds of two runs are never compared, since load and clocks differ even on one machine: each time is
-taken as a ratio to the standard LIF, which was timed in the same process, round by round. Whether a difference is a
-regression is decided by the gate.
+taken as a ratio to the standard LIF, which was timed in the same process, round by round. `Comparison.verdict` says
+which way a value went, and judges only what can be judged: exact values of comparable environments, and times with
+intervals. Whether a difference is a regression is decided by the gate.
 """
 
 import math
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
-from revsnn_bench.records import Record, Run, incomparable_fields
+from revsnn_bench.records import Record, Run, Status, incomparable_fields
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.points import Ratio, ratio_to_lif
 from revsnn_bench.report.terminal import grid
@@ -24,8 +25,24 @@ from revsnn_bench.report.terminal import grid
 ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
 STATUS, EXTENT = "status", "measured"
 _SUFFIX = "_ratio_to_lif"
-_HEADINGS = ("case", "metric", "before", "after", "change", "note")
+_HEADINGS = ("case", "metric", "before", "after", "change", "verdict")
 _NUMBERS = (False, False, True, True, True, False)
+
+
+GONE, WORSE, BETTER, NEW, CHANGED, UNJUDGED, VARIES = (
+    "gone", "worse", "better", "new", "changed", "not judged", "varies",
+)  # fmt: skip
+VERDICTS = {
+    GONE: "in the run before only",
+    WORSE: "an exact value, a status, or a time beyond its noise got worse",
+    BETTER: "the same, for the better",
+    NEW: "in the run after only",
+    CHANGED: "differs, and neither direction is better",
+    UNJUDGED: "an exact value of environments that are not comparable, a time without an interval, or a case that a "
+    "run which is not complete may still measure",
+    VARIES: "differs, but is never exact, or lies within the noise of the samples",
+}
+"""Verdicts on a difference with their meaning, in the order of the rows."""
 
 
 def ratio_name(metric: str) -> str:
@@ -155,14 +172,42 @@ class Comparison:
     def fields(self) -> list[FieldDifference]:
         """Fields of header and environment that differ; run id, start and command always do and are left out."""
         left, right = _fields(self.before), _fields(self.after)
-        differing = [name for name in left if left[name] != right[name]]
-        return [*self.extents(), *(FieldDifference(name, str(left[name]), str(right[name])) for name in differing)]
+        names = [name for name in dict.fromkeys([*left, *right]) if left.get(name) != right.get(name)]
+        differing = (FieldDifference(name, str(left.get(name, "none")), str(right.get(name, "none"))) for name in names)
+        return [*self.extents(), *differing]
 
     def extents(self) -> list[FieldDifference]:
         """How much of each run there is, where one of them is not complete."""
         if self.before.complete and self.after.complete:
             return []
         return [FieldDifference(EXTENT, self.before.extent, self.after.extent)]
+
+    @cached_property
+    def exact_is_comparable(self) -> bool:
+        """Whether bytes and operations of the two environments can be judged."""
+        return not self.incomparable_fields()
+
+    def verdict(self, pair: CasePair, found: Difference) -> str:
+        """The key of `VERDICTS` that describes a difference."""
+        if found.note in (ONLY_BEFORE, ONLY_AFTER):
+            lacking = self.after if found.note == ONLY_BEFORE else self.before
+            if not lacking.complete and found.name == STATUS:
+                return UNJUDGED
+            return GONE if found.note == ONLY_BEFORE else NEW
+        if found.name == STATUS:
+            return BETTER if found.after == Status.OK.value else WORSE if found.before == Status.OK.value else CHANGED
+        metric = found.metric
+        if metric is None or metric.better is None:
+            return CHANGED
+        if found.is_ratio:
+            apart = _apart(*pair.ratios(metric))
+            if not apart:
+                return UNJUDGED if apart is None else VARIES
+        elif not metric.deterministic:
+            return VARIES
+        elif not self.exact_is_comparable:
+            return UNJUDGED
+        return BETTER if (found.change < 0) == (metric.better == "lower") else WORSE
 
     def incomparable_fields(self) -> list[FieldDifference]:
         """Fields of the environment that must agree before exact values are compared, and differ."""
@@ -178,32 +223,55 @@ def compare(before: Run, after: Run) -> Comparison:
     return Comparison(before, after, tuple(CasePair(name, left.get(name), right.get(name)) for name in ids))
 
 
+def _apart(left: Ratio | None, right: Ratio | None) -> bool | None:
+    """Whether two intervals do not overlap; None where a ratio has no interval, which tells nothing."""
+    if left is None or right is None or left.low is None or right.low is None:
+        return None
+    return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
+
+
 def render_comparison(before: Run, after: Run, console: Console | None = None) -> str:
     """Returns the comparison as Markdown, and prints it as tables where a console is given.
 
-    Only what differs is shown; how many values were compared is stated.
+    What differs is shown with its verdict, what is gone or worse first; what only varies is counted, like all that was
+    compared.
     """
     comparison = compare(before, after)
+    judged = [(comparison.verdict(pair, found), pair, found) for pair, found in comparison.changed()]
     rows = [
-        [pair.id, found.name, *found.texts(), found.change_text(), found.note] for pair, found in comparison.changed()
+        [pair.id, found.name, *found.texts(), found.change_text(), verdict]
+        for kind in VERDICTS
+        for verdict, pair, found in judged
+        if verdict == kind != VARIES
     ]
     title = f"{before.header.run_id} before, {after.header.run_id} after"
-    fields = comparison.fields()
-    equal = f"{comparison.values_compared} values compared; the {len(rows)} shown differ, or stand in one run only."
+    fields, said = comparison.fields(), _counted(comparison, [verdict for verdict, *_ in judged])
     if console is not None:
         console.print(Text(units.one_line(title), style="bold"))
-        console.print(Text(equal))
+        console.print(Text(said))
         for name, old, new in fields:
             console.print(Text(units.one_line(f"{name}: {old} before, {new} after"), style="yellow"))
         if rows:
             console.print(grid("", _HEADINGS, _NUMBERS, rows))
-    parts = [f"# Comparison: {units.markdown(title)}", equal]
+    parts = [f"# Comparison: {units.markdown(title)}", units.markdown(said)]
     if fields:
         table = markdown.table(("field", "before", "after"), fields)
         parts.append(f"## The runs differ in more than their results\n\n{table}")
     if rows:
         parts.append(f"## What changed\n\n{markdown.table(_HEADINGS, rows, _NUMBERS)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _counted(comparison: Comparison, verdicts: list[str]) -> str:
+    """How many values were compared, and how many differ in which way."""
+    counts = [f"{n} {kind}" for kind in VERDICTS if kind != VARIES and (n := verdicts.count(kind))]
+    text = f"{comparison.values_compared} values compared: {', '.join(counts) or 'none that can be judged differs'}."
+    if varying := verdicts.count(VARIES):
+        text += f" {varying} more are never exact or differ within their noise, and are not listed."
+    if not comparison.exact_is_comparable:
+        fields = units.listing([found.field for found in comparison.incomparable_fields()])
+        text += f" Bytes and operations are not judged, because the runs differ in {fields}."
+    return text
 
 
 def _values(record: Record | None) -> dict[str, Number | str]:
@@ -231,4 +299,6 @@ def _rounds(record: Record | None, metric: Metric) -> list[float]:
 def _fields(run: Run) -> dict[str, Any]:
     fields: dict[str, Any] = run.header.model_dump(mode="json", exclude={"run_id", "started_at", "command"})
     environment: dict[str, Any] = fields.pop("environment")
-    return fields | environment
+    fields |= environment
+    tables = {name: fields.pop(name) for name in list(fields) if isinstance(fields[name], dict)}
+    return fields | {f"{table} {name}": value for table, values in tables.items() for name, value in values.items()}

@@ -9,16 +9,21 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.points import (
+    Naming,
     by_point,
+    contended,
     fixed_part,
-    lif_name,
     lif_of,
+    naming,
+    namings,
     ratio_text,
     ratio_to_lif,
     setting,
@@ -44,22 +49,24 @@ _NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence or two of plain text, and what they are about; the text may hold foreign characters."""
+    """A row of the table of findings: what it is about, where it holds, and a sentence or two of plain text; all may
+    hold foreign characters."""
 
     topic: str
+    where: str
     text: str
 
 
 def findings(run: Run) -> list[Finding]:
     """Returns the findings of a run, most important first; the first one counts how the cases ended."""
-    found = [Finding("Cases", overview(run))]
+    found = [Finding("Cases", run.extent if not run.complete else "the whole run", overview(run))]
     for group in _settings(run):
         found += [
             *_least(run, group, "peak_bytes", "Least peak memory"),
             *_least(run, group, "retained_bytes", "Least retained memory"),
             *_paper_ratio(run, group),
         ]
-    found += [Finding("Node and network", text) for text in node_and_network(run)]
+    found += [Finding("Node and network", where, text) for where, text in node_and_network(run)]
     return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
 
 
@@ -118,12 +125,18 @@ def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Findi
     if found is None:
         return []
     first = next(iter(found.winners.values()))
-    text = (
-        f"{fixed_part(found.point)}: {units.listing(list(found.winners))} with "
-        f"{units.measured(name, first)} ({_standard(run, first, name)}). "
-    )
-    text += " ".join(_cost(run, record) for record in found.winners.values())
-    return [Finding(topic, f"{text} Least, alone or shared, at {found.often} of the {found.compared} points compared.")]
+    names = naming(record for record in records if record.case.point == found.point)
+    winners = units.listing([names(record.case) for record in found.winners.values()])
+    text = f"{winners} with {units.measured(name, first)} ({_standard(run, first, name, names)}). "
+    text += " ".join(_cost(run, record, names) for record in found.winners.values())
+    if found.compared > 1:
+        text += f" Least, alone or shared, at {found.often} of the {found.compared} points compared."
+    return [Finding(topic, _place(found.point, names), text)]
+
+
+def _place(point: Case, names: Naming) -> str:
+    """A point in words, with the options that all its nodes share."""
+    return f"{fixed_part(point)}. {names.note}".removesuffix(". ")
 
 
 def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
@@ -132,18 +145,18 @@ def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
     return {variant: found[variant] for variant, value in values.items() if value == least}
 
 
-def _standard(run: Run, record: Record, name: str) -> str:
+def _standard(run: Run, record: Record, name: str, names: Naming) -> str:
     """What the standard LIF needs at the point of a record, or why that is not known."""
     lif = lif_of(record.case, standard_lifs(run))
     if lif is not None:
-        return f"{lif_name(lif.case)}: {units.measured(name, lif)}"
+        return f"{names(lif.case)}: {units.measured(name, lif)}"
     at_point = [other for other in run if other.case == record.case.point]
     return f"lif ended as {at_point[-1].status.value} there" if at_point else "lif not measured there"
 
 
-def _cost(run: Run, record: Record) -> str:
+def _cost(run: Run, record: Record, names: Naming) -> str:
     known = costs(record, ("step_flops", "step_time_s"), standard_lifs(run)) or "not known against lif"
-    return f"Cost of {record.case.variant}: {known}."
+    return f"Cost of {names(record.case)}: {known}."
 
 
 def costs(record: Record, names: Sequence[str], lifs: Mapping[Case, Record]) -> str:
@@ -158,33 +171,43 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
     ratios = {
         record.case.timesteps: 1 / found.value
         for record in sorted(records, key=lambda record: record.case.timesteps)
-        if record.case.variant == "revlif" and (found := ratio_to_lif("retained_bytes", record, lifs)) and found.value
+        if record.case.node == "revlif" and (found := ratio_to_lif("retained_bytes", record, lifs)) and found.value
     }
     if not ratios:
         return []
     shown = ", ".join(f"{units.times(times)} times at T = {t}" for t, times in ratios.items())
     case = records[0].case
-    place = f"{case.workload}, {case.dtype}, {case.device}"
-    return [Finding("Memory ratio", f"{place}: lif retains more than revlif, {shown}; each holds at its T only.")]
+    where = f"{case.workload}, {case.dtype}, {case.device}"
+    return [Finding("Memory ratio", where, f"lif's retained bytes over revlif's: {shown}; each holds at its T only.")]
 
 
 def _trust(run: Run) -> list[Finding]:
-    """One finding per node and dtype: where its gradient is right, and where it is not."""
+    """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true."""
+    names = naming(run)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for variant in variants(run):
         for record in run:
             if record.case.variant == variant and record.fidelity is not None:
-                groups[variant, record.case.dtype].append(record)
+                groups[names(record.case), record.case.dtype].append(record)
+    alike: dict[tuple[Any, ...], list[tuple[str, list[Record]]]] = defaultdict(list)
+    for (name, dtype), records in groups.items():
+        key = dtype, _steps(records, Status.OK), _steps(records, Status.WRONG)
+        alike[key].append((name, records))
     found = []
-    for (variant, dtype), records in groups.items():
+    for (dtype, *_), members in alike.items():
+        records = [record for _, own in members for record in own]
         parts = [
             _errors(word, [record for record in records if record.status is status])
             for word, status in (("right", Status.OK), ("wrong", Status.WRONG))
         ]
         text = "; ".join(part for part in parts if part)
         if text:
-            found.append(Finding("Gradient", f"{variant}, {dtype}: {text}."))
+            found.append(Finding("Gradient", f"{', '.join(name for name, _ in members)}; {dtype}", f"{text}."))
     return found
+
+
+def _steps(records: Iterable[Record], status: Status) -> tuple[int, ...]:
+    return tuple(sorted({record.case.timesteps for record in records if record.status is status}))
 
 
 def _errors(word: str, records: list[Record]) -> str:
@@ -210,14 +233,14 @@ def _saving(run: Run) -> list[Finding]:
         if flops[0] is not None and flops[1]:
             of_flops.append(1 - flops[0] / flops[1])
         took = [ratio_to_lif("backward_time_s", each) for each in (record, revnet)]
-        if took[0] and took[1]:
+        if took[0] and took[1] and not (contended(record) or contended(revnet)):
             of_time.append(1 - took[0].value / took[1].value)
     claims = ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif"))
     parts = [f"{_range(saved)} of {what} ({len(saved)} points)" for saved, what in claims if saved]
     if not parts:
         return []
-    text = f"revlif saves {units.listing(parts)} over revlif-revnet: 1 - revlif / revlif-revnet."
-    return [Finding("Inverse gradient", text)]
+    text = f"1 - revlif / revlif-revnet: {units.listing(parts)}."
+    return [Finding("Inverse gradient", "revlif against revlif-revnet", text)]
 
 
 def _range(fractions: Iterable[float]) -> str:
@@ -227,12 +250,26 @@ def _range(fractions: Iterable[float]) -> str:
 
 
 def _accuracy(run: Run) -> list[Finding]:
-    """One finding for each size at which networks were trained."""
-    scores: dict[str, list[str]] = defaultdict(list)
+    """One finding for each size at which networks were trained, over all seeds."""
+    places: dict[str, list[Record]] = defaultdict(list)
     for record in run:
         if record.accuracy is not None and record.status is Status.OK:
-            scores[fixed_part(record.case)].append(f"{record.case.variant} {units.measured('accuracy', record)}")
-    return [Finding("Accuracy", f"{place}: {', '.join(texts)}.") for place, texts in scores.items()]
+            places[fixed_part(record.case.model_copy(update={"seed": 0}))].append(record)
+    found = []
+    for place, records in places.items():
+        names, scores = naming(records), defaultdict[str, list[float]](list)
+        for record in records:
+            scores[names(record.case)].append(BY_NAME["accuracy"].read(record) or 0.0)
+        text = ", ".join(f"{name} {_spread(values)}" for name, values in scores.items())
+        found.append(Finding("Accuracy", place, " ".join([f"{text}.", names.note]).strip()))
+    return found
+
+
+def _spread(accuracies: Sequence[float]) -> str:
+    """A percentage, or over several seeds its mean and deviation."""
+    if len(accuracies) < 2:
+        return units.percent(accuracies[0])
+    return f"{100 * mean(accuracies):.1f} ± {100 * stdev(accuracies):.1f} % ({len(accuracies)} seeds)"
 
 
 def _contention(run: Run) -> list[Finding]:
@@ -243,22 +280,23 @@ def _contention(run: Run) -> list[Finding]:
         return []
     rounds = sum(time.rounds_contended for time in kept)
     text = (
-        f"other work held the processor in {rounds} rounds that were kept, in {len(kept)} of {len(timed)} "
-        "timed cases: read their times with care."
+        f"other work held the processor in {rounds} rounds that were kept: these times are shown as not decided, and "
+        "ranked nowhere."
     )
-    return [Finding("Contention", text)]
+    return [Finding("Contention", f"{len(kept)} of {len(timed)} timed cases", text)]
 
 
 def _warnings(run: Run) -> list[Finding]:
     """Each warning once, with the node that gave it and the T at which it did; of numbers in it, those of the first."""
+    names = namings(run)
     given: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in run:
         if record.fidelity is not None and record.fidelity.warning:
             kind = _NUMBER.sub("#", record.fidelity.warning)
-            given[record.case.variant, kind].setdefault(record.case.timesteps, record.fidelity.warning)
+            given[names(record.case), kind].setdefault(record.case.timesteps, record.fidelity.warning)
     return [
-        Finding("Warning", f"{variant} at T = {', '.join(map(str, sorted(texts)))}: {texts[min(texts)]}")
-        for (variant, _), texts in given.items()
+        Finding("Warning", f"{name} at T = {', '.join(map(str, sorted(texts)))}", texts[min(texts)])
+        for (name, _), texts in given.items()
     ]
 
 
@@ -275,23 +313,23 @@ def by_kind(record: Record) -> dict[str, int]:
 
 def module_rows(run: Run) -> list[tuple[str, ...]]:
     """One row per case that ended well and is made of several modules: the case, its bytes, and each kind's."""
-    rows = []
+    rows, names = [], namings(run)
     for record in run:
         sizes = by_kind(record)
         if record.status is not Status.OK or record.memory is None or not set(sizes) - {REST}:
             continue
         shown = [units.size(sizes.get(kind, 0)) for kind in (*KINDS, REST)]
-        rows.append((record.case.id, units.measured("retained_bytes", record), *shown))
+        rows.append((names.id(record.case), units.measured("retained_bytes", record), *shown))
     return rows
 
 
-def node_and_network(run: Run) -> list[str]:
-    """One sentence per node: the bytes of lif over its own, by itself and in each network of the run at the same T."""
-    lifs = standard_lifs(run)
+def node_and_network(run: Run) -> list[tuple[str, str]]:
+    """Per node a sentence: the bytes of lif over its own, by itself and in each network of the run at the same T."""
+    lifs, names = standard_lifs(run), naming(run)
     alone: dict[tuple[str, int], float] = {}
     inside: dict[tuple[str, int], list[str]] = defaultdict(list)
     for record in run:
-        found, key = ratio_to_lif("retained_bytes", record, lifs), (record.case.variant, record.case.timesteps)
+        found, key = ratio_to_lif("retained_bytes", record, lifs), (names(record.case), record.case.timesteps)
         if found is None or lif_of(record.case, lifs) is record:
             continue
         if record.case.workload == "layer":
@@ -299,11 +337,11 @@ def node_and_network(run: Run) -> list[str]:
         elif found.value:
             inside[key].append(f"{units.times(1 / found.value)} in {record.case.workload}")
     parts: dict[str, list[str]] = defaultdict(list)
-    for (variant, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
-        if (variant, t) in alone:
+    for (name, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
+        if (name, t) in alone:
             shown = units.listing(list(dict.fromkeys(places)))
-            parts[variant].append(f"{_over(alone[variant, t])} by itself, {shown} (T = {t})")
-    return [f"lif over {variant} in retained bytes: {'; '.join(texts)}." for variant, texts in parts.items()]
+            parts[name].append(f"{_over(alone[name, t])} by itself, {shown} (T = {t})")
+    return [(name, f"lif's retained bytes over its own: {'; '.join(texts)}.") for name, texts in parts.items()]
 
 
 def _over(ratio: float) -> str:

@@ -11,14 +11,14 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
-from revsnn_bench.report.points import AXES, exact, growths, rest, sweeps
+from revsnn_bench.report.points import AXES, Axis, Naming, exact, growths, namings, rest, sweeps
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
-    Column,
     approximate_rows,
     columns,
     environment_rows,
+    environment_text,
     metric_rows,
     value_cell,
 )
@@ -41,7 +41,8 @@ def render(run: Run, pictures: Sequence[Picture] = ()) -> str:
     sections = [
         f"# Benchmark report {units.markdown(run.header.run_id)}",
         _intro(run),
-        "## Findings\n\n" + bullets(f"**{f.topic}.** {units.markdown(f.text)}" for f in findings(run)),
+        "## Findings\n\n"
+        + table(("about", "where", "what was found"), [(f.topic, f.where, f.text) for f in findings(run)]),
         *_pictures(pictures),
         *_failures(run),
         *_section("Approximate gradients", APPROXIMATE, APPROXIMATE_HEADINGS, approximate_rows(run)),
@@ -85,9 +86,16 @@ def _pictures(pictures: Sequence[Picture]) -> list[str]:
     return ["\n\n".join(["## Figures", *shown])] if shown else []
 
 
-def _record_table(shown: Sequence[Column], records: Iterable[Record]) -> str:
+def _record_table(run: Run, axis: Axis | None, records: Sequence[Record]) -> str:
+    """The table of some records, below the options that all its nodes share."""
+    names = namings(records)
+    shown = columns(run, axis, names, compact=False)
     rows = [[column.cell(record) for column in shown] for record in records]
-    return table([column.heading for column in shown], rows, [column.is_number for column in shown])
+    return _noted(names) + table([column.heading for column in shown], rows, [column.is_number for column in shown])
+
+
+def _noted(names: Naming) -> str:
+    return f"{units.markdown(names.note)}\n\n" if names.note else ""
 
 
 def _intro(run: Run) -> str:
@@ -111,21 +119,30 @@ def _section(
 
 def _failures(run: Run) -> list[str]:
     """Every case that did not end as `ok`, with its reason; left out where there is none."""
+    failed = [record for record in exact(run) if record.status is not Status.OK]
+    names = namings(failed)
     rows = [
-        (record.case.id, record.status.value, value_cell("gradient_error", record), record.reason or units.ABSENT)
-        for record in exact(run)
-        if record.status is not Status.OK
+        (
+            names.id(record.case),
+            record.status.value,
+            value_cell("gradient_error", record),
+            record.reason or units.ABSENT,
+        )
+        for record in failed
     ]
-    text = "They take part in no ranking and have no ratio; raw values of wrong cases are in the CSV and JSON files."
+    text = (
+        f"{_noted(names)}They take part in no ranking and have no ratio; raw values of wrong cases are in the CSV and "
+        "JSON files."
+    )
     return _section("Cases that did not end well", text, ("case", "status", "gradient error", "reason"), rows)
 
 
 def _sweep_sections(run: Run) -> list[str]:
     sections = []
     for axis in AXES:
-        shown = columns(run, axis, compact=False)
         tables = [
-            f"### {units.markdown(sweep.title)}\n\n{_record_table(shown, sweep.records)}" for sweep in sweeps(run, axis)
+            f"### {units.markdown(sweep.title)}\n\n{_record_table(run, axis, sweep.records)}"
+            for sweep in sweeps(run, axis)
         ]
         if tables:
             sections.append("\n\n".join([f"## {_TITLES[axis]}", *tables]))
@@ -134,7 +151,7 @@ def _sweep_sections(run: Run) -> list[str]:
 
 def _rest_section(run: Run) -> list[str]:
     records = rest(run)
-    return [f"## Single points\n\n{_record_table(columns(run, None, compact=False), records)}"] if records else []
+    return [f"## Single points\n\n{_record_table(run, None, records)}"] if records else []
 
 
 def _bandwidth_section(run: Run) -> list[str]:
@@ -145,10 +162,11 @@ def _bandwidth_section(run: Run) -> list[str]:
 
 def _growth_section(run: Run) -> list[str]:
     """Retained and peak memory, FLOPs and time of a step; the other metrics follow from the files."""
+    names = namings(run)
     rows = [
         (
             growth.metric,
-            growth.variant,
+            names(growth.fixed),
             growth.formula(),
             f"{AXES[axis]} = {', '.join(map(str, growth.at))}",
             ", ".join(map(str, growth.wrong_at)) or units.ABSENT,
@@ -162,15 +180,17 @@ def _growth_section(run: Run) -> list[str]:
         "D the depth. A line is exact, with no residual; a power is fitted to the logarithms. Bytes and "
         "FLOPs do not depend on whether the gradient is right, so wrong cases take part, and are named."
     )
+    text = f"{text} {units.markdown(names.note)}".strip()
     headings = ("metric", "node", "growth", "measured over", "gradient wrong at", "fixed")
     return _section("Growth", text, headings, rows)
 
 
 def _accuracy_section(run: Run) -> list[str]:
     shown = [metric for metric in METRICS if metric.family == "accuracy"]
+    names = namings(record for record in run if record.accuracy is not None)
     rows = [
         (
-            record.case.id,
+            names.id(record.case),
             record.status.value,
             *(units.number(metric, metric.read(record)) for metric in shown),
             f"{known.data}, {known.epochs} epochs",
@@ -181,7 +201,7 @@ def _accuracy_section(run: Run) -> list[str]:
         if (known := record.accuracy) is not None
     ]
     headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
-    return _section("Accuracy", "", headings, rows)
+    return _section("Accuracy", units.markdown(names.note), headings, rows)
 
 
 def _module_section(run: Run) -> list[str]:
@@ -189,13 +209,14 @@ def _module_section(run: Run) -> list[str]:
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     headings = ("case", "retained", *KINDS, REST)
     title, numbers = "Where the retained bytes come from", [heading != "case" for heading in headings]
-    return _section(title, f"{kinds}.", headings, module_rows(run), numbers)
+    return _section(title, f"{_noted(namings(run))}{kinds}.", headings, module_rows(run), numbers)
 
 
 def _peak_section(run: Run) -> list[str]:
+    names = namings(run)
     rows = [
         (
-            record.case.id,
+            names.id(record.case),
             value_cell("peak_bytes", record),
             record.memory.peak_phase,
             record.memory.peak_module,
@@ -206,7 +227,9 @@ def _peak_section(run: Run) -> list[str]:
         for record in run
         if record.memory is not None and record.status is Status.OK
     ]
-    return _section("Where the peak is", "", ("case", "peak", "phase", "module", "made of"), rows)
+    return _section(
+        "Where the peak is", units.markdown(names.note), ("case", "peak", "phase", "module", "made of"), rows
+    )
 
 
 def _reading(run: Run) -> str:
@@ -224,4 +247,6 @@ def _reading(run: Run) -> str:
 
 def _environment(run: Run) -> str:
     """Every field of the environment and of the run, so that nothing about the place has to be guessed."""
-    return "## Environment\n\n" + table(("field", "value"), environment_rows(run))
+    return f"## Environment\n\n{units.markdown(environment_text(run))}\n\n" + table(
+        ("field", "value"), environment_rows(run)
+    )

@@ -5,7 +5,7 @@ exact line where there is one, else a fitted power.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +15,7 @@ from statistics import correlation, linear_regression, mean, median, stdev
 from types import MappingProxyType
 from typing import Literal
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import Case, Option
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number, Samples
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
@@ -112,6 +112,113 @@ def variants(records: Iterable[Record]) -> list[str]:
     return sorted(found, key=lambda variant: variant != "lif")
 
 
+def variants_by_node(records: Iterable[Record]) -> dict[str, str]:
+    """Returns the node of each variant, in the order of `variants`."""
+    found = list(records)
+    nodes = {record.case.variant: record.case.node for record in found}
+    return {variant: nodes[variant] for variant in variants(found)}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What nodes are called in one table or figure: options that they share are said once, beside it.
+
+    Fields:
+        shared: options with one value in every name that has them, each with the nodes that have it; none for all.
+    """
+
+    shared: tuple[tuple[tuple[str, Option], tuple[str, ...]], ...] = ()
+
+    def short(self, case: Case) -> Case:
+        """The case without the options that are said once."""
+        said = {option for option, _ in self.shared}
+        kept = tuple(option for option in case.node_options if option not in said)
+        return case if kept == case.node_options else case.model_copy(update={"node_options": kept})
+
+    def __call__(self, case: Case) -> str:
+        """The node, with the options in which it differs from others."""
+        return self.short(case).variant
+
+    def id(self, case: Case) -> str:
+        """The id of the case, without the options that are said once."""
+        return self.short(case).id
+
+    @property
+    def note(self) -> str:
+        """Which options the nodes share, in a sentence; empty for none."""
+        return _sentence(self._said())
+
+    def _said(self) -> str:
+        of: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for (name, value), nodes in self.shared:
+            of[nodes].append(f"{name}={value}")
+        ordered = sorted(of.items(), key=lambda pair: len(pair[0]))
+        parts = [(units.listing(nodes) or "every node", len(nodes), options) for nodes, options in ordered]
+        return "; ".join(f"{who} {'have' if n > 1 else 'has'} {' and '.join(options)}" for who, n, options in parts)
+
+
+@dataclass(frozen=True)
+class Namings(Naming):
+    """Names for a table of several workloads and dtypes: in each, the options that its own nodes share are said once.
+
+    Fields:
+        by: the names by `setting`.
+    """
+
+    by: tuple[tuple[tuple[str, str, str], Naming], ...] = ()
+
+    def short(self, case: Case) -> Case:
+        """The case without the options that are said once of its setting."""
+        return dict(self.by)[setting(case)].short(case)
+
+    @property
+    def note(self) -> str:
+        """Which options the nodes share, a sentence for the workloads in which they are the same; empty for none."""
+        settings = Counter(workload for (workload, *_), _ in self.by)
+        workloads: dict[str, list[str]] = defaultdict(list)
+        for (workload, *rest), names in self.by:
+            place = workload if settings[workload] == 1 else " ".join([workload, *rest])
+            workloads[names._said()].append(place)
+        if len(workloads) == 1:
+            return _sentence(next(iter(workloads)))
+        parts = [f"In {units.listing(places)} {said}." for said, places in workloads.items() if said]
+        return " ".join(parts)
+
+
+def _sentence(said: str) -> str:
+    return f"{said[0].upper()}{said[1:]}." if said.startswith("every") else said and f"{said}."
+
+
+def namings(records: Iterable[Record]) -> Namings:
+    """Returns the names for a table with records of several workloads and dtypes."""
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[setting(record.case)].append(record)
+    return Namings(by=tuple((place, naming(found)) for place, found in groups.items()))
+
+
+def naming(records: Iterable[Record]) -> Naming:
+    """Returns the names for a table or figure of these records.
+
+    An option is said once where all that have it have the same value, and no node is there with it and without it. One
+    that a single name of several has stays in that name.
+    """
+    cases = {record.case.variant: record.case for record in records}.values()
+    values: dict[str, set[Option]] = defaultdict(set)
+    for case in cases:
+        for name, value in case.node_options:
+            values[name].add(value)
+    shared = []
+    for name in sorted(values):
+        with_it = {case.node for case in cases if name in case.options}
+        without = {case.node for case in cases if name not in case.options}
+        several = sum(name in case.options for case in cases) > 1
+        if len(values[name]) == 1 and not with_it & without and (several or not without):
+            nodes = dict.fromkeys(case.node for case in cases if name in case.options) if without else ()
+            shared.append(((name, next(iter(values[name]))), tuple(nodes)))
+    return Naming(tuple(shared))
+
+
 def sweeps(run: Run, axis: Axis) -> list[Sweep]:
     """Returns every sweep along an axis: at least two positions with all else but the node equal.
 
@@ -179,11 +286,6 @@ def lif_of(case: Case, lifs: Mapping[Case, Record]) -> Record | None:
     return next((lifs[lif] for lif in _standards(case) if lif in lifs), None)
 
 
-def lif_name(case: Case) -> str:
-    """Returns `lif` for the usual one of a point, and the name with its options for another."""
-    return "lif" if case == case.point else case.variant
-
-
 def ratio_to_lif(name: str, record: Record, lifs: Mapping[Case, Record] = MappingProxyType({})) -> Ratio | None:
     """Compares one metric of a record with the standard LIF at the same point.
 
@@ -211,8 +313,13 @@ def _ratio_of_samples(record: Record, samples: Samples) -> Ratio | None:
     found = ratio_of_times(samples.own, samples.lif, record.time.rounds_by_process)
     if found is None or samples.own == samples.lif:
         return found  # a time over itself
-    left_alone = not record.time.rounds_contended and found.low is not None
+    left_alone = not contended(record) and found.low is not None
     return found if left_alone else Ratio(found.value, decided=False)
+
+
+def contended(record: Record) -> bool:
+    """Whether other work held the processor in rounds of its times that were kept: these are shown, and not ranked."""
+    return record.time is not None and record.time.rounds_contended > 0
 
 
 def ratio_text(found: Ratio | None) -> str:

@@ -20,8 +20,10 @@ from revsnn_bench.report import units
 from revsnn_bench.report.points import (
     AXES,
     Axis,
+    Naming,
     approximate,
     lif_of,
+    namings,
     position,
     ratio_text,
     ratio_to_lif,
@@ -229,6 +231,33 @@ def metric_rows(run: Run) -> list[tuple[str, str, str, str, str]]:
     ]
 
 
+def environment_text(run: Run) -> str:
+    """Returns where and how the run was measured, in words."""
+    header, place = run.header, run.header.environment
+    gpu = f" and one {place.gpu} (driver {place.driver}, CUDA {place.cuda})" if place.gpu else ""
+    code = f"revsnn-bench {place.package}"
+    if place.commit:
+        state = {True: ", with changes", False: "", None: ""}[place.dirty]
+        code += f" at commit {place.commit[:12]}{state}"
+    threads = "1 thread" if place.threads == 1 else f"{place.threads} threads"
+    cores = "1 core" if place.cores == 1 else f"{place.cores} cores"
+    texts = [
+        f"Measured on {cores} of {place.cpu_model} with {units.size(place.memory_bytes)} of memory{gpu}, in {threads}, "
+        f"under {place.platform}, with torch {place.torch}, Python {place.python} and {code}.",
+        f"Started at {header.started_at}.",
+    ]
+    passes, processes = header.settings.get("passes"), header.settings.get("processes")
+    if isinstance(passes, list):
+        texts.append(f"Passes: {', '.join(map(str, passes))}.")
+    if processes and passes and "time" in passes:
+        texts.append(
+            f"A time is taken in {processes} processes." if processes != 1 else "A time is taken in one process."
+        )
+    if header.settings.get("keep_freed"):
+        texts.append("Freed memory was kept, so that no time contains the mapping of new pages.")
+    return " ".join(texts)
+
+
 def environment_rows(run: Run) -> list[tuple[str, str]]:
     """Returns every field of the environment and of the run, as name and text."""
     fields = run.header.environment.model_dump(mode="json")
@@ -261,14 +290,14 @@ APPROXIMATE_HEADINGS = ("case", "bias", "cosine", "by module", "retained", "peak
 
 def approximate_rows(run: Run) -> list[tuple[str, ...]]:
     """Returns one row per case of an approximate method, in the order of `APPROXIMATE_HEADINGS`."""
-    lifs = standard_lifs(run)
+    lifs, names = standard_lifs(run), namings(approximate(run))
     rows = []
     for record in approximate(run):
         lif, bias = lif_of(record.case, lifs), None if record.fidelity is None else record.fidelity.gradient_bias
         modules = bias.by_module.items() if bias else ()
         rows.append(
             (
-                record.case.id,
+                names.id(record.case),
                 *(
                     (units.fraction(bias.relative), units.fraction(bias.cosine))
                     if bias
@@ -293,11 +322,12 @@ def value_cell(name: str, record: Record) -> str:
     return units.measured(name, record)
 
 
-def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
+def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> list[Column]:
     """Returns the columns of a sweep table.
 
     Args:
         run: gives the standard LIFs that ratios are taken against.
+        names: of the nodes in this table.
         axis: the axis of the sweep; None for cases outside of all sweeps, which show their whole point.
         compact: at most 100 characters wide, for a terminal.
     """
@@ -315,12 +345,12 @@ def columns(run: Run, axis: Axis | None, *, compact: bool) -> list[Column]:
         place = Column(AXES[axis], lambda record: str(position(record, axis)))
     shown = [
         place,
-        Column("node", lambda record: record.case.variant, is_number=False),
+        Column("node", lambda record: names(record.case), is_number=False),
         Column("status", lambda record: record.status.value, is_number=False),
         value("retained_bytes"),
-        ratio("retained_bytes", "× lif"),
+        ratio("retained_bytes", "× lif" if compact else "retained × lif"),
         value("peak_bytes"),
-        ratio("peak_bytes", "× lif"),
+        ratio("peak_bytes", "× lif" if compact else "peak × lif"),
     ]
     if compact:
         time = Column("time × lif", lambda record: ratio_value("step_time_s", record, lifs))

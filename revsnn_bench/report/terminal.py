@@ -1,11 +1,14 @@
-"""A run in a terminal of 100 columns: a dozen lines after measuring, or the findings and one table per sweep."""
+"""A run in a terminal of 80 columns or more: a dozen lines after measuring, or the findings and a table per sweep."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +18,10 @@ from revsnn_bench.report import units
 from revsnn_bench.report.findings import Least, findings, least_of, overview
 from revsnn_bench.report.points import (
     AXES,
+    Axis,
+    Naming,
     approximate,
+    naming,
     ratio_text,
     ratio_to_lif,
     rest,
@@ -23,7 +29,7 @@ from revsnn_bench.report.points import (
     sweeps,
     variants,
 )
-from revsnn_bench.report.tables import Column, columns, ratio_value
+from revsnn_bench.report.tables import columns, ratio_value
 
 _STYLES = {
     Status.OK: "",
@@ -35,27 +41,24 @@ _STYLES = {
     Status.TIMEOUT: "red",
     Status.ERROR: "red",
 }
-_MOST_ROWS, _MOST_FAILURES = 5, 2
-_POINT_WIDTH, _NODE_WIDTH = 32, 20
+_MOST_ROWS, _MOST_FAILURES = 4, 2
+_LEAST_POINT, _NODE_WIDTH, _WIDE = 16, 20, 100
 _ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
-_HEADINGS = ("workload and point", "least peak", "bytes", "× lif", "retained", "time × lif")
+_HEADINGS = ("workload and point", "least peak", "peak", "peak × lif", "retained × lif", "time × lif")
 
 
 def print_summary(run: Run, console: Console) -> None:
     """Prints the answer of a run in about a dozen lines; the reports hold the rest.
 
-    One row for each workload, dtype and device: at the largest T at which the standard LIF and another node are right,
-    whose step has the least peak, and what it costs.
+    A sentence, and where several settings were measured one row for each workload, dtype and device: at the largest T
+    at which the standard LIF and another node are right, whose step has the least peak, and what it costs.
     """
     console.print(Text(f"Run {units.one_line(run.header.run_id)}: {overview(run)}", style="bold"))
     if found := least_of(run, "peak_bytes"):
-        lifs = standard_lifs(run)
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for heading in _HEADINGS:
-            table.add_column(Text(heading), justify="left" if heading in _HEADINGS[:2] else "right", no_wrap=True)
-        for least in found[:_MOST_ROWS]:
-            table.add_row(*map(Text, _answer(least, lifs)))
-        console.print(table)
+        lifs, names = standard_lifs(run), naming(run)
+        console.print(Text(_headline(found[0], lifs, names)))
+        if len(found) > 1:
+            console.print(_answers([_answer(least, lifs, names) for least in found[:_MOST_ROWS]], console.width))
         if len(found) > _MOST_ROWS:
             console.print(f"{len(found) - _MOST_ROWS} more workloads and types are in the report.")
     wrong = variants(record for record in run if record.status is Status.WRONG)
@@ -72,24 +75,58 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(f"{len(failed) - _MOST_FAILURES} more cases failed; the report has their reasons.")
 
 
-def _answer(least: Least, lifs: Mapping[Case, Record]) -> tuple[str, ...]:
-    """The cells of a row: of several nodes that share the least bytes the quickest one, and how many there are more."""
+def _quickest(least: Least, lifs: Mapping[Case, Record]) -> Record:
+    """Of several nodes that share the least bytes the one whose time is least, among those whose time is decided."""
 
     def took(record: Record) -> float:
         found = ratio_to_lif("step_time_s", record, lifs)
         return found.value if found and found.decided else math.inf
 
-    best = min(least.winners.values(), key=took)
+    return min(least.winners.values(), key=took)
+
+
+def _headline(least: Least, lifs: Mapping[Case, Record], names: Naming) -> str:
+    """Peak and time of the first setting, each to the standard LIF, the time with its interval."""
+    best = _quickest(least, lifs)
+    to_lif = ratio_value("peak_bytes", best, lifs)
+    time = ratio_text(ratio_to_lif("step_time_s", best, lifs))
+    words = [f"Least peak at {_size(best.case)}: {names(best.case)}, {units.measured('peak_bytes', best)}"]
+    words += [f" ({to_lif} × lif)" if to_lif != units.ABSENT else ""]
+    words += [f", time {time} × lif" if time != units.ABSENT else ""]
+    return units.one_line("".join(words) + ".")
+
+
+def _size(case: Case) -> str:
+    device = "" if case.device == "cpu" else f" {case.device}"
+    return f"{case.workload} {case.size} {case.dtype}{device}"
+
+
+def _answer(least: Least, lifs: Mapping[Case, Record], names: Naming) -> tuple[str, ...]:
+    """The cells of a row: the quickest of the nodes that share the least bytes, and how many more there are."""
+    best = _quickest(least, lifs)
     more = f" (+{len(least.winners) - 1})" if len(least.winners) > 1 else ""
-    device = "" if best.case.device == "cpu" else f" {best.case.device}"
     return (
-        _cut(f"{best.case.workload} {best.case.size} {best.case.dtype}{device}", _POINT_WIDTH),
-        _cut(best.case.variant, _NODE_WIDTH - len(more)) + more,
+        _size(best.case),
+        _cut(names(best.case), _NODE_WIDTH - len(more)) + more,
         units.measured("peak_bytes", best),
         ratio_value("peak_bytes", best, lifs),
         ratio_value("retained_bytes", best, lifs),
         ratio_text(ratio_to_lif("step_time_s", best, lifs)),
     )
+
+
+def _answers(rows: Sequence[tuple[str, ...]], width: int) -> Table:
+    """The rows as a table of single lines; a narrow terminal has no column of what is retained, and shorter points."""
+    shown = [n for n in range(len(_HEADINGS)) if width >= _WIDE or _HEADINGS[n] != "retained × lif"]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    room = width
+    for n in shown:
+        table.add_column(Text(_HEADINGS[n]), justify="left" if n < 2 else "right", no_wrap=True)
+        room -= max(len(_HEADINGS[n]), *(len(row[n]) for row in rows)) + 2 if n else 2
+    for point, *cells in rows:
+        row = (_cut(point, max(_LEAST_POINT, room)), *cells)
+        table.add_row(*(Text(row[n]) for n in shown))
+    return table
 
 
 def _cut(text: str, width: int) -> str:
@@ -101,15 +138,16 @@ def print_run(run: Run, console: Console) -> None:
     """Prints the findings, every case that did not end as `ok`, and the sweep tables of a run."""
     console.print(Text(f"Run {units.one_line(run.header.run_id)}", style="bold"))
     for finding in findings(run):
-        console.print(Text.assemble((f"{finding.topic}: ", "bold"), units.one_line(finding.text)))
+        where = f"{finding.topic}, {units.one_line(finding.where)}: "
+        console.print(Text.assemble((where, "bold"), units.one_line(finding.text)))
     for record in run:
         if record.status is not Status.OK:
             console.print(_failure(record))
     for axis in AXES:
         for sweep in sweeps(run, axis):
-            console.print(_record_table(sweep.title, columns(run, axis, compact=True), sweep.records))
+            console.print(_record_table(sweep.title, run, axis, sweep.records))
     if records := rest(run):
-        console.print(_record_table("Single points", columns(run, None, compact=True), records))
+        console.print(_record_table("Single points", run, None, records))
 
 
 def _failure(record: Record) -> Text:
@@ -117,20 +155,89 @@ def _failure(record: Record) -> Text:
     return Text(units.one_line(text), style=_STYLES[record.status])
 
 
+class Grid:
+    """A table that no terminal breaks within a word: where a row has no room, its first cell goes on a line of its own,
+    and where the others have no room either, each cell does.
+    """
+
+    def __init__(self, title: str, headings: Sequence[str], numbers: Sequence[bool]) -> None:
+        self.title, self.headings, self.numbers = units.one_line(title), headings, numbers
+        self.rows: list[tuple[list[Text], str]] = []
+
+    def add_row(self, *cells: str | Text, style: str = "") -> None:
+        """Adds a row; text of records is kept on one line, and a style is of the whole row."""
+        self.rows.append(([cell if isinstance(cell, Text) else Text(units.one_line(cell)) for cell in cells], style))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Renders the widest form that fits."""
+        if self.title:
+            yield Text(self.title, style="italic")
+        for gap in (2, 1):
+            if widths := self._widths(options.max_width, gap, 0):
+                yield self._table(self.rows, widths, gap, 0)
+                return
+        for gap in (2, 1):
+            if widths := self._widths(options.max_width - 2, gap, 1):
+                yield Padding(self._table([], widths, gap, 1), (0, 0, 0, 2))
+                for name, rows in groupby(self.rows, key=lambda row: row[0][0].plain):
+                    yield Text(name, style="bold")
+                    yield Padding(self._table(list(rows), widths, gap, 1, heads=False), (0, 0, 0, 2))
+                return
+        for cells, style in self.rows:
+            yield Text(cells[0].plain, style="bold")
+            for heading, cell in zip(self.headings[1:], cells[1:], strict=True):
+                yield Padding(Text.assemble((f"{heading} ", "dim"), cell, style=style), (0, 0, 0, 2))
+
+    def _widths(self, room: int, gap: int, first: int) -> list[int] | None:
+        """Columns from one on: as wide as their contents where there is room, at least as their longest word."""
+        least, most = [], []
+        for n in range(first, len(self.headings)):
+            texts = [cells[n].plain for cells, _ in self.rows]
+            words = texts if self.numbers[n] else [word for text in texts for word in text.split()]
+            least.append(max(map(cell_len, [*self.headings[n].split(), *words]), default=0))
+            most.append(max(map(cell_len, [self.headings[n], *texts])))
+        left = room - sum(least) - gap * (len(least) - 1)
+        if left < 0:
+            return None
+        # Those that need little more get it; the others share what is left.
+        needs = sorted(range(len(least)), key=lambda n: most[n] - least[n])
+        for place, n in enumerate(needs):
+            more = min(most[n] - least[n], left // (len(needs) - place))
+            least[n], left = least[n] + more, left - more
+        return least
+
+    def _table(
+        self, rows: Sequence[tuple[list[Text], str]], widths: Sequence[int], gap: int, first: int, heads: bool = True
+    ) -> Table:
+        # A box has a space between its columns; without one all of the gap is padding.
+        box, padding = (SIMPLE_HEAD, gap - 1) if heads else (None, gap)
+        table = Table(box=box, padding=(0, padding, 0, 0), pad_edge=False, show_edge=False, show_header=heads)
+        for n, width in zip(range(first, len(self.headings)), widths, strict=True):
+            table.add_column(Text(self.headings[n]), justify="right" if self.numbers[n] else "left", width=width)
+        for cells, style in rows:
+            table.add_row(*cells[first:], style=style)
+        return table
+
+
 def grid(
     title: str, headings: Sequence[str], numbers: Sequence[bool], rows: Iterable[Sequence[str]] = (), style: str = ""
-) -> Table:
-    """Returns a table whose cells fold, so that nothing is cut off in a narrow terminal."""
-    table = Table(title=Text(units.one_line(title)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading, is_number in zip(headings, numbers, strict=True):
-        table.add_column(Text(heading), justify="right" if is_number else "left", overflow="fold")
+) -> Grid:
+    """Returns a table that fits any terminal without breaking a word."""
+    made = Grid(title, headings, numbers)
     for row in rows:
-        table.add_row(*(Text(units.one_line(cell)) for cell in row), style=style)
-    return table
+        made.add_row(*row, style=style)
+    return made
 
 
-def _record_table(title: str, shown: Sequence[Column], records: Iterable[Record]) -> Table:
-    table = grid(title, [column.heading for column in shown], [column.is_number for column in shown])
+def _record_table(title: str, run: Run, axis: Axis | None, records: Sequence[Record]) -> Grid:
+    """A table of records, whose title says which options all its nodes share."""
+    names = naming(records)
+    shown = columns(run, axis, names, compact=True)
+    made = grid(
+        f"{title}. {names.note}" if names.note else title,
+        [column.heading for column in shown],
+        [column.is_number for column in shown],
+    )
     for record in records:
-        table.add_row(*(Text(units.one_line(column.cell(record))) for column in shown), style=_STYLES[record.status])
-    return table
+        made.add_row(*(column.cell(record) for column in shown), style=_STYLES[record.status])
+    return made

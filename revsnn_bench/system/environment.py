@@ -44,7 +44,7 @@ def fingerprint() -> Environment:
     """
     import torch  # not at the top: reading a run and checking a command line need no torch
 
-    commit, dirty = _commit()
+    commit, dirty, committed_at = _commit()
     return Environment(
         torch=torch.__version__,
         python=platform.python_version(),
@@ -55,7 +55,7 @@ def fingerprint() -> Environment:
         memory_bytes=psutil.virtual_memory().total,
         package=_version("revsnn-bench") or "not installed",
         commit=commit,
-        committed_at=None if commit is None else _git(_CHECKOUT, "show", "-s", "--format=%cI", commit),
+        committed_at=committed_at,
         dirty=dirty,
         packages={name: version for name in PACKAGES if (version := _version(name))},
         cuda=torch.version.cuda,
@@ -117,17 +117,48 @@ def _allocator_settings() -> dict[str, str]:
     return dict(sorted(settings.items()))
 
 
-def _commit() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that this package runs from, and whether its code differs from it.
+def _commit() -> tuple[str | None, bool | None, str | None]:
+    """Commit of the checkout that this package runs from, whether its code differs from it, and when it was made.
 
-    An installed package has none, also when it lies inside some other repository. Results and reports do not
-    make a checkout dirty: the journal of the very run is one of them.
+    An installed package has that of the clone in the working folder, where each of its files is the same there; else
+    none, also when it lies inside some other repository. Results and reports do not make a checkout dirty: the journal
+    of the very run is one of them.
     """
-    top = _git(_CHECKOUT, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != _CHECKOUT:
-        return None, None
-    changes = _git(_CHECKOUT, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)reports")
-    return _git(_CHECKOUT, "rev-parse", "HEAD"), None if changes is None else bool(changes)
+    checkout = _checkout()
+    if checkout is None:
+        return None, None, None
+    changes = _git(checkout, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)reports")
+    commit = _git(checkout, "rev-parse", "HEAD")
+    committed_at = None if commit is None else _git(checkout, "show", "-s", "--format=%cI", commit)
+    return commit, None if changes is None else bool(changes), committed_at
+
+
+def _checkout() -> Path | None:
+    """The clone whose code runs: where this package lies, or the working folder if this package was built from it."""
+    for root in (_CHECKOUT, Path.cwd()):
+        top = _git(root, "rev-parse", "--show-toplevel")
+        if top is not None and Path(top).resolve() == root.resolve() and (root == _CHECKOUT or _is_built_from(root)):
+            return root
+    return None
+
+
+_BUILT_FROM = {"revsnn_bench/suites": "suites", "revsnn_bench": "revsnn_bench", "revsnn_nodes": "nodes/revsnn_nodes"}
+"""Folders of a clone by what the wheel calls them, the first that fits a file counts."""
+
+
+def _is_built_from(root: Path) -> bool:
+    """Whether every source file of the installed packages is, byte for byte, that of a clone."""
+    found = [path for package in ("revsnn_bench", "revsnn_nodes") for path in (_CHECKOUT / package).rglob("*.py")]
+    try:
+        return bool(found) and all(path.read_bytes() == _source(path, root).read_bytes() for path in found)
+    except OSError:
+        return False
+
+
+def _source(path: Path, root: Path) -> Path:
+    """Where an installed file lies in a clone."""
+    folder = next(each for each in _BUILT_FROM if path.is_relative_to(_CHECKOUT / each))
+    return root / _BUILT_FROM[folder] / path.relative_to(_CHECKOUT / folder)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

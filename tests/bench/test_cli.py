@@ -51,7 +51,7 @@ def measured(tmp_path_factory):
 def test_run_writes_the_comparison(measured):
     """One command measures every case, prints the comparison, and writes run and reports."""
     folder, out = measured
-    assert "least peak" in out
+    assert "Least peak at layer" in out
     assert "lif-carrier" in out
     run = json.loads((folder / "deep" / "down" / "first.json").read_text())
     assert {record["status"] for record in run["records"]} == {"ok"}

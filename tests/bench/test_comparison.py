@@ -95,5 +95,50 @@ def test_terminal_and_markdown_show_the_same_change(make_record, make_run):
 def test_equal_runs_say_so(sweep_run):
     """Equal runs give a comparison without a table of changes."""
     report = render_comparison(sweep_run, sweep_run)
-    assert "the 0 shown differ" in report
+    assert "none that can be judged differs." in report
+    assert "What changed" not in report
+
+
+def judged(before, after):
+    """Verdicts by metric."""
+    comparison = compare(before, after)
+    return {found.name: comparison.verdict(pair, found) for pair, found in comparison.changed()}
+
+
+def test_bytes_of_another_environment_are_not_judged(make_record, make_run):
+    """Under another torch more bytes are no regression, and the text says why; under the same one they are worse."""
+    record = make_record(node="lif")
+    before, after = make_run([record]), [grown(record, 1)]
+    assert judged(before, make_run(after)) == {"peak_bytes": "worse"}
+    other = make_run(after, torch="9.9")
+    assert judged(before, other) == {"peak_bytes": "not judged"}
+    assert "not judged, because the runs differ in torch" in render_comparison(before, other)
+
+
+def test_contended_times_are_not_judged(make_record, make_run):
+    """Twice the ratio is worse where both were left alone, and tells nothing where other work held the processor."""
+    record = make_record(node="lif-carrier")
+    slow = record.time.model_copy(update={"backward_time_s": tuple(3 * t for t in record.time.backward_time_s)})
+    for contended, verdict in ((0, "worse"), (2, "not judged")):
+        time = slow.model_copy(update={"rounds_contended": contended})
+        after = make_run([record.model_copy(update={"time": time})])
+        assert judged(make_run([record]), after)["step_time_s_ratio_to_lif"] == verdict
+
+
+def test_a_case_that_may_still_be_measured_is_not_gone(make_record, make_run):
+    """Of a run that is not complete nothing is lost yet."""
+    lif, carrier = make_record(node="lif"), make_record(node="lif-carrier")
+    before, after = make_run([lif, carrier]), make_run([lif])
+    assert judged(before, after)["status"] == "gone"
+    partial = after.model_copy(update={"planned": tuple(r.case.id for r in (lif, carrier)), "complete": False})
+    assert not partial.complete
+    assert judged(before, partial)["status"] == "not judged"
+
+
+def test_what_only_varies_is_counted(make_record, make_run):
+    """Gradient errors differ from run to run: none is listed, and the text says how many there are."""
+    record = make_record(node="lif")
+    other = record.model_copy(update={"fidelity": record.fidelity.model_copy(update={"gradient_error": 5e-8})})
+    report = render_comparison(make_run([record]), make_run([other]))
+    assert "1 more are never exact or differ within their noise" in report
     assert "What changed" not in report

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import revsnn_bench
 from revsnn_bench.records import Environment, Run, incomparable_fields
+from revsnn_bench.runs import new_run_id
 from revsnn_bench.system import gpu
 from revsnn_bench.system.environment import conditions, fingerprint, read_conditions
 
@@ -98,12 +99,40 @@ def test_commit_is_that_of_the_running_code(tmp_path: Path, folder: str) -> None
     found = subprocess.run(
         [sys.executable, "-P", "-c", COMMITS, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(tmp_path / folder)},
+        cwd=tmp_path,
         check=True,
         capture_output=True,
         text=True,
     ).stdout.split()
     installed = ["None", "None", "None", "None"]
     assert found == (installed if folder != "." else [head.strip(), "False", head.strip(), "True"])
+
+
+def test_installed_code_has_the_commit_of_the_clone_that_it_is_run_in(tmp_path: Path) -> None:
+    """A wheel built from a clone records its commit there, as long as each file is the same, and elsewhere none."""
+    ignore, clone, installed = shutil.ignore_patterns("__pycache__"), tmp_path / "clone", tmp_path / "site-packages"
+    for root in (clone, installed):
+        shutil.copytree(Path(revsnn_bench.__file__).parent, root / "revsnn_bench", ignore=ignore)
+    git = ["git", "-C", str(clone), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+    def recorded(folder: Path) -> str:
+        code = "from revsnn_bench.system.environment import _commit; print(_commit()[0])"
+        return subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            env=os.environ | {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    assert [recorded(clone), recorded(tmp_path)] == [head, "None"]
+    (clone / "revsnn_bench" / "units.py").write_text("new", "ascii")
+    (installed / "revsnn_bench" / "units.py").write_text("old", "ascii")
+    assert recorded(clone) == "None"
 
 
 def test_what_bytes_do_not_depend_on_may_differ(environment: Callable[..., Environment]) -> None:
@@ -185,3 +214,21 @@ def test_gpu_reading_has_clocks_and_throttling() -> None:
     reading = read_conditions().gpu
     assert reading is not None
     assert {"sm_clock_mhz", "temperature_c", "throttle_reasons"} <= reading.keys()
+
+
+def test_a_run_without_a_name_leaves_a_clone_clean() -> None:
+    """git ignores what runs without a name, the gallery and pytest-benchmark write; named runs it shows."""
+    root = Path(revsnn_bench.__file__).parents[1]
+    unnamed = new_run_id()
+    written = [
+        *(f"results/{unnamed}{suffix}" for suffix in (".json", ".jsonl")),
+        *(f"reports/{unnamed}{suffix}" for suffix in (".html", ".md", ".csv", "-wide.json", "-pareto-1.svg")),
+        "reports/index.html",
+        "benchmark_20261127_204643.svg",
+    ]
+    named = ["results/mine.json", "reports/mine.html", "results/baselines/mine.json"]
+    command = ["git", "-C", str(root), "check-ignore", "--no-index", *written, *named]
+    ignored = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ignored.returncode == 128:
+        pytest.skip("not a clone")
+    assert ignored.stdout.split() == written

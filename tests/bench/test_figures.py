@@ -4,15 +4,17 @@ import math
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
-from revsnn_bench.report.canvas import BYTES, LogRange, looks
+from revsnn_bench.report.canvas import _NODES, BYTES, INK, LogRange, dashed, looks
 from revsnn_bench.report.figures import draw_figures, write_figures
 from revsnn_bench.report.figures.tradeoff import front
+from revsnn_bench.report.labels import apart
 
 HOSTILE = "a$\\frac{1$<script>alert(1)</script>\"'&;]]> \U0001f600\x07" + "x" * 500
 
@@ -123,12 +125,34 @@ def test_wrong_gradients_are_hollow(sweep_run):
     assert hollow == {i for i, record in enumerate(sweep_run) if record.status.value == "wrong"}
 
 
-def test_beaten_nodes_are_faded_and_named_so(timed_run):
+def test_beaten_nodes_are_faded(timed_run):
     """The stored coupled node needs as much as lif and more time: it is not on the front."""
     front_of = figure(timed_run, "pareto-1")
-    assert "revlif-stored (beaten)" in words(front_of.svg)
-    assert {"lif", "lif-carrier"} <= set(words(front_of.svg))
-    assert "opacity" in front_of.svg
+    assert {"lif", "lif-carrier", "revlif-stored"} <= set(words(front_of.svg))
+    faded = re.findall(r'href="case:(\d+)"[^>]*><use [^>]*opacity', re.sub(r"<defs>.*?</defs>\n?", "", front_of.svg))
+    assert faded == ["2"]
+
+
+def test_contended_times_are_grey_and_not_on_the_front(make_record, make_run):
+    """The quickest and smallest node is not ranked where other work held the processor while it was timed."""
+    records = [make_record(node=node) for node in ("lif", "lif-checkpoint", "lif-carrier")]
+    time = records[2].time.model_copy(update={"rounds_contended": 2, "backward_time_s": (1e-9,) * 12})
+    run = make_run([*records[:2], records[2].model_copy(update={"time": time})])
+    front_of = figure(run, "pareto-1")
+    assert "timed beside other work, so not ranked" in front_of.caption
+    hollow = re.findall(
+        r'href="case:(\d+)"[^>]*><use [^>]*fill:#ffffff', re.sub(r"<defs>.*?</defs>\n?", "", front_of.svg)
+    )
+    assert hollow == ["2"]
+
+
+def test_options_that_all_nodes_share_are_said_once(make_record, make_run):
+    """`backend` is beside the figure, not in each name; where backends differ it is in the names."""
+    nodes = ("lif", "lif-carrier")
+    same = make_run([make_record(node=node, node_options={"backend": "torch"}) for node in nodes])
+    front_of = figure(same, "pareto-1")
+    assert set(nodes) <= set(words(front_of.svg))
+    assert front_of.caption.endswith("Every node has backend=torch.")
 
 
 def test_front_keeps_what_no_other_beats():
@@ -145,11 +169,67 @@ def test_front_takes_operations_where_no_time_was_measured(make_record, make_run
     assert front_of.title.startswith("Operations against memory")
 
 
-def test_nodes_differ_without_colour(make_record, make_run):
-    """Of twenty nodes no two share marker and dash, so that black and white is enough."""
-    run = make_run([make_record(node="lif", node_options={"k": k}) for k in range(20)])
-    styles = {(look.marker, str(look.dash)) for look in looks(run).values()}
-    assert len(styles) == 20
+def foreign(make_record, names):
+    """Records of nodes from other packages."""
+    plain = make_record(node="lif")
+    return [plain.model_copy(update={"case": plain.case.model_copy(update={"node": name})}) for name in names]
+
+
+def test_a_foreign_node_has_a_look_of_its_own(make_record, make_run):
+    """Forty nodes from other packages and all of ours: no two share colour and marker, none has the colour of lif."""
+    names = [f"node-{i}" for i in range(40)]
+    found = looks(make_run(foreign(make_record, [*names, *_NODES])))
+    assert len({(look.colour, look.marker) for look in found.values()}) == 40 + len(_NODES)
+    assert [name for name, look in found.items() if look.colour == INK] == ["lif"]
+
+
+def test_a_foreign_node_looks_alike_in_every_run(make_record, make_run):
+    """Its look follows from its name, whatever other node of the table is there."""
+    alone, beside = (looks(make_run(foreign(make_record, names))) for names in (["mine"], ["lif", "revlif", "mine"]))
+    assert alone["mine"] == beside["mine"]
+
+
+def test_variants_of_a_node_share_colour_and_marker(make_record, make_run):
+    """They differ in their dash, and their names stand beside them."""
+    known = looks(make_run([make_record(node="lif", node_options={"k": k}) for k in range(6)]))
+    found = dashed(known, known).values()
+    assert {(look.colour, look.marker) for look in found} == {(INK, "o")}
+    assert len({str(look.dash) for look in found}) == 6
+
+
+def test_colours_show_on_white_and_on_black_paper():
+    """Each colour of a node has three times the contrast of either paper, as WCAG asks; lif's is replaced."""
+
+    def light(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(share * c for share, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True)) + 0.05
+
+    for colour in {colour for colour, _ in _NODES.values()} - {INK}:
+        assert light("#ffffff") / light(colour) >= 3, colour
+        assert light(colour) / light("#15171b") >= 3, colour
+
+
+@pytest.mark.parametrize("wanted", [[], [1.0], [0.5, 0.5, 0.5], [0.0, 0.05, 2.9, 3.0], [1.5] * 18, [-4.0, 9.0]])
+def test_names_stand_apart_and_in_order(wanted):
+    """At least a row apart, in the order of their lines, within the plot where there is room."""
+    places = apart(wanted, 0.16, 0.0, 3.0)
+    ordered = sorted(places)
+    assert all(b - a >= 0.16 - 1e-9 for a, b in pairwise(ordered))
+    assert [place for _, place in sorted(zip(wanted, places, strict=True))] == ordered
+    assert all(-1e-9 <= place <= 3.0 + 1e-9 for place in places)
+
+
+def test_small_multiples_have_the_same_scales(make_record, make_run, measured):
+    """Where one step has twice the events of the other, its line between the phases stands at the same place."""
+    timeline = measured[0].timeline
+    longer = timeline.model_copy(update={"events": 2 * timeline.events})
+    steps = [measured[0], measured[0].model_copy(update={"timeline": longer})]
+    run = make_run([make_record(node=n, memory=m) for n, m in zip(("lif", "lif-carrier"), steps, strict=True)])
+    (step,) = named(run, "timeline")
+    dashed = re.findall(r'<path d="M ([\d.]+) [\d.]+ L [\d.]+ [\d.]+ ?"[^>]*stroke-dasharray', step.svg)
+    assert len(dashed) == 2
+    assert len(set(dashed)) == 1
 
 
 def test_known_nodes_look_alike_in_every_run(sweep_run, make_record, make_run):
@@ -208,7 +288,7 @@ def test_byte_ticks_are_binary():
 def heights(svg):
     """Heights of the filled areas, in points, by the baseline on which they stand, top panel first."""
     found = {}
-    areas = re.findall(r'<path d="([^"]+)" clip-path=[^>]*style="fill:(?:url|#)[^>]*stroke:#1c1e22', svg)
+    areas = re.findall(r'<path d="([^"]+)" clip-path=[^>]*style="fill:(?:url|#)[^>]*stroke:#5f6670', svg)
     for area in areas:
         at = [float(y) for y in re.findall(r"[ML] [-\d.]+ ([-\d.]+)", area)]
         found.setdefault(round(max(at)), []).append(max(at) - min(at))
@@ -287,6 +367,6 @@ def test_roofline_tells_every_backend_and_size(kernel_record, make_record, make_
     large, small = named(make_run(records), "roofline")
     assert ("B = 8" in large.title, "B = 1" in small.title) == (True, True)
     shown = set(words(large.svg))
-    assert {"lif[backend=torch]", "lif[backend=fused]", "revlif", "share of the copy's bandwidth (%)"} <= shown
+    assert {"lif[torch]", "lif[fused]", "revlif", "share of the copy's bandwidth (%)"} <= shown
     assert {"5 and 3.8 %", "50 and 38 %", "10 and 7.5 %"} <= shown
     assert sorted(set(map(int, re.findall(r"case:(\d+)", large.svg)))) == [3, 4, 5]

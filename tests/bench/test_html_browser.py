@@ -1,4 +1,8 @@
-"""Pages in a real browser: they answer, sort, filter and compare by real clicks and keys, and stay silent."""
+"""Pages in a real browser: they answer, sort, filter and compare by real clicks and keys, and stay silent.
+
+Rendered boxes are measured at the widths of a desktop, a phone and a printed sheet, in light and dark: nothing sticks
+out, nothing is clipped, no two texts of a figure touch, and every text has the contrast of WCAG AA.
+"""
 
 import json
 import shutil
@@ -9,6 +13,7 @@ from typing import Any
 import pytest
 
 from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
+from revsnn_bench.runs import load_run
 
 HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\"> \"'`" + "y" * 3000
 _ARGUMENTS = (
@@ -48,21 +53,37 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens a page: `opened(text, width=390)`; afterwards proves that it was silent and stayed local."""
 
-    def open_page(text: str, width: int = 1280) -> Any:
+    def open_page(
+        text: str, width: int = 1280, height: int = 1000, media: str = "screen", scheme: str = "light"
+    ) -> Any:
         path = tmp_path / "page.html"
         path.write_text(text, encoding="utf-8")
-        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        asked = {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", asked)
         browser.get_log("performance")
         browser.get(path.as_uri())
         return browser
 
     yield open_page
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     assert [entry["message"] for entry in browser.get_log("browser")] == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
     assert asked
     assert all(url.startswith(("file:", "data:")) for url in asked), asked
+
+
+_PAGES: dict[str, str] = {}
+
+
+def page_of(run):
+    """The report of a run, rendered once for runs of the same content."""
+    key = run.model_dump_json()
+    if key not in _PAGES:
+        _PAGES[key] = render_html(run)
+    return _PAGES[key]
 
 
 def find(browser, selector):
@@ -119,7 +140,7 @@ def narrow(browser, title, value):
 
 def test_answer_is_on_the_first_screen(opened, sweep_run):
     """Node, memory, cost and gradient are visible before anything is touched."""
-    browser = opened(render_html(sweep_run))
+    browser = opened(page_of(sweep_run))
     (point,) = shown(browser, ".point")
     assert find(browser, ".point:not([hidden]) h3").text.startswith("lif-carrier")
     assert point.rect["y"] + point.rect["height"] < 1000
@@ -129,7 +150,7 @@ def test_answer_is_on_the_first_screen(opened, sweep_run):
 
 def test_choosing_t_changes_the_answer(opened, sweep_run):
     """Another T shows the nodes measured there, with the wrong ones named."""
-    browser = opened(render_html(sweep_run))
+    browser = opened(page_of(sweep_run))
     choose(browser, "select[name=t]", "32")
     (point,) = shown(browser, ".point")
     assert "T = 32" in point.text
@@ -138,23 +159,25 @@ def test_choosing_t_changes_the_answer(opened, sweep_run):
 
 def test_budget_picks_the_cheapest_node_that_fits(opened, sweep_run):
     """A budget between the carrier and checkpointing leaves the carrier; a tiny one leaves none."""
-    browser = opened(render_html(sweep_run))
+    browser = opened(page_of(sweep_run))
     choose(browser, "select[name=unit]", "KiB")
     budget = find(browser, "input[name=budget]")
     budget.send_keys("60")
-    assert (
-        "Within 60 KiB, lif-checkpoint is the cheapest node whose gradient is right. It takes 1.27 × lif"
-        in find(browser, ".verdict").text
+    verdict = (
+        "Within 60 KiB: lif-checkpoint, the cheapest here that fits and whose gradient is right, at 1.27 × lif in time."
     )
+    assert find(browser, ".verdict").text == verdict
     assert texts(browser, ".point:not([hidden]) tr.over td:first-child") == ["lif", "revlif-stored"]
     budget.clear()
     budget.send_keys("1")
-    assert find(browser, ".verdict").text == "No node that was measured here fits in 1 KiB."
+    assert find(browser, ".verdict").text == (
+        "No node whose gradient is right fits in 1 KiB here; lif-carrier takes least, 38.00 KiB."
+    )
 
 
 def test_sorting_by_click(opened, sweep_run):
     """A click on a heading sorts by the exact number, the next one turns it round; what is absent stays last."""
-    browser = opened(render_html(sweep_run))
+    browser = opened(page_of(sweep_run))
     press(browser, "peak")
     rising = column(browser, "peak")
     assert rising[:2] == ["22.00 KiB", "22.00 KiB"]
@@ -168,14 +191,14 @@ def test_sorting_by_click(opened, sweep_run):
 
 def test_sorting_by_keyboard(opened, sweep_run):
     """Headings take the focus and answer to Enter."""
-    browser = opened(render_html(sweep_run))
+    browser = opened(page_of(sweep_run))
     find(browser, "[data-table] thead button").send_keys("\ue007")
     assert column(browser, "node") == sorted(column(browser, "node"))
 
 
 def test_filtering_and_searching(opened, sweep_run):
     """A filter and a search narrow the table together, the count tells, and Clear brings all back."""
-    browser = opened(render_html(sweep_run))
+    browser = opened(page_of(sweep_run))
     (status,) = (
         label
         for label in browser.find_elements("css selector", "[data-table] label")
@@ -195,7 +218,7 @@ def test_filtering_and_searching(opened, sweep_run):
 
 def test_point_of_a_figure_leads_to_its_case(opened, sweep_run):
     """A click on a point shows and marks its row, even where a filter hid it."""
-    browser = opened(render_html(sweep_run))
+    browser = opened(page_of(sweep_run))
     find(browser, "[data-table] input[type=search]").send_keys("nothing like this")
     link = find(browser, '#figure-gradient-float32 a[href="#case-6"]')
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", link)
@@ -242,15 +265,15 @@ def test_hostile_records_do_nothing(opened, make_record, make_run):
     bad = make_record(node="revlif", timesteps=256, reason=HOSTILE)
     run = make_run([good, named, bad, make_record(node="revlif", status="oom", reason=HOSTILE)], cpu_model=HOSTILE)
     browser = opened(render_html(run))
-    assert browser.title == "Benchmark report run-1"
+    assert browser.title.endswith(" · run-1")
     assert not browser.find_elements("css selector", "img")
     assert too_wide(browser, 1280) == []
 
 
-@pytest.mark.parametrize("width", [360, 390, 768])
+@pytest.mark.parametrize("width", [360, 768])
 def test_small_screens_scroll_down_only(opened, sweep_run, width):
     """On a phone the page is as wide as the screen; tables scroll by themselves."""
-    browser = opened(render_html(sweep_run), width=width)
+    browser = opened(page_of(sweep_run), width=width)
     assert too_wide(browser, width) == []
 
 
@@ -258,3 +281,155 @@ def test_empty_run_is_a_page(opened, make_run):
     """A run without a record opens without an error."""
     browser = opened(render_html(make_run([])))
     assert "No case was recorded." in find(browser, "#answer").text
+
+
+RESULTS = Path(__file__).parents[2] / "results"
+SCREENS = {"desktop": (1366, 768, "screen"), "phone": (390, 844, "screen"), "print": (718, 1000, "print")}
+"""Width, height and medium; a sheet of A4 has 718 CSS pixels between margins of a centimetre."""
+
+FLAWS = """
+const [width, printed] = arguments, found = { wide: [], clipped: [], faint: [], touching: [] };
+const name = (e) => `${e.tagName}.${e.getAttribute("class") ?? ""} ${e.textContent.trim().slice(0, 40)}`;
+const seen = (e) => e.checkVisibility({ visibilityProperty: true, contentVisibilityAuto: true });
+const scrolls = (e) => !printed && e.closest(".scroll");
+const boxes = [...document.querySelectorAll("body *")].filter((e) => seen(e) && !e.closest(".skip"));
+for (const e of boxes) {
+  const box = e.getBoundingClientRect();
+  if (!box.width || !box.height) continue;
+  if ((box.right > width + 0.5 || box.left < -0.5) && !scrolls(e)) found.wide.push(name(e));
+  const style = getComputedStyle(e);
+  const cut = e.scrollWidth > e.clientWidth + 1 && style.overflowX !== "visible" && style.display !== "inline";
+  if (cut && !scrolls(e) && !e.matches("input,select,svg,svg *")) found.clipped.push(name(e));
+}
+for (const svg of document.querySelectorAll("figure svg")) {
+  if (!seen(svg)) continue;
+  const edge = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll("text")].map((e) => [e, e.getBoundingClientRect()]);
+  for (const [e, box] of texts) {
+    const out = [edge.left - box.left, box.right - edge.right, edge.top - box.top, box.bottom - edge.bottom];
+    if (Math.max(...out) > 1) found.clipped.push(name(e));
+  }
+  texts.forEach(([a, one], i) => texts.slice(i + 1).forEach(([b, two]) => {
+    const across = Math.min(one.right, two.right) - Math.max(one.left, two.left);
+    const down = Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top);
+    if (across > 1 && down > 2) found.touching.push(`${name(a)} and ${name(b)}`);
+  }));
+}
+const parse = (text) => {
+  const [r, g, b, a = 1] = text.match(/-?[\\d.]+(e-?\\d+)?/g).map(Number);
+  return text.startsWith("color(") ? [255 * r, 255 * g, 255 * b, a] : [r, g, b, a];
+};
+const over = (top, below, share = 1) => below.map((c, i) => top[3] * share * top[i] + (1 - top[3] * share) * c);
+const light = (rgb) => {
+  const [r, g, b] = rgb.map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = (e) => {
+  const chain = [];
+  for (let at = e; at; at = at.parentElement) chain.unshift(getComputedStyle(at).backgroundColor);
+  const paper = printed ? [255, 255, 255] : parse(getComputedStyle(document.body).backgroundColor).slice(0, 3);
+  return chain.reduce((below, text) => over(parse(text), below), paper);
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+for (let text = walker.nextNode(); text; text = walker.nextNode()) {
+  const e = text.parentElement;
+  if (!text.data.trim() || !seen(e) || e.closest("script,style,noscript,option,title,.skip,:disabled")) continue;
+  const style = getComputedStyle(e), below = ground(e);
+  let share = 1;
+  for (let at = e; at; at = at.parentElement) share *= Number(getComputedStyle(at).opacity);
+  const ink = over(parse(e instanceof SVGElement ? style.fill : style.color), below, share);
+  const [high, low] = [light(ink), light(below)].sort((a, b) => b - a);
+  const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+  if ((high + 0.05) / (low + 0.05) < (large ? 3 : 4.5)) found.faint.push(`${name(e)} ${style.color} ${style.fill}`);
+}
+return found;
+"""
+
+
+@pytest.fixture(scope="module")
+def kinds() -> dict[str, str]:
+    """Each kind of page, of committed runs: many nodes, options in names, times that were contended."""
+    example, paper = (load_run(RESULTS / f"{name}.json") for name in ("example-quick", "paper"))
+    kernels, kept = (load_run(RESULTS / f"{name}.json") for name in ("kernels-32x1m", "kernels-32x1m-kept"))
+    return {
+        "example": render_html(example),
+        "paper": render_html(paper),
+        "comparison": render_comparison_html(kernels, kept),
+        "gallery": render_gallery([kernels, kept, example], baselines=[load_run(RESULTS / "baselines" / "quick.json")]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "screen", "scheme"),
+    [
+        ("example", "desktop", "light"),
+        ("example", "desktop", "dark"),
+        ("example", "phone", "light"),
+        ("example", "phone", "dark"),
+        ("example", "print", "light"),
+        ("paper", "phone", "dark"),
+        ("paper", "print", "light"),
+        ("comparison", "desktop", "light"),
+        ("comparison", "phone", "dark"),
+        ("comparison", "print", "light"),
+        ("gallery", "desktop", "dark"),
+        ("gallery", "phone", "light"),
+        ("gallery", "print", "light"),
+    ],
+)
+def test_nothing_sticks_out_is_clipped_or_faint(opened, kinds, kind, screen, scheme):
+    """Every rendered box of a page, with all that it shows on demand, on a desktop, a phone and a sheet of paper."""
+    width, height, media = SCREENS[screen]
+    browser = opened(kinds[kind], width, height, media, scheme)
+    browser.execute_script("for (const each of document.querySelectorAll('details')) each.open = true;")
+    assert browser.execute_script(FLAWS, width, media == "print") == {
+        "wide": [],
+        "clipped": [],
+        "faint": [],
+        "touching": [],
+    }
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+@pytest.mark.parametrize(("kind", "screen"), [("example", "desktop"), ("example", "phone"), ("paper", "phone")])
+def test_budget_is_answered_above_the_fold(opened, browser, kinds, kind, screen, scripts):
+    """T, batch and budget can be chosen, and what to take from which budget on is read, before anything is scrolled."""
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+    width, height, _ = SCREENS[screen]
+    opened(kinds[kind], width, height)
+    (point,) = shown(browser, ".point")
+    (first, *_) = point.find_elements("css selector", ".ladder li")
+    assert first.text.startswith("from ")
+    assert first.rect["y"] + first.rect["height"] <= height
+    (choice,) = shown(browser, ".picker" if scripts else ".picks")
+    assert choice.rect["y"] < height
+
+
+def test_points_are_chosen_without_scripts(opened, browser, kinds):
+    """A link shows the point that it names, and no other."""
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    opened(kinds["example"])
+    link = browser.find_elements("css selector", ".picks a")[-1]
+    wanted = link.get_attribute("href").partition("#")[2]
+    link.click()
+    (point,) = shown(browser, ".point")
+    assert point.get_attribute("id") == wanted
+
+
+def test_a_phone_comes_to_the_cases_soon(opened, kinds):
+    """Answer, findings and figures take less than 6,000 pixels of a phone."""
+    for kind in ("example", "paper"):
+        browser = opened(kinds[kind], width=390)
+        assert find(browser, "#cases").rect["y"] < 6000, kind
+
+
+def test_eight_columns_at_first_and_all_on_demand(opened, kinds):
+    """The table of cases opens with eight columns at most, its headings stay in sight, and a box brings the rest."""
+    browser = opened(kinds["example"], width=1366)
+    assert 1 < len(shown(browser, "#cases thead th")) <= 8
+    scroll = find(browser, "#cases .scroll")
+    browser.execute_script("arguments[0].scrollTop = 1000", scroll)
+    (heading, *_) = shown(browser, "#cases thead th")
+    assert abs(heading.rect["y"] - scroll.rect["y"]) < 3
+    find(browser, "#cases .more").click()
+    assert len(shown(browser, "#cases thead th")) > 12

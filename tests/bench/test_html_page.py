@@ -61,7 +61,9 @@ def before_and_after(make_record, make_run):
     lif, revlif = make_record(node="lif"), make_record(node="revlif", timesteps=4)
     old = [lif, revlif, make_record(node="lif-carrier"), make_record(node="lif", timesteps=2)]
     new = [resized(lif, 512), resized(revlif, -512), make_record(node="lif-carrier", status="oom")]
-    return make_run(old, run_id="a"), make_run([*new, make_record(node="lif", timesteps=64)], run_id="b", torch="9.9")
+    return make_run(old, run_id="a"), make_run(
+        [*new, make_record(node="lif", timesteps=64)], run_id="b", python="3.12.1"
+    )
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_every_case_has_its_row(sweep_run):
     heading, *body = rows(page)
     assert heading[:4] == ["node", "T", "status", "retained"]
     assert [row[0] for row in body] == [record.case.variant for record in sweep_run]
-    assert "workload layer, B 8, features 64" in page
+    assert "The same everywhere: B 8, workload layer, features 64" in page
 
 
 def test_wrong_case_shows_its_error_and_no_saving(sweep_run):
@@ -124,7 +126,7 @@ def test_wrong_case_shows_its_error_and_no_saving(sweep_run):
     row = dict(zip(heading, next(row for row in body if row[:2] == ["revlif", "32"]), strict=True))
     assert row["status"] == "wrong"
     assert row["gradient error"] == "1.8e+11"
-    assert {row[name] for name in ("retained", "peak", "× lif", "step time", "step FLOPs")} == {"–"}
+    assert {row[name] for name in ("retained", "peak", "peak × lif", "step time", "step FLOPs")} == {"–"}
     assert "The inverse in time loses the gradient" in row["note"]
 
 
@@ -153,7 +155,10 @@ def test_contended_time_is_named_beside_the_cost(make_record, make_run):
     busy = make_record(node="lif-carrier")
     busy = busy.model_copy(update={"time": busy.time.model_copy(update={"rounds_contended": 2})})
     run = make_run([make_record(node="lif"), busy])
-    assert answers(run, indexed(run))[0][0].cost.endswith("in some rounds: read its time with care.")
+    (point,), _ = answers(run, indexed(run))
+    assert point.cost.endswith("Other work held the processor in some rounds, so its time is not ranked.")
+    assert [step.node for step in point.steps] == ["lif"]
+    assert '<span class="unsure">1.53 (not decided)</span>' in page_of(run)
 
 
 def test_budget_steps_trade_memory_for_time(sweep_run):
@@ -164,11 +169,11 @@ def test_budget_steps_trade_memory_for_time(sweep_run):
 
 
 def test_point_without_a_right_node_recommends_none(make_record, make_run):
-    """Where all failed the answer says so."""
+    """Where all failed the answer says how."""
     run = make_run([make_record(node="lif", status="oom"), make_record(node="revlif", timesteps=8, status="error")])
     (point,), _ = answers(run, indexed(run))
     assert (point.winner, point.steps) == ("", [])
-    assert point.memory == "No node ended well here, so none can be recommended."
+    assert point.memory == "No node can be recommended here: of 2 measured, 1 oom and 1 error."
     parsed(page_of(run))
 
 
@@ -182,6 +187,40 @@ def test_answer_survives_missing_measurements(make_record, make_run):
     assert "not known against lif" in point.cost
     assert point.trust == "The gradient of revlif was not compared."
     parsed(page_of(run))
+
+
+def test_memory_that_was_not_measured_is_not_called_a_failure(make_record, make_run):
+    """A run of times alone ended well: the answer says that memory was not measured."""
+    run = make_run([make_record(node="lif", memory=None), make_record(node="revlif", memory=None, timesteps=8)])
+    (point,), _ = answers(run, indexed(run))
+    assert point.memory == "Memory was not measured here, so no node is ranked by it."
+
+
+def test_title_says_what_was_measured(sweep_run, make_run):
+    """Quantities, nodes, workload and T, in the title and in the first heading; the run's name follows."""
+    words = "Memory, FLOPs, time and gradients of 7 nodes in layer, T = 4 to 32"
+    page = page_of(sweep_run)
+    assert f"<title>{words} · run-1</title>" in page
+    assert f"<h1>{words}</h1>" in page
+    assert "<h1>Nothing was measured</h1>" in page_of(make_run([]))
+
+
+def test_backends_at_one_size_are_two_points(make_record, make_run):
+    """Each is ranked against the lif of its own backend, and its setting names the backend; its nodes do not."""
+    nodes, backends = ("lif", "lif-carrier"), ("torch", "fused")
+    run = make_run([make_record(node=n, node_options={"backend": b}) for b in backends for n in nodes])
+    points, _ = answers(run, indexed(run))
+    assert [point.setting.rpartition(", ")[2] for point in points] == ["backend=fused", "backend=torch"]
+    assert {c.node for point in points for c in point.candidates} == set(nodes)
+
+
+def test_environment_is_told_in_words(sweep_run):
+    """Machine, threads, versions and commit in a sentence, above every field."""
+    page = page_of(sweep_run)
+    assert (
+        "Measured on 2 cores of Some CPU with 8.00 GiB of memory, in 2 threads, under Linux, with torch 2.13.0+cpu, "
+        "Python 3.11.7 and revsnn-bench 0.1.0 at commit 0123abc."
+    ) in page
 
 
 def test_hostile_text_stays_text(make_record, make_run):
@@ -222,10 +261,10 @@ def test_comparison_marks_better_and_worse(before_and_after):
 
 
 def test_comparison_names_what_differs_beside_the_results(before_and_after):
-    """Another torch version is shown before the numbers."""
+    """Another version of Python is shown before the numbers."""
     page = render_comparison_html(*before_and_after)
     assert page.index("differ in more than their results") < page.index("Every change")
-    assert "<td>torch</td><td>2.13.0+cpu</td><td>9.9</td>" in page
+    assert "<td>python</td><td>3.11.7</td><td>3.12.1</td>" in page
 
 
 def test_times_within_their_noise_are_no_change(make_record, make_run):
@@ -255,6 +294,23 @@ def test_gallery_tells_where_an_exact_quantity_changed(before_and_after):
     assert lif[1:4] == ["peak_bytes", "86.00 KiB", "86.50 KiB"]
     assert lif[-1] == "feed5eed: 86.00 KiB to 86.50 KiB"
     assert {row[0] for row in rows(page, "steady")[1:]} >= {"layer/lif/T2-B8-N64/float32/cpu"}
+
+
+def test_gallery_draws_every_metric_over_the_baseline(sweep_run, make_run):
+    """A figure per metric that two runs hold, times as ratios, and the baseline named with its commit."""
+    later = sweep_run.header.model_copy(update={"run_id": "later", "started_at": "2026-02-01T00:00:00Z"})
+    grown = tuple(
+        r.model_copy(update={"memory": r.memory.model_copy(update={"peak_bytes": 2 * r.memory.peak_bytes})})
+        for r in sweep_run
+    )
+    page = render_gallery(
+        [sweep_run, sweep_run.model_copy(update={"header": later, "records": grown})], (), [sweep_run]
+    )
+    drawn = set(re.findall(r'id="figure-history-(\w+)"', page))
+    assert drawn >= {"peak_bytes", "retained_bytes", "step_flops", "step_time_s", "gradient_error"}
+    assert "The gate's baseline: run-1 at commit 0123abc" in page.replace("&#39;", "'")
+    (lif,) = (row for row in rows(page, "moves") if "/lif/T8" in row[0])
+    assert lif[2:5] == ["86.00 KiB", "172.00 KiB", "86.00 KiB"]
 
 
 def test_claims_are_those_that_the_run_can_judge(make_record, make_run, sweep_run):

@@ -307,3 +307,22 @@ def test_torch_is_there_before_a_test_begins(project):
     )
     code, printed = project(source, "--timeout=60")
     assert code == 0, printed
+
+
+def test_the_histogram_is_drawn(project, tmp_path):
+    """`--benchmark-histogram` of pytest-benchmark draws the measured times; pygal, which it needs, is of our extra."""
+    pytest.importorskip("pygal", reason="needs pygal, of the extra `histogram`")
+    source = CASE + f"def test_lif(measure_case): measure_case({SMALL.format(node='lif')}, passes=('time',))\n"
+    quick = ("--run-target=0.01", "--run-processes=1", "--run-formats=md")
+    code, printed = project(source, "--benchmark", *quick, "--benchmark-histogram=drawn")
+    assert code == 0, printed
+    assert "test_lif" in next(tmp_path.glob("drawn*.svg")).read_text()
+
+
+def test_without_what_draws_it_nothing_is_measured(project, tmp_path):
+    """Before the first case one sentence names the package and the command that installs it."""
+    (tmp_path / "conftest.py").write_text("import sys\nsys.modules['pygal'] = None\n")
+    code, printed = project("def test_it(measure_case): pass\n", "--benchmark", "--benchmark-histogram")
+    assert code == 4
+    assert "needs pygal; it is not installed" in printed
+    assert "pip install 'revsnn-bench[histogram]'" in printed

@@ -14,6 +14,8 @@ from revsnn_bench.report.points import (
     find_fit,
     growths,
     lif_of,
+    naming,
+    namings,
     ratio_of_times,
     ratio_text,
     ratio_to_lif,
@@ -141,8 +143,11 @@ def test_lif_with_the_same_options_stands_in_where_the_plain_one_is_missing(make
     assert lif_of(more.case, lifs) is lif
     assert lif_of(lif.case, lifs) is lif
     assert lif_of(other.case, lifs) is None
-    (text,) = (f.text for f in findings(make_run([lif, more, other])) if f.topic == "Least retained memory")
-    assert "lif-carrier[decay_input=False,tau=3.0] with 0 B (lif[decay_input=False]: 48.00 KiB)" in text
+    (found,) = (f for f in findings(make_run([lif, more, other])) if f.topic == "Least retained memory")
+    assert "lif-carrier with 0 B (lif: 48.00 KiB)" in found.text
+    assert found.where.endswith(
+        "lif and lif-carrier have decay_input=False; lif-carrier and lif-checkpoint have tau=3.0."
+    )
     plain = make_record(node="lif")
     assert lif_of(more.case, standard_lifs(make_run([lif, plain, more]))) is plain
 
@@ -189,3 +194,48 @@ def test_ratio_shows_its_interval_unless_it_says_nothing():
     assert ratio_text(Ratio(1.5, 1.4, 1.6)) == "1.50 [1.40, 1.60]"
     assert ratio_text(Ratio(1.5, 1.4999, 1.5001)) == "1.50"
     assert ratio_text(None) == units.ABSENT
+
+
+def names_of(make_record, *nodes):
+    """What the nodes of a table are called, and what is said once beside it."""
+    records = [make_record(node=node, node_options=options) for node, options in nodes]
+    names = naming(records)
+    return [names(record.case) for record in records], names.note
+
+
+def test_options_that_all_share_are_said_once(make_record):
+    """A name holds only the options in which nodes differ; one that only some nodes take is said to be theirs."""
+    torch, fused, grouped = {"backend": "torch"}, {"backend": "fused"}, {"backend": "torch", "group_dim": 1}
+    same = names_of(make_record, ("lif", torch), ("lif-carrier", torch))
+    assert same == (["lif", "lif-carrier"], "Every node has backend=torch.")
+    differ = names_of(make_record, ("lif", torch), ("lif", fused), ("revlif-revnet", {}))
+    assert differ == (["lif[backend=torch]", "lif[backend=fused]", "revlif-revnet"], "")
+    with_and_without = names_of(make_record, ("lif", torch), ("lif", {}))
+    assert with_and_without == (["lif[backend=torch]", "lif"], "")
+    some = names_of(make_record, ("lif", torch), ("revlif", grouped))
+    assert some == (["lif", "revlif[group_dim=1]"], "Every node has backend=torch.")
+    two = names_of(make_record, ("lif", torch), ("revlif", grouped), ("revlif-anchored", grouped))
+    assert two == (
+        ["lif", "revlif", "revlif-anchored"],
+        "Every node has backend=torch; revlif and revlif-anchored have group_dim=1.",
+    )
+
+
+def test_ids_hold_what_names_hold(make_record):
+    """Of two cases that differ in an option the ids differ; what both have is in neither."""
+    records = [make_record(node="lif", node_options={"backend": "torch", "tau": tau}) for tau in (2.0, 4.0)]
+    names = naming(records)
+    assert [names.id(record.case).split("/")[1] for record in records] == ["lif[tau=2.0]", "lif[tau=4.0]"]
+
+
+def test_each_workload_says_its_own_shared_options(make_record):
+    """In a table of two workloads a backend is in the names of that one alone in which backends differ."""
+    torch, fused = {"backend": "torch"}, {"backend": "fused"}
+    layer = [make_record(node="lif", node_options=options) for options in (torch, fused)]
+    records = [*layer, make_record(node="lif", workload="vgg11", node_options=torch)]
+    names = namings(records)
+    assert [names(record.case) for record in records] == ["lif[backend=torch]", "lif[backend=fused]", "lif"]
+    assert names.note == "In vgg11 every node has backend=torch."
+    double = make_record(node="lif", dtype="float64", node_options=torch)
+    said = namings([*records, double]).note
+    assert said == "In vgg11 and layer float64 cpu every node has backend=torch."

@@ -9,13 +9,13 @@ from rich.console import Console
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.findings import findings
-from revsnn_bench.report.terminal import print_run, print_summary
+from revsnn_bench.report.terminal import grid, print_run, print_summary
 
 HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
 
 
 def told(run, topic):
-    return [finding.text for finding in findings(run) if finding.topic == topic]
+    return [f"{finding.where}: {finding.text}" for finding in findings(run) if finding.topic == topic]
 
 
 def row_of(report, *cells):
@@ -31,18 +31,17 @@ def printed(run):
     return stream.getvalue()
 
 
-def summed_up(run):
+def summed_up(run, width=100):
     stream = io.StringIO()
-    print_summary(run, Console(file=stream, width=100))
+    print_summary(run, Console(file=stream, width=width))
     return stream.getvalue().splitlines()
 
 
 def test_summary_of_a_sweep_names_node_bytes_and_time(sweep_run):
-    """Counts, one row with the node of least peak, its bytes and its time against lif, and who is wrong."""
-    counts, _, row, wrong = summed_up(sweep_run)
+    """Counts, a sentence with the node of least peak, its bytes and its time against lif, and who is wrong."""
+    counts, answer, wrong = summed_up(sweep_run)
     assert counts == "Run run-1: 28 in all: 24 ok, 4 wrong."
-    cells = ["layer T32-B8-N64 float32", "lif-carrier", "134.00 KiB", "0.411", "0", "1.53"]
-    assert re.split(r"\s{2,}", row.strip()) == cells
+    assert answer == ("Least peak at layer T32-B8-N64 float32: lif-carrier, 134.00 KiB (0.411 × lif), time 1.53 × lif.")
     assert wrong == "Wrong gradient at some points, and ranked at none of them: revlif-revnet and revlif."
 
 
@@ -53,11 +52,30 @@ def test_summary_stays_short_however_much_was_measured(make_record, make_run):
     records += [make_record(node="lif", timesteps=t, status="error", reason=HOSTILE * 9) for t in range(1, 9)]
     records.append(make_record(node="revlif", timesteps=256))
     lines = summed_up(make_run(records))
-    assert len(lines) <= 12
+    assert len(lines) <= 13
     assert max(map(len, lines)) <= 100
-    assert "15 more workloads and types are in the report." in lines
+    assert "16 more workloads and types are in the report." in lines
     assert lines[-1] == "6 more cases failed; the report has their reasons."
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_summary_tells_peak_and_time_with_its_interval_at_any_width(make_record, make_run, width):
+    """Two settings have a row each: node, bytes, and the time with its interval, uncut, in 80 columns and in 120."""
+    records = []
+    for workload in ("layer", "conv-blocks-of-a-long-name"):
+        slow = make_record(node="lif-carrier", workload=workload)
+        own = tuple(sample * (1 + 0.04 * (i % 3)) for i, sample in enumerate(slow.time.backward_time_s))
+        time = slow.time.model_copy(update={"backward_time_s": own})
+        records += [make_record(node="lif", workload=workload), slow.model_copy(update={"time": time})]
+    lines = summed_up(make_run(records), width)
+    assert re.search(
+        r"lif-carrier, 38.00 KiB \(0.442 × lif\), time 1\.\d+ \[1\.\d+, 1\.\d+\] × lif", " ".join(map(str.strip, lines))
+    )
+    rows = lines[-2:]
+    for row in rows:
+        assert re.search(r"  lif-carrier +38.00 KiB +0.442 .* 1\.\d+ \[1\.\d+, 1\.\d+\]$", row)
+        assert len(row) <= width
 
 
 def test_summary_of_nothing_says_so(make_run):
@@ -104,7 +122,7 @@ def test_inverse_gradient_saving_is_one_minus_the_quotient(sweep_run):
 
 def test_trust_tells_right_and_wrong_apart(sweep_run):
     """Each node is told with the T at which its gradient is right, and at which it is wrong."""
-    text = next(text for text in told(sweep_run, "Gradient") if text.startswith("revlif,"))
+    text = next(text for text in told(sweep_run, "Gradient") if text.startswith("revlif-revnet, revlif;"))
     assert "right at T = 4, 8 (worst error 6.6e-04" in text
     assert "wrong at T = 16, 32 (worst error 1.8e+11" in text
 
@@ -171,11 +189,28 @@ def test_hostile_text_stays_text_in_the_terminal(make_record, make_run):
     assert "\x1b" not in text
 
 
-def test_terminal_fits_100_columns(sweep_run, make_record, make_run):
-    """No line is wider than 100 columns, and each node's name stands on one line."""
-    lines = printed(sweep_run).splitlines()
-    assert max(map(len, lines)) <= 100
-    assert any(line.split()[:3] == ["16", "revlif-anchored", "ok"] for line in lines)
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_terminal_breaks_no_word(sweep_run, width):
+    """No line is wider than the terminal, and each row with its node and numbers stands on one line."""
+    stream = io.StringIO()
+    print_run(sweep_run, Console(file=stream, width=width))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(line.split()[:4] == ["16", "revlif-anchored", "ok", "6.00"] for line in lines)
+
+
+@pytest.mark.parametrize(("width", "count"), [(32, 4), (60, 5), (80, 4), (200, 4)])
+def test_a_grid_breaks_no_word_at_any_width(width, count):
+    """Every cell is on some line in one piece: in a table, below its first cell, or by itself."""
+    table = grid("Title", ["case", "metric", "change"], [False, False, True])
+    cells = ("layer/lif-carrier/T16-B8-N65536", "recompute_flops", "+1,048,576 B (+8.33 %)")
+    table.add_row(*cells)
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(any(cell in line for line in lines) for cell in cells)
+    assert len(lines) == count
 
 
 def test_every_case_is_in_the_report(sweep_run, make_record, make_run):
@@ -203,7 +238,7 @@ def test_contended_rounds_are_told(make_record, make_run):
     quiet = make_record(node="lif")
     busy = quiet.model_copy(update={"time": quiet.time.model_copy(update={"rounds_contended": 3})})
     (text,) = told(make_run([quiet, busy]), "Contention")
-    assert "in 3 rounds that were kept, in 1 of 2 timed cases" in text
+    assert text.startswith("1 of 2 timed cases: other work held the processor in 3 rounds that were kept")
     assert told(make_run([quiet]), "Contention") == []
 
 

@@ -2,27 +2,32 @@
 
 Where approximate methods were measured, one more figure holds their peak against T, beside the exact ones and apart.
 
-Gradient errors have one figure per dtype, with the largest error that counts as right. Bytes are drawn log-log, and the
-legend holds the slope of every node.
+Gradient errors have one figure per dtype, with the largest error that counts as right. Bytes are drawn log-log, and
+beside the name of every node stands its slope.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import linear_regression
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.canvas import INK, Figure, Look
-from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, position, setting, sweeps
+from revsnn_bench.report.labels import name_lines, names_room
+from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, naming, position, setting, sweeps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LIMIT = 100
 AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
 _MOST_SWEEPS: dict[Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
 _METRICS = ("retained_bytes", "peak_bytes")
+_SLOPES = "Beside the name: the slope on these two logarithmic scales; 1 is in proportion, 0 independent."
 
 Worst = dict[int, tuple[float, int, bool]]
 """By T: the worst error, the index of its record, and whether it is within tolerance."""
@@ -37,7 +42,15 @@ def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, i
     for record in exact(run):
         if record.fidelity is not None:
             by_dtype[record.case.dtype].append(record)
-    return [_draw_errors(dtype, records, known, index) for dtype, records in by_dtype.items()]
+    return [_draw_errors(dtype, _over_time(records), known, index) for dtype, records in by_dtype.items()]
+
+
+def _over_time(records: list[Record]) -> list[Record]:
+    """The records of nodes that were compared at several T, where there are any: points of others are no lines."""
+    steps: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        steps[record.case.variant].add(record.case.timesteps)
+    return [record for record in records if len(steps[record.case.variant]) > 1] or records
 
 
 def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int]) -> Figure:
@@ -45,30 +58,51 @@ def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], i
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
     errors = [_shown(error) for points in lines.values() for error, _, _ in points.values()]
     places = canvas.LogRange([*errors, *tolerances], base=10)
-    shown = canvas.in_order(known, lines)
-    with canvas.panel(canvas.legend_rows(len(shown))) as axes:
+    names, cases = naming(records), _cases(records)
+    labels = {variant: canvas.plain(names(cases[variant])) for variant in canvas.in_order(known, lines)}
+    height, right = names_room(labels.values())
+    with canvas.panel(plot_height=height, right=right) as axes:
         places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", canvas.PLAIN)
         for tolerance in tolerances:
             axes.axhline(places.place(tolerance), color=INK, linewidth=1, linestyle=(0, (6, 3)))
             label = f"tolerance {tolerance:.0e}"
             spot: dict[str, Any] = {"xy": (1, places.place(tolerance)), "xycoords": axes.get_yaxis_transform()}
             axes.annotate(label, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
-        for variant in shown:
-            points = sorted(lines[variant].items())
-            canvas.draw_line(
-                axes, known[variant], [(t, places.place(_shown(e)), i, right) for t, (e, i, right) in points]
-            )
-        canvas.positions(axes, [t for points in lines.values() for t in points])
+        drawn = {
+            variant: [(t, places.place(_shown(e)), i, right) for t, (e, i, right) in sorted(lines[variant].items())]
+            for variant in labels
+        }
+        _draw_lines(axes, drawn, labels, known)
         axes.set_xlabel("time steps T")
         axes.set_ylabel("gradient error (relative L2)")
-        canvas.legend(axes, [known[variant].handle(known[variant].label) for variant in shown])
         svg = canvas.to_svg(axes)
     caption = (
-        "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T. "
+        "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T, of "
+        "nodes that were compared at several. "
         f"Hollow: above the tolerance, so the gradient is wrong. Errors above {_LIMIT}, and those that are not "
         "finite, stand at the top."
     )
+    caption = " ".join([caption, names.note]).strip()
     return Figure(f"gradient-{units.one_line(dtype)}", f"Gradient error against T, {dtype}", caption, svg)
+
+
+Drawn = Mapping[str, Sequence[tuple[int, float, int, bool]]]
+"""Points by variant: place, height, index of the record, and whether its gradient is right."""
+
+
+def _draw_lines(axes: "Axes", drawn: Drawn, labels: Mapping[str, str], known: Mapping[str, Look]) -> None:
+    """Lines over the positions that were measured, with their names at the right."""
+    known = canvas.dashed(known, drawn)
+    for variant, points in drawn.items():
+        canvas.draw_line(axes, known[variant], points)
+    canvas.positions(axes, [x for points in drawn.values() for x, *_ in points])
+    ends = [(*points[-1][:2], labels[variant], known[variant]) for variant, points in drawn.items()]
+    name_lines(axes, ends)
+
+
+def _cases(records: Sequence[Record]) -> dict[str, Case]:
+    """A case of each variant."""
+    return {record.case.variant: record.case for record in records}
 
 
 def _worst(records: list[Record], index: Mapping[Case, int]) -> dict[str, Worst]:
@@ -119,28 +153,32 @@ def _draw_methods(records: list[Record], known: Mapping[str, Look], index: Mappi
     lines: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r.case.timesteps):
         lines[record.case.variant].append(record)
-    shown = canvas.in_order(known, lines)
+    names = naming(records)
+    labels = {
+        v: f"{canvas.plain(names(lines[v][0].case))} · {_bias(lines[v][-1])}" for v in canvas.in_order(known, lines)
+    }
     peaks = {record.case: BY_NAME["peak_bytes"].read(record) or 0 for record in records}
     places = canvas.LogRange(peaks.values(), base=2)
-    with canvas.panel(canvas.legend_rows(len(shown), titled=True)) as axes:
+    height, right = names_room(labels.values())
+    with canvas.panel(plot_height=height, right=right) as axes:
         places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)
-        for variant in shown:
-            points = [
+        drawn = {
+            variant: [
                 (r.case.timesteps, places.place(peaks[r.case]), index[r.case], r.status is Status.OK)
                 for r in lines[variant]
             ]
-            canvas.draw_line(axes, known[variant], points)
-        canvas.positions(axes, [record.case.timesteps for record in records])
+            for variant in labels
+        }
+        _draw_lines(axes, drawn, labels, known)
         axes.set_xlabel(AXIS_LABELS["timesteps"])
         axes.set_ylabel("peak bytes")
-        entries = [known[v].handle(f"{known[v].label} · {_bias(lines[v][-1])}") for v in shown]
-        canvas.legend(axes, entries, title="method and bias of its gradient at the largest T")
         svg = canvas.to_svg(axes)
     title = f"Methods over time: {fixed_part(records[0].case, without='timesteps')}"
     caption = (
-        "Hollow: an approximate gradient, ranked nowhere. Its bias is the distance to the gradient of backpropagation "
-        "in relative L2, all parameters taken as one vector."
+        "Hollow: an approximate gradient, ranked nowhere. Beside the name: the bias at the largest T, which is the "
+        "distance to the gradient of backpropagation in relative L2, all parameters taken as one vector."
     )
+    caption = " ".join([caption, names.note]).strip()
     return Figure(f"methods-{number}", title, caption, svg)
 
 
@@ -167,22 +205,21 @@ def _draw_sweep(
     if not lines:
         return None
     wrong = {index[record.case] for record in sweep.records if record.status is Status.WRONG}
-    shown = canvas.in_order(known, lines)
+    names, cases = naming(sweep.records), _cases(sweep.records)
+    labels = {v: f"{canvas.plain(names(cases[v]))} · {_slope(lines[v])}" for v in canvas.in_order(known, lines)}
     places = canvas.LogRange((value for points in lines.values() for _, value, _ in points), base=2)
-    with canvas.panel(canvas.legend_rows(len(shown), titled=True)) as axes:
+    height, right = names_room(labels.values())
+    with canvas.panel(plot_height=height, right=right) as axes:
         places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)
-        for variant in shown:
-            points = [(x, places.place(y), i, i not in wrong) for x, y, i in lines[variant]]
-            canvas.draw_line(axes, known[variant], points)
-        canvas.positions(axes, [x for points in lines.values() for x, _, _ in points])
+        drawn = {v: [(x, places.place(y), i, i not in wrong) for x, y, i in lines[v]] for v in labels}
+        _draw_lines(axes, drawn, labels, known)
         axes.set_xlabel(AXIS_LABELS[sweep.axis])
         axes.set_ylabel(f"{BY_NAME[metric].label} bytes")
-        entries = [known[v].handle(f"{known[v].label} · {_slope(lines[v])}") for v in shown]
-        canvas.legend(axes, entries, title="node and slope in log-log")
         svg = canvas.to_svg(axes)
     caption = BY_NAME[metric].meaning
     if wrong:
         caption += " Hollow: the gradient there is wrong."
+    caption = " ".join([caption, _SLOPES, names.note]).strip()
     if left_out:
         caption += f" {left_out} more sweeps along this axis are in the table of cases."
     title = f"{BY_NAME[metric].label.capitalize()} memory against {AXIS_LABELS[sweep.axis]}: {sweep.title}"

@@ -1,7 +1,7 @@
 """Live bytes by kind: what the peak of each node is made of, and how memory runs over one training step.
 
-A kind has the same colour and hatch in every figure. The peak is one stacked bar per node; a step is one panel per
-node, over the events of the allocator.
+A kind has the same colour in every figure, none of them that of a node. The peak is one stacked bar per node; a step is
+one panel per node, over the events of the allocator, all on the same two scales.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,22 +11,22 @@ from revsnn_bench.case import Case
 from revsnn_bench.records import MemoryTimeline, Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.canvas import INK, MUTED, Figure, Look
-from revsnn_bench.report.points import Points, best_points, by_point, fixed_part, points_by_setting, work
+from revsnn_bench.report.points import Points, best_points, by_point, fixed_part, naming, points_by_setting, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours. Lines only: matplotlib spells every dot of a dotted hatch out, in 100 KB.
-_LOOKS = {
-    "input": ("#0072B2", ""),
-    "output": ("#56B4E9", "---"),
-    "state": ("#999999", "++"),
-    "parameter gradient": ("#CC79A7", "xxx"),
-    "input gradient": ("#E69F00", "///"),
-    "output gradient": ("#009E73", "\\\\\\"),
-    "retained": ("#D55E00", "|||"),
-    "temporary": ("#ffffff", "//"),
-    "unattributed": ("#F0E442", "xx"),
+# Paul Tol's light colours: no node has one, and thin outlines tell them apart on white and on black.
+_COLOURS = {
+    "input": "#77AADD",
+    "output": "#99DDFF",
+    "state": "#44BB99",
+    "parameter gradient": "#FFAABB",
+    "input gradient": "#BBCC33",
+    "output gradient": "#AAAA00",
+    "retained": "#EE8866",
+    "temporary": "#DDDDDD",
+    "unattributed": "#EEDD88",
 }
 """From the bottom of a stack to its top: what lasts longest first, what comes and goes last."""
 
@@ -41,14 +41,13 @@ _NARROW = 0.14
 
 def kinds_in_order(found: Iterable[str]) -> list[str]:
     """Returns each kind once, known ones in the order of a stack, others after them."""
-    order = {kind: rank for rank, kind in enumerate(_LOOKS)}
+    order = {kind: rank for rank, kind in enumerate(_COLOURS)}
     return sorted(dict.fromkeys(found), key=lambda kind: order.get(kind, len(order)))
 
 
 def kind_style(kind: str) -> dict[str, Any]:
     """Returns keywords of a patch."""
-    colour, hatch = _LOOKS.get(kind, ("#ffffff", "++"))
-    return {"facecolor": colour, "hatch": hatch, "edgecolor": INK, "linewidth": 0.6}
+    return {"facecolor": _COLOURS.get(kind, "#BBBBBB"), "edgecolor": MUTED, "linewidth": 0.5}
 
 
 def binary_unit(largest: int) -> tuple[int, str]:
@@ -59,10 +58,10 @@ def binary_unit(largest: int) -> tuple[int, str]:
 
 def breakdown_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
     """Draws one figure per workload, dtype and device."""
-    settings = [(point, found) for point, records in points_by_setting(run).items() if (found := _peaks(records))]
+    settings = [(point, records) for point, records in points_by_setting(run).items() if _peaks(records)]
     return [
-        _draw_peak(f"breakdown-{number}", point, found, known)
-        for number, (point, found) in enumerate(settings[: canvas.MOST_POINTS], start=1)
+        _draw_peak(f"breakdown-{number}", point, records, known)
+        for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1)
     ]
 
 
@@ -72,17 +71,17 @@ def _peaks(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
     return {name: parts for name, parts in known.items() if parts}
 
 
-def _draw_peak(name: str, point: Case, found: Mapping[str, dict[str, int]], known: Mapping[str, Look]) -> Figure:
+def _draw_peak(name: str, point: Case, records: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    shown = canvas.in_order(known, found)
+    found = _peaks(records)
+    names = naming(records.values())
+    shown = {v: canvas.plain(names(records[v].case)) for v in canvas.in_order(known, found)}
     kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
     scale, unit = binary_unit(largest)
     rows = canvas.legend_rows(len(kinds), columns=3)
-    with canvas.panel(
-        rows, plot_height=_BAR_IN * len(shown) + 0.15, left=canvas.label_room(known[variant].label for variant in shown)
-    ) as axes:
+    with canvas.panel(rows, plot_height=_BAR_IN * len(shown) + 0.15, left=canvas.label_room(shown.values())) as axes:
         axes.grid(visible=False, axis="y")
         for row, variant in enumerate(shown):
             start = 0.0
@@ -93,13 +92,14 @@ def _draw_peak(name: str, point: Case, found: Mapping[str, dict[str, int]], know
                     start += width
             total = units.size(sum(found[variant].values()))
             axes.annotate(total, (start, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        canvas.name_rows(axes, [known[variant].label for variant in shown])
-        axes.set_xlim(0, 1.2 * largest / scale or 1)
+        canvas.name_rows(axes, list(shown.values()))
+        axes.set_xlim(0, 1.25 * largest / scale or 1)
         axes.set_xlabel(f"live bytes at the peak ({unit})")
         canvas.legend(axes, [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
         svg = canvas.to_svg(axes)
     caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
-    return Figure(name, f"What the peak is made of: {fixed_part(point)}", caption, svg)
+    caption = f"{caption} {names.note}"
+    return Figure(name, f"What the peak is made of: {fixed_part(point)}", caption.strip(), svg)
 
 
 def step_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
@@ -134,17 +134,23 @@ def _draw_step(name: str, point: Case, found: Mapping[str, Record], known: Mappi
     timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
     kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)
     largest = max(timeline.peak_bytes for timeline in timelines)
+    longest, names = max(timeline.events for timeline in timelines), naming(shown)
     scale, unit = binary_unit(largest)
     with canvas.panels(len(shown), canvas.legend_rows(len(kinds), 3), _HEIGHT_IN, _LEFT_IN, _BETWEEN_IN) as stack:
         for axes, record, timeline in zip(stack, shown, timelines, strict=True):
-            _fill(axes, timeline, kinds, scale)
-            axes.set_title(_title(known[record.case.variant].label, record), loc="left", fontsize=9, pad=3)
+            _fill(axes, timeline, kinds, scale, longest)
+            axes.set_title(_title(canvas.plain(names(record.case)), record), loc="left", fontsize=9, pad=3)
         stack[0].set_ylim(0, 1.25 * largest / scale)
         stack[-1].set_xlabel("allocation events (blocks allocated or freed so far)")
         stack[0].set_ylabel(f"live bytes ({unit})")
         canvas.legend(stack[-1], [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
         svg = canvas.to_svg(stack[0])
-    return Figure(name, f"Memory over one training step: {fixed_part(point)}", _caption(len(chosen) - len(shown)), svg)
+    return Figure(
+        name,
+        f"Memory over one training step: {fixed_part(point)}",
+        f"{_caption(len(chosen) - len(shown))} {names.note}".strip(),
+        svg,
+    )
 
 
 def _rank(node: str) -> int:
@@ -153,7 +159,7 @@ def _rank(node: str) -> int:
 
 def _caption(left_out: int) -> str:
     text = (
-        "Live tensor bytes after each allocation event, on one scale; the dashed line is where forward ends. The "
+        "Live tensor bytes after each allocation event, on the same scales; the dashed line is where forward ends. The "
         "highest point of a panel is the node's peak, which does not depend on whether its gradient is right. Of a "
         "long step some hundred events are drawn, each the highest around it."
     )
@@ -170,7 +176,7 @@ def _title(label: str, record: Record) -> str:
     return f"{text}; its gradient is wrong here" if record.status is Status.WRONG else text
 
 
-def _fill(axes: "Axes", timeline: MemoryTimeline, kinds: Sequence[str], scale: int) -> None:
+def _fill(axes: "Axes", timeline: MemoryTimeline, kinds: Sequence[str], scale: int, longest: int) -> None:
     """Fills from 0 to each sum, the highest sum first, so that what lies below covers it."""
     rows, end = timeline.rows(), timeline.events + 1
     for count in range(len(kinds), 0, -1):
@@ -179,12 +185,12 @@ def _fill(axes: "Axes", timeline: MemoryTimeline, kinds: Sequence[str], scale: i
             axes.fill(*zip(*_outline(sums, end), strict=True), **(kind_style(kinds[count - 1]) | {"linewidth": 0.5}))
     border = timeline.forward_events + 1
     axes.axvline(border, color=INK, linewidth=1, linestyle=(0, (4, 2)))
-    axes.set_xlim(1, end)
+    axes.set_xlim(1, longest + 1)
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=4)
     for word, share, gap, side in (
-        ("forward", (border - 1) / (end - 1), -4, "right"),
-        ("backward", (end - border) / (end - 1), 4, "left"),
+        ("forward", (border - 1) / longest, -4, "right"),
+        ("backward", (longest + 1 - border) / longest, 4, "left"),
     ):
         if share > _NARROW:
             place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}

@@ -1,10 +1,11 @@
 """What a node costs: time against memory with the front of nodes, and the share of the memory bandwidth it reaches.
 
-In the first, nodes that another beats in both time and memory are faded. In the second, each node has a dot per phase
-against the line of a copy of the input.
+In the first, nodes that another beats in both time and memory are faded, and those whose time was taken beside other
+work are grey and not ranked. In the second, each node has a dot per phase against the line of a copy of the input.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
@@ -13,15 +14,23 @@ from revsnn_bench.records import Record, Run
 from revsnn_bench.report import canvas
 from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
 from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Look
-from revsnn_bench.report.points import fixed_part, points_by_setting, work
+from revsnn_bench.report.labels import name_points
+from revsnn_bench.report.points import contended, fixed_part, naming, points_by_setting, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COSTS = {"step_time_s": "Time", "step_flops": "Operations"}
 _MOST_FIGURES = 3
+_LEFT_IN, _BESIDE_IN = 0.65, 0.55
+"""Room to the left of the plot, and to its right for names of points at its edge."""
+
 _ROW_IN = 0.27
 _STYLES = {"forward": {"marker": "o", "markerfacecolor": INK}, "backward": {"marker": "s", "markerfacecolor": PAPER}}
+
+
+Spent = tuple[Number, Number, Record]
+"""Peak, cost, and the record of both."""
 
 
 def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
@@ -29,7 +38,7 @@ def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int
     settings = list(points_by_setting(run).items())
     figures = []
     for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1):
-        cost = next((name for name in _COSTS if len(_read(records, name)) > 1), None)
+        cost = next((name for name in _COSTS if len(_sure(_read(records, name), name)) > 1), None)
         if cost is not None:
             figures.append(_draw_front(f"pareto-{number}", point, _read(records, cost), cost, known, index))
     return figures
@@ -53,7 +62,7 @@ def front(points: Mapping[str, tuple[Number, Number]]) -> list[str]:
     return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
 
 
-def _read(records: Mapping[str, Record], cost: str) -> dict[str, tuple[Number, Number, Record]]:
+def _read(records: Mapping[str, Record], cost: str) -> dict[str, Spent]:
     found = {}
     for variant, record in records.items():
         peak, spent = BY_NAME["peak_bytes"].read(record), BY_NAME[cost].read(record)
@@ -65,40 +74,52 @@ def _read(records: Mapping[str, Record], cost: str) -> dict[str, tuple[Number, N
 def _draw_front(
     name: str,
     point: Case,
-    found: Mapping[str, tuple[Number, Number, Record]],
+    found: Mapping[str, Spent],
     cost: str,
     known: Mapping[str, Look],
     index: Mapping[Case, int],
 ) -> Figure:
-    best = front({variant: (peak, spent) for variant, (peak, spent, _) in found.items()})
+    sure = _sure(found, cost)
+    best = front({variant: (peak, spent) for variant, (peak, spent, _) in sure.items()})
     across = canvas.LogRange((peak for peak, _, _ in found.values()), base=2)
-    shown = canvas.in_order(known, found)
-    with canvas.panel(canvas.legend_rows(len(shown))) as axes:
+    names = naming(record for _, _, record in found.values())
+    shown = {v: canvas.plain(names(found[v][2].case)) for v in canvas.in_order(known, found)}
+    with canvas.panel(left=_LEFT_IN, right=_BESIDE_IN) as axes:
         across.apply(axes, axes.xaxis, "0 B", "", canvas.BYTES)
         scale, unit = canvas.from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
-        axes.step(*zip(*steps, strict=True), where="post", color=MUTED, linewidth=1, zorder=1)
-        handles: list[Any] = []
-        for variant in shown:
+        corners = [steps[0]] + [corner for (_, y), after in pairwise(steps) for corner in ((after[0], y), after)]
+        axes.plot(*zip(*corners, strict=True), color=MUTED, linewidth=1, zorder=1)
+        points = []
+        for variant, label in shown.items():
             peak, spent, record = found[variant]
             style: dict[str, Any] = known[variant].point() | {"markersize": 8.5}
-            fade = 1.0 if variant in best else 0.35
-            place = [across.place(peak)], [spent / scale]
-            axes.plot(*place, alpha=fade, url=f"case:{index[record.case]}", **style)
-            handle = known[variant].handle(known[variant].label + ("" if variant in best else " (beaten)"), line=False)
-            handle.set_alpha(fade)
-            handles.append(handle)
+            if variant not in sure:
+                style |= {"markerfacecolor": PAPER, "markeredgecolor": MUTED}
+            x, y = across.place(peak), spent / scale
+            fade = 1.0 if variant in best else 0.45
+            axes.plot([x], [y], alpha=fade, url=f"case:{index[record.case]}", **style)
+            points.append((x, y, label, INK if variant in best else MUTED))
         axes.set_xlabel("peak bytes")
         axes.set_ylabel(f"{BY_NAME[cost].label} ({unit})")
-        canvas.legend(axes, handles)
+        name_points(axes, points, _BESIDE_IN, corners)
         svg = canvas.to_svg(axes)
-    return Figure(
-        name,
-        f"{_COSTS[cost]} against memory: {fixed_part(point)}",
+    caption = (
         "Lower left is better. The line joins the nodes that no other beats on both counts; the others are "
-        "faded. Only nodes whose gradient is right take part.",
-        svg,
+        "faded. Only nodes whose gradient is right take part."
     )
+    if len(sure) < len(found):
+        caption += " Grey and hollow: timed beside other work, so not ranked."
+    return Figure(name, f"{_COSTS[cost]} against memory: {fixed_part(point)}", f"{caption} {names.note}".strip(), svg)
+
+
+def _sure(found: Mapping[str, Spent], cost: str) -> dict[str, Spent]:
+    """Without those whose time was taken beside other work."""
+    return {
+        variant: (peak, spent, record)
+        for variant, (peak, spent, record) in found.items()
+        if cost != "step_time_s" or not contended(record)
+    }
 
 
 def roofline_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
@@ -116,15 +137,16 @@ def _draw_roofline(
 ) -> Figure:
     from matplotlib.lines import Line2D
 
-    shown = canvas.in_order(known, found)
-    room = canvas.label_room(known[variant].label for variant in shown)
+    names = naming(found.values())
+    shown = {variant: canvas.plain(names(found[variant].case)) for variant in canvas.in_order(known, found)}
+    room = canvas.label_room(shown.values())
     with canvas.panel(canvas.legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
         axes.grid(visible=False, axis="y")
         axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
         for row, variant in enumerate(shown):
             _draw_row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
         _scale_percents(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
-        canvas.name_rows(axes, [known[variant].label for variant in shown])
+        canvas.name_rows(axes, list(shown.values()))
         axes.set_xlabel("share of the copy's bandwidth (%)")
         canvas.legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
         svg = canvas.to_svg(axes)
@@ -133,6 +155,7 @@ def _draw_roofline(
         "the least that a node which keeps nothing can do with. Beyond it data came from a cache, or other work slowed "
         "the copy. Small sizes are bound by calls, not by memory."
     )
+    caption = f"{caption} {names.note}".strip()
     return Figure(name, f"Share of the memory bandwidth: {fixed_part(place)}", caption, svg)
 
 

@@ -1,5 +1,6 @@
 """Which node for which budget: the nodes at every measured point, ranked, with cost and trust in words."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,17 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.figures.tradeoff import front
 from revsnn_bench.report.findings import costs
-from revsnn_bench.report.points import by_point, exact, lif_name, lif_of, ratio_to_lif, standard_lifs, work
+from revsnn_bench.report.points import (
+    Naming,
+    by_point,
+    contended,
+    exact,
+    lif_of,
+    naming,
+    ratio_to_lif,
+    standard_lifs,
+    work,
+)
 from revsnn_bench.report.tables import value_cell
 
 
@@ -17,18 +28,14 @@ from revsnn_bench.report.tables import value_cell
 class Candidate:
     """One node at one point: its record with the record's index, and for a right one its peak and its cost against lif.
 
-    The cost is in time where time was measured at the point, else in operations.
+    The cost is in time where a time is decided at the point, else in operations; one taken beside other work is none.
     """
 
+    node: str
     record: Record
     case: int
     peak_bytes: Number | None
     cost: Number | None
-
-    @property
-    def node(self) -> str:
-        """The node with its options."""
-        return self.record.case.variant
 
     @property
     def status(self) -> str:
@@ -41,7 +48,8 @@ class Point:
     """Every node at one size.
 
     Fields:
-        setting: workload, features, depth, dtype and device in words.
+        setting: workload, features, depth, dtype and device in words, and the backend where several were measured.
+        note: options that all its nodes share, in a sentence.
         timesteps, batch: T and B.
         winner: the nodes that need least peak memory among those that are right; empty where none is.
         memory, cost, trust: the answer in sentences.
@@ -51,6 +59,7 @@ class Point:
     """
 
     setting: str
+    note: str
     timesteps: int
     batch: int
     winner: str
@@ -68,7 +77,10 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
     The first one shown has most nodes that are right; of several such points the largest.
     """
     points = by_point(exact(run))
-    order = sorted(points, key=lambda p: (setting(p), p.timesteps, p.batch))
+    backends: dict[str, set[object]] = defaultdict(set)
+    for point in points:
+        backends[setting(point)].add(point.node_options)
+    order = sorted(points, key=lambda p: (setting(p), p.node_options, p.timesteps, p.batch))
     if not order:
         return [], 0
 
@@ -76,7 +88,9 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
         return sum(record.status is Status.OK for record in points[point].values()), work(point)
 
     lifs = standard_lifs(run)
-    made = [_point(point, list(points[point].values()), index, lifs) for point in order]
+    made = [
+        _point(point, list(points[point].values()), index, lifs, len(backends[setting(point)]) > 1) for point in order
+    ]
     return made, order.index(max(order, key=tells))
 
 
@@ -86,29 +100,39 @@ def setting(case: Case) -> str:
     return ", ".join([case.workload, f"features {case.features}", *depth, case.dtype, case.device, *case.others])
 
 
-def _point(point: Case, records: list[Record], index: Mapping[Case, int], lifs: Mapping[Case, Record]) -> Point:
+def _point(
+    point: Case, records: list[Record], index: Mapping[Case, int], lifs: Mapping[Case, Record], several: bool
+) -> Point:
     right = sorted((r for r in records if r.status is Status.OK and r.memory is not None), key=_need)
     others = sorted((r for r in records if r not in right), key=lambda r: list(Status).index(r.status))
     best = [r for r in right if _need(r) == _need(right[0])]
-    timed = any(ratio_to_lif("step_time_s", r, lifs) for r in right)
+    names = naming(records)
+    timed = any(_cost_of("step_time_s", r, lifs) for r in right)
 
     def candidate(record: Record) -> Candidate:
-        found = ratio_to_lif("step_time_s" if timed else "step_flops", record, lifs)
-        return Candidate(record, index[record.case], _need(record)[0], found.value if found else None)
+        cost = _cost_of("step_time_s" if timed else "step_flops", record, lifs)
+        return Candidate(names(record.case), record, index[record.case], _need(record)[0], cost)
 
     ranked = [candidate(r) for r in right]
+    backend = [f"{name}={value}" for name, value in point.node_options] if several else []
     return Point(
-        setting=setting(point),
+        setting=", ".join([setting(point), *backend]),
+        note=names.note,
         timesteps=point.timesteps,
         batch=point.batch,
-        winner=units.listing([r.case.variant for r in best]),
-        memory=_memory(best, lif_of(best[0].case, lifs) if best else None, {r.case: r for r in records}.get(point)),
-        cost=" ".join(_cost(r, lifs) for r in best),
-        trust=_trust(best, others),
+        winner=units.listing([names(r.case) for r in best]),
+        memory=_memory(best, lif_of(best[0].case, lifs) if best else None, records, names),
+        cost=" ".join(_cost(r, lifs, names) for r in best),
+        trust=_trust(best, others, names),
         steps=_steps(ranked),
         cost_label="time" if timed else "FLOPs",
-        candidates=[*ranked, *(Candidate(r, index[r.case], None, None) for r in others)],
+        candidates=[*ranked, *(Candidate(names(r.case), r, index[r.case], None, None) for r in others)],
     )
+
+
+def _cost_of(name: str, record: Record, lifs: Mapping[Case, Record]) -> Number | None:
+    found = ratio_to_lif(name, record, lifs)
+    return found.value if found and found.decided else None
 
 
 def _need(record: Record) -> tuple[Number, Number]:
@@ -116,36 +140,50 @@ def _need(record: Record) -> tuple[Number, Number]:
     return (memory.peak_bytes, memory.retained_bytes) if memory else (0, 0)
 
 
-def _memory(best: list[Record], lif: Record | None, at_lif: Record | None) -> str:
+def _memory(best: list[Record], lif: Record | None, records: list[Record], names: Naming) -> str:
     if not best:
-        return "No node ended well here, so none can be recommended."
+        return _unranked(records)
     record = best[0]
     text = f"Peak {value_cell('peak_bytes', record)}, retained {value_cell('retained_bytes', record)}"
     if lif is not None and lif.memory is not None:
-        return f"{text}; {lif_name(lif.case)}: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
+        return f"{text}; {names(lif.case)}: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
+    at_lif = {r.case: r for r in records}.get(record.case.point)
     why = f"ended as {at_lif.status.value}" if at_lif is not None else "was not measured"
     return f"{text}; lif {why} here."
 
 
-def _cost(record: Record, lifs: Mapping[Case, Record]) -> str:
+def _unranked(records: list[Record]) -> str:
+    """Why no node is recommended: memory was not measured, or how each ended."""
+    if any(record.status is Status.OK for record in records):
+        return "Memory was not measured here, so no node is ranked by it."
+    ended = {status: sum(record.status is status for record in records) for status in Status}
+    counts = units.listing([f"{count} {status.value}" for status, count in ended.items() if count])
+    return f"No node can be recommended here: of {len(records)} measured, {counts}."
+
+
+def _cost(record: Record, lifs: Mapping[Case, Record], names: Naming) -> str:
+    name = names(record.case)
     if record.case == record.case.point:
-        return f"{record.case.variant} is the standard: every ratio is taken against it."
+        return f"{name} is the standard: every ratio is taken against it."
     known = costs(record, ("step_time_s", "step_flops"), lifs) or "an amount not known against lif"
-    text = f"{record.case.variant} costs {known}."
-    held = record.time is not None and record.time.rounds_contended
-    return f"{text} Other work held the processor in some rounds: read its time with care." if held else text
+    text = f"{name} costs {known}."
+    return (
+        f"{text} Other work held the processor in some rounds, so its time is not ranked."
+        if contended(record)
+        else text
+    )
 
 
-def _trust(best: list[Record], others: list[Record]) -> str:
+def _trust(best: list[Record], others: list[Record], names: Naming) -> str:
     texts = []
     for record in best:
-        found = record.fidelity
+        found, name = record.fidelity, names(record.case)
         if found is None:
-            texts.append(f"The gradient of {record.case.variant} was not compared.")
+            texts.append(f"The gradient of {name} was not compared.")
             continue
         error = units.measured("gradient_error", record)
-        texts.append(f"{record.case.variant} is right: relative error {error}, tolerance {found.tolerance:.0e}.")
-    wrong = [record.case.variant for record in others if record.status is Status.WRONG]
+        texts.append(f"{name} is right: relative error {error}, tolerance {found.tolerance:.0e}.")
+    wrong = [names(record.case) for record in others if record.status is Status.WRONG]
     if wrong:
         texts.append(f"Wrong here, and ranked nowhere: {units.listing(wrong)}.")
     return " ".join(texts)

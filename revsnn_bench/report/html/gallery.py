@@ -1,30 +1,45 @@
-"""All runs on one page: where each was measured, and the history of every exact quantity across commits."""
+"""All runs on one page: where each was measured, and the history of every quantity across commits, drawn.
 
-from collections.abc import Iterable, Sequence
+A figure per metric holds a line per case, over its value in the gate's baseline; a table holds every exact quantity
+that changed at some commit. Times are ratios to the standard LIF, where they are decided.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
-from revsnn_bench.records import Run, Status
-from revsnn_bench.report import units
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import canvas, units
 from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
+from revsnn_bench.report.labels import name_lines, names_room
+from revsnn_bench.report.points import ratio_to_lif
 
-_EXACT = tuple(metric for metric in METRICS if metric.deterministic)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _STEADY = ("retained_bytes", "peak_bytes", "step_flops")
-_MOST_ROWS = 4000
+_MOST_ROWS, _MOST_NAMED = 4000, 8
+_TICKS = (0.001, 0.01, 0.1, 0.25, 0.5, 0.8, 0.9, 1, 1.1, 1.25, 2, 4, 10, 100, 1000)
+_FURTHEST = 1000
+"""Times the baseline, or a part of it, beyond which a value is drawn no further away."""
 
 
 @dataclass(frozen=True)
 class History:
-    """One exact quantity of one case: the runs that measured it, by date, and what they found."""
+    """One quantity of one case: the runs that measured it, by date, what they found, and what the baseline holds."""
 
     case_id: str
     metric: Metric
+    node: str
     runs: tuple[Run, ...]
     values: tuple[Number, ...]
+    baseline: Number | None = None
 
     @property
     def turns(self) -> list[int]:
@@ -48,48 +63,68 @@ class History:
         return "; ".join(f"{_commit(self.runs[i])}: {self._text(i - 1)} to {self._text(i)}" for i in self.turns)
 
     def spark(self) -> Markup:
-        """A line over the runs, from the least to the most; the latest run is the dot."""
-        low, count = min(self.values), len(self.values)
-        span = (max(self.values) - low) or 1
+        """A line over the runs, from the least to the most; the latest run is the dot, the baseline the dashes."""
+        known = self.values if self.baseline is None else (*self.values, self.baseline)
+        low, count = min(known), len(self.values)
+        span = (max(known) - low) or 1
         places = [
             (f"{4 + 92 * i / max(1, count - 1):.1f}", f"{20 - 16 * (value - low) / span:.1f}")
             for i, value in enumerate(self.values)
         ]
+        height = None if self.baseline is None else f"{20 - 16 * (self.baseline - low) / span:.1f}"
+        dashes = "" if height is None else Markup('<path d="M0 {}H100"/>').format(height)
         return Markup(
-            '<svg class="spark" viewBox="0 0 100 24" role="img" aria-label="{} runs">'
+            '<svg class="spark" viewBox="0 0 100 24" role="img" aria-label="{} runs">{}'
             '<polyline points="{}"/><circle cx="{}" cy="{}" r="2.5"/></svg>'
-        ).format(count, " ".join(map(",".join, places)), *places[-1])
+        ).format(count, dashes, " ".join(map(",".join, places)), *places[-1])
+
+    def over_baseline(self) -> list[tuple[Run, float]]:
+        """Each value over that of the baseline, or over the first one where there is none; nothing over 0."""
+        base = self.values[0] if self.baseline is None else self.baseline
+        pairs = zip(self.runs, self.values, strict=True)
+        ratios = [(run, value / base if base else 1.0) for run, value in pairs if base or not value]
+        return [(run, min(max(ratio, 1 / _FURTHEST), _FURTHEST)) for run, ratio in ratios]
 
     def _text(self, i: int) -> str:
         return units.number(self.metric, self.values[i])
 
+    def baseline_cell(self) -> Cell:
+        """What the gate holds later runs against."""
+        if self.baseline is None:
+            return Cell(units.ABSENT)
+        return Cell(units.number(self.metric, self.baseline), self.baseline)
 
-def render_gallery(runs: Iterable[Run], unread: Sequence[str] = ()) -> str:
+
+def render_gallery(runs: Iterable[Run], unread: Sequence[str] = (), baselines: Sequence[Run] = ()) -> str:
     """Returns the gallery of runs as one page, in order of commit date; a run is never left out.
 
     Args:
         runs: all runs.
         unread: a sentence about each file that could not be read as a run.
+        baselines: the gate's; of a case that several have, the first one counts.
 
     Where the commit is not known, the date of the run stands for it. Each run links to `<run id>.html` beside the
-    page. Quantities whose value changed at some commit are listed with every turn, at most 4000 of them; the others
-    with the value that they kept.
+    page. Every metric of which a case was measured twice is drawn. Exact quantities whose value changed at some commit
+    are listed with every turn, at most 4000 of them; the others with the value that they kept.
     """
     ordered = sorted(runs, key=_age)
-    histories = _histories(ordered)
-    moved = [history for history in histories if history.turns]
+    histories = _histories(ordered, baselines)
+    exact = [history for history in histories if history.metric.deterministic]
+    moved = [history for history in exact if history.turns]
     return render_page(
         "gallery",
-        title="Benchmark runs",
+        title=f"{len(ordered)} benchmark runs and their history",
         runs=ordered,
         unread=unread,
+        baselines=[(run.header.run_id, _commit(run), run.header.started_at) for run in baselines],
         listing=make_table("runs", "Runs", _RUNS, reversed(ordered)),
+        figures=[[(figure, Markup(figure.inline([]))) for figure in drawn] for drawn in _figures(histories, ordered)],
         moves=make_table(
             "moves", "What changed across commits", _MOVES, moved[:_MOST_ROWS], kind=lambda history: history.direction
         ),
         left_out=max(0, len(moved) - _MOST_ROWS),
-        compared=sum(len(history.values) > 1 for history in histories),
-        steady=_steady_table(histories),
+        compared=sum(len(history.values) > 1 for history in exact),
+        steady=_steady_table(exact),
     )
 
 
@@ -104,21 +139,104 @@ def _moment(date: str) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _histories(runs: Sequence[Run]) -> list[History]:
+def _histories(runs: Sequence[Run], baselines: Sequence[Run]) -> list[History]:
     found: dict[tuple[str, str], list[tuple[Run, Number]]] = {}
+    nodes: dict[str, str] = {}
     for run in runs:
-        latest = {record.case.id: record for record in run}
-        for case_id, record in latest.items():
-            if record.status not in (Status.OK, Status.WRONG):
-                continue
-            for metric in _EXACT:
-                value = metric.read(record)
+        for case_id, record in _latest(run).items():
+            nodes[case_id] = record.case.variant
+            for metric in METRICS:
+                value = _value(metric, record)
                 if value is not None:
                     found.setdefault((case_id, metric.name), []).append((run, value))
+    held = {case_id: record for run in reversed(baselines) for case_id, record in _latest(run).items()}
     return [
-        History(case_id, BY_NAME[name], tuple(run for run, _ in taken), tuple(value for _, value in taken))
+        History(
+            case_id,
+            BY_NAME[name],
+            nodes[case_id],
+            tuple(run for run, _ in taken),
+            tuple(value for _, value in taken),
+            _value(BY_NAME[name], held[case_id]) if case_id in held else None,
+        )
         for (case_id, name), taken in found.items()
     ]
+
+
+def _latest(run: Run) -> dict[str, Record]:
+    """The cases of a run that have numbers, by id."""
+    return {record.case.id: record for record in run if record.status in (Status.OK, Status.WRONG)}
+
+
+def _value(metric: Metric, record: Record) -> Number | None:
+    """What is compared across runs: a time as its ratio to the standard LIF, and only where that is decided."""
+    if metric.samples is not None:
+        ratio = ratio_to_lif(metric.name, record)
+        return ratio.value if ratio and ratio.decided and record.case != record.case.point else None
+    value = metric.read(record)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _figures(histories: Sequence[History], runs: Sequence[Run]) -> tuple[list[canvas.Figure], list[canvas.Figure]]:
+    """One figure for each metric of which some case was measured twice: those that ever moved, then the others."""
+    known = canvas.looks(runs[0].model_copy(update={"records": tuple(r for run in runs for r in run)})) if runs else {}
+    moved, still = list[canvas.Figure](), list[canvas.Figure]()
+    for metric in METRICS:
+        lines = [history for history in histories if history.metric is metric and len(history.values) > 1]
+        if lines:
+            moves = any(value != 1 for history in lines for _, value in history.over_baseline())
+            (moved if moves else still).append(_drawn(metric, lines, known))
+    return moved, still
+
+
+def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.Look]) -> canvas.Figure:
+    """A line per case over the runs that measured any, in order of commit; those that end furthest away are named."""
+    runs = sorted({run.header.run_id: run for history in lines for run in history.runs}.values(), key=_age)
+    place = {run.header.run_id: number for number, run in enumerate(runs)}
+    points = {history.case_id: history.over_baseline() for history in lines}
+    drawn = [history for history in lines if points[history.case_id]]
+    far = sorted(drawn, key=lambda history: -abs(math.log(points[history.case_id][-1][1])))
+    named = {h.case_id: canvas.plain(h.case_id) for h in far[:_MOST_NAMED] if points[h.case_id][-1][1] != 1}
+    height, right = names_room([*named.values(), "baseline"])
+    with canvas.panel(plot_height=height, right=right) as axes:
+        axes.axhline(1, color=canvas.INK, linewidth=1, linestyle=(0, (6, 3)))
+        ends = []
+        for history in drawn:
+            look, found = known[history.node], points[history.case_id]
+            at = [(place[run.header.run_id], value) for run, value in found]
+            axes.plot(*zip(*at, strict=True), color=look.colour, linewidth=1.2, marker=look.marker, markersize=4)
+            if history.case_id in named:
+                ends.append((*at[-1], named[history.case_id], look))
+        _scale(axes, [value for found in points.values() for _, value in found], runs)
+        name_lines(axes, ends)
+        axes.set_ylabel(f"{metric.label}{' × lif' if metric.samples else ''}, over the baseline")
+        svg = canvas.to_svg(axes)
+    moved = sum(any(value != 1 for _, value in points[history.case_id]) for history in drawn)
+    with_baseline = sum(history.baseline is not None for history in drawn)
+    caption = (
+        f"{len(drawn)} cases, a line each, {moved} of them ever off 1. {with_baseline} are held over the gate's "
+        "baseline, the others over their first run. Runs are in order of commit."
+    )
+    return canvas.Figure(f"history-{metric.name}", f"{metric.label.capitalize()} across commits", caption, svg)
+
+
+def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:
+    """Commits below the runs, at most eight of them; heights on a logarithmic scale with 1 in it, named in full."""
+    low, high = min([*values, 1.0]), max([*values, 1.0])
+    axes.set_yscale("log", base=2)
+    low, high = low / 1.1, high * 1.1
+    axes.set_ylim(low, high)
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    step = -(-len(runs) // 6)
+    axes.set_xticks(range(0, len(runs), step), [_when(run) for run in runs[::step]], fontsize=8)
+    axes.set_xlim(-0.3, max(1, len(runs) - 1) + 0.3)
+
+
+def _when(run: Run) -> str:
+    """Commit and start of a run, on two lines."""
+    return f"{(run.header.environment.commit or '?')[:7]}\n{_moment(run.header.started_at):%m-%d %H:%M}"
 
 
 def _link(run: Run) -> Cell:
@@ -156,6 +274,7 @@ _MOVES: list[Column[History]] = [
     Column("metric", lambda history: history.metric.name, is_filter=True),
     Column("first", lambda history: history.cell(0), is_number=True),
     Column("latest", lambda history: history.cell(-1), is_number=True),
+    Column("baseline", History.baseline_cell, "what the gate holds runs against", is_number=True),
     Column("history", lambda history: Cell(history.spark()), "every run that measured it, in order of date"),
     Column("changed", History.changes, "each change, with the commit at which it was first seen"),
 ]

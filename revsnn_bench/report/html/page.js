@@ -94,21 +94,30 @@
     const fits = (point) => {
       const limit = budget.value === "" ? Infinity : Number(budget.value) * Number(unit.value);
       let best = null;
+      let least = null;
       for (const row of all("tbody tr", point)) {
         const peak = "peak" in row.dataset ? Number(row.dataset.peak) : NaN;
         const cost = "cost" in row.dataset ? Number(row.dataset.cost) : Infinity;
-        row.classList.remove("best");
+        row.classList.remove("best", "fits");
         row.classList.toggle("over", peak > limit);
+        least ??= "peak" in row.dataset ? row : null;
         if (peak <= limit && (!best || cost < best.cost)) best = { row, cost };
       }
       verdict.hidden = limit === Infinity;
       if (limit === Infinity) return;
-      best?.row.classList.add("best");
-      const name = best?.row.cells[0].textContent;
-      const cost = best && best.cost < Infinity ? ` It takes ${best.cost.toPrecision(3)} × lif in ${point.dataset.cost}.` : "";
-      verdict.textContent = best
-        ? `Within ${budget.value} ${unit.selectedOptions[0].text}, ${name} is the cheapest node whose gradient is right.${cost}`
-        : `No node that was measured here fits in ${budget.value} ${unit.selectedOptions[0].text}.`;
+      const size = `${budget.value} ${unit.selectedOptions[0].text}`;
+      if (best) {
+        best.row.classList.add(best.cost < Infinity ? "best" : "fits");
+        const cost = best.cost < Infinity
+          ? `the cheapest here that fits and whose gradient is right, at ${best.cost.toPrecision(3)} × lif in ${point.dataset.cost}.`
+          : "it fits and its gradient is right; its cost against lif is not decided.";
+        verdict.textContent = `Within ${size}: ${best.row.cells[0].textContent}, ${cost}`;
+      } else if (least) {
+        const [name, , peak] = [...least.cells].map((cell) => cell.textContent);
+        verdict.textContent = `No node whose gradient is right fits in ${size} here; ${name} takes least, ${peak}.`;
+      } else {
+        verdict.textContent = "No node is ranked here, so none can be named.";
+      }
     };
     const show = () => {
       const here = points.filter((point) => point.dataset.setting === setting.value);
@@ -123,6 +132,18 @@
     fill(t, [first.t], first.t);
     fill(b, [first.b], first.b);
     show();
+    // A link to a point chooses it.
+    const chosen = () => {
+      const point = points.find(({ id }) => `#${id}` === location.hash);
+      if (!point) return;
+      setting.value = point.dataset.setting;
+      fill(t, [point.dataset.t], point.dataset.t);
+      fill(b, [point.dataset.b], point.dataset.b);
+      show();
+      point.scrollIntoView({ block: "nearest" });
+    };
+    addEventListener("hashchange", chosen);
+    chosen();
     for (const control of [setting, t, b, unit]) control.addEventListener("change", show);
     budget.addEventListener("input", show);
     form.addEventListener("submit", (event) => event.preventDefault());

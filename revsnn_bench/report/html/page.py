@@ -20,6 +20,8 @@ from revsnn_bench.report import units
 from revsnn_bench.report.canvas import dark_rules
 
 _MOST_OPTIONS = 40
+MOST_COLUMNS = 8
+"""Columns of a table that are shown at first; the style sheet hides the others."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ class Filter:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, rows and the filters that make sense for them; `name` tells tables of a page apart."""
+    """Columns, rows and the filters that make sense for them; `name` tells tables of a page apart.
+
+    Of more than `MOST_COLUMNS` columns the first ones are shown, and the others when they are asked for.
+    """
 
     name: str
     label: str
@@ -141,6 +146,7 @@ def render_page(template: str, *, refresh_s: int | None = None, **values: object
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         refresh_s=refresh_s,
+        most_columns=MOST_COLUMNS,
         **values,
     )
 

@@ -9,7 +9,7 @@ from revsnn_bench.report import canvas, units
 from revsnn_bench.report.html.page import render_page
 
 _MIB = 2**20
-_LOOKS = ((canvas.MUTED, "--"), ("#0072B2", "-"))
+_LOOKS = ((canvas.MUTED, "--"), (canvas.INK, "-"))
 """Colour and dash without and with the plan."""
 
 

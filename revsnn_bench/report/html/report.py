@@ -6,39 +6,48 @@ from functools import partial
 from markupsafe import Markup
 
 from revsnn_bench.case import CASE_FIELDS, Case, CaseField
-from revsnn_bench.metrics import BY_NAME
+from revsnn_bench.metrics import BY_NAME, Number, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.figures import Figure, draw_figures
 from revsnn_bench.report.findings import findings
-from revsnn_bench.report.html.answers import answers
+from revsnn_bench.report.html.answers import Point, answers
 from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
-from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import Naming, contended, namings, ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
     approximate_rows,
     environment_rows,
+    environment_text,
     metric_rows,
     value_cell,
 )
 
-_SHOWN = (
+_FIRST = (("retained_bytes", False), ("peak_bytes", False), ("step_time_s", True))
+"""Beside the place and the status; of each quantity the value, or its ratio to the standard LIF."""
+
+_THEN = (
+    ("gradient_error", False),
+    ("accuracy", False),
     ("retained_bytes", True),
     ("peak_bytes", True),
-    ("step_time_s", True),
+    ("step_time_s", False),
     ("forward_copies", False),
     ("backward_copies", False),
     ("compile_time_s", False),
-    ("gradient_error", False),
-    ("accuracy", False),
+    ("step_flops", False),
     ("step_flops", True),
     ("forward_flops", False),
     ("backward_flops", False),
     ("recompute_flops", False),
     ("state_bytes", False),
 )
+_PLAIN_FIGURES = 4
+"""Figures that are shown at first; the others when they are asked for."""
 
+_FAMILIES = {"memory": "Memory", "flops": "FLOPs", "time": "time", "fidelity": "gradients", "accuracy": "accuracy"}
+_MOST_NAMED = 3
 
 _Numbered = tuple[int, Record]
 
@@ -48,14 +57,21 @@ def _point_cell(row: CaseField, item: _Numbered) -> Cell | str | int:
     return Cell(f"{value:g}", value) if isinstance(value, float) else value
 
 
-_POINT: list[Column[_Numbered]] = [
-    Column("node", lambda item: item[1].case.variant, "the node with its options", is_filter=True),
-    *(
-        Column(row.title, partial(_point_cell, row), row.meaning, is_number=row.is_number, is_filter=True)
-        for row in CASE_FIELDS[1:]
-    ),
-    Column("status", lambda item: item[1].status.value, "how the case ended", is_filter=True),
-]
+def headline(run: Run) -> str:
+    """Returns what was measured: quantities, nodes, workloads and time steps, such as `Memory and time of 7 nodes in
+    layer, T = 4 to 64`."""
+    found = {BY_NAME[name].family for record in run for name in measured(record)}
+    quantities = [word for family, word in _FAMILIES.items() if family in found]
+    if not quantities:
+        return "Nothing was measured"
+    nodes = list(dict.fromkeys(record.case.node for record in run))
+    workloads = list(dict.fromkeys(record.case.workload for record in run))
+    steps = sorted({record.case.timesteps for record in run})
+    who = units.listing(nodes) if len(nodes) <= _MOST_NAMED else f"{len(nodes)} nodes"
+    where = units.listing(workloads) if len(workloads) <= _MOST_NAMED else f"{len(workloads)} workloads"
+    times = f"T = {steps[0]}" + (f" to {steps[-1]}" if len(steps) > 1 else "")
+    words = units.listing(quantities)
+    return f"{words[0].upper()}{words[1:]} of {who} in {where}, {times}"
 
 
 def render_html(
@@ -72,18 +88,23 @@ def render_html(
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
     points, first = answers(run, index)
-    labels = [_label(record) for record in run]
+    names = namings(run)
+    labels = [_label(record, names) for record in run]
     lifs = standard_lifs(run)
     return render_page(
         "report",
         refresh_s=refresh_s,
-        title=f"Benchmark report {run.header.run_id}",
+        title=f"{headline(run)} · {run.header.run_id}",
+        heading=headline(run),
         header=run.header,
         counts=[(s.value, n) for s in Status if (n := sum(r.status is s for r in run))],
         points=points,
         first=first,
-        findings=_by_topic(run),
+        picks=_picks(points),
+        findings=findings(run),
         figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],
+        plain_figures=_PLAIN_FIGURES,
+        more_titles="; ".join(dict.fromkeys(each.title.partition(":")[0] for each in drawn[_PLAIN_FIGURES:])),
         claims=claims or "",
         table=_cases(run, lifs),
         approximate=make_table(
@@ -94,44 +115,62 @@ def render_html(
         ),
         approximate_text=APPROXIMATE,
         metrics=metric_rows(run),
+        place=environment_text(run),
         places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
         absent=units.ABSENT,
         cell=value_cell,
-        ratio=lambda name, record: ratio_text(ratio_to_lif(name, record, lifs)),
+        ratio=lambda name, record: _ratio(name, record, lifs),
+        note=namings(run).note,
         times=units.times,
     )
+
+
+def _ratio(name: str, record: Record, lifs: Mapping[Case, Record]) -> str | Markup:
+    found = ratio_to_lif(name, record, lifs)
+    return _unsure(ratio_text(found), bool(found and not found.decided))
 
 
 def _text_column(number: int, heading: str) -> Column[tuple[str, ...]]:
     return Column(heading, lambda row: row[number], is_number=False)
 
 
-def _by_topic(run: Run) -> list[tuple[str, list[str]]]:
-    found: dict[str, list[str]] = {}
-    for finding in findings(run):
-        found.setdefault(finding.topic, []).append(finding.text)
-    return list(found.items())
+def _picks(points: Sequence[Point]) -> list[tuple[str, list[tuple[int, list[tuple[int, int]]]]]]:
+    """Every point by setting, T and B, each with its number: what a reader without scripts chooses from."""
+    found: dict[str, dict[int, list[tuple[int, int]]]] = {}
+    for number, point in enumerate(points):
+        found.setdefault(point.setting, {}).setdefault(point.timesteps, []).append((point.batch, number))
+    return [(setting, list(steps.items())) for setting, steps in found.items()]
 
 
-def _label(record: Record) -> str:
+def _label(record: Record, names: Naming) -> str:
     """A figure's tooltip."""
     values = [
         f"{BY_NAME[name].label} {text}"
         for name in ("retained_bytes", "peak_bytes", "step_time_s", "gradient_error")
         if (text := value_cell(name, record)) != units.ABSENT
     ]
-    return "; ".join([record.case.id, record.status.value, *values])
+    return "; ".join([names.id(record.case), record.status.value, *values])
 
 
 def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
+    """Node, place, T, B, status and three quantities first; then every other quantity, and the parts of the place."""
     latest = {record.case: number for number, record in enumerate(run)}
-    values = [column for name, with_ratio in _SHOWN for column in _values(name, with_ratio, lifs)]
+    names, varying = namings(run), _varying(run)
+    fields = {row.name: _field(row) for row in CASE_FIELDS[1:]}
+    where = Column[_Numbered](
+        "where", lambda item: _where(varying, item[1]), "workload and size, as far as they differ"
+    )
     return make_table(
         "cases",
         "Every case of the run",
         [
-            *_POINT,
-            *values,
+            Column("node", lambda item: names(item[1].case), "the node with its options", is_filter=True),
+            *([where] if varying else []),
+            fields.pop("timesteps"),
+            fields.pop("batch"),
+            Column("status", lambda item: item[1].status.value, "how the case ended", is_filter=True),
+            *(_column(name, as_ratio, lifs) for name, as_ratio in (*_FIRST, *_THEN)),
+            *fields.values(),
             Column("note", lambda item: _note(item[1]), "why the case ended so, and what the node warned of"),
         ],
         enumerate(run),
@@ -141,22 +180,50 @@ def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
     )
 
 
-def _values(name: str, with_ratio: bool, lifs: Mapping[Case, Record]) -> list[Column[_Numbered]]:
-    """The column of a metric, and that of its ratio."""
+def _field(row: CaseField) -> Column[_Numbered]:
+    return Column(row.title, partial(_point_cell, row), row.meaning, is_number=row.is_number, is_filter=True)
+
+
+def _varying(run: Run) -> list[CaseField]:
+    """Fields of a case beside node, T and B in which the cases of a run differ."""
+    rows = [row for row in CASE_FIELDS[1:] if row.name not in ("timesteps", "batch")]
+    return [row for row in rows if len({record.case.value(row) for record in run}) > 1]
+
+
+def _where(varying: Sequence[CaseField], record: Record) -> str:
+    """Those fields as words: numbers and shapes with what they are."""
+    words = []
+    for row in varying:
+        value = record.case.value(row)
+        shown = f"{value:g}" if isinstance(value, float) else f"{value}"
+        words.append(shown if row.name in ("workload", "dtype", "device", "encoding") else f"{row.title} {shown}")
+    return ", ".join(words)
+
+
+def _column(name: str, as_ratio: bool, lifs: Mapping[Case, Record]) -> Column[_Numbered]:
+    """The column of a metric, or that of its ratio; a time taken beside other work is grey."""
     metric = BY_NAME[name]
 
     def value(item: _Numbered) -> Cell:
         text = value_cell(name, item[1])
-        return Cell(text, None if text == units.ABSENT else metric.read(item[1]))
+        return Cell(_unsure(text, metric.family == "time" and contended(item[1])), _number(text, metric.read(item[1])))
 
     def ratio(item: _Numbered) -> Cell:
         found = ratio_to_lif(name, item[1], lifs)
-        return Cell(ratio_text(found), found.value if found else None)
+        return Cell(_unsure(ratio_text(found), bool(found and not found.decided)), found.value if found else None)
 
-    columns = [Column(metric.label, value, metric.meaning, is_number=True)]
-    if with_ratio:
-        columns.append(Column("× lif", ratio, f"{metric.label} over that of the standard LIF", is_number=True))
-    return columns
+    if as_ratio:
+        meaning = f"{metric.label} over that of the standard LIF at the same point; below 1 is less"
+        return Column(f"{metric.label} × lif", ratio, meaning, is_number=True)
+    return Column(metric.label, value, metric.meaning, is_number=True)
+
+
+def _number(text: str, value: Number | None) -> Number | None:
+    return None if text == units.ABSENT else value
+
+
+def _unsure(text: str, unsure: bool) -> str | Markup:
+    return Markup('<span class="unsure">{}</span>').format(text) if unsure and text != units.ABSENT else text
 
 
 def _note(record: Record) -> str:

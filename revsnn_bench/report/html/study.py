@@ -195,7 +195,7 @@ def _importances(shares: Mapping[str, float]) -> canvas.Figure:
     names = list(shares)
     with canvas.panel(0, 0.27 * len(names) + 0.3, canvas.label_room(names)) as axes:
         axes.grid(visible=False, axis="y")
-        axes.barh(range(len(names)), [100 * share for share in shares.values()], color="#0072B2", height=0.6)
+        axes.barh(range(len(names)), [100 * share for share in shares.values()], color=canvas.MUTED, height=0.6)
         canvas.name_rows(axes, names)
         axes.set_xlabel("share of the variance of accuracy (%)")
         svg = canvas.to_svg(axes)
