@@ -59,6 +59,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
         title=f"{before.header.run_id} compared with {after.header.run_id}",
         before=before.header,
         after=after.header,
+        places=(before.place, after.place),
         fields=[(name.replace("_", " "), *values) for name, *values in comparison.fields()],
         counts=[(kind, counts[kind], meaning) for kind, meaning in _MEANINGS.items() if counts[kind]],
         compared=comparison.values_compared,
@@ -76,7 +77,7 @@ def _verdict(pair: CasePair, found: Difference) -> str:
     metric = found.metric
     if metric is None or metric.better is None:
         return "changed"
-    if not (_apart(*pair.ratios(metric)) if found.is_ratio else metric.deterministic):
+    if not (_apart(*pair.ratios(metric)) and not pair.two_hosts if found.is_ratio else metric.deterministic):
         return "varies"
     return "better" if (found.change < 0) == (metric.better == "lower") else "worse"
 

@@ -79,6 +79,7 @@ def render_html(
         refresh_s=refresh_s,
         title=f"Benchmark report {run.header.run_id}",
         header=run.header,
+        place=run.place,
         counts=[(s.value, n) for s in Status if (n := sum(r.status is s for r in run))],
         points=points,
         first=first,
@@ -132,6 +133,7 @@ def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
         [
             *_POINT,
             *values,
+            Column("host", lambda item: item[1].host or "", "host of the cluster"),
             Column("note", lambda item: _note(item[1]), "why the case ended so, and what the node warned of"),
         ],
         enumerate(run),
