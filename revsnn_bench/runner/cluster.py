@@ -1,14 +1,15 @@
-"""Cases on the hosts of a Ray cluster, each in a process of its own there, one case per host or one per GPU.
+"""Cases on the hosts of a Ray cluster, each in a process of its own there, one case per host or one per GPU at a time.
 
     revsnn-bench run --cluster local                  # this machine: on several GPUs, one case per GPU at a time
     revsnn-bench run --cluster 10.0.0.1:6379          # a cluster that `ray start` made
 
-Ray starts processes on hosts and tells which hosts are lost. Everything else is in the process of the run: which host
-gets which case, what is sent again, and the journal. So a case has one result at most, whatever Ray repeats. On the
-host a task hands its case to a `Runner`, as a run without a cluster does; Ray ends the task's process after it.
+Ray starts an actor per host or GPU, and tells which of them are lost. Everything else is in the process of the run: who
+gets which case, what is sent again, and the journal. So a case has one result at most. An actor hands its cases to a
+`Runner`, as a run without a cluster does, which forks a fresh process for each from one that has torch already. With a
+Ray task per case, ended by `max_calls=1`, every case would wait for torch: 8 s of processor time where this takes 0.5.
 
-A host takes part where it offers the resource `revsnn_host`. A case on the CPU takes all of it, so that no other case,
-of this run or another, is timed beside it; a case on a GPU takes a thousandth, and a whole GPU.
+A host takes part where it offers the resource `revsnn_host`. An actor for the CPU holds all of it for the whole run, so
+that no other case, of this run or another, is timed beside its own; one for a GPU holds a thousandth, and the GPU.
 """
 
 import importlib
@@ -22,11 +23,11 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
@@ -47,9 +48,6 @@ _OBJECTS_BYTES = 128 << 20
 _LONGEST_FOLDER = 40
 _THREADS = "OMP_NUM_THREADS"
 
-Answer = tuple[str, str, Environment | Exception]
-"""Number of a host in Ray, its name, and its environment or what went wrong."""
-
 
 class ClusterError(ValueError):
     """The cluster cannot be used, or is lost; the message says why and what to do."""
@@ -69,21 +67,42 @@ class _Job:
 
 
 @dataclass(eq=False)
+class _Slot:
+    """An actor, and the case that it measures."""
+
+    actor: Any
+    on_gpu: bool
+    job: _Job | None = None
+
+
+@dataclass(eq=False)
 class _Host:
-    """A host that takes part: its number in Ray, its name in the records, and what runs there."""
+    """A host that takes part: its number in Ray, its name in the records, and its actors."""
 
     node: str
     name: str
     gpus: int
     environment: Environment
-    jobs: list[_Job] = field(default_factory=list)
+    slots: list[_Slot] = field(default_factory=list)
+
+    def has_room_for(self, job: _Job) -> bool:
+        busy = [slot for slot in self.slots if slot.job is not None]
+        return len(busy) < self.gpus and all(slot.on_gpu for slot in busy) if job.on_gpu else not busy
 
     @property
     def is_full(self) -> bool:
-        return len(self.jobs) >= max(1, self.gpus) or any(not job.on_gpu for job in self.jobs)
+        busy = [slot for slot in self.slots if slot.job is not None]
+        return len(busy) >= max(1, self.gpus) or not all(slot.on_gpu for slot in busy)
 
-    def has_room_for(self, job: _Job) -> bool:
-        return len(self.jobs) < self.gpus if job.on_gpu else not self.jobs
+
+class Answer(NamedTuple):
+    """What a host said, first of all its name: its environment, or what went wrong."""
+
+    name: str
+    number: str
+    gpus: int
+    slot: _Slot
+    found: Environment | Exception
 
 
 class Cluster:
@@ -102,16 +121,15 @@ class Cluster:
         self._folder: Path | None = None
         self._connected = self._needs_gpu = False
         self._modules: tuple[str, ...] = ()
-        self._tasks: dict[Callable[..., str], Any] = {}
         self._here: Environment | None = None
         self._reference: _Host | None = None
         self._known: dict[str, Environment] = {}
         self._hosts: dict[str, _Host] = {}
-        self._asked: dict[Any, str] = {}
+        self._asked: dict[Any, tuple[str, _Slot]] = {}
         self._left_out: set[str] = set()
         self._cases: set[Case] = set()
         self._waiting: deque[_Job] = deque()
-        self._running: dict[Any, tuple[_Job, _Host]] = {}
+        self._running: dict[Any, tuple[_Host, _Slot, _Job]] = {}
         self._seen = time.monotonic()
 
     def start(self, needs_gpu: bool = False, modules: Sequence[str] = ()) -> Environment:
@@ -151,8 +169,8 @@ class Cluster:
                 f"no host of the cluster {self._address!r} answered within {_START_S:.0f} s. Another run may hold all "
                 "of them. Wait for it to end, or start other hosts."
             )
-        for answer in sorted(answers, key=lambda each: each[1]):
-            if problem := self._admit(*answer):
+        for answer in sorted(answers, key=lambda each: each.name):
+            if problem := self._admit(answer):
                 raise ClusterError(problem)
         assert self._reference is not None
         return self._reference.environment
@@ -191,9 +209,9 @@ class Cluster:
         if any(ref in self._asked for ref in ready):
             self._welcome()
         for ref in [ref for ref in ready if ref in self._running]:
-            job, host = self._running.pop(ref)
-            host.jobs.remove(job)
-            if (record := self._record(ref, job, host)) is not None:
+            host, slot, job = self._running.pop(ref)
+            slot.job = None
+            if (record := self._record(ref, host, slot, job)) is not None:
                 yield record
 
     def close(self) -> None:
@@ -201,9 +219,9 @@ class Cluster:
         if self._connected:
             import ray
 
-            for ref in [*self._running, *self._asked]:
-                with suppress(Exception):
-                    ray.cancel(ref, force=True)
+            slots = [slot for host in self._hosts.values() for slot in host.slots]
+            for slot in [*slots, *(slot for _, slot in self._asked.values())]:
+                _end(slot)
             with _silent(), suppress(Exception):
                 ray.shutdown()
             self._connected = False
@@ -248,9 +266,9 @@ class Cluster:
         nodes = self._nodes()
         self._hosts = {number: host for number, host in self._hosts.items() if number in nodes}
         for number, node in nodes.items():
-            if number not in {*self._hosts, *self._left_out, *self._asked.values()}:
-                on_gpu = self._needs_gpu and _gpus(node) > 0
-                self._asked[self._send(number, on_gpu, environment_of_host, self._modules)] = number
+            if number not in {*self._hosts, *self._left_out, *(asked for asked, _ in self._asked.values())}:
+                slot = self._new_slot(number, self._needs_gpu and _gpus(node) > 0)
+                self._asked[slot.actor.environment.remote(self._modules)] = number, slot
 
     def _answers(self) -> list[Answer]:
         """Hosts that answered, or will within a second."""
@@ -259,30 +277,33 @@ class Cluster:
         ready, _ = ray.wait([*self._asked], num_returns=len(self._asked), timeout=_WAIT_S)
         nodes, answers = self._nodes(), list[Answer]()
         for ref in ready:
-            number = self._asked.pop(ref)
+            number, slot = self._asked.pop(ref)
             if number in nodes:  # else it is gone
-                name = nodes[number]["NodeManagerHostname"]
+                found: Environment | Exception
                 try:
-                    answers.append((number, name, Environment.model_validate_json(ray.get(ref))))
+                    found = Environment.model_validate_json(ray.get(ref))
                 except Exception as error:
-                    answers.append((number, name, error))
+                    found = error
+                answers.append(Answer(nodes[number]["NodeManagerHostname"], number, _gpus(nodes[number]), slot, found))
         return answers
 
     def _welcome(self) -> None:
         """Lets hosts take part that came later; one that cannot is left out with a warning."""
         for answer in self._answers():
-            if problem := self._admit(*answer):
-                self._left_out.add(answer[0])
+            if problem := self._admit(answer):
+                self._left_out.add(answer.number)
+                _end(answer.slot)
                 _warn(f"{problem} It is left out.")
 
-    def _admit(self, number: str, name: str, answer: Environment | Exception) -> str:
+    def _admit(self, answer: Answer) -> str:
         """Lets a host take part, or says in a sentence why it cannot."""
-        if isinstance(answer, Exception):
-            return f"host {name!r} cannot measure: {_headline(answer)}"
+        name, found = answer.name, answer.found
+        if isinstance(found, Exception):
+            return f"host {name!r} cannot measure: {_headline(found)}"
         self._here = self._here or fingerprint()
-        differing = [("on this machine", *found) for found in code_differences(self._here, answer)]
+        differing = [("on this machine", *each) for each in code_differences(self._here, found)]
         if (first := self._reference) is not None:
-            differing += [(f"on {first.name!r}", *found) for found in place_differences(first.environment, answer)]
+            differing += [(f"on {first.name!r}", *each) for each in place_differences(first.environment, found)]
         if differing:
             other, what, value, own = differing[0]
             advice = "Pass --threads." if what == "threads" else "Install the same on all, or take hosts of one kind."
@@ -290,10 +311,8 @@ class Cluster:
                 f"host {name!r} cannot measure in this run: `{what}` is {own!r} there and {value!r} {other}. Exact "
                 f"bytes belong to one environment. {advice}"
             )
-        node = self._nodes().get(number)
-        if node is not None:
-            host = _Host(number, self._name(name, answer), _gpus(node), answer)
-            self._hosts[number], self._reference = host, first or host
+        host = _Host(answer.number, self._name(name, found), answer.gpus, found, [answer.slot])
+        self._hosts[answer.number], self._reference = host, first or host
         return ""
 
     def _name(self, name: str, environment: Environment) -> str:
@@ -305,31 +324,41 @@ class Cluster:
         self._known[found] = environment
         return found
 
-    def _send(self, number: str, on_gpu: bool, function: Callable[..., str], *arguments: object) -> Any:
-        """Starts a task on a host; `max_calls` ends its process after it, and Ray by itself sends nothing again."""
+    def _new_slot(self, number: str, on_gpu: bool) -> _Slot:
+        """Starts an actor on a host; Ray starts it once, and sends nothing again by itself."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        if function not in self._tasks:
-            self._tasks[function] = ray.remote(max_calls=1)(function)
-        task = self._tasks[function].options(
+        actor = ray.remote(OnHost).options(
             num_cpus=0,
             num_gpus=1 if on_gpu else 0,
             resources={RESOURCE: 0.001 if on_gpu else 1},
-            max_retries=0,
+            max_restarts=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=number, soft=False),
         )
         folder = str(Path.cwd())
-        return task.remote(*arguments, self._options, [*(path or folder for path in sys.path), folder])
+        return _Slot(actor.remote(self._options, [*(path or folder for path in sys.path), folder]), on_gpu)
+
+    def _slot(self, host: _Host, on_gpu: bool) -> _Slot:
+        """An actor that is free, for CPU or GPU; those for the other give way, which are free too."""
+        for other in [slot for slot in host.slots if slot.on_gpu != on_gpu]:
+            _end(other)
+            host.slots.remove(other)
+        free = [slot for slot in host.slots if slot.job is None]
+        if not free:
+            free = [self._new_slot(host.node, on_gpu)]
+            host.slots += free
+        return free[0]
 
     def _dispatch(self) -> None:
         """Gives each host with room the first case that waits for such a host."""
         for host in self._hosts.values():
             while (job := self._next_for(host)) is not None:
                 self._waiting.remove(job)
-                host.jobs.append(job)
-                case, settings = job.case.model_dump_json(), job.settings.model_dump_json()
-                self._running[self._send(host.node, job.on_gpu, measure_on_host, case, settings)] = (job, host)
+                slot = self._slot(host, job.on_gpu)
+                slot.job = job
+                ref = slot.actor.measure.remote(job.case.model_dump_json(), job.settings.model_dump_json())
+                self._running[ref] = host, slot, job
 
     def _next_for(self, host: _Host) -> _Job | None:
         """The first case that fits; one that was lost here goes to another host where there is one."""
@@ -358,54 +387,62 @@ class Cluster:
         else:
             time.sleep(_WAIT_S)
 
-    def _record(self, ref: Any, job: _Job, host: _Host) -> Record | None:
-        """The record of a task that ended; None where its case is sent again."""
+    def _record(self, ref: Any, host: _Host, slot: _Slot, job: _Job) -> Record | None:
+        """What came of a case; None where it is sent again."""
         import ray
-        from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, TaskUnschedulableError
+        from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayError, RayTaskError
 
         try:
             return Record.model_validate_json(ray.get(ref)).model_copy(update={"host": host.name})
         except RayTaskError as error:
             return _without_numbers(job.case, Status.ERROR, f"on host {host.name!r}: {_headline(error)}")
-        except OutOfMemoryError:
+        except RayError as error:
+            host.slots.remove(slot)
+            lost = error
+        if isinstance(lost, OutOfMemoryError):
             return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
-        except TaskUnschedulableError:  # the host was gone before the task began
-            self._waiting.appendleft(job)
-            return None
-        except RayError:
+        if not isinstance(lost, ActorUnschedulableError):  # or the host was gone before the case began
             job.lost_with.append(host.name)
         if len(job.lost_with) == MOST_LOST:
-            lost = ", ".join(job.lost_with)
-            reason = f"its host, or the process there, was lost {MOST_LOST} times ({lost}): the case may be the cause"
+            hosts = ", ".join(job.lost_with)
+            reason = f"its host, or the process there, was lost {MOST_LOST} times ({hosts}): the case may be the cause"
             return _without_numbers(job.case, Status.ERROR, reason)
         _warn(f"host {host.name!r}, or the process there, was lost; {job.case.id} is sent again.")
         self._waiting.appendleft(job)
         return None
 
 
-def environment_of_host(modules: Sequence[str], options: dict[str, Any], paths: list[str]) -> str:
-    """The environment as workers on this host see it, who must be able to import these modules; a task."""
-    _as_the_run_has_it(paths)
-    with Runner(measure, **options) as runner:
-        for name in modules:
-            runner.call(_require_module, name)
-        return runner.environment().model_dump_json()
+class OnHost:
+    """The actor: measures on its host as a run without a cluster does, one case at a time.
 
-
-def measure_on_host(case_json: str, settings_json: str, options: dict[str, Any], paths: list[str]) -> str:
-    """Measures a case as a run without a cluster does, and returns its record; a task.
-
-    The GPU must be without another process before, and after: then this task's own are gone.
+    Args:
+        options: keywords of `Runner`.
+        paths: where the run finds modules; those that are here too are searched, last.
     """
-    _as_the_run_has_it(paths)
-    case, settings = Case.model_validate_json(case_json), Settings.model_validate_json(settings_json)
-    if case.device == "cuda" and (foreign := processes_on_gpu()):
-        return _disturbed(case, foreign)
-    with Runner(measure, **options) as runner:
-        record = measure_in_processes(runner, case, settings)
-    if case.device == "cuda" and (foreign := _left_on_gpu()):
-        return _disturbed(case, foreign)
-    return record.model_dump_json()
+
+    def __init__(self, options: dict[str, Any], paths: list[str]) -> None:
+        sys.path += [path for path in paths if path not in sys.path and Path(path).exists()]
+        _undo_threads()
+        self._runner = Runner(measure, **options)
+
+    def environment(self, modules: Sequence[str]) -> str:
+        """The environment as workers on this host see it, who must be able to import these modules; JSON."""
+        for name in modules:
+            self._runner.call(_require_module, name)
+        return self._runner.environment().model_dump_json()
+
+    def measure(self, case_json: str, settings_json: str) -> str:
+        """The record of a case; JSON.
+
+        The GPU must be without another process before, and after: then this case's own are gone.
+        """
+        case, settings = Case.model_validate_json(case_json), Settings.model_validate_json(settings_json)
+        if case.device == "cuda" and (foreign := processes_on_gpu()):
+            return _disturbed(case, foreign)
+        record = measure_in_processes(self._runner, case, settings)
+        if case.device == "cuda" and (foreign := _left_on_gpu()):
+            return _disturbed(case, foreign)
+        return record.model_dump_json()
 
 
 def _disturbed(case: Case, foreign: Mapping[int, str]) -> str:
@@ -425,12 +462,8 @@ def _require_module(name: str) -> None:
     importlib.import_module(name)
 
 
-def _as_the_run_has_it(paths: list[str]) -> None:
-    """Makes importable what the run can import, where its folders are here too, and undoes what Ray does to threads.
-
-    Ray has OpenMP take one thread per processor that a task asks for, unless the host has a number of its own.
-    """
-    sys.path += [path for path in paths if path not in sys.path and Path(path).exists()]
+def _undo_threads() -> None:
+    """Undoes what Ray does to threads: OpenMP takes one per processor that an actor asks for, unless told otherwise."""
     try:
         given = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -441,6 +474,14 @@ def _as_the_run_has_it(paths: list[str]) -> None:
 
 def _gpus(node: Mapping[str, Any]) -> int:
     return int(node["Resources"].get("GPU", 0))
+
+
+def _end(slot: _Slot) -> None:
+    """Ends an actor, and with it whatever it measures."""
+    import ray
+
+    with suppress(Exception):
+        ray.kill(slot.actor)
 
 
 def _without_numbers(case: Case, status: Status, reason: str) -> Record:
