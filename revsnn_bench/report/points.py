@@ -404,7 +404,7 @@ def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> li
 def _growth(metric: Metric, axis: Axis, records: Sequence[Record]) -> Growth | None:
     if not metric.has_ratio:
         return None
-    if not (metric.deterministic or one_host(*records)):
+    if metric.family == "time" and not one_host(*records):
         return None
     usable = (Status.OK, Status.WRONG) if metric.deterministic else (Status.OK,)
     points = {position(r, axis): (r, metric.read(r)) for r in records if r.status in usable}

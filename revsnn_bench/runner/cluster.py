@@ -401,7 +401,11 @@ class Cluster:
             lost = error
         if isinstance(lost, OutOfMemoryError):
             return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
-        if not isinstance(lost, ActorUnschedulableError):  # or the host was gone before the case began
+        return self._sent_again(host, job, began=not isinstance(lost, ActorUnschedulableError))
+
+    def _sent_again(self, host: _Host, job: _Job, began: bool = True) -> Record | None:
+        """Puts a case that lost its host first in the line; the record of one that lost too many."""
+        if began:
             job.lost_with.append(host.name)
         if len(job.lost_with) == MOST_LOST:
             hosts = ", ".join(job.lost_with)

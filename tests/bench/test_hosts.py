@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from revsnn_bench.case import Case
 from revsnn_bench.gate import Policy, gate
+from revsnn_bench.measuring import Settings
 from revsnn_bench.merging import NotMergeable, merged
 from revsnn_bench.report.comparison import compare
 from revsnn_bench.report.figures import draw_figures
@@ -14,6 +16,8 @@ from revsnn_bench.report.markdown import render
 from revsnn_bench.report.points import growths, ratio_to_lif
 from revsnn_bench.report.tables import wide_rows
 from revsnn_bench.run_options import parse_cluster
+from revsnn_bench.runner import cluster as runner_cluster
+from revsnn_bench.runner.cluster import Answer, Cluster, ClusterError, _Slot
 from revsnn_bench.runs import Journal, NotResumable, load_run
 
 NODES = ("lif", "revlif", "revlif-revnet", "lif-carrier")
@@ -91,7 +95,8 @@ def test_reports_name_the_hosts(on_hosts):
         assert "cpu_model CPU of b" in shown
     assert [row["host"] for row in wide_rows(run)] == [record.host for record in run]
     assert ">host<" in page
-    assert ">host<" not in render_html(on_hosts("a").model_copy(update={"records": run.records[:1]}))
+    alone = run.model_copy(update={"records": [each.model_copy(update={"host": None}) for each in run]})
+    assert ">host<" not in render_html(alone)
 
 
 def test_the_journal_holds_each_host_once(tmp_path, on_hosts, place):
@@ -109,7 +114,8 @@ def test_the_journal_holds_each_host_once(tmp_path, on_hosts, place):
     with Journal.resume(journal.path, other) as journal:
         journal.host("a", run.hosts["a"])
         finished = load_run(journal.finish())
-    assert finished.model_dump_json(exclude={"complete"}) == run.model_dump_json(exclude={"complete"})
+    assert finished.records == run.records
+    assert (finished.hosts, finished.complete) == (run.hosts, True)
 
 
 def test_a_cluster_and_a_machine_make_no_one_run(tmp_path, on_hosts, make_run):
@@ -133,6 +139,102 @@ def test_runs_on_clusters_merge_with_their_hosts(on_hosts, place):
     other = halves[1].model_copy(update={"hosts": {"a": place(cpu_model="other")}})
     with pytest.raises(NotMergeable, match="its host 'a' is not the 'a' of another part"):
         merged([halves[0], other], "m")
+
+
+@pytest.fixture
+def cluster(place):
+    """A cluster that is not started, of hosts `a` and `b` as `this machine` is one, each of which has a free actor."""
+    cluster = Cluster("local", {})
+    cluster._here = place()
+    for name in ("a", "b"):
+        assert cluster._admit(answer(name, place())) == ""
+    return cluster
+
+
+def answer(name, found, gpus=0):
+    return Answer(name, f"number of {name}", gpus, _Slot(None, on_gpu=gpus > 0), found)
+
+
+def host(cluster, name):
+    return next(each for each in cluster._hosts.values() if each.name == name)
+
+
+def take(cluster, host):
+    """What the host gets next, by its T and device; it begins."""
+    job = cluster._next_for(host)
+    if job is None:
+        return None
+    cluster._waiting.remove(job)
+    host.slots.append(_Slot(None, job.on_gpu, job))
+    return job
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"torch": "2.6.0"}, "host 'c' cannot measure in this run: `torch` is '2.6.0' there and '2.13.0+cpu' on 'a'. "),
+        ({"threads": 64}, "`threads` is 64 there and 2 on 'a'. Exact bytes belong to one environment. Pass --threads."),
+        ({"package": "0.0.9"}, "`package` is '0.0.9' there and '0.1.0' on this machine. "),
+        ({"commit": None}, "`commit` is None there and '0123abc' on this machine. "),
+    ],
+)
+def test_a_host_that_differs_is_refused(cluster, place, changes, message):
+    """In one sentence with both values; a processor may differ, and a name stands for one place."""
+    assert message in cluster._admit(answer("c", place(**changes)))
+    assert "host 'c' cannot measure: RuntimeError: no module" in cluster._admit(answer("c", RuntimeError("no module")))
+    assert len(cluster._hosts) == 2
+    assert cluster._admit(Answer("a", "another", 0, _Slot(None, False), place(cpu_model="Other"))) == ""
+    assert [each.name for each in cluster._hosts.values()] == ["a", "b", "a/2"]
+    cluster.keep_names({"b": place(cpu_model="Third")})
+    assert [each.name for each in cluster._hosts.values()] == ["a", "b/2", "a/2"]
+
+
+def test_a_case_that_ends_its_hosts_is_an_error(cluster):
+    """A case whose host is lost goes first, to one that it has not lost while there is such; the third is its last."""
+    for t in (2, 3):
+        cluster.submit(Case(node="lif", timesteps=t), Settings())
+    a, b = host(cluster, "a"), host(cluster, "b")
+    job = take(cluster, a)
+    assert cluster._sent_again(a, job, began=False) is None
+    assert cluster._sent_again(a, job) is None
+    a.slots.clear()
+    assert cluster._next_for(a).case.timesteps == 3
+    assert cluster._next_for(b) is job
+    assert cluster._sent_again(b, take(cluster, b)) is None
+    b.slots.clear()
+    assert cluster._next_for(a) is job
+    record = cluster._sent_again(a, take(cluster, a))
+    assert (record.case.timesteps, record.status) == (2, "error")
+    assert "its host, or the process there, was lost 3 times (a, b, a): the case may be the cause" in record.reason
+
+
+def test_a_host_has_one_case_or_one_per_gpu(place):
+    """Cases on GPUs run beside each other, and never beside one on the CPU; without any GPU they are skipped."""
+    cluster = Cluster("local", {})
+    cluster._here = place()
+    cluster._admit(answer("a", place(gpu="NVIDIA H200", cuda="12.8"), gpus=2))
+    a = host(cluster, "a")
+    for device, t in (("cuda", 1), ("cpu", 2), ("cuda", 3), ("cuda", 4)):
+        cluster.submit(Case(node="lif", timesteps=t, device=device), Settings())
+    assert [take(cluster, a).case.timesteps for _ in range(2)] == [1, 3]
+    assert take(cluster, a) is None
+    a.slots.clear()
+    assert take(cluster, a).case.timesteps == 2
+    assert take(cluster, a) is None
+    a.gpus = 0
+    (skipped,) = cluster._impossible()
+    assert (skipped.case.timesteps, skipped.status) == (4, "skipped")
+    assert skipped.reason == "no host of the cluster has a GPU"
+
+
+def test_a_run_ends_where_no_host_is_left(monkeypatch, cluster):
+    """With the number of cases that wait; as long as one host is there it waits."""
+    monkeypatch.setattr(runner_cluster, "_WITHOUT_HOSTS_S", -1.0)
+    cluster.submit(Case(node="lif"), Settings())
+    cluster._require_hosts()
+    cluster._hosts.clear()
+    with pytest.raises(ClusterError, match=r"no host of the cluster is left since .* and 1 cases wait\. Start hosts"):
+        cluster._require_hosts()
 
 
 @pytest.mark.parametrize("text", ["", "here", "ray://a:1", "a:0", "a:65536", "a:b", "a b:1", ":1", "a" * 300 + ":1"])

@@ -29,7 +29,7 @@ def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int
     settings = list(points_by_setting(run).items())
     figures = []
     for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1):
-        fit = [name for name in _COSTS if BY_NAME[name].deterministic or one_host(*records.values())]
+        fit = [name for name in _COSTS if BY_NAME[name].family != "time" or one_host(*records.values())]
         cost = next((name for name in fit if len(_read(records, name)) > 1), None)
         if cost is not None:
             figures.append(_draw_front(f"pareto-{number}", point, _read(records, cost), cost, known, index))

@@ -1,4 +1,4 @@
-"""Hosts of a Ray cluster on this machine, for tests: `python ray_hosts.py N`; each line read from stdin kills one of them.
+"""Hosts of a Ray cluster on this machine, for tests: `python ray_hosts.py N`; each line read from stdin kills one.
 
 The first line printed is the address; after each kill comes one more line. All of them end with stdin.
 """
