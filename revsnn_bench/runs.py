@@ -465,11 +465,15 @@ def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> 
 def write_run(run: Run, path: Path) -> Path:
     """Writes `<run_id>.json` beside a journal's path, in one step as seen by readers; returns its path."""
     target, temporary = path.with_suffix(".json"), path.with_suffix(".json.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(run.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(run.model_dump_json(indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(target.parent)
     return target
 
