@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -126,6 +126,7 @@ class Cluster:
         self._known: dict[str, Environment] = {}
         self._hosts: dict[str, _Host] = {}
         self._asked: dict[Any, tuple[str, _Slot]] = {}
+        self._asked_times: Counter[str] = Counter()
         self._left_out: set[str] = set()
         self._cases: set[Case] = set()
         self._waiting: deque[_Job] = deque()
@@ -211,6 +212,8 @@ class Cluster:
         for ref in [ref for ref in ready if ref in self._running]:
             host, slot, job = self._running.pop(ref)
             slot.job = None
+            if self._hosts.get(host.node) is not host:  # it is asked again, with actors of its own
+                _end(slot)
             if (record := self._record(ref, host, slot, job)) is not None:
                 yield record
 
@@ -289,11 +292,19 @@ class Cluster:
 
     def _welcome(self) -> None:
         """Lets hosts take part that came later; one that cannot is left out with a warning."""
+        from ray.exceptions import RayError, RayTaskError
+
         for answer in self._answers():
+            self._asked_times[answer.number] += 1
+            is_lost = isinstance(answer.found, RayError) and not isinstance(answer.found, RayTaskError)
+            if is_lost and self._asked_times[answer.number] < MOST_LOST:
+                continue  # it is asked again, or gone by then
             if problem := self._admit(answer):
                 self._left_out.add(answer.number)
                 _end(answer.slot)
                 _warn(f"{problem} It is left out.")
+            else:
+                self._asked_times[answer.number] = 0
 
     def _admit(self, answer: Answer) -> str:
         """Lets a host take part, or says in a sentence why it cannot."""
@@ -397,11 +408,19 @@ class Cluster:
         except RayTaskError as error:
             return _without_numbers(job.case, Status.ERROR, f"on host {host.name!r}: {_headline(error)}")
         except RayError as error:
-            host.slots.remove(slot)
             lost = error
+            self._doubt(host)
         if isinstance(lost, OutOfMemoryError):
             return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
         return self._sent_again(host, job, began=not isinstance(lost, ActorUnschedulableError))
+
+    def _doubt(self, host: _Host) -> None:
+        """Gives a host no case until it has answered anew: for seconds Ray takes one that is lost to be alive."""
+        if self._hosts.get(host.node) is host:
+            del self._hosts[host.node]
+            for slot in host.slots:
+                if slot.job is None:
+                    _end(slot)
 
     def _sent_again(self, host: _Host, job: _Job, began: bool = True) -> Record | None:
         """Puts a case that lost its host first in the line; the record of one that lost too many."""
@@ -507,6 +526,7 @@ def _warn(text: str) -> None:
 def _silent() -> Iterator[None]:
     """Keeps Ray from reporting its use, from talking, and from taking over the signals of this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what Ray prints of the hosts: none of it
     in_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     hook = sys.excepthook

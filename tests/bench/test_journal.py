@@ -160,19 +160,27 @@ def test_a_full_disk_keeps_every_whole_record(small_disk: Path, header: RunHeade
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(32 << 10))
     written = 0
+
+    def fill() -> None:
+        nonlocal written
+        while True:
+            journal.append(records[0])
+            written += 1
+
+    def begin_others() -> None:
+        for number in range(64):
+            Journal.create(small_disk, header.model_copy(update={"run_id": f"late-{number}"})).close()
+
     with Journal.create(small_disk, header) as journal:
         with pytest.raises(OSError, match="No space left"):
-            for _ in range(1000):
-                journal.append(records[0])
-                written += 1
+            fill()
         assert journal.path.read_bytes().endswith(b"\n")
         assert len(load_run(journal.path).records) == written > 1
         with pytest.raises(OSError, match="No space left"):
             journal.finish()
         assert len(load_run(journal.path).records) == written
     with pytest.raises(OSError, match="No space left"):
-        for number in range(64):
-            Journal.create(small_disk, header.model_copy(update={"run_id": f"late-{number}"})).close()
+        begin_others()
     assert all(load_run(path).header for path in small_disk.glob("*.jsonl"))
     assert not [*small_disk.glob("*.tmp"), *small_disk.glob(".*")]
     for path in (ballast, *small_disk.glob("late-*")):
