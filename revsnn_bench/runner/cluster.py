@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -43,7 +44,7 @@ RESOURCE = "revsnn_host"
 MOST_LOST = 3
 """A case that lost its host so many times is not sent again: it may be what ends them."""
 
-_START_S, _WITHOUT_HOSTS_S, _WAIT_S, _RELEASE_S = 180.0, 60.0, 1.0, 10.0
+_START_S, _WITHOUT_HOSTS_S, _WAIT_S, _RELEASE_S, _LISTENER_S = 180.0, 60.0, 1.0, 10.0, 10.0
 _OBJECTS_BYTES = 128 << 20
 _LONGEST_FOLDER = 40
 _THREADS = "OMP_NUM_THREADS"
@@ -239,9 +240,12 @@ class Cluster:
                 raise ClusterError("Ray is in use in this process already. Call `ray.shutdown()` first.")
             options = self._local() if self._address == "local" else {}
             try:
+                _require_listener(self._address)
                 ray.init(address=self._address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
             except Exception as error:
                 raise ClusterError(f"cannot join the cluster {self._address!r}: {_headline(error)}") from None
+            except SystemExit:  # Ray's way to take a SIGTERM
+                raise KeyboardInterrupt from None
         self._connected = True
 
     def _local(self) -> dict[str, Any]:
@@ -493,6 +497,13 @@ def _undo_threads() -> None:
         given = []
     if not any(each.startswith(f"{_THREADS}=".encode()) for each in given):
         os.environ.pop(_THREADS, None)
+
+
+def _require_listener(address: str) -> None:
+    """Fails at once where nobody listens, for whom Ray would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENER_S).close()
 
 
 def _gpus(node: Mapping[str, Any]) -> int:
