@@ -510,7 +510,7 @@ class Host(_Frozen):
 
 
 class Run(_Frozen):
-    """A header and its records, in the order of the plan, or of an unfinished run as the cases ended.
+    """A header and its records, in the order in which the cases ended; of a finished run on a cluster, of the plan.
 
     Fields:
         hosts: environments of the hosts of a cluster that measured something, by name; empty for one machine.
