@@ -7,7 +7,7 @@ refused. What was measured twice must agree in every exact value.
 from collections.abc import Sequence
 
 from revsnn_bench.metrics import METRICS
-from revsnn_bench.records import Record, Run
+from revsnn_bench.records import Environment, Record, Run
 from revsnn_bench.runs import JournalError, condition_differences
 
 
@@ -31,8 +31,15 @@ def merged(parts: Sequence[Run], run_id: str, command: Sequence[str] = ()) -> Ru
     first = parts[0].header
     for part in parts[1:]:
         _require_same(first.run_id, part.header.run_id, condition_differences(first, part.header))
+    hosts: dict[str, Environment] = {}
     records: dict[str, tuple[str, Record]] = {}
     for part in parts:
+        for name, environment in part.hosts.items():
+            if hosts.setdefault(name, environment) != environment:
+                raise NotMergeable(
+                    f"{part.header.run_id!r} cannot be merged: its host {name!r} is not the {name!r} of another part, "
+                    "and times of both would stand under one name. Report the parts one by one."
+                )
         for record in part:
             before = records.setdefault(record.case.id, (part.header.run_id, record))
             _require_agreement(*before, part.header.run_id, record)
@@ -47,6 +54,7 @@ def merged(parts: Sequence[Run], run_id: str, command: Sequence[str] = ()) -> Ru
     }
     return Run(
         header=first.model_copy(update=update),
+        hosts=hosts,
         planned=planned if known else None,
         complete={*planned} <= {*records} if known else all(part.complete for part in parts),
         records=tuple(records[case][1] for case in ids),

@@ -388,6 +388,7 @@ class Record(_Frozen):
     Fields:
         compile_time_s: what the first step of a process takes beyond a later one, with nothing compiled on disk; None
             where that was not measured, as for what compiles nothing.
+        host: of the cluster, by its name in `Run.hosts`; None where the run has one machine, or nothing was measured.
     """
 
     case: Case
@@ -400,6 +401,7 @@ class Record(_Frozen):
     fidelity: FidelityRecord | None = None
     accuracy: AccuracyRecord | None = None
     trial: TrialRecord | None = None
+    host: Foreign | None = None
     conditions: Conditions = Conditions()
     started_at: str
     duration_s: Seconds
@@ -473,7 +475,12 @@ def _system(environment: Environment) -> tuple[str, str]:
 
 
 class RunHeader(_Frozen):
-    """First line of a journal: what was asked for, and where."""
+    """First line of a journal: what was asked for, and where.
+
+    Fields:
+        environment: of a run on a cluster, that of one of its hosts: all agree in what exact values depend on.
+        cluster: whether cases went to the hosts of a cluster, whose environments are in `Run.hosts`.
+    """
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -481,6 +488,7 @@ class RunHeader(_Frozen):
     command: tuple[Foreign, ...]
     environment: Environment
     settings: dict[str, Any]
+    cluster: bool = False
 
     @field_validator("started_at")
     @classmethod
@@ -494,22 +502,38 @@ class Plan(_Frozen):
     planned: tuple[str, ...]
 
 
+class Host(_Frozen):
+    """A line of a journal: a host of the cluster, written before the first record from there."""
+
+    host: Foreign
+    environment: Environment
+
+
 class Run(_Frozen):
-    """A header and its records, in the order in which the cases ended.
+    """A header and its records, in the order in which the cases ended; of a finished run on a cluster, of the plan.
 
     Fields:
+        hosts: environments of the hosts of a cluster that measured something, by name; empty for one machine.
         planned: ids of the cases that were to be measured, all parts of a sharded sweep together; None where that is
             not known.
         complete: whether every planned case has a record.
     """
 
     header: RunHeader
+    hosts: dict[Foreign, Environment] = {}
     planned: tuple[str, ...] | None = None
     complete: bool = True
     records: tuple[Record, ...]
 
     def __iter__(self) -> Iterator[Record]:  # type: ignore[override]
         return iter(self.records)
+
+    @property
+    def place(self) -> str:
+        """Where it was measured: the GPU, or else the processor; of a cluster those of all hosts."""
+        found = [each.gpu or each.cpu_model for each in (self.hosts or {"": self.header.environment}).values()]
+        names = " and ".join(dict.fromkeys(found))
+        return f"{len(found)} hosts ({names})" if self.header.cluster else names
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -524,6 +548,11 @@ class Run(_Frozen):
         if self.planned is None:
             return f"{len(self.records)} cases of a run that was not finished"
         return f"{len(set(self.planned)) - len(self.missing)} of {len(set(self.planned))} planned cases"
+
+
+def one_host(*records: Record) -> bool:
+    """Whether the times of these records may meet in a ratio, a fit or a ranking: one machine took them all."""
+    return len({record.host for record in records}) < 2
 
 
 def without_record(planned: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:

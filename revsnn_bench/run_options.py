@@ -70,6 +70,21 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_cluster(text: str) -> str:
+    """The address of a Ray cluster.
+
+    Raises:
+        ValueError: neither a word that Ray knows nor a host with a port.
+    """
+    address = text.strip()
+    match = re.fullmatch(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})", address)
+    if address in ("local", "auto") or (match is not None and 0 < int(match[1]) < 65536):
+        return address
+    raise ValueError(
+        f"must be `local`, `auto` or HOST:PORT; got {text[:40]!r}. `ray start --head` prints the address that it has."
+    )
+
+
 def parse_limit(text: str) -> int:
     """Bytes of a size above 0.
 
@@ -96,6 +111,12 @@ RUN_OPTIONS = (
     RunOption("live", "Refresh the page in the reports folder as cases finish."),
     RunOption("resume", "Go on with an interrupted run: its id, or its .jsonl file.", "RUN"),
     RunOption("shard", "Measure part I of N of the cases; join the runs of all parts with merge.", "I/N", parse_shard),
+    RunOption(
+        "cluster",
+        "Send the cases to the hosts of a Ray cluster: `local` for one of this machine, or HOST:PORT of one that runs.",
+        "ADDRESS",
+        parse_cluster,
+    ),
     RunOption("timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
     RunOption("memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_limit),
     RunOption("threads", "Threads of each worker; torch's default if not given.", "N", COUNT),

@@ -1,8 +1,9 @@
 """Runs on disk: a finished one is `<run_id>.json`; one that is going on or was interrupted is a journal.
 
 The journal is `<run_id>.jsonl`: the header on the first line, the planned cases on the second, then a record per line,
-each flushed, so that a killed sweep loses at most the case in flight. It appears under its name with its header in it,
-and disappears when the run is finished. `load_run` reads both, and refuses what this program cannot have written.
+each flushed, so that a killed sweep loses at most the cases in flight; of a run on a cluster there is a line per host
+as well. It appears under its name with its header in it, and disappears when the run is finished. `load_run` reads
+both, and refuses what this program cannot have written.
 """
 
 import errno
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from pydantic import BaseModel, ValidationError
 from revsnn_bench.case import LARGEST
 from revsnn_bench.records import (
     SCHEMA_VERSION,
+    Environment,
+    Host,
     Plan,
     Record,
     Run,
@@ -33,7 +36,7 @@ from revsnn_bench.records import (
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SAME_RUN_FIELDS = ("package", "commit", "dirty", "cpu_model")
+_CODE_FIELDS = ("package", "commit", "dirty")
 _READ_VERSIONS = (1, SCHEMA_VERSION)
 _DEEPEST = 40
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -95,20 +98,34 @@ def _parse_journal(path: Path) -> tuple[Run, int]:
     header = _validate(RunHeader, parsed[0], f"{path}, line 1")
     _require_plain(header, path)
     planned: list[str] | None = None
+    hosts: dict[str, Environment] = {}
     records: list[Record] = []
     for number, data in enumerate(parsed[1:], start=2):
+        place = f"{path}, line {number}"
         if "planned" in data:
-            planned = [*(planned or ()), *_validate(Plan, data, f"{path}, line {number}").planned]
+            planned = [*(planned or ()), *_validate(Plan, data, place).planned]
+        elif "environment" in data:
+            host = _validate(Host, data, place)
+            hosts[host.host] = host.environment
         else:
-            records.append(_validate(Record, data, f"{path}, line {number}"))
-    return _run(header, planned, records), intact_bytes
+            records.append(_validate(Record, data, place))
+    return _run(header, planned, hosts, records), intact_bytes
 
 
-def _run(header: RunHeader, planned: Sequence[str] | None, records: Sequence[Record]) -> Run:
+def _run(
+    header: RunHeader, planned: Sequence[str] | None, hosts: Mapping[str, Environment], records: Sequence[Record]
+) -> Run:
     """A run that is complete where every planned case has a record."""
     whole = planned is not None and not without_record(planned, records)
     plan = None if planned is None else tuple(dict.fromkeys(planned))
-    return Run(header=header, planned=plan, complete=whole, records=tuple(records))
+    return Run(header=header, hosts=dict(hosts), planned=plan, complete=whole, records=tuple(records))
+
+
+def in_order_of_plan(run: Run) -> Run:
+    """The run with its records in the order of the plan; those of no planned case come last, as they were."""
+    rank = {case: number for number, case in enumerate(run.planned or ())}
+    records = sorted(run.records, key=lambda record: rank.get(record.case.id, len(rank)))
+    return run.model_copy(update={"records": tuple(records)})
 
 
 def require_readable(record: Record) -> None:
@@ -260,6 +277,7 @@ class Journal:
         self._descriptor = descriptor
         self._header = run.header
         self._planned = run.planned
+        self._hosts = dict(run.hosts)
         self._records = list(run.records)
 
     @classmethod
@@ -336,7 +354,7 @@ class Journal:
     @property
     def run(self) -> Run:
         """Everything written so far."""
-        return _run(self._header, self._planned, self._records)
+        return _run(self._header, self._planned, self._hosts, self._records)
 
     @property
     def path(self) -> Path:
@@ -347,6 +365,12 @@ class Journal:
         """Writes one record; when this returns it is on the disk."""
         self._write(record)
         self._records.append(record)
+
+    def host(self, name: str, environment: Environment) -> None:
+        """Adds a host of the cluster, or does nothing where it is there with this environment."""
+        if self._hosts.get(name) != environment:
+            self._write(Host(host=name, environment=environment))
+            self._hosts[name] = environment
 
     def plan(self, planned: Sequence[str] | None) -> None:
         """Adds cases, by id, to those that are to be measured."""
@@ -361,7 +385,7 @@ class Journal:
 
         The run is complete where every planned case has a record, or where no plan is known.
         """
-        run = self.run
+        run = in_order_of_plan(self.run) if self._header.cluster else self.run
         target = write_run(run if run.planned is not None else run.model_copy(update={"complete": True}), self._path)
         self._path.unlink()
         self.close()
@@ -402,14 +426,16 @@ class Journal:
 
 
 def condition_differences(written: RunHeader, now: RunHeader) -> str:
-    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run."""
+    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run.
+
+    Processors of a cluster's hosts may differ: each record names its host, and no ratio of times has two.
+    """
     old, new = written.environment, now.environment
-    differences = incomparable_fields(old, new)
-    differences += [
-        (name, getattr(old, name), getattr(new, name))
-        for name in _SAME_RUN_FIELDS
-        if getattr(old, name) != getattr(new, name)
-    ]
+    differences = place_differences(old, new)
+    if written.cluster != now.cluster:
+        differences.append(("cluster", written.cluster, now.cluster))
+    elif not now.cluster and old.cpu_model != new.cpu_model:
+        differences.append(("cpu_model", old.cpu_model, new.cpu_model))
     # Through JSON, as those of a file have been: a tuple is a list there.
     before, after = (json.loads(each.model_dump_json(include={"settings"}))["settings"] for each in (written, now))
     names = sorted(before.keys() | after.keys())
@@ -417,6 +443,17 @@ def condition_differences(written: RunHeader, now: RunHeader) -> str:
         (f"settings.{name}", before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
     ]
     return "; ".join(f"`{name}` was {_short(before)}, is {_short(after)}" for name, before, after in differences)
+
+
+def place_differences(old: Environment, new: Environment) -> list[tuple[str, Any, Any]]:
+    """Fields, with both values, in which two places and the code there differ, so that one run cannot have both."""
+    return [*incomparable_fields(old, new), *code_differences(old, new)]
+
+
+def code_differences(old: Environment, new: Environment) -> list[tuple[str, Any, Any]]:
+    """Fields of the code that ran, with both values, that differ."""
+    values = [(name, getattr(old, name), getattr(new, name)) for name in _CODE_FIELDS]
+    return [each for each in values if each[1] != each[2]]
 
 
 def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> None:
@@ -428,11 +465,15 @@ def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> 
 def write_run(run: Run, path: Path) -> Path:
     """Writes `<run_id>.json` beside a journal's path, in one step as seen by readers; returns its path."""
     target, temporary = path.with_suffix(".json"), path.with_suffix(".json.tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(run.model_dump_json(indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(run.model_dump_json(indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(target.parent)
     return target
 

@@ -1,16 +1,18 @@
-"""One run: cases go to workers, records go to the journal, and the end of the run is a file and its reports."""
+"""One run: cases go to workers, here or on a cluster, records to the journal; its end is a file and its reports."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import USUAL, Settings, measure
-from revsnn_bench.records import Record, Run, RunHeader, Status, joined, utc_now
+from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
 from revsnn_bench.report import write_reports
-from revsnn_bench.runner import Runner
+from revsnn_bench.runner import Runner, measure_in_processes
+from revsnn_bench.runner.cluster import Cluster
 from revsnn_bench.runs import Journal, load_run, new_run_id
 from revsnn_bench.system.process import PRELOAD
 
@@ -33,6 +35,7 @@ class RunOptions:
         memory_limit_bytes: memory limit per case; None for none.
         threads: threads of intra-op parallelism in the workers; None leaves it to torch.
         preload: modules that workers import first, such as one that registers nodes.
+        cluster: "local" or the address of a Ray cluster, to whose hosts the cases go; None for workers of this process.
         live: whether the page among the reports is written anew as cases finish, and reloads itself.
         command: the command that asked for the run, for the record.
     """
@@ -47,6 +50,7 @@ class RunOptions:
     memory_limit_bytes: int | None = None
     threads: int | None = None
     preload: tuple[str, ...] = ()
+    cluster: str | None = None
     live: bool = False
     command: tuple[str, ...] = ()
 
@@ -56,13 +60,14 @@ class BenchSession:
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
-        self._runner = Runner(
-            measure,
-            timeout_s=options.timeout_s,
-            memory_limit_bytes=options.memory_limit_bytes,
-            preload=(*PRELOAD, *options.preload),
-            threads=options.threads,
-        )
+        of_workers: dict[str, Any] = {
+            "timeout_s": options.timeout_s,
+            "memory_limit_bytes": options.memory_limit_bytes,
+            "preload": (*PRELOAD, *options.preload),
+            "threads": options.threads,
+        }
+        self._runner = Runner(measure, **of_workers)
+        self._cluster = None if options.cluster is None else Cluster(options.cluster, of_workers)
         self._journal: Journal | None = None
         self._records: dict[Case, Record] = {}
         self._own: frozenset[str] = frozenset()
@@ -76,28 +81,37 @@ class BenchSession:
             case: what to measure.
             passes: of the run's passes, those that apply to this case; None for the usual ones.
         """
-        self.open()
-        if case not in self._records:
-            settings, wanted = self.options.settings, USUAL if passes is None else passes
-            settings = settings.model_copy(update={"passes": tuple(p for p in settings.passes if p in wanted)})
-            record = self._timed_again(self._runner.run(case, settings), settings)
-            if self._journal is not None:
-                self._journal.append(record)
-                self._refresh_page()
-            self._records[case] = record
+        self.submit(case, passes)
+        if self._cluster is None and case not in self._records:
+            self._keep(measure_in_processes(self._runner, case, self._settings(passes)))
+        while self._cluster is not None and case not in self._records:
+            for record in self._cluster.results():
+                self._keep(record)
         return self._records[case]
 
-    def _timed_again(self, record: Record, settings: Settings) -> Record:
-        """The record with the times of further processes; without them where one of these fails."""
-        if record.time is None or record.case == record.case.point:
-            return record
-        times, alone = [record.time], settings.model_copy(update={"passes": ("time",), "epochs": 0})
-        while len(times) < settings.processes:
-            again = self._runner.run(record.case, alone)
-            if again.time is None:
-                return record
-            times.append(again.time)
-        return record.model_copy(update={"time": joined(times)}) if len(times) > 1 else record
+    def submit(self, case: Case, passes: Sequence[str] | None = None) -> None:
+        """Has a case measured on the cluster, where there is one, and does not wait for it.
+
+        Args: see `measure`, which finds its record later.
+        """
+        self.open()
+        if self._cluster is not None and case not in self._records:
+            self._cluster.submit(case, self._settings(passes))
+
+    def _settings(self, passes: Sequence[str] | None) -> Settings:
+        settings, wanted = self.options.settings, USUAL if passes is None else passes
+        return settings.model_copy(update={"passes": tuple(p for p in settings.passes if p in wanted)})
+
+    def _keep(self, record: Record) -> None:
+        """Writes a record down; of a case that has one already, the first counts."""
+        if record.case in self._records:
+            return
+        if self._journal is not None:
+            if self._cluster is not None and record.host is not None:
+                self._journal.host(record.host, self._cluster.environment(record.host))
+            self._journal.append(record)
+            self._refresh_page()
+        self._records[record.case] = record
 
     def is_done(self, case: Case) -> bool:
         """Whether a case needs no measuring any more."""
@@ -109,18 +123,15 @@ class BenchSession:
         return None if self._journal is None else self._journal.run
 
     def close(self) -> None:
-        """Ends the workers; `finish` does so too."""
+        """Ends the workers, and what runs on a cluster; `finish` does so too."""
         self._runner.close()
+        if self._cluster is not None:
+            self._cluster.close()
 
     def leave_out(self, case: Case, reason: str) -> None:
         """Records a planned case as skipped: the user's test ended before it measured."""
         self.open()
-        if case in self._records:
-            return
-        record = Record(case=case, status=Status.SKIPPED, reason=reason, started_at=utc_now(), duration_s=0.0)
-        if self._journal is not None:
-            self._journal.append(record)
-        self._records[case] = record
+        self._keep(Record(case=case, status=Status.SKIPPED, reason=reason, started_at=utc_now(), duration_s=0.0))
 
     def finish(self, complete: bool) -> Sequence[Path]:
         """Ends the workers; turns the journal of a complete run into its file; writes the reports.
@@ -162,15 +173,19 @@ class BenchSession:
         page.write_text(render_html(run, refresh_s=LIVE_S, claims=claims_section(run)), encoding="utf-8")
         self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
-    def open(self, planned: Sequence[str] | None = None, own: Collection[str] | None = None) -> None:
+    def open(
+        self, planned: Sequence[str] | None = None, own: Collection[str] | None = None, cases: Iterable[Case] = ()
+    ) -> None:
         """Opens the journal and tries the folder of the reports, once; `measure` does so too.
 
         Args:
             planned: ids of all cases of the sweep; None where they are not known.
             own: those among them that this run measures; None for all.
+            cases: those known already, for which the hosts of a cluster must be fit.
         Raises:
             OSError: a folder or the journal cannot be written.
             JournalError: the run's name is taken, or what is to be resumed was measured otherwise.
+            ClusterError: the cluster cannot be used.
         """
         if self._opened:
             return
@@ -185,12 +200,23 @@ class BenchSession:
             run_id=options.run_id or new_run_id(),
             started_at=utc_now(),
             command=options.command,
-            environment=self._runner.environment(),
+            environment=self._environment(cases),
             settings=options.settings.model_dump(mode="json"),
+            cluster=options.cluster is not None,
         )
         if options.resume is None:
             self._journal = Journal.create(options.results_dir, header, planned)
         else:
             self._journal = Journal.resume(options.resume, header, planned)
         self._records = {record.case: record for record in self._journal.run}
+        if self._cluster is not None:
+            self._cluster.keep_names(self._journal.run.hosts)
         self._opened = True
+
+    def _environment(self, cases: Iterable[Case]) -> Environment:
+        """That of the workers, here or on the hosts of the cluster, which is joined for it."""
+        if self._cluster is None:
+            return self._runner.environment()
+        known = [*cases]
+        modules = dict.fromkeys(case.workload.partition(":")[0] for case in known if ":" in case.workload)
+        return self._cluster.start(any(case.device == "cuda" for case in known), [*modules])

@@ -99,7 +99,8 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         """Runs the code of the class that this one stands for, on this node's parameters and membrane."""
         kind, given = TWINS[type(self)], _WithTheirSurrogate(self)
         run = kind.single_step_functional_forward if mode == "s" else kind.multi_step_functional_forward
-        (y,), (self.v,) = run(given, (x,), kind.materialize_states(given, (x,), (self.v,), mode))
+        outputs, (self.v,) = run(given, (x,), kind.materialize_states(given, (x,), (self.v,), mode))
+        y: Tensor = outputs[0]
         return y
 
     def _from(self, states: States, run: Callable[..., Tensor], inputs: States) -> tuple[States, States]:

@@ -15,7 +15,7 @@ from revsnn_bench.claims.claim import (
 )
 from revsnn_bench.claims.plan import BASELINES, baseline_of
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import Record, Status
+from revsnn_bench.records import Record, Status, one_host
 from revsnn_bench.report import units
 from revsnn_bench.report.points import Ratio, ratio_text, ratio_to_lif
 
@@ -306,9 +306,9 @@ def _saving(held: list[bool], claimed: float) -> tuple[Verdict, str]:
 
 
 def _time_saving(new: Record, old: Record) -> Ratio:
-    """1 - new / old, each a ratio to its own lif, with the widest interval that the two intervals allow."""
+    """1 - new / old, each a ratio to its own lif, with the widest interval that the two allow; of two hosts none."""
     first, second = (known(ratio_to_lif("step_time_s", record)) for record in (new, old))
     value = 1 - first.value / second.value
-    if first.low is None or first.high is None or second.low is None or second.high is None:
+    if not one_host(new, old) or first.low is None or first.high is None or second.low is None or second.high is None:
         return Ratio(value)
     return Ratio(value, 1 - first.high / second.low, 1 - first.low / second.high)

@@ -41,14 +41,13 @@ def write_claims(run: Run, findings: Sequence[ClaimFinding], reports_dir: Path) 
 def claims_markdown(run: Run, findings: Sequence[ClaimFinding]) -> str:
     """The table, and below it how each verdict came about."""
     environment = run.header.environment
-    place = environment.gpu or environment.cpu_model
     rows = [(f.claim, f.conditions, f.measured, f.verdict.value, f.command) for f in findings]
     rules = "\n".join(f"- **{f.key}**, {f.verdict.value}: {units.markdown(f.why)}" for f in findings)
     return (
         "\n\n".join(
             [
                 f"# The paper's claims, measured: {units.markdown(run.header.run_id)}",
-                f"{SOURCE} Measured on {units.markdown(place)} with torch {units.markdown(environment.torch)}, "
+                f"{SOURCE} Measured on {units.markdown(run.place)} with torch {units.markdown(environment.torch)}, "
                 f"{units.markdown(run.header.started_at)}.",
                 table(("claim", "measured where", "measured", "verdict", "command"), rows),
                 "## Why these verdicts\n\n" + rules,

@@ -294,6 +294,8 @@ def _judge_time(pair: CasePair, name: str, percent: float) -> _Slowdown | Findin
         return Finding(Kind.NOTE, pair.id, metric, None, median(new), detail) if new else None
     if not new:
         return Finding(Kind.UNMEASURED, pair.id, metric, median(old), None)
+    if pair.two_hosts:
+        return Finding(Kind.NOTE, pair.id, metric, median(old), median(new), f"not judged: {pair.two_hosts}")
     contended = sum(r.time.rounds_contended for r in (pair.before, pair.after) if r is not None and r.time)
     if contended:
         detail = f"not judged: {contended} rounds were timed while other work held the processor"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.outcomes import Skipped
 
 from revsnn_bench.case import Sweep
 from revsnn_bench.plugin import budget, options, progress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from revsnn_bench.session import BenchSession
 
 SESSION = pytest.StashKey["BenchSession"]()
+SUBMITTING = pytest.StashKey[bool]()
 HAD_STORAGE = pytest.StashKey[bool]()
 PLANNED = pytest.StashKey[list[str] | None]()
 NODES = pytest.StashKey[list[str]]()
@@ -138,13 +140,36 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not any(map(_measures, session.items)):
         return
     own = _planned(session.items)
+    cases = [case for item in session.items if _measures(item) and (case := _case_of(item)) is not None]
     try:
-        session_of(session.config).open(session.config.stash.get(PLANNED, own), own)
+        session_of(session.config).open(session.config.stash.get(PLANNED, own), own, cases)
     except OSError as error:
         place = f" {error.filename!r}" if error.filename else ""
         raise pytest.UsageError(f"cannot write the run to{place}: {error.strerror}. Name other folders.") from None
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """With a cluster: has every test say which case it measures, so that all are submitted before the first is awaited.
+
+    Each test runs up to its first case, with its fixtures, and is heard of no more until it runs in full.
+    """
+    config = session.config
+    if config.getoption("run_cluster") and SESSION in config.stash:
+        from _pytest.runner import runtestprotocol
+
+        asked = [item for item in session.items if _measures(item)]
+        config.stash[SUBMITTING] = True
+        for item, following in zip(asked, [*asked[1:], None], strict=True):
+            runtestprotocol(item, log=False, nextitem=following)
+        config.stash[SUBMITTING] = False
+    return (yield)
+
+
+class Submitted(Skipped):
+    """Ends a test whose case is submitted to a cluster; the test runs again, and then waits for the record."""
 
 
 def _measures(item: pytest.Item) -> bool:
@@ -165,6 +190,8 @@ def _case_of(item: pytest.Item) -> "Case | None":
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Records the case of a test that was skipped before it measured, so that the run can be complete."""
     report = yield
+    if item.config.stash.get(SUBMITTING, False):
+        return report
     if report.skipped and not hasattr(report, "wasxfail") and SESSION in item.config.stash and _measures(item):
         case = _case_of(item)
         if case is not None:
@@ -187,7 +214,10 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
 
     def measure(case: "Case", passes: "Sequence[str] | None" = None) -> "Record":
         nonlocal benchmark
-        record = session_of(config).measure(case, passes)
+        if config.stash.get(SUBMITTING, False):
+            session_of(config).submit(case, passes)
+            raise Submitted
+        record = _measured(session_of(config), case, passes)
         untold.append(record)
         # Only a time asks for the fixture: pytest-benchmark warns of one that is not used.
         if benchmark is None and record.time is not None and config.getoption("benchmark"):
@@ -199,6 +229,15 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
         return record
 
     return measure
+
+
+def _measured(session: "BenchSession", case: "Case", passes: "Sequence[str] | None") -> "Record":
+    from revsnn_bench.runner.cluster import ClusterError
+
+    try:
+        return session.measure(case, passes)
+    except ClusterError as error:
+        pytest.exit(str(error))
 
 
 def session_of(config: pytest.Config) -> "BenchSession":

@@ -1,6 +1,7 @@
 """Options of the pytest plugin: the tables of `run_options` as pytest's options, their checks, and what they mean."""
 
 import importlib
+import importlib.util
 import shlex
 import sys
 from argparse import ArgumentTypeError
@@ -70,6 +71,7 @@ def check(config: pytest.Config) -> None:
     """Stops before collection where an option cannot be carried out; what imports torch comes last."""
     _check_alone(config)
     _check_histogram(config)
+    _check_cluster(config)
     checks: dict[str, Callable[[pytest.Config], object]] = {
         "run_id": _check_name,
         "resume": journal,
@@ -97,6 +99,27 @@ def _check_alone(config: pytest.Config) -> None:
             "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
             "Leave out -n; to use several machines, give each a part with --run-shard."
         )
+
+
+def _check_cluster(config: pytest.Config) -> None:
+    """Refuses what cannot be together with a cluster, and a cluster without Ray."""
+    if not config.getoption("run_cluster"):
+        return
+    own = flag(config, "cluster")
+    if not config.getoption("benchmark"):
+        raise pytest.UsageError(f"{own}: must come with --benchmark. Without it every case runs once, small and here.")
+    if config.getoption("run_shard"):
+        raise pytest.UsageError(
+            f"{own}: cannot be used with {flag(config, 'shard')}. A cluster shares all cases among its hosts. Leave "
+            "one of the two out."
+        )
+    if config.getoption("timeout", None):  # of pytest-timeout
+        raise pytest.UsageError(
+            f"{own}: cannot be used with --timeout of pytest-timeout. A test waits while its case has no host yet. "
+            f"Limit the cases with {flag(config, 'timeout')}."
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise pytest.UsageError(f"{own}: needs Ray, which is not installed. pip install 'revsnn-bench[cluster]'.")
 
 
 def journal(config: pytest.Config) -> Path | None:
@@ -190,6 +213,7 @@ def run_options(config: pytest.Config) -> "RunOptions":
         memory_limit_bytes=given("run_memory_limit"),
         threads=given("run_threads"),
         preload=given("run_preload") or (),
+        cluster=given("run_cluster"),
         live=given("run_live"),
         command=_command(config),
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
-from revsnn_bench.records import Record, Run, Status, incomparable_fields
+from revsnn_bench.records import Record, Run, Status, incomparable_fields, one_host
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.points import Ratio, ratio_to_lif
 from revsnn_bench.report.terminal import grid
@@ -134,6 +134,14 @@ class CasePair:
         shown = self.differences if self.before and self.after else self.differences[:1]
         return (found for found in shown if found.differs)
 
+    @property
+    def two_hosts(self) -> str:
+        """On which two hosts of a cluster the case was timed, in words; "" where times of one machine are compared."""
+        if self.before is None or self.after is None or one_host(self.before, self.after):
+            return ""
+        before, after = (record.host or "a machine without a cluster" for record in (self.before, self.after))
+        return f"timed on {before} before and on {after} after"
+
     def ratios(self, metric: Metric) -> tuple[Ratio | None, Ratio | None]:
         """The ratios of a time to the standard LIF in both runs, with their intervals."""
         first, second = (None if r is None else ratio_to_lif(metric.name, r) for r in (self.before, self.after))
@@ -200,7 +208,7 @@ class Comparison:
         if metric is None or metric.better is None:
             return CHANGED
         if found.is_ratio:
-            apart = _apart(*pair.ratios(metric))
+            apart = None if pair.two_hosts else _apart(*pair.ratios(metric))
             if not apart:
                 return UNJUDGED if apart is None else VARIES
         elif not metric.deterministic:

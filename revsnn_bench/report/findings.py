@@ -14,7 +14,7 @@ from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.records import Record, Run, Status, one_host
 from revsnn_bench.report import units
 from revsnn_bench.report.points import (
     Naming,
@@ -233,7 +233,8 @@ def _saving(run: Run) -> list[Finding]:
         if flops[0] is not None and flops[1]:
             of_flops.append(1 - flops[0] / flops[1])
         took = [ratio_to_lif("backward_time_s", each) for each in (record, revnet)]
-        if took[0] and took[1] and not (contended(record) or contended(revnet)):
+        sure = one_host(record, revnet) and not (contended(record) or contended(revnet))
+        if took[0] and took[1] and sure:
             of_time.append(1 - took[0].value / took[1].value)
     claims = ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif"))
     parts = [f"{_range(saved)} of {what} ({len(saved)} points)" for saved, what in claims if saved]

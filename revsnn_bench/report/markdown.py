@@ -100,9 +100,8 @@ def _noted(names: Naming) -> str:
 
 def _intro(run: Run) -> str:
     header, environment = run.header, run.header.environment
-    place = environment.gpu or environment.cpu_model
     return (
-        f"Measured on {units.markdown(place)} with torch {units.markdown(environment.torch)}, started "
+        f"Measured on {units.markdown(run.place)} with torch {units.markdown(environment.torch)}, started "
         f"{units.markdown(header.started_at)}. One case is one node in one workload at one size, run in a "
         "process of its own. Ratios (× lif) are taken against the standard LIF at the same size: below 1 "
         "means that the node needs less. 1 MiB is 2^20 bytes."

@@ -17,7 +17,7 @@ from typing import Literal
 
 from revsnn_bench.case import Case, Option
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number, Samples
-from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.records import Record, Run, Status, one_host
 from revsnn_bench.report import units
 
 Axis = Literal["timesteps", "batch", "depth"]
@@ -494,7 +494,8 @@ def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> li
     """Returns the growth of byte, FLOP and time metrics, all or those named, of every node, sweep by sweep.
 
     Bytes and FLOPs of a case with a wrong gradient take part and are named as such, since they do not depend
-    on the gradient's value; its times do not. A position measured twice counts with its latest record.
+    on the gradient's value; its times do not, nor do times of several hosts. A position measured twice counts with its
+    latest record.
     """
     found: list[Growth] = []
     metrics = [metric for metric in METRICS if metric.name in names]
@@ -509,6 +510,8 @@ def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> li
 
 def _growth(metric: Metric, axis: Axis, records: Sequence[Record]) -> Growth | None:
     if not metric.has_ratio:
+        return None
+    if metric.family == "time" and not one_host(*records):
         return None
     usable = (Status.OK, Status.WRONG) if metric.deterministic else (Status.OK,)
     points = {position(r, axis): (r, metric.read(r)) for r in records if r.status in usable}

@@ -35,7 +35,7 @@ Row = dict[str, Value]
 
 IDENTITY = ("id", "node", "variant", *(row.name for row in CASE_FIELDS[1:]), "status")
 LONG_COLUMNS = (*IDENTITY, "metric", "value", "unit", "ratio_to_lif", "ratio_low", "ratio_high")
-_NOTES = ("reason", "warning", "tolerance", "peak_phase", "peak_module")
+_NOTES = ("host", "reason", "warning", "tolerance", "peak_phase", "peak_module")
 WIDE_COLUMNS = (
     *IDENTITY,
     *(metric.name for metric in METRICS),
@@ -80,7 +80,7 @@ def wide_rows(run: Run) -> list[Row]:
             ratio = ratio_to_lif(metric.name, record, lifs)
             if ratio is not None:
                 row[f"{metric.name}_ratio_to_lif"] = ratio.value
-        row["reason"] = record.reason
+        row["host"], row["reason"] = record.host, record.reason
         if record.fidelity is not None:
             row["warning"], row["tolerance"] = record.fidelity.warning, record.fidelity.tolerance
         if record.memory is not None:
@@ -186,6 +186,7 @@ _MEANINGS = {
     "ratio_to_lif": "Value over that of the standard LIF at the same point.",
     "ratio_low": "Lower end of the interval of a ratio of times; empty where it is not decided.",
     "ratio_high": "Upper end of the interval of a ratio of times; empty where it is not decided.",
+    "host": "Host of the cluster that measured it; empty where the run has one machine.",
     "reason": "Why the case did not end as ok.",
     "warning": "The warning that the node gave, word for word.",
     "tolerance": "Largest gradient error that counts as right for this dtype.",
@@ -259,8 +260,12 @@ def environment_text(run: Run) -> str:
 
 
 def environment_rows(run: Run) -> list[tuple[str, str]]:
-    """Returns every field of the environment and of the run, as name and text."""
+    """Returns every field of the environment and of the run, as name and text; of hosts, in which they differ."""
     fields = run.header.environment.model_dump(mode="json")
+    hosts = {name: environment.model_dump(mode="json") for name, environment in run.hosts.items()}
+    differing = [name for name, value in fields.items() if any(host[name] != value for host in hosts.values())]
+    fields = {name: value for name, value in fields.items() if name not in differing}
+    fields |= {f"host {name}": {field: host[field] for field in differing} for name, host in hosts.items()}
     fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
     return [(name, _flat(value)) for name, value in fields.items()]
 

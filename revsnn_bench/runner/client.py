@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from revsnn_bench.case import Case
-from revsnn_bench.records import Environment, Record, Status, utc_now
+from revsnn_bench.measuring import Settings
+from revsnn_bench.records import Environment, Record, Status, joined, utc_now
 from revsnn_bench.runner.server import Request
 from revsnn_bench.runner.worker import Outcome
 from revsnn_bench.runs import require_readable
@@ -154,6 +155,23 @@ class Runner:
             # Ctrl-C included: the case in flight is killed before anyone else hears of it.
             self.close()
             raise
+
+
+def measure_in_processes(runner: Runner, case: Case, settings: Settings) -> Record:
+    """What a run records of a case: measured in one process, and timed again in each of `settings.processes`.
+
+    The times are those of all processes; of the first alone where a further one fails.
+    """
+    record = runner.run(case, settings)
+    if record.time is None or record.case == record.case.point:
+        return record
+    times, alone = [record.time], settings.model_copy(update={"passes": ("time",), "epochs": 0})
+    while len(times) < settings.processes:
+        again = runner.run(case, alone)
+        if again.time is None:
+            return record
+        times.append(again.time)
+    return record.model_copy(update={"time": joined(times)}) if len(times) > 1 else record
 
 
 class _Server:

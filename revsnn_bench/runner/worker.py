@@ -13,8 +13,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from revsnn_bench.records import SkipCase, Status
 from revsnn_bench.system.process import status_bytes
 
@@ -55,6 +53,8 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception, or what it was raised from, says that memory ran out on host or device."""
     if error is None:
         return False
+    import torch  # here alone, in a worker, which has it already: who waits for workers needs none
+
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     says_so = isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)

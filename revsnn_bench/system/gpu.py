@@ -7,6 +7,7 @@ a GPU, or where `CUDA_VISIBLE_DEVICES` hides them all, every function returns No
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -107,3 +108,22 @@ def process_gpu_bytes(uuid: str) -> int | None:
                     if process.pid == os.getpid() and process.usedGpuMemory is not None:
                         return int(process.usedGpuMemory)
         return None
+
+
+def processes_on_gpu() -> dict[int, str]:
+    """Processes that compute on the first visible GPU: their numbers, as the driver knows them, and names."""
+    found = {}
+    with _visible_gpu() as handle:
+        if handle is not None:
+            with suppress(pynvml.NVMLError):
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                    found[int(process.pid)] = _name_of(process.pid)
+    return found
+
+
+def _name_of(number: int) -> str:
+    """File name of a process's program; "another container" where this one does not see the process."""
+    try:
+        return Path(os.fsdecode(pynvml.nvmlSystemGetProcessName(number))).name
+    except pynvml.NVMLError:
+        return "of another container"

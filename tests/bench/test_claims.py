@@ -213,6 +213,13 @@ def test_a_wrong_gradient_saves_nothing(judged, key):
     assert finding.measured == "one layer: its gradient is wrong; whole vgg11: its gradient is wrong"
 
 
+def test_a_time_saving_of_two_hosts_is_not_decided(judged):
+    """Each side's ratio is of its own rounds, but the two were taken on different machines of a cluster."""
+    finding = judged("time", lambda case: {"host": case.node})
+    assert finding.verdict is Verdict.UNDECIDED
+    assert "(not decided)" in finding.measured
+
+
 def test_time_saving_within_its_interval_is_none(judged):
     """Samples that scatter by a factor of ten around a saving of a quarter tell no saving from none."""
     names = ("forward_time_s", "backward_time_s", "lif_forward_time_s", "lif_backward_time_s")

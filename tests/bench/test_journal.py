@@ -1,8 +1,9 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,53 @@ def test_failed_write_leaves_whole_lines(
         assert journal.path.read_bytes() == content
         journal.append(records[1])
     assert len(load_run(journal.path).records) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs to be allowed to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_every_whole_record(small_disk: Path, header: RunHeader, records: list[Record]) -> None:
+    """On a real disk that is full: what fitted is there, can be read, and is gone on with once there is room."""
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(32 << 10))
+    written = 0
+
+    def fill() -> None:
+        nonlocal written
+        while True:
+            journal.append(records[0])
+            written += 1
+
+    def begin_others() -> None:
+        for number in range(64):
+            Journal.create(small_disk, header.model_copy(update={"run_id": f"late-{number}"})).close()
+
+    with Journal.create(small_disk, header) as journal:
+        with pytest.raises(OSError, match="No space left"):
+            fill()
+        assert journal.path.read_bytes().endswith(b"\n")
+        assert len(load_run(journal.path).records) == written > 1
+        with pytest.raises(OSError, match="No space left"):
+            journal.finish()
+        assert len(load_run(journal.path).records) == written
+    with pytest.raises(OSError, match="No space left"):
+        begin_others()
+    assert all(load_run(path).header for path in small_disk.glob("*.jsonl"))
+    assert not [*small_disk.glob("*.tmp"), *small_disk.glob(".*")]
+    for path in (ballast, *small_disk.glob("late-*")):
+        path.unlink()
+    with Journal.resume(small_disk / "run-1.jsonl", header) as journal:
+        journal.append(records[2])
+    assert len(load_run(small_disk / "run-1.jsonl").records) == written + 1
 
 
 def test_second_writer_is_refused(tmp_path: Path, header: RunHeader) -> None:

@@ -197,6 +197,7 @@ def test_a_failing_case_fails_its_test_with_the_reason(ended):
         ("--sweep-node=revlfi", "--sweep-node: `node` must be a registered name; got 'revlfi'"),
         ("--sweep-shape=abc", "argument --sweep-shape: `shape` must be one or more sizes of at least 1, joined by x"),
         ("--run-threads=0", "argument --run-threads: must be a whole number of at least 1; got '0'"),
+        ("--run-cluster=local", "--run-cluster: must come with --benchmark. Without it every case runs once, small"),
         ("--run-resume=nothing", "--run-resume: cannot resume results/nothing.jsonl: there is no such journal"),
     ],
 )

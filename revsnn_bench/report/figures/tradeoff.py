@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
-from revsnn_bench.records import Record, Run
+from revsnn_bench.records import Record, Run, one_host
 from revsnn_bench.report import canvas
 from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
 from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Look
@@ -34,11 +34,12 @@ Spent = tuple[Number, Number, Record]
 
 
 def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
-    """Draws one front per workload, dtype and device; operations stand in where times were not taken."""
+    """Draws one front per workload, dtype and device; operations stand in where times were not taken on one host."""
     settings = list(points_by_setting(run).items())
     figures = []
     for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1):
-        cost = next((name for name in _COSTS if len(_sure(_read(records, name), name)) > 1), None)
+        fit = [name for name in _COSTS if BY_NAME[name].family != "time" or one_host(*records.values())]
+        cost = next((name for name in fit if len(_sure(_read(records, name), name)) > 1), None)
         if cost is not None:
             figures.append(_draw_front(f"pareto-{number}", point, _read(records, cost), cost, known, index))
     return figures

@@ -51,6 +51,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
         title=f"{before.header.run_id} compared with {after.header.run_id}",
         before=before.header,
         after=after.header,
+        places=(before.place, after.place),
         fields=[(name.replace("_", " "), *values) for name, *values in comparison.fields()],
         counts=[(kind, counts[kind], meaning) for kind, meaning in VERDICTS.items() if counts[kind]],
         compared=comparison.values_compared,

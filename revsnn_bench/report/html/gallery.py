@@ -244,10 +244,6 @@ def _link(run: Run) -> Cell:
     return Cell(run.header.run_id, link=f"./{quote(run.header.run_id, safe='')}.html")
 
 
-def _machine(run: Run) -> str:
-    return run.header.environment.gpu or run.header.environment.cpu_model
-
-
 def _ended(run: Run) -> str:
     counts = [f"{n} {s.value}" for s in Status if (n := sum(record.status is s for record in run))]
     return ", ".join(counts) or units.ABSENT
@@ -263,7 +259,7 @@ _RUNS: list[Column[Run]] = [
     Column("run", _link),
     Column("started", lambda run: run.header.started_at),
     Column("commit", _commit),
-    Column("machine", _machine, is_filter=True),
+    Column("machine", lambda run: run.place, is_filter=True),
     Column("torch", lambda run: run.header.environment.torch, is_filter=True),
     Column("cases", lambda run: len(run.records), is_number=True),
     Column("measured", lambda run: run.extent),
