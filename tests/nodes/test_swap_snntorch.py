@@ -57,7 +57,7 @@ def run(net, steps=12, seed=1):
     return [*found, *(parameter.grad for parameter in net.parameters())]
 
 
-@pytest.mark.parametrize("arguments", SAME, ids=str)
+@pytest.mark.parametrize("arguments", SAME, ids=range(len(SAME)))
 def test_an_exchanged_network_gives_theirs(arguments):
     """Spikes, returned membranes and all gradients over two sequences with `utils.reset` between them."""
     theirs, ours = network(**arguments), network(**arguments)
