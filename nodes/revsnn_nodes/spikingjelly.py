@@ -82,11 +82,20 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
         return self._from(states, self.multi_step_forward, inputs)
 
     def single_step_forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
-        """See `SpikingNode.single_step_forward`; counted, SpikingJelly's own operations."""
-        return self._counted("s", x) if self._is_counted() else super().single_step_forward(x, *others)
+        """See `SpikingNode.single_step_forward`, and one neuron without dimensions; counted, theirs is run."""
+        if self._is_counted():
+            return self._counted("s", x)
+        if x.dim():
+            return super().single_step_forward(x, *others)
+        if isinstance(self.v, Tensor):
+            self.v = self.v.reshape(1)
+        y = super().single_step_forward(x.reshape(1), *others).reshape(())
+        assert isinstance(self.v, Tensor)
+        self.v = self.v.reshape(())
+        return y
 
     def multi_step_forward(self, x_seq: Tensor, *others: Tensor | None) -> Tensor:
-        """See `SpikingNode.multi_step_forward`; counted, SpikingJelly's own operations."""
+        """See `SpikingNode.multi_step_forward`; counted, theirs is run."""
         return self._counted("m", x_seq) if self._is_counted() else super().multi_step_forward(x_seq, *others)
 
     def _is_counted(self) -> bool:

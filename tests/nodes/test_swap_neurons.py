@@ -146,6 +146,18 @@ def test_their_counters_count_our_nodes_as_theirs(kind):
     assert all(counted[0][1:])
 
 
+def test_one_neuron_without_dimensions_is_theirs():
+    """Step by step on scalars, as their neurons take them: spikes, membrane and gradient."""
+    found = []
+    for module in (neuron, spikingjelly):
+        x_seq, node = torch.tensor([0.7, 1.9, -0.3, 2.5]).requires_grad_(), module.LIFNode()
+        y_seq = torch.stack([node(x) for x in x_seq])
+        found.append((y_seq, node.v, *torch.autograd.grad(y_seq.sum() + node.v, x_seq)))
+    assert found[0][1].shape == ()
+    assert found[0][0].sum() > 0
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_state_is_moved_with_the_neuron():
     """A swap in the middle of a sequence goes on from the membrane it finds."""
     theirs = network()
