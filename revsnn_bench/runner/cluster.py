@@ -6,7 +6,7 @@
 Ray starts an actor per host or GPU, and tells which of them are lost. Everything else is in the process of the run: who
 gets which case, what is sent again, and the journal. So a case has one result at most. An actor hands its cases to a
 `Runner`, as a run without a cluster does, which forks a fresh process for each from one that has torch already. With a
-Ray task per case, ended by `max_calls=1`, every case would import torch once more, which takes longer than a small case.
+Ray task per case, ended by `max_calls=1`, every case would import torch anew, which takes longer than a small case.
 
 A host takes part where it offers the resource `revsnn_host`. An actor for the CPU holds all of it for the whole run, so
 that no other case, of this run or another, is timed beside its own; one for a GPU holds a thousandth, and the GPU.
