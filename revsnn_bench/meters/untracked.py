@@ -86,13 +86,16 @@ def growth(step: TrainingStep, lasting: Lasting) -> tuple[int, str | None]:
 
 
 def _storages() -> Iterator[torch.UntypedStorage]:
-    """Storages with memory of all tensors that Python knows; the wrappers of `torch.func` have none."""
+    """Storages with memory of all tensors that Python knows.
+
+    The wrappers of `torch.func` have none, nor have the fake tensors that a compiler keeps, which claim a device.
+    """
     for each in gc.get_objects():
         # By type: an `isinstance` would ask lazy proxies, which import what they stand for.
         if not issubclass(type(each), Tensor) or not torch._C._has_storage(each):
             continue
-        if each.layout == torch.strided and each.device.type != "meta":
-            yield storage_of(each)
+        if each.layout == torch.strided and (storage := storage_of(each)).device.type != "meta":
+            yield storage
 
 
 def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> tuple[int, int, UntrackedBytes | None]:

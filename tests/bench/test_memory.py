@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.allocator import record_timeline
@@ -141,6 +142,22 @@ def test_categories_sum_to_the_peak() -> None:
     record = measure_memory(_step(network, 4, 3, 18, 18))
     assert sum(record.peak_by_category_bytes.values()) == record.peak_bytes
     assert "unattributed" not in record.peak_by_category_bytes
+
+
+def test_fake_tensors_of_a_compiler_take_no_memory() -> None:
+    """A step whose first call leaves some, as a compiled one does: they claim the CPU, and hold no byte."""
+    kept: list[Tensor] = []
+
+    class LeavesFakes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not kept:
+                with FakeTensorMode():
+                    kept.append(torch.empty(1 << 20))
+            return x * 2.0
+
+    record = measure_memory(_step(LeavesFakes()))
+    assert kept[0].device.type == "cpu"
+    assert record.lasting_bytes == 0
 
 
 def test_device_fields_are_absent_on_cpu() -> None:
