@@ -195,7 +195,7 @@ FIELDS = (
     _choice(
         "encoding",
         Encoding,
-        "Input of a network: the image at every step, spikes at a rate of its brightness, or a pixel per step",
+        "Input of a network, the image at every step, spikes at a rate of its brightness, or a pixel per step",
         in_id="",
     ),
     CaseField("groups", COUNT, "Number of groups of the coupled nodes.", "such as 2,4,8", of_node=True),

@@ -105,7 +105,7 @@ def test_benchmark_saves_reports_and_feeds_pytest_benchmark(project, tmp_path):
     (info,) = benchmarks[1]["extra_info"].values()
     assert info["retained_bytes"] == 0
     assert info["status"] == "ok"
-    assert "retained" in printed
+    assert "peak" in printed, printed
     assert (tmp_path / "reports" / "mine.md").is_file()
 
 
