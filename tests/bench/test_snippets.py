@@ -34,7 +34,7 @@ PAGES = sorted(
     - WRITTEN
 )
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-PROGRAMS = ("revsnn-bench", "pytest", "python", "python3", "pip", "git", "tox")
+PROGRAMS = ("revsnn-bench", "pytest", "python", "python3", "pip", "git", "tox", "ray")
 
 NETWORK = """
 import torch
@@ -103,6 +103,7 @@ REFUSED = {
 """How commands end that need what is not here, data or an interrupted run, and what they say; options are read."""
 
 GATED, MERGED = "test_example_project_is_gated", "test_shards_merged_are_the_run_in_one_piece"
+CLUSTERED = "test_a_killed_host_loses_no_case_and_repeats_none"
 ELSEWHERE = {
     "revsnn-bench doctor": "test_env_and_doctor_speak",
     "revsnn-bench doctor --gpu": "test_the_first_hour_needs_a_gpu",
@@ -111,6 +112,8 @@ ELSEWHERE = {
     "def test_fits_its_budget": GATED,
     "revsnn-bench run --shard $I/5 --run-id part-$I --threads 2": MERGED,
     "revsnn-bench merge part-1 part-2 part-3 part-4 part-5 --run-id whole": MERGED,
+    "revsnn-bench run --cluster 10.0.0.1:6379 --threads 4 --run-id wide": CLUSTERED,
+    "revsnn-bench run --cluster local --suite gpu": "test_a_local_cluster_is_interrupted_and_goes_on",
 }
 """Commands and tests of pages that another test runs: a whole project, machines with a GPU and without, several."""
 
@@ -118,6 +121,7 @@ NOT_RUN = {
     "pip install": "it needs an index; these tests run where this has been done",
     "python3 -m venv": "it makes the environment that these tests run in: .ci/run has the same line",
     "git add": "it changes a repository",
+    "ray start": "it leaves servers behind; test_cluster.py starts hosts that it can stop",
 }
 
 SAYS = {"--page plan.html": "This plan fits", "--limit": "Verified at a batch of", "predict": "lif"}
