@@ -245,6 +245,10 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Makes the charges again, goes back through the neuron step by step, then through the norm at once.
+
+        Equations: section "Carrier with its norm" of nodes/README.md.
+        """
         y_seq, weight, bias, residual, v, inverse_std, beyond, excess = ctx.saved_tensors
         neuron, needs = ctx.neuron, ctx.needs_input_grad
         # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.

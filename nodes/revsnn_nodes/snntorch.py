@@ -4,7 +4,7 @@
     print(swap_neurons(model))          # Leaky -> ours, where the dynamics are the same; says what it left and why
 
 A neuron is called as before, step by step `[N, *]`, and keeps one tensor per step for backward, where snnTorch's keeps
-2.7. `snntorch.utils.reset`, `reset_mem`, `detach_hidden` and `mem` are snnTorch's own.
+2.7. `snntorch.utils.reset`, `reset_mem`, `detach_hidden` and `mem` work as before.
 
 Charges are equal to rounding; a spike differs where a charge lies that near to the threshold, or on it: snnTorch fires
 above it, nodes of this package from it on. Import this module only where snnTorch is installed: version 1.0.
@@ -92,7 +92,10 @@ def swap_neurons(model: nn.Module) -> Swapped:
 def _chosen(child: nn.Module) -> Exchange | str | None:
     if not isinstance(child, snntorch.SpikingNeuron):
         return None
-    return obstacle(child) or Exchange(LeakyNode(child), f"snntorch Leaky -> {_shown(child)}")
+    if why := obstacle(child):
+        return why
+    new = LeakyNode(child)
+    return Exchange(new, f"snntorch Leaky -> {type(new.node).__name__}({new.node.extra_repr()})")
 
 
 def obstacle(neuron: Any) -> str:
@@ -125,7 +128,7 @@ def obstacle(neuron: Any) -> str:
 
 
 def _parameters(neuron: Any) -> dict[str, Any] | None:
-    """Arguments of the node with the dynamics of a neuron, `tau` of None for no leak; None where there is none."""
+    """Arguments of the node with the dynamics of a neuron, without `tau` where it does not leak; None for no node."""
     beta = float(neuron.beta.clamp(0, 1))
     shared = {"v_threshold": float(neuron.threshold), "detach_reset": bool(neuron.reset_delay)}
     if neuron.reset_mechanism == "zero" and 0 < beta < 1:
@@ -153,8 +156,3 @@ def _node_of(neuron: Any) -> StandardLIF:
     assert parameters is not None, "`obstacle` lets no other neuron through"
     kind = StandardLIF if "tau" in parameters else StandardIF
     return kind(**parameters, surrogate_function=_surrogate(neuron.spike_grad))
-
-
-def _shown(neuron: Any) -> str:
-    node = _node_of(neuron)
-    return f"{type(node).__name__}({node.extra_repr()})"

@@ -1,7 +1,6 @@
 """Options of the pytest plugin: the tables of `run_options` as pytest's options, their checks, and what they mean."""
 
 import importlib
-import importlib.util
 import shlex
 import sys
 from argparse import ArgumentTypeError
@@ -118,7 +117,7 @@ def _check_cluster(config: pytest.Config) -> None:
             f"{own}: cannot be used with --timeout of pytest-timeout. A test waits while its case has no host yet. "
             f"Limit the cases with {flag(config, 'timeout')}."
         )
-    if importlib.util.find_spec("ray") is None:
+    if find_spec("ray") is None:
         raise pytest.UsageError(f"{own}: needs Ray, which is not installed. pip install 'revsnn-bench[cluster]'.")
 
 
