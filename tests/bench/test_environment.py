@@ -18,6 +18,7 @@ from revsnn_bench.runs import new_run_id
 from revsnn_bench.system import gpu
 from revsnn_bench.system.environment import conditions, fingerprint, read_conditions
 
+ROOT = Path(__file__).parents[2]
 LINUX = "Linux 6.1.0 x86_64"
 
 
@@ -111,8 +112,9 @@ def test_commit_is_that_of_the_running_code(tmp_path: Path, folder: str) -> None
 def test_installed_code_has_the_commit_of_the_clone_that_it_is_run_in(tmp_path: Path) -> None:
     """A wheel built from a clone records its commit there, as long as each file is the same, and elsewhere none."""
     ignore, clone, installed = shutil.ignore_patterns("__pycache__"), tmp_path / "clone", tmp_path / "site-packages"
-    for root in (clone, installed):
-        shutil.copytree(Path(revsnn_bench.__file__).parent, root / "revsnn_bench", ignore=ignore)
+    for root, suites in ((clone, "suites"), (installed, "revsnn_bench/suites")):
+        shutil.copytree(ROOT / "revsnn_bench", root / "revsnn_bench", ignore=ignore)
+        shutil.copytree(ROOT / "suites", root / suites, ignore=ignore)
     git = ["git", "-C", str(clone), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *arguments], check=True)
@@ -218,7 +220,6 @@ def test_gpu_reading_has_clocks_and_throttling() -> None:
 
 def test_a_run_without_a_name_leaves_a_clone_clean() -> None:
     """git ignores what runs without a name, the gallery and pytest-benchmark write; named runs it shows."""
-    root = Path(revsnn_bench.__file__).parents[1]
     unnamed = new_run_id()
     written = [
         *(f"results/{unnamed}{suffix}" for suffix in (".json", ".jsonl")),
@@ -227,7 +228,7 @@ def test_a_run_without_a_name_leaves_a_clone_clean() -> None:
         "benchmark_20261127_204643.svg",
     ]
     named = ["results/mine.json", "reports/mine.html", "results/baselines/mine.json"]
-    command = ["git", "-C", str(root), "check-ignore", "--no-index", *written, *named]
+    command = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *written, *named]
     ignored = subprocess.run(command, capture_output=True, text=True, check=False)
     if ignored.returncode == 128:
         pytest.skip("not a clone")

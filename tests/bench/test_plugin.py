@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -310,9 +311,9 @@ def test_torch_is_there_before_a_test_begins(project):
     assert code == 0, printed
 
 
+@pytest.mark.skipif(find_spec("pygal") is None, reason="needs pygal, of the extra `histogram`")
 def test_the_histogram_is_drawn(project, tmp_path):
     """`--benchmark-histogram` of pytest-benchmark draws the measured times; pygal, which it needs, is of our extra."""
-    pytest.importorskip("pygal", reason="needs pygal, of the extra `histogram`")
     source = CASE + f"def test_lif(measure_case): measure_case({SMALL.format(node='lif')}, passes=('time',))\n"
     quick = ("--run-target=0.01", "--run-processes=1", "--run-formats=md")
     code, printed = project(source, "--benchmark", *quick, "--benchmark-histogram=drawn")
