@@ -16,10 +16,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes
-from revsnn_bench.meters.untracked import first_step, growth, measure_untracked
+from revsnn_bench.meters.untracked import Older, first_step, growth, measure_untracked
 from revsnn_bench.records import MemoryRecord, SavedBytes
 from revsnn_bench.system.gpu import process_gpu_bytes
-from revsnn_bench.system.process import process_peak_bytes, quiet_gc
+from revsnn_bench.system.process import frozen_heap, process_peak_bytes, quiet_gc
 
 
 def measure_saved(step: TrainingStep) -> SavedBytes:
@@ -96,7 +96,13 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
             f"`step.source` must be on cpu or cuda; got {device}. No exact allocator reading is known for "
             "other devices. Move the case to one of these."
         )
-    first = first_step(step, rehearse)
+    older = Older()
+    with frozen_heap():
+        return _measure(step, device, older, rehearse)
+
+
+def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: Callable[[], object]) -> MemoryRecord:
+    first = first_step(step, older, rehearse)
     fields = _measure_host(step) if device.type == "cpu" else _measure_cuda(step, device)
     live = fields.pop("live_bytes", 0)
     saved = measure_saved(step)

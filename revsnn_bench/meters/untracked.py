@@ -8,7 +8,8 @@ quantity: it decides whether the quantities can be believed. docs/limits.md list
 
 import gc
 import importlib
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,29 +24,49 @@ from revsnn_bench.system.process import HostUse, host_use, quiet_gc
 _IMPORTED_BY_BACKWARD = ("torch._dynamo", "torch.distributed.fsdp")
 
 
-@dataclass(frozen=True)
-class Lasting:
-    """What the first step left for good.
+class Older:
+    """The tensors that Python knows now, before the first step. Only strided ones with memory count, on any device.
 
-    Fields:
-        older: storages from before it, by address; the weak references keep an address from being used again.
-        grown: by how much the process grew beyond tensors; None where the system does not say.
+    Their storages are kept by address, as weak references, which keep an address from being used again. The tensors are
+    asked again later, as each may be given another storage; `gc.get_objects` may leave them out from here on, as it
+    does within `frozen_heap`.
     """
 
-    older: dict[int, StorageWeakRef]
+    def __init__(self) -> None:
+        gc.collect()
+        tensors = _tensors()
+        self._storages = {storage._cdata: StorageWeakRef(storage) for storage in _storages(tensors)}
+        self._tensors = [weakref.ref(tensor) for tensor in tensors]
+
+    def newer_storages(self) -> list[tuple[StorageWeakRef, int]]:
+        """Storages of all tensors that are alive now and were made since, with their bytes."""
+        known = [tensor for reference in self._tensors if (tensor := reference()) is not None]
+        tensors = [*known, *_tensors()]
+        found = {storage._cdata: storage for storage in _storages(tensors) if storage._cdata not in self._storages}
+        return [(StorageWeakRef(storage), storage.nbytes()) for storage in found.values()]
+
+
+@dataclass(frozen=True)
+class Lasting:
+    """What the first step left for good: what is not `older`, and by how much the process grew beyond tensors.
+
+    `grown` is None where the system does not say.
+    """
+
+    older: Older
     grown: int | None
 
     def storages(self) -> list[tuple[StorageWeakRef, int]]:
         """Storages of all tensors that are alive now and were made since, with their bytes."""
-        found = {storage._cdata: storage for storage in _storages() if storage._cdata not in self.older}
-        return [(StorageWeakRef(storage), storage.nbytes()) for storage in found.values()]
+        return self.older.newer_storages()
 
 
-def first_step(step: TrainingStep, rehearse: Callable[[], object]) -> Lasting:
+def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object]) -> Lasting:
     """Runs the first forward and backward of a step and prepares it again.
 
     Args:
         step: built, and not run yet.
+        older: read just before.
         rehearse: runs an equal step, of another model, so that what is loaded and compiled once is not held against
             this one. Tensors that it leaves count.
     """
@@ -53,19 +74,17 @@ def first_step(step: TrainingStep, rehearse: Callable[[], object]) -> Lasting:
         importlib.import_module(name)
     step.prepare()
     with quiet_gc():
-        older = {storage._cdata: StorageWeakRef(storage) for storage in _storages()}
         rehearse()
         gc.collect()
-        kept = sum(nbytes for _, nbytes in Lasting(older, None).storages())
+        kept = sum(nbytes for _, nbytes in older.newer_storages())
         before = host_use()
         step.backward(step.forward())
         step.prepare()
         gc.collect()
         after = host_use()
-        lasting = Lasting(older, None)
         if before is None or after is None:
-            return lasting
-        more = sum(nbytes for _, nbytes in lasting.storages()) - kept
+            return Lasting(older, None)
+        more = sum(nbytes for _, nbytes in older.newer_storages()) - kept
         return Lasting(older, _beyond(after - before, more))
 
 
@@ -85,16 +104,22 @@ def growth(step: TrainingStep, lasting: Lasting) -> tuple[int, str | None]:
     return grown, most if most is not None and more[most] > 0 else None
 
 
-def _storages() -> Iterator[torch.UntypedStorage]:
-    """Storages with memory of all tensors that Python knows.
+def _tensors() -> list[Tensor]:
+    # By type: an `isinstance` would ask lazy proxies, which import what they stand for. Few types, many objects.
+    objects = gc.get_objects()
+    types = {found for found in set(map(type, objects)) if issubclass(found, Tensor)}
+    return [each for each in objects if type(each) in types]
+
+
+def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
+    """Storages with memory.
 
     The wrappers of `torch.func` have none, nor have the fake tensors that a compiler keeps, which claim a device.
     """
-    for each in gc.get_objects():
-        # By type: an `isinstance` would ask lazy proxies, which import what they stand for.
-        if not issubclass(type(each), Tensor) or not torch._C._has_storage(each):
+    for each in tensors:
+        if not torch._C._has_storage(each) or each.layout != torch.strided:
             continue
-        if each.layout == torch.strided and (storage := storage_of(each)).device.type != "meta":
+        if (storage := storage_of(each)).device.type != "meta":
             yield storage
 
 
