@@ -27,23 +27,23 @@ _IMPORTED_BY_BACKWARD = ("torch._dynamo", "torch.distributed.fsdp")
 class Older:
     """The tensors that Python knows now, before the first step. Only strided ones with memory count, on any device.
 
-    Their storages are kept by address, as weak references, which keep an address from being used again. The tensors are
-    asked again later, as each may be given another storage; `gc.get_objects` may leave them out from here on, as it
-    does within `frozen_heap`.
+    Their storages are kept by address, as weak references, which keep an address from being used again, with their
+    bytes. The tensors are asked again later, as each may be given another storage; `gc.get_objects` may leave them out
+    from here on, as it does within `frozen_heap`.
     """
 
     def __init__(self) -> None:
         gc.collect()
         tensors = _tensors()
-        self._storages = {storage._cdata: StorageWeakRef(storage) for storage in _storages(tensors)}
+        self._storages = {each._cdata: (StorageWeakRef(each), each.nbytes()) for each in _storages(tensors)}
         self._tensors = [weakref.ref(tensor) for tensor in tensors]
 
     def newer_storages(self) -> list[tuple[StorageWeakRef, int]]:
-        """Storages of all tensors that are alive now and were made since, with their bytes."""
+        """Storages of all tensors that are alive now, with the bytes that they have had since."""
         known = [tensor for reference in self._tensors if (tensor := reference()) is not None]
-        tensors = [*known, *_tensors()]
-        found = {storage._cdata: storage for storage in _storages(tensors) if storage._cdata not in self._storages}
-        return [(StorageWeakRef(storage), storage.nbytes()) for storage in found.values()]
+        found = {storage._cdata: storage for storage in _storages([*known, *_tensors()])}
+        more = [(each, each.nbytes() - self._storages.get(key, (None, 0))[1]) for key, each in found.items()]
+        return [(StorageWeakRef(storage), nbytes) for storage, nbytes in more if nbytes > 0]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Lasting:
     grown: int | None
 
     def storages(self) -> list[tuple[StorageWeakRef, int]]:
-        """Storages of all tensors that are alive now and were made since, with their bytes."""
+        """Storages of all tensors that are alive now, with the bytes that they have had since."""
         return self.older.newer_storages()
 
 

@@ -102,6 +102,21 @@ def _everywhere(node: Hiding) -> dict[str, Any]:
     return _EVERYWHERE
 
 
+def _given(take: Callable[[Tensor, Tensor], Any]) -> Callable[[], Hiding]:
+    """A layer built with an empty tensor, to which the first call gives memory."""
+
+    def make() -> Hiding:
+        older = torch.empty(0)
+
+        def hide(node: Hiding, x: Tensor, y: Tensor) -> None:
+            if not older.numel():
+                take(older, x)
+
+        return Hiding(hide)
+
+    return make
+
+
 def _ignore(kept: Tensor, gradient: Tensor) -> None:
     """Does nothing; who holds it holds what is kept."""
 
@@ -135,6 +150,8 @@ TENSORS: dict[str, Callable[[], nn.Module]] = {
     "shared memory": lambda: Hiding(_in("hidden", lambda x: x.clone().share_memory_())),
     "buffer made by the first call": lambda: Hiding(_once("buffer", torch.clone, _of_module)),
     "global buffer made by the first call": lambda: Hiding(_once("buffer", torch.clone, _everywhere)),
+    "older tensor with the data of another": _given(lambda older, x: setattr(older, "data", x.clone())),
+    "older tensor that is resized": _given(lambda older, x: older.resize_(x.shape)),
 }
 """Ways to hide one tensor of the input's size: it is counted, to the byte."""
 
