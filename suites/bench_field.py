@@ -1,6 +1,6 @@
 """Methods over time, neurons of other libraries, and SpikingJelly's own networks, on one harness.
 
-    revsnn-bench run --suite field                                     # T = 4 to 64; three networks at T = 4
+    revsnn-bench run --suite field                                     # T = 4 and 64; two small networks at T = 4
     revsnn-bench run --suite field --full                              # T = 4 to 1,024; four at T = 4 and 8, B = 32
     pytest suites/bench_field.py --benchmark -k "methods or peers"     # without the networks
 
@@ -39,7 +39,7 @@ FULL = {"timesteps": (4, 8), "batch": (32,)}
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4, 16, 64)},
+    quick={"timesteps": (4, 64)},
     full={"timesteps": (4, 16, 64, 256, 1024)},
     workload="mlp",
     nodes=OVER_TIME,
@@ -99,17 +99,16 @@ def test_detached_peers(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4,), "batch": (4,), "workload": ("sj-vgg11", "sj-sew-resnet18")},
-    full={**FULL, "workload": ("sj-vgg11", "sj-sew-resnet18", "sj-resnet18")},
+    quick={"timesteps": (4,), "batch": (4,), "workload": ("sj-sew-resnet18",), "shape": ((3, 32, 32),)},
+    full={**FULL, "workload": ("sj-vgg11", "sj-sew-resnet18", "sj-resnet18"), "shape": ((3, 64, 64),)},
     nodes=METHODS,
-    shape=(3, 64, 64),
 )
 def test_networks(case, measure_case):
     measure_case(case)
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4,), "batch": (8,)}, full=FULL, workload="sj-spikformer", nodes=METHODS, shape=(3, 32, 32)
+    quick={"timesteps": (4,), "batch": (4,)}, full=FULL, workload="sj-spikformer", nodes=METHODS, shape=(3, 32, 32)
 )
 def test_spikformer(case, measure_case):
     measure_case(case)

@@ -1,12 +1,29 @@
-"""What holds for all tests: idle threads sleep, and tests of times can be told from the others."""
+"""What holds for all tests: idle threads and old objects rest, and tests of times can be told from the others."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
 # Before torch is imported, here and in every process that a test starts. OpenMP's threads else spin while they wait,
 # and a small operation takes many times as long where two test processes share two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_garbage() -> Iterator[None]:
+    """What the tests of a file leave is collected once, before the next."""
+    yield
+    gc.unfreeze()
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _rested() -> None:
+    """Meters collect garbage before they read. Beside modules, kernels and tests that takes most of a second."""
+    gc.freeze()
+
 
 _TIMING = ("test_timing.py", "test_compiling.py", "test_small_sizes.py")
 

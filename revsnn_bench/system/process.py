@@ -97,13 +97,11 @@ def frozen_heap() -> Iterator[None]:
 
     Beside torch, a collection of everything takes a fifth of a second, and a meter asks for a dozen.
     """
-    was_frozen = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        if not was_frozen:
-            gc.unfreeze()
+        gc.unfreeze()
 
 
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set size
