@@ -99,7 +99,7 @@ def test_detached_peers(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4,), "batch": (4,), "workload": ("sj-sew-resnet18",), "shape": ((3, 32, 32),)},
+    quick={"timesteps": (4,), "batch": (2,), "workload": ("sj-sew-resnet18",), "shape": ((3, 32, 32),)},
     full={**FULL, "workload": ("sj-vgg11", "sj-sew-resnet18", "sj-resnet18"), "shape": ((3, 64, 64),)},
     nodes=METHODS,
 )
@@ -108,7 +108,7 @@ def test_networks(case, measure_case):
 
 
 @pytest.mark.sweep(
-    quick={"timesteps": (4,), "batch": (4,)}, full=FULL, workload="sj-spikformer", nodes=METHODS, shape=(3, 32, 32)
+    quick={"timesteps": (4,), "batch": (2,)}, full=FULL, workload="sj-spikformer", nodes=METHODS, shape=(3, 32, 32)
 )
 def test_spikformer(case, measure_case):
     measure_case(case)
