@@ -1,6 +1,6 @@
 """Methods over time, neurons of other libraries, and SpikingJelly's own networks, on one harness.
 
-    revsnn-bench run --suite field                                     # T = 4 and 64; two small networks at T = 4
+    revsnn-bench run --suite field                                     # T = 4 and 64; a small SEW-ResNet-18 at T = 4
     revsnn-bench run --suite field --full                              # T = 4 to 1,024; four at T = 4 and 8, B = 32
     pytest suites/bench_field.py --benchmark -k "methods or peers"     # without the networks
 
@@ -107,8 +107,7 @@ def test_networks(case, measure_case):
     measure_case(case)
 
 
-@pytest.mark.sweep(
-    quick={"timesteps": (4,), "batch": (2,)}, full=FULL, workload="sj-spikformer", nodes=METHODS, shape=(3, 32, 32)
-)
+@pytest.mark.sweep(quick={"timesteps": ()}, full=FULL, workload="sj-spikformer", nodes=METHODS, shape=(3, 32, 32))
 def test_spikformer(case, measure_case):
+    """In the full field alone."""
     measure_case(case)

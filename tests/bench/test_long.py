@@ -95,7 +95,7 @@ def test_impossible_search_is_refused():
 
 def test_largest_command_shows_that_the_carrier_goes_further():
     """The command measures real steps: in one budget the carrier fits more steps than the standard LIF."""
-    arguments = ["largest", "--budget=1 MiB", "--node=lif,lif-carrier", "--batch=2", "--shape=256"]
+    arguments = ["largest", "--budget=256 KiB", "--node=lif,lif-carrier", "--batch=2", "--shape=256"]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     found = {
