@@ -97,11 +97,13 @@ def frozen_heap() -> Iterator[None]:
 
     Beside torch, a collection of everything takes a fifth of a second, and a meter asks for a dozen.
     """
+    was_frozen = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not was_frozen:
+            gc.unfreeze()
 
 
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set size
