@@ -81,6 +81,7 @@ LESS = {
     "revsnn-bench run --model net:make --input 4,8,2,8,8 --node as-is,lif+remat --run-id mine": "",
     "revsnn-bench train": "--network digits-net --shape 1x8x8 --epochs 1 --timesteps 2 --batch 256",
     "revsnn-bench largest --budget 64 MiB": '--budget "1 MiB" --workload digits-net --shape 1x8x8 --node lif',
+    "revsnn-bench plan --model net:make --input 4,2000000,2,8,8": '--limit "8 MiB"',
     "revsnn-bench claims": "--from RUN",
     "python examples/remat_networks.py": "--batch 2 --size 8 --steps 2 --rounds 1",
     "python examples/remat_digits.py": "--epochs 1 --batch 256 --size 8",
