@@ -352,7 +352,8 @@ class Cluster:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=number, soft=False),
         )
         folder = str(Path.cwd())
-        return _Slot(actor.remote(self._options, [*(path or folder for path in sys.path), folder]), on_gpu)
+        paths = [*(path or folder for path in sys.path), folder]
+        return _Slot(actor.remote(self._options, paths, folder), on_gpu)
 
     def _slot(self, host: _Host, on_gpu: bool) -> _Slot:
         """An actor that is free, for CPU or GPU; those for the other give way, which are free too."""
@@ -445,10 +446,14 @@ class OnHost:
     Args:
         options: keywords of `Runner`.
         paths: where the run finds modules; those that are here too are searched, last.
+        folder: where the run was started. Where it is here too, cases are measured in it, not where `ray start` was
+            called: an installed package takes its commit from the clone that it is used in.
     """
 
-    def __init__(self, options: dict[str, Any], paths: list[str]) -> None:
+    def __init__(self, options: dict[str, Any], paths: list[str], folder: str) -> None:
         sys.path += [path for path in paths if path not in sys.path and Path(path).exists()]
+        if Path(folder).is_dir():
+            os.chdir(folder)
         _undo_threads()
         self._runner = Runner(measure, **options)
 
