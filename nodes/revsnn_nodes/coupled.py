@@ -287,6 +287,7 @@ class _InvertAndMultiply(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, ybar_seq, vbar_last, _multiply)
 
 
@@ -296,6 +297,7 @@ class _InvertAndRerun(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, ybar_seq, vbar_last, _rerun)
 
 

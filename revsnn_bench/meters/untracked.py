@@ -25,11 +25,10 @@ _IMPORTED_BY_BACKWARD = ("torch._dynamo", "torch.distributed.fsdp")
 
 
 class Older:
-    """The tensors that Python knows now, before the first step. Only strided ones with memory count, on any device.
+    """The tensors that Python knows now, before the first step, and the bytes of their storages.
 
-    Their storages are kept by address, as weak references, which keep an address from being used again, with their
-    bytes. The tensors are asked again later, as each may be given another storage; `gc.get_objects` may leave them out
-    from here on, as it does within `frozen_heap`.
+    The weak references to storages keep an address from being used again. Those to tensors serve to ask each again, for
+    the first step may resize it or give it another storage, and within `frozen_heap` no search of objects finds it.
     """
 
     def __init__(self) -> None:
@@ -55,10 +54,6 @@ class Lasting:
 
     older: Older
     grown: int | None
-
-    def storages(self) -> list[tuple[StorageWeakRef, int]]:
-        """Storages of all tensors that are alive now, with the bytes that they have had since."""
-        return self.older.newer_storages()
 
 
 def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object]) -> Lasting:
@@ -92,11 +87,11 @@ def growth(step: TrainingStep, lasting: Lasting) -> tuple[int, str | None]:
     """Bytes by which the tensors of a step grow when it runs once more, and the module that holds most of them."""
     held = held_by_module(step.model)
     with quiet_gc():
-        before = sum(nbytes for _, nbytes in lasting.storages())
+        before = sum(nbytes for _, nbytes in lasting.older.newer_storages())
     step.backward(step.forward())
     step.prepare()
     with quiet_gc():
-        grown = sum(nbytes for _, nbytes in lasting.storages()) - before
+        grown = sum(nbytes for _, nbytes in lasting.older.newer_storages()) - before
     if grown <= 0:
         return 0, None
     more = {name: nbytes - held.get(name, 0) for name, nbytes in held_by_module(step.model).items()}
@@ -136,7 +131,7 @@ def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> 
     """
     step.prepare()
     with quiet_gc():
-        kept = lasting.storages()
+        kept = lasting.older.newer_storages()
         before = host_use()
         output = step.forward()
         after = host_use()
