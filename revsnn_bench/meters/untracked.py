@@ -11,6 +11,7 @@ import importlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.leaks import held_by_module
 from revsnn_bench.meters.step import TrainingStep, storage_of
 from revsnn_bench.records import UntrackedBytes
-from revsnn_bench.system.process import HostUse, host_use, quiet_gc
+from revsnn_bench.system.process import HostUse, all_objects, host_use, quiet_gc
 
 _IMPORTED_BY_BACKWARD = ("torch._dynamo", "torch.distributed.fsdp")
 
@@ -33,14 +34,14 @@ class Older:
 
     def __init__(self) -> None:
         gc.collect()
-        tensors = _tensors()
+        tensors = _tensors(all_objects())
         self._storages = {each._cdata: (StorageWeakRef(each), each.nbytes()) for each in _storages(tensors)}
         self._tensors = [weakref.ref(tensor) for tensor in tensors]
 
     def newer_storages(self) -> list[tuple[StorageWeakRef, int]]:
         """Storages of all tensors that are alive now, with the bytes that they have had since."""
         known = [tensor for reference in self._tensors if (tensor := reference()) is not None]
-        found = {storage._cdata: storage for storage in _storages([*known, *_tensors()])}
+        found = {storage._cdata: storage for storage in _storages([*known, *_tensors(gc.get_objects())])}
         more = [(each, each.nbytes() - self._storages.get(key, (None, 0))[1]) for key, each in found.items()]
         return [(StorageWeakRef(storage), nbytes) for storage, nbytes in more if nbytes > 0]
 
@@ -99,9 +100,8 @@ def growth(step: TrainingStep, lasting: Lasting) -> tuple[int, str | None]:
     return grown, most if most is not None and more[most] > 0 else None
 
 
-def _tensors() -> list[Tensor]:
+def _tensors(objects: list[Any]) -> list[Tensor]:
     # By type: an `isinstance` would ask lazy proxies, which import what they stand for. Few types, many objects.
-    objects = gc.get_objects()
     types = {found for found in set(map(type, objects)) if issubclass(found, Tensor)}
     return [each for each in objects if type(each) in types]
 

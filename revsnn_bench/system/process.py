@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -104,6 +105,16 @@ def frozen_heap() -> Iterator[None]:
     finally:
         if not was_frozen:
             gc.unfreeze()
+
+
+def all_objects() -> list[Any]:
+    """What `gc.get_objects` gives, and what is frozen: in a worker, all that was imported before it was forked."""
+    was_frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    found = gc.get_objects()
+    if was_frozen:
+        gc.freeze()
+    return found
 
 
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set size

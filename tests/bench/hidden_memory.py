@@ -16,6 +16,8 @@ from revsnn_nodes import surrogate
 from torch import Tensor, nn
 
 _EVERYWHERE: dict[str, Any] = {}
+_OF_MODULE = torch.empty(0)
+"""Imported before a case is measured; in a worker, before it is forked, when all that is there has been frozen."""
 
 
 class _Keep(torch.autograd.Function):
@@ -102,11 +104,13 @@ def _everywhere(node: Hiding) -> dict[str, Any]:
     return _EVERYWHERE
 
 
-def _given(take: Callable[[Tensor, Tensor], Any]) -> Callable[[], Hiding]:
+def _given(
+    take: Callable[[Tensor, Tensor], Any], empty: Callable[[], Tensor] = lambda: torch.empty(0)
+) -> Callable[[], Hiding]:
     """A layer built with an empty tensor, to which the first call gives memory."""
 
     def make() -> Hiding:
-        older = torch.empty(0)
+        older = empty()
 
         def hide(node: Hiding, x: Tensor, y: Tensor) -> None:
             if not older.numel():
@@ -152,6 +156,7 @@ TENSORS: dict[str, Callable[[], nn.Module]] = {
     "global buffer made by the first call": lambda: Hiding(_once("buffer", torch.clone, _everywhere)),
     "older tensor with the data of another": _given(lambda older, x: setattr(older, "data", x.clone())),
     "older tensor that is resized": _given(lambda older, x: older.resize_(x.shape)),
+    "tensor of a module that is resized": _given(lambda older, x: older.resize_(x.shape), lambda: _OF_MODULE),
 }
 """Ways to hide one tensor of the input's size: it is counted, to the byte."""
 
