@@ -109,6 +109,7 @@ def test_every_backward_follows_a_fresh_forward_and_the_order_alternates():
 
 def test_the_garbage_collector_rests_while_the_clock_runs_and_is_put_back():
     seen = []
+    gc.unfreeze()
     measure_time(Step(lambda: seen.append(gc.isenabled())), None, target_s=0.0)
     assert not any(seen)
     assert gc.isenabled()
