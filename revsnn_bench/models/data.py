@@ -11,13 +11,13 @@ Encodings: the same image at every step, random spikes at a rate of its brightne
 import hashlib
 import tarfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -47,13 +47,21 @@ def digits(test_share: float = 0.2, seed: int = 0, size: int = SIDE, channels: i
     Raises:
         ValueError: a size below 8.
     """
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16.0
-    labels = torch.from_numpy(bunch.target).long()
+    rows = torch.from_numpy(np.loadtxt(_digits_file(), delimiter=","))
+    images = rows[:, :-1].float().reshape(-1, 1, SIDE, SIDE) / 16.0
+    labels = rows[:, -1].long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     images, labels = upsampled(images[order], size).expand(-1, channels, -1, -1), labels[order]
     first = round(len(labels) * test_share)
     return Split(images[first:], labels[first:], images[:first], labels[:first])
+
+
+def _digits_file() -> Path:
+    """What `sklearn.datasets.load_digits` reads. Importing scikit-learn takes two seconds; every run would wait."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ImportError("The digits need scikit-learn, which is not installed: pip install scikit-learn.")
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def upsampled(images: Tensor, size: int) -> Tensor:

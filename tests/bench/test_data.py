@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from revsnn_bench.models.data import (
     CIFAR10,
@@ -115,6 +116,18 @@ def test_official_archives_hold_sixty_thousand_images():
     for layout in (CIFAR10, CIFAR100):
         train, test = layout.records
         assert (train * len(layout.train_files), test * len(layout.test_files)) == (50_000, 10_000)
+
+
+def test_digits_are_those_of_scikit_learn():
+    """Read from its file: importing it takes longer than all else that a run waits for."""
+    split, shipped = digits(), load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    images, labels = (
+        torch.cat([split.test_images, split.train_images]),
+        torch.cat([split.test_labels, split.train_labels]),
+    )
+    assert torch.equal(images[:, 0] * 16, torch.from_numpy(shipped.images).float()[order])
+    assert torch.equal(labels, torch.from_numpy(shipped.target)[order])
 
 
 def test_digits_are_split_once_and_enlarged():
