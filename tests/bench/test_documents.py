@@ -439,9 +439,9 @@ def test_the_rule_for_launches_is_near_the_best_shape_that_was_timed():
     shares = []
     for (kernel, steps, dtype, neurons), times in places.items():
         groups = 2 if kernel in ("coupled_forward", "inverse_backward", "anchored_backward") else 1
-        pieces, rows = launch.pieces_of(steps, launch.MOST_ROWS // groups)
         itemsize = 2 if dtype == "bfloat16" else 4
-        block, warps, stages = launch.shape_of(kernel, neurons // groups, itemsize, rows, groups, pieces)
+        _, rows = launch.pieces_of(steps, launch.MOST_ROWS[itemsize] // groups)
+        block, warps, stages = launch.shape_of(kernel, neurons // groups, itemsize, rows, groups)
         columns = block // (32 * warps)
         took = times.get((columns, warps, stages)) or times[columns, 4, stages]
         shares.append(min(times.values()) / took)

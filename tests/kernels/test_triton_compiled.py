@@ -53,12 +53,13 @@ def test_every_operator_on_cuda_has_a_kernel(pool):
 ])  # fmt: skip
 def test_reads_and_writes_sixteen_bytes_and_spills_nothing(compiled, name, steps):
     """In float32 for sm_90: four columns per thread give wide accesses alone; the widest that are tried
-    do not spill; loops read ahead asynchronously; no multiply-add changes the reference's rounding."""
+    do not spill; loops read ahead asynchronously; no multiply-add changes a forward's rounding."""
     facts = compiled(90, name, *operator(name, steps, torch.float32))
     wide = [each for each in facts if each["per_thread"] >= 4]
     assert wide
     assert all(each["wide_accesses"] == each["accesses"] > 0 for each in wide)
-    assert all(each["spilled_bytes"] == each["multiply_adds"] == 0 for each in facts)
+    assert all(each["spilled_bytes"] == 0 for each in facts)
+    assert all(each["multiply_adds"] == 0 for each in facts) or name.endswith("_backward")
     assert any(each["asynchronous"] for each in facts) or name in ("carrier_backward", "anchored_backward")
 
 

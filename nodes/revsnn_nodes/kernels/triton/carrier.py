@@ -15,6 +15,7 @@ cost 6.
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton.equations import (
+    AGAIN,
     appended,
     charge_of,
     clamped,
@@ -28,8 +29,10 @@ from revsnn_nodes.kernels.triton.equations import (
     park,
     parked,
     read,
+    read_narrow,
     read_or,
     reset_of,
+    widened,
     write,
 )
 
@@ -67,7 +70,7 @@ def _decoded(y, unscale):
 def _regenerated(y, v, p, unscale, from_rest, mode):
     """Charge, and membrane after a step, by the decoded spike: none can flip."""
     s, x = _decoded(y, unscale)
-    h = p.keep * v + p.gain * x + from_rest
+    h = tl.fma(p.keep, v, tl.fma(p.gain, x, from_rest))
     return h, reset_of(h, s, p, mode)
 
 
@@ -92,7 +95,7 @@ def carrier_backward(
     v = v_first
     for piece in range(1, pieces):
         for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
-            _, v = _regenerated(read(y_seq + t * columns + at, mask), v, p, unscale, from_rest, mode)
+            _, v = _regenerated(read(y_seq + t * columns + at, mask, AGAIN), v, p, unscale, from_rest, mode)
         park(xbar_seq + piece * ROWS * columns + at, v, columns, mask)
     tl.debug_barrier()  # another thread of this program may read what this one wrote
 
@@ -104,17 +107,18 @@ def carrier_backward(
         for r in tl.static_range(ROWS):
             there = mask if EVEN else mask & (first + r < steps)
             row = (first + r) * columns
-            y = appended(y, read(y_seq + row + at, there))
-            ybar = appended(ybar, read_or(ybar_seq, row, at, there, 0.0, dtype))
+            y = appended(y, read_narrow(y_seq, row, at, there, dtype))
+            ybar = appended(ybar, read_narrow(ybar_seq, row, at, there, dtype))
         for r in tl.static_range(ROWS):
-            h_r, v = _regenerated(y[r], v, p, unscale, from_rest, mode)
+            h_r, v = _regenerated(widened(y[r]), v, p, unscale, from_rest, mode)
             h = appended(h, h_r)
         for r in tl.static_range(ROWS - 1, -1, -1):
             there = mask if EVEN else mask & (first + r < steps)
-            s, x = _decoded(y[r], unscale)
-            hbar = lif_step_vjp(h[r], s, ybar[r], vbar, p, mode)
-            vbar = tl.where(there, p.keep * hbar, vbar)
-            xbar = tl.where(tl.abs(x) < p.clamp, p.gain * hbar + p.epsilon * ybar[r], 0.0)
+            s, x = _decoded(widened(y[r]), unscale)
+            ybar_r = widened(ybar[r])
+            hbar = lif_step_vjp(h[r], s, ybar_r, vbar, p, mode)
+            vbar = p.keep * hbar if EVEN else tl.where(there, p.keep * hbar, vbar)
+            xbar = tl.where(tl.abs(x) < p.clamp, tl.fma(p.gain, hbar, p.epsilon * ybar_r), 0.0)
             write(xbar_seq + (first + r) * columns + at, xbar, there)
     if vbar0 is not None:
         write(vbar0 + at, vbar, mask)

@@ -18,6 +18,8 @@ segment. With P = ceil(k / R) pieces per segment the traffic is 3 + 1 / k for y,
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton.equations import (
+    AGAIN,
+    USUAL,
     appended,
     charge_of,
     clamped,
@@ -32,8 +34,10 @@ from revsnn_nodes.kernels.triton.equations import (
     phi_of,
     prepended,
     quotient,
+    read_narrow,
     read_or,
     rounded,
+    widened,
     write,
 )
 
@@ -46,20 +50,31 @@ def first_group_of(columns, inner, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @jit
-def read_groups(tensor, row, at, inner, mask, fill, dtype: tl.constexpr, GROUPS: tl.constexpr):
+def read_groups(
+    tensor, row, at, inner, mask, fill, dtype: tl.constexpr, GROUPS: tl.constexpr, policy: tl.constexpr = USUAL
+):
     """A block of every group, in their order, from a tensor's row; `fill` where no tensor is given."""
     parts = ()
     for i in tl.static_range(GROUPS):
-        parts = appended(parts, read_or(tensor, row + i * inner, at, mask, fill, dtype))
+        parts = appended(parts, read_or(tensor, row + i * inner, at, mask, fill, dtype, policy))
+    return parts
+
+
+@jit
+def read_narrow_groups(tensor, row, at, inner, mask, dtype: tl.constexpr, GROUPS: tl.constexpr):
+    """A block of every group, in their order, in the tensor's type; zeros where no tensor is given."""
+    parts = ()
+    for i in tl.static_range(GROUPS):
+        parts = appended(parts, read_narrow(tensor, row + i * inner, at, mask, dtype))
     return parts
 
 
 @jit
 def groups_of(parts, step: tl.constexpr, GROUPS: tl.constexpr):
-    """The groups of one step, from a tuple that holds those of several steps one after the other."""
+    """The groups of one step in the type of the arithmetic, from a tuple that holds those of several steps in turn."""
     found = ()
     for i in tl.static_range(GROUPS):
-        found = appended(found, parts[step * GROUPS + i])
+        found = appended(found, widened(parts[step * GROUPS + i]))
     return found
 
 
@@ -127,7 +142,7 @@ def invert_step(y, after, p, mode, GROUPS: tl.constexpr):
     v = ()
     for i in tl.static_range(GROUPS):
         d = x_first if i == 0 else y[i - 1]
-        v = appended(v, (m[i] - p.gain * d - p.inflow) * (1 / p.keep))
+        v = appended(v, tl.fma(-p.gain, d, m[i] - p.inflow) * (1 / p.keep))
     return m, v
 
 
@@ -142,8 +157,8 @@ def _group_vjp(y, m, ybar, vbar, p, mode):
         else:
             ybar = ybar - tl.where((y > 0) & (y < 1), gbar, 0.0)
             sbar = ybar
-    kept = vbar if mode.soft else vbar * (1 - p.alpha * gate_of(y, m, p, mode))
-    mbar = kept + sbar * phi_of(m, p, mode)
+    kept = vbar if mode.soft else tl.fma(-p.alpha * gate_of(y, m, p, mode), vbar, vbar)
+    mbar = tl.fma(sbar, phi_of(m, p, mode), kept)
     return p.beta * ybar, p.gain * mbar, p.keep * mbar
 
 
@@ -258,7 +273,7 @@ def anchored_backward(
             v = _membranes(v0, anchors, xbar_seq, at, width, inner, mask, p.rest, begin, begin, segment, dtype, GROUPS)
             for piece in range(1, pieces):
                 for t in tl.range(begin + (piece - 1) * ROWS, begin + piece * ROWS, num_stages=STAGES):
-                    y = read_groups(y_seq, t * width, at, inner, mask, 0.0, dtype, GROUPS)
+                    y = read_groups(y_seq, t * width, at, inner, mask, 0.0, dtype, GROUPS, AGAIN)
                     _, v = regenerate_step(y, v, p, mode, GROUPS)
                 for i in tl.static_range(GROUPS):
                     park(xbar_seq + (begin + piece * ROWS) * width + at + i * inner, v[i], width, mask)
@@ -272,8 +287,8 @@ def anchored_backward(
             for r in tl.static_range(ROWS):
                 there = mask if EVEN else mask & (first + r < end)
                 row = (first + r) * width
-                y = y + read_groups(y_seq, row, at, inner, there, 0.0, dtype, GROUPS)
-                ybar = ybar + read_groups(ybar_seq, row, at, inner, there, 0.0, dtype, GROUPS)
+                y = y + read_narrow_groups(y_seq, row, at, inner, there, dtype, GROUPS)
+                ybar = ybar + read_narrow_groups(ybar_seq, row, at, inner, there, dtype, GROUPS)
             for r in tl.static_range(ROWS):
                 m_r, v = regenerate_step(groups_of(y, r, GROUPS), v, p, mode, GROUPS)
                 m = m + m_r
@@ -282,6 +297,6 @@ def anchored_backward(
                 y_r, m_r, ybar_r = groups_of(y, r, GROUPS), groups_of(m, r, GROUPS), groups_of(ybar, r, GROUPS)
                 xbar, vbar_r = coupled_step_vjp(y_r, m_r, ybar_r, vbar, p, mode, GROUPS)
                 write_groups(xbar_seq + (first + r) * width + at, xbar, inner, there, GROUPS)
-                vbar = chosen(there, vbar_r, vbar, GROUPS)
+                vbar = vbar_r if EVEN else chosen(there, vbar_r, vbar, GROUPS)
     if vbar0 is not None:
         write_groups(vbar0 + at, vbar, inner, mask, GROUPS)

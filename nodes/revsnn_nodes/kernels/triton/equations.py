@@ -26,6 +26,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SIGMOID, ATAN, QUADRATIC, EXPONENTIAL, SQUARED, ERF, RECT = map(tl.constexpr, range(len(KINDS)))
 FMA, SHIFTED, SCALED, CENTRED = map(tl.constexpr, range(len(FORMS)))
 
+USUAL, AGAIN = tl.constexpr(""), tl.constexpr("evict_last")
+"""Policies of the cache for what is read: AGAIN for what this kernel reads again, which the cache holds if it can."""
+
 f64 = tl.float64
 """Annotates a kernel's numbers: without it Triton passes a float as float32."""
 
@@ -127,19 +130,36 @@ def columns_of(columns, BLOCK: tl.constexpr):
 
 
 @jit
-def read(pointers, mask):
-    """A block in the type of the arithmetic; zeros where masked."""
-    block = tl.load(pointers, mask=mask, other=0.0)
+def widened(block):
+    """A block in the type of the arithmetic."""
     return block if block.dtype == tl.float64 else block.to(tl.float32)
 
 
 @jit
-def read_or(tensor, row, at, mask, fill, dtype: tl.constexpr):
+def read(pointers, mask, policy: tl.constexpr = USUAL):
+    """A block in the type of the arithmetic; zeros where masked."""
+    return widened(tl.load(pointers, mask=mask, other=0.0, eviction_policy=policy))
+
+
+@jit
+def read_narrow(tensor, row, at, mask, dtype: tl.constexpr):
+    """A block of a tensor from its row in the tensor's type, which in half precision takes half the registers.
+
+    Zeros where masked, or where no tensor is given.
+    """
+    if tensor is None:
+        return tl.zeros(at.shape, dtype)
+    else:  # noqa: RET505  (Triton compiles what follows an `if`, and would read from None)
+        return tl.load(tensor + row + at, mask=mask, other=0.0)
+
+
+@jit
+def read_or(tensor, row, at, mask, fill, dtype: tl.constexpr, policy: tl.constexpr = USUAL):
     """A block of a tensor from its row; `fill` where no tensor is given."""
     if tensor is None:
         return tl.zeros(at.shape, tl.float64 if dtype == tl.float64 else tl.float32) + fill
     else:  # noqa: RET505  (Triton compiles what follows an `if`, and would read from None)
-        return read(tensor + row + at, mask)
+        return read(tensor + row + at, mask, policy)
 
 
 @jit
@@ -211,7 +231,7 @@ def phi_of(h, p, mode):
         e = tl.exp(-p.scale * tl.abs(z))
         return p.height * e / ((1 + e) * (1 + e))
     if mode.kind == ATAN:
-        return p.height / (1 + (z * p.scale) * (z * p.scale))
+        return p.height / tl.fma(z * p.scale, z * p.scale, 1.0)
     if mode.kind == QUADRATIC:
         return tl.maximum(p.height - p.scale * tl.abs(z), 0.0)
     if mode.kind == EXPONENTIAL:
@@ -225,8 +245,11 @@ def phi_of(h, p, mode):
 
 @jit
 def lif_step_vjp(h, s, sbar, vbar, p, mode):
-    """Gradient at the charge, of those at the spike and at the membrane after the step."""
+    """Gradient at the charge, of those at the spike and at the membrane after the step.
+
+    Multiply-adds are written out, here and wherever else a gradient is made: the compiler makes none.
+    """
     if not mode.detach:
-        sbar = sbar - vbar * (p.threshold if mode.soft else h - p.rest)
-    kept = vbar if mode.soft else vbar * (1 - s)
-    return kept + sbar * phi_of(h, p, mode)
+        sbar = tl.fma(-vbar, p.threshold if mode.soft else h - p.rest, sbar)
+    kept = vbar if mode.soft else tl.fma(-s, vbar, vbar)
+    return tl.fma(sbar, phi_of(h, p, mode), kept)

@@ -53,8 +53,10 @@ KERNELS: dict[str, Kernel] = {
 INTERPRETED_BLOCK = 32
 """Columns of a program in the interpreter."""
 
-MOST_ROWS = 16
-"""Rows of a sequence, at most, of which a backward pass holds output, gradient and charge in registers."""
+MOST_ROWS = {2: 8, 4: 16, 8: 16}
+"""Rows of a sequence, at most, of which a backward pass holds output, gradient and charge in registers, by the bytes of
+a number. In half precision there is more arithmetic for each byte, and more warps at a time hide more of it than a
+longer sweep costs."""
 
 
 ROW_BYTES = 512
@@ -79,19 +81,19 @@ class Shape(NamedTuple):
     stages: int
 
 
-def shape_of(name: str, columns: int, itemsize: int, rows: int = 1, groups: int = 1, pieces: int = 1) -> Shape:
+def shape_of(name: str, columns: int, itemsize: int, rows: int = 1, groups: int = 1) -> Shape:
     """The shape of a launch.
 
     Chosen by a rule, from timings of all kernels on an NVIDIA H200, at 8 thousand to 4 million columns: in 64 of 72
     places its choice is within a tenth of the best of 18 shapes (docs/gpu.md). With 3 stages, the tensors of the next
-    two steps are copied to shared memory, asynchronously, while a step is computed.
+    two steps are copied to shared memory, asynchronously, while a step is computed; kernels that hold rows in registers
+    have enough under way.
 
     Args:
         columns: of the launch.
         itemsize: bytes of a number.
         rows: steps that the kernel holds in registers.
         groups: of each column.
-        pieces: into which steps are cut, of `rows` each.
     """
     keeps_rows = KERNELS[name].held > 1
     held = KERNELS[name].held * rows * groups if keeps_rows else groups
@@ -100,8 +102,7 @@ def shape_of(name: str, columns: int, itemsize: int, rows: int = 1, groups: int 
     while each > least and (columns < 32 * each * LEAST_WARPS or each * held > MOST_HELD[itemsize]):
         each //= 2
     block = max(ROW_BYTES // itemsize, 32 * each)
-    stages = 1 if keeps_rows and (pieces == 1 or itemsize > 2) else 3
-    return Shape(block, block // (32 * each), stages)
+    return Shape(block, block // (32 * each), 1 if keeps_rows else 3)
 
 
 _MOST_PREPARED = 1024
@@ -168,9 +169,7 @@ def pieces_of(steps: int, rows: int) -> tuple[int, int]:
 def _shape_for(name: str, given: dict[str, Any], itemsize: int) -> Shape:
     if INTERPRETED:
         return Shape(INTERPRETED_BLOCK, 1, 1)
-    rows = given.get("ROWS", 1)
-    pieces = math.ceil(given.get("every", given["steps"]) / rows)
-    return shape_of(name, given["columns"], itemsize, rows, given.get("GROUPS", 1), pieces)
+    return shape_of(name, given["columns"], itemsize, given.get("ROWS", 1), given.get("GROUPS", 1))
 
 
 def _grid(given: dict[str, Any], shape: Shape) -> tuple[int, int, int]:
@@ -179,8 +178,8 @@ def _grid(given: dict[str, Any], shape: Shape) -> tuple[int, int, int]:
 
 def _run(function: Any, given: dict[str, Any], shape: Shape) -> Any:
     """Compiles where that was not done, and runs; the compiled kernel."""
-    # Without multiply-adds forward values are the reference's, and a charge that is regenerated is the charge that
-    # fired. It costs nothing: the kernels wait for memory, not for arithmetic.
+    # Without multiply-adds but those written out, forward values are the reference's, and a charge that is regenerated
+    # is the charge that fired.
     cut = {"BLOCK": shape.block, "STAGES": shape.stages, "num_warps": shape.warps}
     return function[_grid(given, shape)](**given, **cut, enable_fp_fusion=False)
 
@@ -197,7 +196,7 @@ def _kernel_arguments(name: str, call: dict[str, Any], tensors: list[Tensor | No
     sequence, p = next(iter(call.values())), Numbers(*call["p"])
     steps, groups = sequence.shape[0], call.get("groups", 1)
     every = min(call.get("every", steps), steps)
-    pieces, rows = pieces_of(every, MOST_ROWS // groups)
+    pieces, rows = pieces_of(every, MOST_ROWS[sequence.element_size()] // groups)
     exact = reciprocal_is_exact(p.tau)
     switches = {**call, "exact": exact or call.get("rate") is not None, "leaky": not math.isinf(p.tau)}
     named = {

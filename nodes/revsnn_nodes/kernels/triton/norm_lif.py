@@ -11,9 +11,11 @@ P = ceil(T / ROWS) pieces its traffic is 3 + (P - 1) (ROWS + 2) / T words (z, sb
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton.equations import (
+    AGAIN,
     CENTRED,
     FMA,
     SCALED,
+    USUAL,
     appended,
     charge_of,
     columns_of,
@@ -27,9 +29,10 @@ from revsnn_nodes.kernels.triton.equations import (
     park,
     parked,
     read,
+    read_narrow,
     read_or,
     reset_of,
-    rounded,
+    widened,
     write,
 )
 
@@ -51,16 +54,16 @@ def coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, 
 
 
 @jit
-def input_of(z_seq, residual_seq, place, mask, norm, mode, dtype: tl.constexpr):
-    """The neuron's input, with the values that the norm and the sum would have in memory."""
-    z = read(z_seq + place, mask)
+def input_of(z_seq, residual_seq, place, mask, norm, mode, dtype: tl.constexpr, policy: tl.constexpr = USUAL):
+    """The neuron's input, with the values that the norm and the sum would have in memory, and in their type."""
+    z = read(z_seq + place, mask, policy)
     if mode.form == SCALED:
         z = norm[1] * (z - norm[0])
     elif mode.form == CENTRED:
         z = z - norm[0]
-    x = rounded(tl.fma(z, norm[2], norm[3]), dtype)
+    x = tl.fma(z, norm[2], norm[3]).to(dtype)
     if residual_seq is not None:
-        x = rounded(x + read(residual_seq + place, mask), dtype)
+        x = (widened(x) + read(residual_seq + place, mask, policy)).to(dtype)
     return x
 
 
@@ -89,7 +92,7 @@ def norm_lif_forward(
     for t in tl.range(0, steps, num_stages=STAGES):
         row = t * columns
         x = input_of(z_seq, residual_seq, row + at, mask, norm, mode, dtype)
-        _, s, v = step_of(x, v, p, mode)
+        _, s, v = step_of(widened(x), v, p, mode)
         write(s_seq + row + at, s, mask)
     write(v_last + at, v, mask)
 
@@ -115,8 +118,8 @@ def norm_lif_backward(
     v = v_first
     for piece in range(1, pieces):
         for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
-            x = input_of(z_seq, residual_seq, t * columns + at, mask, norm, mode, dtype)
-            _, _, v = step_of(x, v, p, mode)
+            x = input_of(z_seq, residual_seq, t * columns + at, mask, norm, mode, dtype, AGAIN)
+            _, _, v = step_of(widened(x), v, p, mode)
         park(xbar_seq + piece * ROWS * columns + at, v, columns, mask)
     tl.debug_barrier()  # another thread of this program may read what this one wrote
 
@@ -129,14 +132,14 @@ def norm_lif_backward(
             there = mask if EVEN else mask & (first + r < steps)
             row = (first + r) * columns
             x = appended(x, input_of(z_seq, residual_seq, row + at, there, norm, mode, dtype))
-            sbar = appended(sbar, read_or(sbar_seq, row, at, there, 0.0, dtype))
+            sbar = appended(sbar, read_narrow(sbar_seq, row, at, there, dtype))
         for r in tl.static_range(ROWS):
-            h_r, s, v = step_of(x[r], v, p, mode)
+            h_r, s, v = step_of(widened(x[r]), v, p, mode)
             h = appended(h, kept_charge(h_r, s, least, greatest, dtype))  # that which the neuron would have kept
         for r in tl.static_range(ROWS - 1, -1, -1):
             there = mask if EVEN else mask & (first + r < steps)
-            hbar = lif_step_vjp(h[r], fired(h[r], p), sbar[r], vbar, p, mode)
-            vbar = tl.where(there, p.keep * hbar, vbar)
+            hbar = lif_step_vjp(h[r], fired(h[r], p), widened(sbar[r]), vbar, p, mode)
+            vbar = p.keep * hbar if EVEN else tl.where(there, p.keep * hbar, vbar)
             write(xbar_seq + (first + r) * columns + at, p.gain * hbar, there)
     if vbar0 is not None:
         write(vbar0 + at, vbar, mask)
