@@ -16,6 +16,8 @@ import triton.language as tl
 
 from revsnn_nodes.kernels.triton.equations import (
     AGAIN,
+    LAST,
+    USUAL,
     appended,
     charge_of,
     clamped,
@@ -80,9 +82,12 @@ def carrier_backward(
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
     epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
     steps: tl.int32, columns: tl.int64, mode, ROWS: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    SWEPT: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the input, and of the first membrane where wanted; EVEN: all pieces have ROWS steps."""
+    """Writes the gradient of the input, and of the first membrane where wanted.
+
+    EVEN: all pieces have ROWS steps. SWEPT: there is more than one.
+    """
     dtype: tl.constexpr = y_seq.dtype.element_ty
     p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
@@ -90,6 +95,7 @@ def carrier_backward(
     vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
     unscale, from_rest = 1 / p.epsilon, p.rest - p.keep * p.rest  # from_rest: the charge's constant part
     pieces = (steps + ROWS - 1) // ROWS
+    last: tl.constexpr = LAST if SWEPT else USUAL
 
     # The sweep: the membrane before every piece but the first, kept where that piece's first gradient will go.
     v = v_first
@@ -107,8 +113,8 @@ def carrier_backward(
         for r in tl.static_range(ROWS):
             there = mask if EVEN else mask & (first + r < steps)
             row = (first + r) * columns
-            y = appended(y, read_narrow(y_seq, row, at, there, dtype))
-            ybar = appended(ybar, read_narrow(ybar_seq, row, at, there, dtype))
+            y = appended(y, read_narrow(y_seq, row, at, there, dtype, last))
+            ybar = appended(ybar, read_narrow(ybar_seq, row, at, there, dtype, last))
         for r in tl.static_range(ROWS):
             h_r, v = _regenerated(widened(y[r]), v, p, unscale, from_rest, mode)
             h = appended(h, h_r)
@@ -119,6 +125,6 @@ def carrier_backward(
             hbar = lif_step_vjp(h[r], s, ybar_r, vbar, p, mode)
             vbar = p.keep * hbar if EVEN else tl.where(there, p.keep * hbar, vbar)
             xbar = tl.where(tl.abs(x) < p.clamp, tl.fma(p.gain, hbar, p.epsilon * ybar_r), 0.0)
-            write(xbar_seq + (first + r) * columns + at, xbar, there)
+            write(xbar_seq + (first + r) * columns + at, xbar, there, last)
     if vbar0 is not None:
         write(vbar0 + at, vbar, mask)

@@ -26,8 +26,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SIGMOID, ATAN, QUADRATIC, EXPONENTIAL, SQUARED, ERF, RECT = map(tl.constexpr, range(len(KINDS)))
 FMA, SHIFTED, SCALED, CENTRED = map(tl.constexpr, range(len(FORMS)))
 
-USUAL, AGAIN = tl.constexpr(""), tl.constexpr("evict_last")
-"""Policies of the cache for what is read: AGAIN for what this kernel reads again, which the cache holds if it can."""
+USUAL, AGAIN, LAST = map(tl.constexpr, ("", "evict_last", "evict_first"))
+"""Policies of the cache: AGAIN for what this kernel reads again, which the cache holds if it can; LAST for what it
+reads or writes for the last time, and which would else take that place."""
 
 f64 = tl.float64
 """Annotates a kernel's numbers: without it Triton passes a float as float32."""
@@ -142,7 +143,7 @@ def read(pointers, mask, policy: tl.constexpr = USUAL):
 
 
 @jit
-def read_narrow(tensor, row, at, mask, dtype: tl.constexpr):
+def read_narrow(tensor, row, at, mask, dtype: tl.constexpr, policy: tl.constexpr = USUAL):
     """A block of a tensor from its row in the tensor's type, which in half precision takes half the registers.
 
     Zeros where masked, or where no tensor is given.
@@ -150,7 +151,7 @@ def read_narrow(tensor, row, at, mask, dtype: tl.constexpr):
     if tensor is None:
         return tl.zeros(at.shape, dtype)
     else:  # noqa: RET505  (Triton compiles what follows an `if`, and would read from None)
-        return tl.load(tensor + row + at, mask=mask, other=0.0)
+        return tl.load(tensor + row + at, mask=mask, other=0.0, eviction_policy=policy)
 
 
 @jit
@@ -163,9 +164,9 @@ def read_or(tensor, row, at, mask, fill, dtype: tl.constexpr, policy: tl.constex
 
 
 @jit
-def write(pointers, block, mask):
+def write(pointers, block, mask, policy: tl.constexpr = USUAL):
     """Stores a block in the type of the tensor."""
-    tl.store(pointers, block.to(pointers.dtype.element_ty), mask=mask)
+    tl.store(pointers, block.to(pointers.dtype.element_ty), mask=mask, eviction_policy=policy)
 
 
 @jit

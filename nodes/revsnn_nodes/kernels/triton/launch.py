@@ -213,5 +213,6 @@ def _kernel_arguments(name: str, call: dict[str, Any], tensors: list[Tensor | No
         "GROUPS": groups,
         "ROWS": rows,
         "EVEN": pieces * rows == every and steps % every == 0,
+        "SWEPT": pieces > 1,
     }
     return {**dict(zip(names, tensors, strict=False)), **{each: named[each] for each in names if each in named}}

@@ -14,6 +14,7 @@ from revsnn_nodes.kernels.triton.equations import (
     AGAIN,
     CENTRED,
     FMA,
+    LAST,
     SCALED,
     USUAL,
     appended,
@@ -103,9 +104,9 @@ def norm_lif_backward(
     tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
     epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64, least: f64, greatest: f64,
     steps: tl.int32, columns: tl.int64, channels: tl.int64, inner: tl.int64, mode,
-    ROWS: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, EVEN: tl.constexpr, SWEPT: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient at x, and of the first membrane where wanted; EVEN: all pieces have ROWS steps."""
+    """Writes the gradient at x, and of the first membrane where wanted; EVEN and SWEPT as in `carrier_backward`."""
     dtype: tl.constexpr = z_seq.dtype.element_ty
     p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
     at, mask = columns_of(columns, BLOCK)
@@ -113,6 +114,7 @@ def norm_lif_backward(
     v_first = read_or(v0, 0, at, mask, p.rest, dtype)
     vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
     pieces = (steps + ROWS - 1) // ROWS
+    last: tl.constexpr = LAST if SWEPT else USUAL
 
     # The sweep: the membrane before every piece but the first, kept where that piece's first gradient will go.
     v = v_first
@@ -131,8 +133,8 @@ def norm_lif_backward(
         for r in tl.static_range(ROWS):
             there = mask if EVEN else mask & (first + r < steps)
             row = (first + r) * columns
-            x = appended(x, input_of(z_seq, residual_seq, row + at, there, norm, mode, dtype))
-            sbar = appended(sbar, read_narrow(sbar_seq, row, at, there, dtype))
+            x = appended(x, input_of(z_seq, residual_seq, row + at, there, norm, mode, dtype, last))
+            sbar = appended(sbar, read_narrow(sbar_seq, row, at, there, dtype, last))
         for r in tl.static_range(ROWS):
             h_r, s, v = step_of(widened(x[r]), v, p, mode)
             h = appended(h, kept_charge(h_r, s, least, greatest, dtype))  # that which the neuron would have kept
@@ -140,6 +142,6 @@ def norm_lif_backward(
             there = mask if EVEN else mask & (first + r < steps)
             hbar = lif_step_vjp(h[r], fired(h[r], p), widened(sbar[r]), vbar, p, mode)
             vbar = p.keep * hbar if EVEN else tl.where(there, p.keep * hbar, vbar)
-            write(xbar_seq + (first + r) * columns + at, p.gain * hbar, there)
+            write(xbar_seq + (first + r) * columns + at, p.gain * hbar, there, last)
     if vbar0 is not None:
         write(vbar0 + at, vbar, mask)
