@@ -16,6 +16,7 @@ from revsnn_bench.claims import Plan, Verdict, judge
 from revsnn_bench.claims.report import claims_markdown
 from revsnn_bench.cli import app
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.records import Status
 from revsnn_bench.report import study, units
 from revsnn_bench.report.canvas import looks
 from revsnn_bench.report.figures.growth import method_figures
@@ -367,6 +368,15 @@ def test_gpu_page_shows_the_network():
         (name, peak, launched), (_, _, replayed), (_, large, large_launched), (_, _, large_replayed) = quarters
         cells = (name, peak, launched, replayed, large, large_launched, large_replayed)
         assert f"| {' | '.join(cells)} |" in GPU_PAGE
+
+
+def test_gpu_page_says_how_much_of_the_suite_ran():
+    """The cases of the run that was saved; all of them ended well."""
+    run = load_run(ROOT / "results" / "gpu" / "h200-suite.jsonl")
+    left = len(run.planned) - len(run.records)
+    assert {record.status for record in run.records} == {Status.OK}
+    assert f"The last {left} of the {len(run.planned)} cases" in GPU_PAGE
+    assert f"The first {len(run.records)}\nran and are right" in GPU_PAGE
 
 
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
