@@ -261,8 +261,8 @@ def _require_unfinished(journal: Path) -> None:
 
 
 def new_run_id() -> str:
-    """A new run id: UTC time, so that names sort by age, and six random digits against clashes."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    """A new run id: UTC time, so that names sort by age, and ten random digits against clashes."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(5)}"
 
 
 class Journal:
