@@ -370,6 +370,22 @@ def test_gpu_page_shows_the_network():
         assert f"| {' | '.join(cells)} |" in GPU_PAGE
 
 
+@pytest.mark.parametrize("kernel", ["carrier_backward", "norm_lif_backward"])
+def test_gpu_page_shows_what_rows_and_cache_gave(kernel):
+    """Times of the shapes that the rule chooses, by the kernels before and after, with sixteen rows and eight."""
+    timed = json.loads((ROOT / "results" / "gpu" / "h200-rows.json").read_text(encoding="utf-8"))
+    before, now = "before", "and the rest given up first"
+    cells = [
+        f"{1e3 * each['ms']:.0f} µs"
+        for variant in ((before, 16, 1), (now, 16, 1), (before, 16, 4), (before, 8, 4), (now, 8, 4))
+        for each in timed
+        if (each["kernels"], each["most_rows"], each["c"]) == variant
+        and (each["kernel"], each["T"]) == (kernel, 64)
+        and each["dtype"] == ("float32" if each["c"] == 1 else "bfloat16")
+    ]
+    assert f"| `{kernel}` | {' | '.join(cells)} |" in GPU_PAGE
+
+
 def test_gpu_page_says_how_much_of_the_suite_ran():
     """The cases of the run that was saved; all of them ended well."""
     run = load_run(ROOT / "results" / "gpu" / "h200-suite.jsonl")
