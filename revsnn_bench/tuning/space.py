@@ -43,9 +43,8 @@ class Range:
         return min(max(float(value or 0), self.low), self.high)
 
     def suggested(self, trial: "optuna.Trial", name: str) -> Option:
-        """What Optuna suggests, rounded."""
-        value = trial.suggest_float(name, self.low, self.high, log=self.log)
-        return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
+        """What Optuna suggests."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
 
 
 @dataclass(frozen=True)
@@ -292,3 +291,18 @@ class StudySettings(BaseModel):
     def fresh_seeds(self) -> Sequence[int]:
         """Seeds that no trial has seen."""
         return range(self.seed + 1, self.seed + 1 + self.seeds)
+
+
+def sampler(seed: int, random_trials: int) -> "optuna.samplers.TPESampler":
+    """Optuna's sampler, whose numbers have `_DIGITS` digits: what a record says is then all that the sampler knew."""
+    from optuna.distributions import FloatDistribution
+    from optuna.samplers import TPESampler
+
+    class Rounded(TPESampler):
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            value = super().sample_independent(study, trial, param_name, param_distribution)
+            if isinstance(param_distribution, FloatDistribution):
+                value = min(max(float(f"{value:.{_DIGITS}g}"), param_distribution.low), param_distribution.high)
+            return value
+
+    return Rounded(seed=seed, constant_liar=True, n_startup_trials=random_trials)

@@ -1,9 +1,9 @@
 """The search: Optuna proposes, workers try, and what is known is on the disk before anything else happens.
 
-Two files. The run's own journal holds a record per trial, as of any run. Optuna's journal, `<run>.optuna` beside it,
-holds what was proposed and told. A trial that was proposed and has no record when a study is resumed is tried again,
-with the same choice. The sampler is seeded anew for every trial, by the study's seed and the number, so that a study
-that was resumed proposes what it would have proposed anyway.
+The run's journal, with a record per trial as of any run, is all that is kept. Optuna's study lives in memory: one that
+is resumed is told every trial of the journal again, with the choice in its record. The sampler is seeded anew for every
+trial, by the study's seed and the number, so that a study that was resumed proposes what it would have proposed anyway,
+whenever it was killed.
 
 Workers try a batch of trials at a time, and a batch is told in its order: which worker was faster decides nothing. For
 the same reason Optuna is told the predicted operations of a step where seconds are asked for; these are measured, and
@@ -11,7 +11,6 @@ the front is theirs.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
 from revsnn_bench.runs import Journal, load_run, new_run_id, require_new
 from revsnn_bench.system.process import PRELOAD
-from revsnn_bench.tuning.space import OBJECTIVES, StudySettings
+from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, sampler
 from revsnn_bench.tuning.trial import Rival, Trial, measure_trial
 
 if TYPE_CHECKING:
@@ -104,7 +103,6 @@ class Study:
             for runner in self._runners:
                 opened.enter_context(runner)
             self._journal = opened.enter_context(self._written(self._runners[0].environment()))
-            self._optuna = self._proposed(self._journal.path.with_suffix(".optuna"))
             self._open = opened.pop_all()
         self._records = {record.case: record for record in self._journal.run}
 
@@ -132,56 +130,29 @@ class Study:
         """What is in the journal."""
         return self._journal.run
 
-    def _proposed(self, path: Path) -> "optuna.Study":
-        """Optuna's study in its own journal, which this process alone writes while it holds the run's."""
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if self.options.resume is None:
-            path.unlink(missing_ok=True)
-        elif path.is_file():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a line torn by a kill
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # held by a process that was killed
-        storage = JournalStorage(JournalFileBackend(str(path)))
-        directions = [OBJECTIVES[name] for name in self.settings.objective]
-        name = self._journal.path.stem
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-        for node in self.settings.nodes[len(study.get_trials(deepcopy=False)) :]:
-            study.enqueue_trial(self.settings.defaults(node))
-        return study
-
     def search(self) -> None:
         """Tries what is left of the trials."""
         import optuna
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(directions=[OBJECTIVES[name] for name in self.settings.objective])
+        chosen = dict(enumerate(map(self.settings.defaults, self.settings.nodes)))
+        chosen |= {known.number: dict(known.params) for known in map(read.known, read.trials(self.run))}
         for start in range(0, self.settings.trials, self.options.workers):
-            numbers = range(start, min(start + self.options.workers, self.settings.trials))
             rivals = self._rivals(start)
             wanted, told = list[tuple[Case, Trial]](), list[tuple[optuna.Trial, Case]]()
-            for number in numbers:
-                asked = self._asked(number)
-                if asked is not None:
-                    params = self.settings.suggested(asked)
-                    case = self.settings.case(params)
-                    wanted.append((case, Trial(self.settings, number, params, rivals)))
-                    told.append((asked, case))
+            for number in range(start, min(start + self.options.workers, self.settings.trials)):
+                if number in chosen:
+                    study.enqueue_trial(chosen[number])
+                study.sampler = sampler((self.settings.seed * 1_000_003 + number) % 2**32, RANDOM_TRIALS)
+                asked = study.ask()
+                params = self.settings.suggested(asked)
+                case = self.settings.case(params)
+                wanted.append((case, Trial(self.settings, number, params, rivals)))
+                told.append((asked, case))
             self._try(wanted)
             for asked, case in told:
-                self._tell(asked, self._records[case])
-
-    def _asked(self, number: int) -> "optuna.Trial | None":
-        """A trial by number, proposed now or before this process began; None where it was told already."""
-        import optuna
-
-        seed = (self.settings.seed * 1_000_003 + number) % 2**32
-        self._optuna.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True, n_startup_trials=RANDOM_TRIALS)
-        there = self._optuna.get_trials(deepcopy=False)
-        if number < len(there) and there[number].state is not optuna.trial.TrialState.WAITING:
-            done = there[number].state.is_finished()
-            return None if done else optuna.Trial(self._optuna, there[number]._trial_id)
-        return self._optuna.ask()
+                self._tell(study, asked, self._records[case])
 
     def _rivals(self, before: int) -> tuple[Rival, ...]:
         """Trials trained to their end among the first ones, as every worker of a batch knows them."""
@@ -193,7 +164,7 @@ class Study:
                 found.append(Rival(record.memory.peak_bytes, known.predicted_flops or 0, curve))
         return tuple(found)
 
-    def _tell(self, trial: "optuna.Trial", record: Record) -> None:
+    def _tell(self, study: "optuna.Study", trial: "optuna.Trial", record: Record) -> None:
         """Tells Optuna how a trial ended, and by how much it broke a constraint."""
         from optuna.trial import TrialState
 
@@ -203,16 +174,13 @@ class Study:
             trial.set_constraint("bytes", peak / budget - 1)
         if known.predicted_gradient_error is not None:
             trial.set_constraint("drift", known.predicted_gradient_error / self.settings.drift_tolerance - 1)
-        trial.set_user_attr("case", record.case.id)
         if record.status is Status.SKIPPED:
-            trial.set_user_attr("reason", record.reason)
-            self._optuna.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED)
         elif record.accuracy is None:
-            trial.set_user_attr("reason", (record.reason or record.status.value).partition("\n")[0])
-            self._optuna.tell(trial, state=TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
         else:
             told = {"accuracy": record.accuracy.accuracy, "peak": peak, "time": known.predicted_flops}
-            self._optuna.tell(trial, [float(told[name] or 0) for name in self.settings.objective])
+            study.tell(trial, [float(told[name] or 0) for name in self.settings.objective])
 
     def retrain(self) -> None:
         """Trains the best, and the first node's defaults, on fresh seeds; seed by seed, so that pairs are whole."""
