@@ -225,10 +225,11 @@ class SpikingNode(nn.Module, Generic[P]):
             self.v_seq = self.v_seq.detach()
 
     def _check_input(self, mode: StepMode, x_seq: Tensor) -> None:
-        given = tuple(x_seq.shape[1:] if mode == "s" else x_seq.shape)
+        shape = tuple(x_seq.shape)
+        given = shape[1:] if mode == "s" else shape
         expected = "[N, *]" if mode == "s" else "[T, N, *]"
         require(
-            x_seq.dim() >= 2 and x_seq.shape[0] > 0, "x", f"be {expected} with at least one step", given,
+            len(shape) >= 2 and shape[0] > 0, "x", f"be {expected} with at least one step", given,
             f'Step mode "{mode}" reads it so.',
             'Add the missing dimension, or set step_mode="m" for sequences and "s" for single steps.',
         )  # fmt: skip

@@ -26,7 +26,9 @@ from nodes_remat import (
 )
 from nodes_tolerances import ALIKE_RTOL
 from revsnn_nodes import CarrierLIF, CheckpointedLIF, StandardLIF, remat
+from revsnn_nodes.remat.record import recordable
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -752,3 +754,23 @@ def test_an_error_in_the_forward_leaves_nothing_behind():
         pass
     net(x)
     assert saved.entries == []
+
+
+def test_only_plain_memory_is_recorded_however_often_it_was_asked():
+    """Conjugate, negative, sparse, inference and meta tensors are saved as they are, after plain ones too."""
+
+    class Own(torch.Tensor):
+        pass
+
+    plain, complex_ones = torch.zeros(2), torch.zeros(2, dtype=torch.cfloat)
+    with torch.inference_mode():
+        inference = torch.zeros(2)
+    with FakeTensorMode():
+        fakes = torch.zeros(2), torch.zeros(2, device="meta")
+    others = [
+        complex_ones.conj(), complex_ones.conj().imag, plain.to_sparse(), torch.zeros(2, device="meta"), inference,
+        fakes[1], plain.as_subclass(Own),
+    ]  # fmt: skip
+    for _ in range(2):
+        assert all(map(recordable, [plain, complex_ones, nn.Parameter(plain), fakes[0]]))
+        assert not any(map(recordable, others))

@@ -79,6 +79,8 @@ def plan_for(target: Value, max_passes: int) -> Plan:
 class Packed:
     """A saved tensor: kept as it is, or a value and the storages that it is made from.
 
+    What is kept has the version counter itself; one without memory, and the place in the storage, are for what is not.
+
     Args:
         tensor: what autograd saves.
         value: the contents of its storage.
@@ -86,14 +88,14 @@ class Packed:
         verify: whether to compare a checksum of what is made again.
     """
 
-    __slots__ = ("__weakref__", "counter", "entry", "kept", "leaves", "sum", "value", "verify", "view")
+    __slots__ = ("__weakref__", "counter", "entry", "kept", "leaves", "sum", "value", "verify", "version", "view")
 
     def __init__(self, tensor: Tensor, value: Value, entry: Entry, verify: bool) -> None:
-        self.value, self.view, self.entry, self.verify = value, View.of(tensor), entry, verify
-        self.counter = Counter(tensor)
+        self.value, self.entry, self.verify = value, entry, verify
+        self.kept: Tensor | None = tensor.detach()
+        self.version = tensor._version
         self.leaves: tuple[tuple[Value, UntypedStorage], ...] = ()
         self.sum: int | None = None
-        self.kept: Tensor | None = tensor.detach()
         entry.kept_bytes = 0 if value.keepers or value.persistent else value.nbytes
         value.keepers += 1
 
@@ -102,6 +104,7 @@ class Packed:
         assert self.kept is not None
         if self.verify:
             self.sum = checksum(self.kept)
+        self.view, self.counter = View.of(self.kept), Counter(self.kept, self.version)
         self.kept = None
         self.value.keepers -= 1
         self.value, self.leaves = value, plan.leaves
@@ -110,6 +113,11 @@ class Packed:
         for leaf, _ in plan.leaves:
             leaf.keepers += 1
         value.asks.add(id(self))
+
+    @property
+    def current(self) -> bool:
+        """Whether nothing has been written to what is kept."""
+        return self.kept is not None and self.kept._version == self.version
 
     def __del__(self) -> None:
         if self.kept is not None:
@@ -125,9 +133,11 @@ class Packed:
         Raises:
             RuntimeError: it or a source of it was modified in place, or, with `verify`, it came out differently.
         """
-        self.counter.check()
         if self.kept is not None:
+            if not self.current:
+                Counter(self.kept, self.version).check()
             return self.kept
+        self.counter.check()
         with _lock, torch._C.DisableTorchFunction(), torch.no_grad():
             for leaf, _ in self.leaves:
                 leaf.counter.check("`remat` makes another saved tensor again from it. ")

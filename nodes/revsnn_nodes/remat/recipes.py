@@ -99,10 +99,10 @@ class Counter:
 
     __slots__ = ("shape", "tensor", "version")
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, version: int | None = None) -> None:
         alias = tensor.detach()  # shares the counter; assigning `data` leaves it and drops the memory
         self.shape = tensor.shape
-        self.version = tensor._version
+        self.version = tensor._version if version is None else version
         alias.data = _empty(tensor.dtype, tensor.device) if type(tensor) is not FakeTensor else tensor.new_empty(0)
         self.tensor = alias
 

@@ -175,7 +175,7 @@ class Recorder:
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
-            if kept is not None and kept.untyped_storage()._cdata == address and packed.counter.current:
+            if kept is not None and kept.untyped_storage()._cdata == address and packed.current:
                 self.decide(packed, value)
 
     def call_hidden(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -239,21 +239,34 @@ def _running_modules() -> Iterator[nn.Module]:
         frame = frame.f_back  # type: ignore[assignment]
 
 
+_PLAIN: dict[tuple[type, int], bool] = {}
+"""Verdicts of `recordable` by type and dispatch keys, which tell of everything that it asks."""
+
+
 def recordable(tensor: Tensor) -> bool:
     """Whether a tensor is plain memory with a version counter: no subclass, no transform, no conjugate view."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
-        and tensor.layout is torch.strided
-        and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
-        and tensor.device.type != "meta"
-    )
+    kind = type(tensor), torch._C._dispatch_keys(tensor).raw_repr()
+    found = _PLAIN.get(kind)
+    if found is None:
+        found = (
+            kind[0] in (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
+            and tensor.layout is torch.strided
+            and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+            and tensor.device.type != "meta"
+        )
+        if kind[0] is not FakeTensor:  # its device is not among its keys
+            _PLAIN[kind] = found
+    return found
 
 
 def fills_its_storage(tensor: Tensor) -> bool:
     """Whether a new tensor and its storage have the same elements, in whatever order."""
+    if tensor.storage_offset() or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.itemsize:
+        return False
+    if tensor.is_contiguous():
+        return True
     span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
-    return whole and tensor.storage_offset() == 0 and span == tensor.numel() - 1
+    return span == tensor.numel() - 1
 
 
 class _Mode(TorchFunctionMode):
