@@ -29,8 +29,9 @@ from revsnn_nodes.kernels.cpu.equations import (
 )
 from revsnn_nodes.kernels.cpu.machine import (
     contracted,
+    contracted_kernel,
     contracted_row,
-    exact,
+    exact_kernel,
     exact_row,
     following,
     preceding,
@@ -54,7 +55,7 @@ def _carrier_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
         v[j] = reset_of(h, s, p, mode)
 
 
-@exact
+@exact_kernel
 def carrier_forward(
     x: Any, v0: Any, y: Any, v_last: Any, p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int
 ) -> None:
@@ -144,7 +145,7 @@ def _carrier_product(
             )  # fmt: skip
 
 
-@contracted
+@contracted_kernel
 def carrier_backward(
     y: Any, v0: Any, ybar: Any, vbar: Any, xbar: Any, vbar0: Any, segment: int, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,

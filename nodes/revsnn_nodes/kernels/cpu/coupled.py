@@ -39,6 +39,7 @@ from revsnn_nodes.kernels.cpu.machine import (
     contracted,
     contracted_row,
     exact,
+    exact_kernel,
     exact_row,
     following,
     preceding,
@@ -271,7 +272,7 @@ def _store_block(local: Any, state: Any, first: int, last: int, a: int, b: int) 
             copy_row(local[i, c : c + b - a], _given_row(state, o, i, a, b))
 
 
-@exact
+@exact_kernel
 def coupled_forward(
     x: Any, v0: Any, y: Any, v_last: Any, anchors: Any, every: int, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,
@@ -419,7 +420,7 @@ def _invert_step(
             out = drive
 
 
-@exact
+@exact_kernel
 def inverse_backward(
     y: Any, v_last: Any, ybar: Any, vbar_last: Any, xbar: Any, vbar0: Any, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,
@@ -485,7 +486,7 @@ def _regenerate_step(
             drive = out
 
 
-@exact
+@exact_kernel
 def anchored_backward(
     y: Any, v0: Any, anchors: Any, ybar: Any, vbar_last: Any, xbar: Any, vbar0: Any, every: int, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,

@@ -29,9 +29,9 @@ from revsnn_nodes.kernels.cpu.equations import (
     write,
 )
 from revsnn_nodes.kernels.cpu.machine import (
-    contracted,
+    contracted_kernel,
     contracted_row,
-    exact,
+    exact_kernel,
     exact_row,
     following,
     preceding,
@@ -56,7 +56,7 @@ def _lif_row(x: Any, v: Any, spike: Any, charge: Any, keeps: Any, p: Numbers, mo
         v[j] = reset_of(h, s, p, mode)
 
 
-@exact
+@exact_kernel
 def lif_forward(
     x: Any, v0: Any, spike: Any, v_last: Any, charge: Any, keeps: Any, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,
@@ -114,7 +114,7 @@ def _membrane_row(charge: Any, v: Any, p: Numbers, mode: Mode) -> None:
         v[j] = reset_of(h, fired(h, p.threshold), p, mode)
 
 
-@contracted
+@contracted_kernel
 def lif_backward(
     charge: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, v0: Any, ratebar: Any, sums: Any, p: Numbers, mode: Mode,
     piece: int, block: int, start: int, stop: int,

@@ -55,24 +55,38 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_cla
 # No error_model="python": its check for division by zero keeps loops from being vectorised.
 
 
-def exact(function: Callable[..., Any]) -> Any:
+_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Of what kernels alone call: to compile an entry from Python too would take a third of the time."""
+
+
+def exact_kernel(function: Callable[..., Any]) -> Any:
     """Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
-    return _cached(function, fastmath=False)
+    return _cached(function, fastmath=False, no_cfunc_wrapper=True)
+
+
+def contracted_kernel(function: Callable[..., Any]) -> Any:
+    """Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
+    return _cached(function, fastmath={"contract"}, no_cfunc_wrapper=True)
+
+
+def exact(function: Callable[..., Any]) -> Any:
+    """As `exact_kernel`, for what kernels call."""
+    return _cached(function, fastmath=False, **_CALLED)
 
 
 def contracted(function: Callable[..., Any]) -> Any:
-    """Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
-    return _cached(function, fastmath={"contract"})
+    """As `contracted_kernel`, for what kernels call."""
+    return _cached(function, fastmath={"contract"}, **_CALLED)
 
 
 def exact_row(function: Callable[..., Any]) -> Any:
     """As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
-    return _cached(function, fastmath=False, forceinline=True)
+    return _cached(function, fastmath=False, forceinline=True, **_CALLED)
 
 
 def contracted_row(function: Callable[..., Any]) -> Any:
     """As `contracted`, always inlined."""
-    return _cached(function, fastmath={"contract"}, forceinline=True)
+    return _cached(function, fastmath={"contract"}, forceinline=True, **_CALLED)
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]

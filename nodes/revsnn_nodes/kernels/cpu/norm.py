@@ -24,7 +24,12 @@ from revsnn_nodes.kernels.cpu.equations import (
     reset_of,
     start_row,
 )
-from revsnn_nodes.kernels.cpu.machine import contracted, exact
+from revsnn_nodes.kernels.cpu.machine import (
+    contracted,
+    contracted_kernel,
+    exact,
+    exact_kernel,
+)
 from revsnn_nodes.kernels.layout import Numbers
 
 
@@ -86,7 +91,7 @@ def _moments_row(z: Any, centre: Any, first: Any, second: Any) -> None:
         second[j] += d * d
 
 
-@contracted
+@contracted_kernel
 def norm_moments(z: Any, centre: Any, inner: int, sums: Any, unit: int, block: int, start: int, stop: int) -> None:
     """Adds z - centre and its square to `sums`, `[slots, 2, C]`, in float64; centre, `[C]`, is any value of z."""
     channels = centre.shape[0]
@@ -135,7 +140,7 @@ def _neuron_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
         v[j] = reset_of(h, s, p, mode)
 
 
-@exact
+@exact_kernel
 def norm_carrier_forward(
     z: Any, v0: Any, mean: Any, scale: Any, gamma: Any, shift: Any, residual: Any, y: Any, v: Any, cut: Any, inner: int,
     p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
@@ -201,7 +206,7 @@ def _sums_row(y: Any, bar: Any, decoding: Any, plain: Any, sloped: Any) -> None:
         sloped[j] += bar[j] * decoded_input(y[j], decoding)
 
 
-@contracted
+@contracted_kernel
 def norm_carrier_product(
     y: Any, v0: Any, gamma: Any, shift: Any, residual: Any, ybar: Any, vbar: Any, nbar: Any, residual_bar: Any,
     vbar0: Any, sums: Any, inner: int, p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
@@ -246,7 +251,7 @@ def _through_row(y: Any, scale: Any, mean: Any, slope: Any, decoding: Any, bar: 
         bar[j] = bar[j] * scale[j] - mean[j] - decoded_input(y[j], decoding) * slope[j]
 
 
-@contracted
+@contracted_kernel
 def norm_gradient(
     y: Any, scale: Any, mean: Any, slope: Any, bar: Any, inner: int, epsilon: Any,
     unit: int, block: int, start: int, stop: int,

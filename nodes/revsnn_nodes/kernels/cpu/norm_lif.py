@@ -24,8 +24,9 @@ from revsnn_nodes.kernels.cpu.equations import (
 )
 from revsnn_nodes.kernels.cpu.lif import lif_gradient_row
 from revsnn_nodes.kernels.cpu.machine import (
-    contracted,
+    contracted_kernel,
     exact,
+    exact_kernel,
     exact_row,
     fma,
     following,
@@ -38,7 +39,7 @@ from revsnn_nodes.kernels.cpu.norm import spread
 from revsnn_nodes.kernels.layout import Numbers
 
 
-@exact
+@exact_kernel
 def coefficients(mean: Any, inverse_std: Any, weight: Any, bias: Any, scale: Any, shift: Any) -> None:
     """Writes scale and shift of each channel."""
     for c in range(mean.shape[0]):
@@ -79,7 +80,7 @@ def _charge_row(
         v[j] = reset_of(h, s, p, mode)
 
 
-@exact
+@exact_kernel
 def norm_lif_forward(
     z: Any, v0: Any, scale: Any, shift: Any, residual: Any, spike: Any, v_last: Any, adds: Any, inner: int,
     p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int,
@@ -105,7 +106,7 @@ def norm_lif_forward(
         copy_row(v, v_last[a:b])
 
 
-@contracted
+@contracted_kernel
 def norm_lif_backward(
     z: Any, v0: Any, scale: Any, shift: Any, residual: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, adds: Any,
     sides: Any, inner: int, p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int,
