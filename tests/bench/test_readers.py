@@ -21,7 +21,7 @@ from revsnn_bench.report.html import render_comparison_html, render_gallery, ren
 from revsnn_bench.report.terminal import print_run, print_summary
 from revsnn_bench.runs import Journal, JournalError, load_run
 
-FILES = 500
+FILES = 200
 
 NASTY = [
     *(None, True, False, -1, 0, 1, 2**31, 2**63 - 1, -(2**63) + 1, 2**63, 10**30, 10**4000, 0.5, -0.0, 1e308, 5e-324),
@@ -152,7 +152,7 @@ def _texts(run, good):
 
 @pytest.mark.parametrize("part", range(5))
 def test_a_damaged_file_is_refused_in_one_sentence_or_read(damaged, good, part):
-    """500 damaged files: each is refused by name, or is a run that every report, the gate and a resume can take."""
+    """200 damaged files: each is refused by name, or is a run that every report, the gate and a resume can take."""
     read = 0
     for number in range(part, FILES, 5):
         path = damaged(number)
@@ -171,7 +171,7 @@ def test_a_damaged_file_is_refused_in_one_sentence_or_read(damaged, good, part):
                 assert again.model_dump_json(include={"records"}) == run.model_dump_json(include={"records"})
             except JournalError as error:
                 _require_sentence(error, path)
-    assert read > 5
+    assert read > 2
 
 
 def test_the_gate_ends_with_a_code_of_its_table(damaged, good, tmp_path):

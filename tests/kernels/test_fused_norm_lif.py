@@ -16,18 +16,28 @@ pytest.importorskip("numba")
 OPS = torch.ops.revsnn
 
 
+MODES = [
+    (torch.float32, 0.0, 2.0, True, False),
+    (torch.float32, None, 3.0, True, True),
+    (torch.float32, -0.3, 3.0, False, True),
+    (torch.float32, None, 2.0, False, False),
+    (torch.float64, -0.3, 2.0, True, True),
+    (torch.float64, None, 3.0, False, False),
+    (torch.bfloat16, 0.0, 3.0, True, False),
+    (torch.bfloat16, None, 2.0, False, True),
+]
+"""Type, v_reset, tau, decay_input, detach_reset; in the types together, each pair of switches in each of its ways."""
+
+
 @settings(max_examples=30, deadline=None)
 @given(
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    mode=st.sampled_from(MODES),
     size=st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 19), st.sampled_from([1, 3, 8, 63, 700])),
-    v_reset=st.sampled_from([0.0, -0.3, None]),
-    tau=st.sampled_from([2.0, 3.0]),
-    decay_input=st.booleans(),
-    detach_reset=st.booleans(),
     given_too=st.booleans(),
 )
-def test_bits_of_norm_then_neuron(dtype, size, v_reset, tau, decay_input, detach_reset, given_too):
+def test_bits_of_norm_then_neuron(mode, size, given_too):
     """Spikes, last membrane and both gradients; with and without a first membrane, a residual and an affine norm."""
+    dtype, v_reset, tau, decay_input, detach_reset = mode
     T, N, C, inner = size
     neuron, soft = LIFParameters(tau, decay_input, 0.5, v_reset, detach_reset), v_reset is None
     kind, height, scale = surrogate_code(ATan())
