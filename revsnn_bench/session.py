@@ -74,6 +74,11 @@ class BenchSession:
         self._opened = False
         self._page_due = 0.0
 
+    def start(self) -> None:
+        """Has the process that starts workers load what they need, and does not wait for it."""
+        if self._cluster is None:
+            self._runner.start()
+
     def measure(self, case: Case, passes: Sequence[str] | None = None) -> Record:
         """The record of a case: from the journal if it is there, else measured in a process of its own.
 
@@ -193,9 +198,10 @@ class BenchSession:
         if options.results_dir is None:
             self._opened = True
             return
-        options.reports_dir.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=options.reports_dir):  # or a whole run would end without its reports
-            pass
+        for folder in (options.results_dir, options.reports_dir):  # or a whole run would end with nothing written
+            folder.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=folder):
+                pass
         header = RunHeader(
             run_id=options.run_id or new_run_id(),
             started_at=utc_now(),

@@ -252,6 +252,11 @@ def test_reading_a_run_loads_no_torch(package):
     hold_nothing(there & {"torch", "numba", "triton", *above})
 
 
+def test_commands_start_without_what_only_some_need():
+    """The command line, every subcommand of it: neither torch nor pandas, which take longer to load than the rest."""
+    hold_nothing(loaded("revsnn_bench.cli") & {"torch", "pandas", "matplotlib", "numba", "optuna"})
+
+
 def test_nodes_load_no_compiler():
     """Numba and triton are loaded when a fused node runs, SpikingJelly when a network is converted."""
     hold_nothing(loaded("revsnn_nodes") & {"numba", "triton", "spikingjelly", "snntorch", "revsnn_bench"})

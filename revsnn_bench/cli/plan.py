@@ -37,12 +37,13 @@ def plan(
     Parameters and the input are allocated before the step and are not counted.
     """
     from revsnn_bench.measuring import measure
-    from revsnn_bench.plan.planning import plan_case
     from revsnn_bench.runner import Runner
 
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
     try:
         with Runner(measure, timeout_s=1800) as runner:
+            from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
+
             curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
             found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
     except RuntimeError as error:
@@ -100,7 +101,6 @@ def predict(
     """Predict peak, retained bytes and operations of a training step, without allocating its tensors."""
     from revsnn_bench.measuring import measure
     from revsnn_bench.metrics import BY_NAME
-    from revsnn_bench.plan.predict import predict as predicted
     from revsnn_bench.report import units
     from revsnn_bench.report.terminal import grid
     from revsnn_bench.runner import Runner
@@ -115,6 +115,8 @@ def predict(
     table = grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
     try:
         with Runner(measure, timeout_s=1800) as runner:
+            from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
+
             for case in cases:
                 found = runner.call(predicted, case)
                 flops = units.number(BY_NAME["step_flops"], found.flops)

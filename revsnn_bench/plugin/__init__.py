@@ -65,15 +65,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("sweep")
     if marker is None or "case" not in metafunc.fixturenames:
         return
+    config = metafunc.config
+    if "measure_case" in metafunc.fixturenames and not (config.option.collectonly or options.skips_benchmarks(config)):
+        session_of(config).start()  # while torch is imported here
     from revsnn_bench.models.peers import takes
 
     sweep = Sweep(*marker.args, **marker.kwargs)
     cases = sweep.cases(
-        options.preset(metafunc.config),
-        options.axes(metafunc.config),
-        _usual_nodes(metafunc.config),
-        metafunc.config.getoption("sweep_node"),
-        takes,
+        options.preset(config), options.axes(config), _usual_nodes(config), config.getoption("sweep_node"), takes
     )
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
@@ -241,7 +240,7 @@ def _measured(session: "BenchSession", case: "Case", passes: "Sequence[str] | No
 
 
 def session_of(config: pytest.Config) -> "BenchSession":
-    """The run of this pytest session, started with its first case."""
+    """The run of this pytest session, made when it is first asked for."""
     if SESSION not in config.stash:
         from revsnn_bench.session import BenchSession
 
@@ -318,7 +317,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if SESSION in stash:
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
-    elif exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
         session.exitstatus = pytest.ExitCode.OK  # more shards than cases
 
 

@@ -10,8 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
@@ -29,6 +28,9 @@ from revsnn_bench.report.points import (
     ratio_to_lif,
     standard_lifs,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Value = str | int | float | None
 Row = dict[str, Value]
@@ -148,8 +150,10 @@ def _json_value(value: Value) -> Value:
 _COUNTS = tuple(row.name for row in CASE_FIELDS if row.is_number)
 
 
-def _typed(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
+def _typed(rows: list[Row], columns: tuple[str, ...]) -> "pd.DataFrame":
     """Bytes, FLOPs and counts become nullable integers, other numbers float64, the rest stays text."""
+    import pandas as pd  # not above: it would take half of the time of every command's start
+
     frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
     for column in columns:
         metric = BY_NAME.get(column)
@@ -160,7 +164,7 @@ def _typed(rows: list[Row], columns: tuple[str, ...]) -> pd.DataFrame:
     return frame
 
 
-def long(run: Run) -> pd.DataFrame:
+def long(run: Run) -> "pd.DataFrame":
     """Returns one row per case and measured metric, raw values in the unit of the column `unit`.
 
     A case without any measurement (out of memory, say) keeps one row, with its status and no metric. A row
@@ -169,7 +173,7 @@ def long(run: Run) -> pd.DataFrame:
     return _typed(long_rows(run), LONG_COLUMNS)
 
 
-def wide(run: Run) -> pd.DataFrame:
+def wide(run: Run) -> "pd.DataFrame":
     """Returns one row per case, one column per metric and one per ratio to the standard LIF."""
     return _typed(wide_rows(run), WIDE_COLUMNS)
 

@@ -129,8 +129,12 @@ class Runner:
         if self._server is not None:
             self._server.kill()
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Starts the server, which loads its modules while this process goes on; else the first call starts it."""
         self._started()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
@@ -226,8 +230,10 @@ class _Server:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Closes the pipe, at which the server kills its worker and ends; kills it where it does not."""
+        """Closes the pipe, at which the server kills its worker and ends; kills one that does not, or still loads."""
         self._pipe.close()
+        if not self._ready:
+            self.kill()
         try:
             self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
