@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker is None or "case" not in metafunc.fixturenames:
         return
     config = metafunc.config
-    if "measure_case" in metafunc.fixturenames and not (config.option.collectonly or options.skips_benchmarks(config)):
+    if config.getoption("benchmark") and not (config.option.collectonly or options.skips_benchmarks(config)):
         session_of(config).start()  # while torch is imported here
     from revsnn_bench.models.peers import takes
 

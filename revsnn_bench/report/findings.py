@@ -313,11 +313,11 @@ def by_kind(record: Record) -> dict[str, int]:
 
 
 def module_rows(run: Run) -> list[tuple[str, ...]]:
-    """One row per case that ended well and is made of several modules: the case, its bytes, and each kind's."""
+    """One row per case that ended well and whose modules are named by their kind: the case, its bytes, each kind's."""
     rows, names = [], namings(run)
     for record in run:
         sizes = by_kind(record)
-        if record.status is not Status.OK or record.memory is None or not set(sizes) - {REST}:
+        if record.status is not Status.OK or record.memory is None or not set(sizes) - {"input", REST}:
             continue
         shown = [units.size(sizes.get(kind, 0)) for kind in (*KINDS, REST)]
         rows.append((names.id(record.case), units.measured("retained_bytes", record), *shown))

@@ -50,6 +50,16 @@ def test_run_without_a_network_says_nothing(sweep_run):
     assert "Where the retained bytes come from" not in render(sweep_run)
 
 
+def test_names_that_tell_no_kind_make_no_table(network, make_run):
+    """In a network of others, such as SEW-ResNet's `layer1.0.conv1.1`, a table would say `rest` alone."""
+    record = network("lif")
+    modules = {"layer1.0.conv1.0": 500, "layer1.0.conv1.1": 500, "input": 9}
+    memory = record.memory.model_copy(update={"retained_bytes": 1009, "retained_by_module_bytes": modules})
+    report = render(make_run([record.model_copy(update={"memory": memory})]))
+    assert "Where the retained bytes come from" not in report
+    assert "Where the retained bytes come from" in render(make_run([record]))
+
+
 @pytest.mark.parametrize("workload", ["vgg11@0.05", "resnet19@0.05"])
 @pytest.mark.parametrize("node", ["lif", "lif-carrier", "norm-carrier", "lif+bitpack"])
 def test_modules_sum_to_the_retained_bytes(workload, node):
