@@ -51,11 +51,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the markers, checks the options, and shows progress where the command line asked for it."""
+    """Registers the markers, checks the options, and shows progress where the command line asked for it.
+
+    For the command line's runs, the process that starts workers loads torch while it is imported here; a user's tests
+    may still change the path and the environment that it gets.
+    """
     config.stash[HAD_STORAGE] = STORAGE.exists()
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     options.check(config)
+    if config.getoption("run_command"):
+        session_of(config).start()
+    options.check_names(config)
     if config.getoption("run_progress"):
         config.pluginmanager.register(progress.Progress(), "revsnn-bench-progress")
 
@@ -66,8 +73,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker is None or "case" not in metafunc.fixturenames:
         return
     config = metafunc.config
-    if config.getoption("benchmark") and not (config.option.collectonly or options.skips_benchmarks(config)):
-        session_of(config).start()  # while torch is imported here
     from revsnn_bench.models.peers import takes
 
     sweep = Sweep(*marker.args, **marker.kwargs)
@@ -322,7 +327,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Takes the folder of pytest-benchmark away where this session made it and nothing was saved in it."""
+    """Ends the workers, and takes pytest-benchmark's folder away where this session made it and nothing is in it."""
+    if SESSION in config.stash:
+        config.stash[SESSION].close()
     if not config.stash.get(HAD_STORAGE, True):
         with suppress(OSError):
             STORAGE.rmdir()

@@ -4,7 +4,7 @@ import importlib
 import shlex
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,17 +67,19 @@ def axes(config: pytest.Config) -> dict[str, tuple[Any, ...]]:
 
 
 def check(config: pytest.Config) -> None:
-    """Stops before collection where an option cannot be carried out; what imports torch comes last."""
+    """Stops before collection where an option cannot be carried out, as far as can be told without torch."""
     _check_alone(config)
     _check_histogram(config)
     _check_cluster(config)
-    checks: dict[str, Callable[[pytest.Config], object]] = {
-        "run_id": _check_name,
-        "resume": journal,
-        "preload": _import_preload,
-        "workload": _check_workloads,
-        "node": _check_nodes,
-    }
+    _check_each(config, {"run_id": _check_name, "resume": journal})
+
+
+def check_names(config: pytest.Config) -> None:
+    """The same of what is known with torch imported: modules, workloads and nodes."""
+    _check_each(config, {"preload": _import_preload, "workload": _check_workloads, "node": _check_nodes})
+
+
+def _check_each(config: pytest.Config, checks: Mapping[str, Callable[[pytest.Config], object]]) -> None:
     for key, look in checks.items():
         try:
             look(config)
