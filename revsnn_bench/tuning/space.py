@@ -298,11 +298,17 @@ def sampler(seed: int, random_trials: int) -> "optuna.samplers.TPESampler":
     from optuna.distributions import FloatDistribution
     from optuna.samplers import TPESampler
 
+    def rounded(value: Any, among: Any) -> Any:
+        if not isinstance(among, FloatDistribution):
+            return value
+        return min(max(float(f"{value:.{_DIGITS}g}"), among.low), among.high)
+
     class Rounded(TPESampler):
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            value = super().sample_independent(study, trial, param_name, param_distribution)
-            if isinstance(param_distribution, FloatDistribution):
-                value = min(max(float(f"{value:.{_DIGITS}g}"), param_distribution.low), param_distribution.high)
-            return value
+            return rounded(super().sample_independent(study, trial, param_name, param_distribution), param_distribution)
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+            found = super().sample_relative(study, trial, search_space)
+            return {name: rounded(value, search_space[name]) for name, value in found.items()}
 
     return Rounded(seed=seed, constant_liar=True, n_startup_trials=random_trials)
