@@ -198,7 +198,8 @@ class BenchSession:
         if options.results_dir is None:
             self._opened = True
             return
-        for folder in (options.results_dir, options.reports_dir):  # or a whole run would end with nothing written
+        results = options.results_dir if options.resume is None else options.resume.parent
+        for folder in (results, options.reports_dir):  # or a whole run would end with nothing written
             folder.mkdir(parents=True, exist_ok=True)
             with NamedTemporaryFile(dir=folder):
                 pass

@@ -21,7 +21,7 @@ QUIET = (
     *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "--benchmark-storage=file:///dev/null"),
 )
 """pytest as an engine: no letters, no tables but those of the run, and no folders of its own. Hypothesis, where it is
-installed, would be imported at the end, for 1.5 s."""
+installed, would be imported at the end for nothing."""
 
 
 @with_options(*SWEEP_OPTIONS, *RUN_OPTIONS)

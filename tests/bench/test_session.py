@@ -1,5 +1,7 @@
 """A run from its first case to its files, without pytest in between."""
 
+from dataclasses import replace
+
 import pytest
 
 from revsnn_bench import Case, Settings
@@ -43,3 +45,15 @@ def test_a_case_is_measured_once(session):
     assert session.measure(CASES[0]) is session.measure(CASES[0])
     assert len(session.run.records) == 1
     session.finish(complete=False)
+
+
+def test_a_run_that_goes_on_elsewhere_makes_no_results_folder(session, tmp_path):
+    """Its journal lies where it lay; `results_dir` is for new runs."""
+    session.measure(CASES[0])
+    journal, *_ = session.finish(complete=False)
+    other = replace(session.options, results_dir=tmp_path / "other", run_id=None, resume=journal)
+    again = BenchSession(other)
+    again.measure(CASES[1])
+    saved, *_ = again.finish(complete=True)
+    assert saved.parent == journal.parent
+    assert not (tmp_path / "other").exists()
