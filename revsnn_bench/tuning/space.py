@@ -43,8 +43,9 @@ class Range:
         return min(max(float(value or 0), self.low), self.high)
 
     def suggested(self, trial: "optuna.Trial", name: str) -> Option:
-        """What Optuna suggests."""
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
+        """What Optuna suggests, rounded."""
+        value = trial.suggest_float(name, self.low, self.high, log=self.log)
+        return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -291,24 +292,3 @@ class StudySettings(BaseModel):
     def fresh_seeds(self) -> Sequence[int]:
         """Seeds that no trial has seen."""
         return range(self.seed + 1, self.seed + 1 + self.seeds)
-
-
-def sampler(seed: int, random_trials: int) -> "optuna.samplers.TPESampler":
-    """Optuna's sampler, whose numbers have `_DIGITS` digits: what a record says is then all that the sampler knew."""
-    from optuna.distributions import FloatDistribution
-    from optuna.samplers import TPESampler
-
-    def rounded(value: Any, among: Any) -> Any:
-        if not isinstance(among, FloatDistribution):
-            return value
-        return min(max(float(f"{value:.{_DIGITS}g}"), among.low), among.high)
-
-    class Rounded(TPESampler):
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return rounded(super().sample_independent(study, trial, param_name, param_distribution), param_distribution)
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-            found = super().sample_relative(study, trial, search_space)
-            return {name: rounded(value, search_space[name]) for name, value in found.items()}
-
-    return Rounded(seed=seed, constant_liar=True, n_startup_trials=random_trials)

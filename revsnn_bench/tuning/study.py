@@ -1,9 +1,9 @@
 """The search: Optuna proposes, workers try, and what is known is on the disk before anything else happens.
 
 The run's journal, with a record per trial as of any run, is all that is kept. Optuna's study lives in memory: one that
-is resumed is told every trial of the journal again, with the choice in its record. The sampler is seeded anew for every
+is resumed proposes every trial of the journal again, and is told how it ended. The sampler is seeded anew for every
 trial, by the study's seed and the number, so that a study that was resumed proposes what it would have proposed anyway,
-whenever it was killed.
+whenever it was killed. With another number of workers, or another Optuna, it may not: then the record's choice holds.
 
 Workers try a batch of trials at a time, and a batch is told in its order: which worker was faster decides nothing. For
 the same reason Optuna is told the predicted operations of a step where seconds are asked for; these are measured, and
@@ -24,7 +24,7 @@ from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
 from revsnn_bench.runs import Journal, load_run, new_run_id, require_new
 from revsnn_bench.system.process import PRELOAD
-from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, sampler
+from revsnn_bench.tuning.space import OBJECTIVES, StudySettings
 from revsnn_bench.tuning.trial import Rival, Trial, measure_trial
 
 if TYPE_CHECKING:
@@ -136,17 +136,24 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(directions=[OBJECTIVES[name] for name in self.settings.objective])
-        chosen = dict(enumerate(map(self.settings.defaults, self.settings.nodes)))
-        chosen |= {known.number: dict(known.params) for known in map(read.known, read.trials(self.run))}
+        for node in self.settings.nodes:
+            study.enqueue_trial(self.settings.defaults(node))
+        tried = {known.number: dict(known.params) for known in map(read.known, read.trials(self.run))}
         for start in range(0, self.settings.trials, self.options.workers):
             rivals = self._rivals(start)
             wanted, told = list[tuple[Case, Trial]](), list[tuple[optuna.Trial, Case]]()
             for number in range(start, min(start + self.options.workers, self.settings.trials)):
-                if number in chosen:
-                    study.enqueue_trial(chosen[number])
-                study.sampler = sampler((self.settings.seed * 1_000_003 + number) % 2**32, RANDOM_TRIALS)
+                seed = (self.settings.seed * 1_000_003 + number) % 2**32
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=seed, constant_liar=True, n_startup_trials=RANDOM_TRIALS
+                )
                 asked = study.ask()
                 params = self.settings.suggested(asked)
+                if tried.get(number, params) != params:
+                    study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                    study.enqueue_trial(tried[number])
+                    asked = study.ask()
+                    params = self.settings.suggested(asked)
                 case = self.settings.case(params)
                 wanted.append((case, Trial(self.settings, number, params, rivals)))
                 told.append((asked, case))

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import html5lib
-import optuna
 import pytest
 from revsnn_nodes import surrogate
 from typer.testing import CliRunner
@@ -21,7 +20,7 @@ from revsnn_bench.records import Status, TrialRecord
 from revsnn_bench.report import study as read
 from revsnn_bench.report.html.study import study_page
 from revsnn_bench.runs import load_run
-from revsnn_bench.tuning.space import Choice, Range, StudySettings, parse_axis, sampler
+from revsnn_bench.tuning.space import Choice, Range, StudySettings, parse_axis
 from revsnn_bench.tuning.study import Study, StudyOptions
 from revsnn_bench.tuning.trial import Rival, Trial, costs_no_more, is_lost, measure_trial, predicted_drift
 
@@ -183,19 +182,17 @@ def test_a_killed_study_goes_on_and_finds_the_same(tmp_path, monkeypatch):
     assert cut.records[2].fidelity is not None
 
 
-@pytest.mark.parametrize("directions", [["maximize"], ["maximize", "minimize"]], ids=len)
-def test_proposals_have_the_digits_that_records_show(directions):
-    """Random ones and modelled ones, one by one and together: told again from a record, a trial is the same."""
-    axes = {"x": Range(0.0012345, 0.98765, log=True), "y": Range(-1.0, 1.0), "z": Choice((2, 4, 8))}
-    study = optuna.create_study(directions=directions)
-    for number in range(20):
-        study.sampler = sampler(number, random_trials=5)
-        asked = study.ask()
-        params = {name: axis.suggested(asked, name) for name, axis in axes.items()}
-        assert asked.params == params
-        for name in ("x", "y"):
-            assert params[name] in (axes[name].low, axes[name].high, float(f"{params[name]:.3g}"))
-        study.tell(asked, [params["x"]] * len(directions))
+def test_a_study_that_goes_on_with_other_workers_keeps_its_trials(tmp_path, monkeypatch):
+    """Alone a worker would be proposed other choices: those in the journal hold, and none is tried in their place."""
+    monkeypatch.setattr("revsnn_bench.tuning.study.RANDOM_TRIALS", 1)
+    settings = StudySettings.model_validate(SMALL | {"trials": 4, "objective": ("accuracy",)})
+    with Study(settings, StudyOptions(run_id="cut", results_dir=tmp_path, workers=2)) as study:
+        study.search()
+        whole = found(study.run)
+    assert len(whole) == 4
+    with Study(settings, StudyOptions(resume=tmp_path / "cut.jsonl", results_dir=tmp_path)) as study:
+        study.search()
+        assert found(study.run) == whole
 
 
 def test_every_option_of_a_study_is_fixed_once_it_began(tmp_path):
