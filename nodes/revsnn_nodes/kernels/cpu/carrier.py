@@ -160,13 +160,13 @@ def carrier_backward(
         n = b - a
         start_row(v[:n], v0[a:b], p.rest)
         for i in range(begins.shape[0]):
-            begins[i, :n] = v[:n]
+            copy_row(v, begins[i, :n])
             if i + 1 < begins.shape[0]:
                 _regenerate(y, y, i * segment, (i + 1) * segment, a, b, v, charge[:1], piece, p, mode)
         start_row(w[:n], vbar[a:b], type(p.rest)(0))
         for i in range(begins.shape[0] - 1, -1, -1):
             first, last = i * segment, min(steps, (i + 1) * segment)
-            v[:n] = begins[i, :n]
+            copy_row(begins[i], v[:n])
             _regenerate(y, ybar, first, last, a, b, v, charge, piece, p, mode)
             _carrier_product(y, ybar, first, last, a, b, charge, w, xbar, piece, p, mode)
         copy_row(w, vbar0[a:b])

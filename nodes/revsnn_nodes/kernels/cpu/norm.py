@@ -235,7 +235,7 @@ def norm_carrier_product(
             here, arrived, xbar = y[t, a:b], ybar[t, a:b], charge[t]
             _product_row(here, arrived, xbar, w, p, mode)
             if residual_bar.shape[0]:
-                residual_bar[t, a:b] = xbar[: b - a]
+                copy_row(xbar, residual_bar[t, a:b])
             _carried_row(here, arrived, xbar, gammas, decoding, nbar[t, a:b], p)
             _sums_row(here, xbar, decoding, partial[0], partial[1])
             _sums_row(here, nbar[t, a:b], decoding, partial[2], partial[3])
