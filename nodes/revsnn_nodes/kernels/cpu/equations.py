@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from revsnn_nodes.kernels.cpu.machine import contracted, exact
+from revsnn_nodes.kernels.cpu.machine import CALLED, contracted, exact
 from revsnn_nodes.kernels.layout import ATAN, ERF, EXPONENTIAL, QUADRATIC, SIGMOID, SQUARED, Numbers
 
 Switch = tuple[int, ...]
@@ -85,7 +85,7 @@ def _by_type(function: Any, of_bits: Any, of_floats: Any) -> None:
         write: lambda row, j, value: of_row(row),
         rounded: lambda value, row: of_row(row),
     }
-    overload(function, strict=False)(takes[function])
+    overload(function, strict=False, jit_options=CALLED)(takes[function])
 
 
 def _write_bits(row: Any, j: Any, value: Any) -> None:
@@ -102,7 +102,7 @@ _by_type(write, _write_bits, _write_float)
 _by_type(rounded, lambda value, row: _value_of(_bits_of(value)), lambda value, row: value)
 
 
-@overload(scratch, strict=False)
+@overload(scratch, strict=False, jit_options=CALLED)
 def _scratch(shape: Any, like: Any) -> Any:
     dtype = np.float64 if like.dtype == numba.types.float64 else np.float32
     return lambda shape, like: np.empty(shape, dtype)
@@ -228,7 +228,7 @@ def _exp64(x: Any) -> Any:
     return np.int64(np.float64(p).view(np.int64) + exponent).view(np.float64)
 
 
-@overload(_exp)
+@overload(_exp, jit_options=CALLED)
 def _exp_of_type(x: Any) -> Any:
     def narrow(x: Any) -> Any:
         return _exp32(x)

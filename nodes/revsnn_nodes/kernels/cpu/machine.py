@@ -55,7 +55,7 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_cla
 # No error_model="python": its check for division by zero keeps loops from being vectorised.
 
 
-_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Of what kernels alone call: an entry from Python for each of them took a quarter of the time of compiling."""
 
 
@@ -71,22 +71,22 @@ def contracted_kernel(function: Callable[..., Any]) -> Any:
 
 def exact(function: Callable[..., Any]) -> Any:
     """As `exact_kernel`, for what kernels call."""
-    return _cached(function, fastmath=False, **_CALLED)
+    return _cached(function, fastmath=False, **CALLED)
 
 
 def contracted(function: Callable[..., Any]) -> Any:
     """As `contracted_kernel`, for what kernels call."""
-    return _cached(function, fastmath={"contract"}, **_CALLED)
+    return _cached(function, fastmath={"contract"}, **CALLED)
 
 
 def exact_row(function: Callable[..., Any]) -> Any:
     """As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
-    return _cached(function, fastmath=False, forceinline=True, **_CALLED)
+    return _cached(function, fastmath=False, forceinline=True, **CALLED)
 
 
 def contracted_row(function: Callable[..., Any]) -> Any:
     """As `contracted`, always inlined."""
-    return _cached(function, fastmath={"contract"}, forceinline=True, **_CALLED)
+    return _cached(function, fastmath={"contract"}, forceinline=True, **CALLED)
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]
