@@ -23,8 +23,6 @@ ACROSS_CHANNELS: dict[str, Any] = {"group_dim": 1}
 Nodes = Sequence[tuple[str, dict[str, Any]]]
 DEEP_NODES: Nodes = (("lif", UNDECAYED), ("revlif", UNDECAYED | ACROSS_CHANNELS), ("lif-carrier", UNDECAYED))
 SMALL_NETWORK = "digits-net"
-DEEP_NETWORK = "vgg11@0.25"
-ONE_SWAPPED = "vgg11-one@0.25"
 
 
 def baseline_of(case: Case) -> str:
@@ -44,7 +42,7 @@ class Plan:
         network: workload whose memory, FLOPs and time are measured whole.
         network_batch, network_timesteps, network_shape: of that network.
         seeds, epochs: of every training.
-        deep_shape: image of the network that is trained.
+        deep_width, deep_shape: of the VGG-11 that is trained: channels as a share of the usual, and image.
         groups: numbers of groups that are compared; each divides the channels of every layer.
         field: network of SpikingJelly that is trained with its neurons and with ours, at `network_timesteps`.
         field_batch, field_shape: of that network.
@@ -61,6 +59,7 @@ class Plan:
     network_shape: tuple[int, int, int] = (3, 32, 32)
     seeds: tuple[int, ...] = tuple(range(8))
     epochs: int = 12
+    deep_width: float = 0.25
     deep_shape: tuple[int, int, int] = (1, 8, 8)
     groups: tuple[int, ...] = (2, 4, 8, 16)
     field: str = "sj-sew-resnet18"
@@ -106,7 +105,7 @@ class Plan:
         ]  # fmt: skip
         return [
             *self._trained(SMALL_NETWORK, (1, 8, 8), small),
-            *self._trained(DEEP_NETWORK, self.deep_shape, DEEP_NODES),
+            *self._trained(f"vgg11@{self.deep_width}", self.deep_shape, DEEP_NODES),
         ]
 
     def small_beta(self) -> list[Case]:
@@ -120,7 +119,7 @@ class Plan:
 
     def one_swapped(self) -> list[Case]:
         """VGG-11 of standard LIF with one layer's node swapped."""
-        return self._trained(ONE_SWAPPED, self.deep_shape, DEEP_NODES)
+        return self._trained(f"vgg11-one@{self.deep_width}", self.deep_shape, DEEP_NODES)
 
     def unchanged_network(self) -> list[Case]:
         """A network of SpikingJelly: eager, by its `memopt`, with our fused LIF, and the same inside `remat`."""

@@ -31,6 +31,7 @@ SMALL = Plan(
     network="vgg11@0.0625",
     seeds=(0,),
     epochs=1,
+    deep_width=0.0625,
     groups=(2, 4),
     field_batch=2,
     field_shape=(3, 16, 16),
