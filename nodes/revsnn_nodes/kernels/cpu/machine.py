@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,41 +53,6 @@ class _Disjoint(Compiler):
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_class": _Disjoint}
 # No error_model="python": its check for division by zero keeps loops from being vectorised.
-
-
-_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Of what kernels alone call: an entry from Python for each of them took a quarter of the time of compiling."""
-
-
-def exact_kernel(function: Callable[..., Any]) -> Any:
-    """Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
-    return _cached(function, fastmath=False, no_cfunc_wrapper=True)
-
-
-def contracted_kernel(function: Callable[..., Any]) -> Any:
-    """Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
-    return _cached(function, fastmath={"contract"}, no_cfunc_wrapper=True)
-
-
-def exact(function: Callable[..., Any]) -> Any:
-    """As `exact_kernel`, for what kernels call."""
-    return _cached(function, fastmath=False, **_CALLED)
-
-
-def contracted(function: Callable[..., Any]) -> Any:
-    """As `contracted_kernel`, for what kernels call."""
-    return _cached(function, fastmath={"contract"}, **_CALLED)
-
-
-def exact_row(function: Callable[..., Any]) -> Any:
-    """As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
-    return _cached(function, fastmath=False, forceinline=True, **_CALLED)
-
-
-def contracted_row(function: Callable[..., Any]) -> Any:
-    """As `contracted`, always inlined."""
-    return _cached(function, fastmath={"contract"}, forceinline=True, **_CALLED)
-
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGE_NAME = "revsnn_nodes.kernels"
@@ -158,6 +123,25 @@ def _cached(function: Callable[..., Any], **options: Any) -> Any:
     with suppress(RuntimeError, AttributeError):  # no folder to write to, or a cache of another make: not cached
         kernel._cache = _KernelCache(function)
     return kernel
+
+
+exact_kernel = partial(_cached, no_cfunc_wrapper=True)
+"""Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
+
+contracted_kernel = partial(exact_kernel, fastmath={"contract"})
+"""Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
+
+exact = partial(exact_kernel, no_cpython_wrapper=True)
+"""As `exact_kernel`, for what kernels call: an entry from Python for each took a quarter of the time of compiling."""
+
+contracted = partial(exact, fastmath={"contract"})
+"""As `contracted_kernel`, for what kernels call."""
+
+exact_row = partial(exact, forceinline=True)
+"""As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
+
+contracted_row = partial(contracted, forceinline=True)
+"""As `contracted`, always inlined."""
 
 
 SERIAL_ELEMENTS = 1 << 17
