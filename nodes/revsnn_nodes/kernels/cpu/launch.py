@@ -135,7 +135,6 @@ def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> in
 
     Args:
         rows: of scratch, for every column.
-        itemsize: bytes of an element.
         columns: how many there are in all; every thread gets several blocks.
         by_pieces: whether rows are done in pieces.
     """

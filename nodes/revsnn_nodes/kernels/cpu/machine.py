@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +150,14 @@ SERIAL_ELEMENTS = 1 << 17
 PIECES_PER_THREAD = 4
 """So that a thread that is held up by other work on the machine leaves its pieces to the others."""
 
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
 
-
-def _forget_pool() -> None:
-    global _pool, _pool_size
-    _pool, _pool_size = None, 0
+@lru_cache(maxsize=1)
+def _helpers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="revsnn")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _helpers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    if _pool is None or _pool_size < count:
-        _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="revsnn"), count
-    return _pool
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # which has none of these threads
 
 
 def run_columns(
@@ -177,8 +167,6 @@ def run_columns(
 
     Args:
         kernel: compiled, and free to run on several threads where their columns differ.
-        arguments: what it takes before `start` and `stop`.
-        columns: how many there are.
         unit: pieces are whole multiples of this many columns.
         elements: of the sequence; decides whether threads are worth their start.
     """

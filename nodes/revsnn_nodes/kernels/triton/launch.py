@@ -90,10 +90,7 @@ def shape_of(name: str, columns: int, itemsize: int, rows: int = 1, groups: int 
     have enough under way.
 
     Args:
-        columns: of the launch.
-        itemsize: bytes of a number.
         rows: steps that the kernel holds in registers.
-        groups: of each column.
     """
     keeps_rows = KERNELS[name].held > 1
     held = KERNELS[name].held * rows * groups if keeps_rows else groups
