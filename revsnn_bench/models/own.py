@@ -148,7 +148,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise ModelError(
                 f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
                 "or among the installed packages. Run the command in the folder that holds it."

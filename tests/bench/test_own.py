@@ -143,6 +143,14 @@ def test_a_module_that_raises_on_import(tmp_path, monkeypatch):
         build(case_of(workload="own_syntax:make"))
 
 
+def test_a_module_that_lacks_a_package_is_not_taken_for_missing(tmp_path, monkeypatch):
+    """Also where its own name begins with that of the package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_lacks_net.py").write_text("import own_lacks\n")
+    with pytest.raises(ModelError, match=r"own_lacks_net.py, line 1: the module own_lacks_net raised ModuleNotFound"):
+        build(case_of(workload="own_lacks_net:make"))
+
+
 def test_workers_import_the_model(runner):
     """A worker finds the module on the path of its client; a bad model is an error of the case, with its sentence."""
     settings = Settings(passes=("memory",))
