@@ -17,7 +17,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,8 @@ def load_class(path: str) -> type[nn.Module]:
 
 def _file_of(module_name: str, error: BaseException) -> str:
     spec = importlib.util.find_spec(module_name.partition(".")[0])
+    with suppress(Exception):  # the module's package may be what raised
+        spec = importlib.util.find_spec(module_name)
     return error.filename or "" if isinstance(error, SyntaxError) else (spec.origin or "" if spec else "")
 
 
