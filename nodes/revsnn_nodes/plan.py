@@ -16,11 +16,13 @@ block; it takes `plain` and `remat`. Outputs, gradients and buffers are those of
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,7 +175,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
     Returns:
         The model.
     Raises:
-        ValueError: a block that the model does not have, or an option that does not exist.
+        ValueError: a block that the model does not have, blocks that overlap, or an option that does not exist.
     """
     if not isinstance(plan, Mapping):
         neurons, plan = _read_plan(Path(plan))
@@ -188,6 +190,8 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
             _require_block(model, block)
             _require_device(model, block, option)
             by_module.setdefault(block.path, []).append((block, option))
+    for rows in by_module.values():
+        _require_apart([block for block, _ in rows])
     if not {*plan.values()} <= {"plain"}:
         for path, rows in by_module.items():
             module = model.get_submodule(path)
@@ -239,12 +243,25 @@ def _require_block(model: nn.Module, block: Block) -> None:
     module = names.get(block.path)
     is_there = module is not None and (
         block.start is None
-        or (type(module).forward is nn.Sequential.forward and (block.stop or 0) <= len(list(module.children())))
+        or (
+            type(module).forward is nn.Sequential.forward
+            and block.start < (block.stop or 0) <= len(list(module.children()))
+        )
     )
     require(
         is_there, "plan", "name blocks of the model", block.name, f"{type(model).__name__} has no such block.",
         "Apply it to the model that it was made for.",
     )  # fmt: skip
+
+
+def _require_apart(blocks: Sequence[Block]) -> None:
+    """Refuses blocks of one module that have children in common."""
+    in_order = sorted(blocks, key=lambda block: (block.start or 0, block.stop or math.inf))
+    for one, other in pairwise(in_order):
+        require(
+            one.stop is not None and one.stop <= (other.start or 0), "plan", "name blocks that do not overlap",
+            f"{one.name} and {other.name}", "What is in both would run twice.", "Leave one of them out.",
+        )  # fmt: skip
 
 
 def _require_device(model: nn.Module, block: Block, option: str) -> None:
