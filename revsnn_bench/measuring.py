@@ -74,9 +74,6 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     Memory comes first, while the heap is fresh; time comes after the passes that count, with the allocator as a
     long-running process has it.
 
-    Args:
-        case: what to measure.
-        settings: how; see `Settings`.
     Returns:
         A record with status `ok`; `wrong` where output or gradient disagree with the reference; `approximate` where the
         output is right and the gradient is not meant to be that of backpropagation; `unverified` where nothing can
@@ -123,7 +120,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
 
 
 def _compile_time(case: Case, settings: Settings) -> float:
-    from revsnn_bench.meters.compile import measure_compile_time
+    from revsnn_bench.meters.timing import measure_compile_time
 
     return measure_compile_time(case, "revsnn_bench.models.workloads:build")
 

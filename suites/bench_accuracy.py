@@ -6,6 +6,7 @@ Parity of all nodes in a deep network is in the suite `parity`.
 import pytest
 
 SEEDS = (0, 1, 2)
+SIZES = {"timesteps": 4, "batch": 8, "shape": (1, 8, 8)}
 COUPLED = ("revlif-anchored",)
 """One node stands for the four that compute the same function."""
 
@@ -15,9 +16,7 @@ COUPLED = ("revlif-anchored",)
     full={"beta": (0.05, 0.1, 0.25, 0.5, 1.0), "seed": SEEDS, "epochs": (12,)},
     workload="vgg11@0.25",
     nodes=COUPLED,
-    timesteps=4,
-    batch=8,
-    shape=(1, 8, 8),
+    **SIZES,
     decay_input=False,
     group_dim=1,
 )
@@ -31,9 +30,7 @@ def test_beta_in_a_deep_network(case, measure_case):
     full={"groups": (2, 4, 8, 16), "alpha": (0.25, 0.5, 0.75), "seed": SEEDS, "epochs": (12,)},
     workload="digits-net",
     nodes=COUPLED,
-    timesteps=4,
-    batch=8,
-    shape=(1, 8, 8),
+    **SIZES,
     group_dim=1,
 )
 def test_groups_of_channels(case, measure_case):
@@ -45,9 +42,7 @@ def test_groups_of_channels(case, measure_case):
     full={"beta": (0.05, 0.1, 0.25, 0.5, 1.0), "seed": SEEDS, "epochs": (12,)},
     workload="digits-net",
     nodes=COUPLED,
-    timesteps=4,
-    batch=8,
-    shape=(1, 8, 8),
+    **SIZES,
     group_dim=-1,
 )
 def test_groups_of_columns(case, measure_case):

@@ -10,6 +10,7 @@ pixel wide. The quick preset shows that every node learns; only the full one tel
 import pytest
 
 SEEDS = (0, 1, 2)
+NETWORK = {"workload": "vgg11@0.25", "timesteps": 4, "batch": 8, "shape": (1, 8, 8), "decay_input": False}
 COUPLED = ("revlif-stored", "revlif-revnet", "revlif", "revlif-anchored")
 """The same function four times: their accuracies may differ by rounding, which training amplifies, and no more."""
 
@@ -17,12 +18,8 @@ COUPLED = ("revlif-stored", "revlif-revnet", "revlif", "revlif-anchored")
 @pytest.mark.sweep(
     quick={"seed": SEEDS[:1], "epochs": (2,)},
     full={"seed": SEEDS, "epochs": (12,)},
-    workload="vgg11@0.25",
     nodes=("lif", "lif-checkpoint"),
-    timesteps=4,
-    batch=8,
-    shape=(1, 8, 8),
-    decay_input=False,
+    **NETWORK,
 )
 def test_lif(case, measure_case):
     measure_case(case)
@@ -31,12 +28,8 @@ def test_lif(case, measure_case):
 @pytest.mark.sweep(
     quick={"seed": SEEDS[:1], "epsilon": (1 / 256,), "epochs": (2,)},
     full={"seed": SEEDS, "epsilon": (1 / 256, 1 / 16), "epochs": (12,)},
-    workload="vgg11@0.25",
     nodes=("lif-carrier", "norm-carrier"),
-    timesteps=4,
-    batch=8,
-    shape=(1, 8, 8),
-    decay_input=False,
+    **NETWORK,
 )
 def test_carriers(case, measure_case):
     """The less of its input an output carries, the less the network leans on it, and the less stripping it costs."""
@@ -46,12 +39,8 @@ def test_carriers(case, measure_case):
 @pytest.mark.sweep(
     quick={"seed": SEEDS[:1], "epochs": (2,)},
     full={"seed": SEEDS, "epochs": (12,)},
-    workload="vgg11@0.25",
     nodes=COUPLED,
-    timesteps=4,
-    batch=8,
-    shape=(1, 8, 8),
-    decay_input=False,
+    **NETWORK,
     group_dim=1,
 )
 def test_coupled(case, measure_case):

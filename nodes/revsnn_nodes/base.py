@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
@@ -56,6 +56,12 @@ def in_memory_order(
     of_step, of_step_back = ([dim - 1 for dim in dims[1:]] for dims in (order, back))
     y_seq, v_last = run(view, None if v is None else v.permute(of_step))
     return y_seq.permute(back), v_last.permute(of_step_back)
+
+
+def _parameters_of(node: "SpikingNode[Any]") -> dict[str, Any]:
+    """The neuron's parameters by name; none before the constructor has set them."""
+    neuron = node.__dict__.get("neuron")
+    return {} if neuron is None else vars(neuron)
 
 
 def moved_state(fn: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
@@ -266,18 +272,15 @@ class SpikingNode(nn.Module, Generic[P]):
             self.__dict__["v_seq"] = None
         if name == "surrogate_function":
             value = as_surrogate(value)
-        neuron = self.__dict__.get("neuron")
-        if neuron is not None and name in {field.name for field in fields(neuron)}:
-            name, value = "neuron", replace(neuron, **{name: value})
+        if name in _parameters_of(self):
+            name, value = "neuron", replace(self.neuron, **{name: value})
         if name == "neuron":
             self.check_neuron(value)
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        neuron = self.__dict__.get("neuron")
-        if neuron is not None and name in {field.name for field in fields(neuron)}:
-            return getattr(neuron, name)
-        return super().__getattr__(name)
+        parameters = _parameters_of(self)
+        return parameters[name] if name in parameters else super().__getattr__(name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNode[P]":
         if isinstance(self.v, Tensor):
@@ -300,9 +303,8 @@ class SpikingNode(nn.Module, Generic[P]):
 
         `changes` are further arguments of its constructor, or parameters that differ.
         """
-        parameters = {field.name: getattr(self.neuron, field.name) for field in fields(self.neuron)}
         node = kind(
-            **(parameters | changes),
+            **(_parameters_of(self) | changes),
             surrogate_function=copy.deepcopy(self.surrogate_function),
             step_mode=self.step_mode,
             backend="torch",
@@ -314,5 +316,5 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def extra_repr(self) -> str:
         """Parameters, step mode and backend, as they are passed to the constructor."""
-        parameters = ", ".join(f"{field.name}={getattr(self.neuron, field.name)!r}" for field in fields(self.neuron))
+        parameters = ", ".join(f"{name}={value!r}" for name, value in _parameters_of(self).items())
         return f"{parameters}, step_mode={self.step_mode!r}, backend={self.backend!r}"

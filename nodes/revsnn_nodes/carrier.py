@@ -43,7 +43,6 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """See the class."""
         _, v, ctx.neuron, ctx.surrogate = inputs
         ctx.save_for_backward(output[0], v)
         ctx.set_materialize_grads(False)

@@ -224,7 +224,6 @@ class _Inverting(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """See the class."""
         _, _, ctx.neuron, ctx.surrogate = inputs
         ctx.save_for_backward(*output)
         ctx.set_materialize_grads(False)
@@ -238,7 +237,7 @@ of the membrane before the step."""
 def _backward_in_time(
     ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, step_vjp: StepVjp
 ) -> tuple[Tensor | None, ...]:
-    """Inverts step by step, and differentiates each step by what the inverse has found."""
+    """Gradients of the input and of the first membrane: inverts step by step, and differentiates what was found."""
     y_seq, v_last = ctx.saved_tensors
     neuron = ctx.neuron
     ybar_seq = eq.arriving(ybar_seq, y_seq)
@@ -287,7 +286,6 @@ class _InvertAndMultiply(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, ybar_seq, vbar_last, _multiply)
 
 
@@ -297,7 +295,6 @@ class _InvertAndRerun(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, ybar_seq, vbar_last, _rerun)
 
 
@@ -422,7 +419,6 @@ class _RegenerateAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """See the class."""
         _, v, ctx.neuron, ctx.surrogate, ctx.every = inputs
         y_seq, _, *anchors = output
         ctx.mark_non_differentiable(*anchors)

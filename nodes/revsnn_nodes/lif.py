@@ -132,12 +132,9 @@ class StandardParametricLIF(StandardLIF):
         state_dtype: StateType = "auto",
     ) -> None:  # fmt: skip
         neuron = ParametricLIFParameters(
-            decay_input=decay_input,
-            v_threshold=v_threshold,
-            v_reset=v_reset,
+            init_tau=init_tau, decay_input=decay_input, v_threshold=v_threshold, v_reset=v_reset,
             detach_reset=detach_reset,
-            init_tau=init_tau,
-        )
+        )  # fmt: skip
         SpikingNode.__init__(self, neuron, surrogate_function, step_mode, backend, store_v_seq)
         self.state_dtype = state_dtype
         self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1.0)))
@@ -197,24 +194,18 @@ class CheckpointedLIF(LIFNode):
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`."""
-        if not torch.is_grad_enabled():
-            return eq.lif_sequence(x_seq, self.lif_start(x_seq, v), self.neuron, self.surrogate_function)
         v = self.lif_start(x_seq, v)
+        if not torch.is_grad_enabled():
+            return eq.lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
         steps = self.checkpoint_every or math.ceil(math.sqrt(x_seq.shape[0]))
         # The label tells profilers and counters what runs a second time; torch.compile takes no such context.
         labelled: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": _label_recomputation}
         outputs = []
         for segment in x_seq.split(steps):
             spikes, v = checkpoint(
-                eq.lif_sequence,
-                segment,
-                v,
-                self.neuron,
-                self.surrogate_function,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                **labelled,
-            )
+                eq.lif_sequence, segment, v, self.neuron, self.surrogate_function, use_reentrant=False,
+                preserve_rng_state=False, **labelled,
+            )  # fmt: skip
             outputs.append(spikes)
         assert v is not None
         return torch.cat(outputs), v

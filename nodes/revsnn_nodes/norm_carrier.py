@@ -80,10 +80,9 @@ class NormCarrierNode(CarrierNode):
         self.affine, self.track_running_stats = affine, track_running_stats
         self.register_parameter("weight", nn.Parameter(torch.ones(num_features)) if affine else None)
         self.register_parameter("bias", nn.Parameter(torch.zeros(num_features)) if affine else None)
-        track = track_running_stats
-        self.register_buffer("running_mean", torch.zeros(num_features) if track else None)
-        self.register_buffer("running_var", torch.ones(num_features) if track else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if track else None)
+        self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
+        self.register_buffer("running_var", torch.ones(num_features) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
 
     @classmethod
     def from_norm(cls, norm: nn.Module, **neuron: Any) -> Self:
@@ -129,23 +128,17 @@ class NormCarrierNode(CarrierNode):
         run = self.single_step_forward if self.step_mode == "s" else self.multi_step_forward
         return run(z, residual)
 
-    def torch_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Runs T steps.
+    def torch_sequence(
+        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None,
+        run_neuron: Callable[..., tuple[Tensor, Tensor]] = eq.lif_sequence,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Runs T steps under plain autograd, in training and in `eval()`; see `SpikingNode.torch_sequence`.
 
         Args:
             x_seq: what the norm takes, `[T, N, C, *]`.
-            v: the membrane to start from, `[N, C, *]`; None for rest.
             residual: added to the normalised input, of the shape of x_seq.
-        Returns:
-            The output and the last membrane.
+            run_neuron: what runs on their sum.
         """
-        return self.stored_forward(x_seq, v, residual)
-
-    def stored_forward(
-        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None,
-        run_neuron: Callable[..., tuple[Tensor, Tensor]] = eq.lif_sequence,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The forward by plain autograd, in training and in `eval()`; see `torch_sequence`."""
         affine = (None, None) if self.carries else (self.weight, self.bias)
         mean, var, momentum = self.running_mean, self.running_var, 0.0
         if self.training:
@@ -286,8 +279,8 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         to_weight, to_bias = neuron.input_gain / neuron.share, neuron.input_gain
         return (
             zbar_seq if needs[0] else None,
-            (sums.total("weight") * to_weight).to(weight.dtype) if needs[1] else None,
-            (sums.total("bias") * to_bias).to(bias.dtype) if needs[2] else None,
+            (sums.totals["weight"] * to_weight).to(weight.dtype) if needs[1] else None,
+            (sums.totals["bias"] * to_bias).to(bias.dtype) if needs[2] else None,
             residual_bar,
             vbar if needs[4] else None,
             None,
@@ -318,10 +311,6 @@ class _ChannelSums:
         """Adds one step, `[N, C, *]`."""
         part = step.sum(self.dims, dtype=self.dtype)
         self.totals[name] = self.totals[name].add_(part) if name in self.totals else part
-
-    def total(self, name: str) -> Tensor:
-        """The sum so far, `[C]`."""
-        return self.totals[name]
 
     def mean(self, name: str) -> Tensor:
         """The sum so far over the number of values per channel, `[C]`."""
@@ -404,11 +393,13 @@ class NormCarrierLIF(NormCarrierNode):
         statistics are summed in float64, and do not depend on the number of threads.
     """
 
-    def torch_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def torch_sequence(  # type: ignore[override]
+        self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `NormCarrierNode.torch_sequence`."""
         # What is kept depends on the values where the clamp bit: no compiler knows it, and no tensor without values.
         if not self.training or torch.compiler.is_compiling() or x_seq.is_meta:
-            return self.stored_forward(x_seq, v, residual)
+            return super().torch_sequence(x_seq, v, residual)
         return _DecodeNormAndMultiply.apply(x_seq, self.weight, self.bias, residual, v, self)  # type: ignore[no-any-return]
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -416,7 +407,7 @@ class NormCarrierLIF(NormCarrierNode):
         from revsnn_nodes.kernels.autograd import fused_lif, fused_norm_carrier
 
         if not self.training:
-            return self.stored_forward(x_seq, v, residual, fused_lif)
+            return super().torch_sequence(x_seq, v, residual, fused_lif)
         return fused_norm_carrier(x_seq, v, residual, self)
 
     def fused_obstacle(self, x_seq: Tensor) -> str:

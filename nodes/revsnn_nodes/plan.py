@@ -16,13 +16,16 @@ block; it takes `plain` and `remat`. Outputs, gradients and buffers are those of
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +53,11 @@ _BITS = (1, 2, 4, 8, 16, 32, 64, 128)
 _SLICE = re.compile(r"(.*)\[(\d+):(\d+)\]")
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """A binary tensor in bits.
 
-    Args:
+    Fields:
         bits: eight elements per byte, `[ceil(n / 8)]`.
-        shape, dtype: of the tensor.
     """
 
     bits: Tensor
@@ -87,6 +88,11 @@ def unpack_bits(packed: Packed) -> Tensor:
 def is_neuron(module: Any) -> bool:
     """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do."""
     return callable(getattr(module, "reset", None)) and hasattr(module, "v")
+
+
+def neurons_of(model: nn.Module) -> list[Any]:
+    """The neurons of a model, itself among them where it is one."""
+    return [module for module in model.modules() if is_neuron(module)]
 
 
 @dataclass(frozen=True)
@@ -126,10 +132,6 @@ def find_blocks(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module],
 
     A module whose inner blocks hold less than half of its parameters is one block: the shortcut of a residual block is
     no block of its own.
-
-    Args:
-        model: any module.
-        kind: class of the blocks, where the user names it.
     """
     if kind is not None:
         return [Block(name) for name, module in model.named_modules() if isinstance(module, kind)]
@@ -145,7 +147,7 @@ def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
             if _holds_both(child):
                 yield from _blocks_in(f"{path}.{name}".removeprefix("."), child)
                 start = number + 1
-            elif any(map(is_neuron, child.modules())):
+            elif neurons_of(child):
                 yield Block(path, start, number + 1)
                 start = number + 1
     elif 2 * sum(_size(child) for _, child in inner) > _size(module):
@@ -156,7 +158,7 @@ def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
 
 
 def _holds_both(module: nn.Module) -> bool:
-    return any(p.dim() > 1 for p in module.parameters()) and any(map(is_neuron, module.modules()))
+    return any(p.dim() > 1 for p in module.parameters()) and bool(neurons_of(module))
 
 
 def _size(module: nn.Module) -> int:
@@ -173,7 +175,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
     Returns:
         The model.
     Raises:
-        ValueError: a block that the model does not have, or an option that does not exist.
+        ValueError: a block that the model does not have, blocks that overlap, or an option that does not exist.
     """
     if not isinstance(plan, Mapping):
         neurons, plan = _read_plan(Path(plan))
@@ -188,6 +190,8 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
             _require_block(model, block)
             _require_device(model, block, option)
             by_module.setdefault(block.path, []).append((block, option))
+    for rows in by_module.values():
+        _require_apart([block for block, _ in rows])
     if not {*plan.values()} <= {"plain"}:
         for path, rows in by_module.items():
             module = model.get_submodule(path)
@@ -220,7 +224,7 @@ def remove_plan(model: nn.Module) -> None:
 
 def put_in_our_neurons(model: nn.Module) -> None:
     """Exchanges SpikingJelly's LIF neurons for the fused ones of the same function, where there are any."""
-    if any(type(module).__module__.startswith("spikingjelly.") for module in model.modules() if is_neuron(module)):
+    if any(type(neuron).__module__.startswith("spikingjelly.") for neuron in neurons_of(model)):
         from revsnn_nodes.spikingjelly import swap_neurons
 
         swap_neurons(model)
@@ -229,44 +233,45 @@ def put_in_our_neurons(model: nn.Module) -> None:
 def _require_option(name: str, option: str) -> None:
     allowed = ("plain", *PASSES) if name == REST else (*OPTIONS, OFFLOAD)
     require(
-        option in allowed,
-        "plan",
-        f"give {name!r} one of {', '.join(allowed)}",
-        option,
-        "It says what the block keeps.",
-        "Make the plan again with this version.",
-    )
+        option in allowed, "plan", f"give {name!r} one of {', '.join(allowed)}", option,
+        "It says what the block keeps.", "Make the plan again with this version.",
+    )  # fmt: skip
 
 
 def _require_block(model: nn.Module, block: Block) -> None:
     names = dict(model.named_modules())
-    whole = block.path in names and (
+    module = names.get(block.path)
+    is_there = module is not None and (
         block.start is None
         or (
-            type(names[block.path]).forward is nn.Sequential.forward
-            and (block.stop or 0) <= len(list(names[block.path].children()))
+            type(module).forward is nn.Sequential.forward
+            and block.start < (block.stop or 0) <= len(list(module.children()))
         )
     )
     require(
-        whole,
-        "plan",
-        "name blocks of the model",
-        block.name,
-        f"{type(model).__name__} has no such block.",
+        is_there, "plan", "name blocks of the model", block.name, f"{type(model).__name__} has no such block.",
         "Apply it to the model that it was made for.",
-    )
+    )  # fmt: skip
+
+
+def _require_apart(blocks: Sequence[Block]) -> None:
+    """Refuses blocks of one module that have children in common."""
+    in_order = sorted(blocks, key=lambda block: (block.start or 0, block.stop or math.inf))
+    for one, other in pairwise(in_order):
+        require(
+            one.stop is not None and one.stop <= (other.start or 0), "plan", "name blocks that do not overlap",
+            f"{one.name} and {other.name}", "What is in both would run twice.", "Leave one of them out.",
+        )  # fmt: skip
 
 
 def _require_device(model: nn.Module, block: Block, option: str) -> None:
     devices = {each.device.type for module in block.modules(model) for each in module.parameters()}
     require(
-        option != OFFLOAD or devices.isdisjoint({"cpu", "meta"}),
-        "plan",
-        f"give {block.name!r} another option on the CPU",
-        option,
+        option != OFFLOAD or devices.isdisjoint({"cpu", "meta"}), "plan",
+        f"give {block.name!r} another option on the CPU", option,
         "What it would move to the host's memory is there already.",
         "Move the model to a GPU first, or make the plan for the CPU.",
-    )
+    )  # fmt: skip
 
 
 class _Forward:
@@ -307,26 +312,19 @@ class _Planned(_Forward):
             return _run(self.original, [self.module], self.rows[0][1], *args, **kwargs)
         children, at, (x,) = list(self.module.children()), 0, args
         for block, option in sorted(self.rows, key=lambda row: row[0].start or 0):
-            assert block.start is not None
             for child in children[at : block.start]:
                 x = child(x)
             part = children[block.start : block.stop]
-            x, at = _run(_InTurn(part), part, option, x), block.stop or 0
+            x, at = _run(partial(_in_turn, part), part, option, x), block.stop or 0
         for child in children[at:]:
             x = child(x)
         return x
 
 
-class _InTurn:
-    """Runs modules one after the other."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = modules
-
-    def __call__(self, x: Any) -> Any:
-        for module in self.modules:
-            x = module(x)
-        return x
+def _in_turn(modules: Sequence[nn.Module], x: Any) -> Any:
+    for module in modules:
+        x = module(x)
+    return x
 
 
 def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str, *args: Any, **kwargs: Any) -> Any:
@@ -342,43 +340,31 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
         inner = [each for module in modules for each in module.modules()]
         state = _states(inner)
         output = checkpoint(
-            function,
-            *args,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _again(inner, state)),
-            **kwargs,
+            function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), run_again(inner, state)), **kwargs
         )
-        if option == "bits":
-            _keep_as_bits(output)
+        if option == "bits" and isinstance(output, Tensor) and (packed := pack_bits(output.detach())) is not None:
+            note_recipe(lambda *parts: unpack_bits(Packed(*parts)), tuple(packed), output)
         return output
 
 
-def _keep_as_bits(output: Any) -> None:
-    if isinstance(output, Tensor) and (packed := pack_bits(output.detach())) is not None:
-        note_recipe(_unpacked, (packed.bits, packed.shape, packed.dtype), output)
+States = Sequence[tuple[nn.Module, dict[str, Any]]]
+"""Neurons, and the membranes that they carry, by name."""
 
 
-def _unpacked(bits: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    return unpack_bits(Packed(bits, shape, dtype))
-
-
-_State = list[tuple[nn.Module, dict[str, Any]]]
-
-
-def _states(modules: Sequence[nn.Module]) -> _State:
+def _states(modules: Sequence[nn.Module]) -> States:
     """The membranes that neurons carry: SpikingJelly's registered memories, or `v`."""
     neurons: list[Any] = [module for module in modules if is_neuron(module)]
     return [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
 
 
 @contextmanager
-def _again(modules: Sequence[nn.Module], state: _State) -> Iterator[None]:
-    """A second run of a forward that happened: neurons start as they did, and what it changes is put back."""
+def run_again(modules: Sequence[nn.Module], states: States = ()) -> Iterator[None]:
+    """A second run of a forward that happened: neurons start from `states`, and what it changes is put back."""
     after = _states(modules)
     buffers = [(module, name, each) for module in modules for name, each in module.named_buffers(recurse=False)]
     for module, name, each in buffers:
         setattr(module, name, each.clone())
-    _set_states(state)
+    _set_states(states)
     try:
         with record_function("recompute"):
             yield
@@ -388,7 +374,7 @@ def _again(modules: Sequence[nn.Module], state: _State) -> Iterator[None]:
             setattr(module, name, each)
 
 
-def _set_states(states: _State) -> None:
+def _set_states(states: States) -> None:
     for module, memories in states:
         for name, value in memories.items():
             setattr(module, name, value)

@@ -75,8 +75,8 @@ class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
 def swap_neurons(model: nn.Module) -> Swapped:
     """Exchanges snnTorch's `Leaky` in a model, in place, for `LeakyNode`, wherever it computes the same.
 
-    Args:
-        model: any module that holds neurons. A neuron used in several places stays one.
+    A neuron used in several places stays one.
+
     Returns:
         What was exchanged and what was left, and why; `print` it.
     Raises:

@@ -14,7 +14,6 @@ no memopt and no functional protocol.
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -130,9 +129,9 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        memories = dict(self._memories)
         state["_memories"] = {
-            name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in memories.items()
+            name: value.detach().clone() if isinstance(value, Tensor) else value
+            for name, value in self._memories.items()
         }
         return state
 
@@ -234,21 +233,15 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
         ValueError: an unknown `to`, or a model that is itself a neuron (nothing holds it).
     """
     require(
-        to in KINDS or to == "spikingjelly",
-        "to",
-        f"be one of {', '.join([*KINDS, 'spikingjelly'])}",
-        to,
+        to in KINDS or to == "spikingjelly", "to", f"be one of {', '.join([*KINDS, 'spikingjelly'])}", to,
         "It names the neuron that takes the place of SpikingJelly's.",
         'Pass "lif" for the same function on fused kernels.',
-    )
+    )  # fmt: skip
     require(
-        not isinstance(model, their_neuron.BaseNode | SpikingNode),
-        "model",
-        "be a module that holds neurons",
-        type(model).__name__,
-        "A neuron is exchanged where its parent holds it.",
+        not isinstance(model, their_neuron.BaseNode | SpikingNode), "model", "be a module that holds neurons",
+        type(model).__name__, "A neuron is exchanged where its parent holds it.",
         "Wrap it in nn.Sequential, or construct the new node.",
-    )
+    )  # fmt: skip
     return exchange(model, lambda child: _chosen(child, to, options))
 
 
@@ -307,13 +300,10 @@ def _kind(neuron: nn.Module, to: str) -> type[MemoryNode] | None:
 
 
 def _back(node: Any) -> nn.Module:
-    parameters = {field.name: getattr(node.neuron, field.name) for field in fields(node.neuron)}
     theirs: nn.Module = TWINS[type(node)](
-        **parameters,
-        surrogate_function=their_function(node.surrogate_function),
-        step_mode=node.step_mode,
+        **vars(node.neuron), surrogate_function=their_function(node.surrogate_function), step_mode=node.step_mode,
         store_v_seq=node.store_v_seq,
-    )
+    )  # fmt: skip
     _take_state(theirs, node)
     return theirs
 
@@ -338,14 +328,9 @@ def their_function(function: Any) -> nn.Module:
     """
     if isinstance(function, surrogate.ForeignSurrogate) and isinstance(function.function, nn.Module):
         return function.function
-    theirs = {ours: kind for kind, ours in SURROGATES.items()}.get(type(function))
+    theirs: dict[type, Callable[..., nn.Module]] = {ours: kind for kind, ours in SURROGATES.items()}
     require(
-        theirs is not None,
-        "surrogate_function",
-        "have a twin in SpikingJelly",
-        function,
-        "The neuron that goes back fires by it.",
-        f"Use one of {', '.join(kind.__name__ for kind in SURROGATES)}.",
-    )
-    assert theirs is not None
-    return theirs(alpha=function.alpha)
+        type(function) in theirs, "surrogate_function", "have a twin in SpikingJelly", function,
+        "The neuron that goes back fires by it.", f"Use one of {', '.join(kind.__name__ for kind in SURROGATES)}.",
+    )  # fmt: skip
+    return theirs[type(function)](alpha=function.alpha)

@@ -40,7 +40,6 @@ def exchange(model: nn.Module, choose: Callable[[nn.Module], Exchange | str | No
     """Exchanges neurons wherever a model holds them; one that it holds twice stays one.
 
     Args:
-        model: any module.
         choose: what takes the place of a module; a reason where it stays; None where it is no neuron.
     """
     swapped: dict[str, str] = {}

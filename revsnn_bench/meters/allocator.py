@@ -1,4 +1,4 @@
-"""Every allocation of host tensors in a stretch of code, read from the profiler: exact to the byte.
+"""Every allocation of tensors in a stretch of code, read from the profiler: exact to the byte; a ledger of blocks.
 
 The allocator itself reports each block to a profiler with `profile_memory=True`, scratch inside kernels
 included, so nothing is estimated. The event tree is read rather than `kineto_results.events()` or the
@@ -13,19 +13,100 @@ once (0.3 s a pass).
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch._C._profiler import _EventType
 from torch.autograd.profiler import profile
 
-from revsnn_bench.meters.ledger import Ledger
+from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
 
 Result = TypeVar("Result")
 
 # The profiler's own log would print two lines per profile on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+MOST_EVENTS = 128
+"""Events kept of one step: more than a figure shows, few enough for every record of a sweep."""
+
+
+@dataclass
+class Ledger:
+    """What was allocated and freed, in order, and which blocks were alive at the highest point.
+
+    Blocks are numbered in the order in which they were made; a key, such as an address, names one while it lives.
+
+    Fields:
+        keys, sizes: key and bytes of each block.
+        log: number of the block of each event, and the bytes by which it changed what is alive.
+        live: number of each block that is alive, by key.
+        now, peak: bytes alive, and the highest that they were.
+        at_peak: numbers of the blocks that were alive then; complete after `settle`.
+        where: what the caller said of the place of the allocation that reached the peak.
+    """
+
+    keys: list[Any] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    log: list[tuple[int, int]] = field(default_factory=list)
+    live: dict[Any, int] = field(default_factory=dict)
+    now: int = 0
+    peak: int = 0
+    at_peak: set[int] = field(default_factory=set)
+    where: Any = None
+    rising: bool = False
+
+    def allocate(self, key: Any, nbytes: int, where: Any = None) -> None:
+        """A block was made."""
+        self.live[key] = len(self.sizes)
+        self.log.append((len(self.sizes), nbytes))
+        self.keys.append(key)
+        self.sizes.append(nbytes)
+        self.now += nbytes
+        if self.now > self.peak:
+            self.peak, self.where, self.rising = self.now, where, True
+
+    def free(self, key: Any) -> None:
+        """A block was freed; one that is older than the ledger is passed over."""
+        if key in self.live:
+            self.settle()
+            number = self.live.pop(key)
+            self.log.append((number, -self.sizes[number]))
+            self.now -= self.sizes[number]
+
+    def settle(self) -> None:
+        """Copies the set of live blocks where a rise ended: once per rise, not at every allocation."""
+        if self.rising:
+            self.at_peak, self.rising = set(self.live.values()), False
+
+    def timeline(self, category: Callable[[int], str], forward_events: int) -> MemoryTimeline:
+        """Live bytes by category after each kept event; no maximum is lost."""
+        kept = self._kept(forward_events)
+        now: dict[str, int] = {}
+        changes: dict[str, list[tuple[int, int]]] = {}
+        for event, (number, change) in enumerate(self.log, start=1):
+            now[category(number)] = now.get(category(number), 0) + change
+            if event in kept:
+                for name, nbytes in now.items():
+                    course = changes.setdefault(name, [])
+                    if nbytes != (course[-1][1] if course else 0):
+                        course.append((event, nbytes))
+        live = {name: tuple(course) for name, course in sorted(changes.items()) if course}
+        return MemoryTimeline(events=len(self.log), forward_events=forward_events, live_bytes=live)
+
+    def _kept(self, forward_events: int) -> set[int]:
+        """The highest event of each stretch of equal length, and the last one of forward and of the step."""
+        totals, events = [0], len(self.log)
+        for _, change in self.log:
+            totals.append(totals[-1] + change)
+        # No stretch reaches from forward into backward, so there may be one more of each; the two ends are added.
+        length = max(1, -(-events // (MOST_EVENTS - 4)))
+        kept = {forward_events, events} - {0}
+        for first, last in ((1, forward_events), (forward_events + 1, events)):
+            for start in range(first, last + 1, length):
+                kept.add(max(range(start, min(start + length, last + 1)), key=totals.__getitem__))
+        return kept
 
 
 @dataclass(frozen=True)
@@ -65,7 +146,6 @@ def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Re
     """Runs `work` under the profiler.
 
     Args:
-        work: allocates.
         device: type of the device whose blocks are meant.
     Returns:
         What `work` returned, still alive at the end of the timeline, and the timeline. Frees of blocks that
@@ -79,7 +159,6 @@ def profiled_events(work: Callable[[], Result], device: str = "cpu") -> tuple[Re
     """Runs `work` under the profiler.
 
     Args:
-        work: allocates.
         device: type of the device whose blocks are meant.
     Returns:
         What `work` returned, and the profiler's events in order of time: ops, marks, and the device's blocks.

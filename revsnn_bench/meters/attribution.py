@@ -9,7 +9,7 @@ their peak agrees with the allocator's except for kernel scratch and wrapped Pyt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,8 +19,7 @@ from torch import Tensor
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
 
-from revsnn_bench.meters.allocator import is_allocation, profiled_events, replay_event
-from revsnn_bench.meters.ledger import Ledger
+from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of
 from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, Scratch, StorageTracker, hook_modules
 from revsnn_bench.records import MemoryTimeline
@@ -103,12 +102,9 @@ class _TrackerNotes(_Notes):
 
         On CUDA, autograd would run backward in a thread of its own, with sequence numbers and a stack of its own.
         """
-        handle = step.model.register_forward_pre_hook(self.note_inputs, with_kwargs=True)
-        try:
-            with quiet_gc(), torch.autograd.set_multithreading_enabled(False), self.tracker:
-                yield
-        finally:
-            handle.remove()
+        hook = step.model.register_forward_pre_hook(self.note_inputs, with_kwargs=True)
+        with hook, quiet_gc(), torch.autograd.set_multithreading_enabled(False), self.tracker:
+            yield
 
     def note(self, category: str, *tensors: Tensor | None) -> None:
         for tensor in tensors:
@@ -249,14 +245,12 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     marks = _Marks()
     step.prepare()
     clock = ModuleClock(step.model)
-    handles = [step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True)]
-    handles += hook_modules(step.model, marks.enter, marks.leave)
-    try:
+    with ExitStack() as hooks:
+        hooks.callback(clock.close)
+        hooks.enter_context(step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True))
+        for hook in hook_modules(step.model, marks.enter, marks.leave):
+            hooks.enter_context(hook)
         _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
-    finally:
-        clock.close()
-        for handle in handles:
-            handle.remove()
     step.prepare()
     replay = _Replay()
     for event in events:

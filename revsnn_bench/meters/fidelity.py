@@ -11,8 +11,7 @@ whole against the reference in its own precision, block by block.
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.oracle import CALLS, cut_states, measure_oracle_errors
-from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.step import TrainingStep, hooked, learned
 from revsnn_bench.records import FidelityRecord, GradientBias
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -37,7 +36,6 @@ class Subject:
     """What the fidelity of a step is judged by.
 
     Args:
-        step: the step under test.
         reference: a model of the same function and parameters, by plain autograd; None where the model names none,
             which is then judged by differences of its own forward.
         spikes: the modules of a model that fire, in no particular order.
@@ -142,7 +140,7 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
     """Output and gradients of a model in the place of the step's own, call after call from its prepared state."""
     own_model, own_source = step.model, step.source
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = learned(model)
     states: list[Tensor] = []
     calls = []
     try:
@@ -188,15 +186,18 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call]]:
     step, same = subject.step, subject.reference
     assert same is not None
     double = copy.deepcopy(same).double()
-    with _recorded(subject.spikes(same)) as spikes:
+    spikes: list[Tensor] = []
+    with hooked(subject.spikes(same), lambda *call: spikes.append(call[2].detach())):
         same_calls = _calls(step, same, step.source)
-    with _replayed(subject.spikes(double), iter(spikes)):
-        exact = _calls(step, double, _in_double(step.source))
-    return same_calls, exact
+    again = iter(spikes)
 
+    def replay(module: nn.Module, args: tuple[Any, ...], fired: Tensor) -> Tensor:
+        """The spike written down, with the derivative that the surrogate has at its own input."""
+        return fired + (next(again).to(fired.dtype) - fired).detach()
 
-def _in_double(source: Tensor) -> Tensor:
-    return source.detach().double().requires_grad_(source.requires_grad)
+    in_double = step.source.detach().double().requires_grad_(step.source.requires_grad)
+    with hooked(subject.spikes(double), replay):
+        return same_calls, _calls(step, double, in_double)
 
 
 def _worst_errors(tested: list[Call], same: list[Call], exact: list[Call]) -> dict[str, float | None]:
@@ -242,36 +243,6 @@ def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -
             scale[name] += right.double().square().sum().item()
     reference.reset()  # type: ignore[operator]
     return {name: (wrong[name] / scale[name]) ** 0.5 if scale[name] else float(wrong[name] > 0) for name in wrong}
-
-
-@contextmanager
-def _recorded(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Writes down what the modules give, in the order of the calls."""
-    spikes: list[Tensor] = []
-    handles = [module.register_forward_hook(lambda *call: spikes.append(call[2].detach())) for module in modules]
-    try:
-        yield spikes
-    finally:
-        _remove(handles)
-
-
-@contextmanager
-def _replayed(modules: Sequence[nn.Module], spikes: Iterator[Tensor]) -> Iterator[None]:
-    """Makes the modules give the spikes written down, with the derivative that they have at their own input."""
-
-    def replace(module: nn.Module, args: tuple[Any, ...], fired: Tensor) -> Tensor:
-        return fired + (next(spikes).to(fired.dtype) - fired).detach()
-
-    handles = [module.register_forward_hook(replace) for module in modules]
-    try:
-        yield
-    finally:
-        _remove(handles)
-
-
-def _remove(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
 
 
 def _recover(subject: Subject) -> tuple[float, int, int | None] | None:

@@ -30,8 +30,7 @@ MOVEMENT = _names(
     """
     alias arange as_strided_scatter cat clone constant_pad_nd copy copy_ detach detach_ diag_embed
     diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted empty_strided eye fill fill_
-    flip full full_like gather index index_copy index_copy_ index_fill index_fill_ index_select lift
-    lift_fresh
+    flip full full_like gather index index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh
     lift_fresh_copy linspace masked_scatter masked_scatter_ masked_select narrow_copy new_empty
     new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle pixel_unshuffle
     rand rand_like randint randint_like randn randn_like random_ randperm record_stream reflection_pad1d
@@ -131,10 +130,6 @@ def _convolution_macs(call: Call, output: Tensor) -> int:
     return macs
 
 
-def _convolution(call: Call) -> PhaseFlops:
-    return _macs(_convolution_macs(call, call.out))
-
-
 def _convolution_backward(call: Call) -> PhaseFlops:
     """As many multiply-accumulates as the forward for input and for weight; the bias gradient is R."""
     grad = call["grad_output"]
@@ -229,11 +224,9 @@ FORMULAS: dict[str, Formula] = {
     **_in_all_forms("addcmul addcdiv", _with_factor(2, "value")),
     **_in_all_forms("lerp", _times(3)),
     **_each("sigmoid_backward tanh_backward", _times(3)),
-    "convolution": _convolution,
+    "convolution": lambda call: _macs(_convolution_macs(call, call.out)),
     "convolution_backward": _convolution_backward,
-    "dot": lambda call: _macs(elements(call["self"])),
-    "vdot": lambda call: _macs(elements(call["self"])),
-    "mv": lambda call: _macs(elements(call["self"])),
+    **_each("dot vdot mv", lambda call: _macs(elements(call["self"]))),
     "addmv": lambda call: _macs(elements(call["mat"])),
     "addr": lambda call: _macs(elements(call.out)),
     "addbmm": lambda call: _macs(elements(call["batch1"]) * call["batch2"].shape[-1]),
@@ -244,55 +237,36 @@ FORMULAS: dict[str, Formula] = {
         "_batch_norm_with_update native_layer_norm native_group_norm",
         _norm,
     ),
-    "_native_batch_norm_legit_no_training": _norm_with_constants,
-    "_batch_norm_no_update": _norm_with_constants,
+    **_each("_native_batch_norm_legit_no_training _batch_norm_no_update", _norm_with_constants),
     **_each(
         "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward",
         _batch_norm_backward,
     ),
-    "native_layer_norm_backward": _row_norm_backward,
-    "native_group_norm_backward": _row_norm_backward,
-    "avg_pool2d": _pool(2),
-    "avg_pool3d": _pool(3),
-    "max_pool2d_with_indices": _pool(2),
-    "max_pool3d_with_indices": _pool(3),
+    **_each("native_layer_norm_backward native_group_norm_backward", _row_norm_backward),
+    **_each("avg_pool2d max_pool2d_with_indices", _pool(2)),
+    **_each("avg_pool3d max_pool3d_with_indices", _pool(3)),
     "avg_pool2d_backward": _average_pool_backward(2),
     "avg_pool3d_backward": _average_pool_backward(3),
     # One addition per gradient that is scattered to the input
-    "max_pool2d_with_indices_backward": _first(1),
-    "max_pool3d_with_indices_backward": _first(1),
-    "_adaptive_avg_pool2d_backward": _per_element_of("self"),
-    "_adaptive_avg_pool3d_backward": _per_element_of("self"),
-    "upsample_nearest1d_backward": _first(1),
-    "upsample_nearest2d_backward": _first(1),
-    "upsample_nearest3d_backward": _first(1),
-    "unfold_backward": _first(1),
-    "embedding_dense_backward": _first(1),
+    **_each(
+        "max_pool2d_with_indices_backward max_pool3d_with_indices_backward upsample_nearest1d_backward "
+        "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward",
+        _first(1),
+    ),
+    **_each("_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward", _per_element_of("self")),
     # Maximum R, difference N, exponential N, sum R, and a difference or quotient N
-    "_softmax": _first(5),
-    "_log_softmax": _first(5),
+    **_each("_softmax _log_softmax", _first(5)),
     # Product or exponential N, sum R, product N, difference N
-    "_softmax_backward_data": _first(4),
-    "_log_softmax_backward_data": _first(4),
-    "nll_loss_forward": _per_element_of("target"),
-    "nll_loss_backward": _per_element_of("target"),
-    "nll_loss2d_forward": _per_element_of("target"),
-    "nll_loss2d_backward": _per_element_of("target"),
+    **_each("_softmax_backward_data _log_softmax_backward_data", _first(4)),
+    **_each("nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward", _per_element_of("target")),
     **_each(
         "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
         _loss,
     ),
     # Draw and compare N, scale the mask N, multiply N: what dropout written out counts
     "native_dropout": _first(3),
-    "index_put": _index_put,
-    "index_put_": _index_put,
-    "_index_put_impl_": _index_put,
-    "_unsafe_index_put": _index_put,
-    "index_add": _per_element_of("source"),
-    "index_add_": _per_element_of("source"),
-    "scatter_add": _per_element_of("src"),
-    "scatter_add_": _per_element_of("src"),
-    "scatter_reduce": _per_element_of("src"),
-    "scatter_reduce_": _per_element_of("src"),
+    **_each("index_put index_put_ _index_put_impl_ _unsafe_index_put", _index_put),
+    **_each("index_add index_add_", _per_element_of("source")),
+    **_each("scatter_add scatter_add_ scatter_reduce scatter_reduce_", _per_element_of("src")),
 }
 """aten operators, by name without overload, whose count is neither their output nor their input elements."""

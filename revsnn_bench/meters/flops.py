@@ -55,7 +55,6 @@ def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
 
     Args:
         model: run once under `torch.no_grad`; neurons keep the state of that run.
-        input: what the model takes.
     Returns:
         2 per multiply-accumulate; None where fvcore cannot trace the model.
     """
@@ -117,7 +116,6 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     """Runs one forward and backward of `step` under the counter, then fvcore's cross-check of its products.
 
     Args:
-        step: left prepared.
         cross_check: whether to ask fvcore, which cannot trace fake tensors.
 
     Returns:
@@ -141,6 +139,13 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     return FlopsRecord(**phases, fvcore_forward_flops=check)
 
 
+class _OpenRanges(threading.local):
+    """Open ranges of the current thread, innermost last: is each a recomputation?"""
+
+    def __init__(self) -> None:
+        self.recompute: list[bool] = []
+
+
 class _Counter(TorchDispatchMode):
     """Adds up operations by phase; on devices, autograd's own threads call it too."""
 
@@ -149,7 +154,7 @@ class _Counter(TorchDispatchMode):
         self.stage: Phase = "forward"
         self._pointwise: dict[Phase, int] = {"forward": 0, "backward": 0, "recompute": 0}
         self._multiply_accumulate = dict(self._pointwise)
-        self._thread = threading.local()
+        self._ranges = _OpenRanges()
         self._lock = threading.Lock()
 
     def __torch_dispatch__(
@@ -169,13 +174,11 @@ class _Counter(TorchDispatchMode):
                 return pieces
         phase = self._phase()
         out = func(*args, **kwargs)
-        self._add(phase, count(func, args, kwargs, out))
-        return out
-
-    def _add(self, phase: Phase, flops: PhaseFlops) -> None:
+        flops = count(func, args, kwargs, out)
         with self._lock:
             self._pointwise[phase] += flops.pointwise
             self._multiply_accumulate[phase] += flops.multiply_accumulate
+        return out
 
     def phases(self) -> dict[Phase, PhaseFlops]:
         return {
@@ -184,22 +187,14 @@ class _Counter(TorchDispatchMode):
         }
 
     def _follow_range(self, name: str, args: tuple[Any, ...]) -> None:
-        ranges = self._ranges()
         if "_record_function_enter" in name:
-            ranges.append("recompute" in args[0])
-        elif ranges:
-            ranges.pop()
-
-    def _ranges(self) -> list[bool]:
-        """Open ranges of the current thread, innermost last: is each a recomputation?"""
-        if not hasattr(self._thread, "ranges"):
-            self._thread.ranges = []
-        ranges: list[bool] = self._thread.ranges
-        return ranges
+            self._ranges.recompute.append("recompute" in args[0])
+        elif self._ranges.recompute:
+            self._ranges.recompute.pop()
 
     def _phase(self) -> Phase:
         in_graph_task = torch._C._current_graph_task_id() != -1
-        if any(self._ranges()) or (in_graph_task and torch.is_grad_enabled()):
+        if any(self._ranges.recompute) or (in_graph_task and torch.is_grad_enabled()):
             return "recompute"
         return "backward" if in_graph_task else self.stage
 

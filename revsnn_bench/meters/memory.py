@@ -15,8 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
+from revsnn_bench.meters.leaks import Older, first_step, growth, measure_untracked
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes
-from revsnn_bench.meters.untracked import Older, first_step, growth, measure_untracked
 from revsnn_bench.records import MemoryRecord, SavedBytes
 from revsnn_bench.system.gpu import process_gpu_bytes
 from revsnn_bench.system.process import frozen_heap, process_peak_bytes, quiet_gc
@@ -36,9 +36,6 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
         # The tensor itself would hold the graph that holds it: a cycle that is never freed.
         return tensor.detach()
 
-    def unpack(tensor: Tensor) -> Tensor:
-        return tensor
-
     def note_inputs(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
@@ -47,12 +44,9 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
     step.prepare()
     older = (step.source, *step.model.parameters(), *step.model.buffers())
     alive_before = {storage_of(tensor)._cdata for tensor in older}
-    handle = step.model.register_forward_pre_hook(note_inputs, with_kwargs=True)
-    try:
-        with quiet_gc(), torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            output = step.forward()
-    finally:
-        handle.remove()
+    watched = step.model.register_forward_pre_hook(note_inputs, with_kwargs=True)
+    with watched, quiet_gc(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = step.forward()
     sizes = {"own": 0, "input": 0, "output": 0}
     for key, (_, nbytes) in packed.items():
         if key == storage_of(output)._cdata:
@@ -81,7 +75,6 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
     mark comes next, before any profiler fills the heap.
 
     Args:
-        step: built, and not run yet.
         rehearse: runs an equal step, of another model, so that what is loaded and compiled once counts for nobody.
     Returns:
         The record. Its categories sum to `peak_bytes`, its modules to `retained_bytes`; on CUDA, where both come from a

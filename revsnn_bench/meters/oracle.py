@@ -14,15 +14,14 @@ Two calls in a row are judged: the second from the membrane that the first one l
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.step import TrainingStep, hooked, learned
 from revsnn_bench.records import NoOracle
 
 DIRECTIONS = 12
@@ -49,18 +48,16 @@ class OracleErrors:
     states: float | None
 
 
-def measure_oracle_errors(step: TrainingStep, seed: int = 0) -> OracleErrors:
+def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
     """Judges the gradient of a step by finite differences of its own forward; leaves the step prepared.
 
-    Args:
-        step: the step under test; its model's state is reset before and after.
-        seed: of the directions and of the gradients that arrive at the outputs.
     Raises:
         NoOracle: no surrogate with a known primitive fires in it, the spikes are decided elsewhere, the reset is
             detached (a difference cannot leave out a path), or the model cannot be copied or run in float64.
     """
-    _refuse_detached(step.model)
-    generator = torch.Generator().manual_seed(seed)
+    if any(getattr(module, "detach_reset", False) is True for module in step.model.modules()):
+        raise NoOracle("its reset is detached, and a difference of values cannot leave out a path")
+    generator = torch.Generator().manual_seed(0)
     double = _in_double(step.model)
     tested = _tested_gradients(step, generator)
     worst: dict[str, float] = {}
@@ -88,7 +85,7 @@ class _Call:
 
 def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_Call]:
     step.prepare()
-    parameters = _parameters(step.model)
+    parameters = learned(step.model)
     states: list[Tensor] = []
     calls = []
     for number in range(CALLS):
@@ -101,7 +98,7 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         def record(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
             fired.append(out.detach())
 
-        with _hooked(step.model, record):
+        with hooked(_firing(step.model), record):
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
         given = [source, *parameters, *states]
@@ -116,7 +113,7 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
 
 def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
     """Relative errors of the directional derivatives of one call, from the state that `model` carries."""
-    parameters = _parameters(model)
+    parameters = learned(model)
     source = call.source.double()
     distances = _replay(step, copy.deepcopy(model), call, source)
 
@@ -143,7 +140,7 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
                 x = source + sign * along[0] if name == "input" else source
                 if name != "input":
                     with torch.no_grad():
-                        moving = _parameters(moved) if name == "parameters" else cut_states(moved)
+                        moving = learned(moved) if name == "parameters" else cut_states(moved)
                         for tensor, each in zip(moving, along, strict=True):
                             tensor.add_(sign * each)
                 values.append(loss(moved, x))
@@ -163,7 +160,7 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call, source: Tensor) -
         distances.append(args[0].detach())
         return next(spikes).to(out)
 
-    with torch.no_grad(), _hooked(model, replace):
+    with torch.no_grad(), hooked(_firing(model), replace):
         _run(step, model, source)
     if len(distances) != len(call.spikes):
         raise NoOracle("it fires another number of times in float64")
@@ -178,7 +175,7 @@ def _smooth(step: TrainingStep, model: nn.Module, call: _Call, distances: list[T
         moved: Tensor = primitive_of(module)(args[0]) - primitive_of(module)(next(origins))
         return next(spikes).to(moved) + moved
 
-    with torch.no_grad(), _hooked(model, replace):
+    with torch.no_grad(), hooked(_firing(model), replace):
         return _run(step, model, source)
 
 
@@ -201,21 +198,15 @@ def _is_surrogate(module: nn.Module) -> bool:
     return callable(getattr(module, "primitive", None)) or callable(getattr(module, "primitive_function", None))
 
 
-@contextmanager
-def _hooked(model: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    """Calls `hook` where a surrogate fires; a wrapped surrogate, inside of another one, is left to the outer one."""
+def _firing(model: nn.Module) -> list[nn.Module]:
+    """The surrogates of a model; a wrapped surrogate, inside of another one, is left to the outer one."""
     inner: set[int] = set()
     firing = []
     for module in model.modules():
         if id(module) not in inner and _is_surrogate(module):
             firing.append(module)
             inner.update(id(each) for each in module.modules() if each is not module)
-    handles = [module.register_forward_hook(hook) for module in firing]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return firing
 
 
 def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
@@ -239,15 +230,6 @@ def _in_double(model: nn.Module) -> nn.Module:
         if hasattr(module, "backend"):
             setattr(module, "backend", "torch")  # noqa: B010  (not every module declares it)
     return double
-
-
-def _refuse_detached(model: nn.Module) -> None:
-    if any(getattr(module, "detach_reset", False) is True for module in model.modules()):
-        raise NoOracle("its reset is detached, and a difference of values cannot leave out a path")
-
-
-def _parameters(model: nn.Module) -> Sequence[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def cut_states(model: nn.Module) -> list[Tensor]:

@@ -7,6 +7,8 @@ A = 4 n f, B = 4 n g and W = 4 f g bytes, when 3 B > A + W the peak is in the ba
     (alive)     A       B            B      B |           B          B                   B             B
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -52,21 +54,10 @@ class SelfTestStep(ModuleStep):
     """A `TrainingStep` whose every measured quantity is known in closed form.
 
     Args:
-        rows: n, the batch.
-        features: f, features of the input.
         units: g, features of the output; large enough that the peak is in the sigmoid's backward.
-        device: where it runs.
 
     Attributes:
-        expected_retained_bytes: input (kept by linear) and charge (kept by the sigmoid), A + B.
-        expected_state_bytes, expected_output_bytes: B each.
-        expected_saved_bytes: own B, input A, output B.
-        expected_peak_bytes: A + 7 B; see the table above.
-        expected_peak_by_category_bytes: the same, by kind.
-        expected_peak_phase, expected_peak_module: the backward of the sigmoid.
-        expected_forward_flops: 2 n f g in linear, n g each in sigmoid and relu.
-        expected_backward_flops: 4 n f g in linear, 3 n g in sigmoid, n g in relu; copies and fills are none.
-        expected_recompute_flops: n g.
+        expected: every measured quantity by its name.
     """
 
     def __init__(self, rows: int = 24, features: int = 16, units: int = 40, device: str = "cpu") -> None:
@@ -80,23 +71,21 @@ class SelfTestStep(ModuleStep):
         linear = nn.Linear(features, units, bias=False, device=device)
         source = torch.randn(rows, features, generator=generator).to(device).requires_grad_()
         super().__init__(nn.Sequential(linear, SigmoidNode(), nn.ReLU()), source)
-        self.expected_retained_bytes = a + b
-        self.expected_state_bytes = self.expected_output_bytes = b
-        self.expected_saved_bytes = SavedBytes(own=b, input=a, output=b)
-        self.expected_peak_bytes = a + 7 * b
-        self.expected_peak_by_category_bytes = {
-            "input": a,
-            "output": b,
-            "output gradient": b,
-            "state": b,
-            "retained": b,
-            "temporary": 3 * b,
-        }
-        self.expected_peak_phase, self.expected_peak_module = "backward", "1"
         macs, outputs = rows * features * units, rows * units
-        self.expected_forward_flops = 2 * macs + 2 * outputs
-        self.expected_backward_flops = 4 * macs + 4 * outputs
-        self.expected_recompute_flops = outputs
+        categories = {"input": a, "output": b, "output gradient": b, "state": b, "retained": b, "temporary": 3 * b}
+        self.expected: dict[str, Any] = {
+            "retained_bytes": a + b,  # the input, kept by linear, and the charge, kept by the sigmoid
+            "state_bytes": b,
+            "output_bytes": b,
+            "saved_bytes": SavedBytes(own=b, input=a, output=b),
+            "peak_bytes": a + 7 * b,  # see the table above
+            "peak_by_category_bytes": categories,
+            "peak_phase": "backward",
+            "peak_module": "1",  # the sigmoid
+            "forward_flops": 2 * macs + 2 * outputs,  # linear; sigmoid and relu
+            "backward_flops": 4 * macs + 4 * outputs,  # linear; sigmoid 3, relu 1; copies and fills are none
+            "recompute_flops": outputs,
+        }
 
     @property
     def _node(self) -> SigmoidNode:
@@ -121,11 +110,8 @@ def run_selftest(device: str = "cpu") -> list[tuple[str, object, object]]:
     """
     step = SelfTestStep(device=device)
     memory, flops = measure_memory(step), measure_flops(step)
-    measured: dict[str, object] = {
-        **{name: getattr(memory, name) for name in ("retained_bytes", "state_bytes", "output_bytes")},
-        **{name: getattr(memory, name) for name in ("saved_bytes", "peak_bytes", "peak_by_category_bytes")},
-        "peak_phase": memory.peak_phase,
-        "peak_module": memory.peak_module,
-        **{f"{phase}_flops": getattr(flops, phase).total for phase in ("forward", "backward", "recompute")},
-    }
-    return [(name, getattr(step, f"expected_{name}"), found) for name, found in measured.items()]
+    measured = {f"{phase}_flops": getattr(flops, phase).total for phase in ("forward", "backward", "recompute")}
+    return [
+        (name, value, measured[name] if name in measured else getattr(memory, name))
+        for name, value in step.expected.items()
+    ]

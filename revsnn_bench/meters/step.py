@@ -1,7 +1,8 @@
 """One training step, cut where the meters look, and the bytes of tensors by their storages."""
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,6 @@ class ModuleStep:
     """The training step of any module that takes one tensor and returns one, without state.
 
     Args:
-        model: the module.
         source: leaf that requires a gradient; the input is a copy of it.
     """
 
@@ -88,6 +88,20 @@ class ModuleStep:
     def state_tensors(self) -> list[Tensor]:
         """Nothing is carried."""
         return []
+
+
+def learned(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that get a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a hook is called after the forward of each module."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module.register_forward_hook(hook))
+        yield
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:

@@ -111,7 +111,6 @@ class StorageTracker(TorchDispatchMode):
     """Logs the life of every storage made while it is active.
 
     Args:
-        model: whose modules the blocks are told by.
         scratch: from an operator, its arguments and its result, the bytes that it takes inside of itself.
     Attributes:
         blocks: what was made, by serial number.

@@ -1,13 +1,28 @@
 """Blocks of spiking networks: everything but the node sees the time steps as one large batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
+from revsnn_nodes.plan import neurons_of
 from torch import Tensor, nn
 
 NodeMaker = Callable[[], nn.Module]
+
+State = Tensor | float
+"""A membrane `[B, *]`; a float at rest."""
+
+
+def states_of(module: nn.Module) -> list[State]:
+    """The membranes that its neurons carry."""
+    return [neuron.v for neuron in neurons_of(module)]
+
+
+def set_states(module: nn.Module, states: Sequence[State]) -> None:
+    """Makes its neurons start from these."""
+    for neuron, v in zip(neurons_of(module), states, strict=True):
+        neuron.v = v
 
 
 class TimeDistributed(nn.Module):
@@ -40,9 +55,6 @@ class ConvBlock(nn.Module):
     Subclasses compute the same and keep less; state_dict keys are the same in all of them.
 
     Args:
-        conv: convolution, without bias.
-        norm: batch norm of its output.
-        node: neuron layer; None where `norm` is one.
         pool: what the input passes first; None for nothing.
         shortcut: what the block's second input passes before it is added to the norm's output; None for nothing.
     """
@@ -115,7 +127,6 @@ class Strategy:
     """How to build a network: which node, in which kind of block. Calling it makes a node, as any node maker does.
 
     Args:
-        make_node: makes one node layer.
         block: what convolutions with a node become.
         around: makes the context that the network's forward runs in.
         method: how a network with a loss at every step gets its gradient over time; None for backpropagation.

@@ -26,6 +26,9 @@ from revsnn_bench.case import Case
 SIDE = 8
 """Height and width of a digit as it ships."""
 
+TEST_SHARE = 0.2
+"""Share of the digits that is held out."""
+
 
 class Split(NamedTuple):
     """Images `[n, channels, height, width]` in [0, 1] and labels `[n]`, for training and for testing."""
@@ -36,12 +39,10 @@ class Split(NamedTuple):
     test_labels: Tensor
 
 
-def digits(test_share: float = 0.2, seed: int = 0, size: int = SIDE, channels: int = 1) -> Split:
-    """The digits, shuffled by `seed` and split once; the same on every machine.
+def digits(size: int = SIDE, channels: int = 1) -> Split:
+    """The digits, shuffled and split once; the same on every machine.
 
     Args:
-        test_share: share of the images that is held out.
-        seed: of the shuffle.
         size: height and width to enlarge the images to.
         channels: how often to repeat the one channel, for networks that take colour.
     Raises:
@@ -50,9 +51,9 @@ def digits(test_share: float = 0.2, seed: int = 0, size: int = SIDE, channels: i
     rows = torch.from_numpy(np.loadtxt(_digits_file(), delimiter=","))
     images = rows[:, :-1].float().reshape(-1, 1, SIDE, SIDE) / 16.0
     labels = rows[:, -1].long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = upsampled(images[order], size).expand(-1, channels, -1, -1), labels[order]
-    first = round(len(labels) * test_share)
+    first = round(len(labels) * TEST_SHARE)
     return Split(images[first:], labels[first:], images[:first], labels[:first])
 
 
@@ -100,11 +101,7 @@ class CifarFormat:
     """Where one of the data sets lies, and how its records are laid out.
 
     Args:
-        name: of the data set.
-        archive: name of the official archive.
         md5: its published checksum; None to read an archive unchecked.
-        folder: the folder inside of the archive.
-        train_files, test_files: names inside of that folder.
         label_bytes: labels per record; the last is the class.
         records: images per file, of training and test files.
     """
@@ -215,7 +212,6 @@ def poisson_encoding(images: Tensor, timesteps: int, seed: int = 0) -> Tensor:
 
     Args:
         images: brightness in [0, 1], `[n, *]`.
-        timesteps: T.
         seed: of the spikes; the same on every machine and device.
     Returns:
         Zeros and ones, `[T, n, *]`, dtype and device of the images.
@@ -238,9 +234,7 @@ def shape_of(case: Case, rule: str, sizes: int) -> tuple[int, ...]:
     """The shape of a case, where it has as many sizes as its workload reads.
 
     Args:
-        case: whose shape.
         rule: what the shape must be, for the error.
-        sizes: how many.
     Raises:
         ValueError: another number of sizes.
     """
@@ -282,7 +276,6 @@ def encoded(case: Case, images: Tensor, seed: int = 0) -> Tensor:
         case: its encoding, T, workload and shape. A sequence shows one pixel more per step, and the shape of one that
             is encoded so is the number of pixels that a step shows.
         images: brightness; in [0, 1] for Poisson spikes.
-        seed: of the spikes.
     """
     if is_sequence(case):
         x_seq = pixel_sequences(images, case.shape[0] if case.encoding == "pixels" else 1)

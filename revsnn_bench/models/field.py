@@ -10,10 +10,8 @@ too: `+remat` and `+save-on-cpu` are contexts around the forward, `+checkpoint` 
 `optimize_memory` at level 1, the latter with binary inputs in bits: `spikingjelly+bitpack` is what it offers its users.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from revsnn_nodes.parameters import LIFParameters
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
-from revsnn_bench.records import SkipCase
+from revsnn_bench.models.peers import theirs
 
 CLASSES = 10
 FUSED = {"backend": "fused"}
@@ -47,18 +45,13 @@ def _theirs(name: str) -> Any:
         SkipCase: the package, or torchvision, is not installed.
     """
     name = f"spikingjelly.activation_based.{name}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            try:
-                return import_module(name)
-            except RuntimeError:
-                library = torch.library.Library("torchvision", "FRAGMENT")
-                for operator in ("nms", "qnms"):
-                    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-                return import_module(name)
-        except ImportError as error:
-            raise SkipCase(f"{error.name} is not installed: pip install 'revsnn-bench[peers]'") from None
+    try:
+        return theirs(name)
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return theirs(name)
 
 
 def _neuron(options: dict[str, Any]) -> dict[str, Any]:
@@ -69,11 +62,11 @@ def _neuron(options: dict[str, Any]) -> dict[str, Any]:
 
 def _vgg11(case: Case, options: dict[str, Any]) -> Made:
     """Layers of their VGG-11 in stages; a pooling that would halve a single pixel is left out."""
-    theirs, layer, options = _theirs("model.spiking_vgg"), _theirs("layer"), _neuron(options)
+    vgg, layer, options = _theirs("model.spiking_vgg"), _theirs("layer"), _neuron(options)
     neuron = options.pop("spiking_neuron")
     stages: list[list[nn.Module]] = [[]]
     side = min(case.shape[1:])
-    for each in theirs.SpikingVGG.make_layers(theirs.cfgs["A"], batch_norm=True, neuron=neuron, **options):
+    for each in vgg.SpikingVGG.make_layers(vgg.cfgs["A"], batch_norm=True, neuron=neuron, **options):
         if isinstance(each, layer.MaxPool2d):
             if side == 1:
                 continue
@@ -86,21 +79,21 @@ def _vgg11(case: Case, options: dict[str, Any]) -> Made:
 
 
 def _sew_resnet18(case: Case, options: dict[str, Any]) -> Made:
-    theirs = _theirs("model.sew_resnet")
-    return theirs.sew_resnet18(cnf="ADD", num_classes=CLASSES, **_neuron(options)), (theirs.BasicBlock,)
+    sew = _theirs("model.sew_resnet")
+    return sew.sew_resnet18(cnf="ADD", num_classes=CLASSES, **_neuron(options)), (sew.BasicBlock,)
 
 
 def _resnet18(case: Case, options: dict[str, Any]) -> Made:
-    theirs = _theirs("model.spiking_resnet")
-    return theirs.spiking_resnet18(num_classes=CLASSES, **_neuron(options)), (theirs.BasicBlock,)
+    resnet = _theirs("model.spiking_resnet")
+    return resnet.spiking_resnet18(num_classes=CLASSES, **_neuron(options)), (resnet.BasicBlock,)
 
 
 def _spikformer(case: Case, options: dict[str, Any]) -> Made:
-    theirs = _theirs("model.spikformer")
+    model = _theirs("model.spikformer")
     channels, height, width = case.shape
     size = {"in_channels": channels, "img_size_h": height, "img_size_w": width, "patch_size": 4}
-    net = theirs.Spikformer(case.timesteps, **size, num_classes=CLASSES, embed_dims=128, depths=4, **options)
-    return net, (theirs.SpikformerBlock, theirs.SpikformerConv2dBNLIF)
+    net = model.Spikformer(case.timesteps, **size, num_classes=CLASSES, embed_dims=128, depths=4, **options)
+    return net, (model.SpikformerBlock, model.SpikformerConv2dBNLIF)
 
 
 NETWORKS: dict[str, Callable[[Case, dict[str, Any]], Made]] = {

@@ -24,8 +24,9 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import record_function
 
-from revsnn_bench.models.blocks import Method
-from revsnn_bench.models.stepwise import State, Stepwise
+from revsnn_bench.meters.step import learned
+from revsnn_bench.models.blocks import Method, State, set_states, states_of
+from revsnn_bench.models.stepwise import Stepwise
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Layers whose weights OTTT gives a trace of their input."""
@@ -183,12 +184,8 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _in_forward(net: Stepwise, losses: Callable[[], Iterator[Tensor]]) -> Tensor:
-    loss: Tensor = _GradientInForward.apply(losses, *_parameters(net))
+    loss: Tensor = _GradientInForward.apply(losses, *learned(net))
     return loss
-
-
-def _parameters(net: Stepwise) -> list[nn.Parameter]:
-    return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
 def _windows(
@@ -196,11 +193,15 @@ def _windows(
 ) -> Iterator[Tensor]:
     """The loss of every window, whose membranes are cut from the window before; with a graph where it learns."""
     for number, window in enumerate(x_seq.split(every)):
-        states = [v.detach() if isinstance(v, Tensor) else v for v in net.states]
+        states = _cut(states_of(net))
         with torch.set_grad_enabled(learns(number)):
             loss, *states = net.steps(window, labels, len(x_seq), *states)
-        net.states = [v.detach() if isinstance(v, Tensor) else v for v in states]
+        set_states(net, _cut(states))
         yield loss
+
+
+def _cut(states: Sequence[State]) -> list[State]:
+    return [v.detach() if isinstance(v, Tensor) else v for v in states]
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class _Schedule:
             leaves = [v.detach().requires_grad_() for v in states if isinstance(v, Tensor)]
             with torch.enable_grad():
                 loss, after = self.steps(x_seq, leaves or states)
-        found = torch.autograd.grad([loss, *after], [*leaves, *_parameters(self.net)], [*arriving])
+        found = torch.autograd.grad([loss, *after], [*leaves, *learned(self.net)], [*arriving])
         del loss, after
         for gradient, each in zip(gradients, found[len(leaves) :], strict=True):
             gradient += each
@@ -264,12 +265,13 @@ class _Schedule:
 
 def _checkpointed(net: Stepwise, x_seq: Tensor, labels: Tensor, kept: int, cut: Any, free: int) -> Tensor:
     """The loss, whose graph keeps the last steps, and checkpoints for those before them."""
-    schedule, states = _Schedule(net, labels, len(x_seq), kept, cut), net.states
+    schedule, states = _Schedule(net, labels, len(x_seq), kept, cut), states_of(net)
     total: Tensor | float = 0.0
     while (first := cut(len(x_seq), free)) < len(x_seq):
-        loss, *states = _Again.apply(schedule, x_seq[:first], free, len(states), *states, *_parameters(net))
+        loss, *states = _Again.apply(schedule, x_seq[:first], free, len(states), *states, *learned(net))
         total, x_seq, free = total + loss, x_seq[first:], free - 1
-    loss, net.states = schedule.steps(x_seq, states)
+    loss, after = schedule.steps(x_seq, states)
+    set_states(net, after)
     total = total + loss
     assert isinstance(total, Tensor)
     return total
@@ -293,9 +295,9 @@ class _Again(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         states, parameters = ctx.saved_tensors[: ctx.started], ctx.saved_tensors[ctx.started :]
-        gradients, carried = [torch.zeros_like(parameter) for parameter in parameters], ctx.net.states
+        gradients, carried = [torch.zeros_like(parameter) for parameter in parameters], states_of(ctx.net)
         at_start = ctx.again(states or ctx.at_rest, arriving, gradients)
-        ctx.net.states = carried
+        set_states(ctx.net, carried)
         return None, None, None, None, *(None for _ in ctx.at_rest), *at_start, *gradients
 
 

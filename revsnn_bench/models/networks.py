@@ -38,10 +38,7 @@ def digits_net(make_node: NodeMaker, channels: int = 16, size: int = 8, classes:
     """Two conv-norm-node blocks, average pooling, linear read-out: `[T, B, 1, size, size]` to `[B, classes]`.
 
     Args:
-        make_node: makes one node layer.
-        channels: of the first block; the second has twice as many.
         size: height and width of the image; even.
-        classes: number of classes.
     """
     return nn.Sequential(
         conv_block(1, channels, make_node),
@@ -68,7 +65,6 @@ def vgg(
         depth: 11, 13, 16 or 19, layers with weights in the original.
         make_node: makes one node layer; a `Strategy` also says what blocks keep.
         shape: channels, height and width of the input.
-        classes: number of classes.
         width: factor of all numbers of channels.
     Raises:
         ValueError: no such depth.
@@ -121,7 +117,6 @@ def resnet19(
     Two hidden layers of the literature's classifier: 256 features with a node, then the classes.
 
     Args:
-        make_node, classes, width: see `vgg`.
         shape: of the input; any size from 4 up, what is left is averaged.
     """
     body, channels = _body(RESNET19, make_node, shape[0], width)
@@ -137,7 +132,6 @@ def resnet_cifar(
 
     Args:
         depth: 20, 32 or another 6 n + 2.
-        make_node, shape, classes, width: see `vgg` and `resnet19`.
     Raises:
         ValueError: a depth that is not 6 n + 2.
     """
@@ -175,7 +169,6 @@ class DelayedLinear(nn.Module):
     It reads its input through views and keeps nothing else for backward, so that only the node decides what is kept.
 
     Args:
-        features_in, features_out: sizes.
         delay: steps between taps; a tap before the first step reads nothing.
     """
 
@@ -211,13 +204,6 @@ def sequence_net(
     """Classifies a sequence `[T, B, 1]` from its last step alone: `[B, classes]`.
 
     As many layers as it takes for the last step to see the first: 3 for 64 steps, 5 for 1024.
-
-    Args:
-        timesteps: T.
-        make_node: makes one node layer.
-        features: neurons per layer.
-        classes: number of classes.
-        width: factor of the neurons per layer.
     """
     neurons = _scaled(features, width)
     depth = max(1, math.ceil(math.log(timesteps, TAPS) - 1e-9))
@@ -228,24 +214,19 @@ def sequence_net(
 
 
 class Example(nn.Module):
-    """Three convolutions with norm and neuron, pooling, a classifier of ten classes: `[T, B, 3, H, W]` to `[B, 10]`.
+    """Three convolutions with norm and neuron, pooling, a classifier of ten classes: `[T, B, 3, H, W]` to `[B, 10]`."""
 
-    Args:
-        width: channels of the first convolution.
-    """
-
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        sizes = (3, width, 2 * width, 4 * width)
         layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(sizes):
+        for inputs, outputs in pairwise((3, 16, 32, 64)):
             layers += [
                 TimeDistributed(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)),
                 StandardLIF(step_mode="m"),
                 TimeDistributed(nn.AvgPool2d(2)),
             ]
         self.layers = nn.Sequential(*layers)
-        self.classifier = nn.Linear(sizes[-1], 10)
+        self.classifier = nn.Linear(64, 10)
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Averages the last spikes over time and place, and classifies."""

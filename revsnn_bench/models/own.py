@@ -17,14 +17,14 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, apply_plan, remat
-from revsnn_nodes.plan import find_blocks, is_neuron, put_in_our_neurons
+from revsnn_nodes.plan import find_blocks, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
@@ -32,6 +32,9 @@ from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.records import SkipCase
 
 METHODS = ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
+
+Loss = Callable[[Tensor], Any]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 class ModelError(ValueError):
@@ -47,18 +50,11 @@ class OwnStep(WorkloadStep):
     """The training step of a user's model.
 
     Args:
-        model: takes `source`.
-        source: leaf input.
         loss: of the model's output; None for a fixed random gradient at the output.
-        around: context of the forward.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        source: Tensor,
-        loss: Callable[[Tensor], Any] | None = None,
-        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        self, model: nn.Module, source: Tensor, loss: Loss | None = None, around: Context = nullcontext
     ) -> None:
         self.loss = loss
         super().__init__(model, source, around=around)
@@ -87,48 +83,27 @@ def build_own(case: Case) -> OwnStep:
     return OwnStep(model, source.to(case.device).requires_grad_(), loss, around)
 
 
-Loss = Callable[[Tensor], Any]
-Parts = tuple[nn.Module, Tensor | None, Loss | None, Callable[[], AbstractContextManager[Any]]]
-
-
-def own_parts(case: Case) -> Parts:
+def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Context]:
     """Model after its method, inputs and loss where the user gives them, and the context of the forward: nothing ran.
 
     Raises: as `build_own`.
     """
-    check_method(case)
+    require_method(case.node)
+    refuse_offload(case)
     model, inputs, loss = _made(case)
     _check_neurons(model)
     around = change_neurons(model, case.node, str(case.options.get("backend") or "auto"))
     return model.to(case.device, getattr(torch, case.dtype)), inputs, loss, around
 
 
-def check_method(case: Case) -> None:
-    """Refuses what is no method, and offload on the CPU.
-
-    Raises:
-        ValueError, SkipCase: see `build_own`.
-    """
-    require_method(case.node)
-    refuse_offload(case)
-
-
 def refuse_offload(case: Case) -> None:
-    """Refuses offload on the CPU.
-
-    Raises:
-        SkipCase: see `build_own`.
-    """
+    """Raises `SkipCase` for offload on the CPU."""
     if case.node.endswith("+offload") and case.device == "cpu":
         raise SkipCase(f"{case.node} moves tensors from a GPU to the host; on the CPU they are there already")
 
 
 def require_method(name: str) -> None:
-    """Refuses another name than a method's.
-
-    Raises:
-        ValueError: see `build_own`.
-    """
+    """Raises `ValueError` for another name than a method's."""
     if name not in METHODS:
         raise ValueError(
             f"`node` must be a method for a model of your own; got {name!r}. The model has its neurons. Pass one of "
@@ -136,7 +111,7 @@ def require_method(name: str) -> None:
         )
 
 
-def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Callable[[], AbstractContextManager[Any]]:
+def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Context:
     """Does to a model what a method says, in place; returns the context that its forward needs."""
     if method == "as-is":
         return nullcontext
@@ -173,7 +148,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise ModelError(
                 f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
                 "or among the installed packages. Run the command in the folder that holds it."
@@ -207,10 +182,12 @@ def load_class(path: str) -> type[nn.Module]:
 
 def _file_of(module_name: str, error: BaseException) -> str:
     spec = importlib.util.find_spec(module_name.partition(".")[0])
+    with suppress(Exception):  # the module's package may be what raised
+        spec = importlib.util.find_spec(module_name)
     return error.filename or "" if isinstance(error, SyntaxError) else (spec.origin or "" if spec else "")
 
 
-def _made(case: Case) -> tuple[nn.Module, Tensor | None, Callable[[Tensor], Any] | None]:
+def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     """Model, inputs and loss of the user's callable."""
     make = load_callable(case.workload)
     file = _source_file(make)
@@ -252,21 +229,21 @@ def _parameters(make: Callable[..., Any]) -> set[str]:
 
 def _check_neurons(model: nn.Module) -> None:
     places: dict[int, str] = {}
-    if not any(map(is_neuron, model.modules())):
+    if not neurons_of(model):
         raise ModelError(
             f"{_where(type(model))}: {type(model).__name__} has no neuron: none of its modules has a membrane `v` and "
             "a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have."
         )
     for name, module in model.named_modules(remove_duplicate=False):
         first = places.setdefault(id(module), name)
-        if first != name and any(map(is_neuron, module.modules())):
+        if first != name and neurons_of(module):
             raise ModelError(
                 f"{_where(type(model))}: {first!r} and {name!r} of {type(model).__name__} are one module; a neuron has "
                 "one membrane, so each place needs a module of its own."
             )
 
 
-def _scalar(loss: Callable[[Tensor], Any], output: Tensor) -> Tensor:
+def _scalar(loss: Loss, output: Tensor) -> Tensor:
     try:
         value = loss(output)
     except Exception as error:
@@ -316,12 +293,10 @@ def _counted_calls(model: nn.Module, steps: int) -> Iterator[None]:
                 "it would start from the membrane of another layer, so give each place a neuron of its own."
             )
 
-    handles = [module.register_forward_pre_hook(count) for module in model.modules() if is_neuron(module)]
-    try:
+    with ExitStack() as stack:
+        for neuron in neurons_of(model):
+            stack.enter_context(neuron.register_forward_pre_hook(count))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _source_file(thing: Any) -> str:

@@ -32,91 +32,51 @@ from revsnn_bench.records import SkipCase
 
 
 def spikingjelly(**options: Any) -> nn.Module:
-    """SpikingJelly's `LIFNode`, run as it comes, in step mode "m".
-
-    Raises:
-        SkipCase: the package is not installed.
-    """
-    try:
-        from spikingjelly.activation_based.neuron import LIFNode
-    except ImportError:
-        raise SkipCase("spikingjelly is not installed: pip install 'revsnn-bench[peers]'") from None
-    node: nn.Module = LIFNode(step_mode="m", **options)
+    """SpikingJelly's `LIFNode`, run as it comes, in step mode "m"."""
+    node: nn.Module = theirs("spikingjelly.activation_based.neuron").LIFNode(step_mode="m", **options)
     return node
 
 
 def spikingjelly_compiled(**options: Any) -> nn.Module:
-    """The loop over the steps of SpikingJelly's `LIFNode` under `torch.compile`: one graph, unrolled."""
-    spikingjelly(**options)
-    return _CompiledLIF(**options)
-
-
-class _CompiledLIF(nn.Module):
-    """SpikingJelly's LIF, step by step, compiled as a function of input and membrane, which is carried as theirs is.
+    """The loop over the steps of SpikingJelly's `LIFNode` under `torch.compile`: one graph, unrolled.
 
     This form is the fastest that was found: its reference sequence, compiled, takes seven times longer backward.
     """
+    node = theirs("spikingjelly.activation_based.neuron").LIFNode(step_mode="s", **options)
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        from spikingjelly.activation_based.neuron import LIFNode
+    def run(x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        node.v = v
+        spikes = torch.stack([node.single_step_forward(x) for x in x_seq.unbind(0)])
+        # What a call leaves behind is guarded by the next: a membrane would cost a second compilation.
+        last, node.v = node.v, 0.0
+        return spikes, last
 
-        node = LIFNode(step_mode="s", **options)
-        self.v: torch.Tensor | float = 0.0
-        self._options = options
-
-        def run(x_seq: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            node.v = v
-            spikes = torch.stack([node.single_step_forward(x) for x in x_seq.unbind(0)])
-            # What a call leaves behind is guarded by the next: a membrane would cost a second compilation.
-            last, node.v = node.v, 0.0
-            return spikes, last
-
-        self._run = torch.compile(run, dynamic=False)
-
-    def forward(self, x_seq: torch.Tensor) -> torch.Tensor:
-        """`[T, N, *]` to spikes of the same shape."""
-        v = self.v if isinstance(self.v, torch.Tensor) else torch.zeros_like(x_seq[0])
-        spikes, self.v = self._run(x_seq, v)
-        return spikes
-
-    def reset(self) -> None:
-        """Forgets the membrane."""
-        self.v = 0.0
-
-    def reference(self) -> nn.Module:
-        """Our LIF by plain autograd: the same function of the same options."""
-        return StandardLIF(**self._options, step_mode="m", backend="torch")
+    return _CompiledLIF(torch.compile(run, dynamic=False), options)
 
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Spikes and the next membrane from an input and a membrane, all `[N, *]`."""
+Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Spikes `[T, N, *]` and the last membrane `[N, *]` from an input and the first membrane; or the same of one step."""
 
 
 class Stepped(nn.Module):
-    """A library's neuron, step by step, with its membrane carried as ours is.
+    """A library's neuron, with its membrane carried as ours is.
 
     Args:
-        step: one step of it.
+        run: T steps of it.
         matched: arguments of the `StandardLIF` that is the same function; None where there is none.
         differs: which equation is another, where none is the same.
     """
 
-    def __init__(self, step: Step, matched: dict[str, Any] | None, differs: str = "") -> None:
+    def __init__(self, run: Run, matched: dict[str, Any] | None, differs: str = "") -> None:
         super().__init__()
         self.v: Tensor | float = 0.0
         self.differs = differs
-        self._step, self._matched = step, matched
+        self._run, self._matched = run, matched
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """`[T, N, *]` to spikes of the same shape."""
-        v = self.v if isinstance(self.v, Tensor) else torch.zeros_like(x_seq[0])
-        spikes = []
-        for x in x_seq.unbind(0):
-            spike, v = self._step(x, v)
-            spikes.append(spike)
-        self.v = v
-        return torch.stack(spikes)
+        spikes, self.v = self._run(x_seq, self.v if isinstance(self.v, Tensor) else torch.zeros_like(x_seq[0]))
+        return spikes
 
     def reset(self) -> None:
         """Forgets the membrane."""
@@ -129,12 +89,23 @@ class Stepped(nn.Module):
         return StandardLIF(**self._matched, step_mode="m", backend="torch")
 
 
-def snntorch(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
-    """snnTorch's `Leaky` with the reset that ours can have: to zero, in the step of the spike.
+class _CompiledLIF(Stepped):
+    """SpikingJelly's LIF as one compiled function; records tell memory by the name of this class."""
 
-    Raises:
-        SkipCase: the package is not installed.
-    """
+
+def _over_steps(step: Run) -> Run:
+    def run(x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        spikes = []
+        for x in x_seq.unbind(0):
+            spike, v = step(x, v)
+            spikes.append(spike)
+        return torch.stack(spikes), v
+
+    return run
+
+
+def snntorch(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
+    """snnTorch's `Leaky` with the reset that ours can have: to zero, in the step of the spike."""
     leaky = _leaky(tau, v_threshold, reset_mechanism="zero", reset_delay=False)
     matched = {"tau": tau, "v_threshold": v_threshold, "decay_input": False, "surrogate_function": surrogate.ATan(2.0)}
     return Stepped(leaky, matched)
@@ -149,82 +120,64 @@ def snntorch_default(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
     )
 
 
-def _leaky(tau: float, v_threshold: float, **options: Any) -> Step:
-    neuron = _theirs("snntorch").Leaky(
-        beta=1.0 - 1.0 / tau, threshold=v_threshold, spike_grad=_theirs("snntorch.surrogate").atan(2.0), **options
-    )
-    step: Step = neuron.forward
-    return step
+def _leaky(tau: float, v_threshold: float, **options: Any) -> Run:
+    spike_grad = theirs("snntorch.surrogate").atan(2.0)
+    neuron = theirs("snntorch").Leaky(beta=1.0 - 1.0 / tau, threshold=v_threshold, spike_grad=spike_grad, **options)
+    return _over_steps(neuron.forward)
 
 
 def norse(tau: float = 2.0, v_threshold: float = 1.0) -> nn.Module:
-    """Norse's LIF without a synaptic current, `lif_box_feed_forward_step`; its SuperSpike at sharpness 1, as is ours.
-
-    Raises:
-        SkipCase: the package is not installed.
-    """
-    theirs = _theirs("norse.torch.functional.lif_box")
-    p = theirs.LIFBoxParameters(
+    """Norse's LIF without a synaptic current, `lif_box_feed_forward_step`; its SuperSpike has sharpness 1, as ours."""
+    boxes = theirs("norse.torch.functional.lif_box")
+    p = boxes.LIFBoxParameters(
         tau_mem_inv=torch.as_tensor(1.0 / tau), v_th=torch.as_tensor(v_threshold), method="super", alpha=1.0
     )
 
     def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        spikes, state = theirs.lif_box_feed_forward_step(x, theirs.LIFBoxFeedForwardState(v), p, dt=1.0)
+        spikes, state = boxes.lif_box_feed_forward_step(x, boxes.LIFBoxFeedForwardState(v), p, dt=1.0)
         return spikes, state.v
 
-    return Stepped(step, {"tau": tau, "v_threshold": v_threshold, "surrogate_function": surrogate.SuperSpike(1.0)})
+    matched = {"tau": tau, "v_threshold": v_threshold, "surrogate_function": surrogate.SuperSpike(1.0)}
+    return Stepped(_over_steps(step), matched)
 
 
 def sinabs(tau: float = 2.0, v_threshold: float = 1.0, detach_reset: bool = False) -> nn.Module:
     """One step of sinabs' `LIF` with normalised input, one spike a step at most, and a reset to zero.
 
     Its exponential surrogate is scaled by 1/2, to the height of ours. The reset is its `MembraneReset` where detached,
-    and otherwise a `reset_fn` that passes the gradient on.
-
-    Raises:
-        SkipCase: the package is not installed.
-    """
-    theirs = _theirs("sinabs.activation")
-    single_step = _theirs("sinabs.layers.functional.lif").lif_forward_single
-    phi = theirs.SingleExponential(grad_width=0.5 / v_threshold, grad_scale=0.5)
-    reset = theirs.MembraneReset() if detach_reset else _reset_with_gradient
+    and otherwise a `reset_fn` that passes the gradient on."""
+    activation = theirs("sinabs.activation")
+    single_step = theirs("sinabs.layers.functional.lif").lif_forward_single
+    phi = activation.SingleExponential(grad_width=0.5 / v_threshold, grad_scale=0.5)
+    reset = activation.MembraneReset() if detach_reset else _reset_with_gradient
 
     def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         spikes, state = single_step(
-            x,
-            1.0 - 1.0 / tau,
-            None,
-            {"v_mem": v},
-            v_threshold,
-            theirs.SingleSpike,
-            reset,
-            phi,
-            None,
-            True,
+            x, 1.0 - 1.0 / tau, None, {"v_mem": v}, v_threshold, activation.SingleSpike, reset, phi, None, True
         )
         return spikes, state["v_mem"]
 
     own = surrogate.PiecewiseExp(2.0)
     matched = {"tau": tau, "v_threshold": v_threshold, "detach_reset": detach_reset, "surrogate_function": own}
-    return Stepped(step, matched)
+    return Stepped(_over_steps(step), matched)
 
 
 def _reset_with_gradient(spikes: Tensor, state: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
     return {"v_mem": state["v_mem"] * (1.0 - spikes)}
 
 
-def _theirs(name: str) -> Any:
+def theirs(name: str) -> Any:
     """A module of a library.
 
     Raises:
         SkipCase: the library is not installed.
     """
-    package = name.partition(".")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return import_module(name)
-        except ImportError:
+        except ImportError as error:
+            package = error.name or name.partition(".")[0]
             raise SkipCase(f"{package} is not installed: pip install 'revsnn-bench[peers]'") from None
 
 

@@ -1,13 +1,13 @@
 """What the fidelity of a case is judged by: its reference model, and how its node recovers its input."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF
 from revsnn_nodes.coupled import InvertingNode
-from revsnn_nodes.plan import is_neuron
+from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
@@ -50,15 +50,14 @@ def subject_of(case: Case) -> Subject:
         reference = _as_is(case)
     else:
         reference = _same_parameters(reference_of((plain or step).model), step.model)
-    node = step.model if isinstance(step.model, SpikingNode) else None
     return Subject(
         step=step,
         reference=reference,
         spikes=_spike_functions,
-        reconstruct=None if node is None else _reconstruction(node),
+        reconstruct=_reconstruction(step.model),
         predicted_error=_predicted_error(step),
         whole=None if part == case else build(case),
-        recovered_steps=partial(recovered_steps, node) if isinstance(node, InvertingNode) else None,
+        recovered_steps=partial(recovered_steps, step.model) if isinstance(step.model, InvertingNode) else None,
         plain=plain,
         approximate=is_approximate(case.node),
     )
@@ -91,8 +90,8 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     """
     if is_neuron(model):
         return _reference_of_neuron(model)
-    neurons = [module for module in model.modules() if is_neuron(module)]
-    if not neurons or any(_reference_of_neuron(module) is None for module in neurons):
+    neurons = neurons_of(model)
+    if not neurons or any(_reference_of_neuron(neuron) is None for neuron in neurons):
         return None
     reference = copy.deepcopy(model)
     if isinstance(reference, ConvBlock | RevChain | Stepwise):
@@ -167,28 +166,15 @@ def _spike_functions(model: nn.Module) -> list[nn.Module]:
 
 
 def _predicted_error(step: WorkloadStep) -> float | None:
-    guards = [module for module in step.model.modules() if isinstance(module, InvertingNode)]
-    if not guards:
-        return None
-    return max(node.predicted_error(step.source.shape[0], step.source.dtype) for node in guards)
+    guarded = (module for module in step.model.modules() if isinstance(module, InvertingNode))
+    return max((node.predicted_error(len(step.source), step.source.dtype) for node in guarded), default=None)
 
 
-def _reconstruction(node: SpikingNode[Any]) -> Any:
-    def inverted(x: Tensor, y: Tensor) -> Reconstruction:
-        assert isinstance(node, InvertingNode)
-        x_back, spikes, _ = node.invert(y)
-        return x_back, spikes, x, node.spikes(x, y)
-
-    def decoded(x: Tensor, y: Tensor) -> Reconstruction:
-        assert isinstance(node, CarrierLIF)
-        x_back, spikes = node.decode(y)
-        clamped = x.clamp(-node.neuron.clamp, node.neuron.clamp)
-        with torch.no_grad():
-            fired = node.reference().eval()(x)
-        return x_back, spikes, clamped, fired
-
+def _reconstruction(node: nn.Module) -> Callable[[Tensor, Tensor], Reconstruction] | None:
+    """See `Subject.reconstruct`."""
     if isinstance(node, InvertingNode):
-        return inverted
+        return lambda x, y: (*node.invert(y)[:2], x, node.spikes(x, y))
     if isinstance(node, CarrierLIF):
-        return decoded
+        clamp = node.neuron.clamp
+        return lambda x, y: (*node.decode(y), x.clamp(-clamp, clamp), node.reference().eval()(x))
     return None

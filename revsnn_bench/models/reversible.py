@@ -10,19 +10,17 @@ spiking networks Zhang and Zhang, AAAI 2024. Contrast: `revsnn_nodes.coupled` in
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from revsnn_nodes.plan import is_neuron
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.profiler import record_function
 
-from revsnn_bench.models.blocks import NodeMaker, linear_block
+from revsnn_bench.meters.step import learned
+from revsnn_bench.models.blocks import NodeMaker, State, linear_block, set_states, states_of
 from revsnn_bench.models.networks import GAIN
-
-State = Tensor | float
 
 
 class RevBlock(nn.Module):
@@ -46,7 +44,6 @@ class RevChain(nn.Module):
     """Blocks one after the other: `[T, B, 2 n]` in and out.
 
     Args:
-        blocks: in their order.
         inverts: whether the backward pass inverts them; otherwise autograd keeps what it keeps.
     Keeps for backward: where it inverts, the halves of its output, and membranes that it started from if not at rest.
     """
@@ -66,7 +63,7 @@ class RevChain(nn.Module):
             for block in self.blocks:
                 x1, x2 = block(x1, x2)
             return torch.cat((x1, x2), 2)
-        states, parameters = states_of(self), [p for p in self.parameters() if p.requires_grad]
+        states, parameters = states_of(self), learned(self)
         y1, y2, *after = _Inverted.apply(self, len(states), x1, x2, *states, *parameters)
         set_states(self, after)
         return torch.cat((y1, y2), 2)
@@ -88,21 +85,6 @@ def rev_chain(make_node: NodeMaker, features: int, depth: int, inverts: bool) ->
         if weight.dim() > 1:
             nn.init.normal_(weight, std=GAIN / math.sqrt(half))
     return chain
-
-
-def _neurons(module: nn.Module) -> Iterator[Any]:
-    return (each for each in module.modules() if is_neuron(each))
-
-
-def states_of(module: nn.Module) -> list[State]:
-    """The membranes that its neurons carry."""
-    return [neuron.v for neuron in _neurons(module)]
-
-
-def set_states(module: nn.Module, states: Sequence[State]) -> None:
-    """Makes its neurons start from these."""
-    for neuron, v in zip(_neurons(module), states, strict=True):
-        neuron.v = v
 
 
 class _Inverted(torch.autograd.Function):
@@ -147,7 +129,7 @@ def _undo(
         What it was added to, the gradient of the argument, and those of the membranes and the parameters.
     """
     leaves = [v.detach().requires_grad_() if isinstance(v, Tensor) else v for v in starts]
-    parameters = [p for p in part.parameters() if p.requires_grad]
+    parameters = learned(part)
     given = argument.detach().requires_grad_()
     with record_function("recompute"), torch.enable_grad():
         set_states(part, leaves)

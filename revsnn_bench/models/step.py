@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from revsnn_nodes.plan import is_neuron
+from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -60,14 +60,12 @@ class WorkloadStep(ModuleStep):
 
     def reset_state(self) -> None:
         """Resets every neuron."""
-        for module in self.model.modules():
-            if is_neuron(module):
-                module.reset()  # type: ignore[operator]
+        for neuron in neurons_of(self.model):
+            neuron.reset()
 
     def state_tensors(self) -> list[Tensor]:
         """The membranes that the neurons carry to the next call."""
-        states = [module.v for module in self.model.modules() if is_neuron(module)]
-        return [v for v in states if isinstance(v, Tensor)]
+        return [neuron.v for neuron in neurons_of(self.model) if isinstance(neuron.v, Tensor)]
 
 
 def input_noise(case: Case) -> Tensor:

@@ -4,20 +4,16 @@ The methods of `models/methods.py` say how such a network gets its gradient. Eac
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from revsnn_nodes.plan import is_neuron
 from torch import Tensor, is_grad_enabled, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from revsnn_bench.models.blocks import Method, NodeMaker, Strategy, TimeDistributed
+from revsnn_bench.models.blocks import Method, NodeMaker, State, Strategy, TimeDistributed, set_states, states_of
 from revsnn_bench.models.step import WorkloadStep
-
-State = Tensor | float
-"""A membrane `[B, *]`; a float at rest."""
 
 HIDDEN = 256
 
@@ -52,34 +48,18 @@ class Stepwise(nn.Module):
         """The same network by backpropagation through time, with the same modules."""
         return Stepwise(self.net).train(self.training)
 
-    @property
-    def states(self) -> list[State]:
-        """The membranes that the neurons carry."""
-        return [neuron.v for neuron in self._neurons()]
-
-    @states.setter
-    def states(self, states: Sequence[State]) -> None:
-        for neuron, v in zip(self._neurons(), states, strict=True):
-            neuron.v = v
-
-    def _neurons(self) -> list[Any]:
-        return [module for module in self.net.modules() if is_neuron(module)]
-
     def steps(self, x_seq: Tensor, labels: Tensor, of: int, *states: State) -> tuple[Any, ...]:
         """Runs some steps from given membranes.
 
         Args:
             x_seq: their inputs, `[t, B, *]`.
-            labels: class of each sample, `[B]`.
-            of: T.
-            states: where the neurons start.
         Returns:
             The share of these steps in the loss, and the membranes after them.
         """
-        self.states = states
+        set_states(self.net, states)
         logits = self.net(x_seq).flatten(0, 1)
         loss = cross_entropy(logits, labels.repeat(len(x_seq)), reduction="sum") / (of * len(labels))
-        return loss, *self.states
+        return loss, *states_of(self.net)
 
     def forward(self, x_seq: Tensor, labels: Tensor | None = None) -> Tensor:
         """The loss of `[T, B, *]`, from the membranes carried; without labels the mean logits `[B, classes]`."""
@@ -88,7 +68,7 @@ class Stepwise(nn.Module):
             return y
         if self.method is not None and is_grad_enabled():
             return self.method.loss(self, x_seq, labels)
-        loss: Tensor = self.steps(x_seq, labels, len(x_seq), *self.states)[0]
+        loss: Tensor = self.steps(x_seq, labels, len(x_seq), *states_of(self.net))[0]
         return loss
 
 
@@ -125,9 +105,6 @@ def mlp(make_node: NodeMaker, features: int, depth: int, classes: int, width: fl
 
     Args:
         make_node: makes one node layer; a `Strategy` also says how the gradient is got.
-        features: of one sample at one step.
-        depth: hidden layers.
-        classes: number of classes.
         width: factor of the `HIDDEN` neurons per layer.
     """
     layers: list[nn.Module] = [nn.Flatten(2)]

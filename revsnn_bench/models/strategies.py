@@ -17,19 +17,18 @@ A strategy is chosen by the name of the node, so that each is a row of a compari
 Any node or peer may stand before the `+`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Self
 
 from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, remat, surrogate
-from revsnn_nodes.plan import Packed, pack_bits, unpack_bits
+from revsnn_nodes.plan import Packed, pack_bits, run_again, unpack_bits
 from revsnn_nodes.registry import usable_node_names
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
@@ -56,29 +55,9 @@ class CheckpointConvBlock(ConvBlock):
     def checkpointed(self, function: Any, *args: Any) -> Any:
         """Calls a function of this block whose intermediates are computed again in the backward pass."""
         return checkpoint(
-            function,
-            *args,
-            use_reentrant=False,
-            preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), self._again()),
-        )
-
-    @contextmanager
-    def _again(self) -> Iterator[None]:
-        """A second run of a forward that already happened: its batch statistics go to copies, its state nowhere."""
-        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
-        statistics = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers()]
-        state: Any = getattr(self.node, "v", None)
-        for norm, name, buffer in statistics:
-            setattr(norm, name, buffer.clone())
-        try:
-            with record_function("recompute"):
-                yield
-        finally:
-            for norm, name, buffer in statistics:
-                setattr(norm, name, buffer)
-            if self.node is not None:
-                self.node.v = state
+            function, *args, use_reentrant=False, preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), run_again([*self.modules()])),
+        )  # fmt: skip
 
 
 class CheckpointBlock(CheckpointConvBlock):
@@ -187,7 +166,6 @@ def strategy(name: str, **options: Any) -> Strategy:
     """The strategy of a name: `node`, `node+strategy` or `norm-carrier`.
 
     Args:
-        name: as in the table of this module.
         options: keywords of the node. It takes sequences, `step_mode="m"`, and its backend is the reference unless they
             name another: what a case measures must not depend on which compilers happen to be installed. `surrogate`
             and `slope` stand for its `surrogate_function`, by the name of the class and its sharpness alpha.

@@ -6,7 +6,7 @@ initial weights and the same order of samples for the same seed.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.coupled import CoupledNode
-from revsnn_nodes.plan import is_neuron
+from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -39,8 +39,6 @@ class Recipe:
     """How long and how fast to train.
 
     Args:
-        epochs: passes over the training data.
-        batch: samples per step.
         learning_rate: highest learning rate of the schedule.
     """
 
@@ -54,11 +52,7 @@ class Trainer:
 
     Args:
         case: network, node, T, seed, dtype and device. Its batch does not matter here.
-        recipe: the budget.
         data: images to train and test on; None for digits of the case's size.
-        data_name: what the record calls them.
-    Attributes:
-        epoch: how many epochs are done.
     """
 
     def __init__(self, case: Case, recipe: Recipe, data: Split | None = None, data_name: str = "digits") -> None:
@@ -105,7 +99,8 @@ class Trainer:
         """Share of the test images that the network in `eval()` classifies rightly; their spikes never change."""
         self.model.eval()
         batches = self.data.test_images.split(self.recipe.batch)
-        guesses = [self._logits(images, seed).argmax(1).cpu() for seed, images in enumerate(batches)]
+        logits = (self._from_rest(encoded(self.case, images, seed)) for seed, images in enumerate(batches))
+        guesses = [each.argmax(1).cpu() for each in logits]
         return (torch.cat(guesses) == self.data.test_labels).double().mean().item()
 
     @torch.no_grad()
@@ -119,17 +114,12 @@ class Trainer:
             counts[name][0] += int(spikes.sum())
             counts[name][1] += spikes.numel()
 
-        handles = [
-            module.register_forward_hook(partial(count, name))
-            for name, module in self.model.named_modules()
-            if is_neuron(module)
-        ]
-        try:
-            with self._carrying():
-                self.accuracy()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if is_neuron(module):
+                    stack.enter_context(module.register_forward_hook(partial(count, name)))
+            stack.enter_context(self._carrying())
+            self.accuracy()
         return {name: fired / of for name, (fired, of) in counts.items()}
 
     def record(self) -> AccuracyRecord:
@@ -190,13 +180,9 @@ class Trainer:
             return cross_entropy(self._from_rest(x_seq), labels)
         return self._from_rest(x_seq, labels)
 
-    def _logits(self, images: Tensor, seed: int) -> Tensor:
-        return self._from_rest(encoded(self.case, images, seed))
-
     def _from_rest(self, *given: Tensor) -> Tensor:
-        for module in self.model.modules():
-            if is_neuron(module):
-                module.reset()  # type: ignore[operator]
+        for neuron in neurons_of(self.model):
+            neuron.reset()
         with self.around():
             y: Tensor = self.model(*given)
         return y

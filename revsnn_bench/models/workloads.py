@@ -180,21 +180,18 @@ def require_workload(workload: str) -> str:
     return name
 
 
-def build(case: Case, node: str | None = None) -> WorkloadStep:
+def build(case: Case) -> WorkloadStep:
     """The training step of a case, with parameters and data set by its seed.
 
-    Args:
-        case: what to build.
-        node: name to take in place of the case's node, without its options.
     Raises:
         ValueError: no such workload, node or strategy, a shape or an encoding that the workload cannot read, or
             options that the node refuses, or a model of the user that cannot be measured.
     """
     if is_own(case.workload):
-        return build_own(case if node is None else case.model_copy(update={"node": node, "node_options": ()}))
+        return build_own(case)
     name = require_workload(case.workload)
     refuse_encoding(case, _encodings(name))
-    make = _strategy(case) if node is None else strategy(node)
+    make = _strategy(case)
     torch.manual_seed(case.seed)
     return WORKLOADS[name](case, make)
 

@@ -20,11 +20,9 @@ class Fit:
 
     Args:
         case: the largest case that fits; None where not even the smallest does.
-        peak_bytes: its measured peak.
         next_peak_bytes: the peak of the next larger case, which does not fit; None where it ran out of memory, or where
             the search ended at its limit.
         at_limit: whether larger ones were not tried.
-        probes: how many cases were measured.
     """
 
     case: Case | None
@@ -41,7 +39,6 @@ def largest_that_fits(
 
     Args:
         case: everything but the axis, whose smallest value is the case's own.
-        axis: what grows.
         budget_bytes: largest peak that fits.
         peak_of: measured peak bytes of a case; None where it ran out of memory.
         limit: largest value to try.

@@ -44,9 +44,7 @@ class Measured:
     """A step under a plan.
 
     Fields:
-        peak_bytes: its peak.
         gradient_error: relative L2 difference of all parameter gradients to the model without a plan.
-        timeline: live bytes over the step.
     """
 
     peak_bytes: int
@@ -79,13 +77,10 @@ class Plan:
     """What each block does, and what that takes.
 
     Fields:
-        budget_bytes: asked for.
         fits: whether the measured peak is within it; otherwise this is the plan that takes least.
-        rows: by block, in order of running.
         predicted_bytes, step_s: of the step, by the profile, in which it was recorded once.
         plain_bytes, plain_s: of the step without a plan, by the profile.
         measured: the step under the plan in a fresh process; None where it was too large to run.
-        without: the same without a plan.
         smaller: the plan at the largest batch that fits the machine, where the step was too large to run.
         repairs: how often the budget of the solver was lowered.
         frontier: (peak, seconds) of each distinct plan, by falling peak.
@@ -196,8 +191,6 @@ def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Mea
     """Solves, measures, and solves again for a smaller budget while the measured peak is beyond the one asked for.
 
     Args:
-        profile: of the step.
-        budget_bytes: largest peak.
         refine: records the plans that a profile gives for budgets; see `revsnn_bench.plan.solve.refined`.
         measure: measures a plan; None where the step is too large to run.
     """
@@ -254,9 +247,6 @@ def plan_case(
 
     Args:
         call: calls a function with arguments, such as `Runner.call`, which does it in a fresh worker.
-        case: of a user's model.
-        budget_bytes: largest peak.
-        rounds: timed steps of each option.
         blocks: class of the blocks as `package.module:Class`; "" to find them.
         limit_bytes: peak up to which a step is run; None for `MEMORY_SHARE` of the machine's free memory.
         with_frontier: whether to record plans for other budgets, too.

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.allocator import record_timeline
@@ -70,16 +71,15 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
     mode.cache_enabled = False  # the cache keeps storages alive
     if is_own(case.workload):
         model, _, loss, around = own_parts(on_cpu)
+        features: tuple[int, ...] = case.shape
     else:
         small = build(on_cpu.model_copy(update={"batch": min(case.batch, 2)}))
-        model, rest, labels = small.model, small.source.shape[2:], small.labels
+        model, features, labels = small.model, small.source.shape[2:], small.labels
     with FakeCopyMode(mode):
         model = copy.deepcopy(model)
     with mode:
-        features = case.shape if is_own(case.workload) else rest
-        source = torch.empty(
-            case.timesteps, case.batch, *features, dtype=getattr(torch, case.dtype), requires_grad=True
-        )
+        shape = (case.timesteps, case.batch, *features)
+        source = torch.empty(shape, dtype=getattr(torch, case.dtype), requires_grad=True)
         if is_own(case.workload):
             yield OwnStep(model, source, loss, around)
         else:
@@ -98,7 +98,7 @@ class Probe:
             return 0
         backward = func is torch.ops.aten.convolution_backward.default
         batched = args[:2] if backward else args[:1]
-        key = str((func, tree_map(_described, args)))
+        key = str((func, tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.dtype), args)))
         if key not in self._known:
             batch, most = batched[-1].shape[0], max(2, PROBE_ELEMENTS // batched[-1][0].numel())
             if batch <= most:
@@ -111,8 +111,6 @@ class Probe:
 
     def _measured(self, func: Any, args: tuple[Any, ...], batched: int, batch: int) -> int:
         """Highest bytes inside of a real call at a batch, less its results."""
-        from torch._subclasses.fake_tensor import unset_fake_temporarily
-        from torch.utils._python_dispatch import _disable_current_modes
 
         def real(position: int, value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -125,12 +123,6 @@ class Probe:
             func(*tensors)
             results, timeline = record_timeline(lambda: func(*tensors))
             return timeline.peak_bytes - unique_bytes(each for each in tree_leaves(results) if isinstance(each, Tensor))
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape), value.dtype
-    return value
 
 
 _PROBE = Probe()

@@ -23,7 +23,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations, pairwise
@@ -35,8 +35,7 @@ from revsnn_nodes.plan import OFFLOAD, OPTIONS, PASSES, REST, Block, find_blocks
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from revsnn_bench.meters.allocator import is_allocation, profiled_events, replay_event
-from revsnn_bench.meters.ledger import Ledger
+from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.meters.tracker import Scratch, StorageTracker
 from revsnn_bench.system.process import quiet_gc
@@ -122,20 +121,16 @@ class Profile:
         return self.plain if option == "plain" else (*self.options[0], *(option for _ in self.blocks[1:]))
 
 
-def profile_step(
-    step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3, options: Sequence[str] | None = None
-) -> Profile:
-    """Records and times a step under every option; leaves the model without a plan and the step prepared.
+def profile_step(step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3) -> Profile:
+    """Records and times a step under every option of its device; leaves the model without a plan, the step prepared.
 
     Args:
-        step: of the model to plan for.
         kind: class of its blocks, where the user names it.
         rounds: timed steps of each option.
-        options: to choose from; None for all that the device of the step has.
     Raises:
         ValueError: no block was found.
     """
-    options = options or (OPTIONS if step.source.device.type == "cpu" else (*OPTIONS, OFFLOAD))
+    options = OPTIONS if step.source.device.type == "cpu" else (*OPTIONS, OFFLOAD)
     with quiet_gc():
         gc.freeze()  # what is there already costs no time in the collections between steps
         try:
@@ -150,7 +145,6 @@ def profile_fake(small: Profile, times: float, record: Record) -> Profile:
     """The bytes of a larger step than the one that was profiled, with its options and seconds.
 
     Args:
-        small: profile of the smaller step.
         times: how many times larger this one is.
         record: of the larger step on fake tensors.
     """
@@ -272,15 +266,11 @@ def _borders(model: nn.Module, blocks: Sequence[Block], note: Callable[[int, Ten
         if torch._C._current_graph_task_id() == -1 and tensors:
             note(number, tensors[0])
 
-    handles = [
-        block.modules(model)[0].register_forward_pre_hook(partial(enter, number), with_kwargs=True)
-        for number, block in enumerate(blocks, 1)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for number, block in enumerate(blocks, 1):
+            first = block.modules(model)[0]
+            hooks.enter_context(first.register_forward_pre_hook(partial(enter, number), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _run(step: TrainingStep, blocks: Sequence[Block], mark: Callable[[int], None]) -> None:
@@ -289,7 +279,7 @@ def _run(step: TrainingStep, blocks: Sequence[Block], mark: Callable[[int], None
     def note(number: int, x: Tensor) -> None:
         mark(number)
         if x.requires_grad:
-            x.register_hook(partial(_mark_once, mark, number - 1))
+            x.register_hook(lambda _: mark(number - 1))
 
     with _borders(step.model, blocks, note):
         output = step.forward()
@@ -297,15 +287,10 @@ def _run(step: TrainingStep, blocks: Sequence[Block], mark: Callable[[int], None
     step.backward(output)
 
 
-def _mark_once(mark: Callable[[int], None], number: int, _: Tensor) -> None:
-    mark(number)
-
-
 def record_fake_step(step: TrainingStep, names: Sequence[str], scratch: Scratch | None, choice: Choice) -> list[Cost]:
     """`record_step` on fake tensors, in the context of `revsnn_bench.plan.predict.fake_step`, from a tracker's log.
 
     Args:
-        step, names, choice: see `record_step`.
         scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
     """
     blocks = _planned(step, names, choice)
@@ -333,7 +318,6 @@ def record_step(step: TrainingStep, names: Sequence[str], choice: Choice) -> lis
     Args:
         step: is left prepared, and under the choice.
         names: of the segments, `REST` first.
-        choice: an option for each.
     """
     blocks = _planned(step, names, choice)
 

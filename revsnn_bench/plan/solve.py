@@ -39,13 +39,7 @@ def least(profile: Profile) -> Choice:
 
 
 def refined(profile: Profile, budgets: Iterable[int], record: Record) -> Profile:
-    """A profile in which the plan for each budget was recorded, and has corrected the costs where they were wrong.
-
-    Args:
-        profile: of a step.
-        budgets: largest peaks.
-        record: records the step.
-    """
+    """A profile in which the plan for each budget was recorded, and has corrected the costs where they were wrong."""
     for budget_bytes in budgets:
         for _ in range(MOST_RECORDED):
             choice = cheapest(profile, budget_bytes) or least(profile)

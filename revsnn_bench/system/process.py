@@ -34,7 +34,7 @@ PRELOAD = (
     "torch._dynamo",
     "torch.distributed.fsdp",
     "revsnn_bench.measuring",
-    *(f"revsnn_bench.meters.{name}" for name in ("compile", "fidelity", "flops", "memory", "timing")),
+    *(f"revsnn_bench.meters.{name}" for name in ("fidelity", "flops", "memory", "timing")),
     *(f"revsnn_bench.models.{name}" for name in ("reference", "training", "workloads")),
 )
 """What every worker needs, imported once, before workers are forked: what a case imports by itself would count against

@@ -121,7 +121,6 @@ class Parameter:
         name: of the field of a case, or of the node's option.
         usual: where it is searched unless the user says otherwise; None where it is left alone.
         default: the value of the first trials.
-        meaning: one sentence.
         argument: of the constructor of a node that has it; "" for a field of the case.
     """
 
@@ -185,7 +184,6 @@ class StudySettings(BaseModel):
         objective: what is asked for; bytes are held to the budget in any case.
         drift_tolerance: largest gradient error that a node may predict of itself.
         firing: lowest and highest share of spikes that a network may have after its first epoch.
-        trials: how many choices are tried.
         retrain: how many of the best are trained again, on `seeds` seeds after the study's own.
         Others: as in `Case`.
     """

@@ -41,10 +41,8 @@ class StudyOptions:
     Args:
         run_id: name of the run; made of date and time where None.
         results_dir, reports_dir: where the run and its reports go.
-        formats: of the reports.
         resume: journal of an interrupted study to go on with.
         workers: processes that try at the same time.
-        threads: of each worker.
         timeout_s, memory_limit_bytes: of each trial; the second None for none.
         preload: modules that workers import first, such as one that registers nodes.
         command: for the record.
@@ -246,8 +244,7 @@ def tune(
         space: values or text by parameter, such as `{"tau": "1.1..8:log", "groups": (2, 4)}`.
         objective: of accuracy, peak and time.
         budget: largest peak of a training step, such as "64 MiB"; None for none.
-        options: how; see `StudyOptions`.
-        settings: see `StudySettings`.
+        options, settings: see `StudyOptions` and `StudySettings`.
     Returns:
         The run; `revsnn_bench.report.study` reads it.
     Raises:

@@ -44,8 +44,6 @@ class Trial:
     """What a worker needs to know beside the case.
 
     Args:
-        settings: of the study.
-        number, params: of the trial.
         rivals: finished trials, which it may be lost against; none where it is trained to its end in any case.
         again: whether it is one of the best, trained again: all is measured, and nothing stops it.
     """
@@ -60,9 +58,6 @@ class Trial:
 def measure_trial(case: Case, trial: Trial) -> Record:
     """Foresees, measures and trains a case.
 
-    Args:
-        case: with its epochs.
-        trial: see `Trial`.
     Returns:
         A record whose status is `skipped` where the case was refused or stopped.
     Raises:

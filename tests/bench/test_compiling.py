@@ -3,7 +3,7 @@
 import pytest
 
 from revsnn_bench import Case, Settings, measure
-from revsnn_bench.meters.compile import measure_compile_time
+from revsnn_bench.meters.timing import measure_compile_time
 from revsnn_bench.session import BenchSession, RunOptions
 
 BUILD = "revsnn_bench.models.workloads:build"

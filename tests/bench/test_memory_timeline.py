@@ -6,7 +6,7 @@ import pytest
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
-from revsnn_bench.meters.ledger import MOST_EVENTS, Ledger
+from revsnn_bench.meters.allocator import MOST_EVENTS, Ledger
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.records import MemoryRecord, MemoryTimeline
@@ -23,9 +23,9 @@ def test_timeline_of_the_selftest_is_its_closed_form():
     totals = [sum(live.values()) for _, live in timeline.rows()]
     assert timeline.forward_events == 6
     assert totals[:6] == [a, a + b, a + 2 * b, a + 3 * b, a + 4 * b, a + 3 * b]
-    assert max(totals) == timeline.peak_bytes == record.peak_bytes == step.expected_peak_bytes
+    assert max(totals) == timeline.peak_bytes == record.peak_bytes == step.expected["peak_bytes"]
     at_peak = {name: size for name, size in timeline.rows()[totals.index(max(totals))][1].items() if size}
-    assert at_peak == step.expected_peak_by_category_bytes
+    assert at_peak == step.expected["peak_by_category_bytes"]
     assert totals[-1] == w + a + b  # both gradients and the state are left
 
 

@@ -6,6 +6,7 @@ from math import comb
 import pytest
 import torch
 from nodes_oracle import PHI
+from revsnn_nodes.plan import neurons_of
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -99,7 +100,7 @@ def test_tbptt_is_backpropagation_with_the_membrane_cut(window):
     step.prepare()
     for t, x in enumerate(step.source):
         if t % window == 0:
-            for neuron in step.model._neurons():
+            for neuron in neurons_of(step.model):
                 neuron.detach()
         loss = loss + cross_entropy(net(x[None])[0], step.labels) / len(step.source)
     expected = torch.autograd.grad(loss, [*step.model.parameters()])

@@ -133,14 +133,30 @@ def test_a_bad_path(path, message):
 
 
 def test_a_module_that_raises_on_import(tmp_path, monkeypatch):
-    """The line of the user's file, syntax errors included."""
+    """The line of the user's file, also in a package; syntax errors included."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_broken.py").write_text("import torch\n\nraise ValueError('no data')\n")
     (tmp_path / "own_syntax.py").write_text("import torch\ndef make(:\n")
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "nets.py").write_text("\n1 / 0\n")
+    (tmp_path / "own_raising").mkdir()
+    (tmp_path / "own_raising" / "__init__.py").write_text("1 / 0\n")
     with pytest.raises(ModelError, match=r"own_broken.py, line 3: the module own_broken raised ValueError: no data"):
         build(case_of(workload="own_broken:make"))
     with pytest.raises(ModelError, match=r"own_syntax.py, line 2: the module own_syntax raised SyntaxError"):
         build(case_of(workload="own_syntax:make"))
+    with pytest.raises(ModelError, match=r"nets.py, line 2: the module own_package.nets raised ZeroDivisionError"):
+        build(case_of(workload="own_package.nets:make"))
+    with pytest.raises(ModelError, match=r"__init__.py, line 1: the module own_raising.nets raised ZeroDivisionError"):
+        build(case_of(workload="own_raising.nets:make"))
+
+
+def test_a_module_that_lacks_a_package_is_not_taken_for_missing(tmp_path, monkeypatch):
+    """Also where its own name begins with that of the package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_lacks_net.py").write_text("import own_lacks\n")
+    with pytest.raises(ModelError, match=r"own_lacks_net.py, line 1: the module own_lacks_net raised ModuleNotFound"):
+        build(case_of(workload="own_lacks_net:make"))
 
 
 def test_workers_import_the_model(runner):

@@ -14,11 +14,11 @@ from revsnn_nodes.kernels.cpu import machine
 RUN = """
 import json, torch
 from revsnn_nodes import StandardLIF
-from revsnn_nodes.kernels.cpu import lif, norm
+from revsnn_nodes.kernels.cpu import carrier, lif
 StandardLIF(backend="fused")(torch.ones(2, 1, 4))
 stats = lif.lif_forward.stats
 counts = (sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
-print(json.dumps([*counts, stats.cache_path, norm.norm_gradient._cache._cache_file._source_stamp]))
+print(json.dumps([*counts, stats.cache_path, carrier.norm_gradient._cache._cache_file._source_stamp]))
 """
 
 
@@ -46,7 +46,7 @@ def test_copies_share_what_is_compiled_until_a_source_changes(run, tmp_path):
     hits, misses, folder, stamp = run("first")
     assert (hits, misses) == (0, 1)
     assert Path(folder).is_relative_to(tmp_path / "cache")
-    hits, misses, _, other = run("norm_changed", "norm.py")
+    hits, misses, _, other = run("carrier_changed", "carrier.py")
     assert (hits, misses) == (1, 0)
     assert other != stamp
     hits, misses, _, other = run("equations_changed", "equations.py")

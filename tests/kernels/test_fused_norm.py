@@ -11,8 +11,8 @@ from nodes_cases import relative_error
 from nodes_norm import CHANNELS, assert_gradients_close, node_gradients, node_with, problem
 from revsnn_nodes import NormCarrierLIF, StoredNormCarrierLIF, decode_spikes, surrogate
 from revsnn_nodes.kernels.cpu import machine as threads
+from revsnn_nodes.kernels.cpu.carrier import FLUSH
 from revsnn_nodes.kernels.cpu.launch import NORM_COLUMNS
-from revsnn_nodes.kernels.cpu.norm import FLUSH
 from revsnn_nodes.kernels.support import choose_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -130,6 +130,9 @@ def test_offload_keeps_copies_on_the_host(monkeypatch):
     [
         ({"7": "remat"}, r"`plan` must name blocks of the model; got '7'\."),
         ({"[0:99]": "remat"}, r"got '\[0:99\]'\."),
+        ({"[3:1]": "remat"}, r"got '\[3:1\]'\."),
+        ({"[0:2]": "remat", "[1:3]": "bits"}, r"that do not overlap; got '\[0:2\] and \[1:3\]'\."),
+        ({"[0:3]": "remat", "(model)": "bits"}, r"that do not overlap; got '\[0:3\] and \(model\)'\."),
         ({"2": "pickle"}, r"`plan` must give '2' one of plain, .*, offload; got 'pickle'\."),
         ({"2": "offload"}, r"`plan` must give '2' another option on the CPU; got 'offload'\. .* is there already\."),
         ({REST: "bits"}, r"`plan` must give 'rest' one of plain, remat, remat4; got 'bits'\."),

@@ -118,13 +118,9 @@ def choose_backend(node: Node, x_seq: Tensor) -> tuple[BackendInUse, str]:
         return "torch", "operations are counted on the reference"
     obstacle = fused_obstacle(node, x_seq)
     require(
-        not obstacle or node.backend == "auto",
-        "backend",
-        'be "auto" or "torch" here',
-        node.backend,
-        f"There are no fused kernels for this case: {obstacle}.",
-        'Pass "auto" to fall back to the reference.',
-    )
+        not obstacle or node.backend == "auto", "backend", 'be "auto" or "torch" here', node.backend,
+        f"There are no fused kernels for this case: {obstacle}.", 'Pass "auto" to fall back to the reference.',
+    )  # fmt: skip
     return ("torch", obstacle) if obstacle else ("fused", "")
 
 

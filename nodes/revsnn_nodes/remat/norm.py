@@ -112,12 +112,10 @@ class NormKind(NamedTuple):
     """What may decide how torch rounds a batch norm.
 
     Fields:
-        dtype: of the norm's input.
         types: of weight, bias and running statistics; None without one.
         shape: of the norm's input, `[N, C, *]`.
         stride: its strides without the batch's.
         training: whether it normalises by the statistics of the batch, else by running ones.
-        device: where.
         cudnn: its switches, which may choose another kernel.
     """
 

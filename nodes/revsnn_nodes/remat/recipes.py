@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from inspect import Signature, signature
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -249,13 +250,8 @@ class Recipe:
     """A function, its arguments with references in place of tensors, and the layout of its result.
 
     Args:
-        function: what to run; returns one tensor.
-        arguments: positional and by keyword.
-        result: what it returned in the forward.
-        passes: its cost.
         overwrites: the value that it changes in place, one of the sources.
     Attributes:
-        sources: the values among the arguments.
         nbytes: of tensors that were copied into its arguments.
         norm: statistics and sources, where the function is batch norm.
         for_saved: what is run in place of the function where its result is the saved tensor itself.
@@ -301,43 +297,23 @@ class Recipe:
         return storage
 
 
-def batch_norm_again(
-    input: Any,
-    running_mean: Ref | None,
-    running_var: Ref | None,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Function, tuple[Any, Any]]:
-    """Batch norm for a recipe: in training without running statistics, else with them as they are now."""
-    mean, var = (None, None) if training else (_copied(running_mean), _copied(running_var))
-    return functional.batch_norm, ((input, mean, var, weight, bias, training, momentum, eps), {})
-
-
-def instance_norm_again(
-    input: Any,
-    running_mean: Ref | None = None,
-    running_var: Ref | None = None,
-    weight: Any = None,
-    bias: Any = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Function, tuple[Any, Any]]:
-    """The same of instance norm."""
-    mean, var = (None, None) if use_input_stats else (_copied(running_mean), _copied(running_var))
-    return functional.instance_norm, ((input, mean, var, weight, bias, use_input_stats, momentum, eps), {})
-
-
-def _copied(statistics: Ref | None) -> Tensor | None:
-    storage = None if statistics is None else statistics.value.storage()
-    return None if statistics is None or storage is None else statistics.view.on(storage).clone()
-
-
-AGAIN: dict[Function, Function] = {
-    functional.batch_norm: batch_norm_again,
-    functional.instance_norm: instance_norm_again,
+WITH_STATISTICS: dict[Function, Signature] = {
+    norm: signature(norm) for norm in (functional.batch_norm, functional.instance_norm)
 }
-"""Functions that change something besides their result: what is run in their place, given their arguments."""
+"""Norms that change running statistics besides their result."""
+
+
+def norm_again(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """All arguments of a norm, in order, with which it runs again and changes nothing.
+
+    Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now.
+    """
+    bound = WITH_STATISTICS[norm].bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    by_batch = given["training"] if "training" in given else given["use_input_stats"]
+    for name in ("running_mean", "running_var"):
+        statistics: Ref | None = given[name]
+        storage = None if by_batch or statistics is None else statistics.value.storage()
+        given[name] = None if statistics is None or storage is None else statistics.view.on(storage).clone()
+    return tuple(given.values())

@@ -22,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
 from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
-from revsnn_nodes.remat.pack import Packed, plan_for
+from revsnn_nodes.remat.pack import Entry, Packed, Saved, plan_for
 from revsnn_nodes.remat.recipes import (
-    AGAIN,
     CHEAP,
     HIDDEN,
     OPENS_MEMORY,
+    WITH_STATISTICS,
     Function,
     Norm,
     Recipe,
@@ -35,8 +35,8 @@ from revsnn_nodes.remat.recipes import (
     Value,
     View,
     map_leaves,
+    norm_again,
 )
-from revsnn_nodes.remat.report import Entry, Saved
 from revsnn_nodes.remat.rerun import Hidden, Rerun
 from revsnn_nodes.surrogate import in_transform
 
@@ -116,15 +116,14 @@ class Recorder:
             return function(*args, **kwargs)
         if function in HIDDEN:
             return self.call_hidden(function, args, kwargs)
-        if function in AGAIN:
+        if function in WITH_STATISTICS:
             for ref in (*refs[0][1:3], refs[1].get("running_mean"), refs[1].get("running_var")):
                 if ref is not None:
                     ref.value.persistent = True
         result = function(*args, **kwargs)
         if isinstance(result, Tensor) and recordable(result):
-            again = AGAIN.get(function)
-            run, arguments = again(*refs[0], **refs[1]) if again else (function, refs)
-            self.note(run, arguments, before, result, CHEAP[function])
+            arguments = (norm_again(function, *refs), {}) if function in WITH_STATISTICS else refs
+            self.note(function, arguments, before, result, CHEAP[function])
             if function is functional.batch_norm:
                 self.note_norm(arguments[0], result)
         return result
@@ -282,12 +281,6 @@ class _Mode(TorchFunctionMode):
         return self.recorder.call(func, args, kwargs or {})
 
 
-def unpack(packed: Any) -> Tensor:
-    """Called by autograd for each saved tensor that it needs."""
-    tensor: Tensor = packed.tensor() if isinstance(packed, Packed) else packed
-    return tensor
-
-
 @contextmanager
 def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     """Inside, autograd saves how to make a tensor again instead of the tensor, where that is cheap and exact.
@@ -303,13 +296,9 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     Source: docs/remat.md.
     """
     require(
-        max_passes >= 1,
-        "max_passes",
-        "be at least 1",
-        max_passes,
-        "It bounds the work for one tensor.",
+        max_passes >= 1, "max_passes", "be at least 1", max_passes, "It bounds the work for one tensor.",
         "Leave `remat` out to keep everything.",
-    )
+    )  # fmt: skip
     saved = Saved()
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         saved.note("other saved tensor hooks (checkpoint, save_on_cpu, an outer remat) decide here")
@@ -319,7 +308,8 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     with ExitStack() as stack:
         stack.callback(setattr, _active, "recorder", None)
         _active.recorder = recorder
-        stack.enter_context(saved_tensors_hooks(recorder.hook, unpack))
+        hooks = saved_tensors_hooks(recorder.hook, lambda kept: kept.tensor() if type(kept) is Packed else kept)
+        stack.enter_context(hooks)
         stack.enter_context(_Mode(recorder))
         stack.callback(recorder.values.clear)
         stack.callback(recorder.fresh.clear)  # what the last call saved would live on after its backward
@@ -360,8 +350,6 @@ def run_node(
 
     Args:
         node: the neuron; its parameters are those of now, in the backward pass too.
-        run: its method for the backend in use.
-        x_seq, v: input and first membrane.
     """
     recorder: Recorder | None = getattr(_active, "recorder", None)
     if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:

@@ -1,11 +1,17 @@
-"""Fused carrier LIF for the CPU: forward, and backward from the output alone.
+"""Fused carrier LIF for the CPU: forward, and backward from the output alone; without a norm, and in one with its norm.
 
-Equations: section "Carrier" of nodes/README.md. Layout, blocks, pieces and rows: see `revsnn_nodes.kernels.cpu.lif`.
+Equations: sections "Carrier" and "Carrier with its norm" of nodes/README.md. Layout, blocks, pieces and rows: see
+`revsnn_nodes.kernels.cpu.lif`.
 
 The output y = s + epsilon x holds spike and input; charges are regenerated from it. They are needed last step first,
 and can only be made first step first. So a block's steps are cut into segments of `segment` steps: a first sweep finds
 the membrane with which each segment begins; then, last segment first, its charges are regenerated into scratch, small
 enough for the caches, and its gradients written. A sequence of one segment is read once.
+
+With its norm n = (z - mean) / sigma, clamped; x = gamma n + bias + residual; y = s + epsilon n. Channels lie `inner`
+columns apart, again and again: `[N, C, inner]`. Sums over a channel go to `sums[column // unit]`, which one call alone
+writes: what they add up to does not depend on threads. A row of a block is done in several loops over few arrays each:
+with more, the check that they do not overlap keeps LLVM from making vector instructions.
 """
 
 from typing import Any
@@ -24,6 +30,7 @@ from revsnn_nodes.kernels.cpu.equations import (
     read,
     reset_of,
     scratch,
+    spread,
     start_row,
     write,
 )
@@ -31,6 +38,7 @@ from revsnn_nodes.kernels.cpu.machine import (
     contracted,
     contracted_kernel,
     contracted_row,
+    exact,
     exact_kernel,
     exact_row,
     following,
@@ -170,3 +178,221 @@ def carrier_backward(
             _regenerate(y, ybar, first, last, a, b, v, charge, piece, p, mode)
             _carrier_product(y, ybar, first, last, a, b, charge, w, xbar, piece, p, mode)
         copy_row(w, vbar0[a:b])
+
+
+@exact
+def _total(row: Any) -> float:
+    """Sum in float64; four at a time, since one addition waits for the other."""
+    s0 = s1 = s2 = s3 = 0.0
+    whole = row.shape[0] // 4 * 4
+    for j in range(0, whole, 4):
+        s0 += row[j]
+        s1 += row[j + 1]
+        s2 += row[j + 2]
+        s3 += row[j + 3]
+    for j in range(whole, row.shape[0]):
+        s0 += row[j]
+    return (s0 + s1) + (s2 + s3)
+
+
+@exact
+def collect(row: Any, first: int, inner: int, sums: Any) -> None:
+    """Adds a row that begins at column `first` of `[C, inner]` to the sums of its channels, and empties it."""
+    channel, begin = first // inner, 0
+    end = inner - first % inner
+    while begin < row.shape[0]:
+        if inner == 1:
+            end = begin + sums.shape[0] - channel
+            for j in range(begin, min(end, row.shape[0])):
+                sums[channel + j - begin] += row[j]
+            channel = 0
+        else:
+            sums[channel] += _total(row[begin : min(end, row.shape[0])])
+            channel = channel + 1 if channel + 1 < sums.shape[0] else 0
+        begin, end = end, end + inner
+    row[:] = 0
+
+
+@contracted
+def _moments_row(z: Any, centre: Any, first: Any, second: Any) -> None:
+    for j in range(z.shape[0]):
+        d = np.float64(z[j] - centre[j])
+        first[j] += d
+        second[j] += d * d
+
+
+@contracted_kernel
+def norm_moments(z: Any, centre: Any, inner: int, sums: Any, unit: int, block: int, start: int, stop: int) -> None:
+    """Adds z - centre and its square to `sums`, `[slots, 2, C]`, in float64; centre, `[C]`, is any value of z."""
+    channels = centre.shape[0]
+    middle = np.empty(block, z.dtype)
+    first, second = np.zeros(block), np.zeros(block)
+    for a in range(start, stop, block):
+        d, origin = min(a + block, stop) - a, a % (channels * inner)
+        spread(centre, origin, inner, middle[:d])
+        for t in range(z.shape[0]):
+            _moments_row(z[t, a : a + d], middle, first, second)
+        collect(first[:d], origin, inner, sums[a // unit, 0])
+        collect(second[:d], origin, inner, sums[a // unit, 1])
+
+
+@exact
+def _normalise_row(z: Any, mean: Any, scale: Any, clamp: Any, n: Any) -> int:
+    """Writes n, clamped; returns how many the clamp cut."""
+    cut = 0
+    for j in range(n.shape[0]):
+        whole = (z[j] - mean[j]) * scale[j]
+        n[j] = clamped(whole, -clamp, clamp)
+        cut += whole > clamp or whole < -clamp
+    return cut
+
+
+@exact
+def _affine_row(n: Any, gamma: Any, shift: Any, x: Any) -> None:
+    for j in range(n.shape[0]):
+        x[j] = n[j] * gamma[j] + shift[j]
+
+
+@exact
+def add_row(x: Any, term: Any) -> None:
+    """Adds a row to another."""
+    for j in range(term.shape[0]):
+        x[j] += term[j]
+
+
+@exact
+def _neuron_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
+    """Runs the neuron on x, and adds its spikes to epsilon times what y holds."""
+    for j in range(y.shape[0]):
+        h = charge_of(x[j], v[j], p, mode.leak)
+        s = fired(h, p.threshold)
+        y[j] = s + p.epsilon * y[j]
+        v[j] = reset_of(h, s, p, mode)
+
+
+@exact_kernel
+def norm_carrier_forward(
+    z: Any, v0: Any, mean: Any, scale: Any, gamma: Any, shift: Any, residual: Any, y: Any, v: Any, cut: Any, inner: int,
+    p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Writes the output, spike + epsilon n, the last membrane, and to `cut`, `[slots]`, how often the clamp bit."""
+    rows = np.empty((5, block), z.dtype)
+    means, scales, gammas, shifts, x = rows[0], rows[1], rows[2], rows[3], rows[4]
+    for a in range(start, stop, block):
+        b, origin = min(a + block, stop), a % (mean.shape[0] * inner)
+        for values, row in ((mean, means), (scale, scales), (gamma, gammas), (shift, shifts)):
+            spread(values, origin, inner, row[: b - a])
+        start_row(v[a:b], v0[a:b], p.rest)
+        for t in range(z.shape[0]):
+            cut[a // unit] += _normalise_row(z[t, a:b], means, scales, p.clamp, y[t, a:b])
+            _affine_row(y[t, a:b], gammas, shifts, x)
+            if residual.shape[0]:
+                add_row(x, residual[t, a:b])
+            _neuron_row(x, v[a:b], y[t, a:b], p, mode)
+
+
+FLUSH = 32
+"""Steps whose terms are added in the type of the data, neuron by neuron, before they enter the sums in float64."""
+
+
+@contracted
+def _input_row(y: Any, gamma: Any, shift: Any, decoding: Any, x: Any) -> None:
+    for j in range(y.shape[0]):
+        x[j] = decoded_input(y[j], decoding) * gamma[j] + shift[j]
+
+
+@contracted
+def _charge_row(y: Any, v: Any, x: Any, p: Numbers, mode: Mode) -> None:
+    """Turns x into the charge, with the spikes of y: none is decided twice."""
+    inflow = p.rest - p.keep * p.rest
+    for j in range(y.shape[0]):
+        h = p.keep * v[j] + p.gain * x[j] + inflow
+        x[j] = h
+        v[j] = reset_of(h, decoded_spike(y[j]), p, mode)
+
+
+@contracted
+def _product_row(y: Any, ybar: Any, charge: Any, vbar: Any, p: Numbers, mode: Mode) -> None:
+    """Turns the charge into the gradient at the neuron's input."""
+    for j in range(y.shape[0]):
+        hbar = gradient_at_charge(charge[j], decoded_spike(y[j]), ybar[j], vbar[j], p, mode)
+        vbar[j] = p.keep * hbar
+        charge[j] = p.gain * hbar
+
+
+@contracted
+def _carried_row(y: Any, ybar: Any, xbar: Any, gamma: Any, decoding: Any, nbar: Any, p: Numbers) -> None:
+    """The gradient at n: through x, and as carried by the output; none where n was clamped."""
+    for j in range(y.shape[0]):
+        inside = abs(decoded_input(y[j], decoding)) < p.clamp
+        nbar[j] = gamma[j] * xbar[j] + p.epsilon * ybar[j] if inside else type(p.epsilon)(0)
+
+
+@contracted
+def _sums_row(y: Any, bar: Any, decoding: Any, plain: Any, sloped: Any) -> None:
+    """Adds a gradient, and its product with n."""
+    for j in range(y.shape[0]):
+        plain[j] += bar[j]
+        sloped[j] += bar[j] * decoded_input(y[j], decoding)
+
+
+@contracted_kernel
+def norm_carrier_product(
+    y: Any, v0: Any, gamma: Any, shift: Any, residual: Any, ybar: Any, vbar: Any, nbar: Any, residual_bar: Any,
+    vbar0: Any, sums: Any, inner: int, p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Writes the gradient at n, and those of residual and first membrane unless empty arrays are given for them.
+
+    Adds to `sums`, `[slots, 4, C]`: the gradient at x, the same times n, the gradient at n, the same times n.
+    """
+    decoding = type(p.epsilon)(1) / p.epsilon
+    rows = np.empty((3, block), y.dtype)
+    gammas, shifts, w = rows[0], rows[1], rows[2]  # the last: membrane, then the gradient at it
+    partial = np.zeros((4, block), y.dtype)
+    charge = np.empty((y.shape[0], block), y.dtype)
+    for a in range(start, stop, block):
+        b, origin = min(a + block, stop), a % (gamma.shape[0] * inner)
+        spread(gamma, origin, inner, gammas[: b - a])
+        spread(shift, origin, inner, shifts[: b - a])
+        start_row(w[: b - a], v0[a:b], p.rest)
+        for t in range(y.shape[0]):
+            _input_row(y[t, a:b], gammas, shifts, decoding, charge[t])
+            if residual.shape[0]:
+                add_row(charge[t], residual[t, a:b])
+            _charge_row(y[t, a:b], w, charge[t], p, mode)
+        start_row(w[: b - a], vbar[a:b], type(p.rest)(0))
+        for t in range(y.shape[0] - 1, -1, -1):
+            here, arrived, xbar = y[t, a:b], ybar[t, a:b], charge[t]
+            _product_row(here, arrived, xbar, w, p, mode)
+            if residual_bar.shape[0]:
+                copy_row(xbar, residual_bar[t, a:b])
+            _carried_row(here, arrived, xbar, gammas, decoding, nbar[t, a:b], p)
+            _sums_row(here, xbar, decoding, partial[0], partial[1])
+            _sums_row(here, nbar[t, a:b], decoding, partial[2], partial[3])
+            if t % FLUSH == 0:
+                for i in range(4):
+                    collect(partial[i, : b - a], origin, inner, sums[a // unit, i])
+        copy_row(w, vbar0[a:b])
+
+
+@contracted
+def _through_row(y: Any, scale: Any, mean: Any, slope: Any, decoding: Any, bar: Any) -> None:
+    for j in range(y.shape[0]):
+        bar[j] = bar[j] * scale[j] - mean[j] - decoded_input(y[j], decoding) * slope[j]
+
+
+@contracted_kernel
+def norm_gradient(
+    y: Any, scale: Any, mean: Any, slope: Any, bar: Any, inner: int, epsilon: Any,
+    unit: int, block: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """Turns the gradient at n into that at z, in place: bar scale - mean - n slope, with `[C]` numbers."""
+    decoding = type(epsilon)(1) / epsilon
+    rows = np.empty((3, block), y.dtype)
+    scales, means, slopes = rows[0], rows[1], rows[2]
+    for a in range(start, stop, block):
+        b, origin = min(a + block, stop), a % (scale.shape[0] * inner)
+        for values, row in ((scale, scales), (mean, means), (slope, slopes)):
+            spread(values, origin, inner, row[: b - a])
+        for t in range(y.shape[0]):
+            _through_row(y[t, a:b], scales, means, slopes, decoding, bar[t, a:b])

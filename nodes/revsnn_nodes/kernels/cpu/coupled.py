@@ -19,11 +19,10 @@ gate in that one too (`_agree_row`). The inverse rounds nothing.
 from typing import Any
 
 import numpy as np
-from numba.core import types
-from numba.extending import overload
 
 from revsnn_nodes.kernels.cpu.equations import (
     Mode,
+    by_type,
     charge_of,
     clamped,
     copy_row,
@@ -102,33 +101,15 @@ def _streamed(row: Any, spare: Any) -> None:
     """Brings a spare row into the row past the caches; in bfloat16 as `_closed`."""
 
 
-@overload(_opened, strict=False)
-def _opened_of_type(row: Any, spare: Any) -> Any:
-    def widen(row: Any, spare: Any) -> Any:
-        copy_row(row, spare)
-        return spare
-
-    return widen if row.dtype == types.uint16 else lambda row, spare: row
+def _widened(row: Any, spare: Any) -> Any:
+    copy_row(row, spare)
+    return spare
 
 
-@overload(_place_for, strict=False)
-def _place_of_type(row: Any, spare: Any) -> Any:
-    return (lambda row, spare: spare) if row.dtype == types.uint16 else (lambda row, spare: row)
-
-
-@overload(_closed, strict=False)
-def _closed_of_type(row: Any, spare: Any) -> Any:
-    def narrow(row: Any, spare: Any) -> None:
-        copy_row(spare, row)
-
-    return narrow if row.dtype == types.uint16 else lambda row, spare: None
-
-
-@overload(_streamed, strict=False)
-def _streamed_of_type(row: Any, spare: Any) -> Any:
-    if row.dtype == types.uint16:
-        return lambda row, spare: copy_row(spare, row)
-    return lambda row, spare: stream(row, spare)
+by_type(_opened, _widened, lambda row, spare: row)
+by_type(_place_for, lambda row, spare: spare, lambda row, spare: row)
+by_type(_closed, lambda row, spare: copy_row(spare, row), lambda row, spare: None)
+by_type(_streamed, lambda row, spare: copy_row(spare, row), lambda row, spare: stream(row, spare))
 
 
 @exact

@@ -12,6 +12,7 @@ outputs are rounded where they come about, gradients once, when they are written
 """
 
 import math
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numba
@@ -73,19 +74,14 @@ def scratch(shape: Any, like: Any) -> Any:
     """A new array for floats of the kind that an array's elements are read as."""
 
 
-def _by_type(function: Any, of_bits: Any, of_floats: Any) -> None:
-    """What a function of one of the signatures above is, for arrays of bfloat16's bits and for arrays of floats."""
+def by_type(function: Any, of_bits: Any, of_floats: Any) -> None:
+    """What a function such as those above is, where its `row` holds bfloat16's bits, and where it holds floats."""
+    place = list(signature(function).parameters).index("row")
 
-    def of_row(row: Any) -> Any:
-        return of_bits if row.dtype == numba.types.uint16 else of_floats
+    def of_row(*arguments: Any) -> Any:
+        return of_bits if arguments[place].dtype == numba.types.uint16 else of_floats
 
-    takes: dict[Any, Any] = {
-        is_bfloat16: lambda row: of_row(row),
-        read: lambda row, j: of_row(row),
-        write: lambda row, j, value: of_row(row),
-        rounded: lambda value, row: of_row(row),
-    }
-    overload(function, strict=False, jit_options=CALLED)(takes[function])
+    overload(function, strict=False, jit_options=CALLED)(of_row)
 
 
 def _write_bits(row: Any, j: Any, value: Any) -> None:
@@ -96,10 +92,10 @@ def _write_float(row: Any, j: Any, value: Any) -> None:
     row[j] = value
 
 
-_by_type(is_bfloat16, lambda row: True, lambda row: False)
-_by_type(read, lambda row, j: _value_of(row[j]), lambda row, j: row[j])
-_by_type(write, _write_bits, _write_float)
-_by_type(rounded, lambda value, row: _value_of(_bits_of(value)), lambda value, row: value)
+by_type(is_bfloat16, lambda row: True, lambda row: False)
+by_type(read, lambda row, j: _value_of(row[j]), lambda row, j: row[j])
+by_type(write, _write_bits, _write_float)
+by_type(rounded, lambda value, row: _value_of(_bits_of(value)), lambda value, row: value)
 
 
 @overload(scratch, strict=False, jit_options=CALLED)
@@ -120,6 +116,23 @@ def copy_row(source: Any, target: Any) -> None:
     """Copies a row into another, whose type may differ."""
     for j in range(target.shape[0]):
         write(target, j, read(source, j))
+
+
+@exact
+def spread(values: Any, first: int, inner: int, row: Any) -> None:
+    """Writes each column's value of its channel into a row that begins at column `first` of `[C, inner]`."""
+    channel, begin = first // inner, 0
+    end = inner - first % inner
+    while begin < row.shape[0]:
+        if inner == 1:
+            end = begin + values.shape[0] - channel
+            for j in range(begin, min(end, row.shape[0])):
+                row[j] = values[channel + j - begin]
+            channel = 0
+        else:
+            row[begin : min(end, row.shape[0])] = values[channel]
+            channel = channel + 1 if channel + 1 < values.shape[0] else 0
+        begin, end = end, end + inner
 
 
 @exact

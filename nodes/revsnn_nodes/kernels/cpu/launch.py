@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from revsnn_nodes.equations import sides_of, state_dtype
-from revsnn_nodes.kernels.cpu import carrier, coupled, lif, norm, norm_lif
+from revsnn_nodes.kernels.cpu import carrier, coupled, lif
 from revsnn_nodes.kernels.cpu.equations import Mode
 from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, prepare, run_columns
 from revsnn_nodes.kernels.layout import FORMS, Numbers, grouped, reciprocal_is_exact
@@ -135,7 +135,6 @@ def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> in
 
     Args:
         rows: of scratch, for every column.
-        itemsize: bytes of an element.
         columns: how many there are in all; every thread gets several blocks.
         by_pieces: whether rows are done in pieces.
     """
@@ -202,7 +201,7 @@ def _norm_of(as_: _Arrays, call: Call) -> tuple[Any, ...]:
     dtype = torch.float64 if as_.float is np.float64 else torch.float32
     values = [each.detach().to(dtype).contiguous().numpy() for each in (call.mean, call.inverse_std, weight, bias)]
     scale, shift = np.empty((2, call.mean.numel()), as_.float)
-    norm_lif.coefficients(*values, scale, shift)
+    lif.coefficients(*values, scale, shift)
     return scale, shift, as_.sequence(call.residual_seq)
 
 
@@ -213,7 +212,7 @@ def _norm_lif_forward(results: Results, call: Call) -> None:
         as_.sequence(z), as_.state(call.v), *_norm_of(as_, call), as_.sequence(spike), as_.state(v_last),
         (0,) * (call.residual_seq is not None), call.inner,
     )  # fmt: skip
-    _run(norm_lif.norm_lif_forward, as_, call, arguments, rows=3)
+    _run(lif.norm_lif_forward, as_, call, arguments, rows=3)
 
 
 def _norm_lif_backward(results: Results, call: Call) -> None:
@@ -224,7 +223,7 @@ def _norm_lif_backward(results: Results, call: Call) -> None:
         as_.sequence(xbar), as_.state(vbar0 if call.need_v else None), (0,) * (call.residual_seq is not None),
         as_.sides(call), call.inner,
     )  # fmt: skip
-    _run(norm_lif.norm_lif_backward, as_, call, arguments, rows=z.shape[0] + 3)
+    _run(lif.norm_lif_backward, as_, call, arguments, rows=z.shape[0] + 3)
 
 
 def _carrier_forward(results: Results, call: Call) -> None:
@@ -311,14 +310,14 @@ def _norm_carrier_forward(results: Results, call: Call) -> None:
     z = of.sequence(call.z_seq)
     centre = z[0].reshape(-1, of.channels, of.inner)[0, :, 0].copy()
     sums = np.zeros((of.slots, 2, of.channels))
-    of.run(norm.norm_moments, z, centre, of.inner, sums)
+    of.run(carrier.norm_moments, z, centre, of.inner, sums)
     first, second = sums.sum(0) / (z.size // of.channels)
     mean, var = centre + first, np.maximum(second - first * first, 0.0)
     for result, value in ((mean_of, mean), (var_of, var), (inverse_std_of, 1.0 / np.sqrt(var + call.eps))):
         result.numpy()[:] = value
     cuts = np.zeros(of.slots, np.int64)
     of.run(
-        norm.norm_carrier_forward, z, of.state(call.v), mean_of.numpy(), inverse_std_of.numpy(),
+        carrier.norm_carrier_forward, z, of.state(call.v), mean_of.numpy(), inverse_std_of.numpy(),
         of.values(call.weight, 1.0), of.values(call.bias), of.sequence(call.residual_seq), of.sequence(y),
         of.state(v_last), cuts, of.inner, *of.numbers(call),
     )  # fmt: skip
@@ -333,7 +332,7 @@ def _norm_carrier_backward(results: Results, call: Call) -> None:
     p, mode = of.numbers(call)
     sums = np.zeros((of.slots, 4, of.channels))
     of.run(
-        norm.norm_carrier_product, y, of.state(call.v), of.values(call.weight, 1.0), of.values(call.bias),
+        carrier.norm_carrier_product, y, of.state(call.v), of.values(call.weight, 1.0), of.values(call.bias),
         of.sequence(call.residual_seq), of.gradient(call.ybar_seq), of.state(call.vbar), zbar,
         of.sequence(residual_bar if call.need_residual else None), of.state(vbar0 if call.need_v else None),
         sums, of.inner, p, mode,
@@ -342,7 +341,7 @@ def _norm_carrier_backward(results: Results, call: Call) -> None:
     scale = of.values(call.inverse_std)
     per_value = scale.astype(np.float64) / (y.size // of.channels)
     mean, slope = ((each * per_value).astype(of.float) for each in (total, sloped))
-    of.run(norm.norm_gradient, y, scale, mean, slope, zbar, of.inner, p.epsilon)
+    of.run(carrier.norm_gradient, y, scale, mean, slope, zbar, of.inner, p.epsilon)
     if call.beyond is not None and call.excess is not None:
         places = tuple(call.beyond.numpy().T)
         zbar_seq.numpy()[places] -= call.excess.numpy() * slope[places[2]]

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,40 +53,6 @@ class _Disjoint(Compiler):
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_class": _Disjoint}
 # No error_model="python": its check for division by zero keeps loops from being vectorised.
-
-
-CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Of what kernels alone call: an entry from Python for each of them took a quarter of the time of compiling."""
-
-
-def exact_kernel(function: Callable[..., Any]) -> Any:
-    """Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
-    return _cached(function, fastmath=False, no_cfunc_wrapper=True)
-
-
-def contracted_kernel(function: Callable[..., Any]) -> Any:
-    """Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
-    return _cached(function, fastmath={"contract"}, no_cfunc_wrapper=True)
-
-
-def exact(function: Callable[..., Any]) -> Any:
-    """As `exact_kernel`, for what kernels call."""
-    return _cached(function, fastmath=False, **CALLED)
-
-
-def contracted(function: Callable[..., Any]) -> Any:
-    """As `contracted_kernel`, for what kernels call."""
-    return _cached(function, fastmath={"contract"}, **CALLED)
-
-
-def exact_row(function: Callable[..., Any]) -> Any:
-    """As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
-    return _cached(function, fastmath=False, forceinline=True, **CALLED)
-
-
-def contracted_row(function: Callable[..., Any]) -> Any:
-    """As `contracted`, always inlined."""
-    return _cached(function, fastmath={"contract"}, forceinline=True, **CALLED)
 
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -160,30 +126,42 @@ def _cached(function: Callable[..., Any], **options: Any) -> Any:
     return kernel
 
 
+exact_kernel = partial(_cached, no_cfunc_wrapper=True)
+"""Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
+
+contracted_kernel = partial(exact_kernel, fastmath={"contract"})
+"""Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
+
+CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Of what kernels alone call: an entry from Python for each took a quarter of the time of compiling."""
+
+exact = partial(_cached, **CALLED)
+"""As `exact_kernel`, for what kernels call."""
+
+contracted = partial(exact, fastmath={"contract"})
+"""As `contracted_kernel`, for what kernels call."""
+
+exact_row = partial(exact, forceinline=True)
+"""As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
+
+contracted_row = partial(contracted, forceinline=True)
+"""As `contracted`, always inlined."""
+
+
 SERIAL_ELEMENTS = 1 << 17
 """Elements of a sequence up to which the calling thread does all of the work."""
 
 PIECES_PER_THREAD = 4
 """So that a thread that is held up by other work on the machine leaves its pieces to the others."""
 
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
 
-
-def _forget_pool() -> None:
-    global _pool, _pool_size
-    _pool, _pool_size = None, 0
+@lru_cache(maxsize=1)
+def _helpers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="revsnn")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _helpers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    if _pool is None or _pool_size < count:
-        _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="revsnn"), count
-    return _pool
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # which has none of these threads
 
 
 def run_columns(
@@ -193,8 +171,6 @@ def run_columns(
 
     Args:
         kernel: compiled, and free to run on several threads where their columns differ.
-        arguments: what it takes before `start` and `stop`.
-        columns: how many there are.
         unit: pieces are whole multiples of this many columns.
         elements: of the sequence; decides whether threads are worth their start.
     """

@@ -21,7 +21,7 @@ from torch import Tensor
 from revsnn_nodes.equations import sides_of
 from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
 from revsnn_nodes.kernels.ops import OPERATORS, Call
-from revsnn_nodes.kernels.triton import carrier, coupled, lif, norm_lif
+from revsnn_nodes.kernels.triton import carrier, coupled, lif
 from revsnn_nodes.kernels.triton.equations import INTERPRETED, Mode
 
 
@@ -41,8 +41,8 @@ class Kernel:
 KERNELS: dict[str, Kernel] = {
     "lif_forward": Kernel(lif.lif_forward, 1),
     "lif_backward": Kernel(lif.lif_backward, 1),
-    "norm_lif_forward": Kernel(norm_lif.norm_lif_forward, 1),
-    "norm_lif_backward": Kernel(norm_lif.norm_lif_backward, 3),
+    "norm_lif_forward": Kernel(lif.norm_lif_forward, 1),
+    "norm_lif_backward": Kernel(lif.norm_lif_backward, 3),
     "carrier_forward": Kernel(carrier.carrier_forward, 1),
     "carrier_backward": Kernel(carrier.carrier_backward, 3),
     "coupled_forward": Kernel(coupled.coupled_forward, 1),
@@ -90,10 +90,7 @@ def shape_of(name: str, columns: int, itemsize: int, rows: int = 1, groups: int 
     have enough under way.
 
     Args:
-        columns: of the launch.
-        itemsize: bytes of a number.
         rows: steps that the kernel holds in registers.
-        groups: of each column.
     """
     keeps_rows = KERNELS[name].held > 1
     held = KERNELS[name].held * rows * groups if keeps_rows else groups

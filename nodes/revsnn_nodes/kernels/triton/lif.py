@@ -1,4 +1,4 @@
-"""Fused LIF in Triton; equations: section "Standard LIF" of nodes/README.md.
+"""Fused LIF in Triton, alone and behind a batch norm; equations: section "Standard LIF" of nodes/README.md.
 
 Sequences are `[T, columns]`, states `[columns]`, all contiguous. A program runs a block of neurons through all steps
 with their membranes in registers, so each number is read once and written once. Words of memory traffic per element
@@ -7,22 +7,40 @@ and step, with 2 / T more for states that are read or written: forward 2 (x, s),
 
 Every kernel of this package takes its operator's tensors, then the tensors it writes, None for those not given or not
 wanted; then the numbers of `revsnn_nodes.kernels.layout.Numbers` and its sizes; then what it is compiled for.
+
+Behind a batch norm the neuron's input is the norm's output, rounded by one of `layout.FORMS`, plus a residual where one
+is given; neither it nor the charges are written. Channels lie `inner` columns apart, again and again. Forward 2 words
+(z, s), 3 with a residual. The backward pass makes the charges again in pieces of ROWS steps, as
+`revsnn_nodes.kernels.triton.carrier` does: with P = ceil(T / ROWS) pieces 3 + (P - 1) (ROWS + 2) / T words (z, sbar,
+xbar), and a residual's.
 """
 
 import triton.language as tl
 
 from revsnn_nodes.kernels.triton.equations import (
+    AGAIN,
+    CENTRED,
+    FMA,
+    LAST,
+    SCALED,
+    USUAL,
+    appended,
     charge_of,
     columns_of,
     f64,
     fired,
+    jit,
     kept_charge,
     kernel,
     lif_step_vjp,
     numbers_of,
+    park,
+    parked,
     read,
+    read_narrow,
     read_or,
     reset_of,
+    widened,
     with_rate,
     write,
 )
@@ -85,3 +103,112 @@ def lif_backward(
         write(vbar0 + at, vbar, mask)
     if ratebar is not None:
         write(ratebar + at, total / p.tau if mode.decay else total, mask)
+
+
+@jit
+def coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, mode, dtype: tl.constexpr):
+    """What each column's norm multiplies by and adds, by its channel and form: see `input_of`."""
+    channel = (at // inner) % channels
+    m, i = read(mean + channel, mask), read(inverse_std + channel, mask)
+    w = read_or(weight, 0, channel, mask, 1.0, dtype)
+    b = read_or(bias, 0, channel, mask, 0.0, dtype)
+    if mode.form == SCALED:
+        return m, w, i, b
+    scale = i * w
+    if mode.form == CENTRED:
+        return m, scale, scale, b
+    shift = tl.fma(-m, scale, b) if mode.form == FMA else b - m * scale
+    return m, scale, scale, shift
+
+
+@jit
+def input_of(z_seq, residual_seq, place, mask, norm, mode, dtype: tl.constexpr, policy: tl.constexpr = USUAL):
+    """The neuron's input, with the values that the norm and the sum would have in memory, and in their type."""
+    z = read(z_seq + place, mask, policy)
+    if mode.form == SCALED:
+        z = norm[1] * (z - norm[0])
+    elif mode.form == CENTRED:
+        z = z - norm[0]
+    x = tl.fma(z, norm[2], norm[3]).to(dtype)
+    if residual_seq is not None:
+        x = (widened(x) + read(residual_seq + place, mask, policy)).to(dtype)
+    return x
+
+
+@jit
+def step_of(x, v, p, mode):
+    """Charge, spike, and membrane after the step."""
+    h = charge_of(x, v, p, mode)
+    s = fired(h, p)
+    return h, s, reset_of(h, s, p, mode)
+
+
+@kernel
+def norm_lif_forward(
+    z_seq, v0, mean, inverse_std, weight, bias, residual_seq, s_seq, v_last,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64,
+    steps: tl.int32, columns: tl.int64, channels: tl.int64, inner: tl.int64, mode,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Writes the spikes and the last membrane."""
+    dtype: tl.constexpr = z_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
+    at, mask = columns_of(columns, BLOCK)
+    norm = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, mode, dtype)
+    v = read_or(v0, 0, at, mask, p.rest, dtype)
+    for t in tl.range(0, steps, num_stages=STAGES):
+        row = t * columns
+        x = input_of(z_seq, residual_seq, row + at, mask, norm, mode, dtype)
+        _, s, v = step_of(widened(x), v, p, mode)
+        write(s_seq + row + at, s, mask)
+    write(v_last + at, v, mask)
+
+
+@kernel
+def norm_lif_backward(
+    z_seq, v0, mean, inverse_std, weight, bias, residual_seq, sbar_seq, vbar_last, xbar_seq, vbar0,
+    tau: f64, threshold: f64, rest: f64, keep: f64, gain: f64, height: f64, scale: f64,
+    epsilon: f64, clamp: f64, alpha: f64, beta: f64, drop: f64, inflow: f64, least: f64, greatest: f64,
+    steps: tl.int32, columns: tl.int64, channels: tl.int64, inner: tl.int64, mode,
+    ROWS: tl.constexpr, EVEN: tl.constexpr, SWEPT: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient at x, and of the first membrane where wanted; EVEN and SWEPT as in `carrier_backward`."""
+    dtype: tl.constexpr = z_seq.dtype.element_ty
+    p = numbers_of(dtype, tau, threshold, rest, keep, gain, height, scale, epsilon, clamp, alpha, beta, drop, inflow)
+    at, mask = columns_of(columns, BLOCK)
+    norm = coefficients_of(mean, inverse_std, weight, bias, at, mask, channels, inner, mode, dtype)
+    v_first = read_or(v0, 0, at, mask, p.rest, dtype)
+    vbar = read_or(vbar_last, 0, at, mask, 0.0, dtype)
+    pieces = (steps + ROWS - 1) // ROWS
+    last: tl.constexpr = LAST if SWEPT else USUAL
+
+    # The sweep: the membrane before every piece but the first, kept where that piece's first gradient will go.
+    v = v_first
+    for piece in range(1, pieces):
+        for t in tl.range((piece - 1) * ROWS, piece * ROWS, num_stages=STAGES):
+            x = input_of(z_seq, residual_seq, t * columns + at, mask, norm, mode, dtype, AGAIN)
+            _, _, v = step_of(widened(x), v, p, mode)
+        park(xbar_seq + piece * ROWS * columns + at, v, columns, mask)
+    tl.debug_barrier()  # another thread of this program may read what this one wrote
+
+    for back in range(pieces):
+        first = (pieces - 1 - back) * ROWS
+        v = tl.where(first > 0, parked(xbar_seq + first * columns + at, columns, mask & (first > 0)), v_first)
+        # x, sbar and h of the piece's steps, in registers. All reads come before the first write: none has to wait.
+        x, sbar, h = (), (), ()
+        for r in tl.static_range(ROWS):
+            there = mask if EVEN else mask & (first + r < steps)
+            row = (first + r) * columns
+            x = appended(x, input_of(z_seq, residual_seq, row + at, there, norm, mode, dtype, last))
+            sbar = appended(sbar, read_narrow(sbar_seq, row, at, there, dtype, last))
+        for r in tl.static_range(ROWS):
+            h_r, s, v = step_of(widened(x[r]), v, p, mode)
+            h = appended(h, kept_charge(h_r, s, least, greatest, dtype))  # that which the neuron would have kept
+        for r in tl.static_range(ROWS - 1, -1, -1):
+            there = mask if EVEN else mask & (first + r < steps)
+            hbar = lif_step_vjp(h[r], fired(h[r], p), widened(sbar[r]), vbar, p, mode)
+            vbar = p.keep * hbar if EVEN else tl.where(there, p.keep * hbar, vbar)
+            write(xbar_seq + (first + r) * columns + at, p.gain * hbar, there, last)
+    if vbar0 is not None:
+        write(vbar0 + at, vbar, mask)
