@@ -135,7 +135,7 @@ contracted_kernel = partial(exact_kernel, fastmath={"contract"})
 CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Of what kernels alone call: an entry from Python for each took a quarter of the time of compiling."""
 
-exact = partial(_cached, **CALLED)
+exact: Any = partial(_cached, **CALLED)
 """As `exact_kernel`, for what kernels call."""
 
 contracted = partial(exact, fastmath={"contract"})
