@@ -1,6 +1,5 @@
 """`revsnn-bench claims`: each claim of the paper, what was measured of it here, and the verdict."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +18,10 @@ from revsnn_bench.cli.options import (
     find_run,
     listed,
     require_name,
+    typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import find_journal, recorded_command
+from revsnn_bench.run_options import find_journal
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -89,7 +89,7 @@ def _session(run_id: str, resume: str, threads: str, results: Path, reports: Pat
             resume=journal,
             timeout_s=TIMEOUT_S,
             threads=int(threads) if threads else None,
-            command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
+            command=typed_command(),
         )
     )
 

@@ -1,11 +1,10 @@
 """`revsnn-bench merge`: the shards of a sweep as one run."""
 
-import sys
 from typing import Annotated
 
 import typer
 
-from revsnn_bench.cli.options import RESULTS, Results, RunName, failure, find_run
+from revsnn_bench.cli.options import RESULTS, Results, RunName, failure, find_run, typed_command
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.merging import NotMergeable, merged
 from revsnn_bench.runs import Journal, RunInUse, new_run_id, write_run
@@ -23,7 +22,7 @@ def merge(
     """
     runs = [find_run(part, results) for part in parts]
     try:
-        run = merged(runs, run_id or new_run_id(), ("revsnn-bench", *sys.argv[1:]))
+        run = merged(runs, run_id or new_run_id(), typed_command())
     except NotMergeable as error:
         raise failure(str(error), ExitCode.NOT_COMPARABLE) from None
     if not (run.complete or partial):

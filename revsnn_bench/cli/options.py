@@ -2,6 +2,7 @@
 
 import inspect
 import stat
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -13,7 +14,7 @@ import typer
 from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
-from revsnn_bench.run_options import OPTIONS, RunOption
+from revsnn_bench.run_options import OPTIONS, RunOption, recorded_command
 from revsnn_bench.runs import JournalError, load_run, require_new
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -99,6 +100,11 @@ def failure(message: str, code: ExitCode) -> typer.Exit:
     """Prints one clear error on stderr; raise what it returns."""
     typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
     return typer.Exit(code)
+
+
+def typed_command() -> tuple[str, ...]:
+    """The command as it was typed, for the record."""
+    return recorded_command(["revsnn-bench", *sys.argv[1:]])
 
 
 def require_name(run_id: str, results: Path) -> None:

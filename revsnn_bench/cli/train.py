@@ -1,7 +1,6 @@
 """`revsnn-bench train`: one network, one node, one data set; checkpointed after every epoch."""
 
 import pickle
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -12,9 +11,17 @@ import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, one_of, parse_shape
-from revsnn_bench.cli.options import RESULTS, Results, RunName, case_option, checked, failure, require_name
+from revsnn_bench.cli.options import (
+    RESULTS,
+    Results,
+    RunName,
+    case_option,
+    checked,
+    failure,
+    require_name,
+    typed_command,
+)
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import recorded_command
 
 if TYPE_CHECKING:
     from revsnn_bench.models.data import Split
@@ -177,7 +184,7 @@ def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
     header = RunHeader(
         run_id=run_id or new_run_id(),
         started_at=utc_now(),
-        command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
+        command=typed_command(),
         environment=fingerprint(),
         settings={"epochs": case.epochs},
     )

@@ -1,6 +1,5 @@
 """`revsnn-bench tune`: which settings are worth their bytes, within a budget; the best trained again on fresh seeds."""
 
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +20,10 @@ from revsnn_bench.cli.options import (
     checked,
     failure,
     listed,
+    typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import find_journal, recorded_command
+from revsnn_bench.run_options import find_journal
 
 if TYPE_CHECKING:
     from revsnn_bench.records import Record, Run
@@ -188,7 +188,7 @@ def _opened(settings: "StudySettings", given: dict[str, Any], journal: Path | No
         timeout_s=float(given["timeout"]),
         memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
         preload=tuple(listed(given["preload"])),
-        command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
+        command=typed_command(),
         on_record=_show,
     )
     return Study(settings, options)
