@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from revsnn_bench.records import Run
 from revsnn_bench.report import markdown, tables
+from revsnn_bench.report.canvas import Figure
 from revsnn_bench.run_options import FORMATS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-
-    from revsnn_bench.report.canvas import Figure
 
 
 def write_reports(
@@ -35,44 +34,34 @@ def write_reports(
     reports_dir.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
     if {"html", "svg"} & set(formats):
-        # matplotlib is imported only here, so that text reports start fast.
         from revsnn_bench.report.figures import draw_figures
 
         figures = draw_figures(run)
     written = []
     for name in formats:
-        if name == "svg":
-            from revsnn_bench.report.figures import write_figures
-
-            written += write_figures(run, reports_dir, figures)
-            continue
-        for suffix, text in _texts(run, name, figures, "svg" in formats, claims):
+        for suffix, text in _texts(run, name, figures, "svg" in formats, claims).items():
             path = reports_dir / f"{run.header.run_id}{suffix}"
             path.write_text(text, encoding="utf-8", newline="\n")
             written.append(path)
     return written
 
 
-def _texts(
-    run: Run, name: str, figures: "list[Figure]", pictures: bool, claims: "Markup | None"
-) -> list[tuple[str, str]]:
-    """The files of one format, as suffix and content."""
-    if name == "html":
-        from revsnn_bench.report.html import render_html
-        from revsnn_bench.report.html.study import study_page
-        from revsnn_bench.report.study import is_study
-
-        pages = [(".html", render_html(run, figures, claims=claims))]
-        return [*pages, ("-study.html", study_page(run))] if is_study(run) else pages
+def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "Markup | None") -> dict[str, str]:
+    """The files of one format, content by suffix."""
     if name == "md":
-        from revsnn_bench.report.figures import file_name
-
-        shown = [markdown.Picture(file_name(run, f), f.title, f.caption) for f in figures if pictures]
-        return [(".md", markdown.render(run, shown))]
+        return {".md": markdown.render(run, figures if pictures else ())}
     if name == "csv":
-        texts = {".csv": tables.wide_csv, "-long.csv": tables.long_csv}
-        return [*((suffix, write(run)) for suffix, write in texts.items()), ("-columns.csv", tables.columns_csv())]
-    return [("-wide.json", tables.wide_json(run))]
+        return {".csv": tables.wide_csv(run), "-long.csv": tables.long_csv(run), "-columns.csv": tables.columns_csv()}
+    if name == "json":
+        return {"-wide.json": tables.wide_json(run)}
+    if name == "svg":
+        return {figure.suffix: figure.standalone() for figure in figures}
+    from revsnn_bench.report.html import render_html
+    from revsnn_bench.report.html.study import study_page
+    from revsnn_bench.report.study import is_study
+
+    page = {".html": render_html(run, figures, claims=claims)}
+    return page | {"-study.html": study_page(run)} if is_study(run) else page
 
 
 def _require_known(formats: Sequence[str]) -> None:

@@ -124,6 +124,11 @@ class Figure:
     caption: str
     svg: str
 
+    @property
+    def suffix(self) -> str:
+        """What follows the run's name in that of the figure's file."""
+        return f"-{self.name}.svg"
+
     def standalone(self) -> str:
         """The drawing as a file of its own, which follows the reader's light or dark setting."""
         without_links = re.sub(r"</?a\b[^>]*>", "", self.svg)

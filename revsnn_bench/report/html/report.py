@@ -9,7 +9,8 @@ from revsnn_bench.case import CASE_FIELDS, Case, CaseField
 from revsnn_bench.metrics import BY_NAME, Number, measured
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.figures import Figure, draw_figures
+from revsnn_bench.report.canvas import Figure
+from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html.answers import Point, answers
 from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
