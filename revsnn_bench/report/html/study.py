@@ -53,7 +53,7 @@ def study_page(run: Run) -> str:
 
 
 def _label(record: Record) -> str:
-    accuracy = "" if record.accuracy is None else f", {read.percent(record.accuracy.accuracy)}"
+    accuracy = "" if record.accuracy is None else f", {units.percent(record.accuracy.accuracy)}"
     return f"{record.case.variant}{accuracy}"
 
 
@@ -64,10 +64,10 @@ def _again(each: read.Retrained, run: Run) -> tuple[str, ...]:
         str(read.known(each.first).number),
         each.first.case.variant,
         f"{each.first.case.learning_rate:g}",
-        "" if first is None else read.percent(first.accuracy),
-        read.spread(each.fresh),
-        read.points(each.to_first),
-        "the baseline" if each.to_baseline is None else read.points(each.to_baseline),
+        "" if first is None else units.percent(first.accuracy),
+        units.spread(each.fresh.values()),
+        each.to_first.in_points(),
+        "the baseline" if each.to_baseline is None else each.to_baseline.in_points(),
         units.measured("peak_bytes", each.judged),
         units.ABSENT if error is None else f"{error:.1e}",
         each.judged.status.value,
@@ -83,7 +83,7 @@ def _row(record: Record) -> tuple[str, ...]:
         f"{record.case.learning_rate:g}",
         str(record.case.timesteps),
         record.status.value,
-        units.ABSENT if accuracy is None else read.percent(accuracy.accuracy),
+        units.ABSENT if accuracy is None else units.percent(accuracy.accuracy),
         units.ABSENT if accuracy is None else str(accuracy.epochs),
         units.ABSENT if predicted is None else units.size(predicted),
         units.measured("peak_bytes", record),
