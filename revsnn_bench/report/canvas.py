@@ -19,9 +19,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.metrics import Number
-from revsnn_bench.records import Run
+from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
-from revsnn_bench.report.points import variants_by_node
+from revsnn_bench.report.points import Naming, variants_by_node
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -366,6 +366,12 @@ def in_order(known: Mapping[str, Look], names: Iterable[str]) -> list[str]:
     """Returns the names that occur, in the order of the looks."""
     found = set(names)
     return [name for name in known if name in found]
+
+
+def labels(known: Mapping[str, Look], records: Iterable[Record], names: Naming) -> dict[str, str]:
+    """Returns what each variant of some records is called in a figure, in the order of the looks."""
+    cases = {record.case.variant: record.case for record in records}
+    return {variant: plain(names(cases[variant])) for variant in in_order(known, cases)}
 
 
 class LogRange:

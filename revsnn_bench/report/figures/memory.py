@@ -76,7 +76,7 @@ def _draw_peak(name: str, point: Case, records: Mapping[str, Record], known: Map
 
     found = _peaks(records)
     names = naming(records.values())
-    shown = {v: canvas.plain(names(records[v].case)) for v in canvas.in_order(known, found)}
+    shown = canvas.labels(known, (records[variant] for variant in found), names)
     kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
     scale, unit = binary_unit(largest)

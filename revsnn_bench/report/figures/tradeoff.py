@@ -84,7 +84,7 @@ def _draw_front(
     best = front({variant: (peak, spent) for variant, (peak, spent, _) in sure.items()})
     across = canvas.LogRange((peak for peak, _, _ in found.values()), base=2)
     names = naming(record for _, _, record in found.values())
-    shown = {v: canvas.plain(names(found[v][2].case)) for v in canvas.in_order(known, found)}
+    shown = canvas.labels(known, (record for _, _, record in found.values()), names)
     with canvas.panel(left=_LEFT_IN, right=_BESIDE_IN) as axes:
         across.apply(axes, axes.xaxis, "0 B", "", canvas.BYTES)
         scale, unit = canvas.from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
@@ -139,7 +139,7 @@ def _draw_roofline(
     from matplotlib.lines import Line2D
 
     names = naming(found.values())
-    shown = {variant: canvas.plain(names(found[variant].case)) for variant in canvas.in_order(known, found)}
+    shown = canvas.labels(known, found.values(), names)
     room = canvas.label_room(shown.values())
     with canvas.panel(canvas.legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
         axes.grid(visible=False, axis="y")
