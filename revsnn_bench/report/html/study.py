@@ -48,7 +48,8 @@ def study_page(run: Run) -> str:
         ],
         shared=", ".join(f"{name} {units.percent(share)}" for name, share in read.importances(run).items()),
         figures={figure.name: (figure, Markup(figure.inline(labels))) for figure in study_figures(run)},
-        trials=[(f"case-{run.records.index(record)}", _row(record)) for record in tried],
+        trials=[_row(record) for record in tried],
+        anchors=[f"case-{run.records.index(record)}" for record in tried],
     )  # fmt: skip
 
 
