@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from tempfile import NamedTemporaryFile
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -260,6 +260,18 @@ def _require_unfinished(journal: Path) -> None:
         raise RunInUse(f"`run_id` must be new; {journal.stem!r} is a finished run. Choose another name.")
 
 
+def require_writable(*folders: Path) -> None:
+    """Makes folders where they are absent, and tries each.
+
+    Raises:
+        OSError: one cannot be written to.
+    """
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
+
+
 def new_run_id() -> str:
     """A new run id: UTC time, so that names sort by age, and ten random digits against clashes."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(5)}"
@@ -405,9 +417,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, model: BaseModel) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from revsnn_bench.cli import claims, gate, largest, machine, merge, plan, reports, run, train, tune
+from revsnn_bench.cli import claims, gate, machine, plan, reports, run, train, tune
 from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
@@ -22,13 +22,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
-app.command("merge")(merge.merge)
+app.command("merge")(run.merge)
 app.command("report")(reports.report)
 app.command("compare")(reports.compare)
 app.command("gate")(gate.gate_command)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
-app.command("largest")(largest.largest)
+app.command("largest")(plan.largest)
 app.command("plan")(plan.plan)
 app.command("predict")(plan.predict)
 app.command("claims")(claims.claims)

@@ -107,6 +107,19 @@ def typed_command() -> tuple[str, ...]:
     return recorded_command(["revsnn-bench", *sys.argv[1:]])
 
 
+def named_values(flag: str, texts: list[str] | None) -> dict[str, str]:
+    """Values by name, of an option that is given as NAME=VALUE any number of times.
+
+    Raises:
+        ValueError: a name or a value is missing.
+    """
+    pairs = {text: text.partition("=") for text in texts or []}
+    for text, (name, _, value) in pairs.items():
+        if not name or not value:
+            raise ValueError(f"{flag} must be NAME=VALUE; got {text!r}. Pass for example {flag} tau=2.")
+    return {name.strip(): value for name, _, value in pairs.values()}
+
+
 def require_name(run_id: str, results: Path) -> None:
     """Ends the command where a new run cannot take this name; nothing is said where the name is to be made."""
     try:

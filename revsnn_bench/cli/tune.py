@@ -20,6 +20,7 @@ from revsnn_bench.cli.options import (
     checked,
     failure,
     listed,
+    named_values,
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
@@ -137,8 +138,8 @@ def _resumed(journal: Path) -> "StudySettings":
 def _settings(given: dict[str, Any]) -> "StudySettings":
     from revsnn_bench.tuning.space import StudySettings, parse_axis, parse_value
 
-    space = {name: str(parse_axis(text)) for name, text in map(_pair("--space"), given["space"] or [])}
-    options = {name: parse_value(text) for name, text in map(_pair("--option"), given["option"] or [])}
+    space = {name: str(parse_axis(text)) for name, text in named_values("--space", given["space"]).items()}
+    options = {name: parse_value(text) for name, text in named_values("--option", given["option"]).items()}
     same = ("timesteps", "batch", "encoding", "dtype", "device", "epochs", "trials", "seed", "retrain", "seeds")
     found = StudySettings.model_validate(
         {
@@ -150,16 +151,6 @@ def _settings(given: dict[str, Any]) -> "StudySettings":
     )  # fmt: skip
     found.require_sound()
     return found
-
-
-def _pair(flag: str) -> Any:
-    def pair(text: str) -> tuple[str, str]:
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
-            raise ValueError(f"{flag} must be NAME=...; got {text!r}. Pass for example {flag} tau=2.")
-        return name.strip(), value
-
-    return pair
 
 
 def _sentence(error: Exception) -> str:
