@@ -49,7 +49,7 @@ def train(
     timesteps: Annotated[int, case_option("timesteps")] = 4,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
     batch: Annotated[int, case_option("batch")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the schedule.")] = 1e-2,
+    learning_rate: Annotated[float, case_option("learning_rate", help="Highest learning rate of the schedule.")] = 1e-2,
     seed: Annotated[int, case_option("seed", help="Seed of parameters and order of samples.")] = 0,
     device: Annotated[str, case_option("device")] = "cpu",
     dtype: Annotated[str, case_option("dtype")] = "float32",

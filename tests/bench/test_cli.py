@@ -208,6 +208,7 @@ WITHOUT_TORCH = [
     (("largest",), "Missing option '--budget'"),
     (("largest", "--budget=1 MiB", "--limit=0"), "greater than or equal to 1"),
     (("train", "--epochs=0"), "greater than or equal to 1"),
+    (("train", "--learning-rate=0"), "'--learning-rate': must be a number above 0; got '0.0'"),
     (("train", "--option=x"), "--option must be NAME=VALUE; got 'x'"),
     (("train", "--run-id=../x"), "--run-id: `run_id` must be letters, digits"),
     (("train", "--checkpoint=deep"), "--checkpoint must be a file; deep is none."),
