@@ -130,7 +130,8 @@ def merge(
         )
     try:
         with Journal.create(results, run.header) as journal:  # takes the name
-            saved = write_run(run, journal.path)
+            saved = journal.path.with_suffix(".json")
+            write_run(run, saved)
             journal.discard()
     except (RunInUse, ValueError) as error:
         raise failure(f"--run-id: {error}", ExitCode.USAGE) from None

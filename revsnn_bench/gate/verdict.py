@@ -6,7 +6,6 @@ regressions. Times are tested as ratios to the standard LIF of the same rounds. 
 """
 
 import math
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from revsnn_bench.gate.policy import Policy, names
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Run, Status
 from revsnn_bench.report.comparison import STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
-from revsnn_bench.runs import load_run
+from revsnn_bench.runs import load_run, write_run
 
 
 class Kind(StrEnum):
@@ -397,9 +396,7 @@ def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: boo
     if not force:
         _require_worthy(run, path, verdict)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_run(run, path)
     return path
 
 

@@ -78,9 +78,9 @@ def read_conditions() -> Reading:
     return Reading(load=os.getloadavg()[0], gpu=gpu.gpu_reading())
 
 
-def conditions(before: Reading, after: Reading | None = None) -> Conditions:
-    """Conditions around a case, from a reading before it and one after it (default: read now)."""
-    after = read_conditions() if after is None else after
+def conditions(before: Reading) -> Conditions:
+    """Conditions around a case, from a reading before it and one now."""
+    after = read_conditions()
     return Conditions(load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu)
 
 

@@ -48,8 +48,7 @@ def _drawn(
     places = canvas.LogRange([*values, *limits], base=2 if is_bytes else 10)
     height, right = names_room(labels.values())
     with canvas.panel(plot_height=height, right=right) as axes:
-        ticks = ("0 B", "", canvas.BYTES) if is_bytes else ("exact", f"> {_LIMIT}", canvas.PLAIN)
-        places.apply(axes, axes.yaxis, *ticks)
+        places.apply(axes, axes.yaxis, *(() if is_bytes else ("exact", f"> {_LIMIT}")))
         for limit in limits:
             axes.axhline(places.place(limit), color=INK, linewidth=1, linestyle=(0, (6, 3)))
             spot: dict[str, Any] = {"xy": (1, places.place(limit)), "xycoords": axes.get_yaxis_transform()}

@@ -86,7 +86,7 @@ def _draw_front(
     names = naming(record for _, _, record in found.values())
     shown = canvas.labels(known, (record for _, _, record in found.values()), names)
     with canvas.panel(left=_LEFT_IN, right=_BESIDE_IN) as axes:
-        across.apply(axes, axes.xaxis, "0 B", "", canvas.BYTES)
+        across.apply(axes, axes.xaxis)
         scale, unit = canvas.from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
         corners = [steps[0]] + [corner for (_, y), after in pairwise(steps) for corner in ((after[0], y), after)]

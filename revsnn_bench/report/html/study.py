@@ -115,7 +115,7 @@ def study_figures(run: Run) -> list[canvas.Figure]:
 
 def _legend(axes: "Axes", known: Looks, records: Sequence[Record]) -> None:
     nodes = canvas.in_order(known, {record.case.node for record in records})
-    canvas.legend(axes, [known[node].handle(known[node].label, line=False) for node in nodes])
+    canvas.legend(axes, [known[node].handle() for node in nodes])
 
 
 def _rows(known: Looks, records: Sequence[Record]) -> int:
