@@ -77,12 +77,8 @@ def measure_speeds(device: str, sizes: Sequence[tuple[int, int]], path: Path) ->
     return rows
 
 
-def machine() -> list[Finding]:
+def machine() -> Iterator[Finding]:
     """What on this machine would disturb a measurement, and how to change it."""
-    return list(_machine())
-
-
-def _machine() -> Iterator[Finding]:
     available, threads = cores(), torch.get_num_threads()
     yield Finding(
         "threads", threads <= available, f"{threads} on {available} cores",

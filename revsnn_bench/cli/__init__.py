@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -55,7 +55,7 @@ def _options(
 def main() -> None:
     """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
     # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except OSError as error:
@@ -74,10 +74,6 @@ def main() -> None:
         traceback.print_exc()
         sys.stderr.write("This is an error of revsnn-bench; please report it with the lines above.\n")
         sys.exit(ExitCode.BROKEN)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -94,25 +94,29 @@ def tune(
     Trials are cases of a saved run. What was done survives a kill, and --resume RUN goes on, alone enough. The best are
     trained again on fresh seeds, and compared with the first node's defaults; a page shows the study.
     """
-    _require_optuna()
-    try:
-        _import(listed(preload))
-        journal = None if not resume else _journal(context, resume, results)
-        found = _settings(context.params) if journal is None else _resumed(journal)
-        study = _opened(found, context.params, journal)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise failure(_sentence(error), ExitCode.USAGE) from None
-    _carry_out(study)
-
-
-def _require_optuna() -> None:
     if find_spec("optuna") is None:
         raise failure("tune needs Optuna: pip install 'revsnn-bench[tune]'.", ExitCode.USAGE)
+    try:
+        for name in listed(preload):
+            import_module(name)
+        if resume:
+            from revsnn_bench.tuning.study import settings_of
 
-
-def _import(names: list[str]) -> None:
-    for name in names:
-        import_module(name)
+            journal = _journal(context, resume, results)
+            found = settings_of(journal)
+        else:
+            journal, found = None, _settings(context.params)
+        opened = _opened(found, context.params, journal)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise failure(_sentence(error), ExitCode.USAGE) from None
+    with opened as study:
+        run_id = study.run.header.run_id
+        try:
+            study.search()
+            study.retrain()
+        except KeyboardInterrupt:
+            raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
+        _conclude(*study.finish())
 
 
 def _journal(context: typer.Context, resume: str, results: Path) -> Path:
@@ -127,12 +131,6 @@ def _journal(context: typer.Context, resume: str, results: Path) -> Path:
             "new study."
         )
     return find_journal(resume, results)
-
-
-def _resumed(journal: Path) -> "StudySettings":
-    from revsnn_bench.tuning.study import settings_of
-
-    return settings_of(journal)
 
 
 def _settings(given: dict[str, Any]) -> "StudySettings":
@@ -183,17 +181,6 @@ def _opened(settings: "StudySettings", given: dict[str, Any], journal: Path | No
         on_record=_show,
     )
     return Study(settings, options)
-
-
-def _carry_out(study: "Study") -> None:
-    with study:
-        run_id = study.run.header.run_id
-        try:
-            study.search()
-            study.retrain()
-        except KeyboardInterrupt:
-            raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
-        _conclude(*study.finish())
 
 
 def _show(record: "Record") -> None:

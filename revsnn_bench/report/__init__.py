@@ -1,6 +1,6 @@
 """Reports from records: pages, figures, Markdown, tables. Nothing here measures, or imports torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,20 +30,28 @@ def write_reports(
         ValueError: an unknown format, or a run id that is not a plain file name.
     """
     _require_known(formats)
-    _require_plain(run.header.run_id)
-    reports_dir.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
     if {"html", "svg"} & set(formats):
         from revsnn_bench.report.figures import draw_figures
 
         figures = draw_figures(run)
-    written = []
+    texts: dict[str, str] = {}
     for name in formats:
-        for suffix, text in _texts(run, name, figures, "svg" in formats, claims).items():
-            path = reports_dir / f"{run.header.run_id}{suffix}"
-            path.write_text(text, encoding="utf-8", newline="\n")
-            written.append(path)
-    return written
+        texts |= _texts(run, name, figures, "svg" in formats, claims)
+    return write_texts(run, reports_dir, texts)
+
+
+def write_texts(run: Run, folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Writes texts about a run, each by the end of its file's name; returns the files.
+
+    Raises:
+        ValueError: the run id is not a plain file name.
+    """
+    _require_plain(run.header.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in texts.items():
+        (folder / f"{run.header.run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
+    return [folder / f"{run.header.run_id}{suffix}" for suffix in texts]
 
 
 def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "Markup | None") -> dict[str, str]:

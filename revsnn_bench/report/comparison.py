@@ -219,9 +219,21 @@ class Comparison:
 
     def incomparable_fields(self) -> list[FieldDifference]:
         """Fields of the environment that must agree before exact values are compared, and differ."""
-        # Imported late: it brings torch along, which nothing else here needs.
         found = incomparable_fields(self.before.header.environment, self.after.header.environment)
         return [FieldDifference(*difference) for difference in found]
+
+    def judged(self) -> list["Change"]:
+        """What differs with its verdict, what is gone or worse first."""
+        found = [Change(pair.id, each, self.verdict(pair, each)) for pair, each in self.changed()]
+        return sorted(found, key=lambda change: list(VERDICTS).index(change.verdict))
+
+
+class Change(NamedTuple):
+    """A difference: the id of its case, and the key of `VERDICTS` that describes it."""
+
+    case: str
+    found: Difference
+    verdict: str
 
 
 def compare(before: Run, after: Run) -> Comparison:
@@ -245,15 +257,14 @@ def render_comparison(before: Run, after: Run, console: Console | None = None) -
     compared.
     """
     comparison = compare(before, after)
-    judged = [(comparison.verdict(pair, found), pair, found) for pair, found in comparison.changed()]
+    judged = comparison.judged()
     rows = [
-        [pair.id, found.name, *found.texts(), found.change_text(), verdict]
-        for kind in VERDICTS
-        for verdict, pair, found in judged
-        if verdict == kind != VARIES
+        [case, found.name, *found.texts(), found.change_text(), verdict]
+        for case, found, verdict in judged
+        if verdict != VARIES
     ]
     title = f"{before.header.run_id} before, {after.header.run_id} after"
-    fields, said = comparison.fields(), _counted(comparison, [verdict for verdict, *_ in judged])
+    fields, said = comparison.fields(), _counted(comparison, [change.verdict for change in judged])
     if console is not None:
         console.print(Text(units.one_line(title), style="bold"))
         console.print(Text(said))

@@ -20,6 +20,7 @@ from revsnn_bench.report.points import (
     by_point,
     by_setting,
     contended,
+    ended,
     fixed_part,
     lif_of,
     naming,
@@ -73,8 +74,7 @@ def overview(run: Run) -> str:
     """Returns how many cases ended in which way."""
     if not run.records:
         return "No case was recorded."
-    ended = {status: sum(record.status is status for record in run) for status in Status}
-    counts = ", ".join(f"{count} {status.value}" for status, count in ended.items() if count)
+    counts = ", ".join(f"{count} {status.value}" for status, count in ended(run).items())
     extent = "" if run.complete else f" Not complete: {run.extent}."
     return f"{len(run.records)} in all: {counts}.{extent}"
 

@@ -42,18 +42,16 @@ class Sweep:
 
     Fields:
         axis: the field of `Case` that varies.
-        fixed: a case of the sweep, whose other fields hold for all.
         records: sorted by the axis, then by node in order of first appearance, the standard LIF first.
     """
 
     axis: Axis
-    fixed: Case
     records: tuple[Record, ...]
 
     @property
     def title(self) -> str:
         """The fixed part, such as `layer, B = 8, N = 4096, float32, cpu`."""
-        return fixed_part(self.fixed, without=self.axis)
+        return fixed_part(self.records[0].case, without=self.axis)
 
 
 def position(record: Record, axis: Axis) -> int:
@@ -115,6 +113,12 @@ def points_by_setting(run: Run) -> Points:
     points = by_point(record for record in run if record.status is Status.OK and record.memory is not None)
     best = best_points(points, lambda point: (len(points[point]), work(point)))
     return dict(sorted(best.items(), key=lambda item: -len(item[1])))
+
+
+def ended(records: Iterable[Record]) -> dict[Status, int]:
+    """Returns how many records ended in which way, ways that occur, in the order of `Status`."""
+    counts = Counter(record.status for record in records)
+    return {status: counts[status] for status in Status if counts[status]}
 
 
 def variants(records: Iterable[Record]) -> list[str]:
@@ -222,11 +226,7 @@ def sweeps(run: Run, axis: Axis) -> list[Sweep]:
     for record in exact(run):
         groups[record.case.point.model_copy(update={axis: 1})].append(record)
     return [
-        Sweep(
-            axis,
-            records[0].case,
-            tuple(sorted(records, key=lambda record: (position(record, axis), rank[record.case.variant]))),
-        )
+        Sweep(axis, tuple(sorted(records, key=lambda r: (position(r, axis), rank[r.case.variant]))))
         for records in groups.values()
         if len({position(record, axis) for record in records}) > 1
     ]

@@ -169,8 +169,9 @@ def _chosen(found: Sequence[Sweep]) -> list[Sweep]:
     turns: Counter[tuple[str, str, str]] = Counter()
     order = []
     for sweep in ranked:
-        order.append(turns[setting(sweep.fixed)])
-        turns[setting(sweep.fixed)] += 1
+        place = setting(sweep.records[0].case)
+        order.append(turns[place])
+        turns[place] += 1
     return [sweep for _, sweep in sorted(zip(order, ranked, strict=True), key=lambda pair: pair[0])]
 
 

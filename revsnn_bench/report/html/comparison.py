@@ -2,24 +2,17 @@
 
 import math
 from collections import Counter
-from typing import NamedTuple
 
 from revsnn_bench.metrics import Number
 from revsnn_bench.records import Run
 from revsnn_bench.report import units
-from revsnn_bench.report.comparison import VERDICTS, Difference, compare
+from revsnn_bench.report.comparison import VERDICTS, Change, compare
 from revsnn_bench.report.html.page import Cell, Column, make_table, render_page
 
 _MOST_ROWS = 5000
 
 
-class _Row(NamedTuple):
-    case: str
-    found: Difference
-    verdict: str
-
-
-_COLUMNS: list[Column[_Row]] = [
+_COLUMNS: list[Column[Change]] = [
     Column("case", lambda row: row.case, "workload, node, size, dtype, device"),
     Column("metric", lambda row: row.found.name, "what was measured; times as ratios to lif", is_filter=True),
     Column("before", lambda row: Cell(row.found.texts()[0], _number(row.found.before)), is_number=True),
@@ -43,8 +36,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
     by the gate.
     """
     comparison = compare(before, after)
-    rows = [_Row(pair.id, found, comparison.verdict(pair, found)) for pair, found in comparison.changed()]
-    rows.sort(key=lambda row: list(VERDICTS).index(row.verdict))
+    rows = comparison.judged()
     counts = Counter(row.verdict for row in rows)
     return render_page(
         "comparison",

@@ -7,14 +7,14 @@ from markupsafe import Markup
 
 from revsnn_bench.case import CASE_FIELDS, Case, CaseField
 from revsnn_bench.metrics import BY_NAME, measured
-from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html.answers import Point, answers
 from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
-from revsnn_bench.report.points import Naming, Ratio, contended, namings, ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import Naming, Ratio, contended, ended, namings, ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
@@ -92,7 +92,7 @@ def render_html(
         heading=headline(run),
         header=run.header,
         where=run.place,
-        counts=[(s.value, n) for s in Status if (n := sum(r.status is s for r in run))],
+        counts=[(status.value, count) for status, count in ended(run).items()],
         points=points,
         first=first,
         picks=_picks(points),
