@@ -69,10 +69,7 @@ def claims(
 
 
 def _session(run_id: str, resume: str, threads: str, results: Path, reports: Path) -> "BenchSession":
-    if resume and run_id not in ("", Path(resume).name.removesuffix(".jsonl")):
-        raise failure("--run-id: a run that is resumed keeps its name. Leave it out.", ExitCode.USAGE)
-    if not resume:
-        require_name(run_id, results)
+    require_name(run_id, results, resume)
     try:
         journal = find_journal(resume, results) if resume else None
     except ValueError as error:

@@ -14,8 +14,8 @@ import typer
 from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
-from revsnn_bench.run_options import OPTIONS, RunOption, recorded_command
-from revsnn_bench.runs import JournalError, load_run, require_new
+from revsnn_bench.run_options import OPTIONS, RunOption, recorded_command, require_run_name
+from revsnn_bench.runs import JournalError, load_run
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROWS = {row.name: row for row in CASE_FIELDS}
@@ -120,11 +120,10 @@ def named_values(flag: str, texts: list[str] | None) -> dict[str, str]:
     return {name.strip(): value for name, _, value in pairs.values()}
 
 
-def require_name(run_id: str, results: Path) -> None:
-    """Ends the command where a new run cannot take this name; nothing is said where the name is to be made."""
+def require_name(run_id: str, results: Path, resume: str = "") -> None:
+    """Ends the command where a run cannot have this name; nothing is said where the name is to be made."""
     try:
-        if run_id:
-            require_new(run_id, results)
+        require_run_name(run_id, resume, results)
     except ValueError as error:
         raise failure(f"--run-id: {error}", ExitCode.USAGE) from None
 

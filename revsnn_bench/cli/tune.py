@@ -97,29 +97,38 @@ def tune(
     if find_spec("optuna") is None:
         raise failure("tune needs Optuna: pip install 'revsnn-bench[tune]'.", ExitCode.USAGE)
     try:
-        for name in listed(preload):
-            import_module(name)
-        if resume:
-            from revsnn_bench.tuning.study import settings_of
-
-            journal = _journal(context, resume, results)
-            found = settings_of(journal)
-        else:
-            journal, found = None, _settings(context.params)
-        opened = _opened(found, context.params, journal)
+        opened = _opened(context)
     except (ImportError, RuntimeError, ValueError) as error:
         raise failure(_sentence(error), ExitCode.USAGE) from None
-    with opened as study:
-        run_id = study.run.header.run_id
-        try:
-            study.search()
-            study.retrain()
-        except KeyboardInterrupt:
-            raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
-        _conclude(*study.finish())
+    _carry_out(opened)
 
 
-def _journal(context: typer.Context, resume: str, results: Path) -> Path:
+def _opened(context: typer.Context) -> "Study":
+    given = context.params
+    for name in listed(given["preload"]):
+        import_module(name)
+    journal = _journal(context) if given["resume"] else None
+    settings = _settings(given) if journal is None else _resumed(journal)
+    from revsnn_bench.tuning.study import Study, StudyOptions
+
+    options = StudyOptions(
+        run_id=given["run_id"] or None,
+        results_dir=given["results"],
+        reports_dir=given["reports"],
+        formats=tuple(listed(given["format"])),
+        resume=journal,
+        workers=given["workers"],
+        threads=given["threads"],
+        timeout_s=float(given["timeout"]),
+        memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
+        preload=tuple(listed(given["preload"])),
+        command=typed_command(),
+        on_record=_show,
+    )
+    return Study(settings, options)
+
+
+def _journal(context: typer.Context) -> Path:
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -130,7 +139,13 @@ def _journal(context: typer.Context, resume: str, results: Path) -> Path:
             f"--resume must come without {', '.join(given)}: a study goes on as it began. Leave them out, or start a "
             "new study."
         )
-    return find_journal(resume, results)
+    return find_journal(context.params["resume"], context.params["results"])
+
+
+def _resumed(journal: Path) -> "StudySettings":
+    from revsnn_bench.tuning.study import settings_of
+
+    return settings_of(journal)
 
 
 def _settings(given: dict[str, Any]) -> "StudySettings":
@@ -163,24 +178,15 @@ def _sentence(error: Exception) -> str:
     return text if text.startswith("`") else f"`{field}`: {text[0].lower()}{text[1:]}"
 
 
-def _opened(settings: "StudySettings", given: dict[str, Any], journal: Path | None) -> "Study":
-    from revsnn_bench.tuning.study import Study, StudyOptions
-
-    options = StudyOptions(
-        run_id=given["run_id"] or None,
-        results_dir=given["results"],
-        reports_dir=given["reports"],
-        formats=tuple(listed(given["format"])),
-        resume=journal,
-        workers=given["workers"],
-        threads=given["threads"],
-        timeout_s=float(given["timeout"]),
-        memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
-        preload=tuple(listed(given["preload"])),
-        command=typed_command(),
-        on_record=_show,
-    )
-    return Study(settings, options)
+def _carry_out(opened: "Study") -> None:
+    with opened as study:
+        run_id = study.run.header.run_id
+        try:
+            study.search()
+            study.retrain()
+        except KeyboardInterrupt:
+            raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
+        _conclude(*study.finish())
 
 
 def _show(record: "Record") -> None:

@@ -14,7 +14,8 @@ from revsnn_bench.claims.judge import cases_of
 from revsnn_bench.claims.report import claims_section
 from revsnn_bench.records import FidelityRecord, Status
 from revsnn_bench.report import units, write_reports
-from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
+from revsnn_bench.report.comparison import render_comparison_html
+from revsnn_bench.report.html import render_gallery, render_html
 from revsnn_bench.report.html.answers import answers
 from revsnn_bench.report.points import ratio_of_times
 
