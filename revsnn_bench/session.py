@@ -164,7 +164,7 @@ class BenchSession:
         if self._journal is None or not self.options.live or time.monotonic() < self._page_due:
             return
         from revsnn_bench.claims.report import claims_section
-        from revsnn_bench.report.html import render_html
+        from revsnn_bench.report.html.report import render_html
 
         start = time.monotonic()
         run = self._journal.run

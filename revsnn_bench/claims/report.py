@@ -13,7 +13,7 @@ from revsnn_bench.claims.judge import SOURCE, judge
 from revsnn_bench.claims.plan import Plan
 from revsnn_bench.records import Run
 from revsnn_bench.report import units, write_texts
-from revsnn_bench.report.html.page import render_part
+from revsnn_bench.report.html import render_part
 from revsnn_bench.report.markdown import bullets, table
 from revsnn_bench.report.terminal import Grid, grid
 

@@ -52,7 +52,7 @@ def report(
         except ValueError as error:
             raise failure(str(error), ExitCode.USAGE) from None
     if gallery:
-        from revsnn_bench.report.html import render_gallery
+        from revsnn_bench.report.html.gallery import render_gallery
 
         known, unread = saved_runs(results)
         baselines, damaged = saved_runs(results / "baselines")

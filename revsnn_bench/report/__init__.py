@@ -64,7 +64,7 @@ def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "
         return {"-wide.json": tables.wide_json(run)}
     if name == "svg":
         return {figure.suffix: figure.standalone() for figure in figures}
-    from revsnn_bench.report.html import render_html
+    from revsnn_bench.report.html.report import render_html
     from revsnn_bench.report.html.study import study_page
     from revsnn_bench.report.study import is_study
 

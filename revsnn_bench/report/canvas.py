@@ -409,7 +409,7 @@ class LogRange:
         """Sets scale, limits and ticks of `axes.xaxis` or `axes.yaxis`; names those of 0 and of what is not finite."""
         ticks = self._ticks()
         places = [float(self.base**exponent) * part for exponent, part in ticks]
-        names = [_binary(exponent, part) if self.base == 2 else _decimal(exponent) for exponent, part in ticks]
+        names = [binary_tick(exponent, part) if self.base == 2 else _decimal(exponent) for exponent, part in ticks]
         low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
         draw = axes.axhline if axis is axes.yaxis else axes.axvline
         if self.has_zero:
@@ -460,7 +460,8 @@ def _decimal(exponent: int) -> str:
     return f"1e{exponent}" if abs(exponent) > 2 else f"{10.0**exponent:g}"
 
 
-def _binary(exponent: int, part: float) -> str:
+def binary_tick(exponent: int, part: float = 1) -> str:
+    """Returns the name of the tick at a multiple of a power of two, in bytes."""
     index = min(max(exponent, 0) // 10, len(units.BINARY) - 1)
     return f"{part * 2.0 ** (exponent - 10 * index):.10g} {units.BINARY[index]}"
 

@@ -291,7 +291,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
     their ratios to the standard LIF do not overlap; nothing else is judged. Whether a change is a regression is decided
     by the gate.
     """
-    from revsnn_bench.report.html.page import Cell, Column, make_table, render_page
+    from revsnn_bench.report.html import Cell, Column, make_table, render_page
 
     def cell(text: str, value: Number | str | None) -> Cell:
         return Cell(text, None if isinstance(value, str) else value)

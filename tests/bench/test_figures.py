@@ -11,7 +11,7 @@ import pytest
 
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
-from revsnn_bench.report.canvas import _NODES, BYTES, INK, LogRange, dashed, looks
+from revsnn_bench.report.canvas import _NODES, INK, LogRange, binary_tick, dashed, looks
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.figures.tradeoff import front
 from revsnn_bench.report.labels import apart
@@ -282,7 +282,7 @@ def test_short_range_of_bytes_has_more_ticks(timed_run):
 
 def test_byte_ticks_are_binary():
     """2^20 is named 1 MiB."""
-    assert [BYTES(n) for n in (0, 9, 10, 20, 33, 44)] == ["1 B", "512 B", "1 KiB", "1 MiB", "8 GiB", "16 TiB"]
+    assert [binary_tick(n) for n in (0, 9, 10, 20, 33, 44)] == ["1 B", "512 B", "1 KiB", "1 MiB", "8 GiB", "16 TiB"]
 
 
 def heights(svg):

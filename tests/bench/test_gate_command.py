@@ -11,7 +11,7 @@ from revsnn_bench.gate import BaselineRefused, gate, load_baseline, update_basel
 from revsnn_bench.records import SCHEMA_VERSION
 from revsnn_bench.report import markdown
 from revsnn_bench.report.comparison import render_comparison, render_comparison_html
-from revsnn_bench.report.html import render_html
+from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.units import one_line
 from revsnn_bench.runs import load_run
 

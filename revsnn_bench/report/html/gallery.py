@@ -16,7 +16,7 @@ from markupsafe import Markup
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
-from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
+from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.labels import name_lines, names_room
 from revsnn_bench.report.points import ended, ratio_to_lif
 

@@ -12,8 +12,8 @@ from revsnn_bench.report import units
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
+from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.html.answers import Point, answers
-from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.points import Naming, Ratio, contended, ended, namings, ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import (
     APPROXIMATE,

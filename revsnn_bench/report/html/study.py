@@ -11,7 +11,7 @@ from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report import study as read
-from revsnn_bench.report.html.page import render_page
+from revsnn_bench.report.html import render_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
