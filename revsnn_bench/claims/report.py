@@ -8,8 +8,8 @@ from pathlib import Path
 from markupsafe import Markup
 from rich.text import Text
 
+from revsnn_bench.claims import SOURCE, judge
 from revsnn_bench.claims.claim import ClaimFinding, Verdict
-from revsnn_bench.claims.judge import SOURCE, judge
 from revsnn_bench.claims.plan import Plan
 from revsnn_bench.records import Run
 from revsnn_bench.report import units, write_texts

@@ -46,8 +46,7 @@ def claims(
 
     Exit code 5 where a claim could not be judged because a case failed.
     """
-    from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
-    from revsnn_bench.claims.judge import cases_of, passes_of
+    from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, judge, passes_of
     from revsnn_bench.claims.report import claims_table, write_claims
 
     known, keys = [claim.key for claim in CLAIMS], listed(only)

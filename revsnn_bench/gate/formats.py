@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate.verdict import FAILING, TIMES, Finding, Kind, Verdict
+from revsnn_bench.gate import FAILING, TIMES, Finding, Kind, Verdict
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
