@@ -3,7 +3,7 @@
 import inspect
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume,
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report.terminal import grid
 from revsnn_bench.run_options import OPTIONS
+
+if TYPE_CHECKING:
+    from revsnn_bench.system.environment import Finding
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -55,16 +58,17 @@ def doctor(
     """
     import torch
 
-    from revsnn_bench import doctor as checks
+    from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
+    from revsnn_bench.system.environment import machine
 
     if gpu and not rehearse and not torch.cuda.is_available():
         raise failure("--gpu needs a CUDA device, and torch finds none. Try `doctor --gpu --rehearse`.", ExitCode.USAGE)
     device = "cuda" if gpu and not rehearse else "cpu"
     console = Console()
-    tests = {"Meters against closed forms": checks.self_test()}
+    tests = {"Meters against closed forms": _self_test("cpu")}
     if device == "cuda":
-        tests["Meters against closed forms, on the GPU"] = checks.self_test(device)
-    for title, findings in (*tests.items(), ("This machine", checks.machine())):
+        tests["Meters against closed forms, on the GPU"] = _self_test(device)
+    for title, findings in (*tests.items(), ("This machine", machine())):
         table = grid(title, ["", "what", "found", "advice"], [False] * 4)
         for finding in findings:
             mark = "ok" if finding.good else "LOOK"
@@ -77,11 +81,19 @@ def doctor(
         name = run_id or "gpu"
         path = results / f"{name}-kernels.json"
         sizes = REHEARSAL_SIZES if rehearse else GPU_SIZES
-        rows = checks.measure_speeds(device, sizes, path)
-        heads = checks.SPEED_HEADINGS
-        console.print(grid("Kernels alone, and steps of a layer", heads, [False] * 2 + [True] * 6, rows))
+        rows = measure_speeds(device, sizes, path)
+        console.print(grid("Kernels alone, and steps of a layer", SPEED_HEADINGS, [False] * 2 + [True] * 6, rows))
         typer.echo(path)
         _suite_gpu(device, {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports})
+
+
+def _self_test(device: str) -> "list[Finding]":
+    """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
+    from revsnn_bench.meters.selftest import run_selftest
+    from revsnn_bench.system.environment import Finding
+
+    tests = run_selftest(device)
+    return [Finding(name, wanted == found, f"{found}", f"must be {wanted}") for name, wanted, found in tests]
 
 
 def _suite_gpu(device: str, given: dict[str, Any]) -> None:
