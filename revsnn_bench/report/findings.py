@@ -175,12 +175,11 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
 
 def _trust(run: Run) -> list[Finding]:
     """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true."""
-    names = naming(run)
+    names, order = naming(run), variants(run)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for variant in variants(run):
-        for record in run:
-            if record.case.variant == variant and record.fidelity is not None:
-                groups[names(record.case), record.case.dtype].append(record)
+    for record in sorted(run, key=lambda record: order.index(record.case.variant)):
+        if record.fidelity is not None:
+            groups[names(record.case), record.case.dtype].append(record)
     alike: dict[tuple[Any, ...], list[tuple[str, list[Record]]]] = defaultdict(list)
     for (name, dtype), records in groups.items():
         key = dtype, _steps(records, Status.OK), _steps(records, Status.WRONG)

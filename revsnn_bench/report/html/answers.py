@@ -38,11 +38,6 @@ class Candidate:
     peak_bytes: Number | None
     cost: Number | None
 
-    @property
-    def status(self) -> str:
-        """How the case ended."""
-        return self.record.status.value
-
 
 @dataclass(frozen=True)
 class Point:
