@@ -15,7 +15,7 @@ from revsnn_bench.records import Run
 from revsnn_bench.report import units, write_texts
 from revsnn_bench.report.html import render_part
 from revsnn_bench.report.markdown import bullets, table
-from revsnn_bench.report.terminal import Grid, grid
+from revsnn_bench.report.terminal import Grid
 
 _STYLES = {
     Verdict.REPRODUCED: "green",
@@ -65,7 +65,7 @@ def claims_json(run: Run, findings: Sequence[ClaimFinding]) -> str:
 
 def claims_table(findings: Sequence[ClaimFinding]) -> Grid:
     """The table for a terminal."""
-    shown = grid("The paper's claims, measured", ["claim", "measured where", "measured", "verdict"], [False] * 4)
+    shown = Grid("The paper's claims, measured", ["claim", "measured where", "measured", "verdict"])
     for finding in findings:
         cells = [finding.claim, finding.conditions, finding.measured]
         verdict = Text(finding.verdict.value, style=_STYLES[finding.verdict])

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume, RunName, failure
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.report.terminal import grid
+from revsnn_bench.report.terminal import Grid
 from revsnn_bench.run_options import OPTIONS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def doctor(
     if device == "cuda":
         tests["Meters against closed forms, on the GPU"] = _self_test(device)
     for title, findings in (*tests.items(), ("This machine", machine())):
-        table = grid(title, ["", "what", "found", "advice"], [False] * 4)
+        table = Grid(title, ["", "what", "found", "advice"])
         for finding in findings:
             mark = "ok" if finding.good else "LOOK"
             table.add_row(mark, finding.name, finding.found, "" if finding.good else finding.advice)
@@ -82,7 +82,7 @@ def doctor(
         path = results / f"{name}-kernels.json"
         sizes = REHEARSAL_SIZES if rehearse else GPU_SIZES
         rows = measure_speeds(device, sizes, path)
-        console.print(grid("Kernels alone, and steps of a layer", SPEED_HEADINGS, [False] * 2 + [True] * 6, rows))
+        console.print(Grid("Kernels alone, and steps of a layer", SPEED_HEADINGS, [False] * 2 + [True] * 6, rows))
         typer.echo(path)
         _suite_gpu(device, {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports})
 
@@ -118,14 +118,11 @@ def nodes(
     from revsnn_bench.models.strategies import strategy_names
 
     if name is None:
-        table = grid("Nodes", ["name", "class", "what it is"], [False] * 3)
-        for each in (*strategy_names(), *PEERS):
-            made = _makers(each)[-1]
+        table = Grid("Nodes", ["name", "class", "what it is"])
+        known = {each: _makers(each)[-1] for each in (*strategy_names(), *PEERS)}
+        for each, made in (known | {f"lif+{kind}": method.of for kind, method in METHODS.items()}).items():
             summary = (inspect.getdoc(made) or "").partition("\n")[0]
             table.add_row(each, getattr(made, "__name__", repr(made)), summary)
-        for kind, method in METHODS.items():
-            summary = (inspect.getdoc(method.of) or "").partition("\n")[0]
-            table.add_row(f"lif+{kind}", method.of.__name__, summary)
         Console().print(table)
         return
     try:

@@ -68,24 +68,19 @@ def sentence_of(error: BaseException) -> str:
 
 def _show(found: "Plan", frontier: bool) -> None:
     from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import grid
+    from revsnn_bench.report.terminal import Grid
 
     console = Console()
     kept = sum(row.kept_bytes for row in found.rows) or 1
-    table = grid(
-        "What each block does",
-        ["block", "option", "keeps", "share", "highest", "extra time"],
-        [False, False, *[True] * 4],
-    )
+    headings = ["block", "option", "keeps", "share", "highest", "extra time"]
+    table = Grid("What each block does", headings, [False, False, *[True] * 4])
     for row in found.rows:
         sizes = (units.size(row.kept_bytes), f"{row.kept_bytes / kept:.0%}", units.size(row.peak_bytes))
         table.add_row(row.block, row.option, *sizes, f"{row.extra_s * 1e3:+.1f} ms")
     console.print(table)
     if frontier:
-        curve = grid("Least time for every budget", ["budget", "time of a step"], [True, True])
-        for peak, seconds in found.frontier:
-            curve.add_row(units.size(peak), f"{seconds * 1e3:.1f} ms")
-        console.print(curve)
+        curve = [(units.size(peak), f"{seconds * 1e3:.1f} ms") for peak, seconds in found.frontier]
+        console.print(Grid("Least time for every budget", ["budget", "time of a step"], [True, True], curve))
     for line in found.summary():
         typer.echo(line)
 
@@ -111,13 +106,13 @@ def predict(
     from revsnn_bench.measuring import measure
     from revsnn_bench.metrics import BY_NAME
     from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import grid
+    from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
     fields = _fields(model, input, workload, timesteps, batch, shape)
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
-    table = grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
+    table = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
     try:
         with Runner(measure, timeout_s=1800) as runner:
             from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
@@ -166,14 +161,14 @@ def largest(
     from revsnn_bench.measuring import measure
     from revsnn_bench.models.strategies import strategy
     from revsnn_bench.plan.largest import largest_that_fits
-    from revsnn_bench.report.terminal import grid
+    from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
     own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
     names = listed(node) or (own if model else [name for name in usable_node_names() if name not in OTHER_NEURONS])
     fixed = Case(node="lif", **_fields(model, input, workload, timesteps, batch, shape))
     title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
-    table = grid(title, _HEADINGS, [False, *[True] * 5])
+    table = Grid(title, _HEADINGS, [False, *[True] * 5])
     grows: Axis = "batch" if axis == "batch" else "timesteps"
     try:
         for name in () if model else names:

@@ -21,7 +21,7 @@ from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status, incomparable_fields, one_host
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.points import Ratio, ratio_to_lif
-from revsnn_bench.report.terminal import grid
+from revsnn_bench.report.terminal import Grid
 
 ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
 STATUS, EXTENT = "status", "measured"
@@ -273,7 +273,7 @@ def render_comparison(before: Run, after: Run, console: Console | None = None) -
         for name, old, new in fields:
             console.print(Text(units.one_line(f"{name}: {old} before, {new} after"), style="yellow"))
         if rows:
-            console.print(grid("", _HEADINGS, _NUMBERS, rows))
+            console.print(Grid("", _HEADINGS, _NUMBERS, rows))
     parts = [f"# Comparison: {units.markdown(title)}", units.markdown(said)]
     if fields:
         table = markdown.table(("field", "before", "after"), fields)
