@@ -9,7 +9,7 @@ from typing import Any
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
-from revsnn_bench.report import write_reports
+from revsnn_bench.report import write_reports, write_texts
 from revsnn_bench.runner import Runner, measure_in_processes
 from revsnn_bench.runner.cluster import Cluster
 from revsnn_bench.runs import Journal, load_run, new_run_id, require_writable
@@ -168,9 +168,8 @@ class BenchSession:
 
         start = time.monotonic()
         run = self._journal.run
-        self.options.reports_dir.mkdir(parents=True, exist_ok=True)
-        page = self.options.reports_dir / f"{run.header.run_id}.html"
-        page.write_text(render_html(run, refresh_s=LIVE_S, claims=claims_section(run)), encoding="utf-8")
+        page = render_html(run, refresh_s=LIVE_S, claims=claims_section(run))
+        write_texts(run, self.options.reports_dir, {".html": page})
         self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
     def open(

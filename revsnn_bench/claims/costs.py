@@ -1,7 +1,5 @@
 """The judges of what is counted and timed: bytes over T and in a network, operations, time, the inverse, `remat`."""
 
-from collections.abc import Callable
-
 from revsnn_bench.claims.claim import (
     NO_VERDICT,
     Judged,
@@ -144,48 +142,43 @@ def in_the_network(records: list[Record]) -> Judged:
 def fewer_flops(records: list[Record]) -> Judged:
     """1 - backward(revlif) / backward(revlif-revnet), recomputation included."""
     name = "backward_recompute_flops"
-
-    def saving(new: Record, old: Record) -> tuple[bool, str]:
-        share = 1 - known(BY_NAME[name].read(new)) / known(BY_NAME[name].read(old))
+    held, parts = [], []
+    for new, old in _pairs(records):
+        if Status.WRONG in (new.status, old.status):
+            held.append(False)
+            parts.append(f"{_place(new)}: its gradient is wrong")
+            continue
+        saving = 1 - known(BY_NAME[name].read(new)) / known(BY_NAME[name].read(old))
+        held.append(saving >= ENOUGH * CLAIMED_FLOPS)
         shown = f"{units.measured(name, new)} against {units.measured(name, old)}"
-        return share >= ENOUGH * CLAIMED_FLOPS, f"{units.percent(share)} ({shown})"
-
-    held, parts = _by_place(records, saving)
+        parts.append(f"{_place(new)}: {units.percent(saving)} ({shown})")
     conditions = f"{_compared(records)}; backward with all it runs again, 1 MAC = 2 FLOPs"
-    return Judged(conditions, parts, *_saving(held, CLAIMED_FLOPS))
+    return Judged(conditions, "; ".join(parts), *_saving(held, CLAIMED_FLOPS))
 
 
 def less_time(records: list[Record]) -> Judged:
     """The same in step time, each side divided by the standard LIF of its own rounds."""
-    least = ENOUGH * CLAIMED_TIME
-
-    def saving(new: Record, old: Record) -> tuple[bool | None, str]:
+    held, parts = list[bool | None](), []
+    for new, old in _pairs(records):
+        if Status.WRONG in (new.status, old.status):
+            held.append(False)
+            parts.append(f"{_place(new)}: its gradient is wrong")
+            continue
         saved = _time_saving(new, old)
         if saved.low is None or saved.high is None:
-            return None, f"{units.percent(saved.value)} (not decided)"
-        holds = True if saved.low >= least else False if saved.high < least else None
-        return holds, f"{units.percent(saved.value)} [{100 * saved.low:.1f}, {100 * saved.high:.1f}]"
-
-    held, parts = _by_place(records, saving)
+            held.append(None)
+            interval = " (not decided)"
+        else:
+            least = ENOUGH * CLAIMED_TIME
+            held.append(True if saved.low >= least else False if saved.high < least else None)
+            interval = f" [{100 * saved.low:.1f}, {100 * saved.high:.1f}]"
+        parts.append(f"{_place(new)}: {units.percent(saved.value)}{interval}")
     threads = {record.time.threads for record in records if record.time is not None}
     conditions = f"{_compared(records)}; step time, {listed(threads)} threads, each against lif in the same rounds"
     if None in held and True not in held:
-        why = f"The intervals do not tell whether {units.percent(least)} are saved."
-        return Judged(conditions, parts, Verdict.UNDECIDED, why)
-    return Judged(conditions, parts, *_saving(held, CLAIMED_TIME))
-
-
-def _by_place(
-    records: list[Record], saving: Callable[[Record, Record], tuple[bool | None, str]]
-) -> tuple[list[bool | None], str]:
-    """Whether each place saves as much as claimed, None where that is not decided, and what it saves, in words."""
-    held, parts = list[bool | None](), []
-    for new, old in _pairs(records):
-        wrong = Status.WRONG in (new.status, old.status)
-        holds, text = (False, "its gradient is wrong") if wrong else saving(new, old)
-        held.append(holds)
-        parts.append(f"{_place(new)}: {text}")
-    return held, "; ".join(parts)
+        why = f"The intervals do not tell whether {units.percent(ENOUGH * CLAIMED_TIME)} are saved."
+        return Judged(conditions, "; ".join(parts), Verdict.UNDECIDED, why)
+    return Judged(conditions, "; ".join(parts), *_saving([each is True for each in held], CLAIMED_TIME))
 
 
 def inverse_checked(records: list[Record]) -> Judged:
@@ -301,11 +294,11 @@ def _compared(records: list[Record]) -> str:
     )
 
 
-def _saving(held: list[bool | None], claimed: float) -> tuple[Verdict, str]:
+def _saving(held: list[bool], claimed: float) -> tuple[Verdict, str]:
     """Reproduced where every place saves as much as claimed, to a tenth of it; under conditions where one does."""
     bound = units.percent(ENOUGH * claimed)
     return of_all(
-        [each is True for each in held],
+        held,
         f"Each saves at least {bound}.",
         f"Not each place saves at least {bound}; in a network, what the node does not change remains.",
         f"None saves {bound}.",

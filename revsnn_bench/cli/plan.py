@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from revsnn_bench.case import Case, one_of, parse_shape, parse_size
+from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
 from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed
 from revsnn_bench.exit_codes import ExitCode
 
@@ -95,7 +95,7 @@ def _fields(model: str, input: str, workload: str, timesteps: int, batch: int, s
 def predict(
     model: Model = "",
     input: Input = "",
-    node: Annotated[str, case_option("node", help="Nodes, or methods for --model, separated by commas.")] = "lif",
+    node: Annotated[str, checked(each(str), help="Nodes, or methods for --model, separated by commas.")] = "lif",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps")] = 8,
     batch: Annotated[int, case_option("batch")] = 8,
@@ -138,7 +138,7 @@ def largest(
     budget: Annotated[str, checked(parse_size, help='Peak memory that a training step may take, such as "256 MiB".')],
     axis: Annotated[str, checked(one_of(("timesteps", "batch")), help="What grows: timesteps or batch.")] = "timesteps",
     node: Annotated[
-        str, case_option("node", help="Nodes, separated by commas; every LIF and coupled node by default.")
+        str, checked(each(str), help="Nodes, separated by commas; every LIF and coupled node by default.")
     ] = "",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps", help="T, where the batch grows.")] = 8,
@@ -192,7 +192,7 @@ def _guess(runner: "Runner", case: Case, axis: "Axis", budget_bytes: int, limit:
     from revsnn_bench.plan.predict import predict
 
     try:
-        fit = largest_that_fits(case, axis, budget_bytes, lambda each: runner.call(predict, each).peak_bytes, limit)
+        fit = largest_that_fits(case, axis, budget_bytes, lambda one: runner.call(predict, one).peak_bytes, limit)
     except RuntimeError:
         return None
     return None if fit.case is None else int(getattr(fit.case, axis))

@@ -207,6 +207,7 @@ WITHOUT_TORCH = [
     (("merge", "a"), "no run 'a'"),
     (("largest",), "Missing option '--budget'"),
     (("largest", "--budget=1 MiB", "--limit=0"), "greater than or equal to 1"),
+    (("predict", "--node=,"), "'--node': must be one value or more; got none"),
     (("train", "--epochs=0"), "greater than or equal to 1"),
     (("train", "--learning-rate=0"), "'--learning-rate': must be a number above 0; got '0.0'"),
     (("train", "--option=x"), "--option must be NAME=VALUE; got 'x'"),
