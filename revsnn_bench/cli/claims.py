@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from revsnn_bench.case import each
 from revsnn_bench.cli.options import (
     REPORTS,
     RESULTS,
@@ -14,6 +15,7 @@ from revsnn_bench.cli.options import (
     Resume,
     RunName,
     Threads,
+    checked,
     failure,
     find_run,
     listed,
@@ -32,7 +34,7 @@ TIMEOUT_S = 900.0
 
 
 def claims(
-    only: Annotated[str, typer.Option(help="Claims, separated by commas; every one by default.")] = "",
+    only: Annotated[str, checked(each(str), help="Claims, separated by commas; every one by default.")] = "",
     from_run: Annotated[
         str, typer.Option("--from", metavar="RUN", help="Judge a saved run again, without measuring.")
     ] = "",

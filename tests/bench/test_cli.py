@@ -214,6 +214,7 @@ WITHOUT_TORCH = [
     (("train", "--run-id=../x"), "--run-id: `run_id` must be letters, digits"),
     (("train", "--checkpoint=deep"), "--checkpoint must be a file; deep is none."),
     (("claims", "--run-id=../x"), "--run-id: `run_id` must be letters, digits"),
+    (("claims", "--only=,"), "'--only': must be one value or more; got none"),
     (("claims", "--only=nothing"), "no claim 'nothing'. Claims are: "),
     (("claims", "--threads=x"), f"'--threads': {COUNTED} 'x'"),
     (("plan", "--model=net:make", "--input=1"), "'--input': `--input` must be T,B,features; got '1'"),
