@@ -46,7 +46,6 @@ def study_page(run: Run) -> str:
              f"{each.correlation.low:+.2f} to {each.correlation.high:+.2f}")
             for each in read.effects(run)
         ],
-        shared=", ".join(f"{name} {units.percent(share)}" for name, share in read.importances(run).items()),
         figures={figure.name: (figure, Markup(figure.inline(labels))) for figure in study_figures(run)},
         trials=[_row(record) for record in tried],
         anchors=[f"case-{run.records.index(record)}" for record in tried],
