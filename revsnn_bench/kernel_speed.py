@@ -6,10 +6,12 @@ each of its tensors once. A whole step of a layer is captured into a CUDA graph 
 launches out of its time; elsewhere it is called.
 """
 
+import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from revsnn_bench.models.peers import spikingjelly
 from revsnn_bench.records import SkipCase
+from revsnn_bench.report import units
+from revsnn_bench.system.gpu import gpu_name
 
 KERNEL_NODES = ("lif", "lif-carrier", "revlif", "revlif-anchored")
 """Nodes whose kernels are timed; those of `remat` behind a norm come besides."""
@@ -223,3 +227,43 @@ def _batch(call: Callable[[], object], device: str, calls: int) -> float:
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / calls / 1000
+
+
+SPEED_HEADINGS = ("kernel or step", "type", "T", "neurons", "time", "least bytes", "GB/s", "of a copy")
+"""Columns of `speed_rows`."""
+
+
+def measure_speeds(device: str, sizes: Sequence[tuple[int, int]], path: Path) -> list[tuple[str, ...]]:
+    """Times every fused kernel, and whole steps of layers, at each size in float32 and bfloat16; writes a JSON file.
+
+    Args:
+        device: "cuda", or "cpu" for a rehearsal.
+        sizes: T and neurons.
+        path: of the file: a list of kernels and one of steps, in bytes and seconds.
+    Returns:
+        Rows of a table with `SPEED_HEADINGS`.
+    """
+    kernels, steps = list[KernelSpeed](), list[StepSpeed]()
+    for dtype in (torch.float32, torch.bfloat16):
+        for length, neurons in sizes:
+            kernels += kernel_speeds(device, dtype, length, neurons)
+            steps += step_speeds(device, dtype, length, neurons)
+    about = {"device": gpu_name() if device == "cuda" else "cpu", "torch": torch.__version__}
+    content = {**about, "kernels": [asdict(each) for each in kernels], "steps": [asdict(each) for each in steps]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    copies = {(each.dtype, each.steps, each.neurons): each.rate for each in kernels if each.name == "copy"}
+    rows = list[tuple[str, ...]]()
+    for each in kernels:
+        share = each.rate / copies[each.dtype, each.steps, each.neurons]
+        rows.append(
+            (each.name, each.dtype, str(each.steps), f"{each.neurons:,}", units.seconds(each.time_s),
+             units.size(each.nbytes), f"{each.rate / 1e9:,.0f}", units.percent(share))
+        )  # fmt: skip
+    for step in steps:
+        how = "" if step.in_graph or device != "cuda" else ", with its launches"
+        rows.append(
+            (f"step of {step.node}{how}", step.dtype, str(step.steps), f"{step.neurons:,}", units.seconds(step.time_s),
+             units.ABSENT, units.ABSENT, f"{step.copies:.2f} copies")
+        )  # fmt: skip
+    return rows

@@ -133,8 +133,12 @@ def _time(name: str, label: str, meaning: str, samples: ReadSamples) -> Metric:
     return Metric(name, "s", "time", label, meaning, "lower", False, median_of(samples), samples)
 
 
-def _fidelity(name: str, label: str, meaning: str, better: Better = "lower") -> Metric:
-    return Metric(name, "1", "fidelity", label, meaning, better, False, total_at(f"fidelity.{name}"))
+def _fidelity(name: str, label: str, meaning: str, path: str = "", better: Better = "lower") -> Metric:
+    return Metric(name, "1", "fidelity", label, meaning, better, False, total_at(f"fidelity.{path or name}"))
+
+
+def _accuracy(name: str, label: str, meaning: str, unit: Unit = "1", better: Better = "higher") -> Metric:
+    return Metric(name, unit, "accuracy", label, meaning, better, False, total_at(f"accuracy.{name}"))
 
 
 # fmt: off
@@ -192,23 +196,19 @@ METRICS: tuple[Metric, ...] = (
     _fidelity("state_gradient_error", "state gradient error",
               "The same error of the gradients with respect to the membranes carried from one call to the next."),
     _fidelity("output_error", "output error", "Error of the output against the reference dynamics."),
-    Metric("gradient_bias", "1", "fidelity", "gradient bias",
-           "Of an approximate method: relative L2 distance of all parameter gradients to float64 backpropagation.",
-           None, False, total_at("fidelity.gradient_bias.relative")),
-    Metric("gradient_cosine", "1", "fidelity", "gradient cosine",
-           "Of an approximate method: cosine of the angle between the two.",
-           None, False, total_at("fidelity.gradient_bias.cosine")),
+    _fidelity("gradient_bias", "gradient bias",
+              "Of an approximate method: relative L2 distance of all parameter gradients to float64 backpropagation.",
+              "gradient_bias.relative", better=None),
+    _fidelity("gradient_cosine", "gradient cosine", "Of an approximate method: cosine of the angle between the two.",
+              "gradient_bias.cosine", better=None),
     _fidelity("reconstruction_error", "reconstruction error",
               "Worst absolute input error after inverting or decoding."),
     _fidelity("flipped_spikes", "flipped spikes", "Spikes recovered wrongly."),
     _fidelity("predicted_error", "predicted error", "Gradient error that the node's own guard predicts.", better=None),
-    Metric("accuracy", "1", "accuracy", "accuracy", "Test accuracy after a fixed budget of training on real data.",
-           "higher", False, total_at("accuracy.accuracy")),
-    Metric("stripped_accuracy", "1", "accuracy", "stripped accuracy",
-           "Test accuracy of the trained network with true binary spikes.",
-           "higher", False, total_at("accuracy.stripped_accuracy")),
-    Metric("train_time_s", "s", "accuracy", "training time", "Wall time of that training, one sample.",
-           None, False, total_at("accuracy.train_time_s")),
+    _accuracy("accuracy", "accuracy", "Test accuracy after a fixed budget of training on real data."),
+    _accuracy("stripped_accuracy", "stripped accuracy",
+              "Test accuracy of the trained network with true binary spikes."),
+    _accuracy("train_time_s", "training time", "Wall time of that training, one sample.", "s", better=None),
 )
 # fmt: on
 """Every metric, in the order in which reports show them."""

@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
 from revsnn_bench.case import Case
 
@@ -101,6 +101,9 @@ def _date(text: str) -> str:
     except ValueError:
         raise ValueError(f"must be a date as in ISO 8601; got {text[:40]!r}") from None
     return text
+
+
+Date = Annotated[str, AfterValidator(_date)]
 
 
 class _Frozen(BaseModel):
@@ -419,7 +422,7 @@ class Environment(_Frozen):
     memory_bytes: int
     package: str
     commit: str | None
-    committed_at: str | None = None
+    committed_at: Date | None = None
     dirty: bool | None
     packages: dict[str, str]
     cuda: str | None = None
@@ -427,11 +430,6 @@ class Environment(_Frozen):
     gpu: str | None = None
     deterministic: bool
     malloc: dict[str, Foreign]
-
-    @field_validator("committed_at")
-    @classmethod
-    def _commit_has_a_date(cls, value: str | None) -> str | None:
-        return value if value is None else _date(value)
 
 
 _EXACT_FIELDS = ("torch", "threads", "deterministic")
@@ -457,16 +455,10 @@ def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, 
     Returns:
         (field, value in `a`, value in `b`), empty when the runs are comparable.
     """
-    return list(_differences(a, b))
-
-
-def _differences(a: Environment, b: Environment) -> Iterator[tuple[str, Any, Any]]:
-    if _system(a) != _system(b):
-        yield "platform", a.platform, b.platform
     both_saw_a_gpu = a.gpu is not None and b.gpu is not None
-    for field in _EXACT_FIELDS + (_FIELDS_WITH_A_GPU if both_saw_a_gpu else ()):
-        if getattr(a, field) != getattr(b, field):
-            yield field, getattr(a, field), getattr(b, field)
+    fields = _EXACT_FIELDS + (_FIELDS_WITH_A_GPU if both_saw_a_gpu else ())
+    found = [("platform", a.platform, b.platform)] if _system(a) != _system(b) else []
+    return found + [(name, old, new) for name in fields if (old := getattr(a, name)) != (new := getattr(b, name))]
 
 
 def _system(environment: Environment) -> tuple[str, str]:
@@ -484,16 +476,11 @@ class RunHeader(_Frozen):
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
-    started_at: str
+    started_at: Date
     command: tuple[Foreign, ...]
     environment: Environment
     settings: dict[str, Any]
     cluster: bool = False
-
-    @field_validator("started_at")
-    @classmethod
-    def _start_is_a_date(cls, value: str) -> str:
-        return _date(value)
 
 
 class Plan(_Frozen):

@@ -8,6 +8,7 @@ from typing import Any
 
 from revsnn_bench.case import COUNT, FIELDS, POSITIVE, WHOLE, each, one_of, parse_size
 from revsnn_bench.measuring import PASSES
+from revsnn_bench.runs import require_new
 
 _FOLDER = re.compile(r"(?:(?<=^)|(?<==))/\S*/")
 
@@ -130,6 +131,18 @@ RUN_OPTIONS = (
 
 OPTIONS = {option.key: option for option in (*SWEEP_OPTIONS, *RUN_OPTIONS)}
 """Every option by the name of its parameter, such as `run_id`."""
+
+
+def require_run_name(run_id: str | None, resume: str | None, results_dir: Path) -> None:
+    """Stops where a run cannot have a name, which may be left to be made.
+
+    Raises:
+        ValueError: it is taken, or no name of a file, or not that of the run that is resumed.
+    """
+    if run_id and not resume:
+        require_new(run_id, results_dir)
+    elif run_id and resume and run_id != Path(resume).name.removesuffix(".jsonl"):
+        raise ValueError(f"cannot be {run_id!r} where a run is resumed, which keeps its name. Leave it out.")
 
 
 def find_journal(run: str, results_dir: Path) -> Path:

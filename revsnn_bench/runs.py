@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from tempfile import NamedTemporaryFile
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -260,6 +260,18 @@ def _require_unfinished(journal: Path) -> None:
         raise RunInUse(f"`run_id` must be new; {journal.stem!r} is a finished run. Choose another name.")
 
 
+def require_writable(*folders: Path) -> None:
+    """Makes folders where they are absent, and tries each.
+
+    Raises:
+        OSError: one cannot be written to.
+    """
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
+
+
 def new_run_id() -> str:
     """A new run id: UTC time, so that names sort by age, and ten random digits against clashes."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(5)}"
@@ -273,7 +285,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, descriptor: int, run: Run) -> None:
-        self._path = path
+        self.path = path
         self._descriptor = descriptor
         self._header = run.header
         self._planned = run.planned
@@ -298,26 +310,26 @@ class Journal:
         results_dir.mkdir(parents=True, exist_ok=True)
         path = results_dir / f"{header.run_id}.jsonl"
         _require_unfinished(path)
-        name = str(results_dir / f".{header.run_id}.{secrets.token_hex(3)}.tmp")
-        descriptor = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        temporary = results_dir / f".{header.run_id}.{secrets.token_hex(3)}.tmp"
+        descriptor = os.open(temporary, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         journal = cls(path, descriptor, Run(header=header, records=()))
         try:
             _lock(descriptor, path)
             journal._write(header)
             journal.plan(planned)
             try:
-                _link(name, path)
+                _link(temporary, path)
             except FileExistsError:
                 _clear_away(path)
-                _link(name, path)
-            _remove(name)
+                _link(temporary, path)
+            temporary.unlink(missing_ok=True)
             # A run of this name that has ended since it was looked for: its file must not be written over.
             if path.with_suffix(".json").exists():
                 path.unlink()
                 _require_unfinished(path)
             _sync_folder(results_dir)
         except BaseException:
-            _remove(name)
+            temporary.unlink(missing_ok=True)
             journal.close()
             raise
         return journal
@@ -342,7 +354,9 @@ class Journal:
                 raise RunInUse(f"{path.name} was finished by another process a moment ago. Read its .json file.")
             _require_unfinished(path)
             run, intact_bytes = _parse_journal(path)
-            _require_same_conditions(path, run.header, header)
+            if listed := condition_differences(run.header, header):
+                advice = "One run has one environment. Start a new run."
+                raise NotResumable(f"{path.name} cannot be resumed: {listed}. {advice}")
             os.ftruncate(descriptor, intact_bytes)
             journal = cls(path, descriptor, run)
             journal.plan(planned)
@@ -355,11 +369,6 @@ class Journal:
     def run(self) -> Run:
         """Everything written so far."""
         return _run(self._header, self._planned, self._hosts, self._records)
-
-    @property
-    def path(self) -> Path:
-        """The journal's file."""
-        return self._path
 
     def append(self, record: Record) -> None:
         """Writes one record; when this returns it is on the disk."""
@@ -386,14 +395,15 @@ class Journal:
         The run is complete where every planned case has a record, or where no plan is known.
         """
         run = in_order_of_plan(self.run) if self._header.cluster else self.run
-        target = write_run(run if run.planned is not None else run.model_copy(update={"complete": True}), self._path)
-        self._path.unlink()
+        target = self.path.with_suffix(".json")
+        write_run(run if run.planned is not None else run.model_copy(update={"complete": True}), target)
+        self.path.unlink()
         self.close()
         return target
 
     def discard(self) -> None:
         """Removes the journal, as where it holds nothing."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
@@ -405,14 +415,12 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _write(self, model: BaseModel) -> None:
         if self._descriptor < 0:
-            raise ValueError(f"{self._path.name} is closed. Resume it to append more.")
+            raise ValueError(f"{self.path.name} is closed. Resume it to append more.")
         line = (model.model_dump_json() + "\n").encode()
         intact_bytes = os.fstat(self._descriptor).st_size
         try:
@@ -456,15 +464,9 @@ def code_differences(old: Environment, new: Environment) -> list[tuple[str, Any,
     return [each for each in values if each[1] != each[2]]
 
 
-def _require_same_conditions(path: Path, written: RunHeader, now: RunHeader) -> None:
-    """One run has one header, so its records must share environment, code, machine and settings."""
-    if listed := condition_differences(written, now):
-        raise NotResumable(f"{path.name} cannot be resumed: {listed}. One run has one environment. Start a new run.")
-
-
-def write_run(run: Run, path: Path) -> Path:
-    """Writes `<run_id>.json` beside a journal's path, in one step as seen by readers; returns its path."""
-    target, temporary = path.with_suffix(".json"), path.with_suffix(".json.tmp")
+def write_run(run: Run, target: Path) -> None:
+    """Writes a finished run, in one step as seen by readers."""
+    temporary = target.with_name(f"{target.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(run.model_dump_json(indent=1) + "\n")
@@ -475,10 +477,9 @@ def write_run(run: Run, path: Path) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
-    return target
 
 
-def _link(temporary: str, path: Path) -> None:
+def _link(temporary: Path, path: Path) -> None:
     """Gives a file its name, unless the name is taken; where the file system has no links there is a moment between.
 
     Raises:
@@ -492,11 +493,6 @@ def _link(temporary: str, path: Path) -> None:
         if path.exists():
             raise FileExistsError(path) from None
         os.rename(temporary, path)
-
-
-def _remove(name: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(name)
 
 
 def _holds_records(path: Path) -> bool:

@@ -4,16 +4,15 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
-from revsnn_bench.report import write_reports
+from revsnn_bench.report import write_reports, write_texts
 from revsnn_bench.runner import Runner, measure_in_processes
 from revsnn_bench.runner.cluster import Cluster
-from revsnn_bench.runs import Journal, load_run, new_run_id
+from revsnn_bench.runs import Journal, load_run, new_run_id, require_writable
 from revsnn_bench.system.process import PRELOAD
 
 LIVE_S = 3
@@ -118,10 +117,6 @@ class BenchSession:
             self._refresh_page()
         self._records[record.case] = record
 
-    def is_done(self, case: Case) -> bool:
-        """Whether a case needs no measuring any more."""
-        return case in self._records
-
     @property
     def run(self) -> Run | None:
         """What is in the journal so far; None where nothing is saved."""
@@ -169,13 +164,12 @@ class BenchSession:
         if self._journal is None or not self.options.live or time.monotonic() < self._page_due:
             return
         from revsnn_bench.claims.report import claims_section
-        from revsnn_bench.report.html import render_html
+        from revsnn_bench.report.html.report import render_html
 
         start = time.monotonic()
         run = self._journal.run
-        self.options.reports_dir.mkdir(parents=True, exist_ok=True)
-        page = self.options.reports_dir / f"{run.header.run_id}.html"
-        page.write_text(render_html(run, refresh_s=LIVE_S, claims=claims_section(run)), encoding="utf-8")
+        page = render_html(run, refresh_s=LIVE_S, claims=claims_section(run))
+        write_texts(run, self.options.reports_dir, {".html": page})
         self._page_due = time.monotonic() + max(LIVE_S, 10 * (time.monotonic() - start))
 
     def open(
@@ -199,10 +193,7 @@ class BenchSession:
             self._opened = True
             return
         results = options.results_dir if options.resume is None else options.resume.parent
-        for folder in (results, options.reports_dir):  # or a whole run would end with nothing written
-            folder.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=folder):
-                pass
+        require_writable(results, options.reports_dir)  # or a whole run would end with nothing written
         header = RunHeader(
             run_id=options.run_id or new_run_id(),
             started_at=utc_now(),

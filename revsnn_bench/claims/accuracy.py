@@ -6,12 +6,12 @@ Two trainings of one seed share initialisation and the order of samples, so a di
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from statistics import mean, stdev
-from typing import NamedTuple
+from statistics import linear_regression, mean
 
 from revsnn_bench.claims.claim import Judged, Verdict, by, known, label, listed, memory
 from revsnn_bench.records import AccuracyRecord, Record
 from revsnn_bench.report import units
+from revsnn_bench.report.points import Interval, interval_of_mean, student
 
 MARGIN = 0.005
 """Half a point: how far below the standard LIF an accuracy may lie and still count as maintained."""
@@ -20,14 +20,6 @@ ERROR = 0.05
 
 Scores = dict[str, dict[int, AccuracyRecord]]
 """Accuracies by variant and seed."""
-
-
-class Interval(NamedTuple):
-    """A mean with the bounds of two one-sided tests; infinite where fewer than two values tell."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def accuracy_maintained(records: list[Record]) -> Judged:
@@ -40,7 +32,7 @@ def accuracy_maintained(records: list[Record]) -> Judged:
         for variant, each in scores.items():
             if variant != lif:
                 loss = _difference(scores[lif], each)
-                shown.append(f"{variant} {_shown(each)}, {_points(loss)} to lif")
+                shown.append(f"{variant} {_shown(each)}, {loss.in_points()} to lif")
                 if variant.startswith("revlif"):
                     verdicts.append(_maintained(loss))
         parts.append(f"{workload}: {listed(shown)}")
@@ -55,7 +47,7 @@ def rises_with_groups(records: list[Record]) -> Judged:
         f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
         for variant, each in _scores(records).items()
     )
-    measured = f"{shown}; {_points(slope)} per doubling"
+    measured = f"{shown}; {slope.in_points()} per doubling"
     if slope.low > 0:
         return Judged(_trained(records), measured, Verdict.REPRODUCED, "Its interval lies above zero.")
     if slope.high <= 0:
@@ -74,7 +66,7 @@ def one_node_swapped(records: list[Record]) -> Judged:
             loss, times = _difference(scores[lif], each), units.times(kept[lif] / kept[variant])
             parts.append(
                 f"{variant} retains {units.size(kept[variant])} ({times} times less), {_shown(each)}, "
-                f"{_points(loss)} to lif"
+                f"{loss.in_points()} to lif"
             )
             if variant.startswith("revlif"):
                 verdicts.append(_maintained(loss) if kept[variant] < kept[lif] else False)
@@ -103,33 +95,18 @@ def _verdict(maintained: list[bool | None]) -> tuple[Verdict, str]:
 def _difference(lif: dict[int, AccuracyRecord], other: dict[int, AccuracyRecord]) -> Interval:
     """Accuracy of `other` less that of `lif`, paired by seed."""
     pairs = [other[seed].accuracy - each.accuracy for seed, each in lif.items() if seed in other]
-    spread = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.inf
-    return _interval(mean(pairs), spread, len(pairs) - 1)
+    return interval_of_mean(pairs, 1 - ERROR)
 
 
 def _slope(points: Sequence[tuple[float, float]]) -> Interval:
-    """Least-squares slope."""
-    x, y = [point[0] for point in points], [point[1] for point in points]
-    width = sum((each - mean(x)) ** 2 for each in x)
-    slope = sum((a - mean(x)) * (b - mean(y)) for a, b in points) / width
-    left = sum((b - mean(y) - slope * (a - mean(x))) ** 2 for a, b in points)
-    return _interval(slope, math.sqrt(left / max(1, len(points) - 2) / width), len(points) - 2)
-
-
-def _interval(value: float, error: float, freedom: int) -> Interval:
-    """Student's interval around a mean, from its standard error."""
-    if freedom < 1:
-        return Interval(value, -math.inf, math.inf)
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(freedom, 1 - ERROR)) * error
-    return Interval(value, value - half, value + half)
-
-
-def _points(found: Interval) -> str:
-    if math.isinf(found.low):
-        return f"{100 * found.mean:+.2f} points (one seed)"
-    return f"{100 * found.mean:+.2f} points [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    """Least-squares slope, with Student's interval from its standard error."""
+    x, y = zip(*points, strict=True)
+    slope, start = linear_regression(x, y)
+    if len(points) < 3:
+        return Interval(slope, -math.inf, math.inf)
+    left = sum((b - start - slope * a) ** 2 for a, b in points) / (len(points) - 2)
+    half = student(len(points) - 2, 1 - ERROR) * math.sqrt(left / sum((a - mean(x)) ** 2 for a in x))
+    return Interval(slope, slope - half, slope + half)
 
 
 def _trained(records: list[Record]) -> str:
@@ -150,11 +127,6 @@ def _lif_of(scores: Scores) -> str:
 
 
 def _shown(scores: dict[int, AccuracyRecord]) -> str:
-    text = _spread([each.accuracy for each in scores.values()])
+    text = units.spread([each.accuracy for each in scores.values()])
     stripped = [each.stripped_accuracy for each in scores.values() if each.stripped_accuracy is not None]
-    return f"{text} (stripped {_spread(stripped)})" if stripped else text
-
-
-def _spread(values: list[float]) -> str:
-    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{deviation} %"
+    return f"{text} (stripped {units.spread(stripped)})" if stripped else text

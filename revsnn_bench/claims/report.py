@@ -8,14 +8,14 @@ from pathlib import Path
 from markupsafe import Markup
 from rich.text import Text
 
+from revsnn_bench.claims import SOURCE, judge
 from revsnn_bench.claims.claim import ClaimFinding, Verdict
-from revsnn_bench.claims.judge import SOURCE, judge
 from revsnn_bench.claims.plan import Plan
 from revsnn_bench.records import Run
-from revsnn_bench.report import units
-from revsnn_bench.report.html.page import render_part
-from revsnn_bench.report.markdown import table
-from revsnn_bench.report.terminal import Grid, grid
+from revsnn_bench.report import units, write_texts
+from revsnn_bench.report.html import render_part
+from revsnn_bench.report.markdown import bullets, table
+from revsnn_bench.report.terminal import Grid
 
 _STYLES = {
     Verdict.REPRODUCED: "green",
@@ -28,33 +28,23 @@ _STYLES = {
 
 def write_claims(run: Run, findings: Sequence[ClaimFinding], reports_dir: Path) -> list[Path]:
     """Writes `<run>-claims.md` and `<run>-claims.json`; returns their paths."""
-    reports_dir.mkdir(parents=True, exist_ok=True)
-    texts = {"md": claims_markdown(run, findings), "json": claims_json(run, findings)}
-    written = []
-    for suffix, text in texts.items():
-        path = reports_dir / f"{run.header.run_id}-claims.{suffix}"
-        path.write_text(text, encoding="utf-8", newline="\n")
-        written.append(path)
-    return written
+    texts = {"-claims.md": claims_markdown(run, findings), "-claims.json": claims_json(run, findings)}
+    return write_texts(run, reports_dir, texts)
 
 
 def claims_markdown(run: Run, findings: Sequence[ClaimFinding]) -> str:
     """The table, and below it how each verdict came about."""
     environment = run.header.environment
     rows = [(f.claim, f.conditions, f.measured, f.verdict.value, f.command) for f in findings]
-    rules = "\n".join(f"- **{f.key}**, {f.verdict.value}: {units.markdown(f.why)}" for f in findings)
-    return (
-        "\n\n".join(
-            [
-                f"# The paper's claims, measured: {units.markdown(run.header.run_id)}",
-                f"{SOURCE} Measured on {units.markdown(run.place)} with torch {units.markdown(environment.torch)}, "
-                f"{units.markdown(run.header.started_at)}.",
-                table(("claim", "measured where", "measured", "verdict", "command"), rows),
-                "## Why these verdicts\n\n" + rules,
-            ]
-        )
-        + "\n"
-    )
+    rules = bullets(f"**{f.key}**, {f.verdict.value}: {units.markdown(f.why)}" for f in findings)
+    place, torch, start = map(units.markdown, (run.place, environment.torch, run.header.started_at))
+    parts = [
+        f"# The paper's claims, measured: {units.markdown(run.header.run_id)}",
+        f"{SOURCE} Measured on {place} with torch {torch}, {start}.",
+        table(("claim", "measured where", "measured", "verdict", "command"), rows),
+        f"## Why these verdicts\n\n{rules}",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def claims_section(run: Run) -> Markup:
@@ -75,7 +65,7 @@ def claims_json(run: Run, findings: Sequence[ClaimFinding]) -> str:
 
 def claims_table(findings: Sequence[ClaimFinding]) -> Grid:
     """The table for a terminal."""
-    shown = grid("The paper's claims, measured", ["claim", "measured where", "measured", "verdict"], [False] * 4)
+    shown = Grid("The paper's claims, measured", ["claim", "measured where", "measured", "verdict"])
     for finding in findings:
         cells = [finding.claim, finding.conditions, finding.measured]
         verdict = Text(finding.verdict.value, style=_STYLES[finding.verdict])

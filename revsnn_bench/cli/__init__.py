@@ -5,11 +5,11 @@ import sys
 import traceback
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from revsnn_bench.cli import claims, gate, largest, machine, merge, plan, reports, run, train, tune
+from revsnn_bench.cli import claims, gate, machine, plan, reports, run, train, tune
 from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
@@ -22,13 +22,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
-app.command("merge")(merge.merge)
+app.command("merge")(run.merge)
 app.command("report")(reports.report)
 app.command("compare")(reports.compare)
 app.command("gate")(gate.gate_command)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
-app.command("largest")(largest.largest)
+app.command("largest")(plan.largest)
 app.command("plan")(plan.plan)
 app.command("predict")(plan.predict)
 app.command("claims")(claims.claims)
@@ -55,7 +55,7 @@ def _options(
 def main() -> None:
     """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
     # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except OSError as error:
@@ -74,10 +74,6 @@ def main() -> None:
         traceback.print_exc()
         sys.stderr.write("This is an error of revsnn-bench; please report it with the lines above.\n")
         sys.exit(ExitCode.BROKEN)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,12 +1,12 @@
 """`revsnn-bench claims`: each claim of the paper, what was measured of it here, and the verdict."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from revsnn_bench.case import each
 from revsnn_bench.cli.options import (
     REPORTS,
     RESULTS,
@@ -15,13 +15,15 @@ from revsnn_bench.cli.options import (
     Resume,
     RunName,
     Threads,
+    checked,
     failure,
     find_run,
     listed,
     require_name,
+    typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import find_journal, recorded_command
+from revsnn_bench.run_options import find_journal
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -32,7 +34,7 @@ TIMEOUT_S = 900.0
 
 
 def claims(
-    only: Annotated[str, typer.Option(help="Claims, separated by commas; every one by default.")] = "",
+    only: Annotated[str, checked(each(str), help="Claims, separated by commas; every one by default.")] = "",
     from_run: Annotated[
         str, typer.Option("--from", metavar="RUN", help="Judge a saved run again, without measuring.")
     ] = "",
@@ -46,8 +48,7 @@ def claims(
 
     Exit code 5 where a claim could not be judged because a case failed.
     """
-    from revsnn_bench.claims import CLAIMS, Plan, Verdict, judge
-    from revsnn_bench.claims.judge import cases_of, passes_of
+    from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, judge, passes_of
     from revsnn_bench.claims.report import claims_table, write_claims
 
     known, keys = [claim.key for claim in CLAIMS], listed(only)
@@ -69,10 +70,7 @@ def claims(
 
 
 def _session(run_id: str, resume: str, threads: str, results: Path, reports: Path) -> "BenchSession":
-    if resume and run_id not in ("", Path(resume).name.removesuffix(".jsonl")):
-        raise failure("--run-id: a run that is resumed keeps its name. Leave it out.", ExitCode.USAGE)
-    if not resume:
-        require_name(run_id, results)
+    require_name(run_id, results, resume)
     try:
         journal = find_journal(resume, results) if resume else None
     except ValueError as error:
@@ -89,7 +87,7 @@ def _session(run_id: str, resume: str, threads: str, results: Path, reports: Pat
             resume=journal,
             timeout_s=TIMEOUT_S,
             threads=int(threads) if threads else None,
-            command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
+            command=typed_command(),
         )
     )
 

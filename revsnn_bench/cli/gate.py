@@ -9,17 +9,17 @@ from rich.console import Console
 
 from revsnn_bench.cli.options import RESULTS, Results, RunPath, failure, find_run
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate.formats import RENDERERS, Format, headline, print_verdict
-from revsnn_bench.gate.policy import Policy
-from revsnn_bench.gate.verdict import (
+from revsnn_bench.gate import (
     DEFAULT_BASELINE,
     BaselineRefused,
     MissingBaseline,
+    Policy,
     Verdict,
     gate,
     load_baseline,
     update_baseline,
 )
+from revsnn_bench.gate.formats import RENDERERS, Format, headline, print_verdict
 from revsnn_bench.records import Run
 from revsnn_bench.runs import JournalError, UnknownSchema
 

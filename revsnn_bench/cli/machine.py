@@ -3,15 +3,18 @@
 import inspect
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume, RunName, failure
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.report.terminal import grid
+from revsnn_bench.report.terminal import Grid
 from revsnn_bench.run_options import OPTIONS
+
+if TYPE_CHECKING:
+    from revsnn_bench.system.environment import Finding
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -55,17 +58,18 @@ def doctor(
     """
     import torch
 
-    from revsnn_bench import doctor as checks
+    from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
+    from revsnn_bench.system.environment import machine
 
     if gpu and not rehearse and not torch.cuda.is_available():
         raise failure("--gpu needs a CUDA device, and torch finds none. Try `doctor --gpu --rehearse`.", ExitCode.USAGE)
     device = "cuda" if gpu and not rehearse else "cpu"
     console = Console()
-    tests = {"Meters against closed forms": checks.self_test()}
+    tests = {"Meters against closed forms": _self_test("cpu")}
     if device == "cuda":
-        tests["Meters against closed forms, on the GPU"] = checks.self_test(device)
-    for title, findings in (*tests.items(), ("This machine", checks.machine())):
-        table = grid(title, ["", "what", "found", "advice"], [False] * 4)
+        tests["Meters against closed forms, on the GPU"] = _self_test(device)
+    for title, findings in (*tests.items(), ("This machine", machine())):
+        table = Grid(title, ["", "what", "found", "advice"])
         for finding in findings:
             mark = "ok" if finding.good else "LOOK"
             table.add_row(mark, finding.name, finding.found, "" if finding.good else finding.advice)
@@ -77,11 +81,19 @@ def doctor(
         name = run_id or "gpu"
         path = results / f"{name}-kernels.json"
         sizes = REHEARSAL_SIZES if rehearse else GPU_SIZES
-        rows = checks.measure_speeds(device, sizes, path)
-        heads = checks.SPEED_HEADINGS
-        console.print(grid("Kernels alone, and steps of a layer", heads, [False] * 2 + [True] * 6, rows))
+        rows = measure_speeds(device, sizes, path)
+        console.print(Grid("Kernels alone, and steps of a layer", SPEED_HEADINGS, [False] * 2 + [True] * 6, rows))
         typer.echo(path)
         _suite_gpu(device, {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports})
+
+
+def _self_test(device: str) -> "list[Finding]":
+    """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
+    from revsnn_bench.meters.selftest import run_selftest
+    from revsnn_bench.system.environment import Finding
+
+    tests = run_selftest(device)
+    return [Finding(name, wanted == found, f"{found}", f"must be {wanted}") for name, wanted, found in tests]
 
 
 def _suite_gpu(device: str, given: dict[str, Any]) -> None:
@@ -106,14 +118,11 @@ def nodes(
     from revsnn_bench.models.strategies import strategy_names
 
     if name is None:
-        table = grid("Nodes", ["name", "class", "what it is"], [False] * 3)
-        for each in (*strategy_names(), *PEERS):
-            made = _makers(each)[-1]
+        table = Grid("Nodes", ["name", "class", "what it is"])
+        known = {each: _makers(each)[-1] for each in (*strategy_names(), *PEERS)}
+        for each, made in (known | {f"lif+{kind}": method.of for kind, method in METHODS.items()}).items():
             summary = (inspect.getdoc(made) or "").partition("\n")[0]
             table.add_row(each, getattr(made, "__name__", repr(made)), summary)
-        for kind, method in METHODS.items():
-            summary = (inspect.getdoc(method.of) or "").partition("\n")[0]
-            table.add_row(f"lif+{kind}", method.of.__name__, summary)
         Console().print(table)
         return
     try:

@@ -2,6 +2,7 @@
 
 import inspect
 import stat
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -13,8 +14,8 @@ import typer
 from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
-from revsnn_bench.run_options import OPTIONS, RunOption
-from revsnn_bench.runs import JournalError, load_run, require_new
+from revsnn_bench.run_options import OPTIONS, RunOption, recorded_command, require_run_name
+from revsnn_bench.runs import JournalError, load_run
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROWS = {row.name: row for row in CASE_FIELDS}
@@ -101,11 +102,28 @@ def failure(message: str, code: ExitCode) -> typer.Exit:
     return typer.Exit(code)
 
 
-def require_name(run_id: str, results: Path) -> None:
-    """Ends the command where a new run cannot take this name; nothing is said where the name is to be made."""
+def typed_command() -> tuple[str, ...]:
+    """The command as it was typed, for the record."""
+    return recorded_command(["revsnn-bench", *sys.argv[1:]])
+
+
+def named_values(flag: str, texts: list[str] | None) -> dict[str, str]:
+    """Values by name, of an option that is given as NAME=VALUE any number of times.
+
+    Raises:
+        ValueError: a name or a value is missing.
+    """
+    pairs = {text: text.partition("=") for text in texts or []}
+    for text, (name, _, value) in pairs.items():
+        if not name or not value:
+            raise ValueError(f"{flag} must be NAME=VALUE; got {text!r}. Pass for example {flag} tau=2.")
+    return {name.strip(): value for name, _, value in pairs.values()}
+
+
+def require_name(run_id: str, results: Path, resume: str = "") -> None:
+    """Ends the command where a run cannot have this name; nothing is said where the name is to be made."""
     try:
-        if run_id:
-            require_new(run_id, results)
+        require_run_name(run_id, resume, results)
     except ValueError as error:
         raise failure(f"--run-id: {error}", ExitCode.USAGE) from None
 

@@ -1,4 +1,4 @@
-"""`revsnn-bench plan` and `revsnn-bench predict`: what fits a budget of bytes, and what a step takes."""
+"""`revsnn-bench plan`, `predict`, `largest`: what fits a budget of bytes, what a step takes, how far a node goes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from revsnn_bench.case import Case, one_of, parse_shape, parse_size
+from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
 from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from revsnn_bench.plan.largest import Axis, Fit, Peak
     from revsnn_bench.plan.planning import Plan
+    from revsnn_bench.runner import Runner
 
 
 def plan(
@@ -66,32 +68,34 @@ def sentence_of(error: BaseException) -> str:
 
 def _show(found: "Plan", frontier: bool) -> None:
     from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import grid
+    from revsnn_bench.report.terminal import Grid
 
     console = Console()
     kept = sum(row.kept_bytes for row in found.rows) or 1
-    table = grid(
-        "What each block does",
-        ["block", "option", "keeps", "share", "highest", "extra time"],
-        [False, False, *[True] * 4],
-    )
+    headings = ["block", "option", "keeps", "share", "highest", "extra time"]
+    table = Grid("What each block does", headings, [False, False, *[True] * 4])
     for row in found.rows:
         sizes = (units.size(row.kept_bytes), f"{row.kept_bytes / kept:.0%}", units.size(row.peak_bytes))
         table.add_row(row.block, row.option, *sizes, f"{row.extra_s * 1e3:+.1f} ms")
     console.print(table)
     if frontier:
-        curve = grid("Least time for every budget", ["budget", "time of a step"], [True, True])
-        for peak, seconds in found.frontier:
-            curve.add_row(units.size(peak), f"{seconds * 1e3:.1f} ms")
-        console.print(curve)
+        curve = [(units.size(peak), f"{seconds * 1e3:.1f} ms") for peak, seconds in found.frontier]
+        console.print(Grid("Least time for every budget", ["budget", "time of a step"], [True, True], curve))
     for line in found.summary():
         typer.echo(line)
+
+
+def _fields(model: str, input: str, workload: str, timesteps: int, batch: int, shape: str) -> dict[str, Any]:
+    """The fields of a case: of a user's model, or of a workload."""
+    if model:
+        return given_model(model, input)
+    return {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
 
 
 def predict(
     model: Model = "",
     input: Input = "",
-    node: Annotated[str, case_option("node", help="Nodes, or methods for --model, separated by commas.")] = "lif",
+    node: Annotated[str, checked(each(str), help="Nodes, or methods for --model, separated by commas.")] = "lif",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps")] = 8,
     batch: Annotated[int, case_option("batch")] = 8,
@@ -102,17 +106,13 @@ def predict(
     from revsnn_bench.measuring import measure
     from revsnn_bench.metrics import BY_NAME
     from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import grid
+    from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
-    fields: dict[str, Any] = (
-        given_model(model, input)
-        if model
-        else {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
-    )
+    fields = _fields(model, input, workload, timesteps, batch, shape)
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
-    table = grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
+    table = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
     try:
         with Runner(measure, timeout_s=1800) as runner:
             from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
@@ -129,3 +129,100 @@ def predict(
             "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "
             "fragmentation."
         )
+
+
+_HEADINGS = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
+
+
+def largest(
+    budget: Annotated[str, checked(parse_size, help='Peak memory that a training step may take, such as "256 MiB".')],
+    axis: Annotated[str, checked(one_of(("timesteps", "batch")), help="What grows: timesteps or batch.")] = "timesteps",
+    node: Annotated[
+        str, checked(each(str), help="Nodes, separated by commas; every LIF and coupled node by default.")
+    ] = "",
+    workload: Annotated[str, case_option("workload")] = "layer",
+    timesteps: Annotated[int, case_option("timesteps", help="T, where the batch grows.")] = 8,
+    batch: Annotated[int, case_option("batch", help="Batch, where T grows.")] = 8,
+    shape: Annotated[str, case_option("shape")] = "4096",
+    limit: Annotated[int, typer.Option(min=1, help="Largest value to try.")] = 1 << 14,
+    model: Model = "",
+    input: Input = "",
+    of: Annotated[
+        str, checked(one_of(("tensors", "process")), help="Whose peak decides: tensors, or process.")
+    ] = "tensors",
+) -> None:
+    """Find how far each node, or method for --model, goes in a memory budget.
+
+    A prediction says where to look; steps measured in fresh processes decide, the next larger size among them.
+    Parameters and the input are allocated before the step and are not counted; the neuron state is.
+    """
+    from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
+
+    from revsnn_bench.measuring import measure
+    from revsnn_bench.models.strategies import strategy
+    from revsnn_bench.plan.largest import largest_that_fits
+    from revsnn_bench.report.terminal import Grid
+    from revsnn_bench.runner import Runner
+
+    own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
+    names = listed(node) or (own if model else [name for name in usable_node_names() if name not in OTHER_NEURONS])
+    fixed = Case(node="lif", **_fields(model, input, workload, timesteps, batch, shape))
+    title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
+    table = Grid(title, _HEADINGS, [False, *[True] * 5])
+    grows: Axis = "batch" if axis == "batch" else "timesteps"
+    try:
+        for name in () if model else names:
+            strategy(name)
+        with Runner(measure, timeout_s=600) as runner:
+            for name in names:
+                case = fixed.model_copy(update={"node": name, axis: 1})
+                peaks: dict[Case, tuple[int | None, int | None]] = {}
+                guess = _guess(runner, case, grows, parse_size(budget), limit)
+                peak_of = _peaks(runner, peaks, of == "process")
+                fit = largest_that_fits(case, grows, parse_size(budget), peak_of, limit, guess)
+                table.add_row(name, *_cells(fit, axis, peaks))
+    except ValueError as error:
+        raise failure(str(error), ExitCode.USAGE) from None
+    Console().print(table)
+
+
+def _guess(runner: "Runner", case: Case, axis: "Axis", budget_bytes: int, limit: int) -> int | None:
+    """What fits by prediction; None where the node cannot run without values."""
+    from revsnn_bench.plan.largest import largest_that_fits
+    from revsnn_bench.plan.predict import predict
+
+    try:
+        fit = largest_that_fits(case, axis, budget_bytes, lambda one: runner.call(predict, one).peak_bytes, limit)
+    except RuntimeError:
+        return None
+    return None if fit.case is None else int(getattr(fit.case, axis))
+
+
+def _peaks(runner: "Runner", found: dict[Case, tuple[int | None, int | None]], of_process: bool) -> "Peak":
+    """Measures the peak of a case, and notes those of tensors and process.
+
+    A case that fails for another reason than memory ends the command.
+    """
+    from revsnn_bench.measuring import Settings
+
+    def peak_of(case: Case) -> int | None:
+        record = runner.run(case, Settings(passes=("memory",)))
+        if record.status.value not in ("ok", "oom"):
+            raise failure(f"{case.id} {record.status.value}: {record.reason}", ExitCode.CASE_FAILED)
+        if record.memory is None:
+            return None
+        found[case] = record.memory.peak_bytes, record.memory.process_peak_bytes
+        return found[case][of_process]
+
+    return peak_of
+
+
+def _cells(fit: "Fit", axis: str, found: dict[Case, tuple[int | None, int | None]]) -> tuple[str, ...]:
+    """What fits, its peaks of tensors and process, the peak of the next larger one, and how many were measured."""
+    from revsnn_bench.report import units
+
+    value = "none" if fit.case is None else f"{getattr(fit.case, axis)}{' or more' if fit.at_limit else ''}"
+    own = (None, None) if fit.case is None else found[fit.case]
+    peaks = (*own, fit.next_peak_bytes)
+    shown = ("" if peak is None else units.size(peak) for peak in peaks)
+    return value, *shown, str(fit.probes)

@@ -22,6 +22,7 @@ from revsnn_bench.cli.options import (
 )
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.report import write_reports
+from revsnn_bench.report.comparison import render_comparison, render_comparison_html
 from revsnn_bench.report.terminal import print_run
 
 
@@ -51,7 +52,7 @@ def report(
         except ValueError as error:
             raise failure(str(error), ExitCode.USAGE) from None
     if gallery:
-        from revsnn_bench.report.html import render_gallery
+        from revsnn_bench.report.html.gallery import render_gallery
 
         known, unread = saved_runs(results)
         baselines, damaged = saved_runs(results / "baselines")
@@ -78,14 +79,9 @@ def compare(
     """Show what changed from run BEFORE to run AFTER: bytes and FLOPs exactly, times as ratios to the standard LIF."""
     a, b = find_run(before, results), find_run(after, results)
     if html is not None:
-        from revsnn_bench.report.html import render_comparison_html
-
         html.write_text(render_comparison_html(a, b), encoding="utf-8")
         typer.echo(html)
-        return
-    from revsnn_bench.report.comparison import render_comparison
-
-    if markdown:
+    elif markdown:
         typer.echo(render_comparison(a, b))
     else:
         render_comparison(a, b, console=Console())

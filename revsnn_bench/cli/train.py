@@ -1,20 +1,29 @@
 """`revsnn-bench train`: one network, one node, one data set; checkpointed after every epoch."""
 
 import pickle
-import sys
 import time
 import warnings
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, one_of, parse_shape
-from revsnn_bench.cli.options import RESULTS, Results, RunName, case_option, checked, failure, require_name
+from revsnn_bench.cli.options import (
+    RESULTS,
+    Results,
+    RunName,
+    case_option,
+    checked,
+    failure,
+    named_values,
+    require_name,
+    typed_command,
+)
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import recorded_command
+from revsnn_bench.runs import require_writable
+from revsnn_bench.tuning.space import parse_value
 
 if TYPE_CHECKING:
     from revsnn_bench.models.data import Split
@@ -40,7 +49,7 @@ def train(
     timesteps: Annotated[int, case_option("timesteps")] = 4,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
     batch: Annotated[int, case_option("batch")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the schedule.")] = 1e-2,
+    learning_rate: Annotated[float, case_option("learning_rate", help="Highest learning rate of the schedule.")] = 1e-2,
     seed: Annotated[int, case_option("seed", help="Seed of parameters and order of samples.")] = 0,
     device: Annotated[str, case_option("device")] = "cpu",
     dtype: Annotated[str, case_option("dtype")] = "float32",
@@ -57,42 +66,23 @@ def train(
     require_name(run_id, results)
     if checkpoint is not None and checkpoint.exists() and not checkpoint.is_file():
         raise failure(f"--checkpoint must be a file; {checkpoint} is none. Name another.", ExitCode.USAGE)
-    case = Case.model_validate({
-        "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
-        "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
-        "learning_rate": learning_rate,
-        "encoding": encoding, "node_options": dict(map(_option, option or [])),
-    })  # fmt: skip
-    from revsnn_bench.models.training import Recipe, Trainer
-
     try:
+        options = {name: parse_value(value) for name, value in named_values("--option", option).items()}
+        case = Case.model_validate({
+            "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
+            "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
+            "learning_rate": learning_rate, "encoding": encoding, "node_options": options,
+        })  # fmt: skip
+        from revsnn_bench.models.training import Recipe, Trainer
+
         trainer = Trainer(case, Recipe(epochs, batch, learning_rate), _split(data, data_dir), data)
         if checkpoint is not None and checkpoint.is_file():
             _go_on(trainer, checkpoint)
     except (ValueError, FileNotFoundError) as error:
         raise failure(str(error), ExitCode.USAGE) from None
-    for folder in (results, *(() if checkpoint is None else (checkpoint.parent,))):  # before hours of training
-        folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder):
-            pass
+    require_writable(results, *(() if checkpoint is None else (checkpoint.parent,)))  # before hours of training
     _train(trainer, checkpoint)
     typer.echo(_save(case, trainer, run_id, results))
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """`name=value` as a keyword: a number, true, false, none, or text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise failure(f"--option must be NAME=VALUE; got {text!r}. Pass for example group_dim=1.", ExitCode.USAGE)
-    words = {"true": True, "false": False, "none": None}
-    if value.lower() in words:
-        return name, words[value.lower()]
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value
 
 
 def _split(data: str, folder: Path) -> "Split | None":
@@ -177,7 +167,7 @@ def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
     header = RunHeader(
         run_id=run_id or new_run_id(),
         started_at=utc_now(),
-        command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
+        command=typed_command(),
         environment=fingerprint(),
         settings={"epochs": case.epochs},
     )

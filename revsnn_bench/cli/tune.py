@@ -1,6 +1,5 @@
 """`revsnn-bench tune`: which settings are worth their bytes, within a budget; the best trained again on fresh seeds."""
 
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +20,11 @@ from revsnn_bench.cli.options import (
     checked,
     failure,
     listed,
+    named_values,
+    typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import find_journal, recorded_command
+from revsnn_bench.run_options import find_journal
 
 if TYPE_CHECKING:
     from revsnn_bench.records import Record, Run
@@ -93,28 +94,41 @@ def tune(
     Trials are cases of a saved run. What was done survives a kill, and --resume RUN goes on, alone enough. The best are
     trained again on fresh seeds, and compared with the first node's defaults; a page shows the study.
     """
-    _require_optuna()
-    try:
-        _import(listed(preload))
-        journal = None if not resume else _journal(context, resume, results)
-        found = _settings(context.params) if journal is None else _resumed(journal)
-        study = _opened(found, context.params, journal)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise failure(_sentence(error), ExitCode.USAGE) from None
-    _carry_out(study)
-
-
-def _require_optuna() -> None:
     if find_spec("optuna") is None:
         raise failure("tune needs Optuna: pip install 'revsnn-bench[tune]'.", ExitCode.USAGE)
+    try:
+        opened = _opened(context)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise failure(_sentence(error), ExitCode.USAGE) from None
+    _carry_out(opened)
 
 
-def _import(names: list[str]) -> None:
-    for name in names:
+def _opened(context: typer.Context) -> "Study":
+    given = context.params
+    for name in listed(given["preload"]):
         import_module(name)
+    journal = _journal(context) if given["resume"] else None
+    settings = _settings(given) if journal is None else _resumed(journal)
+    from revsnn_bench.tuning.study import Study, StudyOptions
+
+    options = StudyOptions(
+        run_id=given["run_id"] or None,
+        results_dir=given["results"],
+        reports_dir=given["reports"],
+        formats=tuple(listed(given["format"])),
+        resume=journal,
+        workers=given["workers"],
+        threads=given["threads"],
+        timeout_s=float(given["timeout"]),
+        memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
+        preload=tuple(listed(given["preload"])),
+        command=typed_command(),
+        on_record=_show,
+    )
+    return Study(settings, options)
 
 
-def _journal(context: typer.Context, resume: str, results: Path) -> Path:
+def _journal(context: typer.Context) -> Path:
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -125,7 +139,7 @@ def _journal(context: typer.Context, resume: str, results: Path) -> Path:
             f"--resume must come without {', '.join(given)}: a study goes on as it began. Leave them out, or start a "
             "new study."
         )
-    return find_journal(resume, results)
+    return find_journal(context.params["resume"], context.params["results"])
 
 
 def _resumed(journal: Path) -> "StudySettings":
@@ -137,8 +151,8 @@ def _resumed(journal: Path) -> "StudySettings":
 def _settings(given: dict[str, Any]) -> "StudySettings":
     from revsnn_bench.tuning.space import StudySettings, parse_axis, parse_value
 
-    space = {name: str(parse_axis(text)) for name, text in map(_pair("--space"), given["space"] or [])}
-    options = {name: parse_value(text) for name, text in map(_pair("--option"), given["option"] or [])}
+    space = {name: str(parse_axis(text)) for name, text in named_values("--space", given["space"]).items()}
+    options = {name: parse_value(text) for name, text in named_values("--option", given["option"]).items()}
     same = ("timesteps", "batch", "encoding", "dtype", "device", "epochs", "trials", "seed", "retrain", "seeds")
     found = StudySettings.model_validate(
         {
@@ -150,16 +164,6 @@ def _settings(given: dict[str, Any]) -> "StudySettings":
     )  # fmt: skip
     found.require_sound()
     return found
-
-
-def _pair(flag: str) -> Any:
-    def pair(text: str) -> tuple[str, str]:
-        name, equals, value = text.partition("=")
-        if not equals or not name or not value:
-            raise ValueError(f"{flag} must be NAME=...; got {text!r}. Pass for example {flag} tau=2.")
-        return name.strip(), value
-
-    return pair
 
 
 def _sentence(error: Exception) -> str:
@@ -174,28 +178,8 @@ def _sentence(error: Exception) -> str:
     return text if text.startswith("`") else f"`{field}`: {text[0].lower()}{text[1:]}"
 
 
-def _opened(settings: "StudySettings", given: dict[str, Any], journal: Path | None) -> "Study":
-    from revsnn_bench.tuning.study import Study, StudyOptions
-
-    options = StudyOptions(
-        run_id=given["run_id"] or None,
-        results_dir=given["results"],
-        reports_dir=given["reports"],
-        formats=tuple(listed(given["format"])),
-        resume=journal,
-        workers=given["workers"],
-        threads=given["threads"],
-        timeout_s=float(given["timeout"]),
-        memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
-        preload=tuple(listed(given["preload"])),
-        command=recorded_command(["revsnn-bench", *sys.argv[1:]]),
-        on_record=_show,
-    )
-    return Study(settings, options)
-
-
-def _carry_out(study: "Study") -> None:
-    with study:
+def _carry_out(opened: "Study") -> None:
+    with opened as study:
         run_id = study.run.header.run_id
         try:
             study.search()

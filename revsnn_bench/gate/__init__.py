@@ -1,20 +1,28 @@
-"""The gate: fails a run that needs more bytes or operations than its baseline, or lost a case. Never measures."""
+"""The gate: fails a run that needs more bytes or operations than its baseline, or lost a case. Never measures.
+
+A run, its baseline and a policy give a verdict, which is a list of findings and an exit code. Which cases and values
+differ is computed by `report/comparison.py`; here it is decided which differences are regressions. Times are tested as
+ratios to the standard LIF of the same rounds. Baselines are finished runs kept under `results/baselines/`;
+`update_baseline` alone replaces them.
+"""
+
+import math
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate.policy import GATED, Policy
-from revsnn_bench.gate.verdict import (
-    BaselineRefused,
-    Finding,
-    Kind,
-    MissingBaseline,
-    Verdict,
-    gate,
-    load_baseline,
-    update_baseline,
-)
+from revsnn_bench.gate.policy import Policy, names
+from revsnn_bench.metrics import BY_NAME, Number
+from revsnn_bench.records import Run, Status
+from revsnn_bench.report.comparison import STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
+from revsnn_bench.runs import load_run, write_run
 
 __all__ = [
-    "GATED",
     "BaselineRefused",
     "ExitCode",
     "Finding",
@@ -26,3 +34,420 @@ __all__ = [
     "load_baseline",
     "update_baseline",
 ]
+
+
+class Kind(StrEnum):
+    """What a finding is about; `FAILING` of them fail the gate unless allowed."""
+
+    GREW = "grew"
+    UNMEASURED = "no longer measured"
+    SLOWER = "slower"
+    WRONG = "newly wrong"
+    FAILED = "newly failing"
+    SKIPPED = "newly skipped"
+    ADDED = "added"
+    REMOVED = "removed"
+    IMPROVED = "improved"
+    NOTE = "note"
+
+
+FAILING = frozenset(Kind) - {Kind.IMPROVED, Kind.NOTE}
+"""Kinds that fail the gate."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that differs between run and baseline.
+
+    Fields:
+        kind: what happened.
+        case: id of the case, or empty where it is about the whole run.
+        metric: name of the metric; `status` for how a case ended.
+        before, after: values in the metric's own unit, or the statuses; None where absent.
+        detail: why, where there is more to say: the reason of a failure, or a p-value.
+        allowed_by: the pattern that excuses it; None where nothing does.
+    """
+
+    kind: Kind
+    case: str
+    metric: str
+    before: Number | str | None = None
+    after: Number | str | None = None
+    detail: str = ""
+    allowed_by: str | None = None
+
+    @property
+    def fails(self) -> bool:
+        """Whether this finding fails the gate."""
+        return self.kind in FAILING and self.allowed_by is None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found, in the order of the baseline.
+
+    Fields:
+        run_id, baseline_id: what was compared.
+        policy: what was tolerated.
+        findings: everything that differs; empty when the two are not comparable.
+        incomparable: fields that forbid the comparison.
+        allowed_differences: fields that differ and were allowed to.
+        cases: ids of all cases of both runs.
+        values_compared: how many pairs of values were held against each other.
+    """
+
+    run_id: str
+    baseline_id: str
+    policy: Policy
+    findings: tuple[Finding, ...] = ()
+    incomparable: tuple[FieldDifference, ...] = ()
+    allowed_differences: tuple[FieldDifference, ...] = ()
+    cases: tuple[str, ...] = ()
+    values_compared: int = 0
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """Findings that fail the gate."""
+        return tuple(finding for finding in self.findings if finding.fails)
+
+    @property
+    def improvements(self) -> tuple[Finding, ...]:
+        """What became better."""
+        return tuple(finding for finding in self.findings if finding.kind is Kind.IMPROVED)
+
+    @property
+    def remarks(self) -> tuple[Finding, ...]:
+        """What is worth knowing and fails nothing: notes, and what was allowed by name."""
+        return tuple(f for f in self.findings if not f.fails and f.kind is not Kind.IMPROVED)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """How the command ends; see `ExitCode` for the order."""
+        if self.incomparable:
+            return ExitCode.NOT_COMPARABLE
+        if any(finding.kind is Kind.FAILED for finding in self.failures):
+            return ExitCode.CASE_FAILED
+        return ExitCode.REGRESSION if self.failures else ExitCode.PASS
+
+    @property
+    def passed(self) -> bool:
+        """Whether no finding fails the gate."""
+        return self.exit_code is ExitCode.PASS
+
+
+FAILED = (Status.OOM, Status.TIMEOUT, Status.ERROR)
+"""Statuses of a case that broke; `skipped` did not, and `wrong` has numbers."""
+
+TIMES = ("forward_time_s", "backward_time_s")
+"""The phases that are tested; their sum follows."""
+
+FALSE_DISCOVERY_RATE = 0.05
+"""Expected share of false alarms among the slowdowns that are reported."""
+
+_MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED, Status.APPROXIMATE)
+_FINE = (Status.OK, Status.APPROXIMATE)
+_MAY_BE_ALLOWED = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
+
+
+def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
+    """Judges a run against a baseline.
+
+    A run that is not complete is not comparable, unless the policy allows it: then what it lacks is left out.
+    More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
+    was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
+    or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
+    approximate now counts as newly wrong.
+
+    Args:
+        run: what was measured now.
+        baseline: what it is held against.
+        policy: what is tolerated; by default nothing, and time is left out.
+    """
+    policy = policy or Policy()
+    comparison = compare(baseline, run)
+    differing = comparison.incomparable_fields()
+    forbidden = tuple(found for found in differing if found.field not in policy.allow_environment)
+    partial = tuple(comparison.extents())
+    if not (run.complete or policy.allow_partial):
+        forbidden, partial = forbidden + partial, ()
+    cases = tuple(pair.id for pair in comparison.cases)
+    # Not lost, but not measured yet.
+    pending = () if run.complete else cases if run.planned is None else run.missing
+    findings: list[Finding] = []
+    values = 0
+    if not forbidden:
+        for pair in comparison.cases:
+            if pair.after is None and pair.id in pending:
+                continue
+            found, compared = _judge_case(pair, policy)
+            findings += found
+            values += compared
+        if policy.time_ratio_percent is not None:
+            findings += time_findings(comparison.cases, policy.time_ratio_percent)
+        findings += _idle_patterns(policy, cases)
+    return Verdict(
+        run_id=run.header.run_id,
+        baseline_id=baseline.header.run_id,
+        policy=policy,
+        findings=tuple(_excused(finding, policy) for finding in findings),
+        incomparable=forbidden,
+        allowed_differences=(
+            *partial,
+            *(found for found in differing if found.field in policy.allow_environment),
+        ),
+        cases=cases,
+        values_compared=values,
+    )
+
+
+def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
+    """Findings on one case, and how many pairs of values were compared."""
+    before, after = pair.before, pair.after
+    if before is None or after is None:
+        return [_lonely(pair)], 0
+    findings = _judge_status(pair)
+    if before.status not in _MEASURED or after.status not in _MEASURED:
+        return findings, 0
+    found = {difference.name: difference for difference in pair.differences}
+    values = [found[name] for name in policy.metrics if name in found]
+    for value in values:
+        if value.differs:
+            findings.append(_judge_value(pair.id, value, policy.tolerance(value.name)))
+    return findings, sum(value.before is not None and value.after is not None for value in values)
+
+
+def _lonely(pair: CasePair) -> Finding:
+    """The finding on a case that only one run has."""
+    status, record = pair.differences[0], pair.after
+    if record is None:
+        return Finding(Kind.REMOVED, pair.id, STATUS, status.before, None)
+    kind = Kind.FAILED if record.status in FAILED else Kind.ADDED
+    return Finding(kind, pair.id, STATUS, None, status.after, record.reason or "")
+
+
+def _judge_status(pair: CasePair) -> list[Finding]:
+    assert pair.before is not None
+    assert pair.after is not None
+    old, new = pair.before.status, pair.after.status
+    if old is new and new in _FINE:
+        return []
+    detail = pair.after.reason or ""
+    if old is new:
+        kind, detail = Kind.NOTE, f"the same in the baseline; {detail}"
+    elif new in FAILED:
+        kind = Kind.FAILED
+    elif new in (Status.WRONG, Status.UNVERIFIED) or (old, new) == _FINE:
+        kind = Kind.WRONG
+    elif new is Status.SKIPPED:
+        kind = Kind.SKIPPED if old in _MEASURED else Kind.NOTE
+    else:
+        kind = Kind.IMPROVED
+    return [Finding(kind, pair.id, STATUS, old.value, new.value, detail)]
+
+
+def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
+    """The finding on a deterministic metric that differs."""
+    before, after = value.before, value.after
+    assert not isinstance(before, str)
+    assert not isinstance(after, str)
+    if after is None:
+        kind, detail = Kind.UNMEASURED, ""
+    elif before is None:
+        kind, detail = Kind.NOTE, "not measured in the baseline"
+    elif after < before:
+        kind, detail = Kind.IMPROVED, ""
+    elif (after - before) * 100 <= tolerance * before:
+        kind, detail = Kind.NOTE, f"within the tolerance of {tolerance:g} %"
+    else:
+        kind, detail = Kind.GREW, ""
+    return Finding(kind, case_id, value.name, before, after, detail)
+
+
+class _Slowdown(NamedTuple):
+    """A slower phase with the p-value of its test."""
+
+    case: str
+    metric: str
+    before: float
+    after: float
+    p_value: float
+
+
+def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
+    """Finds slowdowns beyond a percentage, in cases that ended as `ok` in both runs.
+
+    One-sided Mann-Whitney U test on the logarithms of the per-round ratios, the baseline's raised by the
+    percentage: what is tested is not whether the case is slower, but whether it is slower by more than that.
+    Benjamini and Hochberg's procedure keeps the rate of false alarms over all cases and phases.
+
+    Args:
+        pairs: the cases of both runs.
+        percent: growth of the ratio that is tolerated.
+    Returns:
+        Findings `slower` with the median ratios, `no longer measured`, and notes on what could not be judged.
+    """
+    findings: list[Finding] = []
+    tests: list[_Slowdown] = []
+    for pair in pairs:
+        if pair.before is None or pair.after is None or pair.after.case == pair.after.case.point:
+            continue
+        if pair.before.status is pair.after.status is Status.OK:
+            judged = [_judge_time(pair, name, percent) for name in TIMES]
+            tests += [found for found in judged if isinstance(found, _Slowdown)]
+            findings += [found for found in judged if isinstance(found, Finding)]
+    return findings + _significant(tests, percent)
+
+
+def _judge_time(pair: CasePair, name: str, percent: float) -> _Slowdown | Finding | None:
+    """The test of one phase; a finding where it cannot be made; None where neither run timed it."""
+    old, new = pair.rounds(BY_NAME[name])
+    metric = ratio_name(name)
+    if not old:
+        detail = "not measured in the baseline"
+        return Finding(Kind.NOTE, pair.id, metric, None, median(new), detail) if new else None
+    if not new:
+        return Finding(Kind.UNMEASURED, pair.id, metric, median(old), None)
+    if pair.two_hosts:
+        return Finding(Kind.NOTE, pair.id, metric, median(old), median(new), f"not judged: {pair.two_hosts}")
+    contended = sum(r.time.rounds_contended for r in (pair.before, pair.after) if r is not None and r.time)
+    if contended:
+        detail = f"not judged: {contended} rounds were timed while other work held the processor"
+        return Finding(Kind.NOTE, pair.id, metric, median(old), median(new), detail)
+    from scipy.stats import mannwhitneyu
+
+    raised = [math.log(ratio * (1 + percent / 100)) for ratio in old]
+    p_value = mannwhitneyu([math.log(ratio) for ratio in new], raised, alternative="greater").pvalue
+    return _Slowdown(pair.id, metric, median(old), median(new), float(p_value))
+
+
+def _significant(tests: Sequence[_Slowdown], percent: float) -> list[Finding]:
+    if not tests:
+        return []
+    from scipy.stats import false_discovery_control
+
+    adjusted = false_discovery_control([test.p_value for test in tests])
+    return [
+        Finding(
+            Kind.SLOWER,
+            test.case,
+            test.metric,
+            test.before,
+            test.after,
+            f"more than {percent:g} % slower than the baseline, p = {p_value:.2g}",
+        )
+        for test, p_value in zip(tests, adjusted, strict=True)
+        if p_value <= FALSE_DISCOVERY_RATE
+    ]
+
+
+def _idle_patterns(policy: Policy, cases: tuple[str, ...]) -> list[Finding]:
+    """Notes on patterns that name no case: a typing error or a leftover, which fails nothing."""
+    return [
+        Finding(Kind.NOTE, "", "allow", detail=f"{pattern!r} names no case of either run")
+        for pattern in policy.allow
+        if not any(names(pattern, case_id) for case_id in cases)
+    ]
+
+
+def _excused(finding: Finding, policy: Policy) -> Finding:
+    pattern = policy.pattern_for(finding.case)
+    if finding.kind not in _MAY_BE_ALLOWED or pattern is None:
+        return finding
+    return replace(finding, allowed_by=pattern)
+
+
+DEFAULT_BASELINE = Path("results/baselines/default.json")
+"""The baseline that is taken where none is named."""
+
+
+class MissingBaseline(LookupError):
+    """There is no baseline; the message holds the command that makes one."""
+
+
+class BaselineRefused(ValueError):
+    """The run must not become the baseline; `exit_code` says what is wrong with it."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def load_baseline(path: Path, run: str = "latest") -> Run:
+    """Reads a baseline.
+
+    Args:
+        path: the file.
+        run: the run as the command in the message names it.
+    Raises:
+        MissingBaseline: no such file.
+        DamagedFile, UnknownSchema: see `load_run`.
+    """
+    if not path.is_file():
+        raise MissingBaseline(
+            f"`baseline` must be the file of a run; {path} does not exist. Without one there is nothing to hold "
+            f"the run against. Make it from this run, and commit it: "
+            f"revsnn-bench gate {run} --baseline {shlex.quote(str(path))} --update-baseline"
+        )
+    return load_run(path)
+
+
+def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: bool = False) -> Path:
+    """Makes a run the baseline: the only way to replace one.
+
+    Args:
+        run: the run that becomes the baseline.
+        path: where the baseline is, or will be.
+        verdict: of `gate` on this run and the baseline that it replaces; None where there is none yet.
+        force: replaces the baseline although the run did not pass.
+    Returns:
+        The path, replaced in one step as seen by readers.
+    Raises:
+        BaselineRefused: without `force`, for a run that did not pass; for a first baseline, for a run in which
+            a case failed or which has no case, and for a run that is not complete.
+        ValueError: the verdict is about another run, or missing although there is a baseline.
+    """
+    _require_verdict(run, path, verdict)
+    if not force:
+        _require_worthy(run, path, verdict)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_run(run, path)
+    return path
+
+
+def _require_verdict(run: Run, path: Path, verdict: Verdict | None) -> None:
+    if verdict is None and path.exists():
+        raise ValueError(
+            f"`verdict` must be given where there is a baseline; got None for {path}. It says whether the run "
+            "may replace it. Pass what gate(run, baseline) returned."
+        )
+    if verdict is not None and verdict.run_id != run.header.run_id:
+        raise ValueError(
+            f"`verdict` must be about the run; got one on {verdict.run_id!r} for {run.header.run_id!r}. It says "
+            "whether this run may replace the baseline. Pass what gate(run, baseline) returned."
+        )
+
+
+def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:
+    if not run.complete:
+        raise BaselineRefused(
+            f"A baseline must be a complete run; got {run.extent} in {run.header.run_id!r}. The other cases would "
+            "count as added from now on. Go on with `revsnn-bench run --resume`, or join shards with `revsnn-bench "
+            "merge`; or, if that is what you want, add --force.",
+            ExitCode.NOT_COMPARABLE,
+        )
+    if verdict is not None and not verdict.passed:
+        spelled = verdict.exit_code.name.lower().replace("_", " ")
+        raise BaselineRefused(
+            f"`update_baseline` must follow a run that passed; got one that ended with {verdict.exit_code.value} "
+            f"({spelled}). {path} is unchanged: as the baseline, this run would "
+            "hide what went wrong from now on. Fix the run; or, if the differences are intended, add --force.",
+            verdict.exit_code,
+        )
+    failed = [f"{record.case.id} ({record.status.value})" for record in run if record.status in FAILED]
+    if verdict is None and (failed or not run.records):
+        what = f"failed cases: {', '.join(failed)}" if failed else "no case at all"
+        raise BaselineRefused(
+            f"A first baseline must have no failed case; got {what}. They would be expected to fail from now on. "
+            "Fix them; or, if that is what you expect, add --force.",
+            ExitCode.CASE_FAILED,
+        )

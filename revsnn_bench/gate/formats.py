@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.text import Text
 
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate.verdict import FAILING, TIMES, Finding, Kind, Verdict
+from revsnn_bench.gate import FAILING, TIMES, Finding, Kind, Verdict
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
 from revsnn_bench.report.comparison import EXTENT, FieldDifference, ratio_name
 from revsnn_bench.report.markdown import bullets, table
 from revsnn_bench.report.points import ratio_to_lif
-from revsnn_bench.report.terminal import grid
+from revsnn_bench.report.terminal import Grid
 
 WHOLE_RUN = "the whole run"
 HEADINGS = ("case", "metric", "before", "after", "change", "what")
@@ -142,7 +142,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(Text(units.one_line(line), style="yellow"))
     for (title, findings), style in zip(_sections(verdict), ("red", "green", ""), strict=True):
         if findings:
-            console.print(grid(title, HEADINGS, NUMBERS, map(_cells, findings), style))
+            console.print(Grid(title, HEADINGS, NUMBERS, map(_cells, findings), style))
     for line in advice(verdict):
         console.print(Text(line))
 

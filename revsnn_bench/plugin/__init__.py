@@ -18,7 +18,7 @@ import pytest
 from _pytest.outcomes import Skipped
 
 from revsnn_bench.case import Sweep
-from revsnn_bench.plugin import budget, options, progress
+from revsnn_bench.plugin import budget, options
 
 if TYPE_CHECKING:
     from revsnn_bench.case import Case
@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         session_of(config).start()
     options.check_names(config)
     if config.getoption("run_progress"):
-        config.pluginmanager.register(progress.Progress(), "revsnn-bench-progress")
+        config.pluginmanager.register(Progress(), "revsnn-bench-progress")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -251,6 +251,50 @@ def session_of(config: pytest.Config) -> "BenchSession":
 
         config.stash[SESSION] = BenchSession(options.run_options(config))
     return config.stash[SESSION]
+
+
+class Progress:
+    """Shows progress on stderr while pytest itself stays silent."""
+
+    def __init__(self) -> None:
+        import rich.progress as rich
+        from rich.console import Console
+
+        self._bar = rich.Progress(
+            rich.SpinnerColumn(),
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(bar_width=24),
+            rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task("collecting", total=None)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Starts the bar when the number of cases is known."""
+        self._bar.update(self._task, total=len(session.items), description="starting")
+        self._bar.start()
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Names the case in flight."""
+        callspec = getattr(item, "callspec", None)
+        self._bar.update(self._task, description=item.name if callspec is None else callspec.id)
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Counts a case that ended."""
+        self._bar.advance(self._task)
+
+    def pytest_sessionfinish(self) -> None:
+        """Takes the bar away before the results are shown."""
+        self._bar.stop()
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Prints no letter per test, since the bar shows how many are done."""
+        category = report.outcome if report.when == "call" or report.outcome != "passed" else ""
+        return category, "", ""
 
 
 class ReplayTimer:

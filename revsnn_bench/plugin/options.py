@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from revsnn_bench.case import Preset
-from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command
+from revsnn_bench.run_options import (
+    OPTIONS,
+    RUN_OPTIONS,
+    SWEEP_OPTIONS,
+    RunOption,
+    find_journal,
+    recorded_command,
+    require_run_name,
+)
 
 if TYPE_CHECKING:
     from revsnn_bench.session import RunOptions
@@ -139,16 +147,9 @@ def _check_histogram(config: pytest.Config) -> None:
 
 
 def _check_name(config: pytest.Config) -> None:
-    run_id = config.getoption("run_id")
-    resumed = config.getoption("run_resume")
-    if run_id and resumed:
-        if run_id == Path(resumed).name.removesuffix(".jsonl"):
-            return
-        raise ValueError(f"cannot be {run_id!r} where a run is resumed, which keeps its name. Leave it out.")
-    if run_id and config.getoption("benchmark"):
-        from revsnn_bench.runs import require_new
-
-        require_new(run_id, config.getoption("run_results"))
+    resume = config.getoption("run_resume")
+    if resume or config.getoption("benchmark"):
+        require_run_name(config.getoption("run_id"), resume, config.getoption("run_results"))
 
 
 def _import_preload(config: pytest.Config) -> None:

@@ -1,17 +1,16 @@
 """Reports from records: pages, figures, Markdown, tables. Nothing here measures, or imports torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from revsnn_bench.records import Run
 from revsnn_bench.report import markdown, tables
+from revsnn_bench.report.canvas import Figure
 from revsnn_bench.run_options import FORMATS
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-
-    from revsnn_bench.report.canvas import Figure
 
 
 def write_reports(
@@ -31,48 +30,46 @@ def write_reports(
         ValueError: an unknown format, or a run id that is not a plain file name.
     """
     _require_known(formats)
-    _require_plain(run.header.run_id)
-    reports_dir.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
     if {"html", "svg"} & set(formats):
-        # matplotlib is imported only here, so that text reports start fast.
         from revsnn_bench.report.figures import draw_figures
 
         figures = draw_figures(run)
-    written = []
+    texts: dict[str, str] = {}
     for name in formats:
-        if name == "svg":
-            from revsnn_bench.report.figures import write_figures
-
-            written += write_figures(run, reports_dir, figures)
-            continue
-        for suffix, text in _texts(run, name, figures, "svg" in formats, claims):
-            path = reports_dir / f"{run.header.run_id}{suffix}"
-            path.write_text(text, encoding="utf-8", newline="\n")
-            written.append(path)
-    return written
+        texts |= _texts(run, name, figures, "svg" in formats, claims)
+    return write_texts(run, reports_dir, texts)
 
 
-def _texts(
-    run: Run, name: str, figures: "list[Figure]", pictures: bool, claims: "Markup | None"
-) -> list[tuple[str, str]]:
-    """The files of one format, as suffix and content."""
-    if name == "html":
-        from revsnn_bench.report.html import render_html
-        from revsnn_bench.report.html.study import study_page
-        from revsnn_bench.report.study import is_study
+def write_texts(run: Run, folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Writes texts about a run, each by the end of its file's name; returns the files.
 
-        pages = [(".html", render_html(run, figures, claims=claims))]
-        return [*pages, ("-study.html", study_page(run))] if is_study(run) else pages
+    Raises:
+        ValueError: the run id is not a plain file name.
+    """
+    _require_plain(run.header.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in texts.items():
+        (folder / f"{run.header.run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
+    return [folder / f"{run.header.run_id}{suffix}" for suffix in texts]
+
+
+def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "Markup | None") -> dict[str, str]:
+    """The files of one format, content by suffix."""
     if name == "md":
-        from revsnn_bench.report.figures import file_name
-
-        shown = [markdown.Picture(file_name(run, f), f.title, f.caption) for f in figures if pictures]
-        return [(".md", markdown.render(run, shown))]
+        return {".md": markdown.render(run, figures if pictures else ())}
     if name == "csv":
-        texts = {".csv": tables.wide_csv, "-long.csv": tables.long_csv}
-        return [*((suffix, write(run)) for suffix, write in texts.items()), ("-columns.csv", tables.columns_csv())]
-    return [("-wide.json", tables.wide_json(run))]
+        return {".csv": tables.wide_csv(run), "-long.csv": tables.long_csv(run), "-columns.csv": tables.columns_csv()}
+    if name == "json":
+        return {"-wide.json": tables.wide_json(run)}
+    if name == "svg":
+        return {figure.suffix: figure.standalone() for figure in figures}
+    from revsnn_bench.report.html.report import render_html
+    from revsnn_bench.report.html.study import study_page
+    from revsnn_bench.report.study import is_study
+
+    page = {".html": render_html(run, figures, claims=claims)}
+    return page | {"-study.html": study_page(run)} if is_study(run) else page
 
 
 def _require_known(formats: Sequence[str]) -> None:

@@ -19,9 +19,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.metrics import Number
-from revsnn_bench.records import Run
+from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
-from revsnn_bench.report.points import variants_by_node
+from revsnn_bench.report.points import Naming, variants_by_node
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,6 @@ _RC: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "legend.title_fontsize": 8.5,
 }
 _MOST_TICKS, _DIGIT_IN = 8, 0.082
 MOST_POINTS = 3
@@ -123,6 +122,11 @@ class Figure:
     title: str
     caption: str
     svg: str
+
+    @property
+    def suffix(self) -> str:
+        """What follows the run's name in that of the figure's file."""
+        return f"-{self.name}.svg"
 
     def standalone(self) -> str:
         """The drawing as a file of its own, which follows the reader's light or dark setting."""
@@ -206,14 +210,12 @@ def to_svg(axes: "Axes") -> str:
     return tidy(text.getvalue())
 
 
-def legend(axes: "Axes", handles: list[Any], columns: int = 2, title: str | None = None) -> None:
+def legend(axes: "Axes", handles: list[Any], columns: int = 2) -> None:
     """Puts a legend below the axis label, in the room that `panel` reserved."""
     below = axes.get_position().y0 - (_BOTTOM_IN - 0.02) / drawing_of(axes).get_figheight()
     axes.legend(
         handles=handles,
         ncols=columns,
-        title=title,
-        alignment="left",
         loc="upper left",
         bbox_to_anchor=(0.1 / WIDTH_IN, below),
         bbox_transform=_whole(axes),
@@ -248,9 +250,9 @@ def draw_line(axes: "Axes", look: "Look", points: Sequence[tuple[int, float, int
         axes.plot([x], [y], url=f"case:{index}", **look.point(filled=right))
 
 
-def legend_rows(entries: int, columns: int = 2, *, titled: bool = False) -> int:
+def legend_rows(entries: int, columns: int = 2) -> int:
     """Returns how many rows `legend` takes."""
-    return -(-entries // columns) + int(titled)
+    return -(-entries // columns)
 
 
 def label_room(labels: Iterable[str]) -> float:
@@ -310,12 +312,11 @@ class Look:
         """Keywords of a line."""
         return {"color": self.colour, "linestyle": self.dash, "linewidth": 1.1 + 1.3 * self.weight}
 
-    def handle(self, label: str, *, line: bool = True) -> Any:
-        """Returns a legend entry."""
+    def handle(self) -> Any:
+        """Returns a legend entry: the marker and the name."""
         from matplotlib.lines import Line2D
 
-        styles = self.line() if line else {}
-        return Line2D([], [], label=label, **(self.point() | styles))
+        return Line2D([], [], label=self.label, **self.point())
 
 
 def looks(run: Run) -> dict[str, Look]:
@@ -363,6 +364,12 @@ def in_order(known: Mapping[str, Look], names: Iterable[str]) -> list[str]:
     return [name for name in known if name in found]
 
 
+def labels(known: Mapping[str, Look], records: Iterable[Record], names: Naming) -> dict[str, str]:
+    """Returns what each variant of some records is called in a figure, in the order of the looks."""
+    cases = {record.case.variant: record.case for record in records}
+    return {variant: plain(names(cases[variant])) for variant in in_order(known, cases)}
+
+
 class LogRange:
     """Where values stand on a logarithmic axis; 0 and what is not finite get places beyond its two ends.
 
@@ -398,11 +405,11 @@ class LogRange:
         powers = range(self.first, self.last + 1, self.step)
         return [(power, part) for power in powers for part in parts if power < self.last or part == 1]
 
-    def apply(self, axes: "Axes", axis: "Axis", zero: str, lost: str, tick_name: "Names") -> None:
-        """Sets scale, limits and ticks of `axes.xaxis` or `axes.yaxis`."""
+    def apply(self, axes: "Axes", axis: "Axis", zero: str = "0 B", lost: str = "") -> None:
+        """Sets scale, limits and ticks of `axes.xaxis` or `axes.yaxis`; names those of 0 and of what is not finite."""
         ticks = self._ticks()
         places = [float(self.base**exponent) * part for exponent, part in ticks]
-        names = [tick_name(exponent, part) for exponent, part in ticks]
+        names = [binary_tick(exponent, part) if self.base == 2 else _decimal(exponent) for exponent, part in ticks]
         low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
         draw = axes.axhline if axis is axes.yaxis else axes.axvline
         if self.has_zero:
@@ -415,22 +422,6 @@ class LogRange:
         axis.set_ticks(places, names)
         axis.set_ticks([], minor=True)
         (axes.set_ylim if axis is axes.yaxis else axes.set_xlim)(float(self.base) ** low, float(self.base) ** high)
-
-
-class Names:
-    """Names the tick at a power of the base, or at a multiple of one."""
-
-    def __init__(self, base: int, unit: str) -> None:
-        self.base, self.unit = base, unit
-
-    def __call__(self, exponent: int, part: float = 1) -> str:
-        """Returns the name of `part * base ** exponent`."""
-        if self.unit == "B":
-            return _binary(exponent, part)
-        return f"1e{exponent}" if abs(exponent) > 2 else f"{float(self.base) ** exponent:g}"
-
-
-BYTES, PLAIN = Names(2, "B"), Names(10, "1")
 
 
 def positions(axes: "Axes", at: Sequence[int]) -> None:
@@ -465,7 +456,12 @@ def _logarithmic(axes: "Axes", axis: "Axis", base: int) -> None:
     (axes.set_yscale if axis is axes.yaxis else axes.set_xscale)("log", base=base)
 
 
-def _binary(exponent: int, part: float) -> str:
+def _decimal(exponent: int) -> str:
+    return f"1e{exponent}" if abs(exponent) > 2 else f"{10.0**exponent:g}"
+
+
+def binary_tick(exponent: int, part: float = 1) -> str:
+    """Returns the name of the tick at a multiple of a power of two, in bytes."""
     index = min(max(exponent, 0) // 10, len(units.BINARY) - 1)
     return f"{part * 2.0 ** (exponent - 10 * index):.10g} {units.BINARY[index]}"
 

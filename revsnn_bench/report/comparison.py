@@ -8,6 +8,7 @@ intervals. Whether a difference is a regression is decided by the gate.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,13 +21,14 @@ from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status, incomparable_fields, one_host
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.points import Ratio, ratio_to_lif
-from revsnn_bench.report.terminal import grid
+from revsnn_bench.report.terminal import Grid
 
 ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
 STATUS, EXTENT = "status", "measured"
 _SUFFIX = "_ratio_to_lif"
 _HEADINGS = ("case", "metric", "before", "after", "change", "verdict")
 _NUMBERS = (False, False, True, True, True, False)
+_MOST_ROWS = 5000
 
 
 GONE, WORSE, BETTER, NEW, CHANGED, UNJUDGED, VARIES = (
@@ -219,9 +221,21 @@ class Comparison:
 
     def incomparable_fields(self) -> list[FieldDifference]:
         """Fields of the environment that must agree before exact values are compared, and differ."""
-        # Imported late: it brings torch along, which nothing else here needs.
         found = incomparable_fields(self.before.header.environment, self.after.header.environment)
         return [FieldDifference(*difference) for difference in found]
+
+    def judged(self) -> list["Change"]:
+        """What differs with its verdict, what is gone or worse first."""
+        found = [Change(pair.id, each, self.verdict(pair, each)) for pair, each in self.changed()]
+        return sorted(found, key=lambda change: list(VERDICTS).index(change.verdict))
+
+
+class Change(NamedTuple):
+    """A difference: the id of its case, and the key of `VERDICTS` that describes it."""
+
+    case: str
+    found: Difference
+    verdict: str
 
 
 def compare(before: Run, after: Run) -> Comparison:
@@ -245,22 +259,21 @@ def render_comparison(before: Run, after: Run, console: Console | None = None) -
     compared.
     """
     comparison = compare(before, after)
-    judged = [(comparison.verdict(pair, found), pair, found) for pair, found in comparison.changed()]
+    judged = comparison.judged()
     rows = [
-        [pair.id, found.name, *found.texts(), found.change_text(), verdict]
-        for kind in VERDICTS
-        for verdict, pair, found in judged
-        if verdict == kind != VARIES
+        [case, found.name, *found.texts(), found.change_text(), verdict]
+        for case, found, verdict in judged
+        if verdict != VARIES
     ]
     title = f"{before.header.run_id} before, {after.header.run_id} after"
-    fields, said = comparison.fields(), _counted(comparison, [verdict for verdict, *_ in judged])
+    fields, said = comparison.fields(), _counted(comparison, [change.verdict for change in judged])
     if console is not None:
         console.print(Text(units.one_line(title), style="bold"))
         console.print(Text(said))
         for name, old, new in fields:
             console.print(Text(units.one_line(f"{name}: {old} before, {new} after"), style="yellow"))
         if rows:
-            console.print(grid("", _HEADINGS, _NUMBERS, rows))
+            console.print(Grid("", _HEADINGS, _NUMBERS, rows))
     parts = [f"# Comparison: {units.markdown(title)}", units.markdown(said)]
     if fields:
         table = markdown.table(("field", "before", "after"), fields)
@@ -268,6 +281,51 @@ def render_comparison(before: Run, after: Run, console: Console | None = None) -
     if rows:
         parts.append(f"## What changed\n\n{markdown.table(_HEADINGS, rows, _NUMBERS)}")
     return "\n\n".join(parts) + "\n"
+
+
+def render_comparison_html(before: Run, after: Run) -> str:
+    """Returns the comparison of a run before and a run after as one self-contained page.
+
+    Only what differs is listed, at most 5000 rows, what is gone or worse first; the page counts all of it. Exact
+    quantities of comparable environments count as better or worse at any difference, times where the 95 % intervals of
+    their ratios to the standard LIF do not overlap; nothing else is judged. Whether a change is a regression is decided
+    by the gate.
+    """
+    from revsnn_bench.report.html import Cell, Column, make_table, render_page
+
+    def cell(text: str, value: Number | str | None) -> Cell:
+        return Cell(text, None if isinstance(value, str) else value)
+
+    columns: list[Column[Change]] = [
+        Column("case", lambda row: row.case, "workload, node, size, dtype, device"),
+        Column("metric", lambda row: row.found.name, "what was measured; times as ratios to lif", is_filter=True),
+        Column("before", lambda row: cell(row.found.texts()[0], row.found.before), is_number=True),
+        Column("after", lambda row: cell(row.found.texts()[1], row.found.after), is_number=True),
+        Column(
+            "change",
+            lambda row: Cell(row.found.change_text("−"), None if math.isnan(row.found.change) else row.found.change),
+            "(after - before) / before",
+            is_number=True,
+        ),
+        Column("verdict", lambda row: row.verdict, "which way it changed", is_filter=True),
+    ]
+    comparison = compare(before, after)
+    rows = comparison.judged()
+    counts = Counter(row.verdict for row in rows)
+    shown = rows[:_MOST_ROWS]
+    return render_page(
+        "comparison",
+        title=f"{before.header.run_id} compared with {after.header.run_id}",
+        before=before.header,
+        after=after.header,
+        places=(before.place, after.place),
+        fields=[(name.replace("_", " "), *values) for name, *values in comparison.fields()],
+        counts=[(kind, counts[kind], meaning) for kind, meaning in VERDICTS.items() if counts[kind]],
+        compared=comparison.values_compared,
+        incomparable=units.listing([found.field.replace("_", " ") for found in comparison.incomparable_fields()]),
+        left_out=len(rows) - len(shown),
+        table=make_table("changes", "What changed", columns, shown, kind=lambda row: row.verdict.replace(" ", "-")),
+    )
 
 
 def _counted(comparison: Comparison, verdicts: list[str]) -> str:

@@ -9,7 +9,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
 from typing import Any
 
 from revsnn_bench.case import Case
@@ -19,14 +18,15 @@ from revsnn_bench.report import units
 from revsnn_bench.report.points import (
     Naming,
     by_point,
+    by_setting,
     contended,
+    ended,
     fixed_part,
     lif_of,
     naming,
     namings,
     ratio_text,
     ratio_to_lif,
-    setting,
     standard_lifs,
     variants,
     work,
@@ -60,7 +60,7 @@ class Finding:
 def findings(run: Run) -> list[Finding]:
     """Returns the findings of a run, most important first; the first one counts how the cases ended."""
     found = [Finding("Cases", run.extent if not run.complete else "the whole run", overview(run))]
-    for group in _settings(run):
+    for group in by_setting(run).values():
         found += [
             *_least(run, group, "peak_bytes", "Least peak memory"),
             *_least(run, group, "retained_bytes", "Least retained memory"),
@@ -74,17 +74,9 @@ def overview(run: Run) -> str:
     """Returns how many cases ended in which way."""
     if not run.records:
         return "No case was recorded."
-    ended = {status: sum(record.status is status for record in run) for status in Status}
-    counts = ", ".join(f"{count} {status.value}" for status, count in ended.items() if count)
+    counts = ", ".join(f"{count} {status.value}" for status, count in ended(run).items())
     extent = "" if run.complete else f" Not complete: {run.extent}."
     return f"{len(run.records)} in all: {counts}.{extent}"
-
-
-def _settings(run: Run) -> list[list[Record]]:
-    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in run:
-        groups[setting(record.case)].append(record)
-    return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,7 @@ class Least:
 
 def least_of(run: Run, name: str) -> list[Least]:
     """Returns who needs least of a metric, one entry for each workload, dtype and device that compares nodes."""
-    return [found for group in _settings(run) if (found := _least_in(group, name))]
+    return [found for group in by_setting(run).values() if (found := _least_in(group, name))]
 
 
 def _least_in(records: list[Record], name: str) -> Least | None:
@@ -183,12 +175,11 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
 
 def _trust(run: Run) -> list[Finding]:
     """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true."""
-    names = naming(run)
+    names, order = naming(run), variants(run)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for variant in variants(run):
-        for record in run:
-            if record.case.variant == variant and record.fidelity is not None:
-                groups[names(record.case), record.case.dtype].append(record)
+    for record in sorted(run, key=lambda record: order.index(record.case.variant)):
+        if record.fidelity is not None:
+            groups[names(record.case), record.case.dtype].append(record)
     alike: dict[tuple[Any, ...], list[tuple[str, list[Record]]]] = defaultdict(list)
     for (name, dtype), records in groups.items():
         key = dtype, _steps(records, Status.OK), _steps(records, Status.WRONG)
@@ -261,16 +252,10 @@ def _accuracy(run: Run) -> list[Finding]:
         names, scores = naming(records), defaultdict[str, list[float]](list)
         for record in records:
             scores[names(record.case)].append(BY_NAME["accuracy"].read(record) or 0.0)
-        text = ", ".join(f"{name} {_spread(values)}" for name, values in scores.items())
+        seeds = {name: f" ({len(values)} seeds)" if len(values) > 1 else "" for name, values in scores.items()}
+        text = ", ".join(f"{name} {units.spread(values)}{seeds[name]}" for name, values in scores.items())
         found.append(Finding("Accuracy", place, " ".join([f"{text}.", names.note]).strip()))
     return found
-
-
-def _spread(accuracies: Sequence[float]) -> str:
-    """A percentage, or over several seeds its mean and deviation."""
-    if len(accuracies) < 2:
-        return units.percent(accuracies[0])
-    return f"{100 * mean(accuracies):.1f} ± {100 * stdev(accuracies):.1f} % ({len(accuracies)} seeds)"
 
 
 def _contention(run: Run) -> list[Finding]:

@@ -1,7 +1,6 @@
 """A run as a Markdown report for someone who has not read the code."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from urllib.parse import quote
 
 from tabulate import tabulate
@@ -10,6 +9,7 @@ from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
+from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
 from revsnn_bench.report.points import AXES, Axis, Naming, exact, growths, namings, rest, sweeps
 from revsnn_bench.report.tables import (
@@ -27,23 +27,14 @@ _TITLES = {"timesteps": "Time steps T", "batch": "Batch B", "depth": "Depth D"}
 _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure that lies beside the report: its file name, title and caption."""
-
-    file: str
-    title: str
-    caption: str
-
-
-def render(run: Run, pictures: Sequence[Picture] = ()) -> str:
-    """Returns the report, with the pictures that lie beside it; the same run always gives the same text."""
+def render(run: Run, pictures: Sequence[Figure] = ()) -> str:
+    """Returns the report, with the figures whose files lie beside it; the same run always gives the same text."""
     sections = [
         f"# Benchmark report {units.markdown(run.header.run_id)}",
         _intro(run),
         "## Findings\n\n"
         + table(("about", "where", "what was found"), [(f.topic, f.where, f.text) for f in findings(run)]),
-        *_pictures(pictures),
+        *_pictures(run, pictures),
         *_failures(run),
         *_section("Approximate gradients", APPROXIMATE, APPROXIMATE_HEADINGS, approximate_rows(run)),
         *_sweep_sections(run),
@@ -77,12 +68,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], numbers: Se
     )
 
 
-def _pictures(pictures: Sequence[Picture]) -> list[str]:
+def _pictures(run: Run, pictures: Sequence[Figure]) -> list[str]:
     """The figures, each with its caption; they follow the reader's light or dark setting by themselves."""
-    shown = [
-        f"### {units.markdown(p.title)}\n\n![{units.markdown(p.title)}]({quote(p.file)})\n\n{units.markdown(p.caption)}"
-        for p in pictures
-    ]
+    shown = []
+    for each in pictures:
+        title, file = units.markdown(each.title), quote(f"{run.header.run_id}{each.suffix}")
+        shown.append(f"### {title}\n\n![{title}]({file})\n\n{units.markdown(each.caption)}")
     return ["\n\n".join(["## Figures", *shown])] if shown else []
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import combinations
 from statistics import correlation, linear_regression, mean, median, stdev
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from revsnn_bench.case import Case, Option
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number, Samples
@@ -26,11 +26,14 @@ ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 Points = dict[Case, dict[str, Record]]
 """Records by point, which is the case of the standard LIF there, and by node with its options."""
 
+Setting = tuple[str, str, str]
+"""Workload, dtype and device: rankings never cross these."""
+
 Form = Literal["constant", "linear", "power", "irregular"]
 NOT_DECIDED = "(not decided)"
 """Beside a ratio of times from too few rounds, or from rounds in which other work held the processor."""
 
-_CONFIDENCE, _LEAST_COVERAGE = 0.95, 0.9375
+CONFIDENCE, _LEAST_COVERAGE = 0.95, 0.9375
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,16 @@ class Sweep:
 
     Fields:
         axis: the field of `Case` that varies.
-        fixed: a case of the sweep, whose other fields hold for all.
         records: sorted by the axis, then by node in order of first appearance, the standard LIF first.
     """
 
     axis: Axis
-    fixed: Case
     records: tuple[Record, ...]
 
     @property
     def title(self) -> str:
         """The fixed part, such as `layer, B = 8, N = 4096, float32, cpu`."""
-        return fixed_part(self.fixed, without=self.axis)
+        return fixed_part(self.records[0].case, without=self.axis)
 
 
 def position(record: Record, axis: Axis) -> int:
@@ -77,9 +78,17 @@ def work(case: Case) -> int:
     return case.timesteps * neurons(case) * case.depth
 
 
-def setting(case: Case) -> tuple[str, str, str]:
-    """Returns workload, dtype and device: rankings never cross these."""
+def setting(case: Case) -> Setting:
+    """Returns the setting of a case."""
     return case.workload, case.dtype, case.device
+
+
+def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
+    """Returns the records of each setting, in order of first appearance."""
+    groups: dict[Setting, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[setting(record.case)].append(record)
+    return groups
 
 
 def by_point(records: Iterable[Record]) -> Points:
@@ -106,6 +115,12 @@ def points_by_setting(run: Run) -> Points:
     return dict(sorted(best.items(), key=lambda item: -len(item[1])))
 
 
+def ended(records: Iterable[Record]) -> dict[Status, int]:
+    """Returns how many records ended in which way, ways that occur, in the order of `Status`."""
+    counts = Counter(record.status for record in records)
+    return {status: counts[status] for status in Status if counts[status]}
+
+
 def variants(records: Iterable[Record]) -> list[str]:
     """Returns the nodes with their options, the standard LIF first, then by first appearance."""
     found = dict.fromkeys(record.case.variant for record in records)
@@ -119,19 +134,23 @@ def variants_by_node(records: Iterable[Record]) -> dict[str, str]:
     return {variant: nodes[variant] for variant in variants(found)}
 
 
+Shared = tuple[tuple[tuple[str, Option], tuple[str, ...]], ...]
+"""Options that several nodes have, each with the nodes that have it; none for all of them."""
+
+
 @dataclass(frozen=True)
 class Naming:
     """What nodes are called in one table or figure: options that they share are said once, beside it.
 
     Fields:
-        shared: options with one value in every name that has them, each with the nodes that have it; none for all.
+        shared: options that are said once, by `setting` where each has its own, else under None.
     """
 
-    shared: tuple[tuple[tuple[str, Option], tuple[str, ...]], ...] = ()
+    shared: Mapping[Setting | None, Shared]
 
     def short(self, case: Case) -> Case:
         """The case without the options that are said once."""
-        said = {option for option, _ in self.shared}
+        said = {option for option, _ in self.shared[None if None in self.shared else setting(case)]}
         kept = tuple(option for option in case.node_options if option not in said)
         return case if kept == case.node_options else case.model_copy(update={"node_options": kept})
 
@@ -145,63 +164,42 @@ class Naming:
 
     @property
     def note(self) -> str:
-        """Which options the nodes share, in a sentence; empty for none."""
-        return _sentence(self._said())
-
-    def _said(self) -> str:
-        of: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for (name, value), nodes in self.shared:
-            of[nodes].append(f"{name}={value}")
-        ordered = sorted(of.items(), key=lambda pair: len(pair[0]))
-        parts = [(units.listing(nodes) or "every node", len(nodes), options) for nodes, options in ordered]
-        return "; ".join(f"{who} {'have' if n > 1 else 'has'} {' and '.join(options)}" for who, n, options in parts)
-
-
-@dataclass(frozen=True)
-class Namings(Naming):
-    """Names for a table of several workloads and dtypes: in each, the options that its own nodes share are said once.
-
-    Fields:
-        by: the names by `setting`.
-    """
-
-    by: tuple[tuple[tuple[str, str, str], Naming], ...] = ()
-
-    def short(self, case: Case) -> Case:
-        """The case without the options that are said once of its setting."""
-        return dict(self.by)[setting(case)].short(case)
-
-    @property
-    def note(self) -> str:
         """Which options the nodes share, a sentence for the workloads in which they are the same; empty for none."""
-        settings = Counter(workload for (workload, *_), _ in self.by)
-        workloads: dict[str, list[str]] = defaultdict(list)
-        for (workload, *rest), names in self.by:
-            place = workload if settings[workload] == 1 else " ".join([workload, *rest])
-            workloads[names._said()].append(place)
-        if len(workloads) == 1:
-            return _sentence(next(iter(workloads)))
-        parts = [f"In {units.listing(places)} {said}." for said, places in workloads.items() if said]
-        return " ".join(parts)
+        places: dict[str, list[Setting | None]] = defaultdict(list)
+        for place, shared in self.shared.items():
+            places[_said(shared)].append(place)
+        if len(places) == 1:
+            (said,) = places
+            return f"{said[0].upper()}{said[1:]}." if said.startswith("every") else said and f"{said}."
+        settings = Counter(place[0] for place in self.shared if place)
+        words = {place: place[0] if settings[place[0]] == 1 else " ".join(place) for place in self.shared if place}
+        parts = [(units.listing([words[each] for each in found if each]), said) for said, found in places.items()]
+        return " ".join(f"In {where} {said}." for where, said in parts if said)
 
 
-def _sentence(said: str) -> str:
-    return f"{said[0].upper()}{said[1:]}." if said.startswith("every") else said and f"{said}."
+def _said(shared: Shared) -> str:
+    of: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for (name, value), nodes in shared:
+        of[nodes].append(f"{name}={value}")
+    ordered = sorted(of.items(), key=lambda pair: len(pair[0]))
+    parts = [(units.listing(nodes) or "every node", len(nodes), options) for nodes, options in ordered]
+    return "; ".join(f"{who} {'have' if n > 1 else 'has'} {' and '.join(options)}" for who, n, options in parts)
 
 
-def namings(records: Iterable[Record]) -> Namings:
-    """Returns the names for a table with records of several workloads and dtypes."""
-    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        groups[setting(record.case)].append(record)
-    return Namings(by=tuple((place, naming(found)) for place, found in groups.items()))
+def namings(records: Iterable[Record]) -> Naming:
+    """Returns the names for a table with records of several workloads and dtypes, each with options of its own."""
+    return Naming({place: _shared(found) for place, found in by_setting(records).items()})
 
 
 def naming(records: Iterable[Record]) -> Naming:
-    """Returns the names for a table or figure of these records.
+    """Returns the names for a table or figure of these records."""
+    return Naming({None: _shared(records)})
 
-    An option is said once where all that have it have the same value, and no node is there with it and without it. One
-    that a single name of several has stays in that name.
+
+def _shared(records: Iterable[Record]) -> Shared:
+    """Options with one value in all names that have them, of nodes that are not there both with and without them.
+
+    One that a single name of several has stays in that name.
     """
     cases = {record.case.variant: record.case for record in records}.values()
     values: dict[str, set[Option]] = defaultdict(set)
@@ -210,13 +208,12 @@ def naming(records: Iterable[Record]) -> Naming:
             values[name].add(value)
     shared = []
     for name in sorted(values):
-        with_it = {case.node for case in cases if name in case.options}
+        with_it = [case.node for case in cases if name in case.options]
         without = {case.node for case in cases if name not in case.options}
-        several = sum(name in case.options for case in cases) > 1
-        if len(values[name]) == 1 and not with_it & without and (several or not without):
-            nodes = dict.fromkeys(case.node for case in cases if name in case.options) if without else ()
+        if len(values[name]) == 1 and not without.intersection(with_it) and (len(with_it) > 1 or not without):
+            nodes = dict.fromkeys(with_it) if without else ()
             shared.append(((name, next(iter(values[name]))), tuple(nodes)))
-    return Naming(tuple(shared))
+    return tuple(shared)
 
 
 def sweeps(run: Run, axis: Axis) -> list[Sweep]:
@@ -229,11 +226,7 @@ def sweeps(run: Run, axis: Axis) -> list[Sweep]:
     for record in exact(run):
         groups[record.case.point.model_copy(update={axis: 1})].append(record)
     return [
-        Sweep(
-            axis,
-            records[0].case,
-            tuple(sorted(records, key=lambda record: (position(record, axis), rank[record.case.variant]))),
-        )
+        Sweep(axis, tuple(sorted(records, key=lambda r: (position(r, axis), rank[r.case.variant]))))
         for records in groups.values()
         if len({position(record, axis) for record in records}) > 1
     ]
@@ -356,13 +349,39 @@ def ratio_of_times(own: tuple[float, ...], lif: tuple[float, ...], processes: tu
     ratios = [a / b for a, b in zip(own, lif, strict=True)]
     if len(processes) < 2:
         return Ratio(median(ratios), *_interval_of_median(sorted(ratios)))
-    from scipy.special import stdtrit
-
     starts = [sum(processes[:n]) for n in range(len(processes))]
     logs = [math.log(median(ratios[a : a + n])) for a, n in zip(starts, processes, strict=True)]
-    middle = mean(logs)
-    half = float(stdtrit(len(logs) - 1, (1 + _CONFIDENCE) / 2)) * stdev(logs) / math.sqrt(len(logs))
-    return Ratio(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+    middle, low, high = map(math.exp, interval_of_mean(logs))
+    return Ratio(middle, low, high)
+
+
+class Interval(NamedTuple):
+    """A mean, or a slope, and where it lies by some confidence; infinite where too few values tell."""
+
+    mean: float
+    low: float
+    high: float
+
+    def in_points(self) -> str:
+        """That of accuracies, in points."""
+        bounds = "(one seed)" if math.isinf(self.low) else f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
+        return f"{100 * self.mean:+.2f} points {bounds}"
+
+
+def interval_of_mean(values: Sequence[float], quantile: float = (1 + CONFIDENCE) / 2) -> Interval:
+    """Returns Student's interval of a mean; the quantile is that of its upper end."""
+    middle, count = mean(values), len(values)
+    if count < 2:
+        return Interval(middle, -math.inf, math.inf)
+    half = student(count - 1, quantile) * stdev(values) / math.sqrt(count)
+    return Interval(middle, middle - half, middle + half)
+
+
+def student(freedom: int, quantile: float) -> float:
+    """Returns a quantile of Student's distribution."""
+    from scipy.special import stdtrit  # not above: it takes longer to load than a report without times
+
+    return float(stdtrit(freedom, quantile))
 
 
 def _interval_of_median(ordered: Sequence[float]) -> tuple[float, float] | tuple[None, None]:

@@ -9,15 +9,15 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, NamedTuple
 
 from revsnn_bench.case import Case, Option
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status, TrialRecord
 from revsnn_bench.report import units
+from revsnn_bench.report.points import CONFIDENCE, Interval, interval_of_mean
 
-CONFIDENCE = 0.95
 LEAST_TRIALS = 6
 """Trials of a node below which nothing is said about its parameters."""
 
@@ -26,14 +26,6 @@ COSTS = {"accuracy": "accuracy", "peak": "peak_bytes", "time": "step_time_s"}
 
 _TREES = 5
 """Seeds of the importances, whose mean is shown."""
-
-
-class Interval(NamedTuple):
-    """A mean, and where it lies with `CONFIDENCE`; infinite where fewer than two values tell."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -139,9 +131,9 @@ def retrained(run: Run) -> list[Retrained]:
             continue
         against = None if first is None or record is first else scores.get(first.case, {})
         pairs = [fresh[seed] - against[seed] for seed in fresh if seed in against] if against else []
-        spread = interval([score - _score(record) for score in fresh.values()])
+        back = interval_of_mean([score - _score(record) for score in fresh.values()])
         judged = by_setting[record.case][min(fresh)]
-        found.append(Retrained(record, fresh, spread, interval(pairs) if pairs else None, judged))
+        found.append(Retrained(record, fresh, back, interval_of_mean(pairs) if pairs else None, judged))
     return sorted(found, key=lambda each: -mean(each.fresh.values()))
 
 
@@ -160,7 +152,7 @@ def chosen(run: Run) -> Record | None:
 
 def _below(fresh: Mapping[int, float], best: Mapping[int, float]) -> bool:
     """Whether the interval of the differences, seed by seed, lies below zero."""
-    return interval([fresh[seed] - best[seed] for seed in fresh if seed in best]).high < 0
+    return interval_of_mean([fresh[seed] - best[seed] for seed in fresh if seed in best]).high < 0
 
 
 def command(record: Record) -> str:
@@ -206,16 +198,15 @@ def summary(run: Run) -> list[str]:
             lines.append(f"It {_came_back(again[best.case])}")
         paired = again[best.case].to_baseline
         if paired is not None:
-            lines.append(f"Less the defaults of {settings['nodes'][0]}, seed by seed: {points(paired)}.")
+            lines.append(f"Less the defaults of {settings['nodes'][0]}, seed by seed: {paired.in_points()}.")
     return lines
 
 
 def _came_back(each: Retrained) -> str:
     """How a setting did on fresh seeds."""
-    return (
-        f"had {percent(_score(each.first))} in the search and has {spread(each.fresh)} on {len(each.fresh)} fresh "
-        f"seeds; regression to the mean: {points(each.to_first)}."
-    )
+    found, fresh = units.percent(_score(each.first)), units.spread(each.fresh.values())
+    back = f"regression to the mean: {each.to_first.in_points()}"
+    return f"had {found} in the search and has {fresh} on {len(each.fresh)} fresh seeds; {back}."
 
 
 def importances(run: Run) -> dict[str, float]:
@@ -276,31 +267,6 @@ def _around(rho: float, count: int) -> Interval:
     centre = math.atanh(max(-0.999, min(0.999, rho)))
     half = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt(1.06 / (count - 3))
     return Interval(rho, math.tanh(centre - half), math.tanh(centre + half))
-
-
-def interval(found: Sequence[float]) -> Interval:
-    """Student's interval of a mean."""
-    if len(found) < 2:
-        return Interval(mean(found), -math.inf, math.inf)
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(len(found) - 1, (1 + CONFIDENCE) / 2)) * stdev(found) / math.sqrt(len(found))
-    return Interval(mean(found), mean(found) - half, mean(found) + half)
-
-
-def points(found: Interval) -> str:
-    """An interval of accuracies in points."""
-    return f"{100 * found.mean:+.2f} points [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-
-
-def percent(accuracy: float) -> str:
-    """An accuracy in percent."""
-    return f"{100 * accuracy:.1f} %"
-
-
-def spread(fresh: Mapping[int, float]) -> str:
-    """Mean and deviation over seeds, in percent."""
-    return f"{100 * mean(fresh.values()):.1f} ± {100 * stdev(fresh.values()):.1f} %"
 
 
 def _score(record: Record) -> float:

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
@@ -28,9 +27,6 @@ from revsnn_bench.report.points import (
     ratio_to_lif,
     standard_lifs,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Value = str | int | float | None
 Row = dict[str, Value]
@@ -65,10 +61,11 @@ def long_rows(run: Run) -> list[Row]:
         if not values:
             rows.append(dict.fromkeys(LONG_COLUMNS) | identity(record))
         for name, value in values.items():
-            ratio = ratio_to_lif(name, record, lifs)
-            bounds = (ratio.value, ratio.low, ratio.high) if ratio else (None, None, None)
-            numbers: tuple[Value, ...] = (name, value, BY_NAME[name].unit, *bounds)
-            rows.append(identity(record) | dict(zip(LONG_COLUMNS[len(IDENTITY) :], numbers, strict=True)))
+            row = dict.fromkeys(LONG_COLUMNS) | identity(record)
+            row |= {"metric": name, "value": value, "unit": BY_NAME[name].unit}
+            if ratio := ratio_to_lif(name, record, lifs):
+                row |= {"ratio_to_lif": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+            rows.append(row)
     return rows
 
 
@@ -78,10 +75,9 @@ def wide_rows(run: Run) -> list[Row]:
     rows: list[Row] = []
     for record in run:
         row: Row = dict.fromkeys(WIDE_COLUMNS) | identity(record) | measured(record)
-        for metric in METRICS:
-            ratio = ratio_to_lif(metric.name, record, lifs)
-            if ratio is not None:
-                row[f"{metric.name}_ratio_to_lif"] = ratio.value
+        for name in BY_NAME:
+            if ratio := ratio_to_lif(name, record, lifs):
+                row[f"{name}_ratio_to_lif"] = ratio.value
         row["host"], row["reason"] = record.host, record.reason
         if record.fidelity is not None:
             row["warning"], row["tolerance"] = record.fidelity.warning, record.fidelity.tolerance
@@ -147,37 +143,6 @@ def _json_value(value: Value) -> Value:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-_COUNTS = tuple(row.name for row in CASE_FIELDS if row.is_number)
-
-
-def _typed(rows: list[Row], columns: tuple[str, ...]) -> "pd.DataFrame":
-    """Bytes, FLOPs and counts become nullable integers, other numbers float64, the rest stays text."""
-    import pandas as pd  # not above: it would take half of the time of every command's start
-
-    frame = pd.DataFrame(rows, columns=list(columns), dtype=object)
-    for column in columns:
-        metric = BY_NAME.get(column)
-        if column in _COUNTS or (metric is not None and metric.unit in ("B", "FLOP")):
-            frame[column] = frame[column].astype("Int64")
-        elif metric is not None or column in ("value", "tolerance") or "ratio_" in column:
-            frame[column] = frame[column].astype("float64")
-    return frame
-
-
-def long(run: Run) -> "pd.DataFrame":
-    """Returns one row per case and measured metric, raw values in the unit of the column `unit`.
-
-    A case without any measurement (out of memory, say) keeps one row, with its status and no metric. A row
-    whose value is NaN was measured as NaN; what was not measured has no row.
-    """
-    return _typed(long_rows(run), LONG_COLUMNS)
-
-
-def wide(run: Run) -> "pd.DataFrame":
-    """Returns one row per case, one column per metric and one per ratio to the standard LIF."""
-    return _typed(wide_rows(run), WIDE_COLUMNS)
-
-
 _DICTIONARY_COLUMNS = ("column", "file", "unit", "meaning", "better", "in_repeated_runs")
 _MEANINGS = {
     "id": "Name of the case: workload/node/size/dtype/device.",
@@ -201,13 +166,12 @@ _MEANINGS = {
 
 def columns_csv() -> str:
     """Returns the data dictionary of the wide and the long CSV file; every run has the same columns."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_DICTIONARY_COLUMNS)
+    rows: list[Row] = []
     for column in dict.fromkeys([*WIDE_COLUMNS, *LONG_COLUMNS]):
         files = [name for name, known in (("wide", WIDE_COLUMNS), ("long", LONG_COLUMNS)) if column in known]
-        writer.writerow([column, " and ".join(files), *_described(column)])
-    return text.getvalue()
+        cells = (column, " and ".join(files), *_described(column))
+        rows.append(dict(zip(_DICTIONARY_COLUMNS, cells, strict=True)))
+    return _csv(rows, _DICTIONARY_COLUMNS)
 
 
 def _described(column: str) -> tuple[str, str, str, str]:
@@ -307,11 +271,8 @@ def approximate_rows(run: Run) -> list[tuple[str, ...]]:
         rows.append(
             (
                 names.id(record.case),
-                *(
-                    (units.fraction(bias.relative), units.fraction(bias.cosine))
-                    if bias
-                    else (units.ABSENT, units.ABSENT)
-                ),
+                units.fraction(bias.relative) if bias else units.ABSENT,
+                units.fraction(bias.cosine) if bias else units.ABSENT,
                 ", ".join(f"{name} {units.fraction(relative)}" for name, (relative, _) in modules) or units.ABSENT,
                 *(units.measured(name, record) for name in ("retained_bytes", "peak_bytes", "step_time_s")),
                 units.ABSENT if lif is None else units.measured("peak_bytes", lif),

@@ -160,9 +160,19 @@ class Grid:
     and where the others have no room either, each cell does.
     """
 
-    def __init__(self, title: str, headings: Sequence[str], numbers: Sequence[bool]) -> None:
-        self.title, self.headings, self.numbers = units.one_line(title), headings, numbers
+    def __init__(
+        self,
+        title: str,
+        headings: Sequence[str],
+        numbers: Sequence[bool] = (),
+        rows: Iterable[Sequence[str]] = (),
+        style: str = "",
+    ) -> None:
+        self.title, self.headings = units.one_line(title), headings
+        self.numbers = numbers or [False] * len(headings)
         self.rows: list[tuple[list[Text], str]] = []
+        for row in rows:
+            self.add_row(*row, style=style)
 
     def add_row(self, *cells: str | Text, style: str = "") -> None:
         """Adds a row; text of records is kept on one line, and a style is of the whole row."""
@@ -219,21 +229,11 @@ class Grid:
         return table
 
 
-def grid(
-    title: str, headings: Sequence[str], numbers: Sequence[bool], rows: Iterable[Sequence[str]] = (), style: str = ""
-) -> Grid:
-    """Returns a table that fits any terminal without breaking a word."""
-    made = Grid(title, headings, numbers)
-    for row in rows:
-        made.add_row(*row, style=style)
-    return made
-
-
 def _record_table(title: str, run: Run, axis: Axis | None, records: Sequence[Record]) -> Grid:
     """A table of records, whose title says which options all its nodes share."""
     names = naming(records)
     shown = columns(run, axis, names, compact=True)
-    made = grid(
+    made = Grid(
         f"{title}. {names.note}" if names.note else title,
         [column.heading for column in shown],
         [column.is_number for column in shown],

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from statistics import mean, stdev
 
 from revsnn_bench.metrics import BY_NAME, Metric, Number
 from revsnn_bench.records import Record
@@ -82,6 +83,12 @@ def times(value: Number) -> str:
 def percent(fraction: Number) -> str:
     """Returns a fraction in percent."""
     return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else NOT_FINITE
+
+
+def spread(fractions: Collection[float]) -> str:
+    """Returns a mean in percent, and of several the deviation: `97.2 ± 0.4 %`."""
+    deviation = f" ± {100 * stdev(fractions):.1f}" if len(fractions) > 1 else ""
+    return f"{100 * mean(fractions):.1f}{deviation} %"
 
 
 def one_line(text: object) -> str:

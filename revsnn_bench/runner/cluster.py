@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.records import Environment, Record, Status, utc_now
-from revsnn_bench.runner.client import Runner, measure_in_processes
+from revsnn_bench.runner import Runner, measure_in_processes
 from revsnn_bench.runs import code_differences, place_differences
 from revsnn_bench.system.environment import fingerprint
 from revsnn_bench.system.gpu import processes_on_gpu
@@ -89,11 +89,6 @@ class _Host:
     def has_room_for(self, job: _Job) -> bool:
         busy = [slot for slot in self.slots if slot.job is not None]
         return len(busy) < self.gpus and all(slot.on_gpu for slot in busy) if job.on_gpu else not busy
-
-    @property
-    def is_full(self) -> bool:
-        busy = [slot for slot in self.slots if slot.job is not None]
-        return len(busy) >= max(1, self.gpus) or not all(slot.on_gpu for slot in busy)
 
 
 class Answer(NamedTuple):
@@ -378,8 +373,6 @@ class Cluster:
 
     def _next_for(self, host: _Host) -> _Job | None:
         """The first case that fits; one that was lost here goes to another host where there is one."""
-        if host.is_full:
-            return None
         names = {each.name for each in self._hosts.values()}
         fitting = (job for job in self._waiting if host.has_room_for(job))
         return next((job for job in fitting if host.name not in job.lost_with or names <= {*job.lost_with}), None)

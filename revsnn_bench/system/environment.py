@@ -1,8 +1,10 @@
-"""Where a run takes place: the fingerprint in its header, and the conditions around each case."""
+"""Where a run takes place: the fingerprint in its header, conditions around each case, and what would disturb it."""
 
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,9 +80,9 @@ def read_conditions() -> Reading:
     return Reading(load=os.getloadavg()[0], gpu=gpu.gpu_reading())
 
 
-def conditions(before: Reading, after: Reading | None = None) -> Conditions:
-    """Conditions around a case, from a reading before it and one after it (default: read now)."""
-    after = read_conditions() if after is None else after
+def conditions(before: Reading) -> Conditions:
+    """Conditions around a case, from a reading before it and one now."""
+    after = read_conditions()
     return Conditions(load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu)
 
 
@@ -169,3 +171,58 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+BUSY_LOAD = 0.5
+"""Load average per core above which other work disturbs the clock."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is as it should be, what was found, and what to change where it is not."""
+
+    name: str
+    good: bool
+    found: str
+    advice: str = ""
+
+
+def machine() -> Iterator[Finding]:
+    """What on this machine would disturb a measurement, and how to change it."""
+    import torch
+
+    available, threads = cores(), torch.get_num_threads()
+    yield Finding(
+        "threads", threads <= available, f"{threads} on {available} cores",
+        f"more threads than cores wait for each other: pass --threads {available}",
+    )  # fmt: skip
+    load = psutil.getloadavg()[0]
+    yield Finding(
+        "load", load / available < BUSY_LOAD, f"{load:.1f} over the last minute",
+        "other work holds the processor: stop it, or trust bytes and FLOPs but not times",
+    )  # fmt: skip
+    free = psutil.virtual_memory().available
+    yield Finding("free memory", free > 2**30, f"{free / 2**30:.1f} GiB", "below 1 GiB, cases end as oom or swap")
+    swapped = psutil.swap_memory().used
+    yield Finding("swap in use", swapped < 2**28, f"{swapped / 2**20:.0f} MiB", "swapping distorts times: free memory")
+    libc = platform.libc_ver()[0]
+    yield Finding(
+        "C library", libc == "glibc", libc or "unknown",
+        "process_peak_bytes is comparable with tensor bytes under glibc only, whose mmap threshold workers set",
+    )  # fmt: skip
+    yield from _gpu()
+
+
+def _gpu() -> Iterator[Finding]:
+    import torch
+
+    name = gpu.gpu_name()
+    if name is None:
+        yield Finding("GPU", True, "none visible: device cuda is skipped")
+        return
+    yield Finding(
+        "GPU", torch.cuda.is_available(), f"{name}, driver {gpu.driver_version()}",
+        "this torch cannot use it: install a CUDA build of torch",
+    )  # fmt: skip
+    for field, value in (gpu.gpu_reading() or {}).items():
+        yield Finding(f"GPU {field}", True, str(value))

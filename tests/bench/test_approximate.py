@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from revsnn_bench.gate.verdict import Kind, gate
+from revsnn_bench.gate import Kind, gate
 from revsnn_bench.records import FidelityRecord, GradientBias, Status
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings, least_of

@@ -2,7 +2,7 @@
 
 from revsnn_bench.report import markdown
 from revsnn_bench.report.bandwidth import HEADINGS, NEW_PAGES, NO_NEW_PAGES, bandwidth_rows, shares
-from revsnn_bench.report.html import render_html
+from revsnn_bench.report.html.report import render_html
 
 COPIES_OF_THE_INPUT = 64 * 8 * 4 * 4  # neurons, batch, steps, bytes
 

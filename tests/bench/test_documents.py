@@ -303,10 +303,10 @@ def test_tuning_page_shows_its_studies(name):
             str(study.known(first).number),
             f"`{first.case.node}`, T = {first.case.timesteps}",
             units.measured("peak_bytes", each.judged),
-            study.percent(first.accuracy.accuracy),
-            study.spread(each.fresh),
-            study.points(each.to_first),
-            "the baseline" if paired is None else study.points(paired),
+            units.percent(first.accuracy.accuracy),
+            units.spread(each.fresh.values()),
+            each.to_first.in_points(),
+            "the baseline" if paired is None else paired.in_points(),
         )
         assert f"| {' | '.join(cells)} |" in page
     if name == "vgg11-tune":

@@ -10,8 +10,8 @@ from revsnn_bench.cli.gate import gate_command
 from revsnn_bench.gate import BaselineRefused, gate, load_baseline, update_baseline
 from revsnn_bench.records import SCHEMA_VERSION
 from revsnn_bench.report import markdown
-from revsnn_bench.report.comparison import render_comparison
-from revsnn_bench.report.html import render_comparison_html, render_html
+from revsnn_bench.report.comparison import render_comparison, render_comparison_html
+from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.units import one_line
 from revsnn_bench.runs import load_run
 

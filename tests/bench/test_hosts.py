@@ -11,7 +11,7 @@ from revsnn_bench.merging import NotMergeable, merged
 from revsnn_bench.report.comparison import compare
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
-from revsnn_bench.report.html import render_html
+from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.markdown import render
 from revsnn_bench.report.points import growths, ratio_to_lif
 from revsnn_bench.report.tables import wide_rows

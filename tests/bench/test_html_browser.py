@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
+from revsnn_bench.report.comparison import render_comparison_html
+from revsnn_bench.report.html.gallery import render_gallery
+from revsnn_bench.report.html.report import render_html
 from revsnn_bench.runs import load_run
 
 HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\"> \"'`" + "y" * 3000

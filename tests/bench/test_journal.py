@@ -11,7 +11,7 @@ import pytest
 
 from revsnn_bench.records import SCHEMA_VERSION, Record, Run, RunHeader
 from revsnn_bench.report import markdown
-from revsnn_bench.report.html import render_gallery
+from revsnn_bench.report.html.gallery import render_gallery
 from revsnn_bench.runs import DamagedFile, Journal, NotResumable, RunInUse, UnknownSchema, load_run, new_run_id
 
 MakeRecord = Callable[..., Record]

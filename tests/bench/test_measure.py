@@ -16,8 +16,7 @@ from revsnn_bench.meters.fidelity import measure_fidelity
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.models.reference import subject_of
 from revsnn_bench.models.workloads import build
-from revsnn_bench.records import FidelityRecord, Status
-from revsnn_bench.runner import SkipCase
+from revsnn_bench.records import FidelityRecord, SkipCase, Status
 
 T, B, N = 5, 2, 16
 STEP = B * N

@@ -106,6 +106,17 @@ def test_the_command_joins_files(whole, part, tmp_path):
     assert load_run(tmp_path / "n.json").extent == "3 of 6 planned cases"
 
 
+def test_the_record_of_a_merge_names_files_without_their_folders(part, tmp_path, monkeypatch):
+    """As every command does: a record must not tell where things lie."""
+    file = tmp_path / "a.json"
+    file.write_text(part("a", (0, 2)).model_dump_json(), encoding="utf-8")
+    arguments = ["merge", str(file), "--run-id=m", "--partial", f"--results={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["/some/bin/revsnn-bench", *arguments])
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    expected = ("revsnn-bench", "merge", "a.json", "--run-id=m", "--partial", f"--results={tmp_path.name}")
+    assert load_run(tmp_path / "m.json").header.command == expected
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "-1/3", "a/b", "1/3/5", "", "1.0/3", "1/" + "9" * 50])
 def test_a_shard_is_one_of_so_many(text):
     """Anything else is refused with an example."""

@@ -16,8 +16,9 @@ from revsnn_bench.cli import app
 from revsnn_bench.gate import gate
 from revsnn_bench.gate.formats import RENDERERS
 from revsnn_bench.report import markdown, tables
-from revsnn_bench.report.comparison import render_comparison
-from revsnn_bench.report.html import render_comparison_html, render_gallery, render_html
+from revsnn_bench.report.comparison import render_comparison, render_comparison_html
+from revsnn_bench.report.html.gallery import render_gallery
+from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.terminal import print_run, print_summary
 from revsnn_bench.runs import Journal, JournalError, load_run
 

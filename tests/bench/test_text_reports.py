@@ -9,7 +9,7 @@ from rich.console import Console
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.findings import findings
-from revsnn_bench.report.terminal import grid, print_run, print_summary
+from revsnn_bench.report.terminal import Grid, print_run, print_summary
 
 HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
 
@@ -202,7 +202,7 @@ def test_terminal_breaks_no_word(sweep_run, width):
 @pytest.mark.parametrize(("width", "count"), [(32, 4), (60, 5), (80, 4), (200, 4)])
 def test_a_grid_breaks_no_word_at_any_width(width, count):
     """Every cell is on some line in one piece: in a table, below its first cell, or by itself."""
-    table = grid("Title", ["case", "metric", "change"], [False, False, True])
+    table = Grid("Title", ["case", "metric", "change"], [False, False, True])
     cells = ("layer/lif-carrier/T16-B8-N65536", "recompute_flops", "+1,048,576 B (+8.33 %)")
     table.add_row(*cells)
     stream = io.StringIO()

@@ -19,6 +19,7 @@ from revsnn_bench.models.training import Recipe, Trainer
 from revsnn_bench.records import Status, TrialRecord
 from revsnn_bench.report import study as read
 from revsnn_bench.report.html.study import study_page
+from revsnn_bench.report.points import interval_of_mean
 from revsnn_bench.runs import load_run
 from revsnn_bench.tuning.space import Choice, Range, StudySettings, parse_axis
 from revsnn_bench.tuning.study import Study, StudyOptions
@@ -272,7 +273,7 @@ def test_the_best_of_a_search_comes_back_to_the_mean(study_run):
     assert cheap.to_baseline == pytest.approx((0.015, 0.015, 0.015))  # the same luck in each pair
     values = [0.01, -0.01, 0.02, 0.0]
     half = 3.182446 * 0.0129099 / 2
-    assert read.interval(values) == pytest.approx((0.005, 0.005 - half, 0.005 + half), rel=1e-4)
+    assert interval_of_mean(values) == pytest.approx((0.005, 0.005 - half, 0.005 + half), rel=1e-4)
 
 
 def test_what_cannot_be_told_from_the_best_is_chosen_by_its_bytes(study_run):
@@ -303,5 +304,5 @@ def test_the_page_shows_the_study(study_run):
     assert page.count("<svg") == 4
     assert "the network is silent" in page
     assert read.command(read.chosen(study_run)) in page
-    assert read.points(read.retrained(study_run)[0].to_first) in page
+    assert read.retrained(study_run)[0].to_first.in_points() in page
     assert all(f'id="case-{number}"' in page for number in range(9))

@@ -10,7 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import linear_regression
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
@@ -20,20 +20,50 @@ from revsnn_bench.report.canvas import INK, Figure, Look
 from revsnn_bench.report.labels import name_lines, names_room
 from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, naming, position, setting, sweeps
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _LIMIT = 100
 AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
 _MOST_SWEEPS: dict[Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
 _METRICS = ("retained_bytes", "peak_bytes")
 _SLOPES = "Beside the name: the slope on these two logarithmic scales; 1 is in proportion, 0 independent."
 
-Worst = dict[int, tuple[float, int, bool]]
-"""By T: the worst error, the index of its record, and whether it is within tolerance."""
+Point = tuple[int, Number, int, bool]
+"""Position on the axis, value, index of the record, and whether its gradient is right."""
 
-Line = list[tuple[int, Number, int]]
-"""Position on the axis, value, and index of the record, in order of position."""
+Lines = Mapping[str, Sequence[Point]]
+"""The points of each variant, in order of position."""
+
+
+def _drawn(
+    lines: Lines,
+    labels: Mapping[str, str],
+    known: Mapping[str, Look],
+    across: str,
+    up: str,
+    tolerances: Sequence[float] | None = None,
+) -> str:
+    """Lines over the positions that were measured, with their labels at the right: of bytes, or of errors below
+    tolerances."""
+    is_bytes, limits = tolerances is None, tolerances or ()
+    values = [value for points in lines.values() for _, value, *_ in points]
+    places = canvas.LogRange([*values, *limits], base=2 if is_bytes else 10)
+    height, right = names_room(labels.values())
+    with canvas.panel(plot_height=height, right=right) as axes:
+        places.apply(axes, axes.yaxis, *(() if is_bytes else ("exact", f"> {_LIMIT}")))
+        for limit in limits:
+            axes.axhline(places.place(limit), color=INK, linewidth=1, linestyle=(0, (6, 3)))
+            spot: dict[str, Any] = {"xy": (1, places.place(limit)), "xycoords": axes.get_yaxis_transform()}
+            text = f"tolerance {limit:.0e}"
+            axes.annotate(text, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
+        ends = []
+        for variant, look in canvas.dashed(known, labels).items():
+            points = [(x, places.place(y), index, right) for x, y, index, right in lines[variant]]
+            canvas.draw_line(axes, look, points)
+            ends.append((*points[-1][:2], labels[variant], look))
+        canvas.positions(axes, [x for points in lines.values() for x, *_ in points])
+        name_lines(axes, ends)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        return canvas.to_svg(axes)
 
 
 def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
@@ -54,76 +84,37 @@ def _over_time(records: list[Record]) -> list[Record]:
 
 
 def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int]) -> Figure:
-    lines = _worst(records, index)
+    worst: dict[str, dict[int, Record]] = defaultdict(dict)
+    for record in records:
+        found, t = worst[record.case.variant], record.case.timesteps
+        if t not in found or _error(record) > _error(found[t]):
+            found[t] = record
+    lines = {v: [_error_point(found[t], index) for t in sorted(found)] for v, found in worst.items()}
+    names = naming(records)
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
-    errors = [_shown(error) for points in lines.values() for error, _, _ in points.values()]
-    places = canvas.LogRange([*errors, *tolerances], base=10)
-    names, cases = naming(records), _cases(records)
-    labels = {variant: canvas.plain(names(cases[variant])) for variant in canvas.in_order(known, lines)}
-    height, right = names_room(labels.values())
-    with canvas.panel(plot_height=height, right=right) as axes:
-        places.apply(axes, axes.yaxis, "exact", f"> {_LIMIT}", canvas.PLAIN)
-        for tolerance in tolerances:
-            axes.axhline(places.place(tolerance), color=INK, linewidth=1, linestyle=(0, (6, 3)))
-            label = f"tolerance {tolerance:.0e}"
-            spot: dict[str, Any] = {"xy": (1, places.place(tolerance)), "xycoords": axes.get_yaxis_transform()}
-            axes.annotate(label, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
-        drawn = {
-            variant: [(t, places.place(_shown(e)), i, right) for t, (e, i, right) in sorted(lines[variant].items())]
-            for variant in labels
-        }
-        _draw_lines(axes, drawn, labels, known)
-        axes.set_xlabel("time steps T")
-        axes.set_ylabel("gradient error (relative L2)")
-        svg = canvas.to_svg(axes)
+    labels = canvas.labels(known, records, names)
+    svg = _drawn(lines, labels, known, "time steps T", "gradient error (relative L2)", tolerances)
     caption = (
         "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T, of "
         "nodes that were compared at several. "
         f"Hollow: above the tolerance, so the gradient is wrong. Errors above {_LIMIT}, and those that are not "
         "finite, stand at the top."
     )
-    caption = " ".join([caption, names.note]).strip()
+    caption = f"{caption} {names.note}".strip()
     return Figure(f"gradient-{units.one_line(dtype)}", f"Gradient error against T, {dtype}", caption, svg)
 
 
-Drawn = Mapping[str, Sequence[tuple[int, float, int, bool]]]
-"""Points by variant: place, height, index of the record, and whether its gradient is right."""
+def _error(record: Record) -> float:
+    error = BY_NAME["gradient_error"].read(record)
+    return math.inf if error is None or math.isnan(error) else error
 
 
-def _draw_lines(axes: "Axes", drawn: Drawn, labels: Mapping[str, str], known: Mapping[str, Look]) -> None:
-    """Lines over the positions that were measured, with their names at the right."""
-    known = canvas.dashed(known, drawn)
-    for variant, points in drawn.items():
-        canvas.draw_line(axes, known[variant], points)
-    canvas.positions(axes, [x for points in drawn.values() for x, *_ in points])
-    ends = [(*points[-1][:2], labels[variant], known[variant]) for variant, points in drawn.items()]
-    name_lines(axes, ends)
-
-
-def _cases(records: Sequence[Record]) -> dict[str, Case]:
-    """A case of each variant."""
-    return {record.case.variant: record.case for record in records}
-
-
-def _worst(records: list[Record], index: Mapping[Case, int]) -> dict[str, Worst]:
-    found: dict[str, Worst] = defaultdict(dict)
-    for record in records:
-        fidelity = record.fidelity
-        if fidelity is None:
-            continue
-        error, points = fidelity.gradient_error, found[record.case.variant]
-        if record.case.timesteps not in points or _badness(error) > _badness(points[record.case.timesteps][0]):
-            points[record.case.timesteps] = (error, index[record.case], error <= fidelity.tolerance)
-    return dict(found)
-
-
-def _shown(error: float) -> float:
+def _error_point(record: Record, index: Mapping[Case, int]) -> Point:
     """Beyond the limit an error says nothing more, and would take the room of those that do."""
-    return error if error <= _LIMIT else math.inf
-
-
-def _badness(error: float) -> float:
-    return math.inf if math.isnan(error) else error
+    assert record.fidelity is not None
+    error = _error(record)
+    shown = error if error <= _LIMIT else math.inf
+    return record.case.timesteps, shown, index[record.case], error <= record.fidelity.tolerance
 
 
 def scaling_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
@@ -150,36 +141,21 @@ def method_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int
 
 
 def _draw_methods(records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int], number: int) -> Figure:
-    lines: dict[str, list[Record]] = defaultdict(list)
-    for record in sorted(records, key=lambda r: r.case.timesteps):
-        lines[record.case.variant].append(record)
-    names = naming(records)
-    labels = {
-        v: f"{canvas.plain(names(lines[v][0].case))} · {_bias(lines[v][-1])}" for v in canvas.in_order(known, lines)
-    }
-    peaks = {record.case: BY_NAME["peak_bytes"].read(record) or 0 for record in records}
-    places = canvas.LogRange(peaks.values(), base=2)
-    height, right = names_room(labels.values())
-    with canvas.panel(plot_height=height, right=right) as axes:
-        places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)
-        drawn = {
-            variant: [
-                (r.case.timesteps, places.place(peaks[r.case]), index[r.case], r.status is Status.OK)
-                for r in lines[variant]
-            ]
-            for variant in labels
-        }
-        _draw_lines(axes, drawn, labels, known)
-        axes.set_xlabel(AXIS_LABELS["timesteps"])
-        axes.set_ylabel("peak bytes")
-        svg = canvas.to_svg(axes)
+    ordered = sorted(records, key=lambda record: record.case.timesteps)
+    lines: dict[str, list[Point]] = defaultdict(list)
+    for record in ordered:
+        peak = BY_NAME["peak_bytes"].read(record) or 0
+        point = (record.case.timesteps, peak, index[record.case], record.status is Status.OK)
+        lines[record.case.variant].append(point)
+    names, biases = naming(records), {record.case.variant: _bias(record) for record in ordered}
+    labels = {v: f"{label} · {biases[v]}" for v, label in canvas.labels(known, ordered, names).items()}
+    svg = _drawn(lines, labels, known, AXIS_LABELS["timesteps"], "peak bytes")
     title = f"Methods over time: {fixed_part(records[0].case, without='timesteps')}"
     caption = (
         "Hollow: an approximate gradient, ranked nowhere. Beside the name: the bias at the largest T, which is the "
         "distance to the gradient of backpropagation in relative L2, all parameters taken as one vector."
     )
-    caption = " ".join([caption, names.note]).strip()
-    return Figure(f"methods-{number}", title, caption, svg)
+    return Figure(f"methods-{number}", title, f"{caption} {names.note}".strip(), svg)
 
 
 def _bias(record: Record) -> str:
@@ -193,8 +169,9 @@ def _chosen(found: Sequence[Sweep]) -> list[Sweep]:
     turns: Counter[tuple[str, str, str]] = Counter()
     order = []
     for sweep in ranked:
-        order.append(turns[setting(sweep.fixed)])
-        turns[setting(sweep.fixed)] += 1
+        place = setting(sweep.records[0].case)
+        order.append(turns[place])
+        turns[place] += 1
     return [sweep for _, sweep in sorted(zip(order, ranked, strict=True), key=lambda pair: pair[0])]
 
 
@@ -204,20 +181,12 @@ def _draw_sweep(
     lines = _lines(sweep, metric, index)
     if not lines:
         return None
-    wrong = {index[record.case] for record in sweep.records if record.status is Status.WRONG}
-    names, cases = naming(sweep.records), _cases(sweep.records)
-    labels = {v: f"{canvas.plain(names(cases[v]))} · {_slope(lines[v])}" for v in canvas.in_order(known, lines)}
-    places = canvas.LogRange((value for points in lines.values() for _, value, _ in points), base=2)
-    height, right = names_room(labels.values())
-    with canvas.panel(plot_height=height, right=right) as axes:
-        places.apply(axes, axes.yaxis, "0 B", "", canvas.BYTES)
-        drawn = {v: [(x, places.place(y), i, i not in wrong) for x, y, i in lines[v]] for v in labels}
-        _draw_lines(axes, drawn, labels, known)
-        axes.set_xlabel(AXIS_LABELS[sweep.axis])
-        axes.set_ylabel(f"{BY_NAME[metric].label} bytes")
-        svg = canvas.to_svg(axes)
+    names = naming(sweep.records)
+    shown = canvas.labels(known, (record for record in sweep.records if record.case.variant in lines), names)
+    labels = {v: f"{label} · {_slope(lines[v])}" for v, label in shown.items()}
+    svg = _drawn(lines, labels, known, AXIS_LABELS[sweep.axis], f"{BY_NAME[metric].label} bytes")
     caption = BY_NAME[metric].meaning
-    if wrong:
+    if any(record.status is Status.WRONG for record in sweep.records):
         caption += " Hollow: the gradient there is wrong."
     caption = " ".join([caption, _SLOPES, names.note]).strip()
     if left_out:
@@ -226,20 +195,20 @@ def _draw_sweep(
     return Figure(name, title, caption, svg)
 
 
-def _lines(sweep: Sweep, metric: str, index: Mapping[Case, int]) -> dict[str, Line]:
+def _lines(sweep: Sweep, metric: str, index: Mapping[Case, int]) -> Lines:
     """Bytes do not depend on the gradient, so wrong cases take part; failed ones have no number."""
-    found: dict[str, dict[int, tuple[int, Number, int]]] = {}
+    found: dict[str, dict[int, Point]] = defaultdict(dict)
     for record in sweep.records:
         value = BY_NAME[metric].read(record) if record.status in (Status.OK, Status.WRONG) else None
         if value is not None:
             at = position(record, sweep.axis)
-            found.setdefault(record.case.variant, {})[at] = (at, value, index[record.case])
+            found[record.case.variant][at] = (at, value, index[record.case], record.status is Status.OK)
     return {variant: list(points.values()) for variant, points in found.items()}
 
 
-def _slope(points: Line) -> str:
+def _slope(points: Sequence[Point]) -> str:
     """The least-squares slope of the logarithms: 1 means in proportion, 0 independent."""
-    usable = [(math.log(x), math.log(y)) for x, y, _ in points if y > 0 and math.isfinite(y)]
+    usable = [(math.log(x), math.log(y)) for x, y, *_ in points if y > 0 and math.isfinite(y)]
     if not usable:
         return "always 0"
     if len(usable) < 2:

@@ -76,7 +76,7 @@ def _draw_peak(name: str, point: Case, records: Mapping[str, Record], known: Map
 
     found = _peaks(records)
     names = naming(records.values())
-    shown = {v: canvas.plain(names(records[v].case)) for v in canvas.in_order(known, found)}
+    shown = canvas.labels(known, (records[variant] for variant in found), names)
     kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
     scale, unit = binary_unit(largest)
@@ -119,17 +119,18 @@ def _points(run: Run) -> Points:
         and record.memory.timeline is not None
         and record.memory.timeline.live_bytes
     )
-    return best_points(points, lambda point: (_shown_first(points[point]), work(point)))
 
+    def rank(point: Case) -> tuple[int, int]:
+        return len({record.case.node for record in points[point].values()} & {*_FIRST}), work(point)
 
-def _shown_first(records: Mapping[str, Record]) -> int:
-    return len({record.case.node for record in records.values()} & set(_FIRST))
+    return best_points(points, rank)
 
 
 def _draw_step(name: str, point: Case, found: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
     from matplotlib.patches import Patch
 
-    chosen = sorted(canvas.in_order(known, found), key=lambda variant: _rank(found[variant].case.node))
+    first = {node: rank for rank, node in enumerate(_FIRST)}
+    chosen = sorted(canvas.in_order(known, found), key=lambda variant: first.get(found[variant].case.node, len(first)))
     shown = [found[variant] for variant in chosen[:_MOST_PANELS]]
     timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
     kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)
@@ -145,25 +146,15 @@ def _draw_step(name: str, point: Case, found: Mapping[str, Record], known: Mappi
         stack[0].set_ylabel(f"live bytes ({unit})")
         canvas.legend(stack[-1], [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
         svg = canvas.to_svg(stack[0])
-    return Figure(
-        name,
-        f"Memory over one training step: {fixed_part(point)}",
-        f"{_caption(len(chosen) - len(shown))} {names.note}".strip(),
-        svg,
-    )
-
-
-def _rank(node: str) -> int:
-    return _FIRST.index(node) if node in _FIRST else len(_FIRST)
-
-
-def _caption(left_out: int) -> str:
-    text = (
+    caption = (
         "Live tensor bytes after each allocation event, on the same scales; the dashed line is where forward ends. The "
         "highest point of a panel is the node's peak, which does not depend on whether its gradient is right. Of a "
         "long step some hundred events are drawn, each the highest around it."
     )
-    return f"{text} {left_out} more nodes were measured at this point." if left_out else text
+    if left_out := len(chosen) - len(shown):
+        caption += f" {left_out} more nodes were measured at this point."
+    caption = f"{caption} {names.note}".strip()
+    return Figure(name, f"Memory over one training step: {fixed_part(point)}", caption, svg)
 
 
 def _title(label: str, record: Record) -> str:

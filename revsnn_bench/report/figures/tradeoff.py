@@ -29,8 +29,8 @@ _ROW_IN = 0.27
 _STYLES = {"forward": {"marker": "o", "markerfacecolor": INK}, "backward": {"marker": "s", "markerfacecolor": PAPER}}
 
 
-Spent = tuple[Number, Number, Record]
-"""Peak, cost, and the record of both."""
+Costs = dict[str, tuple[Number, Number]]
+"""Peak and cost, by variant."""
 
 
 def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
@@ -39,9 +39,9 @@ def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int
     figures = []
     for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1):
         fit = [name for name in _COSTS if BY_NAME[name].family != "time" or one_host(*records.values())]
-        cost = next((name for name in fit if len(_sure(_read(records, name), name)) > 1), None)
+        cost = next((name for name in fit if len(_ranked(records, name)) > 1), None)
         if cost is not None:
-            figures.append(_draw_front(f"pareto-{number}", point, _read(records, cost), cost, known, index))
+            figures.append(_draw_front(f"pareto-{number}", point, records, cost, known, index))
     return figures
 
 
@@ -63,43 +63,45 @@ def front(points: Mapping[str, tuple[Number, Number]]) -> list[str]:
     return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
 
 
-def _read(records: Mapping[str, Record], cost: str) -> dict[str, Spent]:
-    found = {}
-    for variant, record in records.items():
-        peak, spent = BY_NAME["peak_bytes"].read(record), BY_NAME[cost].read(record)
-        if peak is not None and spent is not None:
-            found[variant] = (peak, spent, record)
-    return found
+def _costs(records: Mapping[str, Record], cost: str) -> Costs:
+    found = {variant: (BY_NAME["peak_bytes"].read(r), BY_NAME[cost].read(r)) for variant, r in records.items()}
+    return {v: (peak, spent) for v, (peak, spent) in found.items() if peak is not None and spent is not None}
+
+
+def _ranked(records: Mapping[str, Record], cost: str) -> Costs:
+    """Without those whose time was taken beside other work."""
+    found = _costs(records, cost)
+    return {v: both for v, both in found.items() if cost != "step_time_s" or not contended(records[v])}
 
 
 def _draw_front(
     name: str,
     point: Case,
-    found: Mapping[str, Spent],
+    records: Mapping[str, Record],
     cost: str,
     known: Mapping[str, Look],
     index: Mapping[Case, int],
 ) -> Figure:
-    sure = _sure(found, cost)
-    best = front({variant: (peak, spent) for variant, (peak, spent, _) in sure.items()})
-    across = canvas.LogRange((peak for peak, _, _ in found.values()), base=2)
-    names = naming(record for _, _, record in found.values())
-    shown = {v: canvas.plain(names(found[v][2].case)) for v in canvas.in_order(known, found)}
+    found, sure = _costs(records, cost), _ranked(records, cost)
+    best = front(sure)
+    across = canvas.LogRange((peak for peak, _ in found.values()), base=2)
+    drawn = [records[variant] for variant in found]
+    names = naming(drawn)
     with canvas.panel(left=_LEFT_IN, right=_BESIDE_IN) as axes:
-        across.apply(axes, axes.xaxis, "0 B", "", canvas.BYTES)
-        scale, unit = canvas.from_zero(axes, [spent for _, spent, _ in found.values()], BY_NAME[cost].unit)
+        across.apply(axes, axes.xaxis)
+        scale, unit = canvas.from_zero(axes, [spent for _, spent in found.values()], BY_NAME[cost].unit)
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
         corners = [steps[0]] + [corner for (_, y), after in pairwise(steps) for corner in ((after[0], y), after)]
         axes.plot(*zip(*corners, strict=True), color=MUTED, linewidth=1, zorder=1)
         points = []
-        for variant, label in shown.items():
-            peak, spent, record = found[variant]
+        for variant, label in canvas.labels(known, drawn, names).items():
+            peak, spent = found[variant]
             style: dict[str, Any] = known[variant].point() | {"markersize": 8.5}
             if variant not in sure:
                 style |= {"markerfacecolor": PAPER, "markeredgecolor": MUTED}
             x, y = across.place(peak), spent / scale
             fade = 1.0 if variant in best else 0.45
-            axes.plot([x], [y], alpha=fade, url=f"case:{index[record.case]}", **style)
+            axes.plot([x], [y], alpha=fade, url=f"case:{index[records[variant].case]}", **style)
             points.append((x, y, label, INK if variant in best else MUTED))
         axes.set_xlabel("peak bytes")
         axes.set_ylabel(f"{BY_NAME[cost].label} ({unit})")
@@ -112,15 +114,6 @@ def _draw_front(
     if len(sure) < len(found):
         caption += " Grey and hollow: timed beside other work, so not ranked."
     return Figure(name, f"{_COSTS[cost]} against memory: {fixed_part(point)}", f"{caption} {names.note}".strip(), svg)
-
-
-def _sure(found: Mapping[str, Spent], cost: str) -> dict[str, Spent]:
-    """Without those whose time was taken beside other work."""
-    return {
-        variant: (peak, spent, record)
-        for variant, (peak, spent, record) in found.items()
-        if cost != "step_time_s" or not contended(record)
-    }
 
 
 def roofline_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
@@ -139,7 +132,7 @@ def _draw_roofline(
     from matplotlib.lines import Line2D
 
     names = naming(found.values())
-    shown = {variant: canvas.plain(names(found[variant].case)) for variant in canvas.in_order(known, found)}
+    shown = canvas.labels(known, found.values(), names)
     room = canvas.label_room(shown.values())
     with canvas.panel(canvas.legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
         axes.grid(visible=False, axis="y")

@@ -1,7 +1,179 @@
-"""Pages from records: self-contained HTML files that work without a server, a network or a mouse."""
+"""Pages from records, and what they share: templates, style, script, tables that a reader can search, filter and sort.
 
-from revsnn_bench.report.html.comparison import render_comparison_html
-from revsnn_bench.report.html.gallery import render_gallery
-from revsnn_bench.report.html.report import render_html
+A page is one file that works without a server or a network; its content security policy allows nothing but its own
+script.
+"""
 
-__all__ = ["render_comparison_html", "render_gallery", "render_html"]
+import base64
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Generic, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from revsnn_bench.metrics import Number
+from revsnn_bench.report import units
+from revsnn_bench.report.canvas import dark_rules
+
+_MOST_OPTIONS = 40
+MOST_COLUMNS = 8
+"""Columns of a table that are shown at first; the style sheet hides the others."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, and the number by which it is sorted; None sorts by the text, absent ones last."""
+
+    text: str | Markup
+    value: Number | None = None
+    link: str | None = None
+
+    @property
+    def key(self) -> str | None:
+        """The number as text, exact for integers; what is not finite sorts as the largest."""
+        if self.value is None:
+            return None
+        return f"{self.value}" if math.isfinite(self.value) else "1e999"
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Column(Generic[T]):
+    """A column: its title, what it shows of an item, what the title means, and how the column is used.
+
+    A number that `show` returns is shown as it is and sorted by its value.
+    """
+
+    title: str
+    show: Callable[[T], Cell | str | int]
+    meaning: str = ""
+    is_number: bool = False
+    is_filter: bool = False
+
+    def cell(self, item: T) -> Cell:
+        """The cell of an item."""
+        shown = self.show(item)
+        return shown if isinstance(shown, Cell) else Cell(str(shown), shown if isinstance(shown, int) else None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells in the order of the columns; the kind colours the row, the anchor lets figures link to it."""
+
+    cells: Sequence[Cell]
+    kind: str = ""
+    anchor: str | None = None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A choice among the values of one column."""
+
+    title: str
+    column: int
+    options: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, rows and the filters that make sense for them; `name` tells tables of a page apart.
+
+    Of more than `MOST_COLUMNS` columns the first ones are shown, and the others when they are asked for.
+    """
+
+    name: str
+    label: str
+    columns: Sequence[Column[Any]]
+    rows: Sequence[Row]
+    filters: Sequence[Filter]
+    same: Sequence[tuple[str, str]]
+
+
+def make_table(
+    name: str,
+    label: str,
+    columns: Sequence[Column[T]],
+    items: Iterable[T],
+    *,
+    kind: Callable[[T], str] = lambda item: "",
+    anchor: Callable[[T], str | None] = lambda item: None,
+    drop_same: bool = False,
+) -> Table:
+    """Builds a table with a filter for each column that is meant to have one and holds several values.
+
+    Args:
+        name, label: for the script and for screen readers.
+        columns, items: in order; one row per item.
+        kind, anchor: of the row of an item.
+        drop_same: leave out filter columns that say the same everywhere, and report them as `same`; columns
+            without any value are left out as well.
+    """
+    rows = [Row([column.cell(item) for column in columns], kind(item), anchor(item)) for item in items]
+    values = [list(dict.fromkeys(row.cells[i].text for row in rows)) for i in range(len(columns))]
+    same, shown = [], []
+    for i, column in enumerate(columns):
+        if drop_same and column.is_filter and len(rows) > 1 and len(values[i]) == 1:
+            same.append((column.title, values[i][0]))
+        elif not (drop_same and values[i] in ([units.ABSENT], [""])):
+            shown.append(i)
+    filters = [
+        Filter(columns[i].title, place, values[i])
+        for place, i in enumerate(shown)
+        if columns[i].is_filter and 1 < len(values[i]) <= _MOST_OPTIONS
+    ]
+    rows = [Row([row.cells[i] for i in shown], row.kind, row.anchor) for row in rows]
+    return Table(name, label, [columns[i] for i in shown], rows, filters, same)
+
+
+def render_page(template: str, *, refresh_s: int | None = None, **values: object) -> str:
+    """Fills the template of a page; every value is escaped and kept on one line, unless it is `Markup`.
+
+    Args:
+        template: name without extension, such as `report`.
+        refresh_s: seconds after which an open page loads itself again; None for never.
+        values: for the template.
+    """
+    script = _asset("page.js")
+    return render_part(
+        template,
+        style=Markup(_asset("page.css") + dark_rules("@media screen and (prefers-color-scheme: dark)")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        refresh_s=refresh_s,
+        most_columns=MOST_COLUMNS,
+        **values,
+    )
+
+
+def render_part(template: str, **values: object) -> Markup:
+    """Fills the template of a section, which a page then takes as it is."""
+    return Markup(_environment().get_template(f"{template}.html.j2").render(**values))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader(__name__),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        finalize=_one_line,
+    )
+
+
+def _one_line(value: Any) -> Any:
+    """Drops control characters and newlines from foreign text before it is escaped."""
+    return value if isinstance(value, Markup) else units.one_line(value)
+
+
+@cache
+def _asset(name: str) -> str:
+    return files(__name__).joinpath(name).read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from revsnn_bench.report.points import (
     Naming,
     by_point,
     contended,
+    ended,
     exact,
     lif_of,
     naming,
@@ -36,11 +37,6 @@ class Candidate:
     case: int
     peak_bytes: Number | None
     cost: Number | None
-
-    @property
-    def status(self) -> str:
-        """How the case ended."""
-        return self.record.status.value
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,7 @@ def _unranked(records: list[Record]) -> str:
     """Why no node is recommended: memory was not measured, or how each ended."""
     if any(record.status is Status.OK for record in records):
         return "Memory was not measured here, so no node is ranked by it."
-    ended = {status: sum(record.status is status for record in records) for status in Status}
-    counts = units.listing([f"{count} {status.value}" for status, count in ended.items() if count])
+    counts = units.listing([f"{count} {status.value}" for status, count in ended(records).items()])
     return f"No node can be recommended here: of {len(records)} measured, {counts}."
 
 

@@ -16,9 +16,9 @@ from markupsafe import Markup
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
-from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
+from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.labels import name_lines, names_room
-from revsnn_bench.report.points import ratio_to_lif
+from revsnn_bench.report.points import ended, ratio_to_lif
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,13 +54,14 @@ class History:
             return ""
         return "better" if (latest < first) == (self.metric.better == "lower") else "worse"
 
-    def cell(self, i: int) -> Cell:
-        """One of the values."""
-        return Cell(self._text(i), self.values[i])
+    def cell(self, value: Number | None) -> Cell:
+        """One of the values, or that of the baseline."""
+        return Cell(units.number(self.metric, value), value)
 
     def changes(self) -> str:
         """Each change with its commit."""
-        return "; ".join(f"{_commit(self.runs[i])}: {self._text(i - 1)} to {self._text(i)}" for i in self.turns)
+        texts = [units.number(self.metric, value) for value in self.values]
+        return "; ".join(f"{_commit(self.runs[i])}: {texts[i - 1]} to {texts[i]}" for i in self.turns)
 
     def spark(self) -> Markup:
         """A line over the runs, from the least to the most; the latest run is the dot, the baseline the dashes."""
@@ -84,15 +85,6 @@ class History:
         pairs = zip(self.runs, self.values, strict=True)
         ratios = [(run, value / base if base else 1.0) for run, value in pairs if base or not value]
         return [(run, min(max(ratio, 1 / _FURTHEST), _FURTHEST)) for run, ratio in ratios]
-
-    def _text(self, i: int) -> str:
-        return units.number(self.metric, self.values[i])
-
-    def baseline_cell(self) -> Cell:
-        """What the gate holds later runs against."""
-        if self.baseline is None:
-            return Cell(units.ABSENT)
-        return Cell(units.number(self.metric, self.baseline), self.baseline)
 
 
 def render_gallery(runs: Iterable[Run], unread: Sequence[str] = (), baselines: Sequence[Run] = ()) -> str:
@@ -245,8 +237,7 @@ def _link(run: Run) -> Cell:
 
 
 def _ended(run: Run) -> str:
-    counts = [f"{n} {s.value}" for s in Status if (n := sum(record.status is s for record in run))]
-    return ", ".join(counts) or units.ABSENT
+    return ", ".join(f"{count} {status.value}" for status, count in ended(run).items()) or units.ABSENT
 
 
 def _commit(run: Run) -> str:
@@ -266,12 +257,12 @@ _RUNS: list[Column[Run]] = [
     Column("ended as", _ended),
 ]
 _MOVES: list[Column[History]] = [
-    Column("case", lambda history: history.case_id),
-    Column("metric", lambda history: history.metric.name, is_filter=True),
-    Column("first", lambda history: history.cell(0), is_number=True),
-    Column("latest", lambda history: history.cell(-1), is_number=True),
-    Column("baseline", History.baseline_cell, "what the gate holds runs against", is_number=True),
-    Column("history", lambda history: Cell(history.spark()), "every run that measured it, in order of date"),
+    Column("case", lambda each: each.case_id),
+    Column("metric", lambda each: each.metric.name, is_filter=True),
+    Column("first", lambda each: each.cell(each.values[0]), is_number=True),
+    Column("latest", lambda each: each.cell(each.values[-1]), is_number=True),
+    Column("baseline", lambda each: each.cell(each.baseline), "what the gate holds runs against", is_number=True),
+    Column("history", lambda each: Cell(each.spark()), "every run that measured it, in order of date"),
     Column("changed", History.changes, "each change, with the commit at which it was first seen"),
 ]
 
@@ -293,6 +284,6 @@ def _steady_table(histories: Sequence[History]) -> Table:
 
 def _steady(name: str) -> Column[dict[str, History]]:
     def show(known: dict[str, History]) -> Cell:
-        return known[name].cell(-1) if name in known else Cell(units.ABSENT)
+        return known[name].cell(known[name].values[-1]) if name in known else Cell(units.ABSENT)
 
     return Column(BY_NAME[name].label, show, BY_NAME[name].meaning, is_number=True)

@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from revsnn_bench.report import canvas, units
-from revsnn_bench.report.html.page import render_page
+from revsnn_bench.report.html import render_page
 
 _MIB = 2**20
 _LOOKS = ((canvas.MUTED, "--"), (canvas.INK, "-"))

@@ -1,19 +1,20 @@
 """One run as one page: the answer, the findings, the figures, every case, the method, the place."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from operator import itemgetter
 
 from markupsafe import Markup
 
 from revsnn_bench.case import CASE_FIELDS, Case, CaseField
-from revsnn_bench.metrics import BY_NAME, Number, measured
-from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.metrics import BY_NAME, measured
+from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
-from revsnn_bench.report.figures import Figure, draw_figures
+from revsnn_bench.report.canvas import Figure
+from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
+from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.html.answers import Point, answers
-from revsnn_bench.report.html.page import Cell, Column, Table, make_table, render_page
-from revsnn_bench.report.points import Naming, contended, namings, ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import Naming, Ratio, contended, ended, namings, ratio_text, ratio_to_lif, standard_lifs
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
@@ -48,13 +49,6 @@ _PLAIN_FIGURES = 4
 
 _FAMILIES = {"memory": "Memory", "flops": "FLOPs", "time": "time", "fidelity": "gradients", "accuracy": "accuracy"}
 _MOST_NAMED = 3
-
-_Numbered = tuple[int, Record]
-
-
-def _point_cell(row: CaseField, item: _Numbered) -> Cell | str | int:
-    value = item[1].case.value(row)
-    return Cell(f"{value:g}", value) if isinstance(value, float) else value
 
 
 def headline(run: Run) -> str:
@@ -98,7 +92,7 @@ def render_html(
         heading=headline(run),
         header=run.header,
         where=run.place,
-        counts=[(s.value, n) for s in Status if (n := sum(r.status is s for r in run))],
+        counts=[(status.value, count) for status, count in ended(run).items()],
         points=points,
         first=first,
         picks=_picks(points),
@@ -107,11 +101,11 @@ def render_html(
         plain_figures=_PLAIN_FIGURES,
         more_titles="; ".join(dict.fromkeys(each.title.partition(":")[0] for each in drawn[_PLAIN_FIGURES:])),
         claims=claims or "",
-        table=_cases(run, lifs),
+        table=_cases(run, lifs, index),
         approximate=make_table(
             "approximate",
             "Cases of approximate methods",
-            [_text_column(number, heading) for number, heading in enumerate(APPROXIMATE_HEADINGS)],
+            [Column(heading, itemgetter(number)) for number, heading in enumerate(APPROXIMATE_HEADINGS)],
             approximate_rows(run),
         ),
         approximate_text=APPROXIMATE,
@@ -120,19 +114,14 @@ def render_html(
         places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
         absent=units.ABSENT,
         cell=value_cell,
-        ratio=lambda name, record: _ratio(name, record, lifs),
-        note=namings(run).note,
+        ratio=lambda name, record: _ratio(ratio_to_lif(name, record, lifs)),
+        note=names.note,
         times=units.times,
     )
 
 
-def _ratio(name: str, record: Record, lifs: Mapping[Case, Record]) -> str | Markup:
-    found = ratio_to_lif(name, record, lifs)
+def _ratio(found: Ratio | None) -> str | Markup:
     return _unsure(ratio_text(found), bool(found and not found.decided))
-
-
-def _text_column(number: int, heading: str) -> Column[tuple[str, ...]]:
-    return Column(heading, lambda row: row[number], is_number=False)
 
 
 def _picks(points: Sequence[Point]) -> list[tuple[str, list[tuple[int, list[tuple[int, int]]]]]]:
@@ -153,37 +142,43 @@ def _label(record: Record, names: Naming) -> str:
     return "; ".join([names.id(record.case), record.status.value, *values])
 
 
-def _cases(run: Run, lifs: Mapping[Case, Record]) -> Table:
+def _cases(run: Run, lifs: Mapping[Case, Record], index: Mapping[Case, int]) -> Table:
     """Node, place, T, B, status and three quantities first; then every other quantity, and the parts of the place."""
-    latest = {record.case: number for number, record in enumerate(run)}
     names, varying = namings(run), _varying(run)
     fields = {row.name: _field(row) for row in CASE_FIELDS[1:]}
-    where = Column[_Numbered](
-        "where", lambda item: _where(varying, item[1]), "workload and size, as far as they differ"
-    )
+    where = Column[Record]("where", lambda record: _where(varying, record), "workload and size, as far as they differ")
+
+    def anchor(record: Record) -> str | None:
+        number = index[record.case]
+        return f"case-{number}" if run.records[number] is record else None
+
     return make_table(
         "cases",
         "Every case of the run",
         [
-            Column("node", lambda item: names(item[1].case), "the node with its options", is_filter=True),
+            Column("node", lambda record: names(record.case), "the node with its options", is_filter=True),
             *([where] if varying else []),
             fields.pop("timesteps"),
             fields.pop("batch"),
-            Column("status", lambda item: item[1].status.value, "how the case ended", is_filter=True),
+            Column("status", lambda record: record.status.value, "how the case ended", is_filter=True),
             *(_column(name, as_ratio, lifs) for name, as_ratio in (*_FIRST, *_THEN)),
             *fields.values(),
-            *([Column("host", lambda item: item[1].host or "", "host of the cluster")] if run.hosts else []),
-            Column("note", lambda item: _note(item[1]), "why the case ended so, and what the node warned of"),
+            *([Column("host", lambda record: record.host or "", "host of the cluster")] if run.hosts else []),
+            Column("note", _note, "why the case ended so, and what the node warned of"),
         ],
-        enumerate(run),
-        kind=lambda item: item[1].status.value,
-        anchor=lambda item: f"case-{item[0]}" if latest[item[1].case] == item[0] else None,
+        run,
+        kind=lambda record: record.status.value,
+        anchor=anchor,
         drop_same=True,
     )
 
 
-def _field(row: CaseField) -> Column[_Numbered]:
-    return Column(row.title, partial(_point_cell, row), row.meaning, is_number=row.is_number, is_filter=True)
+def _field(row: CaseField) -> Column[Record]:
+    def show(record: Record) -> Cell | str | int:
+        value = record.case.value(row)
+        return Cell(f"{value:g}", value) if isinstance(value, float) else value
+
+    return Column(row.title, show, row.meaning, is_number=row.is_number, is_filter=True)
 
 
 def _varying(run: Run) -> list[CaseField]:
@@ -202,26 +197,23 @@ def _where(varying: Sequence[CaseField], record: Record) -> str:
     return ", ".join(words)
 
 
-def _column(name: str, as_ratio: bool, lifs: Mapping[Case, Record]) -> Column[_Numbered]:
+def _column(name: str, as_ratio: bool, lifs: Mapping[Case, Record]) -> Column[Record]:
     """The column of a metric, or that of its ratio; a time taken beside other work is grey."""
     metric = BY_NAME[name]
 
-    def value(item: _Numbered) -> Cell:
-        text = value_cell(name, item[1])
-        return Cell(_unsure(text, metric.family == "time" and contended(item[1])), _number(text, metric.read(item[1])))
+    def value(record: Record) -> Cell:
+        text = value_cell(name, record)
+        number = None if text == units.ABSENT else metric.read(record)
+        return Cell(_unsure(text, metric.family == "time" and contended(record)), number)
 
-    def ratio(item: _Numbered) -> Cell:
-        found = ratio_to_lif(name, item[1], lifs)
-        return Cell(_unsure(ratio_text(found), bool(found and not found.decided)), found.value if found else None)
+    def ratio(record: Record) -> Cell:
+        found = ratio_to_lif(name, record, lifs)
+        return Cell(_ratio(found), found.value if found else None)
 
     if as_ratio:
         meaning = f"{metric.label} over that of the standard LIF at the same point; below 1 is less"
         return Column(f"{metric.label} × lif", ratio, meaning, is_number=True)
     return Column(metric.label, value, metric.meaning, is_number=True)
-
-
-def _number(text: str, value: Number | None) -> Number | None:
-    return None if text == units.ABSENT else value
 
 
 def _unsure(text: str, unsure: bool) -> str | Markup:

@@ -11,7 +11,7 @@ from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report import study as read
-from revsnn_bench.report.html.page import render_page
+from revsnn_bench.report.html import render_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,14 +46,14 @@ def study_page(run: Run) -> str:
              f"{each.correlation.low:+.2f} to {each.correlation.high:+.2f}")
             for each in read.effects(run)
         ],
-        shared=", ".join(f"{name} {units.percent(share)}" for name, share in read.importances(run).items()),
         figures={figure.name: (figure, Markup(figure.inline(labels))) for figure in study_figures(run)},
-        trials=[(f"case-{run.records.index(record)}", _row(record)) for record in tried],
+        trials=[_row(record) for record in tried],
+        anchors=[f"case-{run.records.index(record)}" for record in tried],
     )  # fmt: skip
 
 
 def _label(record: Record) -> str:
-    accuracy = "" if record.accuracy is None else f", {read.percent(record.accuracy.accuracy)}"
+    accuracy = "" if record.accuracy is None else f", {units.percent(record.accuracy.accuracy)}"
     return f"{record.case.variant}{accuracy}"
 
 
@@ -64,10 +64,10 @@ def _again(each: read.Retrained, run: Run) -> tuple[str, ...]:
         str(read.known(each.first).number),
         each.first.case.variant,
         f"{each.first.case.learning_rate:g}",
-        "" if first is None else read.percent(first.accuracy),
-        read.spread(each.fresh),
-        read.points(each.to_first),
-        "the baseline" if each.to_baseline is None else read.points(each.to_baseline),
+        "" if first is None else units.percent(first.accuracy),
+        units.spread(each.fresh.values()),
+        each.to_first.in_points(),
+        "the baseline" if each.to_baseline is None else each.to_baseline.in_points(),
         units.measured("peak_bytes", each.judged),
         units.ABSENT if error is None else f"{error:.1e}",
         each.judged.status.value,
@@ -83,7 +83,7 @@ def _row(record: Record) -> tuple[str, ...]:
         f"{record.case.learning_rate:g}",
         str(record.case.timesteps),
         record.status.value,
-        units.ABSENT if accuracy is None else read.percent(accuracy.accuracy),
+        units.ABSENT if accuracy is None else units.percent(accuracy.accuracy),
         units.ABSENT if accuracy is None else str(accuracy.epochs),
         units.ABSENT if predicted is None else units.size(predicted),
         units.measured("peak_bytes", record),
@@ -114,7 +114,7 @@ def study_figures(run: Run) -> list[canvas.Figure]:
 
 def _legend(axes: "Axes", known: Looks, records: Sequence[Record]) -> None:
     nodes = canvas.in_order(known, {record.case.node for record in records})
-    canvas.legend(axes, [known[node].handle(known[node].label, line=False) for node in nodes])
+    canvas.legend(axes, [known[node].handle() for node in nodes])
 
 
 def _rows(known: Looks, records: Sequence[Record]) -> int:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from revsnn_bench import Case
-from revsnn_bench.records import Record, Status
-from revsnn_bench.runner import SkipCase
+from revsnn_bench.records import Record, SkipCase, Status
 
 
 def call_by_name(case: Case, settings: tuple[str, object]) -> Record:

@@ -126,16 +126,16 @@ def _cached(function: Callable[..., Any], **options: Any) -> Any:
     return kernel
 
 
+CALLED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Of what kernels alone call: an entry from Python for each took a quarter of the time of compiling."""
+
 exact_kernel = partial(_cached, no_cfunc_wrapper=True)
 """Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
 
 contracted_kernel = partial(exact_kernel, fastmath={"contract"})
 """Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
 
-CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Of what kernels alone call: an entry from Python for each took a quarter of the time of compiling."""
-
-exact: Any = partial(_cached, **CALLED)
+exact = partial(exact_kernel, no_cpython_wrapper=True)
 """As `exact_kernel`, for what kernels call."""
 
 contracted = partial(exact, fastmath={"contract"})
