@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
@@ -27,6 +28,9 @@ from revsnn_bench.report.points import (
     ratio_to_lif,
     standard_lifs,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Value = str | int | float | None
 Row = dict[str, Value]
@@ -95,6 +99,22 @@ def long_csv(run: Run) -> str:
 def wide_csv(run: Run) -> str:
     """Returns one line per case; see `wide_rows`."""
     return _csv(wide_rows(run), WIDE_COLUMNS)
+
+
+def frame(run: Run, *, long: bool = False) -> "pd.DataFrame":
+    """Returns the rows of `wide_rows`, or of `long_rows`, for analysis with pandas.
+
+    Bytes, operations and settings are integers that may be missing (Int64), other numbers float64.
+    """
+    import pandas as pd  # not above: it would take half of the time of every command's start
+
+    columns = LONG_COLUMNS if long else WIDE_COLUMNS
+    table = pd.DataFrame(long_rows(run) if long else wide_rows(run), columns=list(columns), dtype=object)
+    whole = {row.name for row in CASE_FIELDS if row.is_number}
+    whole |= {metric.name for metric in METRICS if metric.unit in ("B", "FLOP")}
+    numbers = {name for name in columns if name in BY_NAME or "ratio_" in name} | {"value", "tolerance"}
+    types = {name: "Int64" if name in whole else "float64" for name in columns if name in whole | numbers}
+    return table.astype(types)
 
 
 def wide_json(run: Run) -> str:

@@ -71,6 +71,7 @@ GIVEN = {
 
 RUNS = {
     "README.md": {"A": "example-quick", "B": "example-quick", "first": "example-quick"},
+    "docs/index.md": {"first": "example-quick"},
     "docs/claims.md": {"RUN": "paper"},
     "docs/gating.md": {"first": "example-quick", "now": "example-quick"},
     "examples/gated_project/README.md": {"first": "example-quick"},

@@ -48,6 +48,18 @@ def test_wide_has_one_row_per_case_with_exact_bytes(sweep_run):
     assert row["backward_recompute_flops"] == row["backward_flops"] + row["recompute_flops"]
 
 
+def test_frames_keep_whole_numbers_and_tell_what_is_missing(make_record, make_run):
+    """Bytes and settings are integers where others are missing; the long frame holds the same number."""
+    run = make_run([make_record(node="lif", status="oom"), make_record(node="revlif")])
+    wide, long = tables.frame(run), tables.frame(run, long=True)
+    size = run.records[1].memory.retained_bytes
+    assert list(wide["retained_bytes"].isna()) == [True, False]
+    assert wide["retained_bytes"][1] == size
+    assert (str(wide["retained_bytes"].dtype), str(wide["timesteps"].dtype)) == ("Int64", "Int64")
+    assert str(wide["step_time_s"].dtype) == str(long["value"].dtype) == "float64"
+    assert long.set_index(["node", "metric"])["value"]["revlif", "retained_bytes"] == size
+
+
 def test_memory_ratio_is_taken_at_the_same_point(sweep_run):
     """revlif at T = 8 is divided by lif at T = 8: 1 / (3 T)."""
     (row,) = (
