@@ -275,6 +275,9 @@ def memory_doubt(case: Case, memory: MemoryRecord | None) -> str:
         "holds {} that are no tensors after forward": beyond.held,
         "writes {} in forward": beyond.written,
         "keeps {} that are no tensors from its first step on": beyond.lasting,
+        "takes {} that are no tensors for a time": beyond.passing,
     }
     parts = [text.format(f"{size:,} B") for text, size in found.items() if size > least]
+    if beyond.elsewhere:
+        parts.append(f"runs {beyond.elsewhere:,} operators in other threads, whose tensors are not seen")
     return f"its memory was not all counted: it {' and '.join(parts)}" if parts else ""

@@ -135,11 +135,15 @@ class UntrackedBytes(_Frozen):
         held: after forward, beyond live tensors.
         written: passed to `write` in forward.
         lasting: by which the first step made the process grow for good.
+        passing: the most that Python's objects and arrays took at once in forward and backward; by tracemalloc.
+        elsewhere: how many operators of torch ran in other threads, where the profiler sees no block.
     """
 
     held: int
     written: int
     lasting: int
+    passing: int = 0
+    elsewhere: int = 0
 
 
 class MemoryRecord(_Frozen):
