@@ -28,7 +28,7 @@ from revsnn_nodes.plan import find_blocks, is_neuron, put_in_our_neurons
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
-from revsnn_bench.models.step import WorkloadStep, input_noise
+from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
 METHODS = ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
@@ -281,8 +281,8 @@ def _scalar(loss: Callable[[Tensor], Any], output: Tensor) -> Tensor:
 
 
 def _trial(step: OwnStep) -> torch.Size:
-    """Runs the model once, and says what is wrong with it; returns the shape of the output."""
-    model, file = step.model, _source_file(type(step.model))
+    """Runs a copy of the model once, and says what is wrong with it; returns the shape of the output."""
+    model, file = copy_to_try(step.model), _source_file(type(step.model))
     with _counted_calls(model, step.source.shape[0]):
         try:
             with step.around():

@@ -186,6 +186,28 @@ def cut():
     return Cut()
 
 
+class Remembers(Plain):
+    """Keeps a copy of its first input for good."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = x.detach().clone()
+        return super().forward(x)
+
+
+class Lazy(Plain):
+    """The first layer gets its weights from its first input."""
+
+    def __init__(self):
+        super().__init__()
+        self.lazy = nn.LazyLinear(6)
+
+    def forward(self, x):
+        return super().forward(self.lazy(x))
+
+
 class Branch(Plain):
     def forward(self, x):
         if x.sum() > 1e9:

@@ -143,6 +143,16 @@ def test_a_module_that_raises_on_import(tmp_path, monkeypatch):
         build(case_of(workload="own_syntax:make"))
 
 
+def test_what_the_first_call_keeps_is_counted():
+    """Trying a model does not hide it: one more input is kept for good. Weights that the first call makes are none."""
+    kept, plain, lazy = (
+        measure(case_of(model, "as-is"), Settings(passes=("memory",))).memory
+        for model in ("Remembers", "plain", "Lazy")
+    )
+    assert kept.lasting_bytes == kept.retained_bytes - plain.retained_bytes == 4 * 2 * 3 * 6
+    assert plain.lasting_bytes == lazy.lasting_bytes == 0
+
+
 def test_workers_import_the_model(runner):
     """A worker finds the module on the path of its client; a bad model is an error of the case, with its sentence."""
     settings = Settings(passes=("memory",))
