@@ -80,8 +80,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     Returns:
         A record with status `ok`; `wrong` where output or gradient disagree with the reference; `approximate` where the
         output is right and the gradient is not meant to be that of backpropagation; `unverified` where nothing can
-        judge the gradient, where memory grows with every step, or where the process holds much more memory than the
-        tensors that were counted.
+        judge the gradient, where memory grows with every step, where the process holds much more memory than the
+        tensors that were counted, or where the model changed settings of the process.
     Raises:
         SkipCase: the case cannot run on this machine.
         ValueError: the case names a node, a workload or options that do not exist or do not fit.
@@ -89,17 +89,20 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     import torch
 
     from revsnn_bench.models.methods import is_approximate
-    from revsnn_bench.system.environment import conditions, read_conditions
+    from revsnn_bench.system.environment import conditions, read_conditions, read_switches, restore_switches
 
     settings = settings or Settings()
     if case.device == "cuda" and not torch.cuda.is_available():
         raise SkipCase("no CUDA device is available")
-    started_at, start, before = utc_now(), time.monotonic(), read_conditions()
-    with warnings.catch_warnings():
-        # What a node warns of is recorded by the fidelity pass; here it would only be repeated.
-        warnings.simplefilter("ignore")
-        parts = {each.field: each.meter(case, settings) for name, each in PASSES.items() if name in settings.passes}
-        accuracy = _accuracy(case, settings)
+    started_at, start, before, switches = utc_now(), time.monotonic(), read_conditions(), read_switches()
+    try:
+        with warnings.catch_warnings():
+            # What a node warns of is recorded by the fidelity pass; here it would only be repeated.
+            warnings.simplefilter("ignore")
+            parts = {each.field: each.meter(case, settings) for name, each in PASSES.items() if name in settings.passes}
+            accuracy = _accuracy(case, settings)
+    finally:
+        switched = restore_switches(switches)
     status, reason = Status.OK, ""
     if isinstance(parts.get("fidelity"), NoOracle):
         status = Status.UNVERIFIED
@@ -110,6 +113,9 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         status, reason = Status.APPROXIMATE, _bias(parts.get("fidelity"))
     if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
         status, reason = Status.UNVERIFIED, doubt
+    if status in (Status.OK, Status.APPROXIMATE) and switched:
+        status = Status.UNVERIFIED
+        reason = f"it changed settings of the process while it was measured, which others meet too: {switched}"
     return Record(
         case=case,
         status=status,

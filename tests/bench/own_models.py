@@ -197,6 +197,15 @@ class Remembers(Plain):
         return super().forward(x)
 
 
+class Switches(Plain):
+    """Leaves the process with one thread more, and with another default dtype."""
+
+    def forward(self, x):
+        torch.set_num_threads(torch.get_num_threads() % 2 + 1)
+        torch.set_default_dtype(torch.float64)
+        return super().forward(x)
+
+
 class Lazy(Plain):
     """The first layer gets its weights from its first input."""
 

@@ -153,6 +153,15 @@ def test_what_the_first_call_keeps_is_counted():
     assert plain.lasting_bytes == lazy.lasting_bytes == 0
 
 
+def test_a_model_that_changes_settings_of_the_process_is_unverified():
+    """They would hold for the standard LIF beside it too. They are named, and put back."""
+    before = torch.get_num_threads(), torch.get_default_dtype()
+    record = measure(case_of("Switches", "as-is"), Settings(passes=("flops",)))
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == before
+    assert record.status is Status.UNVERIFIED
+    assert record.reason.endswith("default dtype from torch.float32 to torch.float64")
+
+
 def test_workers_import_the_model(runner):
     """A worker finds the module on the path of its client; a bad model is an error of the case, with its sentence."""
     settings = Settings(passes=("memory",))
