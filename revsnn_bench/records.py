@@ -278,6 +278,8 @@ class FidelityRecord(_Frozen):
         gradient_error: of the gradient with respect to the input, the worst of two calls in a row, as all errors are;
             of all parameters' where the step needs no gradient of its input.
         parameter_gradient_error: of all parameter gradients together; None without parameters.
+        largest_parameter_error: of the parameter whose gradient is worst, by its own norm or, where that is less, by
+            ten tolerances of the norm of all; None without parameters, in half precision, or where differences judge.
         state_gradient_error: of the gradients with respect to the membranes that the first call left to the second;
             None where none is carried, or the reference carries others.
         output_error: of the output against the reference dynamics in the same dtype; None without a reference.
@@ -300,6 +302,7 @@ class FidelityRecord(_Frozen):
 
     gradient_error: float
     parameter_gradient_error: float | None = None
+    largest_parameter_error: float | None = None
     state_gradient_error: float | None = None
     output_error: float | None = None
     tolerance: float
@@ -316,7 +319,7 @@ class FidelityRecord(_Frozen):
 
     def errors(self) -> dict[str, float]:
         """The errors that have a tolerance, by name: of an approximate method the output's alone."""
-        gradients = ("gradient_error", "parameter_gradient_error", "state_gradient_error")
+        gradients = ("gradient_error", "parameter_gradient_error", "largest_parameter_error", "state_gradient_error")
         found = {name: getattr(self, name) for name in (*(() if self.gradient_bias else gradients), "output_error")}
         return {name: error for name, error in found.items() if error is not None}
 
