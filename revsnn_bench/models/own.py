@@ -172,7 +172,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
             raise ModelError(
                 f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
@@ -219,7 +219,7 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Callable[[Tensor], Any]
     torch.manual_seed(case.seed)
     try:
         made = make(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(f"{case.workload}", error, file) from error
     if isinstance(made, nn.Module):
         return made, None, None
@@ -283,7 +283,7 @@ def _scalar(loss: Callable[[Tensor], Any], output: Tensor) -> Tensor:
 def _trial(step: OwnStep) -> torch.Size:
     """Runs a copy of the model once, and says what is wrong with it; returns the shape of the output."""
     model, file = copy_to_try(step.model), _source_file(type(step.model))
-    with _counted_calls(model, step.source.shape[0]):
+    with _counted_calls(model, step.source):
         try:
             with step.around():
                 output = model(step.make_input())
@@ -295,25 +295,38 @@ def _trial(step: OwnStep) -> torch.Size:
     where = _where(type(model).forward) if file else type(model).__name__
     if not isinstance(output, Tensor):
         raise ModelError(f"{where}: forward must return one tensor; it returned a {type(output).__name__}.")
+    if not output.is_floating_point():
+        raise ModelError(f"{where}: forward must return floats; it returned {output.dtype}.")
     if not output.requires_grad:
         raise ModelError(f"{where}: forward must return a tensor with a gradient; its graph was cut on the way.")
     return _scalar(step.loss, output).shape if step.loss is not None else output.shape
 
 
 @contextmanager
-def _counted_calls(model: nn.Module, steps: int) -> Iterator[None]:
-    """Refuses a multi-step neuron that runs twice in one forward: its second call would start from the first's end."""
+def _counted_calls(model: nn.Module, source: Tensor) -> Iterator[None]:
+    """Refuses a neuron that runs more often than once per step, or a single-step one that gets all steps at once.
+
+    A second call would start from the first's end; the other one would take time for a batch.
+    """
     calls: dict[nn.Module, int] = {}
     names = {module: name for name, module in model.named_modules()}
+    steps = source.shape[0]
 
-    def count(neuron: nn.Module, _: Any) -> None:
+    def count(neuron: nn.Module, args: tuple[Any, ...]) -> None:
         calls[neuron] = calls.get(neuron, 0) + 1
-        most = steps if getattr(neuron, "step_mode", "m") == "s" else 1
+        line = _line_in_stack(traceback.extract_stack(), _source_file(type(model)))
+        single = getattr(neuron, "step_mode", "m") == "s"
+        most = steps if single else 1
         if calls[neuron] > most:
-            line = _line_in_stack(traceback.extract_stack(), _source_file(type(model)))
             raise ModelError(
                 f"{line}the neuron {names[neuron]!r} is called more than {most} times in one forward of {steps} steps; "
                 "it would start from the membrane of another layer, so give each place a neuron of its own."
+            )
+        shape = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
+        if single and steps > 1 and len(shape) > 2 and shape[:2] == list(source.shape[:2]):
+            raise ModelError(
+                f"{line}the neuron {names[neuron]!r} in step_mode 's' must get one step [B, *] per call; got {shape}, "
+                "all steps at once. It would take time for a batch, and have no memory. Pass step_mode='m'."
             )
 
     handles = [module.register_forward_pre_hook(count) for module in model.modules() if is_neuron(module)]
@@ -349,6 +362,11 @@ def _line_in_stack(stack: traceback.StackSummary, file: str) -> str:
 def _raised(what: str, error: BaseException, file: str) -> ModelError:
     """The error of a user's code, with the line of the user's file where it arose."""
     first = str(error).strip().partition("\n")[0]
+    if isinstance(error, SystemExit):
+        first += (
+            ". It must not end the process when it is imported or called. Put what is a program of its own under `if "
+        )
+        first += "__name__ == '__main__':`."
     line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
     if isinstance(error, SyntaxError):
         line, first = f"{Path(error.filename or '').name}, line {error.lineno}: ", error.msg

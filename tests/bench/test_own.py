@@ -93,6 +93,9 @@ BAD = {
     ),
     "shared": (own_models.Shared, "", "'first' and 'second' of Shared are one module"),
     "shared_block": (own_models.SharedBlock, "", "'first' and 'second' of SharedBlock are one module"),
+    "SingleStep": (own_models.SingleStep, "self.last(", "step_mode 's' must get one step .*; got .2, 3, 4., all steps"),
+    "Complex": (own_models.Complex.forward, "", "forward must return floats; it returned torch.complex64"),
+    "exits": (own_models.exits, "raise", "raised SystemExit: 3. It must not end the process"),
     "cut": (own_models.Cut.forward, "", "forward must return a tensor with a gradient"),
     "loss_none": (own_models.loss_none, "loss=", "must return a tensor of one element .*; it returned None"),
     "wrong_inputs": (
