@@ -316,14 +316,14 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     Returns:
         A handle that tells, by module, what was kept and what is made again.
     Raises:
-        ValueError: max_passes < 1.
+        ValueError: max_passes < 1, or no whole number.
     Exactness: outputs, gradients and buffers have the bits that they have without it.
     Source: docs/remat.md.
     """
     require(
-        max_passes >= 1,
+        isinstance(max_passes, int) and max_passes >= 1,
         "max_passes",
-        "be at least 1",
+        "be a whole number, at least 1",
         max_passes,
         "It bounds the work for one tensor.",
         "Leave `remat` out to keep everything.",
