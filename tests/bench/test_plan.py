@@ -181,6 +181,8 @@ def test_a_plan_for_a_model_in_python(tmp_path):
     model, x = conv_net(3), torch.randn(3, 4, 2, 8, 8)
     plan = make_plan(model, x, budget="1 GiB", rounds=1)
     assert plan.fits
+    takes = f"with fused neurons and no plan, which takes {plan.plain_bytes / 2**10:,.1f} KiB."
+    assert takes in plan.summary()[0]  # in MiB a small plan and no plan would read the same
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json())
     assert apply_plan(plan.apply(model), path) is model
