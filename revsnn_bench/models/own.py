@@ -174,9 +174,13 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
+            name_of_file = Path(module_name).with_suffix("").as_posix().replace("/", ".")
+            fix = "Run the command in the folder that holds it."
+            if module_name.endswith(".py"):
+                fix = f"Pass {name_of_file}:{name}, the module's name in place of the file's."
             raise ModelError(
                 f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
-                "or among the installed packages. Run the command in the folder that holds it."
+                f"or among the installed packages. {fix}"
             ) from None
         raise _raised(f"the module {module_name}", error, _file_of(module_name, error)) from error
     for part in name.split("."):

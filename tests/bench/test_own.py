@@ -126,6 +126,7 @@ def test_an_input_that_does_not_fit():
     ("path", "message"),
     [
         ("no_such_module:make", "There is no module 'no_such_module' here"),
+        ("folder/own_models.py:plain", "Pass folder.own_models:plain, the module's name in place of the file's"),
         ("own_models:no_such_name", "The module has no callable 'no_such_name'"),
     ],
 )

@@ -269,6 +269,15 @@ def test_blocks_are_named_by_their_class():
         plan_case(here, CASE, 2**20, rounds=1, blocks="own_models:plain")
 
 
+def test_largest_says_in_one_sentence_what_is_wrong():
+    """As `plan` does: the worker's traceback stays out of it."""
+    model = ["--model", "own_models:returns_a_tuple", "--input", "2,3,6"]
+    result = CliRunner().invoke(app, ["largest", *model, "--budget", "1 MiB"], env={"COLUMNS": "400"})
+    assert result.exit_code == 5
+    assert re.search(r"cpu error: own_models.py, line \d+: forward must return one tensor", result.output)
+    assert "Traceback" not in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
