@@ -138,11 +138,15 @@ class UntrackedBytes(_Frozen):
         held: after forward, beyond live tensors.
         written: passed to `write` in forward.
         lasting: by which the first step made the process grow for good.
+        passing: the most that Python's objects and arrays took at once in forward and backward; by tracemalloc.
+        elsewhere: how many operators of torch ran in other threads, where the profiler sees no block.
     """
 
     held: int
     written: int
     lasting: int
+    passing: int = 0
+    elsewhere: int = 0
 
 
 class MemoryRecord(_Frozen):
@@ -277,6 +281,8 @@ class FidelityRecord(_Frozen):
         gradient_error: of the gradient with respect to the input, the worst of two calls in a row, as all errors are;
             of all parameters' where the step needs no gradient of its input.
         parameter_gradient_error: of all parameter gradients together; None without parameters.
+        largest_parameter_error: of the parameter whose gradient is worst, by its own norm or, where that is less, by
+            ten tolerances of the norm of all; None without parameters, in half precision, or where differences judge.
         state_gradient_error: of the gradients with respect to the membranes that the first call left to the second;
             None where none is carried, or the reference carries others.
         output_error: of the output against the reference dynamics in the same dtype; None without a reference.
@@ -299,6 +305,7 @@ class FidelityRecord(_Frozen):
 
     gradient_error: float
     parameter_gradient_error: float | None = None
+    largest_parameter_error: float | None = None
     state_gradient_error: float | None = None
     output_error: float | None = None
     tolerance: float
@@ -315,7 +322,7 @@ class FidelityRecord(_Frozen):
 
     def errors(self) -> dict[str, float]:
         """The errors that have a tolerance, by name: of an approximate method the output's alone."""
-        gradients = ("gradient_error", "parameter_gradient_error", "state_gradient_error")
+        gradients = ("gradient_error", "parameter_gradient_error", "largest_parameter_error", "state_gradient_error")
         found = {name: getattr(self, name) for name in (*(() if self.gradient_bias else gradients), "output_error")}
         return {name: error for name, error in found.items() if error is not None}
 

@@ -208,7 +208,8 @@ def _peaks(runner: "Runner", found: dict[Case, tuple[int | None, int | None]], o
     def peak_of(case: Case) -> int | None:
         record = runner.run(case, Settings(passes=("memory",)))
         if record.status.value not in ("ok", "oom"):
-            raise failure(f"{case.id} {record.status.value}: {record.reason}", ExitCode.CASE_FAILED)
+            reason = (record.reason or "no reason recorded").partition("\n")[0]
+            raise failure(f"{case.id} {record.status.value}: {reason}", ExitCode.CASE_FAILED)
         if record.memory is None:
             return None
         found[case] = record.memory.peak_bytes, record.memory.process_peak_bytes

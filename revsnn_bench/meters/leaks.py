@@ -6,12 +6,15 @@ memory can be reached.
 
 The memory meter reads a later step than the first, so a buffer that the first one made and keeps would cost nothing;
 here it is found among all tensors that Python knows. Arrays, bytes, mappings, files and other processes are seen by
-what malloc, the kernel and `write` say, beyond what live tensors explain. That is not exact, so it is no part of any
-quantity: it decides whether the quantities can be believed. docs/limits.md lists what this cannot see.
+what malloc, the kernel and `write` say, beyond what live tensors explain; arrays that come and go within a step by
+`tracemalloc`; and that operators ran in other threads, whose blocks the profiler does not see, by their names. That
+is not exact, so it is no part of any quantity: it decides whether the quantities can be believed. docs/limits.md
+lists what this cannot see.
 """
 
 import gc
 import importlib
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._profiler import _ExperimentalConfig
+from torch.autograd.profiler import profile
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from revsnn_bench.meters.allocator import record_timeline
@@ -270,10 +275,35 @@ def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> 
     use = after - before
     # Older tensors that the step lets go make room for new ones.
     tensors = live_bytes + after_forward - sizes[0]
+    passing, elsewhere = _passing(step)
     record = UntrackedBytes(
-        held=max(0, _beyond(use, tensors)), written=use.written_bytes, lasting=max(0, lasting.grown)
+        held=max(0, _beyond(use, tensors)),
+        written=use.written_bytes,
+        lasting=max(0, lasting.grown),
+        passing=passing,
+        elsewhere=elsewhere,
     )
     return *sizes, record
+
+
+def _passing(step: TrainingStep) -> tuple[int, int]:
+    """Most bytes of Python's objects and arrays at once in a step, and the operators that it ran in other threads."""
+    step.prepare()
+    was_tracing = tracemalloc.is_tracing()
+    with quiet_gc(), profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)) as prof:
+        if not was_tracing:
+            tracemalloc.start()
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        step.backward(step.forward())
+        _, peak = tracemalloc.get_traced_memory()
+        if not was_tracing:
+            tracemalloc.stop()
+    step.prepare()
+    assert prof.kineto_results is not None
+    threads = [event.start_thread_id() for event in prof.kineto_results.events() if event.name().startswith("aten::")]
+    # The thread of the step runs the first operator: the copy of its input.
+    return max(0, peak - before), sum(thread != threads[0] for thread in threads)
 
 
 def _beyond(use: HostUse, tensors: int) -> int:

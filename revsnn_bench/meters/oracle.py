@@ -14,7 +14,7 @@ Two calls in a row are judged: the second from the membrane that the first one l
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,9 @@ STEP = 1e-5
 
 CALLS = 2
 
+LEAST_SHARE = 0.01
+"""A parameter's gradient counts by its own norm, from this share of the norm of all on."""
+
 
 @dataclass(frozen=True)
 class OracleErrors:
@@ -39,7 +42,7 @@ class OracleErrors:
 
     Fields:
         input: of the input's gradient.
-        parameters: of all parameter gradients together; None without parameters.
+        parameters: of all parameter gradients together, each by its own norm; None without parameters.
         states: of the gradients of the membranes that the second call starts from; None where none is carried.
     """
 
@@ -131,9 +134,11 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
         if not places:
             continue
         wrong = scale = 0.0
+        parts = [call.gradients[i] for i in places]
+        weights = _balanced(parts) if name == "parameters" else [1.0] * len(parts)
         for _ in range(DIRECTIONS):
-            along = [torch.randn(call.gradients[i].shape, generator=generator, dtype=torch.float64) for i in places]
-            along = [each.to(source.device) for each in along]
+            along = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in parts]
+            along = [weight * each.to(source.device) for weight, each in zip(weights, along, strict=True)]
             values = []
             for sign in (STEP, -STEP):
                 moved = copy.deepcopy(model)
@@ -150,6 +155,19 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
             scale += expected**2
         errors[name] = (wrong / scale) ** 0.5 if scale else float(wrong > 0)
     return errors
+
+
+def _balanced(gradients: Sequence[Tensor]) -> list[float]:
+    """Lengths by which each parameter has the same share of a directional derivative, the longest 1.
+
+    Without them a small gradient among large ones would be lost. One below `LEAST_SHARE` of all has less.
+    """
+    norms = [float(each.norm()) for each in gradients]
+    least = LEAST_SHARE * float(torch.tensor(norms).norm())
+    if not least > 0.0:
+        return [1.0] * len(norms)
+    inverse = [1.0 / max(norm, least) for norm in norms]
+    return [each / max(inverse) for each in inverse]
 
 
 def _replay(step: TrainingStep, model: nn.Module, call: _Call, source: Tensor) -> list[Tensor]:

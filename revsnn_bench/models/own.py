@@ -28,7 +28,7 @@ from revsnn_nodes.plan import find_blocks, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
 
 from revsnn_bench.case import Case
-from revsnn_bench.models.step import WorkloadStep, input_noise
+from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
 METHODS = ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
@@ -147,11 +147,15 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            name_of_file = Path(module_name).with_suffix("").as_posix().replace("/", ".")
+            fix = "Run the command in the folder that holds it."
+            if module_name.endswith(".py"):
+                fix = f"Pass {name_of_file}:{name}, the module's name in place of the file's."
             raise ModelError(
                 f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
-                "or among the installed packages. Run the command in the folder that holds it."
+                f"or among the installed packages. {fix}"
             ) from None
         raise _raised(f"the module {module_name}", error, _file_of(module_name, error)) from error
     for part in name.split("."):
@@ -196,7 +200,7 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     torch.manual_seed(case.seed)
     try:
         made = make(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(f"{case.workload}", error, file) from error
     if isinstance(made, nn.Module):
         return made, None, None
@@ -258,9 +262,9 @@ def _scalar(loss: Loss, output: Tensor) -> Tensor:
 
 
 def _trial(step: OwnStep) -> torch.Size:
-    """Runs the model once, and says what is wrong with it; returns the shape of the output."""
-    model, file = step.model, _source_file(type(step.model))
-    with _counted_calls(model, step.source.shape[0]):
+    """Runs a copy of the model once, and says what is wrong with it; returns the shape of the output."""
+    model, file = copy_to_try(step.model), _source_file(type(step.model))
+    with _counted_calls(model, step.source):
         try:
             with step.around():
                 output = model(step.make_input())
@@ -272,25 +276,38 @@ def _trial(step: OwnStep) -> torch.Size:
     where = _where(type(model).forward) if file else type(model).__name__
     if not isinstance(output, Tensor):
         raise ModelError(f"{where}: forward must return one tensor; it returned a {type(output).__name__}.")
+    if not output.is_floating_point():
+        raise ModelError(f"{where}: forward must return floats; it returned {output.dtype}.")
     if not output.requires_grad:
         raise ModelError(f"{where}: forward must return a tensor with a gradient; its graph was cut on the way.")
     return _scalar(step.loss, output).shape if step.loss is not None else output.shape
 
 
 @contextmanager
-def _counted_calls(model: nn.Module, steps: int) -> Iterator[None]:
-    """Refuses a multi-step neuron that runs twice in one forward: its second call would start from the first's end."""
+def _counted_calls(model: nn.Module, source: Tensor) -> Iterator[None]:
+    """Refuses a neuron that runs more often than once per step, or a single-step one that gets all steps at once.
+
+    A second call would start from the first's end; the other one would take time for a batch.
+    """
     calls: dict[nn.Module, int] = {}
     names = {module: name for name, module in model.named_modules()}
+    steps = source.shape[0]
 
-    def count(neuron: nn.Module, _: Any) -> None:
+    def count(neuron: nn.Module, args: tuple[Any, ...]) -> None:
         calls[neuron] = calls.get(neuron, 0) + 1
-        most = steps if getattr(neuron, "step_mode", "m") == "s" else 1
+        line = _line_in_stack(traceback.extract_stack(), _source_file(type(model)))
+        single = getattr(neuron, "step_mode", "m") == "s"
+        most = steps if single else 1
         if calls[neuron] > most:
-            line = _line_in_stack(traceback.extract_stack(), _source_file(type(model)))
             raise ModelError(
                 f"{line}the neuron {names[neuron]!r} is called more than {most} times in one forward of {steps} steps; "
                 "it would start from the membrane of another layer, so give each place a neuron of its own."
+            )
+        shape = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
+        if single and steps > 1 and len(shape) > 2 and shape[:2] == list(source.shape[:2]):
+            raise ModelError(
+                f"{line}the neuron {names[neuron]!r} in step_mode 's' must get one step [B, *] per call; got {shape}, "
+                "all steps at once. It would take time for a batch, and have no memory. Pass step_mode='m'."
             )
 
     with ExitStack() as stack:
@@ -324,6 +341,11 @@ def _line_in_stack(stack: traceback.StackSummary, file: str) -> str:
 def _raised(what: str, error: BaseException, file: str) -> ModelError:
     """The error of a user's code, with the line of the user's file where it arose."""
     first = str(error).strip().partition("\n")[0]
+    if isinstance(error, SystemExit):
+        first += (
+            ". It must not end the process when it is imported or called. Put what is a program of its own under `if "
+        )
+        first += "__name__ == '__main__':`."
     line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
     if isinstance(error, SyntaxError):
         line, first = f"{Path(error.filename or '').name}, line {error.lineno}: ", error.msg

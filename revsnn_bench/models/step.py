@@ -1,5 +1,6 @@
 """The training step of a spiking model on fixed data: what every workload is turned into."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import ModuleStep
@@ -55,7 +57,7 @@ class WorkloadStep(ModuleStep):
         if is_neuron(self.model):
             return self.source.shape
         with torch.no_grad():
-            output: Tensor = self.model(self.source)
+            output: Tensor = copy_to_try(self.model)(self.source)
         return output.shape
 
     def reset_state(self) -> None:
@@ -66,6 +68,19 @@ class WorkloadStep(ModuleStep):
     def state_tensors(self) -> list[Tensor]:
         """The membranes that the neurons carry to the next call."""
         return [neuron.v for neuron in neurons_of(self.model) if isinstance(neuron.v, Tensor)]
+
+
+def copy_to_try(model: nn.Module) -> nn.Module:
+    """A copy that may run before the model is measured: what a first call makes and keeps is the model's first step's.
+
+    The model itself where it cannot be copied, or gets its parameters from its first call.
+    """
+    if any(map(is_lazy, model.parameters())):
+        return model
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # whatever a foreign module raises
+        return model
 
 
 def input_noise(case: Case) -> Tensor:

@@ -107,22 +107,23 @@ class Plan:
     def summary(self) -> list[str]:
         """What it comes to, in sentences."""
 
-        def mib(nbytes: int) -> str:
-            return f"{nbytes / 2**20:,.1f} MiB"
+        def size(nbytes: int) -> str:
+            return f"{nbytes / 2**20:,.1f} MiB" if nbytes >= 10 << 20 else f"{nbytes / 2**10:,.1f} KiB"
 
-        peak = f"predicted peak {mib(self.predicted_bytes)}"
+        peak = f"predicted peak {size(self.predicted_bytes)}"
         if self.measured is not None:
-            peak += f", measured {mib(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
-        slower = f"{self.step_s / self.plain_s:.2f} times the time of the model without a plan"
+            peak += f", measured {size(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
+        slower = f"{self.step_s / self.plain_s:.2f} times the time of the model with fused neurons and no plan"
         verdict = "This plan fits" if self.fits else "Nothing fits; the least that does takes this plan"
-        lines = [f"{verdict}: budget {mib(self.budget_bytes)}, {peak}; {slower}, which takes {mib(self.plain_bytes)}."]
+        takes = f"which takes {size(self.plain_bytes)}"
+        lines = [f"{verdict}: budget {size(self.budget_bytes)}, {peak}; {slower}, {takes}."]
         if self.measured is None:
             lines.append("The step is too large to run here: its seconds are those of a smaller batch, in proportion.")
         if self.smaller is not None:
             found = self.smaller.measured
             lines.append(
-                f"Verified at a batch of {self.smaller.batch:,}: predicted peak {mib(self.smaller.predicted_bytes)}, "
-                f"measured {mib(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
+                f"Verified at a batch of {self.smaller.batch:,}: predicted peak {size(self.smaller.predicted_bytes)}, "
+                f"measured {size(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
             )
         return lines
 

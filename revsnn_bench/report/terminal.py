@@ -43,6 +43,9 @@ _STYLES = {
 }
 _MOST_ROWS, _MOST_FAILURES = 4, 2
 _LEAST_POINT, _NODE_WIDTH, _WIDE = 16, 20, 100
+_LONGEST_REASON = 300
+"""Characters; a sentence that names argument, value and remedy has fewer."""
+
 _ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
 _HEADINGS = ("workload and point", "least peak", "peak", "peak × lif", "retained × lif", "time × lif")
 
@@ -70,7 +73,7 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(Text(units.one_line(text), style=_STYLES[Status.APPROXIMATE]), **_ONE_LINE)
     failed = [record for record in run if record.status in (Status.OOM, Status.TIMEOUT, Status.ERROR)]
     for record in failed[:_MOST_FAILURES]:
-        console.print(_failure(record), **_ONE_LINE)
+        console.print(_failure(record))
     if len(failed) > _MOST_FAILURES:
         console.print(f"{len(failed) - _MOST_FAILURES} more cases failed; the report has their reasons.")
 
@@ -151,8 +154,10 @@ def print_run(run: Run, console: Console) -> None:
 
 
 def _failure(record: Record) -> Text:
-    text = f"{record.case.id} {record.status.value}: {record.reason or 'no reason recorded'}"
-    return Text(units.one_line(text), style=_STYLES[record.status])
+    """The first paragraph of the reason, whole, which its user is to read; the traceback is in the record."""
+    reason = units.one_line((record.reason or "no reason recorded").strip().partition("\n\n")[0])
+    shown = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
+    return Text(units.one_line(f"{record.case.id} {record.status.value}: {shown}"), style=_STYLES[record.status])
 
 
 class Grid:

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -84,6 +84,34 @@ def conditions(before: Reading) -> Conditions:
     """Conditions around a case, from a reading before it and one now."""
     after = read_conditions()
     return Conditions(load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu)
+
+
+def read_switches() -> dict[str, Any]:
+    """Torch's settings of the whole process that decide what a measurement means."""
+    import torch
+
+    return {
+        "number of threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def restore_switches(before: dict[str, Any]) -> str:
+    """Puts back what `read_switches` read; says what had changed, "" where nothing had."""
+    import torch
+
+    write: dict[str, Callable[[Any], object]] = {
+        "number of threads": torch.set_num_threads,
+        "default dtype": torch.set_default_dtype,
+        "grad mode": torch.set_grad_enabled,
+        "deterministic algorithms": torch.use_deterministic_algorithms,
+    }
+    changed = {name: now for name, now in read_switches().items() if now != before[name]}
+    for name in changed:
+        write[name](before[name])
+    return " and ".join(f"{name} from {before[name]} to {now}" for name, now in changed.items())
 
 
 def _version(package: str) -> str | None:

@@ -87,6 +87,16 @@ def _pipe_to_a_thread(x: Tensor) -> Any:
     return [sent, bytearray(data)]
 
 
+def _use(passing: Any) -> None:
+    """Drops an object that was there for a time."""
+
+
+def _in_a_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
 def _once(name: str, make: Callable[[Tensor], Any], where: Callable[[Hiding], dict[str, Any]]) -> Any:
     def hide(node: Hiding, x: Tensor, y: Tensor) -> None:
         kept = where(node)
@@ -172,6 +182,8 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "anonymous mapping": lambda: Hiding(_in("hidden", _mapping)),
     "file": lambda: Hiding(_in("hidden", _file)),
     "pipe": lambda: Hiding(_in("hidden", _pipe_to_a_thread)),
+    "numpy array for a time": lambda: Hiding(lambda node, x, y: _use(np.tile(x.numpy(), 2))),
+    "tensor of another thread": lambda: Hiding(lambda node, x, y: _in_a_thread(lambda: _use(x + 1))),
     "numpy array made by the first call": lambda: Hiding(_once("array", lambda x: np.array(x.numpy()), _of_module)),
 }
 """Ways to hide memory that is no tensor: the case is unverified, and the reason says what was seen."""

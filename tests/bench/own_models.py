@@ -186,6 +186,57 @@ def cut():
     return Cut()
 
 
+class SingleStep(Plain):
+    """A neuron that was left in step mode "s", in a network on all steps at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = StandardLIF()
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
+class Complex(Plain):
+    def forward(self, x):
+        return torch.fft.fft(super().forward(x))
+
+
+def exits():
+    raise SystemExit(3)
+
+
+class Remembers(Plain):
+    """Keeps a copy of its first input for good."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is None:
+            self.kept = x.detach().clone()
+        return super().forward(x)
+
+
+class Switches(Plain):
+    """Leaves the process with one thread more, and with another default dtype."""
+
+    def forward(self, x):
+        torch.set_num_threads(torch.get_num_threads() % 2 + 1)
+        torch.set_default_dtype(torch.float64)
+        return super().forward(x)
+
+
+class Lazy(Plain):
+    """The first layer gets its weights from its first input."""
+
+    def __init__(self):
+        super().__init__()
+        self.lazy = nn.LazyLinear(6)
+
+    def forward(self, x):
+        return super().forward(self.lazy(x))
+
+
 class Branch(Plain):
     def forward(self, x):
         if x.sum() > 1e9:

@@ -143,6 +143,27 @@ WRONG: dict[str, Callable[[], nn.Module]] = {
 """Nodes whose gradient is wrong, by what is wrong with it."""
 
 
+class Offset(Planted):
+    """Adds a learnable offset to the output, whose gradient is 3e-4 of the decay's.
+
+    Args:
+        at_offset: what that gradient becomes.
+    """
+
+    def __init__(self, at_offset=None):
+        super().__init__()
+        self.at_offset = at_offset
+        self.offset = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        return super().forward(x_seq) + 1e-4 * twisted(self.offset, self.at_offset)
+
+
+RIGHT["small parameter"] = Offset
+WRONG["small parameter's gradient zero"] = lambda: Offset(lambda g: g * 0)
+WRONG["small parameter's gradient reversed"] = lambda: Offset(lambda g: -g)
+
+
 class HiddenSpikes(nn.Module):
     """Right, but it decides its spikes where nobody can look: no difference can judge it."""
 

@@ -169,6 +169,20 @@ def test_a_subclass_with_a_further_parameter_is_measured(verdict_on):
     assert record.fidelity.parameter_gradient_error < TOLERANCE
 
 
+def test_a_small_parameter_is_not_lost_among_large_ones(verdict_on):
+    """Its gradient is zero, which is less than the tolerance of all gradients together; the record says which error."""
+
+    class Named(planted_faults.Offset):
+        def reference(self):
+            return planted_faults.Offset()
+
+    assert verdict_on(Named).status is Status.OK
+    record = verdict_on(lambda: Named(lambda g: g * 0))
+    assert (record.status, record.fidelity.judged_by) == (Status.WRONG, "reference")
+    assert record.fidelity.parameter_gradient_error < record.fidelity.tolerance
+    assert record.reason.startswith("largest_parameter_error ")
+
+
 def test_a_fault_of_the_carried_state_is_found_against_a_reference(verdict_on):
     """A node that names its reference, right in one call, is wrong where the membrane's gradient is lost."""
 

@@ -93,6 +93,9 @@ BAD = {
     ),
     "shared": (own_models.Shared, "", "'first' and 'second' of Shared are one module"),
     "shared_block": (own_models.SharedBlock, "", "'first' and 'second' of SharedBlock are one module"),
+    "SingleStep": (own_models.SingleStep, "self.last(", "step_mode 's' must get one step .*; got .2, 3, 4., all steps"),
+    "Complex": (own_models.Complex.forward, "", "forward must return floats; it returned torch.complex64"),
+    "exits": (own_models.exits, "raise", "raised SystemExit: 3. It must not end the process"),
     "cut": (own_models.Cut.forward, "", "forward must return a tensor with a gradient"),
     "loss_none": (own_models.loss_none, "loss=", "must return a tensor of one element .*; it returned None"),
     "wrong_inputs": (
@@ -123,6 +126,7 @@ def test_an_input_that_does_not_fit():
     ("path", "message"),
     [
         ("no_such_module:make", "There is no module 'no_such_module' here"),
+        ("folder/own_models.py:plain", "Pass folder.own_models:plain, the module's name in place of the file's"),
         ("own_models:no_such_name", "The module has no callable 'no_such_name'"),
     ],
 )
@@ -157,6 +161,25 @@ def test_a_module_that_lacks_a_package_is_not_taken_for_missing(tmp_path, monkey
     (tmp_path / "own_lacks_net.py").write_text("import own_lacks\n")
     with pytest.raises(ModelError, match=r"own_lacks_net.py, line 1: the module own_lacks_net raised ModuleNotFound"):
         build(case_of(workload="own_lacks_net:make"))
+
+
+def test_what_the_first_call_keeps_is_counted():
+    """Trying a model does not hide it: one more input is kept for good. Weights that the first call makes are none."""
+    kept, plain, lazy = (
+        measure(case_of(model, "as-is"), Settings(passes=("memory",))).memory
+        for model in ("Remembers", "plain", "Lazy")
+    )
+    assert kept.lasting_bytes == kept.retained_bytes - plain.retained_bytes == 4 * 2 * 3 * 6
+    assert plain.lasting_bytes == lazy.lasting_bytes == 0
+
+
+def test_a_model_that_changes_settings_of_the_process_is_unverified():
+    """They would hold for the standard LIF beside it too. They are named, and put back."""
+    before = torch.get_num_threads(), torch.get_default_dtype()
+    record = measure(case_of("Switches", "as-is"), Settings(passes=("flops",)))
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == before
+    assert record.status is Status.UNVERIFIED
+    assert record.reason.endswith("default dtype from torch.float32 to torch.float64")
 
 
 def test_workers_import_the_model(runner):

@@ -181,6 +181,8 @@ def test_a_plan_for_a_model_in_python(tmp_path):
     model, x = conv_net(3), torch.randn(3, 4, 2, 8, 8)
     plan = make_plan(model, x, budget="1 GiB", rounds=1)
     assert plan.fits
+    takes = f"with fused neurons and no plan, which takes {plan.plain_bytes / 2**10:,.1f} KiB."
+    assert takes in plan.summary()[0]  # in MiB a small plan and no plan would read the same
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json())
     assert apply_plan(plan.apply(model), path) is model
@@ -265,6 +267,15 @@ def test_blocks_are_named_by_their_class():
     assert [row.block for row in plan.rows] == ["rest", "0", "3"]
     with pytest.raises(ModelError, match="must name a class of modules; got 'own_models:plain', a function"):
         plan_case(here, CASE, 2**20, rounds=1, blocks="own_models:plain")
+
+
+def test_largest_says_in_one_sentence_what_is_wrong():
+    """As `plan` does: the worker's traceback stays out of it."""
+    model = ["--model", "own_models:returns_a_tuple", "--input", "2,3,6"]
+    result = CliRunner().invoke(app, ["largest", *model, "--budget", "1 MiB"], env={"COLUMNS": "400"})
+    assert result.exit_code == 5
+    assert re.search(r"cpu error: own_models.py, line \d+: forward must return one tensor", result.output)
+    assert "Traceback" not in result.output
 
 
 @pytest.mark.parametrize(

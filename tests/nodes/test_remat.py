@@ -258,8 +258,11 @@ def test_chain_deeper_than_max_passes_keeps_a_tensor_on_the_way():
     assert max(entry.passes for entry in shallow.entries) <= 6
 
 
-def test_max_passes_below_one_is_refused():
-    with pytest.raises(ValueError, match="`max_passes` must be at least 1; got 0"), remat(max_passes=0):
+@pytest.mark.parametrize("given", [0, -3, "16", None, 2.5])
+def test_max_passes_below_one_is_refused(given):
+    """So is what is no whole number, which a comparison alone would let pass, or end in a TypeError."""
+    message = f"`max_passes` must be a whole number, at least 1; got {given!r}"
+    with pytest.raises(ValueError, match=message), remat(max_passes=given):
         pass
 
 

@@ -148,8 +148,9 @@ def plan_for(target: Value, max_passes: int) -> Plan:
         value = ahead.pop()
         if value.recipe is None or (value.keepers and value is not target and value.counter.current):
             storage = value.storage()
-            if storage is None:
-                return Plan("source gone" if value.counter.current else "source changed")
+            open_to_others = value.opened and not value.copied and value.keepers == value.readers
+            if storage is None or open_to_others:
+                return Plan("source gone" if value.counter.current and not open_to_others else "source changed")
             leaves[value] = storage
             continue
         passes += value.recipe.passes
@@ -179,7 +180,7 @@ class Packed:
         self.value, self.entry, self.verify = value, entry, verify
         self.kept: Tensor | None = tensor.detach()
         self.version = tensor._version
-        self.leaves: tuple[tuple[Value, UntypedStorage], ...] = ()
+        self.leaves: tuple[Value, ...] = ()
         self.sum: int | None = None
         entry.kept_bytes = 0 if value.keepers or value.persistent else value.nbytes
         value.keepers += 1
@@ -192,11 +193,11 @@ class Packed:
         self.view, self.counter = View.of(self.kept), Counter(self.kept, self.version)
         self.kept = None
         self.value.keepers -= 1
-        self.value, self.leaves = value, plan.leaves
+        self.value, self.leaves = value, tuple(leaf for leaf, _ in plan.leaves)
         self.entry.remade_bytes = 0 if value.asks else value.nbytes
         self.entry.kept_bytes, self.entry.passes = plan.new_bytes, plan.passes
-        for leaf, _ in plan.leaves:
-            leaf.keepers += 1
+        for leaf, storage in plan.leaves:
+            leaf.pin(storage)
         value.asks.add(id(self))
 
     @property
@@ -208,8 +209,8 @@ class Packed:
         if self.kept is not None:
             self.value.keepers -= 1
             return
-        for leaf, _ in self.leaves:
-            leaf.keepers -= 1
+        for leaf in self.leaves:
+            leaf.unpin()
         self.value.forget(self)
 
     def tensor(self) -> Tensor:
@@ -224,8 +225,9 @@ class Packed:
             return self.kept
         self.counter.check()
         with _lock, torch._C.DisableTorchFunction(), torch.no_grad():
-            for leaf, _ in self.leaves:
-                leaf.counter.check("`remat` makes another saved tensor again from it. ")
+            for leaf in self.leaves:
+                if not leaf.copied:
+                    leaf.counter.check("`remat` makes another saved tensor again from it. ")
             storage = self.value.storage()
             if storage is None:
                 with record_function(LABEL):

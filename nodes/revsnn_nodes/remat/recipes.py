@@ -8,12 +8,15 @@ to storages weakly, so that recording keeps nothing alive. A view is a value wit
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from inspect import Signature, signature
+from numbers import Number
+from types import EllipsisType, NoneType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, UntypedStorage
+from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
@@ -64,9 +67,61 @@ HIDDEN: frozenset[Function] = frozenset(_named(_HIDDEN))
 """Functions that keep tensors which no recipe can make (indices in int64): they are differentiated by running again."""
 
 OPENS_MEMORY: frozenset[Function] = frozenset(
-    {torch.Tensor.data.__get__, torch.Tensor.numpy, torch.Tensor.untyped_storage, torch.Tensor.set_}  # type: ignore[attr-defined]
+    {torch.Tensor.data.__get__, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.set_}  # type: ignore[attr-defined]
+    | {torch.Tensor.untyped_storage, torch.Tensor.storage}
 )
 """After these a tensor can change without its version counter: it is kept from there on."""
+
+_FIXED = (Number, str, bytes, NoneType, EllipsisType, type, torch.Size, torch.dtype, torch.device, torch.layout)
+"""Types of arguments that nobody can change after the call."""
+
+
+@cache
+def _never_changes(kind: type) -> bool:
+    return issubclass(kind, (*_FIXED, torch.memory_format))
+
+
+def is_fixed(argument: Any) -> bool:
+    """Whether an argument that is no tensor still is what it was when the function is run again."""
+    if type(argument) is slice:
+        return all(map(is_fixed, (argument.start, argument.stop, argument.step)))
+    kind: Any = type(argument)
+    return _never_changes(kind)
+
+
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write and not argument.is_out
+
+
+@lru_cache(4096)
+def _how_it_writes(function: Function) -> str | int | None:
+    """Whether a function may write to its "first" argument, to "any", or by the argument `inplace` at a place."""
+    name = str(getattr(function, "__name__", ""))
+    augmented = name.startswith("__i") and hasattr(torch.Tensor, name.replace("__i", "__", 1))
+    if augmented or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        return "first"
+    if isinstance(function, OpOverload | OpOverloadPacket):
+        packet = function.overloadpacket if isinstance(function, OpOverload) else function
+        arguments = [each for name in packet.overloads() for each in getattr(packet, name)._schema.arguments]
+        return "any" if any(_is_written(each) for each in arguments) else None
+    try:
+        return list(signature(function).parameters).index("inplace")
+    except (TypeError, ValueError):
+        return None
+
+
+def written(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Those of a call's arguments, nested as they are given, that it may write to."""
+    how = _how_it_writes(function)
+    if how == "any":
+        return args, kwargs
+    if how == "first":
+        return args[:1]
+    if isinstance(how, int) and (kwargs.get("inplace") or (len(args) > how and args[how])):
+        return args[:1], kwargs.get("input")
+    if function in WITH_STATISTICS:
+        return args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")
+    return kwargs.get("out")
 
 
 class View(NamedTuple):
@@ -140,17 +195,23 @@ class Value:
         asks: saved tensors that were replaced by this value's recipe and not asked for yet.
         held: contents made again before the next ask.
         opened: whether its memory was handed out, so that it may have changed unseen.
+        readers: how many of the keepers are recipes that read it.
+        pinned: the storage while there are readers, or a copy of it.
+        copied: whether `pinned` is a copy, which no later change reaches.
     """
 
     __slots__ = (
         "__weakref__",
         "asks",
+        "copied",
         "counter",
         "held",
         "keepers",
         "nbytes",
         "opened",
         "persistent",
+        "pinned",
+        "readers",
         "recipe",
         "weak",
     )
@@ -163,8 +224,11 @@ class Value:
         self.nbytes = storage.nbytes()
         self.persistent = base.is_leaf and base.requires_grad
         self.recipe = recipe
-        self.keepers = 0
-        self.opened = False
+        self.keepers = self.readers = 0
+        self.pinned: UntypedStorage | None = None
+        self.copied = False
+        # Numpy's memory cannot be resized, nor can what our kernels made, which they read by way of numpy.
+        self.opened = not (storage.resizable() or storage.is_shared() or tensor.requires_grad)
         self.asks: set[int] = set()
         self.held: UntypedStorage | None = None
 
@@ -172,7 +236,9 @@ class Value:
         """The storage, if it is alive with these contents or was made again."""
         if self.held is not None:
             return self.held
-        if not self.counter.current or (self.opened and self.recipe is not None and not self.keepers):
+        if self.copied or (self.readers and self.counter.current):
+            return self.pinned
+        if not self.counter.current or (self.opened and not self.keepers):
             return None
         return cast("UntypedStorage | None", UntypedStorage._new_with_weak_ptr(self.weak.cdata))
 
@@ -181,9 +247,35 @@ class Value:
         storage = self.storage()
         if storage is None:
             return None
+        if self.copied:
+            return view.on(storage)
         alias = self.counter.tensor.detach()
         alias.data = view.on(storage)
         return alias
+
+    def pin(self, storage: UntypedStorage) -> None:
+        """Keeps the storage for a recipe that reads it."""
+        self.keepers, self.readers = self.keepers + 1, self.readers + 1
+        if not self.copied:
+            self.pinned = storage
+
+    def unpin(self) -> None:
+        """Lets go of it for that recipe."""
+        self.keepers, self.readers = self.keepers - 1, self.readers - 1
+        if not self.readers:
+            self.pinned, self.copied = None, False
+
+    def part_from(self) -> bool:
+        """Copies the contents for the recipes that read them, before they change; True if that is needed.
+
+        Not where autograd saved the tensor itself, which it then refuses to use.
+        """
+        if self.pinned is None or self.copied or self.keepers > self.readers or not self.counter.current:
+            return False
+        with torch.no_grad():
+            tensor = torch.empty(0, dtype=torch.uint8, device=self.counter.tensor.device).set_(self.pinned)
+            self.pinned, self.copied = tensor.clone().untyped_storage(), True
+        return True
 
     def forget(self, packed: Any) -> None:
         """Counts a saved tensor as asked for, or as gone; drops what was held for the last one."""
@@ -201,14 +293,12 @@ class Ref(NamedTuple):
 
 def map_leaves(structure: Any, kind: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
     """Replaces the leaves of some types in nested tuples, lists and dicts."""
-    if isinstance(structure, kind):
-        return change(structure)
     what = type(structure)
     if what is tuple or what is list:
         return what([map_leaves(each, kind, change) for each in structure])
     if what is dict:
         return {name: map_leaves(each, kind, change) for name, each in structure.items()} if structure else {}
-    return structure
+    return change(structure) if isinstance(structure, kind) else structure
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,10 @@ from revsnn_nodes.remat.recipes import (
     Ref,
     Value,
     View,
+    is_fixed,
     map_leaves,
     norm_again,
+    written,
 )
 from revsnn_nodes.remat.rerun import Hidden, Rerun
 from revsnn_nodes.surrogate import in_transform
@@ -75,7 +77,9 @@ class Recorder:
         address = tensor.untyped_storage()._cdata
         value = self.values.get(address)
         if value is None or value.counter.version != tensor._version or not value.counter.current:
+            opened = value is not None and value.opened
             value = self.values[address] = Value(tensor)
+            value.opened |= opened
         return value
 
     def pack(self, tensor: Tensor) -> Any:
@@ -108,6 +112,7 @@ class Recorder:
         self.fresh.clear()
         if function in OPENS_MEMORY:
             self.open_memory(args[0])
+        map_leaves(written(function, args, kwargs), Tensor, self.before_write)
         if not (function in CHEAP or function in HIDDEN) or not self.records():
             return function(*args, **kwargs)
         try:
@@ -146,14 +151,16 @@ class Recorder:
         """References in place of tensors; and by storage the values and versions that they refer to."""
         before: dict[int, tuple[Value, int]] = {}
 
-        def refer_to(tensor: Tensor) -> Ref:
-            if not recordable(tensor):
+        def refer_to(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and recordable(leaf):
+                value = self.value_of(leaf)
+                before[leaf.untyped_storage()._cdata] = value, leaf._version
+                return Ref(value, View.of(leaf))
+            if not is_fixed(leaf):
                 raise _Unrecorded
-            value = self.value_of(tensor)
-            before[tensor.untyped_storage()._cdata] = value, tensor._version
-            return Ref(value, View.of(tensor))
+            return leaf
 
-        return before, map_leaves(structure, Tensor, refer_to)
+        return before, map_leaves(structure, object, refer_to)
 
     def note(
         self, run: Function, arguments: Any, before: dict[int, tuple[Value, int]], result: Tensor, passes: int
@@ -205,8 +212,19 @@ class Recorder:
     def open_memory(self, tensor: Any) -> None:
         """Keeps a tensor whose memory is handed out: it may change unseen."""
         if isinstance(tensor, Tensor) and recordable(tensor):
-            self.value_of(tensor).opened = True
-            self.values[tensor.untyped_storage()._cdata] = Value(tensor)
+            value = self.value_of(tensor)
+            value.part_from()
+            value.opened = True
+            value = self.values[tensor.untyped_storage()._cdata] = Value(tensor)
+            value.opened = True
+
+    def before_write(self, tensor: Tensor) -> None:
+        """Copies what recipes read of a tensor that may be about to change."""
+        if recordable(tensor):
+            address = tensor.untyped_storage()._cdata
+            value = self.values.get(address)
+            if value is not None and value.part_from():
+                del self.values[address]
 
     def module_name(self) -> str:
         """The innermost module whose forward is running: its path from the outermost one, or that one's type."""
@@ -291,12 +309,13 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     Returns:
         A handle that tells, by module, what was kept and what is made again.
     Raises:
-        ValueError: max_passes < 1.
+        ValueError: max_passes < 1, or no whole number.
     Exactness: outputs, gradients and buffers have the bits that they have without it.
     Source: docs/remat.md.
     """
     require(
-        max_passes >= 1, "max_passes", "be at least 1", max_passes, "It bounds the work for one tensor.",
+        isinstance(max_passes, int) and max_passes >= 1,
+        "max_passes", "be a whole number, at least 1", max_passes, "It bounds the work for one tensor.",
         "Leave `remat` out to keep everything.",
     )  # fmt: skip
     saved = Saved()

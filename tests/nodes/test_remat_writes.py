@@ -1,0 +1,153 @@
+"""`remat` gives the bits of the same step without it where what a recipe reads changes in the forward.
+
+Autograd does not save what only a recipe reads, so it lets it change. Each network here makes such a tensor, drops what
+was made of it, and writes to it.
+"""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from nodes_memory import timeline
+from revsnn_nodes import remat
+from torch import nn
+from torch.nn import functional as F
+
+
+def doubled(x):
+    """Twice a linear layer's output, of which autograd saves the double alone; and the output."""
+    h = x @ torch.full((8, 8), 0.3)
+    return h, torch.cat([h, h]).mul(2).sin().sum()
+
+
+def under_no_grad(h):
+    with torch.no_grad():
+        h.add_(1)
+
+
+WRITES = {
+    "in place": lambda h: h.detach().mul_(3),
+    "in place, no_grad": under_no_grad,
+    "augmented": lambda h: h.detach().__iadd__(1),
+    "item": lambda h: h.detach().__setitem__(0, 3.0),
+    "out": lambda h: torch.mul(h.detach(), 2, out=h.detach()),
+    "inplace=True": lambda h: F.relu(h.detach(), True),
+    "operator": lambda h: torch.ops.aten.relu_(h.detach()),
+    "foreach": lambda h: torch._foreach_mul_([h.detach()], 3),
+    "view": lambda h: h.detach()[1:].view(-1).zero_(),
+    "data": lambda h: h.data.mul_(3),
+    "numpy": lambda h: h.detach().numpy().fill(3),
+    "asarray": lambda h: np.asarray(h.detach()).fill(3),
+    "dlpack": lambda h: np.from_dlpack(h.detach()).fill(3),
+}
+
+
+class Masked(nn.Module):
+    """One mask for all steps, drawn again at each; and a mean that follows what it was subtracted from."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("mask", torch.zeros(16, 8, dtype=torch.bool))
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        for _ in range(3):
+            self.mask.copy_(torch.rand(16, 8) > 0.5)
+            x = self.linear(x) * self.mask.float()
+            x = x.sin() + (x - self.mean).square()
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(0), 0.1)
+        return x
+
+
+def norm_after_use(x):
+    """The running mean is read before the norm changes it."""
+    norm = nn.BatchNorm1d(8)
+    return x.sin().sum() + (x * 2 - norm.running_mean).cos().sum() + norm(x).square().sum()
+
+
+def shuffled(x):
+    """An index of numpy that the next step shuffles."""
+    order = np.arange(16)
+    total = 0
+    for _ in range(3):
+        h = x * 1.5
+        total = total + h.sin().sum() + h.repeat(2, 1)[order].cos().sum()
+        order[:] = order[::-1].copy()
+        order[0] = 3
+    return total
+
+
+def frames(x):
+    """Frames in numpy's memory, which takes the next chunk before the backward pass."""
+    buffer, total = np.zeros((64, 8), np.uint8), 0
+    for step in range(3):
+        buffer[:] = np.arange(512).reshape(64, 8) % (3 + step)
+        events = torch.from_numpy(buffer)
+        total = total + F.linear(events.float(), x[:8]).square().sum()
+    return total
+
+
+def step(function, context):
+    """Value, gradient and random state after one step."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 8).requires_grad_()
+    with context:
+        loss = function(x)
+    loss.backward()
+    return loss.detach(), x.grad, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("name", list(WRITES))
+def test_a_write_reaches_no_recipe(name):
+    """However it is written to, what was made of it before is made again from what it was."""
+
+    def function(x):
+        h, loss = doubled(x * 1.0)
+        WRITES[name](h)
+        return loss
+
+    for ours, theirs in zip(step(function, remat()), step(function, nullcontext()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("function", [norm_after_use, shuffled, frames])
+def test_a_change_of_what_was_read(function):
+    """Statistics, numpy's indices and numpy's memory may change after they were read."""
+    for ours, theirs in zip(step(function, remat()), step(function, nullcontext()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_buffers_that_change_at_every_step():
+    """Every gradient and buffer of a network that writes to its buffers; less is kept, the copies counted."""
+    results, kept = [], []
+    for context in (nullcontext(), remat()):
+        torch.manual_seed(0)
+        net = Masked()
+        with context as saved:
+            loss = net(torch.randn(16, 8)).square().sum()
+        loss.backward()
+        results.append([p.grad for p in net.parameters()] + list(net.buffers()))
+        kept.append(saved)
+    assert all(map(torch.equal, *results))
+    assert kept[1].remade_bytes > 0
+
+
+def test_what_is_only_read_is_not_copied():
+    """Half precision that a recipe reads is copied where it is written to, 256 B; as an operand alone it is not."""
+    h, w = torch.ones(16, 8).half(), nn.Parameter(torch.ones(8, 8))
+
+    def live(use):
+        def forward():
+            with remat():
+                y = F.linear(h.float(), w)
+                use(h)
+            return y
+
+        return timeline(forward).live_bytes
+
+    unused = live(lambda h: None)
+    assert live(lambda h: torch.zeros(16, 8).add_(h)) == live(lambda h: F.dropout(h, 0.5, True)) == unused
+    assert live(lambda h: h.zero_()) == unused + 256
