@@ -248,8 +248,10 @@ USUAL: tuple[str, ...] = tuple(name for name, each in PASSES.items() if each.usu
 
 def _disagreement(fidelity: FidelityRecord) -> str:
     """Which errors exceed the tolerance; "" where none does."""
-    beyond = ", ".join(f"{name} {error:.2g}" for name, error in fidelity.beyond_tolerance().items())
-    return f"{beyond}: more than the tolerance {fidelity.tolerance:g}" if beyond else ""
+    beyond = fidelity.beyond_tolerance()
+    found = ", ".join(f"{name} {error:.2g}" for name, error in beyond.items())
+    limits = " and ".join(dict.fromkeys(f"{fidelity.allowed(name):g}" for name in beyond))
+    return f"{found}: more than the tolerance {limits}" if beyond else ""
 
 
 def _bias(fidelity: FidelityRecord | None) -> str:

@@ -85,7 +85,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     same, exact = _reference_calls(subject)
     errors = _worst_errors(tested, same, exact)
     half = dtype.itemsize == 2  # rounding alone is wrong by a per cent of one parameter
-    errors["largest"] = None if half else _largest_error(tested, exact, 10 * TOLERANCE[dtype])
+    errors["largest"] = None if half else _largest_error(tested, exact, TOLERANCE[dtype])
     if not step.source.requires_grad:
         errors["input"] = errors["parameters"]
     neurons = step.source[0].numel()

@@ -13,7 +13,7 @@ from typing import Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import Record, Run, Status, one_host
+from revsnn_bench.records import FidelityRecord, Record, Run, Status, one_host
 from revsnn_bench.report import units
 from revsnn_bench.report.points import (
     Naming,
@@ -207,9 +207,16 @@ def _errors(word: str, records: list[Record]) -> str:
     if not known:
         return ""
     at = ", ".join(str(t) for t in sorted({record.case.timesteps for record in records}))
-    worst = max(known, key=lambda f: math.inf if math.isnan(f.gradient_error) else f.gradient_error)
-    error = units.number(BY_NAME["gradient_error"], worst.gradient_error)
-    return f"{word} at T = {at} (worst error {error}, tolerance {worst.tolerance:.1e})"
+    error, limit = max(map(_shown_error, known), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
+    shown = units.number(BY_NAME["gradient_error"], error)
+    return f"{word} at T = {at} (worst error {shown}, tolerance {limit:.1e})"
+
+
+def _shown_error(fidelity: FidelityRecord) -> tuple[float, float]:
+    """The error of the input's gradient and its tolerance, or where it is within, those of one that is not."""
+    beyond = fidelity.beyond_tolerance()
+    name = next(iter(beyond), "gradient_error")
+    return fidelity.errors().get(name, fidelity.gradient_error), fidelity.allowed(name)
 
 
 def _saving(run: Run) -> list[Finding]:

@@ -134,6 +134,15 @@ def test_nan_is_the_worst_error(make_record, make_run):
     assert not re.search(r"\bnan\b", markdown.render(run) + printed(run), re.IGNORECASE)
 
 
+def test_a_gradient_that_is_wrong_in_its_parameters_alone_shows_that_error(make_record, make_run):
+    """Not that of the input, which is within; one parameter is allowed ten tolerances."""
+    record = make_record(node="lif", timesteps=4, status="wrong")
+    fine = record.fidelity.model_copy(update={"gradient_error": 1e-6, "largest_parameter_error": 9e-3})
+    assert not fine.beyond_tolerance()
+    lost = record.model_copy(update={"fidelity": fine.model_copy(update={"largest_parameter_error": 1.0})})
+    assert "wrong at T = 4 (worst error 1.0e+00, tolerance 1.0e-02)" in told(make_run([lost]), "Gradient")[0]
+
+
 def test_warnings_of_nodes_are_told_once_each(sweep_run):
     """One warning given at two T is one finding that names both."""
     assert [text.split(":")[0] for text in told(sweep_run, "Warning")] == [
