@@ -49,7 +49,7 @@ def plan(
             curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
             found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
     except RuntimeError as error:
-        raise failure(sentence_of(error), ExitCode.CASE_FAILED) from None
+        raise _refusal(error) from None
     output.write_text(found.to_json(), encoding="utf-8")
     _show(found, frontier)
     typer.echo(f"plan: {output}")
@@ -60,10 +60,15 @@ def plan(
         typer.echo(f"page: {page}")
 
 
-def sentence_of(error: BaseException) -> str:
-    """The first line of a worker's error, without the name of its class."""
-    first = str(error).partition("\n")[0]
-    return first.partition(": ")[2] if first.startswith("revsnn_bench.") else first
+def _refusal(error: RuntimeError) -> typer.Exit:
+    """Ends the command by the first line of a worker's error: the options were wrong, or the model failed."""
+    text = str(error).partition("\n")[0]
+    kind, colon, rest = text.partition(": ")
+    wrong_value = bool(colon) and kind == "ValueError"
+    if wrong_value or (colon and kind.startswith("revsnn_")):
+        text = rest
+    usage = wrong_value or text.startswith("`--")
+    return failure(text, ExitCode.USAGE if usage else ExitCode.CASE_FAILED)
 
 
 def _show(found: "Plan", frontier: bool) -> None:
@@ -122,7 +127,7 @@ def predict(
                 flops = units.number(BY_NAME["step_flops"], found.flops)
                 table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
     except RuntimeError as error:
-        raise failure(sentence_of(error), ExitCode.USAGE) from None
+        raise _refusal(error) from None
     Console().print(table)
     if device == "cuda":
         typer.echo(

@@ -289,6 +289,11 @@ def test_largest_says_in_one_sentence_what_is_wrong():
         (["--model", "own_models:no_neuron", "--input", "2,3,6"], 5, "NoNeuron has no neuron"),
         (["--model", "own_models:plain", "--input", "2,6"], 2, "`--input` must be T,B,features; got '2,6'"),
         (["--model", "plain", "--input", "2,3,6"], 2, "belong together"),
+        (
+            ["--model", "own_models:plain", "--input", "2,3,6", "--blocks", "torch.nn:Lin"],
+            2,
+            "^Error: `--blocks` must be",
+        ),
     ],
 )
 def test_the_command_says_in_one_sentence_what_is_wrong(arguments, code, message):
