@@ -145,10 +145,10 @@ def test_answer_names_the_node_its_cost_and_its_gradient(sweep_run):
 def test_answer_never_recommends_a_wrong_node(sweep_run):
     """At T = 32 revlif keeps little and is wrong: it is listed after all right ones, and named as wrong."""
     point = answers(sweep_run, indexed(sweep_run))[0][-1]
-    assert [c.node for c in point.candidates if c.status == "wrong"] == ["revlif-revnet", "revlif"]
-    assert [c.status for c in point.candidates] == ["ok"] * 5 + ["wrong"] * 2
+    assert [c.node for c in point.candidates if c.record.status == "wrong"] == ["revlif-revnet", "revlif"]
+    assert [c.record.status for c in point.candidates] == ["ok"] * 5 + ["wrong"] * 2
     assert "Wrong here, and ranked nowhere: revlif-revnet and revlif." in point.trust
-    assert {c.peak_bytes for c in point.candidates if c.status == "wrong"} == {None}
+    assert {c.peak_bytes for c in point.candidates if c.record.status == "wrong"} == {None}
 
 
 def test_contended_time_is_named_beside_the_cost(make_record, make_run):
