@@ -43,6 +43,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps the output and the first membrane."""
         _, v, ctx.neuron, ctx.surrogate = inputs
         ctx.save_for_backward(output[0], v)
         ctx.set_materialize_grads(False)

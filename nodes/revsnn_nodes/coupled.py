@@ -224,6 +224,7 @@ class _Inverting(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps the output and the last membrane."""
         _, _, ctx.neuron, ctx.surrogate = inputs
         ctx.save_for_backward(*output)
         ctx.set_materialize_grads(False)
@@ -286,6 +287,7 @@ class _InvertAndMultiply(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, ybar_seq, vbar_last, _multiply)
 
 
@@ -295,6 +297,7 @@ class _InvertAndRerun(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, ybar_seq, vbar_last, _rerun)
 
 
@@ -419,6 +422,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keeps the output, the first membrane and the anchors."""
         _, v, ctx.neuron, ctx.surrogate, ctx.every = inputs
         y_seq, _, *anchors = output
         ctx.mark_non_differentiable(*anchors)

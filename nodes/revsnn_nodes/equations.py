@@ -84,6 +84,7 @@ def lif_step(
     Args:
         x: input current, `[N, *]`, in `state_dtype`; with `out` overwritten by the charge.
         v: membrane before the step, `[N, *]`, or the float it rests at.
+        neuron: parameters.
         fire: spike function of charge minus threshold; with `out` one that works in place.
         out: where the spikes and the membrane after the step go; the latter may be the storage of v.
         rate: a learned 1/tau, without `out`; see `neuronal_charge`.
@@ -127,6 +128,8 @@ def recharge(
     Args:
         drive: `input_gain` times the input; overwritten by the charge.
         v: membrane before the step; None for rest.
+        spike: spikes of the step.
+        neuron: parameters.
         out: where the membrane after the step goes; may be the storage of v.
     Returns:
         The charge, in the storage of `drive`, and the membrane after the step.
@@ -148,6 +151,9 @@ def lif_step_vjp(
         spike: spikes of the step; with `out` overwritten.
         sbar: gradient that arrives at the spikes.
         vbar: gradient that arrives at the membrane after the step; None for none.
+        neuron: parameters.
+        surrogate: spike function.
+        out: where the result goes.
     Returns:
         Gradient at the charge, in storage of its own.
     """
@@ -278,6 +284,8 @@ def coupled_step(
     Args:
         x: input, n parts.
         v: membrane before the step, n parts, in `state_dtype`.
+        neuron: parameters.
+        fire: spike function of charge minus threshold.
     Returns:
         Output Y in the type of x, membrane after the step and charge M in that of v, n parts each.
     """
@@ -335,6 +343,7 @@ def regenerate_step(y: Parts, v: Parts, neuron: CoupledParameters) -> tuple[list
     Args:
         y: output of the step, n parts.
         v: membrane before the step, n parts.
+        neuron: parameters.
     Returns:
         The membrane after the step and the charge M, n parts each.
     Exactness: the charges of groups 2..n are those of the forward to the bit, so X_1 is decoded with the right spike;
@@ -379,8 +388,10 @@ def coupled_step_vjp(
 
     Args:
         y: output of the step, n parts.
+        charges: its charges M, n parts.
         ybar: gradient that arrives at the output, n parts.
         vbar_next: gradient that arrives at the membrane after the step, n parts.
+        neuron: parameters.
         phi: surrogate derivative of charge minus threshold.
     Returns:
         Gradients of the input and of the membrane before the step, n parts each.

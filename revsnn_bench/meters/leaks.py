@@ -258,7 +258,7 @@ def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> 
         live_bytes: of the host tensors that its forward makes and leaves alive, the output among them.
     Returns:
         Bytes of older tensors of the step that are alive before it, and those of them that are so after forward; and
-        memory that is no tensor, None where the system does not say.
+        memory that is no tensor, None where the system does not say or the step runs on a device.
     """
     step.prepare()
     with quiet_gc():
@@ -270,7 +270,7 @@ def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> 
     del output
     step.prepare()
     sizes = (sum(nbytes for _, nbytes in kept), after_forward)
-    if before is None or after is None or lasting.grown is None:
+    if before is None or after is None or lasting.grown is None or step.source.device.type != "cpu":
         return *sizes, None
     use = after - before
     # Older tensors that the step lets go make room for new ones.
@@ -293,17 +293,19 @@ def _passing(step: TrainingStep) -> tuple[int, int]:
     with quiet_gc(), profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)) as prof:
         if not was_tracing:
             tracemalloc.start()
-        tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
-        step.backward(step.forward())
-        _, peak = tracemalloc.get_traced_memory()
-        if not was_tracing:
-            tracemalloc.stop()
+        try:
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            step.backward(step.forward())
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            if not was_tracing:
+                tracemalloc.stop()
     step.prepare()
     assert prof.kineto_results is not None
     threads = [event.start_thread_id() for event in prof.kineto_results.events() if event.name().startswith("aten::")]
     # The thread of the step runs the first operator: the copy of its input.
-    return max(0, peak - before), sum(thread != threads[0] for thread in threads)
+    return max(0, peak - before), sum(thread != threads[0] for thread in threads[1:])
 
 
 def _beyond(use: HostUse, tensors: int) -> int:

@@ -117,7 +117,7 @@ def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: C
         lasting_bytes=lasting,
         growth_bytes=growth_bytes,
         growth_module=growth_module,
-        untracked_bytes=untracked if device.type == "cpu" else None,
+        untracked_bytes=untracked,
         saved_bytes=saved,
         peak_by_category_bytes=categories,
         peak_phase=attribution.peak_phase,

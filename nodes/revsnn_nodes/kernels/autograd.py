@@ -33,14 +33,16 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def forward(gradient: Tensor, *differentiable: Tensor) -> Tensor:
+        """The gradient itself, as a result of this function and of the tensors behind it."""
         return gradient.view_as(gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
+        """Keeps nothing."""
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Refuses, and names what can be differentiated twice."""
         raise RuntimeError(_REFUSAL)
 
 

@@ -340,6 +340,10 @@ class Recipe:
     """A function, its arguments with references in place of tensors, and the layout of its result.
 
     Args:
+        function: what to run; returns one tensor.
+        arguments: positional and by keyword.
+        result: what it returned in the forward.
+        passes: its cost.
         overwrites: the value that it changes in place, one of the sources.
     Attributes:
         nbytes: of tensors that were copied into its arguments.
