@@ -1,8 +1,8 @@
 """Is the gradient right? Held against float64 backpropagation through time of the same forward.
 
-The reference model runs twice. In the precision under test it must give the same output, and its spikes are
-written down; in float64 these spikes are replayed, so that rounding at the threshold cannot make it another
-forward, and autograd gives the gradient that the one under test is held against.
+The reference model runs twice. In the precision under test it must give the same output, and what it decides is
+recorded: spikes, the maxima of a pooling, signs. In float64 the same is decided again, so that rounding at a threshold
+cannot make it another forward, and autograd gives the gradient that the one under test is held against.
 
 Two calls in a row are judged, the second from the membranes that the first one left, whose gradient is judged as well;
 an error is the worst of both. Where the step is too large for a float64 reference, a part of it is judged so, and the
@@ -13,13 +13,13 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.oracle import CALLS, cut_states, measure_oracle_errors
-from revsnn_bench.meters.step import TrainingStep, hooked, learned
+from revsnn_bench.meters.step import TrainingStep, learned
 from revsnn_bench.records import FidelityRecord, GradientBias
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -38,7 +38,6 @@ class Subject:
     Args:
         reference: a model of the same function and parameters, by plain autograd; None where the model names none,
             which is then judged by differences of its own forward.
-        spikes: the modules of a model that fire, in no particular order.
         reconstruct: from an input and its output, the input and the spikes as the backward pass recovers them, and
             the input and the spikes that were: four tensors of the input's shape. None where nothing is recovered.
         predicted_error: what the model predicts of its own gradient error; None where it predicts nothing.
@@ -51,7 +50,6 @@ class Subject:
 
     step: TrainingStep
     reference: nn.Module | None
-    spikes: Callable[[nn.Module], Sequence[nn.Module]]
     reconstruct: Callable[[Tensor, Tensor], Reconstruction] | None = None
     predicted_error: float | None = None
     whole: TrainingStep | None = None
@@ -185,21 +183,15 @@ def shifted(source: Tensor) -> Tensor:
 
 
 def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call]]:
-    """The reference in the precision under test, and in float64 with the spikes of the first."""
+    """The reference in the precision under test, and in float64 with the decisions of the first."""
     step, same = subject.step, subject.reference
     assert same is not None
     double = copy.deepcopy(same).double()
-    spikes: list[Tensor] = []
-    with hooked(subject.spikes(same), lambda *call: spikes.append(call[2].detach())):
-        same_calls = _calls(step, same, step.source)
-    again = iter(spikes)
-
-    def replay(module: nn.Module, args: tuple[Any, ...], fired: Tensor) -> Tensor:
-        """The spike written down, with the derivative that the surrogate has at its own input."""
-        return fired + (next(again).to(fired.dtype) - fired).detach()
-
     in_double = step.source.detach().double().requires_grad_(step.source.requires_grad)
-    with hooked(subject.spikes(double), replay):
+    decisions = Decisions()
+    with decisions:
+        same_calls = _calls(step, same, step.source)
+    with decisions.repeated():
         return same_calls, _calls(step, double, in_double)
 
 

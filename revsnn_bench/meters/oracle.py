@@ -8,27 +8,31 @@ where s0 and z0 are the spikes and distances to the threshold of the forward tha
 the surrogate's derivative phi. At the forward that is judged both give the same values, and the derivative of the
 second is exactly what backpropagation with the surrogate must return. So the model's own forward is run in float64
 with that replacement, central differences along random directions give directional derivatives, and the gradient
-under test must have the same ones. Nothing of the backward pass under test takes part.
+under test must have the same ones. Nothing of the backward pass under test takes part. Maxima stay where the forward
+that is judged found them, and `relu` on the side it was on: spikes tie, and a difference would change sides.
 
 Two calls in a row are judged: the second from the membrane that the first one left, cut from its graph.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.step import TrainingStep, hooked, learned
 from revsnn_bench.records import NoOracle
 
 DIRECTIONS = 12
 """Random directions per call: a relative error is then estimated to about a fifth of itself."""
 
-STEP = 1e-5
-"""Half width of the central difference, for directions of unit variance per element."""
+STEP = 1e-7
+"""Half width of the central difference, for directions of unit variance per element: so few values cross a kink by it
+that those of all kinds but a maximum and `relu` are not held where they were.
+"""
 
 CALLS = 2
 
@@ -78,12 +82,13 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
 
 @dataclass
 class _Call:
-    """One call of the step under test: what went in, what fired, and what came back."""
+    """One call of the step under test: what went in, what fired, what else was decided, and what came back."""
 
     source: Tensor
     arriving: Tensor
     gradients: list[Tensor]
-    spikes: list[Tensor] = field(default_factory=list)
+    spikes: list[Tensor]
+    decisions: Decisions
 
 
 def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_Call]:
@@ -97,17 +102,19 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
             source = source.roll(1, 0)
         source.requires_grad_()
         fired: list[Tensor] = []
+        decisions = Decisions(places=True)
 
         def record(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
             fired.append(out.detach())
 
-        with hooked(_firing(step.model), record):
+        with hooked(_firing(step.model), record), decisions:
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
         given = [source, *parameters, *states]
         found = torch.autograd.grad(output, given, arriving.to(output.dtype).to(output.device), allow_unused=True)
         gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
-        calls.append(_Call(source.detach(), arriving, [g.detach().double() for g in gradients], fired))
+        detached = [g.detach().double() for g in gradients]
+        calls.append(_Call(source.detach(), arriving, detached, fired, decisions))
         states = cut_states(step.model)
     if not calls[0].spikes:
         raise NoOracle("it does not fire through a surrogate whose primitive is known")
@@ -178,7 +185,7 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call, source: Tensor) -
         distances.append(args[0].detach())
         return next(spikes).to(out)
 
-    with torch.no_grad(), hooked(_firing(model), replace):
+    with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
         _run(step, model, source)
     if len(distances) != len(call.spikes):
         raise NoOracle("it fires another number of times in float64")
@@ -193,7 +200,7 @@ def _smooth(step: TrainingStep, model: nn.Module, call: _Call, distances: list[T
         moved: Tensor = primitive_of(module)(args[0]) - primitive_of(module)(next(origins))
         return next(spikes).to(moved) + moved
 
-    with torch.no_grad(), hooked(_firing(model), replace):
+    with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
         return _run(step, model, source)
 
 

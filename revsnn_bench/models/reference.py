@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF
+from revsnn_nodes import CarrierLIF, StandardLIF
 from revsnn_nodes.coupled import InvertingNode
 from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
@@ -53,7 +53,6 @@ def subject_of(case: Case) -> Subject:
     return Subject(
         step=step,
         reference=reference,
-        spikes=_spike_functions,
         reconstruct=_reconstruction(step.model),
         predicted_error=_predicted_error(step),
         whole=None if part == case else build(case),
@@ -159,10 +158,6 @@ def _slice(case: Case) -> Case:
         return case
     per_sample = case.timesteps * torch.Size(case.shape).numel()
     return case.model_copy(update={"batch": max(1, min(case.batch, LARGEST_REFERENCE // per_sample))})
-
-
-def _spike_functions(model: nn.Module) -> list[nn.Module]:
-    return [module.surrogate_function for module in model.modules() if isinstance(module, SpikingNode)]
 
 
 def _predicted_error(step: WorkloadStep) -> float | None:

@@ -1,0 +1,105 @@
+"""What operators decide in one precision, decided the same in another one.
+
+A gradient is that of one choice: of the spikes that fired, of the place where a maximum was found, of the side of a
+kink. float64 chooses otherwise wherever two values are closer than a rounding, and then has another gradient, at no
+fault of the one that is judged: among the 131,072 maxima of a pooling there is one such pair, and it was worth 2 %.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+JUMPS = {
+    *("ge", "gt", "le", "lt", "eq", "ne", "sign", "sgn", "heaviside", "bernoulli"),
+    *("round", "floor", "ceil", "trunc", "floor_divide"),
+}
+"""Operators whose results jump where they are floating-point numbers too, as in place."""
+
+SIDE_BY_VALUE = {"threshold_backward", "hardtanh_backward", "leaky_relu_backward"}
+"""Derivatives that read their second argument for its side of a kink alone."""
+
+
+class Decisions(TorchDispatchMode):
+    """Inside, what operators decide is recorded; inside `repeated()`, operators of the same name decide the same.
+
+    A decision is a result that jumps where an input moves by a rounding: a comparison, the place of a maximum, a
+    rounded value, the side of a kink that a derivative is taken on. Where a maximum is now in another place, the value
+    at the recorded place is returned, so that the forward and its gradient belong to one choice. A decision belongs to
+    its operator, its shape, and its number among those of the same.
+
+    Args:
+        places: whether only places are recorded, of maxima and in sorted values, and the sides of `relu`. These are
+            the same where a model runs other operators inside its neurons, and where its input is moved a little.
+    """
+
+    def __init__(self, places: bool = False) -> None:
+        super().__init__()
+        self._places = places
+        self._repeats = False
+        self._made: dict[tuple[Any, ...], list[list[Tensor]]] = defaultdict(list)
+        self._read: dict[tuple[Any, ...], int] = defaultdict(int)
+
+    def repeated(self) -> "Decisions":
+        """The mode in which everything that was recorded is decided again, from the first on."""
+        self._repeats = True
+        self._read.clear()
+        return self
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs an operator, and records or repeats what it decides."""
+        kwargs = kwargs or {}
+        name = func._schema.name.rpartition("::")[2].rstrip("_")
+        if not any(isinstance(x, Tensor) and x.is_floating_point() for x in (*args, *kwargs.values())):
+            return func(*args, **kwargs)
+        if name in SIDE_BY_VALUE and not self._places:
+            side = args[1].clone()
+            self._decide(func, [side])
+            return func(args[0], side, *args[2:], **kwargs)
+        before = args[0].clone() if name == "relu" and self._places else None
+        out = func(*args, **kwargs)
+        if before is not None:
+            passed = out > 0
+            self._decide(func, [passed])
+            return out.copy_(before.masked_fill_(~passed, 0))
+        results = [x for x in (out if isinstance(out, tuple | list) else (out,)) if isinstance(x, Tensor)]
+        whole = [x for x in results if not (x.is_floating_point() or x.is_complex())]
+        has_places = len(results) == 2 and len(whole) == 1
+        if has_places:
+            if self._decide(func, whole):
+                given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+                results[0].copy_(_values_at(name, given, whole[0]))
+        elif not self._places and (decided := results if name in JUMPS else whole):
+            self._decide(func, decided)
+        return out
+
+    def _decide(self, func: Any, values: list[Tensor]) -> bool:
+        """Records values, or gives them what was recorded; whether that changed one."""
+        key = (func, *(x.shape for x in values))
+        if not self._repeats:
+            self._made[key].append([x.clone() for x in values])
+            return False
+        number = self._read[key]
+        if number == len(self._made[key]):
+            return False
+        self._read[key] += 1
+        recorded = [x.to(y.dtype) for x, y in zip(self._made[key][number], values, strict=True)]
+        changed = not all(map(torch.equal, recorded, values))
+        for value, earlier in zip(values, recorded, strict=True):
+            value.copy_(earlier)
+        return changed
+
+
+def _values_at(name: str, given: Mapping[str, Any], places: Tensor) -> Tensor:
+    """The values of the input of a pooling, of a maximum over a dimension or of a sorting at given places."""
+    x: Tensor = given["self"]
+    if "pool" in name:
+        spatial = -3 if "pool3d" in name else -2
+        return x.flatten(spatial).gather(-1, places.flatten(spatial)).view_as(places)
+    dim = given.get("dim", -1)
+    return x.gather(dim, places) if places.dim() == x.dim() else x.gather(dim, places.unsqueeze(dim)).squeeze(dim)
