@@ -245,6 +245,17 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
     return exchange(model, lambda child: _chosen(child, to, options))
 
 
+def twin_of(neuron: nn.Module, **options: Any) -> SpikingNode[Any] | None:
+    """The node of this package with the function of one of SpikingJelly's neurons, on its parameters and membrane.
+
+    Args:
+        options: further constructor arguments of the node, such as `backend`.
+    Returns:
+        The node; None where `swap_neurons` would leave the neuron.
+    """
+    return None if _obstacle(neuron, "lif") else _node(neuron, "lif", options)
+
+
 def _chosen(child: nn.Module, to: str, options: dict[str, Any]) -> Exchange | str | None:
     if not isinstance(child, their_neuron.BaseNode | MemoryNode):
         return "it is snnTorch's: see revsnn_nodes.snntorch.swap_neurons" if _is_snntorchs(child) else None

@@ -3,6 +3,7 @@
 A gradient is that of one choice: of the spikes that fired, of the place where a maximum was found, of the side of a
 kink. float64 chooses otherwise wherever two values are closer than a rounding, and then has another gradient, at no
 fault of the one that is judged: among the 131,072 maxima of a pooling there is one such pair, and it was worth 2 %.
+Random numbers are decisions too: a dropout has one mask in both.
 """
 
 from collections import defaultdict
@@ -14,10 +15,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 JUMPS = {
-    *("ge", "gt", "le", "lt", "eq", "ne", "sign", "sgn", "heaviside", "bernoulli"),
+    *("ge", "gt", "le", "lt", "eq", "ne", "sign", "sgn", "heaviside"),
     *("round", "floor", "ceil", "trunc", "floor_divide"),
 }
 """Operators whose results jump where they are floating-point numbers too, as in place."""
+
+RANDOM = {
+    *("bernoulli", "normal", "uniform", "exponential", "log_normal", "cauchy", "geometric", "poisson", "random"),
+    *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial"),
+}
+"""Operators that draw."""
 
 SIDE_BY_VALUE = {"threshold_backward", "hardtanh_backward", "leaky_relu_backward"}
 """Derivatives that read their second argument for its side of a kink alone."""
@@ -32,8 +39,8 @@ class Decisions(TorchDispatchMode):
     its operator, its shape, and its number among those of the same.
 
     Args:
-        places: whether only places are recorded, of maxima and in sorted values, and the sides of `relu`. These are
-            the same where a model runs other operators inside its neurons, and where its input is moved a little.
+        places: whether only draws are recorded, places of maxima and in sorted values, and the sides of `relu`. These
+            are the same where a model runs other operators inside its neurons, and where its input is moved a little.
     """
 
     def __init__(self, places: bool = False) -> None:
@@ -55,6 +62,15 @@ class Decisions(TorchDispatchMode):
         """Runs an operator, and records or repeats what it decides."""
         kwargs = kwargs or {}
         name = func._schema.name.rpartition("::")[2].rstrip("_")
+        if name in RANDOM:
+            drawn = func(*args, **kwargs)
+            self._decide(func, [drawn])
+            return drawn
+        if name == "native_dropout":
+            _, mask = func(*args, **kwargs)
+            self._decide(func, [mask])
+            kept = 1.0 - args[1]
+            return args[0] * mask * (1.0 / kept if kept else 0.0), mask
         if not any(isinstance(x, Tensor) and x.is_floating_point() for x in (*args, *kwargs.values())):
             return func(*args, **kwargs)
         if name in SIDE_BY_VALUE and not self._places:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.oracle import CALLS, cut_states, measure_oracle_errors
-from revsnn_bench.meters.step import TrainingStep, learned
+from revsnn_bench.meters.step import TrainingStep, learned, same_draws
 from revsnn_bench.records import FidelityRecord, GradientBias
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -149,7 +149,8 @@ def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
         step.prepare()
         for number in range(CALLS):
             step.source = source if not number else shifted(source)
-            output = step.run(step.make_input())
+            with same_draws(step.source.device, number):
+                output = step.run(step.make_input())
             inputs = [step.source] if step.source.requires_grad else []
             given = [*inputs, *parameters, *states]
             found = torch.autograd.grad(

@@ -104,6 +104,14 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
         yield
 
 
+@contextmanager
+def same_draws(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside, torch draws the numbers of a seed; afterwards, those that it would have drawn anyway."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:
     """The storage of a strided tensor; equal storages have equal `_cdata`."""
     return tensor.untyped_storage()

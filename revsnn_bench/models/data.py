@@ -241,7 +241,7 @@ def shape_of(case: Case, rule: str, sizes: int) -> tuple[int, ...]:
     if len(case.shape) != sizes:
         raise ValueError(
             f"`shape` must be {rule}; got {case.shape}. The workload {case.workload!r} reads it so. "
-            "Pass it with --shape."
+            f"Pass it with its sizes joined by x, as --shape {'x'.join(['3', '32', '32'][-sizes:])}."
         )
     return case.shape
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, apply_plan, remat
+from revsnn_nodes import CarrierLIF, SpikingNode, StandardIF, StandardLIF, StandardParametricLIF, apply_plan, remat
 from revsnn_nodes.plan import find_blocks, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
 
@@ -76,7 +76,7 @@ def build_own(case: Case) -> OwnStep:
     Raises:
         ModelError: the model cannot be measured.
         ValueError: no such method.
-        SkipCase: `lif+offload` on the CPU.
+        SkipCase: `lif+offload` on the CPU, or `lif-carrier` where no neuron is a LIF.
     """
     model, inputs, loss, around = own_parts(case)
     source = input_noise(case) if inputs is None else inputs
@@ -131,9 +131,16 @@ def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Cont
 
 
 def _put_in_carriers(model: nn.Module) -> None:
-    for name, module in list(model.named_modules()):
-        if name and isinstance(module, StandardLIF):
-            model.set_submodule(name, module.fresh(CarrierLIF))
+    lif = {
+        name: module
+        for name, module in model.named_modules()
+        if name and isinstance(module, StandardLIF) and not isinstance(module, StandardIF | StandardParametricLIF)
+    }
+    if not lif:
+        kinds = ", ".join(sorted({type(neuron).__name__ for neuron in neurons_of(model)}))
+        raise SkipCase(f"lif-carrier takes the place of LIF neurons, and the model has none, but {kinds}")
+    for name, module in lif.items():
+        model.set_submodule(name, module.fresh(CarrierLIF))
 
 
 def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from revsnn_nodes import CarrierLIF, StandardLIF
+from revsnn_nodes import CarrierLIF
 from revsnn_nodes.coupled import InvertingNode
 from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
@@ -24,8 +24,6 @@ from revsnn_bench.records import NoOracle
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
-
-LIF_PARAMETERS = ("tau", "decay_input", "v_threshold", "v_reset", "detach_reset")
 
 STEP_TOLERANCE = 1e-4
 """`rtol` and `atol` of `torch.allclose` for an inverted step, in units of the threshold."""
@@ -81,8 +79,9 @@ def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module
 def reference_of(model: nn.Module) -> nn.Module | None:
     """A copy of a model in which every node is its reference by plain autograd, and every block keeps everything.
 
-    SpikingJelly's LIF is held against our `StandardLIF`. A node of another package names its reference by a method
-    `reference()`, which returns a fresh module of the same function and parameters; its own copy never stands for it.
+    SpikingJelly's LIF, IF and parametric LIF are held against ours of the same function. A node of another package
+    names its reference by a method `reference()`, which returns a fresh module of the same function and parameters; its
+    own copy never stands for it.
 
     Returns:
         The reference; None where a neuron of the model names none, or where nothing in it is known for a neuron.
@@ -112,12 +111,10 @@ def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
         found: nn.Module = named()
         itself = type(found) is type(neuron) and not type(neuron).__module__.startswith("revsnn_nodes.")
         return None if itself else found
-    if type(neuron).__module__.startswith("spikingjelly.") and type(neuron).__name__ == "LIFNode":
-        from revsnn_nodes.spikingjelly import our_surrogate
+    if type(neuron).__module__.startswith("spikingjelly."):
+        from revsnn_nodes.spikingjelly import twin_of
 
-        parameters = {name: getattr(neuron, name) for name in LIF_PARAMETERS}
-        surrogate = our_surrogate(neuron.surrogate_function)
-        return StandardLIF(**parameters, surrogate_function=surrogate, step_mode="m", backend="torch")
+        return twin_of(copy.deepcopy(neuron), backend="torch")
     return None
 
 

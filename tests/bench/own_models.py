@@ -51,6 +51,40 @@ class Loop(nn.Module):
         return torch.stack([self.lif(self.fc(x_t)) for x_t in x.unbind(0)])
 
 
+class Recurrent(nn.Module):
+    """What fired goes back in at the next step; SpikingJelly's neuron takes the steps one by one."""
+
+    def __init__(self):
+        from spikingjelly.activation_based import neuron
+
+        super().__init__()
+        self.fc, self.back, self.lif, self.out = nn.Linear(6, 8), nn.Linear(8, 8), neuron.LIFNode(), nn.Linear(8, 4)
+
+    def forward(self, x):
+        spikes, outputs = x.new_zeros(x.shape[1], 8), []
+        for x_t in x.unbind(0):
+            spikes = self.lif(self.fc(x_t) + self.back(spikes))
+            outputs.append(self.out(spikes))
+        return torch.stack(outputs)
+
+
+class Noisy(nn.Sequential):
+    """Draws numbers in each forward: noise on the input, and a dropout behind a parametric LIF or another neuron."""
+
+    def __init__(self, kind="ParametricLIFNode"):
+        from spikingjelly.activation_based import neuron, surrogate
+
+        fires = getattr(neuron, kind)(step_mode="m", surrogate_function=surrogate.ATan())
+        super().__init__(nn.Linear(6, 32), fires, nn.Dropout(0.3), nn.Linear(32, 4))
+
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def noisy_klif():
+    return Noisy("KLIFNode")
+
+
 def faulty():
     """A neuron of the user's own, whose gradient is three times too large."""
     import planted_faults

@@ -48,6 +48,30 @@ def test_every_method_is_held_against_the_model_as_it_is(model, node):
     assert record.fidelity.judged_by == "reference"
 
 
+@pytest.mark.parametrize("node", [method for method in ON_CPU if method != "lif-carrier"])
+def test_a_model_that_draws_numbers_is_right(node):
+    """A dropout has the same mask in the model, in its reference and in float64; it was called wrong by 0.8."""
+    for model, judge in (("Noisy", "reference"), ("noisy_klif", "differences")):
+        record = measure(case_of(model, node, timesteps=4), Settings(passes=("fidelity",)))
+        assert (record.status, record.fidelity.judged_by) == (Status.OK, judge), record.reason
+        assert record.fidelity.gradient_error < 1e-5
+
+
+@pytest.mark.parametrize("node", ["as-is", "lif+remat", "lif-carrier"])
+def test_neurons_that_take_single_steps_are_held_against_such(node):
+    """Before, SpikingJelly's LIF in a loop was held against one that takes a batch for time, and wrong by 0.7."""
+    record = measure(case_of("Recurrent", node, timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is Status.OK, record.reason
+    assert record.fidelity.output_error == 0
+
+
+@pytest.mark.parametrize(("model", "kind"), [("Noisy", "ParametricLIFNode"), ("noisy_klif", "KLIFNode")])
+def test_a_carrier_needs_a_lif(model, kind):
+    """Where no neuron is a LIF nothing would change: the case is skipped, and says what there is."""
+    with pytest.raises(SkipCase, match=f"the model has none, but {kind}"):
+        build(case_of(model, "lif-carrier"))
+
+
 @pytest.mark.parametrize("node", ["as-is", "lif", "lif+checkpoint"])
 def test_a_model_of_unknown_neurons_does_not_judge_itself(node):
     """Its gradient is three times too large: wrong by differences, where its own float64 run would call it right."""
