@@ -241,9 +241,11 @@ def _parameters(make: Callable[..., Any]) -> set[str]:
 def _check_neurons(model: nn.Module) -> None:
     places: dict[int, str] = {}
     if not neurons_of(model):
+        theirs = any(type(module).__module__.startswith("snntorch.") for module in model.modules())
+        fix = " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if theirs else ""
         raise ModelError(
             f"{_where(type(model))}: {type(model).__name__} has no neuron: none of its modules has a membrane `v` and "
-            "a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have."
+            f"a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have.{fix}"
         )
     for name, module in model.named_modules(remove_duplicate=False):
         first = places.setdefault(id(module), name)

@@ -163,6 +163,12 @@ class NoNeuron(nn.Linear):
     pass
 
 
+def snntorchs():
+    import snntorch
+
+    return nn.Sequential(nn.Linear(6, 4), snntorch.Leaky(0.9, init_hidden=True))
+
+
 def no_neuron():
     return NoNeuron(6, 4)
 

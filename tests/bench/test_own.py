@@ -65,6 +65,12 @@ def test_neurons_that_take_single_steps_are_held_against_such(node):
     assert record.fidelity.output_error == 0
 
 
+def test_neurons_of_snntorch_are_told_their_way():
+    """They have no `v` and no `reset()`; ours that take their place have both."""
+    with pytest.raises(ModelError, match=r"has no neuron.*revsnn_nodes\.snntorch\.swap_neurons\(model\)"):
+        build(case_of("snntorchs"))
+
+
 @pytest.mark.parametrize(("model", "kind"), [("Noisy", "ParametricLIFNode"), ("noisy_klif", "KLIFNode")])
 def test_a_carrier_needs_a_lif(model, kind):
     """Where no neuron is a LIF nothing would change: the case is skipped, and says what there is."""
