@@ -28,44 +28,47 @@ def _names(text: str) -> frozenset[str]:
 
 MOVEMENT = _names(
     """
-    alias arange as_strided_scatter cat clone constant_pad_nd copy copy_ detach detach_ diag_embed
-    diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted empty_strided eye fill fill_
-    flip full full_like gather index index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh
-    lift_fresh_copy linspace masked_scatter masked_scatter_ masked_select narrow_copy new_empty
-    new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle pixel_unshuffle
-    rand rand_like randint randint_like randn randn_like random_ randperm record_stream reflection_pad1d
-    reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d
-    replication_pad3d resize_ resize_as_ roll rot90 scalar_tensor scatter scatter_ select_backward
-    select_scatter set_ slice_backward slice_scatter split_copy split_with_sizes_copy squeeze_ stack t_ take
-    transpose_ tril tril_ triu triu_ unbind_copy uniform_ unsafe_split unsafe_split_with_sizes unsqueeze_
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d zero zero_ zeros zeros_like
-    _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor _foreach_copy_
-    _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense _new_zeros_with_same_feature_meta
-    _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index _unsafe_view sym_size sym_stride sym_numel
-    sym_storage_offset is_same_size is_pinned
+    alias arange as_strided_scatter cat cauchy_ channel_shuffle clone constant_pad_nd copy copy_ detach
+    detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
+    empty_strided exponential exponential_ eye fill fill_ flip full full_like gather geometric_ im2col index
+    index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh lift_fresh_copy linspace
+    log_normal_ masked_scatter masked_scatter_ masked_scatter_backward masked_select narrow_copy new_empty
+    new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle
+    pixel_unshuffle rand rand_like randint randint_like randn randn_like random_ randperm record_stream
+    reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d resize_ resize_as_ roll rot90 scalar_tensor scatter scatter_
+    select_backward select_scatter set_ slice_backward slice_scatter split_copy split_with_sizes_copy
+    squeeze_ stack t_ take transpose_ tril tril_ triu triu_ unbind_copy uniform_ unsafe_split
+    unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d upsample_nearest3d zero zero_
+    zeros zeros_like _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
+    _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
+    _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
+    _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
     """
 )
 """aten operators that move, make or index data: 0. Random data is data; `bernoulli` is in `POINTWISE`."""
 
 POINTWISE = _names(
     """
-    bernoulli bernoulli_ elu_backward glu hardshrink_backward hardsigmoid_backward hardswish
-    hardswish_backward hardtanh_backward huber_loss_backward leaky_relu_backward log_sigmoid_backward
-    mish_backward mse_loss_backward smooth_l1_loss_backward soft_margin_loss_backward softplus_backward
-    softshrink_backward binary_cross_entropy_backward glu_backward _prelu_kernel_backward _prelu_kernel
+    bernoulli bernoulli_ poisson rrelu_with_noise rrelu_with_noise_ rrelu_with_noise_backward elu_backward
+    glu hardshrink_backward hardsigmoid_backward hardswish hardswish_backward hardtanh_backward
+    huber_loss_backward leaky_relu_backward log_sigmoid_backward mish_backward mse_loss_backward
+    smooth_l1_loss_backward soft_margin_loss_backward softplus_backward softshrink_backward
+    binary_cross_entropy_backward glu_backward _prelu_kernel_backward _prelu_kernel
     """
 )
-"""aten operators that compute elementwise without carrying torch's tag; `bernoulli` compares each number."""
+"""aten operators that compute elementwise without carrying torch's tag; `bernoulli` and `poisson` compare each draw."""
 
 REDUCTIONS = _names(
     """
     all amax amin aminmax any argmax argmin count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_ dist
-    equal is_nonzero linalg_vector_norm logcumsumexp logsumexp max mean min nansum nonzero norm prod std
-    std_mean sum trace var var_mean _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm
-    _is_all_true _is_any_true
+    equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
+    nansum nonzero norm prod std std_mean sum topk trace var var_mean adaptive_max_pool2d
+    adaptive_max_pool3d _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm _is_all_true
+    _is_any_true
     """
 )
-"""aten reductions and scans: as many operations as input elements, whatever is computed of each."""
+"""aten reductions, scans and selections: as many operations as input elements, whatever is computed of each."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,21 @@ def _average_pool_backward(dimensions: int) -> Formula:
     return lambda call: call["grad_output"].numel() * _window(call, dimensions)
 
 
+def _interpolation(inputs: int, of: Callable[[Call], Tensor]) -> Formula:
+    """Every output is the sum of so many weighted inputs, and its gradient is added to as many."""
+    return lambda call: _macs(inputs * of(call).numel())
+
+
+def _interpolations() -> dict[str, Formula]:
+    inputs = {"linear1d": 2, "bilinear2d": 4, "trilinear3d": 8, "bicubic2d": 16}
+    forward = {f"upsample_{name}": _interpolation(count, lambda call: call.out) for name, count in inputs.items()}
+    backward = {
+        f"upsample_{name}_backward": _interpolation(count, lambda call: call["grad_output"])
+        for name, count in inputs.items()
+    }
+    return forward | backward
+
+
 def _loss(call: Call) -> int:
     """The loss of each element N, and R where it is reduced (reduction is 0 for none)."""
     return elements(call["self"]) * (2 if call["reduction"] else 1)
@@ -243,19 +261,24 @@ FORMULAS: dict[str, Formula] = {
         _batch_norm_backward,
     ),
     **_each("native_layer_norm_backward native_group_norm_backward", _row_norm_backward),
-    **_each("avg_pool2d max_pool2d_with_indices", _pool(2)),
-    **_each("avg_pool3d max_pool3d_with_indices", _pool(3)),
+    **_each("avg_pool2d max_pool2d_with_indices fractional_max_pool2d", _pool(2)),
+    **_each("avg_pool3d max_pool3d_with_indices fractional_max_pool3d", _pool(3)),
+    **_interpolations(),
+    "log_sigmoid_forward": _first(1),
     "avg_pool2d_backward": _average_pool_backward(2),
     "avg_pool3d_backward": _average_pool_backward(3),
     # One addition per gradient that is scattered to the input
     **_each(
         "max_pool2d_with_indices_backward max_pool3d_with_indices_backward upsample_nearest1d_backward "
-        "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward",
+        "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward col2im "
+        "fractional_max_pool2d_backward fractional_max_pool3d_backward adaptive_max_pool2d_backward "
+        "adaptive_max_pool3d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
+        "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward",
         _first(1),
     ),
     **_each("_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward", _per_element_of("self")),
     # Maximum R, difference N, exponential N, sum R, and a difference or quotient N
-    **_each("_softmax _log_softmax", _first(5)),
+    **_each("_softmax _safe_softmax _log_softmax", _first(5)),
     # Product or exponential N, sum R, product N, difference N
     **_each("_softmax_backward_data _log_softmax_backward_data", _first(4)),
     **_each("nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward", _per_element_of("target")),

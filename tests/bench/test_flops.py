@@ -167,6 +167,31 @@ def test_pooling_counts_the_elements_of_its_windows(pool, forward, backward):
     assert record.backward == flops(backward)
 
 
+@pytest.mark.parametrize(
+    ("module", "forward", "backward"),
+    [
+        (nn.AdaptiveMaxPool2d(2), flops(512), flops(32)),
+        (nn.FractionalMaxPool2d(2, output_size=4), flops(128 * 4), flops(128)),
+        (nn.ReflectionPad2d(1), flops(0), flops(800)),
+        (nn.ReplicationPad2d(1), flops(0), flops(800)),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), flops(0, 2 * 4 * 2048), flops(0, 2 * 4 * 2048)),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), flops(0, 2 * 16 * 2048), flops(0, 2 * 16 * 2048)),
+        (nn.ChannelShuffle(2), flops(0), flops(0)),
+        (nn.Unfold(2, stride=2), flops(0), flops(512)),
+        (nn.LogSigmoid(), flops(512), flops(512)),
+        (nn.RReLU(), flops(512), flops(512)),
+        (Apply(lambda x: x.topk(2, dim=-1).values), flops(512), flops(0)),
+        (Apply(lambda x: x.median(dim=-1).values), flops(512), flops(0)),
+        (Apply(lambda x: x + torch.poisson(x.detach().abs())), flops(3 * 512), flops(0)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_layers_that_users_have_are_counted(module, forward, backward):
+    """Pooling, padding, resizing and sorting beside the neurons: by the rule, on [2, 4, 8, 8]."""
+    record = measured(module, 2, 4, 8, 8)
+    assert (record.forward, record.backward) == (forward, backward)
+
+
 def test_cross_entropy_in_backward_is_part_of_backward():
     class Loss(Step):
         def backward(self, output: Tensor) -> None:
