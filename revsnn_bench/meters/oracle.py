@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.step import TrainingStep, hooked, learned
+from revsnn_bench.meters.step import TrainingStep, hooked, learned, same_draws
 from revsnn_bench.records import NoOracle
 
 DIRECTIONS = 12
@@ -239,7 +239,8 @@ def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
     own_model, own_source = step.model, step.source
     step.model, step.source = model, source
     try:
-        return step.run(step.make_input())
+        with same_draws(source.device, 0):
+            return step.run(step.make_input())
     finally:
         step.model, step.source = own_model, own_source
 

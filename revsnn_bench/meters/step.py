@@ -1,9 +1,11 @@
 """One training step, cut where the meters look, and the bytes of tensors by their storages."""
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -106,10 +108,17 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
 
 @contextmanager
 def same_draws(device: torch.device, seed: int) -> Iterator[None]:
-    """Inside, torch draws the numbers of a seed; afterwards, those that it would have drawn anyway."""
+    """Inside, torch, numpy and Python draw the numbers of a seed; afterwards, what they would have drawn anyway."""
+    drawn, drawn_by_numpy = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        numpy.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(drawn)
+            numpy.random.set_state(drawn_by_numpy)
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:

@@ -1,7 +1,9 @@
 """Models as users write them, good and bad, for the tests of `--model`."""
 
+import random
 from types import SimpleNamespace
 
+import numpy
 import torch
 from revsnn_nodes import StandardLIF
 from torch import nn
@@ -79,6 +81,13 @@ class Noisy(nn.Sequential):
 
     def forward(self, x):
         return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+class DrawsInPython(Noisy):
+    """Draws numbers outside of torch, too."""
+
+    def forward(self, x):
+        return super().forward(x * random.uniform(0.5, 1.5) * numpy.random.uniform(0.5, 1.5))
 
 
 def noisy_klif():

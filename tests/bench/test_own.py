@@ -57,6 +57,13 @@ def test_a_model_that_draws_numbers_is_right(node):
         assert record.fidelity.gradient_error < 1e-5
 
 
+@pytest.mark.parametrize(("node", "status"), [("lif+remat", Status.OK), ("lif+checkpoint", Status.WRONG)])
+def test_draws_outside_of_torch_are_the_same_too(node, status):
+    """But a block that runs again draws others in Python, for its generator is not torch's: that gradient is wrong."""
+    record = measure(case_of("DrawsInPython", node, timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is status, record.reason
+
+
 @pytest.mark.parametrize("node", ["as-is", "lif+remat", "lif-carrier"])
 def test_neurons_that_take_single_steps_are_held_against_such(node):
     """Before, SpikingJelly's LIF in a loop was held against one that takes a batch for time, and wrong by 0.7."""
