@@ -66,11 +66,6 @@ class Decisions(TorchDispatchMode):
             drawn = func(*args, **kwargs)
             self._decide(func, [drawn])
             return drawn
-        if name == "native_dropout":
-            _, mask = func(*args, **kwargs)
-            self._decide(func, [mask])
-            kept = 1.0 - args[1]
-            return args[0] * mask * (1.0 / kept if kept else 0.0), mask
         if not any(isinstance(x, Tensor) and x.is_floating_point() for x in (*args, *kwargs.values())):
             return func(*args, **kwargs)
         if name in SIDE_BY_VALUE and not self._places:
@@ -112,7 +107,13 @@ class Decisions(TorchDispatchMode):
 
 
 def _values_at(name: str, given: Mapping[str, Any], places: Tensor) -> Tensor:
-    """The values of the input of a pooling, of a maximum over a dimension or of a sorting at given places."""
+    """The values of the input of a pooling, of a maximum over a dimension or of a sorting at given places.
+
+    Those of a dropout, at the places that its mask leaves.
+    """
+    if name == "native_dropout":
+        kept: Tensor = given["input"] * places / (1 - given["p"])
+        return kept
     x: Tensor = given["self"]
     if "pool" in name:
         spatial = -3 if "pool3d" in name else -2

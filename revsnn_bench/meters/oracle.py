@@ -30,8 +30,8 @@ DIRECTIONS = 12
 """Random directions per call: a relative error is then estimated to about a fifth of itself."""
 
 STEP = 1e-7
-"""Half width of the central difference, for directions of unit variance per element: so few values cross a kink by it
-that those of all kinds but a maximum and `relu` are not held where they were.
+"""Half width of the central difference, for directions of unit variance per element; so small that hardly a value
+crosses a kink by it. Only maxima and `relu`, where values tie exactly, are held on their side.
 """
 
 CALLS = 2

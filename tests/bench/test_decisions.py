@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from revsnn_bench import Case, Settings, measure
+from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.fidelity import Subject, measure_fidelity, relative_error
 from revsnn_bench.meters.step import ModuleStep
 from revsnn_bench.records import Status
@@ -78,6 +79,20 @@ def test_a_tie_is_decided_as_in_the_precision_under_test(decide):
     judged = measure_fidelity(Subject(step_of(model), copy.deepcopy(model)))
     assert judged.output_error == 0
     assert judged.gradient_error < 1e-6
+
+
+@pytest.mark.parametrize("draw", [lambda x: torch.native_dropout(x, 0.5, True)[0], lambda x: x * torch.randn_like(x)])
+def test_what_was_drawn_is_drawn_again(draw):
+    """Another seed draws other numbers; a dropout in one kernel, as on CUDA, has the recorded mask and gradient."""
+    decisions, grads = Decisions(places=True), []
+    for dtype, mode in ((torch.float32, lambda: decisions), (torch.float64, decisions.repeated)):
+        x = torch.ones(64, dtype=dtype, requires_grad=True)
+        with mode():
+            out = draw(x)
+        grads.append(torch.autograd.grad(out.sum(), x)[0].double())
+        assert torch.equal(out.double(), grads[-1])
+    assert torch.equal(*grads)
+    assert grads[0].unique().numel() > 1
 
 
 def test_a_gradient_to_another_place_is_still_wrong():
