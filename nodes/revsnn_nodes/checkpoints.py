@@ -3,11 +3,14 @@
 A checkpointed function runs twice, and what it takes from a module is not among its arguments: the second run, in the
 backward pass, would start from the membrane that the last step left behind. So a node notes in the region (what stands
 for one call of `checkpoint`) the state of each of its calls that does not go on from the call before, and takes it from
-there when it is run again; its carried state stays as it is. The regions are found on the Python stack.
+there when it is run again. What the second run comes to can be read from the node, as a readout of membranes does; the
+carried state is back when it is over. The regions are found on the Python stack.
 """
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -20,6 +23,10 @@ from revsnn_nodes.parameters import require
 
 _FIRST_RUN = torch_checkpoint.CheckpointFunction.forward.__code__
 _SECOND_RUN = torch_checkpoint.CheckpointFunction.backward.__code__
+
+_PUT_BACK: ContextVar[bool] = ContextVar("_PUT_BACK", default=False)
+_LENT: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""Nodes that show the membrane of a second run until that backward pass ends."""
 
 
 @dataclass
@@ -94,10 +101,43 @@ class Turn:
             calls.left = ref(left)
         if self.again is not None:
             self.again.last = left
+            _lend(node, left)
             return
         if self.cut:
             left._left_reentrant_checkpoint = True  # type: ignore[attr-defined]
         node.v = left
+
+
+@contextmanager
+def putting_back() -> Iterator[None]:
+    """Inside, second runs leave their membranes in the nodes: the caller puts the carried ones back."""
+    token = _PUT_BACK.set(True)
+    try:
+        yield
+    finally:
+        _PUT_BACK.reset(token)
+
+
+def _lend(node: Any, left: Tensor) -> None:
+    """Shows the membrane of a second run, which the function may read, until the backward pass ends.
+
+    As a leaf: the graph behind it would keep all that was made again.
+    """
+    if _PUT_BACK.get():
+        node.v = left
+        return
+    if (task := torch._C._current_graph_task_id()) == -1:
+        return
+    if _LENT.get(node) != task:
+        _LENT[node] = task
+        carried = node.v
+
+        def put_back() -> None:
+            node.v = carried
+            del _LENT[node]
+
+        torch.autograd.Variable._execution_engine.queue_callback(put_back)
+    node.v = left.detach().requires_grad_(left.requires_grad)
 
 
 def runs_again() -> bool:

@@ -34,6 +34,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
+from revsnn_nodes.checkpoints import putting_back
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import remat
 from revsnn_nodes.remat.record import note_recipe, recording
@@ -366,7 +367,7 @@ def run_again(modules: Sequence[nn.Module], states: States = ()) -> Iterator[Non
         setattr(module, name, each.clone())
     _set_states(states)
     try:
-        with record_function("recompute"):
+        with record_function("recompute"), putting_back():
             yield
     finally:
         _set_states(after)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nodes_cases import ALL, make
+from revsnn_nodes import apply_plan
 from torch.utils.checkpoint import checkpoint
 
 
@@ -95,6 +96,47 @@ def test_a_region_may_run_again_twice():
     x.grad = None
     y.sum().backward()
     assert torch.equal(x.grad, first)
+
+
+READOUTS = {
+    "of every step": lambda node, x: torch.stack([(node(step), node.v)[1] for step in x.unbind(0)]),
+    "cut by hand": lambda node, x: torch.stack([cut_and_run(node, step) for step in x.unbind(0)]),
+}
+
+
+def cut_and_run(node, step):
+    if isinstance(node.v, torch.Tensor):
+        node.v = node.v.detach()
+    y = node(step)
+    return y + node.v.square()
+
+
+@pytest.mark.parametrize("planned", [False, True], ids=["checkpoint", "plan"])
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.usefixtures("on_each_backend")
+def test_a_membrane_that_is_read_is_that_of_the_step(name, readout, planned):
+    """Before, the second run read the membrane that the whole forward left: a wrong gradient, without a word."""
+
+    class Reads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.node, self.weight = make(name, step_mode="s"), torch.nn.Parameter(torch.full((6, 6), 0.5))
+
+        def forward(self, x):
+            return readout(self.node, x @ self.weight) @ self.weight
+
+    x = torch.randn(6, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain_model, model = Reads().double(), Reads().double()
+    if planned:
+        apply_plan(model, {"": "checkpoint"})
+    for _ in range(2):
+        for each in (plain_model, model):
+            each.node.detach()
+            wrapped = model is each and not planned
+            (checkpoint(each, x, use_reentrant=False) if wrapped else each(x)).square().sum().backward()
+        assert torch.equal(model.node.v, plain_model.node.v)
+        torch.testing.assert_close(model.weight.grad, plain_model.weight.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["lif", "lif-carrier"])
