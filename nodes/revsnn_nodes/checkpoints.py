@@ -25,7 +25,7 @@ _FIRST_RUN = torch_checkpoint.CheckpointFunction.forward.__code__
 _SECOND_RUN = torch_checkpoint.CheckpointFunction.backward.__code__
 
 _PUT_BACK: ContextVar[bool] = ContextVar("_PUT_BACK", default=False)
-_LENT: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_LENT: WeakKeyDictionary[Any, tuple[int, Tensor]] = WeakKeyDictionary()
 """Nodes that show the membrane of a second run until that backward pass ends."""
 
 
@@ -128,16 +128,18 @@ def _lend(node: Any, left: Tensor) -> None:
         return
     if (task := torch._C._current_graph_task_id()) == -1:
         return
-    if _LENT.get(node) != task:
-        _LENT[node] = task
-        carried = node.v
+    carried, shown = node.v, left.detach().requires_grad_(left.requires_grad)
+    if _LENT.get(node, (None,))[0] != task:
 
         def put_back() -> None:
-            node.v = carried
-            del _LENT[node]
+            _, last = _LENT.pop(node)
+            # Another one may have put it back already, as SpikingJelly's checkpoint does.
+            if isinstance(node.v, Tensor) and node.v.data_ptr() == last.data_ptr():
+                node.v = carried
 
         torch.autograd.Variable._execution_engine.queue_callback(put_back)
-    node.v = left.detach().requires_grad_(left.requires_grad)
+    _LENT[node] = (task, shown)
+    node.v = shown
 
 
 def runs_again() -> bool:
