@@ -28,7 +28,7 @@ def _names(text: str) -> frozenset[str]:
 
 MOVEMENT = _names(
     """
-    alias arange as_strided_scatter cat cauchy_ channel_shuffle clone constant_pad_nd copy copy_ detach
+    alias arange as_strided_ as_strided_scatter cat cauchy_ channel_shuffle clone constant_pad_nd copy copy_ detach
     detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
     empty_strided exponential exponential_ eye fill fill_ flip full full_like gather geometric_ im2col index
     index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh lift_fresh_copy linspace
@@ -286,6 +286,9 @@ FORMULAS: dict[str, Formula] = {
         "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
         _loss,
     ),
+    # Norm R and product N; backward: product N, sum R, the share of v N, difference N, scaled N
+    "_weight_norm_interface": _first(2),
+    "_weight_norm_interface_backward": _first(5),
     # Draw and compare N, scale the mask N, multiply N: what dropout written out counts
     "native_dropout": _first(3),
     **_each("index_put index_put_ _index_put_impl_ _unsafe_index_put", _index_put),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.flops import UnknownOperation, fvcore_forward_flops, measure_flops, register_flop_formula
@@ -179,6 +180,8 @@ def test_pooling_counts_the_elements_of_its_windows(pool, forward, backward):
         (nn.ChannelShuffle(2), flops(0), flops(0)),
         (nn.Unfold(2, stride=2), flops(0), flops(512)),
         (nn.LogSigmoid(), flops(512), flops(512)),
+        # Of the weights [6, 8]: 2 and 5 per element, and the sum of the bias's gradient
+        (weight_norm(nn.Linear(8, 6)), flops(2 * 48, 2 * 8 * 384), flops(5 * 48 + 384, 4 * 8 * 384)),
         (nn.RReLU(), flops(512), flops(512)),
         (Apply(lambda x: x.topk(2, dim=-1).values), flops(512), flops(0)),
         (Apply(lambda x: x.median(dim=-1).values), flops(512), flops(0)),
