@@ -103,7 +103,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     status, reason = Status.OK, ""
     if isinstance(parts.get("fidelity"), NoOracle):
         status = Status.UNVERIFIED
-        reason = f"its gradient was not judged: it names no reference, and {parts.pop('fidelity')}"
+        reason = f"its gradient was not judged: {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
     elif is_approximate(case.node):
@@ -189,7 +189,8 @@ def _without_tf32() -> Iterator[None]:
         cudnn.allow_tf32, products.allow_tf32 = before
 
 
-def _time(case: Case, settings: Settings) -> TimeRecord:
+def _time(case: Case, settings: Settings) -> TimeRecord | None:
+    """The times of a case beside the standard LIF; None where the model of a user has no neuron to exchange for it."""
     import torch
 
     from revsnn_bench.meters.timing import measure_time, set_steady_state_malloc
@@ -198,9 +199,14 @@ def _time(case: Case, settings: Settings) -> TimeRecord:
     kept = set_steady_state_malloc(settings.keep_freed)
     # torch.compile leaves a function eager for good once it ran under a dispatch mode, as attribution uses.
     torch.compiler.reset()
+    step = build(case)
+    try:
+        reference = None if case == case.point else build(case.point)
+    except SkipCase:
+        return None
     record = measure_time(
-        build(case),
-        None if case == case.point else build(case.point),
+        step,
+        reference,
         target_s=settings.target_s,
         min_rounds=settings.min_rounds,
         max_rounds=settings.max_rounds,

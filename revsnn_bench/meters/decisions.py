@@ -4,10 +4,13 @@ A gradient is that of one choice: of the spikes that fired, of the place where a
 kink. float64 chooses otherwise wherever two values are closer than a rounding, and then has another gradient, at no
 fault of the one that is judged: among the 131,072 maxima of a pooling there is one such pair, and it was worth 2 %.
 Random numbers are decisions too: a dropout has one mask in both.
+
+A model that names a type itself, as by `.float()` behind a comparison or by `torch.zeros(...)`, gets float64 instead.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +33,9 @@ SIDE_BY_VALUE = {"threshold_backward", "hardtanh_backward", "leaky_relu_backward
 """Derivatives that read their second argument for its side of a kink alone."""
 
 
+_NARROWER = (torch.float32, torch.float16, torch.bfloat16)
+
+
 class Decisions(TorchDispatchMode):
     """Inside, what operators decide is recorded; inside `repeated()`, operators of the same name decide the same.
 
@@ -37,6 +43,8 @@ class Decisions(TorchDispatchMode):
     rounded value, the side of a kink that a derivative is taken on. Where a maximum is now in another place, the value
     at the recorded place is returned, so that the forward and its gradient belong to one choice. A decision belongs to
     its operator, its shape, and its number among those of the same.
+
+    `dtypes` are the floating-point types that operators were given, those that `torch.autocast` casts to among them.
 
     Args:
         places: whether only draws are recorded, places of maxima and in sorted values, and the sides of `relu`. These
@@ -47,27 +55,39 @@ class Decisions(TorchDispatchMode):
         super().__init__()
         self._places = places
         self._repeats = False
+        self.dtypes: set[torch.dtype] = set()
         self._made: dict[tuple[Any, ...], list[list[Tensor]]] = defaultdict(list)
         self._read: dict[tuple[Any, ...], int] = defaultdict(int)
 
-    def repeated(self) -> "Decisions":
-        """The mode in which everything that was recorded is decided again, from the first on."""
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Inside, all that was recorded is decided again, from the first on, and floats that are made are float64."""
         self._repeats = True
         self._read.clear()
-        return self
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with self:
+                yield
+        finally:
+            torch.set_default_dtype(default)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs an operator, and records or repeats what it decides."""
         kwargs = kwargs or {}
+        if self._repeats and kwargs.get("dtype") in _NARROWER:
+            kwargs = kwargs | {"dtype": torch.float64}
         name = func._schema.name.rpartition("::")[2].rstrip("_")
         if name in RANDOM:
             drawn = func(*args, **kwargs)
             self._decide(func, [drawn])
             return drawn
-        if not any(isinstance(x, Tensor) and x.is_floating_point() for x in (*args, *kwargs.values())):
+        found = {x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()}
+        if not found:
             return func(*args, **kwargs)
+        self.dtypes |= found
         if name in SIDE_BY_VALUE and not self._places:
             side = args[1].clone()
             self._decide(func, [side])

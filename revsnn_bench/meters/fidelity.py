@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.oracle import CALLS, cut_states, measure_oracle_errors
 from revsnn_bench.meters.step import TrainingStep, learned, same_draws
-from revsnn_bench.records import FidelityRecord, GradientBias
+from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest relative gradient error that counts as right, by dtype: training tolerates noise, not a wrong direction."""
+"""Largest relative gradient error that counts as right, by dtype: training tolerates noise, not a wrong direction.
+
+Of a step that computes in several, as under `torch.autocast`, the largest holds."""
 
 Call = dict[str, list[Tensor]]
 """What one call gives: `output`, and the gradients of `input`, `parameters` and carried `states`."""
@@ -62,16 +64,17 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     """Compares output, gradients and recovered inputs of one step with the reference; leaves the step prepared.
 
     Raises:
-        NoOracle: the model names no reference, and differences of its forward cannot judge it.
+        NoOracle: the model names no reference, and differences of its forward cannot judge it; or its loss reads the
+            model's parameters, where no reference could take its place.
     """
-    step, dtype = subject.step, subject.step.source.dtype
+    step = subject.step
     if subject.reference is None:
         found = measure_oracle_errors(step)
         return FidelityRecord(
             gradient_error=found.input,
             parameter_gradient_error=found.parameters,
             state_gradient_error=found.states,
-            tolerance=TOLERANCE[dtype],
+            tolerance=_tolerance(found.dtypes),
             neurons=step.source[0].numel(),
             judged_by="differences",
         )
@@ -80,11 +83,13 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         tested = _calls(step, step.model, step.source)
     bit_equal = None if subject.plain is None else _count_equal(step, tested, subject.plain)
     recovered = _recover(subject)
-    same, exact = _reference_calls(subject)
+    same, exact, dtypes = _reference_calls(subject)
     errors = _worst_errors(tested, same, exact)
-    half = dtype.itemsize == 2  # rounding alone is wrong by a per cent of one parameter
-    errors["largest"] = None if half else _largest_error(tested, exact, TOLERANCE[dtype])
-    if not step.source.requires_grad:
+    tolerance = _tolerance(dtypes)
+    half = tolerance >= TOLERANCE[torch.float16]  # rounding alone is wrong by a per cent of one parameter
+    errors["largest"] = None if half else _largest_error(tested, exact, tolerance)
+    if errors["input"] in (None, 0.0) and not any(x.any() for call in exact for x in call["input"]):
+        # Integers, or values that are drawn from, as in an encoding by spikes: no gradient comes to the input.
         errors["input"] = errors["parameters"]
     neurons = step.source[0].numel()
     if subject.whole is not None:
@@ -97,7 +102,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         largest_parameter_error=errors["largest"],
         state_gradient_error=None if subject.approximate else errors["states"],
         output_error=errors["output"],
-        tolerance=TOLERANCE[dtype],
+        tolerance=tolerance,
         reconstruction_error=recovered and recovered[0],
         flipped_spikes=recovered and recovered[1],
         recovered_steps=recovered and recovered[2],
@@ -108,6 +113,10 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         neurons=neurons,
         gradient_bias=_bias(step.model, tested[0], exact[0]) if subject.approximate else None,
     )
+
+
+def _tolerance(dtypes: Iterable[torch.dtype]) -> float:
+    return max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
 
 
 def _bias(model: nn.Module, tested: Call, exact: Call) -> GradientBias:
@@ -142,6 +151,8 @@ def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
     """Output and gradients of a model in the place of the step's own, call after call from its prepared state."""
     own_model, own_source = step.model, step.source
     parameters = learned(model)
+    known = set(map(id, parameters))
+    of_another = [parameter for parameter in learned(own_model) if id(parameter) not in known]
     states: list[Tensor] = []
     calls = []
     try:
@@ -153,10 +164,13 @@ def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
                 output = step.run(step.make_input())
             inputs = [step.source] if step.source.requires_grad else []
             given = [*inputs, *parameters, *states]
-            found = torch.autograd.grad(
-                output, given, step.output_gradient(output).to(output.dtype), allow_unused=bool(states)
-            )
-            grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
+            arriving = step.output_gradient(output).to(output.dtype)
+            found = torch.autograd.grad(output, [*given, *of_another], arriving, allow_unused=True)
+            if any(g is not None for g in found[len(given) :]):
+                raise NoOracle(
+                    "its loss reads the model's parameters by itself, and no reference can take its place there"
+                )
+            grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=False)]
             first, last = len(inputs), len(inputs) + len(parameters)
             call = {"input": grads[:first], "parameters": grads[first:last], "states": grads[last:]}
             calls.append({"output": [output.detach()], **call})
@@ -183,17 +197,19 @@ def shifted(source: Tensor) -> Tensor:
     return source.detach().roll(1, 0).requires_grad_(source.requires_grad)
 
 
-def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call]]:
-    """The reference in the precision under test, and in float64 with the decisions of the first."""
+def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torch.dtype]]:
+    """The reference in the precision under test, in float64 with the decisions of the first, and the first's dtypes."""
     step, same = subject.step, subject.reference
     assert same is not None
     double = copy.deepcopy(same).double()
-    in_double = step.source.detach().double().requires_grad_(step.source.requires_grad)
+    source = step.source.detach()
+    in_double = (source.double() if source.is_floating_point() else source).requires_grad_(step.source.requires_grad)
     decisions = Decisions()
     with decisions:
         same_calls = _calls(step, same, step.source)
+    dtypes = set(decisions.dtypes)
     with decisions.repeated():
-        return same_calls, _calls(step, double, in_double)
+        return same_calls, _calls(step, double, in_double), dtypes
 
 
 def _worst_errors(tested: list[Call], same: list[Call], exact: list[Call]) -> dict[str, float | None]:

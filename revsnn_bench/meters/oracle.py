@@ -45,14 +45,16 @@ class OracleErrors:
     """Estimated relative L2 errors, the worst of the calls.
 
     Fields:
-        input: of the input's gradient.
+        input: of the input's gradient; of the parameters' where the input is of integers.
         parameters: of all parameter gradients together, each by its own norm; None without parameters.
         states: of the gradients of the membranes that the second call starts from; None where none is carried.
+        dtypes: the floating-point types that the step under test computes in.
     """
 
     input: float
     parameters: float | None
     states: float | None
+    dtypes: frozenset[torch.dtype]
 
 
 def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
@@ -71,13 +73,15 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
     for number, call in enumerate(tested):
         model = copy.deepcopy(double)
         for earlier in tested[:number]:
-            _replay(step, model, earlier, earlier.source.double())
+            _replay(step, model, earlier)
             _cut(model)
         for name, error in _errors(step, model, call, generator).items():
             # A NaN must stay: it is compared the other way round.
             worst[name] = error if not error <= worst.get(name, 0.0) else worst[name]
     step.prepare()
-    return OracleErrors(worst["input"], worst.get("parameters"), worst.get("states"))
+    parameters = worst.get("parameters")
+    error = worst.get("input", parameters or 0.0)
+    return OracleErrors(error, parameters, worst.get("states"), frozenset(tested[0].decisions.dtypes))
 
 
 @dataclass
@@ -100,17 +104,20 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         source = step.source.detach()
         if number and source.is_floating_point():
             source = source.roll(1, 0)
-        source.requires_grad_()
+        source.requires_grad_(source.is_floating_point())
         fired: list[Tensor] = []
         decisions = Decisions(places=True)
 
         def record(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
             fired.append(out.detach())
 
-        with hooked(_firing(step.model), record), decisions:
+        def record_fused(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
+            fired.extend(_spikes_of_fused(module, out.detach()))
+
+        with hooked(_firing(step.model), record), hooked(_ours(step.model), record_fused), decisions:
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-        given = [source, *parameters, *states]
+        given = [*([source] if source.requires_grad else []), *parameters, *states]
         found = torch.autograd.grad(output, given, arriving.to(output.dtype).to(output.device), allow_unused=True)
         gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
         detached = [g.detach().double() for g in gradients]
@@ -124,16 +131,17 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
 def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
     """Relative errors of the directional derivatives of one call, from the state that `model` carries."""
     parameters = learned(model)
-    source = call.source.double()
-    distances = _replay(step, copy.deepcopy(model), call, source)
+    source = _source_in_double(call)
+    distances = _replay(step, copy.deepcopy(model), call)
 
     def loss(of: nn.Module, x: Tensor) -> float:
         return float((_smooth(step, of, call, distances, x).double() * call.arriving.to(x.device)).sum())
 
-    first_state = len(parameters) + 1
+    first = int(source.is_floating_point())
+    first_state = first + len(parameters)
     groups = {
-        "input": [0],
-        "parameters": list(range(1, first_state)),
+        "input": list(range(first)),
+        "parameters": list(range(first, first_state)),
         "states": list(range(first_state, len(call.gradients))),
     }
     errors = {}
@@ -177,7 +185,7 @@ def _balanced(gradients: Sequence[Tensor]) -> list[float]:
     return [each / max(inverse) for each in inverse]
 
 
-def _replay(step: TrainingStep, model: nn.Module, call: _Call, source: Tensor) -> list[Tensor]:
+def _replay(step: TrainingStep, model: nn.Module, call: _Call) -> list[Tensor]:
     """Runs a call in float64 with the spikes that fired; returns the distances to the threshold."""
     spikes, distances = iter(call.spikes), []
 
@@ -185,8 +193,11 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call, source: Tensor) -
         distances.append(args[0].detach())
         return next(spikes).to(out)
 
-    with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
-        _run(step, model, source)
+    try:
+        with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
+            _run(step, model, _source_in_double(call))
+    except StopIteration:
+        distances.clear()
     if len(distances) != len(call.spikes):
         raise NoOracle("it fires another number of times in float64")
     return distances
@@ -202,6 +213,10 @@ def _smooth(step: TrainingStep, model: nn.Module, call: _Call, distances: list[T
 
     with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
         return _run(step, model, source)
+
+
+def _source_in_double(call: _Call) -> Tensor:
+    return call.source.double() if call.source.is_floating_point() else call.source
 
 
 def primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -232,6 +247,19 @@ def _firing(model: nn.Module) -> list[nn.Module]:
             firing.append(module)
             inner.update(id(each) for each in module.modules() if each is not module)
     return firing
+
+
+def _ours(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if hasattr(module, "backend_in_use")]
+
+
+def _spikes_of_fused(node: Any, out: Tensor) -> Sequence[Tensor]:
+    """What fired in a fused node, step by step: its surrogate is not called there, but is in float64."""
+    if node.backend_in_use != "fused":
+        return ()
+    if not bool(((out == 0) | (out == 1)).all()):
+        raise NoOracle(f"a fused {type(node).__name__} in it emits no spikes that could be decided again")
+    return out.unbind(0) if node.step_mode == "m" else (out,)
 
 
 def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """The user's own model as a workload: `package.module:callable`, what its neurons become, and what is wrong with it.
 
 The callable returns an `nn.Module` that takes `[T, B, *]`, or an object with `model`, `inputs()` and `loss(output)`.
+Integers (tokens) are inputs too, and with a loss the output may be anything.
 One that takes arguments named `timesteps` and `batch` gets those of the case. The node of such a case is a method:
 
-    as-is            the model, untouched
+    as-is            the model, untouched; the one method for a model without neurons that can be told
     lif              SpikingJelly's neurons exchanged for the fused ones of the same function
     lif+remat        the same, inside `remat`
     lif+checkpoint   the same, every block run again in the backward pass
@@ -33,7 +34,7 @@ from revsnn_bench.records import SkipCase
 
 METHODS = ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
 
-Loss = Callable[[Tensor], Any]
+Loss = Callable[[Any], Any]
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -62,7 +63,7 @@ class OwnStep(WorkloadStep):
     def run(self, x: Tensor) -> Tensor:
         """Runs the model, and the loss where there is one."""
         with self.around():
-            output: Tensor = self.model(x)
+            output: Any = self.model(x)
             return output if self.loss is None else _scalar(self.loss, output)
 
     def gradient_shape(self) -> torch.Size:
@@ -76,11 +77,17 @@ def build_own(case: Case) -> OwnStep:
     Raises:
         ModelError: the model cannot be measured.
         ValueError: no such method.
-        SkipCase: `lif+offload` on the CPU, or `lif-carrier` where no neuron is a LIF.
+        SkipCase: `lif+offload` on the CPU, `lif-carrier` where no neuron is a LIF, or a method that exchanges neurons
+            where the model has none.
     """
     model, inputs, loss, around = own_parts(case)
-    source = input_noise(case) if inputs is None else inputs
-    return OwnStep(model, source.to(case.device).requires_grad_(), loss, around)
+    source = input_noise(case) if inputs is None else leaf(inputs.to(case.device))
+    return OwnStep(model, source, loss, around)
+
+
+def leaf(inputs: Tensor) -> Tensor:
+    """A copy of inputs as a leaf, which gets a gradient where they are floats."""
+    return inputs.detach().clone().requires_grad_(inputs.is_floating_point())
 
 
 def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Context]:
@@ -91,7 +98,7 @@ def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Contex
     require_method(case.node)
     refuse_offload(case)
     model, inputs, loss = _made(case)
-    _check_neurons(model)
+    _check_neurons(model, case.node)
     around = change_neurons(model, case.node, str(case.options.get("backend") or "auto"))
     return model.to(case.device, getattr(torch, case.dtype)), inputs, loss, around
 
@@ -222,13 +229,15 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     except Exception as error:
         raise _raised("inputs()", error, file) from error
     wanted = (case.timesteps, case.batch, *case.shape)
-    if not isinstance(inputs, Tensor) or tuple(inputs.shape) != wanted or not inputs.is_floating_point():
+    if not isinstance(inputs, Tensor) or tuple(inputs.shape) != wanted or inputs.is_complex():
         got = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
         raise ModelError(
-            f"{_where(made.inputs)}: inputs() must return floats of the shape {list(wanted)} that --input gives; it "
-            f"returned {got}."
+            f"{_where(made.inputs)}: inputs() must return floats or integers of the shape {list(wanted)} that --input "
+            f"gives; it returned {got}."
         )
-    return made.model, inputs.detach().to(getattr(torch, case.dtype)), made.loss
+    if inputs.is_floating_point():
+        inputs = inputs.to(getattr(torch, case.dtype))
+    return made.model, inputs.detach(), made.loss
 
 
 def _parameters(make: Callable[..., Any]) -> set[str]:
@@ -238,14 +247,14 @@ def _parameters(make: Callable[..., Any]) -> set[str]:
         return set()
 
 
-def _check_neurons(model: nn.Module) -> None:
+def _check_neurons(model: nn.Module, method: str) -> None:
     places: dict[int, str] = {}
-    if not neurons_of(model):
+    if not neurons_of(model) and method != "as-is":
         theirs = any(type(module).__module__.startswith("snntorch.") for module in model.modules())
         fix = " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if theirs else ""
-        raise ModelError(
-            f"{_where(type(model))}: {type(model).__name__} has no neuron: none of its modules has a membrane `v` and "
-            f"a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have.{fix}"
+        raise SkipCase(
+            f"{_where(type(model))}: {type(model).__name__} has no neuron that {method} could exchange: none of its "
+            f"modules has a membrane `v` and a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have.{fix}"
         )
     for name, module in model.named_modules(remove_duplicate=False):
         first = places.setdefault(id(module), name)
@@ -282,14 +291,19 @@ def _trial(step: OwnStep) -> torch.Size:
         except Exception as error:
             shape = list(step.source.shape)
             raise _raised(f"{type(model).__name__} on an input {shape}", error, file) from error
+    if step.loss is not None:
+        return _scalar(step.loss, output).shape
     where = _where(type(model).forward) if file else type(model).__name__
     if not isinstance(output, Tensor):
-        raise ModelError(f"{where}: forward must return one tensor; it returned a {type(output).__name__}.")
+        raise ModelError(
+            f"{where}: forward must return one tensor; it returned a {type(output).__name__}. Where it returns another "
+            "thing, make an object with model, inputs() and loss(output)."
+        )
     if not output.is_floating_point():
         raise ModelError(f"{where}: forward must return floats; it returned {output.dtype}.")
     if not output.requires_grad:
         raise ModelError(f"{where}: forward must return a tensor with a gradient; its graph was cut on the way.")
-    return _scalar(step.loss, output).shape if step.loss is not None else output.shape
+    return output.shape
 
 
 @contextmanager

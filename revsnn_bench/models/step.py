@@ -39,7 +39,8 @@ class WorkloadStep(ModuleStep):
         self.labels, self.around = labels, around
         self.upstream: Tensor | None = None
         if labels is None:
-            self.upstream = torch.randn(self.gradient_shape(), generator=torch.Generator().manual_seed(1)).to(source)
+            noise = torch.randn(self.gradient_shape(), generator=torch.Generator().manual_seed(1))
+            self.upstream = noise.to(source if source.is_floating_point() else source.device)
         self.prepare()
 
     def run(self, x: Tensor) -> Tensor:

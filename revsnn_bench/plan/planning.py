@@ -20,7 +20,7 @@ from revsnn_bench.case import Case, parse_size
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak
 from revsnn_bench.meters.fidelity import relative_error
 from revsnn_bench.meters.memory import peak_bytes
-from revsnn_bench.models.own import OwnStep, load_class
+from revsnn_bench.models.own import OwnStep, leaf, load_class
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.predict import fake_step, probe_for
@@ -182,7 +182,7 @@ def make_plan(
         ValueError: no block was found, or the model cannot be measured.
     """
     put_in_our_neurons(model)
-    step = OwnStep(model, inputs.detach().clone().requires_grad_(), loss)
+    step = OwnStep(model, leaf(inputs), loss)
     profile = profile_step(step, blocks, rounds)
     refine = partial(refined, record=partial(record_step, step, profile.blocks))
     return solve_plan(profile, parse_size(budget), refine, partial(measure_step, step))

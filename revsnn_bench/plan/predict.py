@@ -70,16 +70,17 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     mode.cache_enabled = False  # the cache keeps storages alive
     if is_own(case.workload):
-        model, _, loss, around = own_parts(on_cpu)
+        model, inputs, loss, around = own_parts(on_cpu)
         features: tuple[int, ...] = case.shape
+        dtype = getattr(torch, case.dtype) if inputs is None else inputs.dtype
     else:
         small = build(on_cpu.model_copy(update={"batch": min(case.batch, 2)}))
-        model, features, labels = small.model, small.source.shape[2:], small.labels
+        model, features, labels, dtype = small.model, small.source.shape[2:], small.labels, small.source.dtype
     with FakeCopyMode(mode):
         model = copy.deepcopy(model)
     with mode:
         shape = (case.timesteps, case.batch, *features)
-        source = torch.empty(shape, dtype=getattr(torch, case.dtype), requires_grad=True)
+        source = torch.empty(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
         if is_own(case.workload):
             yield OwnStep(model, source, loss, around)
         else:

@@ -94,11 +94,93 @@ def noisy_klif():
     return Noisy("KLIFNode")
 
 
-def faulty():
-    """A neuron of the user's own, whose gradient is three times too large."""
+class Mixed(Plain):
+    """Half precision where `torch.autocast` puts it, and a cast at the end."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+def faulty_mixed():
+    model = Mixed()
+    model.first = planted()
+    return model
+
+
+class Encoded(Plain):
+    """Fires at random in proportion to its input: no gradient comes to that. One layer is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return super().forward((torch.rand_like(x) < x).float())
+
+
+class ByHand(nn.Module):
+    """An adaptive neuron written out, recurrent, with no module for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.back = nn.Linear(6, 8), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        v, threshold, spikes, outputs = *torch.zeros(3, x.shape[1], 8).unbind(0), []
+        for x_t in x.unbind(0):
+            v = 0.9 * v + self.fc(x_t) + self.back(spikes) - spikes
+            threshold = 0.95 * threshold + spikes
+            spikes = torch.sigmoid(4 * (v - 1 - 0.1 * threshold)).round()
+            outputs.append(v)
+        return torch.stack(outputs)
+
+
+def tokens(timesteps, batch):
+    words = torch.randint(20, (timesteps, batch, 6))
+    model = nn.Sequential(nn.Embedding(20, 8), StandardLIF(step_mode="m"), nn.Linear(8, 20))
+    loss = nn.functional.cross_entropy
+    return SimpleNamespace(
+        model=model, inputs=lambda: words, loss=lambda y: loss(y.flatten(0, -2), words.roll(-1, 0).flatten())
+    )
+
+
+class Dictionary(Plain):
+    def forward(self, x):
+        y = super().forward(x)
+        return {"rates": y.mean(0), "all": y}
+
+
+def dictionary():
+    return SimpleNamespace(
+        model=Dictionary(), inputs=lambda: torch.rand(4, 3, 6), loss=lambda out: out["rates"].square().mean()
+    )
+
+
+def regularised():
+    model = Plain()
+    return SimpleNamespace(
+        model=model,
+        inputs=lambda: torch.rand(4, 3, 6),
+        loss=lambda y: y.square().mean() + sum(each.square().sum() for each in model.parameters()),
+    )
+
+
+def klif_and_lif():
+    from spikingjelly.activation_based import neuron
+
+    return nn.Sequential(nn.Linear(6, 8), neuron.KLIFNode(step_mode="m"), nn.Linear(8, 8), StandardLIF(step_mode="m"))
+
+
+def planted():
     import planted_faults
 
-    return nn.Sequential(nn.Linear(6, 8), planted_faults.Planted(at_input=lambda g: 3 * g), nn.Linear(8, 4))
+    return planted_faults.Planted(at_input=lambda g: 3 * g)
+
+
+def faulty():
+    """A neuron of the user's own, whose gradient is three times too large."""
+    return nn.Sequential(nn.Linear(6, 8), planted(), nn.Linear(8, 4))
 
 
 def loop():

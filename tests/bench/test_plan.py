@@ -286,7 +286,7 @@ def test_largest_says_in_one_sentence_what_is_wrong():
             5,
             r"own_models.py, line \d+: own_models:raises raised",
         ),
-        (["--model", "own_models:no_neuron", "--input", "2,3,6"], 5, "NoNeuron has no neuron"),
+        (["--model", "own_models:no_neuron", "--input", "2,3,6"], 5, "NoNeuron has no neuron that lif could exchange"),
         (["--model", "own_models:plain", "--input", "2,6"], 2, "`--input` must be T,B,features; got '2,6'"),
         (["--model", "plain", "--input", "2,3,6"], 2, "belong together"),
         (
