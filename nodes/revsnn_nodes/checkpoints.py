@@ -134,12 +134,16 @@ def _lend(node: Any, left: Tensor) -> None:
         def put_back() -> None:
             _, last = _LENT.pop(node)
             # Another one may have put it back already, as SpikingJelly's checkpoint does.
-            if isinstance(node.v, Tensor) and node.v.data_ptr() == last.data_ptr():
+            if isinstance(node.v, Tensor) and _storage(node.v) == _storage(last):
                 node.v = carried
 
         torch.autograd.Variable._execution_engine.queue_callback(put_back)
     _LENT[node] = (task, shown)
     node.v = shown
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def runs_again() -> bool:
