@@ -26,7 +26,7 @@ _SECOND_RUN = torch_checkpoint.CheckpointFunction.backward.__code__
 
 _PUT_BACK: ContextVar[bool] = ContextVar("_PUT_BACK", default=False)
 _LENT: WeakKeyDictionary[Any, tuple[int, Tensor]] = WeakKeyDictionary()
-"""Nodes that show the membrane of a second run until that backward pass ends."""
+"""Nodes that show the membrane of a second run until that backward pass ends: which one, and the membrane."""
 
 
 @dataclass
@@ -63,12 +63,13 @@ class Turn:
 
     Attributes:
         again: the node's calls in the innermost region that is run a second time; None for a first run.
+        trains: whether the gradient goes through that second run, as in a reentrant checkpoint.
     """
 
     def __init__(self, node: Any) -> None:
         self.first: list[Calls] = []
         self.again: Calls | None = None
-        self.cut = False
+        self.cut = self.trains = False
         for region, again, cuts in _regions() if _may_be_in_one() else ():
             states = getattr(region, "_node_states", None)
             if states is None:
@@ -77,6 +78,7 @@ class Turn:
             if again:
                 # A node that the function makes anew has no first run: it starts from its own state.
                 self.again = calls if calls.starts else None
+                self.trains = not isinstance(region, torch_checkpoint._CheckpointFrame)
                 break
             self.first.append(calls)
             self.cut = self.cut or cuts
@@ -101,7 +103,8 @@ class Turn:
             calls.left = ref(left)
         if self.again is not None:
             self.again.last = left
-            _lend(node, left)
+            # As a leaf, for the graph behind it would keep all that was made again; but where it is trained through.
+            _lend(node, left if self.trains else left.detach().requires_grad_(left.requires_grad))
             return
         if self.cut:
             left._left_reentrant_checkpoint = True  # type: ignore[attr-defined]
@@ -118,21 +121,22 @@ def putting_back() -> Iterator[None]:
         _PUT_BACK.reset(token)
 
 
-def _lend(node: Any, left: Tensor) -> None:
-    """Shows the membrane of a second run, which the function may read, until the backward pass ends.
-
-    As a leaf: the graph behind it would keep all that was made again.
-    """
+def _lend(node: Any, shown: Tensor) -> None:
+    """Shows the membrane of a second run, which the function may read, until the backward pass ends."""
     if _PUT_BACK.get():
-        node.v = left
+        node.v = shown
         return
     if (task := torch._C._current_graph_task_id()) == -1:
         return
-    carried, shown = node.v, left.detach().requires_grad_(left.requires_grad)
-    if _LENT.get(node, (None,))[0] != task:
+    carried = node.v
+    # A backward pass inside of another, as of a reentrant checkpoint, ends first; then the other's loan goes on.
+    earlier = _LENT.get(node)
+    if earlier is None or earlier[0] != task:
 
         def put_back() -> None:
             _, last = _LENT.pop(node)
+            if earlier is not None:
+                _LENT[node] = earlier
             # Another one may have put it back already, as SpikingJelly's checkpoint does.
             if isinstance(node.v, Tensor) and _storage(node.v) == _storage(last):
                 node.v = carried

@@ -145,6 +145,35 @@ def test_a_membrane_that_is_read_is_that_of_the_step(name, readout, planned):
 
 
 @pytest.mark.parametrize("name", ["lif", "lif-carrier"])
+def test_a_membrane_is_put_back_behind_backward_passes_inside_of_others(name):
+    """A reentrant checkpoint runs its own backward pass, in which the regions inside of it are run again, too."""
+
+    def run(around):
+        node, x = make(name, step_mode="s"), torch.linspace(0, 1, 12).view(2, 6).requires_grad_()
+
+        def reads(each):
+            node.detach()
+            node(each)
+            return node.v + each
+
+        def loop(each):
+            for _ in range(2):
+                each = around(reads, each, use_reentrant=False)
+            return each
+
+        y = around(loop, x, use_reentrant=True)
+        carried = node.v
+        y.square().sum().backward()
+        assert node.v is carried
+        return x.grad
+
+    def without(function, x, use_reentrant):
+        return function(x)
+
+    torch.testing.assert_close(run(checkpoint), run(without))
+
+
+@pytest.mark.parametrize("name", ["lif", "lif-carrier"])
 def test_a_reentrant_checkpoint_that_would_cut_the_state_is_refused(name):
     """No gradient reaches a state that enters it with a graph, nor goes on from one that leaves it."""
     x = torch.randn(4, 2, 6, requires_grad=True)
