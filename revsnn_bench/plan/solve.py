@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_array
 
 from revsnn_bench.plan.profile import Choice, Profile, Record
 
@@ -78,6 +76,10 @@ def _cheapest_of(choices: Iterable[Choice], profile: Profile, budget_bytes: int)
 
 def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
     """With a budget the least time, without one the least peak, which is then one more variable."""
+    # Not above: workers import this module, none of them solves, and this takes 0.8 s to load.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import lil_array
+
     variables = [
         (i, before, option)
         for i, options in enumerate(profile.options)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -133,6 +134,24 @@ def runner() -> "Iterator[Runner]":
 
     with Runner(measure, timeout_s=120, threads=1) as runner:
         yield runner
+
+
+@pytest.fixture(scope="session")
+def _servers() -> "Iterator[Callable[[], AbstractContextManager[object]]]":
+    from warm_servers import warm_servers
+
+    with warm_servers() as use:
+        yield use
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(request: pytest.FixtureRequest) -> "Iterator[None]":
+    """Runners of this process find servers that have started, but where servers themselves are tested."""
+    if request.path.name == "test_runner.py":
+        yield
+        return
+    with request.getfixturevalue("_servers")():
+        yield
 
 
 @pytest.fixture(autouse=True)

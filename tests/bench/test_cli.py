@@ -38,13 +38,21 @@ def invoke(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
 
 
+def inside(folder, *arguments):
+    """As `command`, in this process; its workers are processes as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = invoke(*arguments)
+    return done.exit_code, done.stdout, done.stderr
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """Two real runs of the same cases, `first` with every pass; the folder and what the first printed."""
     folder = tmp_path_factory.mktemp("runs")
     code, out, err = command(folder, "run", *SMALL, "--run-id=first", f"--results={folder / 'deep' / 'down'}")
     assert code == 0, out + err
-    code, again, err = command(folder, "run", *SMALL, "--run-id=second", "--passes=memory,flops", "--results=deep/down")
+    code, again, err = inside(folder, "run", *SMALL, "--run-id=second", "--passes=memory,flops", "--results=deep/down")
     assert code == 0, again + err
     return folder, out
 
@@ -87,10 +95,10 @@ def test_shards_merged_are_the_run_in_one_piece(measured, tmp_path):
     whole = measured[0] / "deep" / "down" / "second.json"
     for number in (1, 2):
         shard = (f"--shard={number}/2", f"--run-id=part-{number}", "--passes=memory,flops", "--format=md")
-        code, out, err = command(tmp_path, "run", *SMALL, *shard)
+        code, out, err = inside(tmp_path, "run", *SMALL, *shard)
         assert code == 0, out + err
         assert "a part: 2 of 4 planned cases measured; join the parts with revsnn-bench merge" in out
-    code, out, err = command(tmp_path, "merge", "part-1", "part-2", "--run-id=joined")
+    code, out, err = inside(tmp_path, "merge", "part-1", "part-2", "--run-id=joined")
     assert code == 0, out + err
     joined, once = (json.loads(path.read_text()) for path in (tmp_path / "results" / "joined.json", whole))
     assert (joined["complete"], joined["planned"]) == (True, once["planned"])
@@ -313,7 +321,7 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
     done = journal.read_text().splitlines()
     assert 4 <= len(done) < 8
     assert f"interrupted: {len(done) - 2} of 6 planned cases measured" in out
-    code, out, err = command(tmp_path, "run", *arguments, "--resume=cut")
+    code, out, err = inside(tmp_path, "run", *arguments, "--resume=cut")
     assert code == 0, out + err
     records = json.loads((tmp_path / "results" / "cut.json").read_text())["records"]
     assert len(records) == 6
@@ -327,7 +335,7 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
 )
 def test_nothing_is_measured_that_could_not_be_saved(tmp_path, arguments):
     """One sentence that names the place, exit code 2, and no file or folder left behind."""
-    code, out, err = command(tmp_path, "run", *SMALL, *arguments)
+    code, out, err = inside(tmp_path, "run", *SMALL, *arguments)
     assert code == ExitCode.USAGE, out + err
     assert "ERROR: cannot write the run to " in err
     assert "least peak" not in out

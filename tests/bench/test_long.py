@@ -95,11 +95,11 @@ def test_impossible_search_is_refused():
 
 def test_largest_command_shows_that_the_carrier_goes_further():
     """The command measures real steps: in one budget the carrier fits more steps than the standard LIF."""
-    arguments = ["largest", "--budget=256 KiB", "--node=lif,lif-carrier", "--batch=2", "--shape=256"]
+    arguments = ["largest", "--budget=128 KiB", "--node=lif,lif-carrier", "--batch=2", "--shape=256"]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     found = {
         line.split()[0]: int(line.split()[1]) for line in done.output.splitlines() if line.strip().startswith("lif")
     }
-    assert found["lif-carrier"] > found["lif"] > 10
+    assert found["lif-carrier"] > found["lif"] > 4
     assert CliRunner().invoke(app, ["largest", "--budget=1 MB"]).exit_code == 2

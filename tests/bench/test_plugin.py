@@ -1,11 +1,15 @@
-"""The pytest plugin in projects of its own: real sessions in fresh processes, real measurements."""
+"""The pytest plugin in projects of its own: real sessions, most of them inside of this process, real measurements."""
 
+import io
 import json
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 
 import pytest
+from revsnn_nodes import registry
 
 CASE = "from revsnn_bench import Case\n"
 RETAINED = 4 * 2 * 64 * 3 * 8 + 8 * 8
@@ -53,7 +57,7 @@ def test_good(measure_case): measure_case(Case(node="lif", **SMALL))
 
 
 def run_pytest(folder, source, *arguments):
-    """Writes a test file, runs pytest on it, and returns its exit code with what it printed."""
+    """Writes a test file, runs pytest on it in a fresh process, and returns its exit code with what it printed."""
     (folder / "test_it.py").write_text(source)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
@@ -62,8 +66,31 @@ def run_pytest(folder, source, *arguments):
 
 @pytest.fixture
 def project(tmp_path):
-    """Runs pytest in a project of one test file."""
+    """Runs pytest in a project of one test file, in a fresh process."""
     return lambda source, *arguments: run_pytest(tmp_path, source, *arguments)
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch):
+    """As `project`, in a session inside of this one, which has torch already."""
+
+    def run(source, *arguments):
+        (tmp_path / "test_it.py").write_text(source)
+        printed = io.StringIO()
+        with (
+            monkeypatch.context() as patch,
+            warnings.catch_warnings(),
+            redirect_stdout(printed),
+            redirect_stderr(printed),
+        ):
+            warnings.simplefilter("default")
+            patch.chdir(tmp_path)
+            patch.syspath_prepend(tmp_path)
+            patch.delitem(sys.modules, "test_it", raising=False)
+            code = pytest.main(["-p", "no:cacheprovider", "-rA", *arguments])
+        return code, printed.getvalue()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +107,7 @@ def test_three_lines_measure_a_case(ended):
     assert "report:" not in ended
 
 
-def test_benchmark_saves_reports_and_feeds_pytest_benchmark(project, tmp_path):
+def test_benchmark_saves_reports_and_feeds_pytest_benchmark(inside, tmp_path):
     """With --benchmark the samples taken in the worker are pytest-benchmark's, and the run is saved and reported."""
     source = CASE + (
         "import pytest\n"
@@ -88,7 +115,7 @@ def test_benchmark_saves_reports_and_feeds_pytest_benchmark(project, tmp_path):
         "def test_timesteps(case, measure_case):\n"
         "    measure_case(case)\n"
     )
-    code, printed = project(
+    code, printed = inside(
         source,
         "--benchmark",
         "--run-id=mine",
@@ -110,7 +137,7 @@ def test_benchmark_saves_reports_and_feeds_pytest_benchmark(project, tmp_path):
     assert (tmp_path / "reports" / "mine.md").is_file()
 
 
-def test_a_case_without_time_does_not_ask_for_the_benchmark_fixture(project, tmp_path):
+def test_a_case_without_time_does_not_ask_for_the_benchmark_fixture(inside, tmp_path):
     """A test whose case has no time gives no warning; one that asks for the fixture and forgets it does."""
     source = CASE + (
         f"def test_bytes(measure_case): measure_case({SMALL.format(node='lif')}, passes=('memory',))\n"
@@ -120,14 +147,14 @@ def test_a_case_without_time_does_not_ask_for_the_benchmark_fixture(project, tmp
         "def test_forgets(benchmark): pass\n"
     )
     options = ("--benchmark", "--run-target=0.01", "--run-formats=md", "--benchmark-json=bench.json")
-    code, printed = project(source, *options)
+    code, printed = inside(source, *options)
     assert code == 0, printed
     assert printed.count("Benchmark fixture was not used at all in this test!") == 1
     (both,) = json.loads((tmp_path / "bench.json").read_text())["benchmarks"]
     assert [name.split("/")[1] for name in both["extra_info"]] == ["revlif", "lif-carrier"]
 
 
-def test_resume_measures_only_what_is_missing(project, tmp_path):
+def test_resume_measures_only_what_is_missing(inside, tmp_path):
     """A journal cut after its first case is finished, and the first case is taken from it."""
     source = CASE + (
         "import pytest\n"
@@ -136,7 +163,7 @@ def test_resume_measures_only_what_is_missing(project, tmp_path):
         "    measure_case(case)\n"
     )
     options = ("--benchmark", "--run-id=r", "--run-passes=memory")
-    code, printed = project(source, *options)
+    code, printed = inside(source, *options)
     assert code == 0, printed
     finished = tmp_path / "results" / "r.json"
     run = json.loads(finished.read_text())
@@ -144,7 +171,7 @@ def test_resume_measures_only_what_is_missing(project, tmp_path):
     journal = finished.with_suffix(".jsonl")
     lines = [json.dumps(run["header"]), json.dumps(run["records"][0]), '{"case": {"no']
     journal.write_text("\n".join(lines))
-    code, printed = project(source, *options, f"--run-resume={journal}")
+    code, printed = inside(source, *options, f"--run-resume={journal}")
     assert code == 0, printed
     again = json.loads(finished.read_text())["records"]
     assert again[0] == run["records"][0]
@@ -202,26 +229,27 @@ def test_a_failing_case_fails_its_test_with_the_reason(ended):
         ("--run-resume=nothing", "--run-resume: cannot resume results/nothing.jsonl: there is no such journal"),
     ],
 )
-def test_a_wrong_option_is_a_usage_error(project, option, message):
+def test_a_wrong_option_is_a_usage_error(inside, option, message):
     """It stops the session before anything is measured, under pytest's own name of the option."""
     source = "import pytest\n@pytest.mark.sweep(quick={'timesteps': (2,)})\ndef test_a(case, measure_case): pass\n"
-    code, printed = project(source, option)
+    code, printed = inside(source, option)
     assert code == 4, printed
     assert message in printed
 
 
-def test_preload_registers_nodes_for_the_sweep(project, tmp_path):
+def test_preload_registers_nodes_for_the_sweep(inside, tmp_path, monkeypatch):
     """A node that a preloaded module registers can be asked for by name, and is measured by the workers."""
+    monkeypatch.setattr(registry, "_NODES", registry._Nodes(registry._NODES))
     (tmp_path / "my_nodes.py").write_text(
         "from revsnn_nodes import StandardLIF\nfrom revsnn_nodes.registry import register_node\n"
         "class Mine(StandardLIF): pass\nregister_node('mine', Mine)\n"
     )
     source = "import pytest\n@pytest.mark.sweep(quick={'timesteps': (2,)}, batch=2, shape=(8,))\n"
     source += "def test_it(case, measure_case): measure_case(case)\n"
-    code, printed = project(source, "--run-preload=my_nodes", "--sweep-node=mine")
+    code, printed = inside(source, "--run-preload=my_nodes", "--sweep-node=mine")
     assert code == 0, printed
     assert "layer/mine/T2-B2-N8" in printed
-    code, printed = project(source, "--run-preload=no_nodes", "--sweep-node=mine", "--collect-only")
+    code, printed = inside(source, "--run-preload=no_nodes", "--sweep-node=mine", "--collect-only")
     assert code == 4
     assert "ERROR: --run-preload: cannot import 'no_nodes' (ModuleNotFoundError" in printed
 
@@ -240,22 +268,22 @@ UNMEASURED = CASE + (
 )
 
 
-def test_options_of_pytest_benchmark_know_what_measures(project, tmp_path):
+def test_options_of_pytest_benchmark_know_what_measures(inside, tmp_path):
     """--benchmark-skip skips the tests that measure cases, and --benchmark-only runs them alone; no folder is left."""
-    code, printed = project(UNMEASURED, "--benchmark-skip")
+    code, printed = inside(UNMEASURED, "--benchmark-skip")
     assert code == 0, printed
     assert "1 passed, 1 skipped" in printed
     assert "--benchmark-skip: it measures cases" in printed
-    code, printed = project(UNMEASURED, "--benchmark-only")
+    code, printed = inside(UNMEASURED, "--benchmark-only")
     assert code == 0, printed
     assert "1 passed, 1 skipped" in printed
     assert "PASSED test_it.py::test_measures" in printed
     assert {path.name for path in tmp_path.iterdir()} <= {"test_it.py", "__pycache__"}
 
 
-def test_workers_of_xdist_are_refused_with_the_reason(project, tmp_path):
+def test_workers_of_xdist_are_refused_with_the_reason(inside, tmp_path):
     """They would time cases beside each other."""
-    code, printed = project(UNMEASURED, "--benchmark", "-n", "2")
+    code, printed = inside(UNMEASURED, "--benchmark", "-n", "2")
     assert code == 4
     assert "ERROR: --benchmark: cannot be used with -n or --dist. Cases that are timed beside each other" in printed
     assert not (tmp_path / "results").exists()
@@ -280,7 +308,7 @@ def pytest_collection_modifyitems(config, items):
 """
 
 
-def test_a_time_limit_and_an_early_stop_leave_a_run_that_can_be_resumed(project, tmp_path):
+def test_a_time_limit_and_an_early_stop_leave_a_run_that_can_be_resumed(project, inside, tmp_path):
     """pytest-timeout strikes in the second of three cases, and -x stops: the first is saved, the rest can follow.
 
     A case whose test is skipped is in the run with the reason, so that the run is complete.
@@ -291,7 +319,7 @@ def test_a_time_limit_and_an_early_stop_leave_a_run_that_can_be_resumed(project,
     assert code == 1, printed
     assert "Timeout" in printed
     assert "interrupted: 1 of 3 planned cases measured; go on with --run-resume results/r.jsonl" in printed
-    code, printed = project(SWEEP, *options, "--run-resume=r")
+    code, printed = inside(SWEEP, *options, "--run-resume=r")
     assert code == 0, printed
     run = json.loads((tmp_path / "results" / "r.json").read_text())
     assert run["complete"]
@@ -312,11 +340,11 @@ def test_torch_is_there_before_a_test_begins(project):
 
 
 @pytest.mark.skipif(find_spec("pygal") is None, reason="needs pygal, of the extra `histogram`")
-def test_the_histogram_is_drawn(project, tmp_path):
+def test_the_histogram_is_drawn(inside, tmp_path):
     """`--benchmark-histogram` of pytest-benchmark draws the measured times; pygal, which it needs, is of our extra."""
     source = CASE + f"def test_lif(measure_case): measure_case({SMALL.format(node='lif')}, passes=('time',))\n"
     quick = ("--run-target=0.01", "--run-processes=1", "--run-formats=md")
-    code, printed = project(source, "--benchmark", *quick, "--benchmark-histogram=drawn")
+    code, printed = inside(source, "--benchmark", *quick, "--benchmark-histogram=drawn")
     assert code == 0, printed
     assert "test_lif" in next(tmp_path.glob("drawn*.svg")).read_text()
 

@@ -82,7 +82,9 @@ LESS = {
     "revsnn-bench run --model net:make --input 4,8,2,8,8 --node as-is,lif+remat": "--passes memory,fidelity",
     "revsnn-bench train": "--network digits-net --shape 1x8x8 --epochs 1 --timesteps 2 --batch 256",
     "revsnn-bench largest --budget 64 MiB": '--budget "1 MiB" --workload digits-net --shape 1x8x8 --node lif',
-    "revsnn-bench plan --model net:make --input 4,2000000,2,8,8": '--limit "8 MiB"',
+    "revsnn-bench largest --model": '--budget "256 KiB"',
+    "revsnn-bench plan": "--rounds 1",
+    "revsnn-bench plan --model net:make --input 4,2000000,2,8,8": '--limit "4 MiB" --rounds 1',
     "revsnn-bench claims": "--from RUN",
     "python examples/remat_networks.py": "--batch 2 --size 8 --steps 2 --rounds 1",
     "python examples/remat_digits.py": "--epochs 1 --batch 256 --size 8",
@@ -236,8 +238,6 @@ class Reader:
         ):  # planned, too: test_tune.py has studies, and so has the page in Python
             given = get_command(app).commands["tune"].make_context("tune", words[2:])
             assert tune._settings(given.params).trials
-        elif words[1] == "run":
-            self.measured([sys.executable, "-m", "revsnn_bench.cli", *words[1:]])
         else:
             done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "120"})
             code, *said = REFUSED.get(refused, (ExitCode.PASS,))
