@@ -1,5 +1,6 @@
 """Fused coupled LIF in bfloat16 on the CPU: against the float64 oracle, given the very spikes that fired."""
 
+import itertools
 import math
 
 import nodes_oracle as oracle
@@ -14,7 +15,15 @@ from revsnn_nodes.kernels.cpu import machine as threads
 from revsnn_nodes.kernels.layout import numbers
 
 NAMES = ("revlif", "revlif-anchored")
-NEURONS = ({}, {"v_reset": None}, {"v_reset": -0.2}, {"tau": 2.7}, {"detach_reset": True}, {"decay_input": False})
+ROWS = (
+    ({}, "output"),
+    ({"v_reset": None, "detach_reset": True, "tau": 2.7}, "output"),
+    ({"v_reset": None, "decay_input": False, "tau": 2.7}, "spike"),
+    ({"v_reset": None}, "spike"),
+    ({"v_reset": -0.2, "detach_reset": True, "decay_input": False, "tau": 2.7}, "output"),
+    ({"detach_reset": True, "decay_input": False}, "spike"),
+)
+"""Neuron and gate of the reset, in every pair of values."""
 ROUNDING = 2.0**-8
 """Half a unit in the last place of bfloat16, relative to the number."""
 STEPS = {"revlif": 2, "revlif-anchored": 5}
@@ -32,9 +41,17 @@ def _truth(name, got, problem, through="yv", **options):
     return differentiate(run_oracle(name, spike_seq=spikes, **options), problem.to(torch.float64), through)
 
 
+def test_rows_hold_every_pair():
+    """Of gate, kind of reset, detachment, decay and time constant: each pair of their values is in some row."""
+    keys, usual = ("v_reset", "detach_reset", "decay_input", "tau"), (0.0, False, True, 2.0)
+    rows = [[neuron.get(*each) for each in zip(keys, usual, strict=True)] for neuron, _ in ROWS]
+    switches = [(v_reset is None, *others, gate) for (v_reset, *others), (_, gate) in zip(rows, ROWS, strict=True)]
+    for one, other in itertools.combinations(zip(*switches, strict=True), 2):
+        assert len(set(zip(one, other, strict=True))) == 4
+
+
 @pytest.mark.parametrize("steps", [4, 128])
-@pytest.mark.parametrize("gate", ["output", "spike"])
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+@pytest.mark.parametrize(("neuron", "gate"), ROWS, ids=str)
 def test_regenerated_gradients_are_a_few_roundings_wrong_at_every_length(neuron, gate, steps):
     """Two for the input, four for the carried state, half of what the reference is allowed; at high rates too."""
     for mean in (0.3, 1.5):
@@ -81,8 +98,10 @@ def test_inverse_is_wrong_beyond_a_few_steps_and_says_so():
         strict(x)
 
 
-@pytest.mark.parametrize("neuron", [*NEURONS, {"groups": 3, "beta": -0.7}, {"alpha": 0.9, "beta": 0.25}], ids=str)
-@pytest.mark.parametrize("gate", ["output", "spike"])
+@pytest.mark.parametrize(("neuron", "gate"), [
+    *ROWS, ({"groups": 3, "beta": -0.7}, "output"), ({"groups": 3, "beta": -0.7}, "spike"),
+    ({"alpha": 0.9, "beta": 0.25}, "output"), ({"alpha": 0.9, "beta": 0.25}, "spike"),
+], ids=str)  # fmt: skip
 def test_spikes_are_the_references_in_bfloat16(neuron, gate):
     """To the bit under the output's gate; under the spike's, save where the kernel rounds an output the other way."""
     problem, node = _problem(steps=6, shape=(4, 600), carried=False), make("revlif-anchored", reset_gate=gate, **neuron)
@@ -172,10 +191,11 @@ def test_any_number_of_groups_in_bfloat16(name, shape, groups, group_dim):
     assert max(errors) < RTOL[torch.bfloat16]
 
 
-@pytest.mark.parametrize(
-    "kind", ["Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect"]
-)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), [
+    ("revlif", "Sigmoid"), ("revlif-anchored", "ATan"), ("revlif", "PiecewiseQuadratic"),
+    ("revlif-anchored", "PiecewiseExp"), ("revlif", "SoftSign"), ("revlif", "SuperSpike"), ("revlif-anchored", "Erf"),
+    ("revlif", "Rect"),
+])  # fmt: skip
 def test_every_surrogate_in_bfloat16(name, kind):
     """Each surrogate's derivative; at the rectangle's edges a rounding decides between all and nothing."""
     problem = _problem(steps=STEPS[name], shape=(2, 600), seed=3)
