@@ -3,11 +3,9 @@
 Its gradients are held against the oracle in tests/nodes/test_norm_carrier.py, which runs on both backends.
 """
 
-import itertools
-
 import pytest
 import torch
-from nodes_cases import relative_error
+from nodes_cases import ROWS, relative_error, row_for
 from nodes_norm import CHANNELS, assert_gradients_close, node_gradients, node_with, problem
 from revsnn_nodes import NormCarrierLIF, StoredNormCarrierLIF, decode_spikes, surrogate
 from revsnn_nodes.kernels.cpu import machine as threads
@@ -15,11 +13,6 @@ from revsnn_nodes.kernels.cpu.carrier import FLUSH
 from revsnn_nodes.kernels.cpu.launch import NORM_COLUMNS
 from revsnn_nodes.kernels.support import choose_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
-
-NEURONS = [
-    {"v_reset": v_reset, "detach_reset": detach, "decay_input": decay, "tau": tau}
-    for v_reset, detach, decay, tau in itertools.product((0.0, -0.3, None), (False, True), (True, False), (2.0, 1.7))
-]
 
 
 def assert_agree(parts, bars, rtol, **options):
@@ -31,10 +24,10 @@ def assert_agree(parts, bars, rtol, **options):
     assert_gradients_close(got, expected, rtol)
 
 
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
-def test_every_mode_of_the_neuron(neuron):
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_every_mode_of_the_neuron(row):
     """Residual and carried state given, in float64."""
-    assert_agree(*problem(5), 1e-12, **neuron)
+    assert_agree(*problem(5), 1e-12, **row_for("norm-carrier", row))
 
 
 @pytest.mark.parametrize("kind", ["ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "Erf", "Rect"])

@@ -1,10 +1,8 @@
 """Fused kernels against the torch reference: forward to the bit, gradients to rounding."""
 
-import itertools
-
 import pytest
 import torch
-from nodes_cases import Problem, assert_ends_close, differentiate, make, run_node
+from nodes_cases import ROWS, Problem, assert_ends_close, differentiate, make, row_for, run_node
 from revsnn_nodes import surrogate
 from revsnn_nodes.kernels.cpu import launch as cpu
 
@@ -28,22 +26,12 @@ def assert_agree(name, problem, through="yv", **options):
     assert_ends_close(got, expected, (INVERSE_RTOL if name == "revlif" else RTOL)[problem.x.dtype])
 
 
-PAIRS = ((0.0, False, True), (-0.3, True, False), (None, False, False), (None, True, True))
-"""v_reset, detach_reset, decay_input: each pair of them in each of its ways."""
-ALL = tuple(itertools.product((0.0, -0.3, None), (False, True), (True, False)))
-MODES = [
-    (name, dtype, *mode)
-    for name in FUSED
-    for dtype in (torch.float64, torch.float32)
-    for mode in (ALL if dtype is torch.float64 and name not in COUPLED else PAIRS)
-]
-
-
-@pytest.mark.parametrize(("name", "dtype", "v_reset", "detach_reset", "decay_input"), MODES, ids=str)
-def test_every_mode_of_the_neuron(name, dtype, v_reset, detach_reset, decay_input):
+@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", FUSED)
+def test_every_mode_of_the_neuron(name, dtype, row):
     """Hard reset to zero and elsewhere, soft reset, detached or not, input decayed or not; from a carried state."""
-    neuron = {"v_reset": v_reset, "detach_reset": detach_reset, "decay_input": decay_input}
-    assert_agree(name, Problem(seed=1).to(dtype), **neuron)
+    assert_agree(name, Problem(seed=1).to(dtype), **row_for(name, row))
 
 
 @pytest.mark.parametrize("name", FUSED)

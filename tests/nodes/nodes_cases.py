@@ -26,6 +26,11 @@ NEURONS = [
     {"v_reset": None, "decay_input": False, "detach_reset": True},
 ]
 """Resets, decays and detachments in every pair of values; test_properties draws all triples."""
+TAUS = (2.0, 1.7, 1.7, 2.0, 2.0, 1.7)
+GATES = ("output", "spike", "output", "spike", "spike", "output")
+ROWS = [neuron | {"tau": tau, "reset_gate": gate} for neuron, tau, gate in zip(NEURONS, TAUS, GATES, strict=True)]
+"""The same with two more switches of the coupled nodes, in every pair of values too: a time constant whose reciprocal
+is exact or not, and the gate of the reset. Tests that compile a kernel per mode share these."""
 backend = "torch"
 """What `make` makes nodes with; the fixture `on_each_backend` changes it."""
 ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -95,6 +100,12 @@ def differentiate(
     leaves = [x] if v is None else [x, v]
     x_grad, *v_grad = torch.autograd.grad(loss, leaves)
     return Ends(y.detach(), v_last.detach(), x_grad, v_grad[0] if v_grad else None)
+
+
+def row_for(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row's options as far as a node has them: nodes that invert their membrane have one gate alone."""
+    takes_gate = name in ("revlif-stored", "revlif-anchored")
+    return {key: value for key, value in row.items() if key != "reset_gate" or takes_gate}
 
 
 def run_node(node: Any) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]:

@@ -10,10 +10,12 @@ from nodes_cases import (
     COUPLED,
     INVERTING,
     NEURONS,
+    ROWS,
     Problem,
     assert_ends_close,
     differentiate,
     make,
+    row_for,
     run_node,
     run_oracle,
 )
@@ -38,11 +40,18 @@ def _check(name, problem, through="yv", node_options=None, **neuron):
 
 @pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("steps", [1, 5])
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+@pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("name", COUPLED)
-def test_every_gradient_is_the_loops(name, neuron, steps):
-    """Any reset, decay, detachment and T: output, membrane, and the gradients of input and initial state."""
-    _check(name, Problem(steps), tau=1.7, **neuron)
+def test_every_gradient_is_the_loops(name, row, steps):
+    """Any reset, decay, detachment, gate and T: output, membrane, and the gradients of input and initial state."""
+    _check(name, Problem(steps), **row_for(name, row))
+
+
+def test_rows_hold_every_pair():
+    """Of soft or hard reset, decay, detachment, time constant and gate: each pair of their values is in some row."""
+    switches = [(row["v_reset"] is None, *list(row.values())[1:]) for row in ROWS]
+    for one, other in itertools.combinations(zip(*switches, strict=True), 2):
+        assert len(set(zip(one, other, strict=True))) == 4
 
 
 @pytest.mark.usefixtures("on_each_backend")
@@ -85,11 +94,11 @@ def test_any_distance_of_anchors(every, carried):
 
 @pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-@pytest.mark.parametrize("neuron", NEURONS, ids=str)
+@pytest.mark.parametrize("row", [row for row in ROWS if row["reset_gate"] == "spike"], ids=str)
 @pytest.mark.parametrize("name", ["revlif-stored", "revlif-anchored"])
-def test_reset_gated_by_the_spike(name, neuron, alpha):
+def test_reset_gated_by_the_spike(name, row, alpha):
     """The true hard reset, alpha = 1 included, which only nodes that never invert the membrane offer."""
-    _check(name, Problem(steps=7), reset_gate="spike", alpha=alpha, groups=3, **neuron)
+    _check(name, Problem(steps=7), alpha=alpha, groups=3, **row)
 
 
 @pytest.mark.usefixtures("on_each_backend")
