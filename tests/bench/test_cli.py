@@ -413,7 +413,7 @@ def test_nodes_are_what_run_takes():
 
 def test_the_first_hour_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path, monkeypatch):
     """Kernels and steps are timed and written down, then the suite runs, here a part of it; nothing else is saved."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-k test_precisions")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k 'test_precisions and float64'")
     code, out, err = command(tmp_path, "doctor", "--gpu", "--rehearse")
     assert code == 0, out + err
     written = json.loads((tmp_path / "results" / "gpu-kernels.json").read_text())

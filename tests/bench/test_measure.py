@@ -288,3 +288,17 @@ def test_fidelity_is_judged_without_tf32(monkeypatch):
     assert measure(case("lif"), Settings(passes=("fidelity",))).status is Status.OK
     assert seen == [(False, False)]
     assert torch.backends.cudnn.allow_tf32
+
+
+LOADS = "[before := {*__import__('sys').modules}, run(*arguments), {*__import__('sys').modules} - before][-1]"
+
+
+@pytest.mark.parametrize("node", ["lif", "lif+remat", "lif-carrier"])
+def test_a_worker_has_what_a_case_needs(runner, node):
+    """A case loads no package, which would take its time and count against its memory limit; a plan no solver."""
+    case = Case(node=node, timesteps=2, batch=2, shape=(8,))
+    loaded = runner.call(eval, LOADS, {"run": measure, "arguments": (case, Settings(target_s=0.01))})
+    assert {name.partition(".")[0] for name in loaded} <= {"torch", "revsnn_bench", "encodings"}
+    planning = runner.call(eval, LOADS, {"run": __import__, "arguments": ("revsnn_bench.plan.planning",)})
+    assert "revsnn_bench.plan.planning" in planning
+    assert "scipy.optimize" not in planning
