@@ -18,7 +18,15 @@ from revsnn_bench.cli import app, main
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS
 
-SMALL = ("--suite=timesteps", "--node=lif,lif-carrier", "--timesteps=2,3", "--batch=2", "--shape=16", "--target=0.01")
+SMALL = (
+    "--suite=timesteps",
+    "--node=lif,lif-carrier",
+    "--timesteps=2,3",
+    "--batch=2",
+    "--shape=16",
+    "--target=0.01",
+    "--processes=1",
+)
 
 
 def command(folder, *arguments):
@@ -296,6 +304,7 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
         "--timesteps=2,3,4,5,6,7",
         "--batch=2",
         "--shape=16",
+        "--processes=1",
         "--run-id=cut",
     )
     process = subprocess.Popen(

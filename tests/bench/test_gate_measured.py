@@ -71,6 +71,9 @@ def project(tmp_path):
     return tmp_path
 
 
+QUICK = ("--run-target=0.01", "--run-processes=1")
+
+
 def run_pytest(project, *arguments):
     path = os.pathsep.join([str(project), *filter(None, sys.path)])
     return subprocess.run(
@@ -90,14 +93,14 @@ def test_example_project_is_gated(project, monkeypatch):
     app = typer.Typer()
     app.command()(gate_command)
 
-    first = run_pytest(project, "--benchmark", "--run-id=first", "--run-target=0.01")
+    first = run_pytest(project, "--benchmark", "--run-id=first", *QUICK)
     assert first.returncode == 0, first.stdout + first.stderr
     assert CliRunner().invoke(app, ["first", "--update-baseline"]).exit_code == 0
 
     source = project / "gated_project" / "__init__.py"
     assert RESET in source.read_text()
     source.write_text(source.read_text().replace(RESET, "v = v * (1 - spike)"))
-    second = run_pytest(project, "--benchmark", "--run-id=second", "--run-target=0.01")
+    second = run_pytest(project, "--benchmark", "--run-id=second", *QUICK)
     assert second.returncode == 1
     assert "over the budget of 32,768 B" in second.stdout
     verdict = CliRunner().invoke(app, ["second", "--format", "github"])

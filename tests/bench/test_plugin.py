@@ -96,7 +96,7 @@ def inside(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """What pytest printed of the tests of `ENDINGS`, each of which ends in another way."""
-    code, printed = run_pytest(tmp_path_factory.mktemp("endings"), ENDINGS)
+    code, printed = run_pytest(tmp_path_factory.mktemp("endings"), ENDINGS, "--run-target=0.01", "--run-processes=1")
     assert code == 1, printed
     return printed
 
