@@ -9,6 +9,9 @@ import pytest
 # Before torch is imported, here and in every process that a test starts. OpenMP's threads else spin while they wait,
 # and a small operation takes many times as long where two test processes share two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many test processes as cores: threads of each would wait for those of the others, a seventh of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module", autouse=True)
