@@ -24,13 +24,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-METERS = (
+PRELOAD = (
     "torch",
     "torch._dynamo",
     "torch.distributed.fsdp",
@@ -38,13 +37,9 @@ METERS = (
     *(f"revsnn_bench.meters.{name}" for name in ("fidelity", "flops", "memory", "timing")),
     *(f"revsnn_bench.models.{name}" for name in ("reference", "training", "workloads")),
 )
-"""What every measurement needs; torch imports the second and the third at the first backward, which takes 0.8 s."""
-
-PRELOAD = (*METERS, *(("revsnn_nodes.kernels.cpu.launch",) if find_spec("numba") else ()))
-"""What is imported once, before workers are forked: `METERS`, and the compiler of the fused kernels, which takes 0.5 s.
-
-What a case imports by itself would count against its memory limit.
-"""
+"""What every worker needs, imported once, before workers are forked: what a case imports by itself would count against
+its memory limit. torch imports the second and the third at the first backward, which takes 0.8 s. The compiler of the
+fused kernels, another 0.5 s, is left to the cases that use it: all others would take a tenth longer with it."""
 
 CONTENDED_SHARE = 0.05
 """A round is contended when our threads waited for a core longer than this share of its wall time."""
