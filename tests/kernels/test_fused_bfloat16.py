@@ -6,11 +6,11 @@ import numba
 import numpy as np
 import pytest
 import torch
-from nodes_cases import Problem, differentiate, make, relative_error, run_node
+from nodes_cases import Problem, assert_ends_close, differentiate, make, relative_error, run_node
 from nodes_memory import bytes_after_forward
 from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
-from revsnn_nodes import decode_spikes
+from revsnn_nodes import decode_spikes, surrogate
 from revsnn_nodes.kernels.cpu import machine as threads
 from revsnn_nodes.kernels.cpu.equations import copy_row
 
@@ -62,6 +62,21 @@ def test_forward_is_the_references(name, neuron):
     assert torch.equal(got, expected)
     assert torch.equal(*(node.v for node in nodes))
     assert 0.01 < decode_spikes(got).double().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    "kind", ["ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect"]
+)
+def test_every_surrogate_has_the_references_gradient(kind):
+    """Of the same spikes, in input and carried state: within a few roundings of bfloat16.
+
+    At the rectangle's edges a rounding decides between all and nothing.
+    """
+    problem, derivative = _problem(shape=(2, 600), seed=3), getattr(surrogate, kind)()
+    nodes = [make("lif", backend=backend, surrogate_function=derivative) for backend in ("fused", "torch")]
+    got, expected = (differentiate(run_node(node), problem) for node in nodes)
+    assert torch.equal(got.y, expected.y)
+    assert_ends_close(got, expected, 4 * RTOL[torch.bfloat16] if kind == "Rect" else 4 * 2.0**-8)
 
 
 @pytest.mark.parametrize("name", NAMES)
