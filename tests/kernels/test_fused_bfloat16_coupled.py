@@ -1,12 +1,21 @@
 """Fused coupled LIF in bfloat16 on the CPU: against the float64 oracle, given the very spikes that fired."""
 
-import itertools
 import math
 
 import nodes_oracle as oracle
 import pytest
 import torch
-from nodes_cases import Problem, assert_ends_close, differentiate, make, relative_error, run_node, run_oracle
+from nodes_cases import (
+    ROWS,
+    Problem,
+    assert_ends_close,
+    differentiate,
+    make,
+    relative_error,
+    row_for,
+    run_node,
+    run_oracle,
+)
 from nodes_memory import bytes_after_forward
 from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
@@ -15,15 +24,8 @@ from revsnn_nodes.kernels.cpu import machine as threads
 from revsnn_nodes.kernels.layout import numbers
 
 NAMES = ("revlif", "revlif-anchored")
-ROWS = (
-    ({}, "output"),
-    ({"v_reset": None, "detach_reset": True, "tau": 2.7}, "output"),
-    ({"v_reset": None, "decay_input": False, "tau": 2.7}, "spike"),
-    ({"v_reset": None}, "spike"),
-    ({"v_reset": -0.2, "detach_reset": True, "decay_input": False, "tau": 2.7}, "output"),
-    ({"detach_reset": True, "decay_input": False}, "spike"),
-)
-"""Neuron and gate of the reset, in every pair of values."""
+MODES = [(row_for("revlif", row), row["reset_gate"]) for row in ROWS]
+"""Neuron and gate of the reset."""
 ROUNDING = 2.0**-8
 """Half a unit in the last place of bfloat16, relative to the number."""
 STEPS = {"revlif": 2, "revlif-anchored": 5}
@@ -41,17 +43,8 @@ def _truth(name, got, problem, through="yv", **options):
     return differentiate(run_oracle(name, spike_seq=spikes, **options), problem.to(torch.float64), through)
 
 
-def test_rows_hold_every_pair():
-    """Of gate, kind of reset, detachment, decay and time constant: each pair of their values is in some row."""
-    keys, usual = ("v_reset", "detach_reset", "decay_input", "tau"), (0.0, False, True, 2.0)
-    rows = [[neuron.get(*each) for each in zip(keys, usual, strict=True)] for neuron, _ in ROWS]
-    switches = [(v_reset is None, *others, gate) for (v_reset, *others), (_, gate) in zip(rows, ROWS, strict=True)]
-    for one, other in itertools.combinations(zip(*switches, strict=True), 2):
-        assert len(set(zip(one, other, strict=True))) == 4
-
-
 @pytest.mark.parametrize("steps", [4, 128])
-@pytest.mark.parametrize(("neuron", "gate"), ROWS, ids=str)
+@pytest.mark.parametrize(("neuron", "gate"), MODES, ids=str)
 def test_regenerated_gradients_are_a_few_roundings_wrong_at_every_length(neuron, gate, steps):
     """Two for the input, four for the carried state, half of what the reference is allowed; at high rates too."""
     for mean in (0.3, 1.5):
@@ -99,7 +92,7 @@ def test_inverse_is_wrong_beyond_a_few_steps_and_says_so():
 
 
 @pytest.mark.parametrize(("neuron", "gate"), [
-    *ROWS, ({"groups": 3, "beta": -0.7}, "output"), ({"groups": 3, "beta": -0.7}, "spike"),
+    *MODES, ({"groups": 3, "beta": -0.7}, "output"), ({"groups": 3, "beta": -0.7}, "spike"),
     ({"alpha": 0.9, "beta": 0.25}, "output"), ({"alpha": 0.9, "beta": 0.25}, "spike"),
 ], ids=str)  # fmt: skip
 def test_spikes_are_the_references_in_bfloat16(neuron, gate):

@@ -63,16 +63,16 @@ def test_bits_of_norm_then_neuron(mode, size, given_too):
 
 
 def test_large_sequences_have_the_same_bits():
-    """Where rows are done in pieces on several threads too."""
+    """Where rows are done in pieces on several threads too; with another surrogate, ATan."""
     p = numbers(LIFParameters(), 1.0, 1.0)
     z, sbar = (torch.randn(4, 2, 6, 400 * 300) for _ in range(2))
     x, mean, inverse_std = torch.native_batch_norm(z.flatten(0, 1), None, None, None, None, True, 0.1, 1e-5)
     spikes, _, charges = OPS.lif_forward(x.view_as(z), None, None, p, True, False, True)
     norm = (mean, inverse_std, None, None, None)
     assert torch.equal(OPS.norm_lif_forward(z, None, *norm, p, z[0, 0, 0].numel(), 0, True, False)[0], spikes)
-    got = OPS.norm_lif_backward(z, None, *norm, sbar, None, p, 0, z[0, 0, 0].numel(), 0, True, False, False, False)
+    got = OPS.norm_lif_backward(z, None, *norm, sbar, None, p, 1, z[0, 0, 0].numel(), 0, True, False, False, False)
     assert torch.equal(
-        got[0], OPS.lif_backward(charges, sbar, None, None, None, p, 0, True, False, False, False, False)[0]
+        got[0], OPS.lif_backward(charges, sbar, None, None, None, p, 1, True, False, False, False, False)[0]
     )
 
 
