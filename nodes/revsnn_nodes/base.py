@@ -239,16 +239,19 @@ class SpikingNode(nn.Module, Generic[P]):
             f'Step mode "{mode}" reads it so.',
             'Add the missing dimension, or set step_mode="m" for sequences and "s" for single steps.',
         )  # fmt: skip
+        dtype = x_seq.dtype
         require(
-            x_seq.is_floating_point(), "x", "be floating", x_seq.dtype, "The membrane integrates it.",
+            dtype.is_floating_point, "x", "be floating", dtype, "The membrane integrates it.",
             "Convert it with .float().",
         )  # fmt: skip
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
-        v, dtype = self.v, state_dtype(x_seq.dtype)
+        v = self.v
+        if not isinstance(v, Tensor) and v == self.neuron.rest:
+            return None
+        dtype = state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
-            at_rest = v == self.neuron.rest
-            return None if at_rest else torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
+            return torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
         if v.dtype == x_seq.dtype:  # a state in half precision, given or saved by an earlier version
             v = v.to(dtype)
         have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), dtype, x_seq.device)

@@ -131,11 +131,12 @@ def fused_obstacle(node: Node, x_seq: Tensor) -> str:
     kind: Any = type(node)
     if not _has_kernel(kind):
         return f"{type(node).__name__} has no fused kernel"
-    if x_seq.device.type not in ("cpu", "cuda"):
-        return f"no fused kernel for the device {x_seq.device.type}"
+    device = x_seq.device.type
+    if device not in ("cpu", "cuda"):
+        return f"no fused kernel for the device {device}"
     if obstacle := node.fused_obstacle(x_seq):
         return obstacle
-    if obstacle := triton_obstacle(node, x_seq) if x_seq.device.type == "cuda" else _cpu_obstacle(node, x_seq):
+    if obstacle := triton_obstacle(node, x_seq) if device == "cuda" else _cpu_obstacle(node, x_seq):
         return obstacle
     if surrogate_code(node.surrogate_function) is None:
         return f"the fused kernels do not know the surrogate {node.surrogate_function!r}"
@@ -147,8 +148,9 @@ def fused_obstacle(node: Node, x_seq: Tensor) -> str:
 def _cpu_obstacle(node: Node, x_seq: Tensor) -> str:
     if not _numba_installed():
         return "numba is not installed (pip install revsnn-bench[cpu])"
-    if x_seq.dtype not in node.fused_cpu_dtypes:
-        *names, last = (str(dtype).removeprefix("torch.") for dtype in (*node.fused_cpu_dtypes, x_seq.dtype))
+    given = x_seq.dtype
+    if given not in node.fused_cpu_dtypes:
+        *names, last = (str(dtype).removeprefix("torch.") for dtype in (*node.fused_cpu_dtypes, given))
         return f"the fused kernels of {type(node).__name__} for the CPU take {' and '.join(names)}, not {last}"
     return ""
 

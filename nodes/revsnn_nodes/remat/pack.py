@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ def is_paused() -> bool:
     return getattr(_local, "paused", False)
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One saved tensor of a forward.
 
@@ -163,8 +163,34 @@ def plan_for(target: Value, max_passes: int) -> Plan:
     return Plan("" if new_bytes < target.nbytes else "bytes", tuple(leaves.items()), new_bytes, passes)
 
 
-class Packed:
-    """A saved tensor: kept as it is, or a value and the storages that it is made from.
+class Kept:
+    """A saved tensor that is kept as it is, and the version that it had."""
+
+    __slots__ = ("kept", "version")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.kept: Tensor | None = tensor.detach()
+        self.version = tensor._version
+
+    @property
+    def current(self) -> bool:
+        """Whether nothing has been written to what is kept."""
+        return self.kept is not None and self.kept._version == self.version
+
+    def tensor(self) -> Tensor:
+        """The saved tensor.
+
+        Raises:
+            RuntimeError: it was modified in place.
+        """
+        assert self.kept is not None
+        if not self.current:
+            Counter(self.kept, self.version).check()
+        return self.kept
+
+
+class Packed(Kept):
+    """A saved tensor that counts: kept as it is, or a value and the storages that it is made from.
 
     What is kept has the version counter itself; one without memory, and the place in the storage, are for what is not.
 
@@ -174,15 +200,14 @@ class Packed:
         verify: whether to compare a checksum of what is made again.
     """
 
-    __slots__ = ("__weakref__", "counter", "entry", "kept", "leaves", "sum", "value", "verify", "version", "view")
+    __slots__ = ("__weakref__", "counter", "entry", "leaves", "sum", "value", "verify", "view")
 
     def __init__(self, tensor: Tensor, value: Value, entry: Entry, verify: bool) -> None:
+        super().__init__(tensor)
         self.value, self.entry, self.verify = value, entry, verify
-        self.kept: Tensor | None = tensor.detach()
-        self.version = tensor._version
         self.leaves: tuple[Value, ...] = ()
         self.sum: int | None = None
-        entry.kept_bytes = 0 if value.keepers or value.persistent else value.nbytes
+        entry.kept_bytes = 0 if value.keepers else value.nbytes
         value.keepers += 1
 
     def replace(self, value: Value, plan: Plan) -> None:
@@ -200,11 +225,6 @@ class Packed:
             leaf.pin(storage)
         value.asks.add(id(self))
 
-    @property
-    def current(self) -> bool:
-        """Whether nothing has been written to what is kept."""
-        return self.kept is not None and self.kept._version == self.version
-
     def __del__(self) -> None:
         if self.kept is not None:
             self.value.keepers -= 1
@@ -220,9 +240,7 @@ class Packed:
             RuntimeError: it or a source of it was modified in place, or, with `verify`, it came out differently.
         """
         if self.kept is not None:
-            if not self.current:
-                Counter(self.kept, self.version).check()
-            return self.kept
+            return super().tensor()
         self.counter.check()
         with _lock, torch._C.DisableTorchFunction(), torch.no_grad():
             for leaf in self.leaves:
@@ -230,7 +248,7 @@ class Packed:
                     leaf.counter.check("`remat` makes another saved tensor again from it. ")
             storage = self.value.storage()
             if storage is None:
-                with record_function(LABEL):
+                with record_function(LABEL) if torch._C._autograd._profiler_enabled() else nullcontext():
                     storage = make(self.value)
             self.value.forget(self)
             made = self.view.on(storage)

@@ -5,11 +5,11 @@ again: a convolution, anything random) or has a `Recipe`: a cheap function, and 
 to storages weakly, so that recording keeps nothing alive. A view is a value with a size, stride, offset and dtype.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from inspect import Signature, signature
+from inspect import signature
 from numbers import Number
 from types import EllipsisType, NoneType
 from typing import Any, NamedTuple, cast
@@ -72,30 +72,65 @@ OPENS_MEMORY: frozenset[Function] = frozenset(
 )
 """After these a tensor can change without its version counter: it is kept from there on."""
 
+WITH_STATISTICS: dict[Function, dict[str, Any]] = {
+    norm: {name: each.default for name, each in signature(norm).parameters.items()}
+    for norm in (functional.batch_norm, functional.instance_norm)
+}
+"""Norms that change running statistics besides their result: their arguments in order, with defaults."""
+
 _FIXED = (Number, str, bytes, NoneType, EllipsisType, type, torch.Size, torch.dtype, torch.device, torch.layout)
 """Types of arguments that nobody can change after the call."""
 
 
 @cache
-def _never_changes(kind: type) -> bool:
+def is_fixed_type(kind: type) -> bool:
+    """Whether an argument of this type still is what it was when the function is run again."""
     return issubclass(kind, (*_FIXED, torch.memory_format))
 
 
-def is_fixed(argument: Any) -> bool:
-    """Whether an argument that is no tensor still is what it was when the function is run again."""
-    if type(argument) is slice:
-        return all(map(is_fixed, (argument.start, argument.stop, argument.step)))
-    kind: Any = type(argument)
-    return _never_changes(kind)
+class Treatment(NamedTuple):
+    """What a recorder does about the calls of one function.
+
+    Fields:
+        passes: cost of running it again; None where it is not cheap.
+        writes: whether it may write to its "first" argument, to "any", to running "statistics", or by the argument
+            `inplace` at a place; None for neither. Any function may write to `out`.
+        hidden: whether it is differentiated by running it again.
+        opens: whether it hands out the memory of its first argument.
+    """
+
+    passes: int | None
+    writes: str | int | None
+    hidden: bool
+    opens: bool
+
+    def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Those of a call's arguments, nested as they are given, that it may write to."""
+        at = self.writes
+        if at == "any":
+            return args, kwargs
+        if at == "first":
+            return args[:1]
+        if at == "statistics":
+            return args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")
+        if isinstance(at, int) and (kwargs.get("inplace") or (len(args) > at and args[at])):
+            return args[:1], kwargs.get("input")
+        return kwargs.get("out")
 
 
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write and not argument.is_out
+NOTHING = Treatment(None, None, False, False)
 
 
 @lru_cache(4096)
+def treatment(function: Function) -> Treatment:
+    """What is done about a function: `NOTHING` itself where that is so, as long as it is not given an `out`."""
+    found = Treatment(CHEAP.get(function), _how_it_writes(function), function in HIDDEN, function in OPENS_MEMORY)
+    return NOTHING if found == NOTHING else found
+
+
 def _how_it_writes(function: Function) -> str | int | None:
-    """Whether a function may write to its "first" argument, to "any", or by the argument `inplace` at a place."""
+    if function in WITH_STATISTICS:
+        return "statistics"
     name = str(getattr(function, "__name__", ""))
     augmented = name.startswith("__i") and hasattr(torch.Tensor, name.replace("__i", "__", 1))
     if augmented or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
@@ -110,18 +145,8 @@ def _how_it_writes(function: Function) -> str | int | None:
         return None
 
 
-def written(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Those of a call's arguments, nested as they are given, that it may write to."""
-    how = _how_it_writes(function)
-    if how == "any":
-        return args, kwargs
-    if how == "first":
-        return args[:1]
-    if isinstance(how, int) and (kwargs.get("inplace") or (len(args) > how and args[how])):
-        return args[:1], kwargs.get("input")
-    if function in WITH_STATISTICS:
-        return args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")
-    return kwargs.get("out")
+def _is_written(argument: Any) -> bool:
+    return argument.alias_info is not None and argument.alias_info.is_write and not argument.is_out
 
 
 class View(NamedTuple):
@@ -187,6 +212,7 @@ class Value:
     """The contents of a storage, until it is next changed.
 
     Attributes:
+        address: of the storage.
         recipe: how to make it again; None for a source.
         counter: version of the storage when it had these contents.
         nbytes: of the whole storage.
@@ -202,6 +228,7 @@ class Value:
 
     __slots__ = (
         "__weakref__",
+        "address",
         "asks",
         "copied",
         "counter",
@@ -218,8 +245,9 @@ class Value:
 
     def __init__(self, tensor: Tensor, recipe: "Recipe | None" = None) -> None:
         storage = tensor.untyped_storage()
-        base = tensor if tensor._base is None else tensor._base
-        self.weak = StorageWeakRef(storage)
+        base = tensor._base
+        base = tensor if base is None else base
+        self.weak, self.address = StorageWeakRef(storage), storage._cdata
         self.counter = Counter(tensor)
         self.nbytes = storage.nbytes()
         self.persistent = base.is_leaf and base.requires_grad
@@ -342,11 +370,12 @@ class Recipe:
     Args:
         function: what to run; returns one tensor.
         arguments: positional and by keyword.
+        sources: the values that they refer to.
+        nbytes: of tensors that stand among them as they are.
         result: what it returned in the forward.
         passes: its cost.
         overwrites: the value that it changes in place, one of the sources.
     Attributes:
-        nbytes: of tensors that were copied into its arguments.
         norm: statistics and sources, where the function is batch norm.
         for_saved: what is run in place of the function where its result is the saved tensor itself.
     """
@@ -358,24 +387,16 @@ class Recipe:
         self,
         function: Function,
         arguments: tuple[Any, Any],
+        sources: Iterable[Value],
+        nbytes: int,
         result: Tensor,
         passes: int,
         overwrites: Value | None = None,
     ) -> None:
         self.function, self.arguments = function, arguments
+        self.sources, self.nbytes = tuple(sources), nbytes
         self.passes, self.overwrites = passes, overwrites
         self.view = View.of(result)
-        self.nbytes = 0
-        sources: dict[Value, None] = {}
-
-        def look(leaf: Ref | Tensor) -> None:
-            if type(leaf) is Ref:
-                sources[leaf.value] = None
-            elif isinstance(leaf, Tensor):
-                self.nbytes += leaf.nbytes
-
-        map_leaves(arguments, (Ref, Tensor), look)
-        self.sources = tuple(sources)
         self.autocast = Autocast(result.device.type)
 
     def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
@@ -391,23 +412,23 @@ class Recipe:
         return storage
 
 
-WITH_STATISTICS: dict[Function, Signature] = {
-    norm: signature(norm) for norm in (functional.batch_norm, functional.instance_norm)
-}
-"""Norms that change running statistics besides their result."""
+def arguments_of(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of a norm by name, in order."""
+    defaults = WITH_STATISTICS[norm]
+    return defaults | dict(zip(defaults, args, strict=False)) | kwargs
 
 
-def norm_again(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """All arguments of a norm, in order, with which it runs again and changes nothing.
+def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
+    """Arguments with which a norm runs again and changes nothing.
 
     Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now.
+
+    Args:
+        refs: see `arguments_of`, with references in place of tensors.
+        given: the same with the tensors.
     """
-    bound = WITH_STATISTICS[norm].bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
     by_batch = given["training"] if "training" in given else given["use_input_stats"]
     for name in ("running_mean", "running_var"):
-        statistics: Ref | None = given[name]
-        storage = None if by_batch or statistics is None else statistics.value.storage()
-        given[name] = None if statistics is None or storage is None else statistics.view.on(storage).clone()
-    return tuple(given.values())
+        statistics: Tensor | None = given[name]
+        refs[name] = None if by_batch or statistics is None else statistics.detach().clone()
+    return tuple(refs.values())

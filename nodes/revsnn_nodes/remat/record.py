@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +22,21 @@ from torch.overrides import TorchFunctionMode
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
 from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
-from revsnn_nodes.remat.pack import Entry, Packed, Saved, plan_for
+from revsnn_nodes.remat.pack import Entry, Kept, Packed, Saved, plan_for
 from revsnn_nodes.remat.recipes import (
-    CHEAP,
-    HIDDEN,
-    OPENS_MEMORY,
-    WITH_STATISTICS,
+    NORM_PASSES,
+    NOTHING,
     Function,
     Norm,
     Recipe,
     Ref,
     Value,
     View,
-    is_fixed,
+    arguments_of,
+    is_fixed_type,
     map_leaves,
     norm_again,
-    written,
+    treatment,
 )
 from revsnn_nodes.remat.rerun import Hidden, Rerun
 from revsnn_nodes.surrogate import in_transform
@@ -47,9 +46,25 @@ NOT_CHEAP = "not cheap"
 
 _active = threading.local()
 
+Result = TypeVar("Result")
+
 
 class _Unrecorded(Exception):
     """An argument that no recipe can refer to."""
+
+
+class Call(NamedTuple):
+    """A function's arguments, with a `Ref` in place of each tensor.
+
+    Fields:
+        before: the values that it refers to, as they are before the call, by the address of the storage.
+        copied: bytes of tensors that stand among the arguments themselves.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: dict[int, Value]
+    copied: int = 0
 
 
 class Recorder:
@@ -61,6 +76,7 @@ class Recorder:
         self.values: dict[int, Value] = {}  # by address of the storage, which its weak reference keeps from reuse
         self.fresh: list[Packed] = []
         self.names: dict[int, str] = {}
+        self.name: str | None = None  # of the module, inside `in_one_module`; "" where it was not needed yet
         self.hook = self.pack
 
     def records(self) -> bool:
@@ -83,25 +99,37 @@ class Recorder:
         return value
 
     def pack(self, tensor: Tensor) -> Any:
-        """Called by autograd for each tensor that it saves."""
+        """Called by autograd for each tensor that it saves; what lives anyway has no line in the report."""
         with torch._C.DisableTorchFunction():
             if packing.is_paused() or not recordable(tensor):
                 return tensor.detach()
-            entry = Entry(self.module_name(), NOT_CHEAP)
+            if tensor.requires_grad and tensor.is_leaf:
+                return Kept(tensor)
             value = self.value_of(tensor)
+            if value.persistent:
+                return Kept(tensor)
+            entry = Entry(self.name or self.module_name(), NOT_CHEAP)
+            self.saved.entries.append(entry)
             packed = Packed(tensor, value, entry, self.verify)
-            self.decide(packed, value)
+            if value.recipe is not None:
+                self.decide(packed, value)
             if packed.kept is not None:
                 self.fresh.append(packed)
-            self.saved.entries.append(entry)
             return packed
+
+    def in_one_module(self, call: Callable[..., Result], *args: Any) -> Result:
+        """Calls something that runs in a single module: what it saves has that one's name, looked up once."""
+        self.name = ""
+        try:
+            return call(*args)
+        finally:
+            self.name = None
 
     def decide(self, packed: Packed, value: Value) -> None:
         """Replaces a kept tensor by its value's recipe if the rules allow it."""
-        if value.recipe is None or value.keepers > (packed.value is value):
+        if value.keepers > (packed.value is value):
             return
-        with torch.no_grad():
-            plan = plan_for(value, self.max_passes)
+        plan = plan_for(value, self.max_passes)
         if plan.obstacle:
             packed.entry.because = plan.obstacle
         else:
@@ -109,28 +137,47 @@ class Recorder:
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a function, and notes how to make its result again if it is cheap."""
+        how = treatment(function)
+        if how is NOTHING and "out" not in kwargs:
+            return function(*args, **kwargs)
         self.fresh.clear()
-        if function in OPENS_MEMORY:
+        if how.opens:
             self.open_memory(args[0])
-        map_leaves(written(function, args, kwargs), Tensor, self.before_write)
-        if not (function in CHEAP or function in HIDDEN) or not self.records():
+        written = how.written(args, kwargs)
+        if written is not None:
+            map_leaves(written, Tensor, self.before_write)
+        if not (how.passes or how.hidden) or not self.records():
             return function(*args, **kwargs)
-        try:
-            before, refs = self.refer((args, kwargs))
-        except _Unrecorded:
-            return function(*args, **kwargs)
-        if function in HIDDEN:
+        if how.hidden:
             return self.call_hidden(function, args, kwargs)
-        if function in WITH_STATISTICS:
-            for ref in (*refs[0][1:3], refs[1].get("running_mean"), refs[1].get("running_var")):
-                if ref is not None:
-                    ref.value.persistent = True
+        if how.writes == "statistics":
+            return self.in_one_module(self.call_norm, function, args, kwargs)
+        # What is only read can be referred to afterwards, when it shows that most results are views and need no recipe.
+        call = None if written is None else self.refer(args, kwargs)
         result = function(*args, **kwargs)
         if isinstance(result, Tensor) and recordable(result):
-            arguments = (norm_again(function, *refs), {}) if function in WITH_STATISTICS else refs
-            self.note(function, arguments, before, result, CHEAP[function])
+            if written is None and not (args and _is_view_of(args[0], result)):
+                call = self.refer(args, kwargs)
+            if call is not None:
+                self.note(function, call, result, how.passes or 1)
+        return result
+
+    def call_norm(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a norm that changes running statistics, and notes how to make its result again with those of now."""
+        call = self.refer(args, kwargs)
+        if call is None:
+            return function(*args, **kwargs)
+        refs = arguments_of(function, call.args, call.kwargs)
+        changed = {ref.value for ref in (refs["running_mean"], refs["running_var"]) if ref is not None}
+        for value in changed:
+            value.persistent = True
+        result = function(*args, **kwargs)
+        if recordable(result):
+            again = norm_again(refs, arguments_of(function, args, kwargs))
+            read = {address: value for address, value in call.before.items() if value not in changed}
+            self.note(function, Call(again, {}, read, _nbytes(again)), result, NORM_PASSES)
             if function is functional.batch_norm:
-                self.note_norm(arguments[0], result)
+                self.note_norm(again, result)
         return result
 
     def note_norm(self, arguments: tuple[Any, ...], result: Any) -> None:
@@ -147,37 +194,45 @@ class Recorder:
         )
         recipe.norm = Norm(z, weight, bias, mean, inverse_std)
 
-    def refer(self, structure: Any) -> tuple[dict[int, tuple[Value, int]], Any]:
-        """References in place of tensors; and by storage the values and versions that they refer to."""
-        before: dict[int, tuple[Value, int]] = {}
+    def refer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """A call with references in place of its tensors; None where no recipe can refer to one of its arguments."""
+        before: dict[int, Value] = {}
 
         def refer_to(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor) and recordable(leaf):
-                value = self.value_of(leaf)
-                before[leaf.untyped_storage()._cdata] = value, leaf._version
-                return Ref(value, View.of(leaf))
-            if not is_fixed(leaf):
+            kind: Any = type(leaf)
+            if is_fixed_type(kind):
+                return leaf
+            if kind is tuple or kind is list:
+                return kind([refer_to(each) for each in leaf])
+            if kind is dict:
+                return {name: refer_to(each) for name, each in leaf.items()}
+            if kind is slice:
+                return slice(refer_to(leaf.start), refer_to(leaf.stop), refer_to(leaf.step))
+            if not (isinstance(leaf, Tensor) and recordable(leaf)):
                 raise _Unrecorded
-            return leaf
+            value = self.value_of(leaf)
+            before[value.address] = value
+            return Ref(value, View.of(leaf))
 
-        return before, map_leaves(structure, object, refer_to)
+        try:
+            return Call(refer_to(args), refer_to(kwargs) if kwargs else kwargs, before)
+        except _Unrecorded:
+            return None
 
-    def note(
-        self, run: Function, arguments: Any, before: dict[int, tuple[Value, int]], result: Tensor, passes: int
-    ) -> None:
+    def note(self, run: Function, call: Call, result: Tensor, passes: int) -> None:
         """Notes the recipe of a new storage, or of one that was changed in place; a view needs none."""
         address = result.untyped_storage()._cdata
-        overwrites = None
-        if address in before:
-            overwrites, version = before[address]
-            if version == result._version:
+        overwrites = call.before.get(address)
+        if overwrites is not None:
+            if overwrites.counter.version == result._version:
                 return
             self.values.pop(address, None)
             if overwrites.recipe is None:
                 return
         elif not fills_its_storage(result):
             return
-        value = Value(result, Recipe(run, arguments, result, passes, overwrites))
+        sources = call.before.values()
+        value = Value(result, Recipe(run, (call.args, call.kwargs), sources, call.copied, result, passes, overwrites))
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
@@ -186,24 +241,24 @@ class Recorder:
 
     def call_hidden(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a function of one tensor as one that is run again in the backward pass."""
-        if not args or kwargs.get("return_indices"):
+        call = self.refer(args, kwargs)
+        if call is None or not args or kwargs.get("return_indices"):
             return function(*args, **kwargs)
         source, rest = args[0], args[1:]
 
         run = Hidden(lambda tensor: function(tensor, *rest, **kwargs))
-        before, ((ref,), _) = self.refer(((source,), {}))
         result = Rerun.apply(run, source) if source.requires_grad else run(source)
         if isinstance(result, Tensor):
-            self.note(run, ((ref,), {}), before, result, 1)
+            self.note(run, Call(call.args[:1], {}, call.before), result, 1)
             recipe = self.value_of(result).recipe
             if recipe is not None and source.requires_grad:
                 recipe.for_saved = run.again
         return result
 
-    def new_bytes(self, values: dict[int, tuple[Value, int]]) -> int:
-        """Bytes that saving these values would keep, beyond what is kept."""
+    def new_bytes(self, call: Call) -> int:
+        """Bytes that saving what a call refers to would keep, beyond what is kept."""
         total = 0
-        for value in {value for value, _ in values.values()}:
+        for value in call.before.values():
             if not (value.keepers or value.persistent):
                 plan = plan_for(value, self.max_passes)
                 total += value.nbytes if plan.obstacle else plan.new_bytes
@@ -230,10 +285,9 @@ class Recorder:
         """The innermost module whose forward is running: its path from the outermost one, or that one's type."""
         running = _running_modules()
         inner = next(running, None)
-        if inner is None:
-            return "(no module)"
-        name = self.names.get(id(inner))
+        name = "(no module)" if inner is None else self.names.get(id(inner))
         if name is None:
+            assert inner is not None
             outer = inner
             for outer in running:  # noqa: B007  (the last one)
                 pass
@@ -244,14 +298,19 @@ class Recorder:
                         f"{type(module).__name__} is compiled: the compiler decides what to recompute there"
                     )
             name = self.names.setdefault(id(inner), type(inner).__name__)
+        if self.name is not None:
+            self.name = name
         return name
+
+
+_CALL_OF_A_MODULE = nn.Module._call_impl.__code__
 
 
 def _running_modules() -> Iterator[nn.Module]:
     """Modules whose forward is running in this thread, the innermost first."""
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__:
+        if frame.f_code is _CALL_OF_A_MODULE:
             yield frame.f_locals["self"]
         frame = frame.f_back  # type: ignore[assignment]
 
@@ -274,6 +333,16 @@ def recordable(tensor: Tensor) -> bool:
         if kind[0] is not FakeTensor:  # its device is not among its keys
             _PLAIN[kind] = found
     return found
+
+
+def _nbytes(arguments: tuple[Any, ...]) -> int:
+    return sum(each.nbytes for each in arguments if isinstance(each, Tensor))
+
+
+def _is_view_of(tensor: Any, result: Tensor) -> bool:
+    """Whether a result is a view that autograd knows of what a function was given."""
+    base = result._base
+    return base is not None and (base is tensor or (isinstance(tensor, Tensor) and base is tensor._base))
 
 
 def fills_its_storage(tensor: Tensor) -> bool:
@@ -327,7 +396,7 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     with ExitStack() as stack:
         stack.callback(setattr, _active, "recorder", None)
         _active.recorder = recorder
-        hooks = saved_tensors_hooks(recorder.hook, lambda kept: kept.tensor() if type(kept) is Packed else kept)
+        hooks = saved_tensors_hooks(recorder.hook, lambda kept: kept.tensor() if isinstance(kept, Kept) else kept)
         stack.enter_context(hooks)
         stack.enter_context(_Mode(recorder))
         stack.callback(recorder.values.clear)
@@ -359,7 +428,7 @@ def note_recipe(function: Function, arguments: tuple[Any, ...], result: Tensor) 
     if recorder is not None and recorder.decides() and recordable(result):
         with torch._C.DisableTorchFunction():
             recorder.fresh.clear()
-            recorder.note(function, (arguments, {}), {}, result, 1)
+            recorder.note(function, Call(arguments, {}, {}, _nbytes(arguments)), result, 1)
 
 
 def run_node(
@@ -374,7 +443,8 @@ def run_node(
     if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:
         return run(x_seq, v)
     parameters: dict[str, Tensor] = dict(node._parameters)
-    if len(parameters) < len(list(node.parameters())) or not recorder.records():
+    has_more = any(True for child in node.children() for _ in child.parameters())
+    if has_more or not recorder.records():
         return run(x_seq, v)
     given = [each for each in (x_seq, v, *parameters.values()) if each is not None]
     if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
@@ -386,11 +456,11 @@ def run_node(
             call, again, sources = _of_input(node, run, x_seq, v, parameters)
         else:
             call, again, sources = _of_norm(node, x_seq, v, normed)
-        before, refs = recorder.refer(sources)
-        if recorder.new_bytes(before) > x_seq.numel() * x_seq.itemsize:
+        read = recorder.refer(sources, {})
+        if read is None or recorder.new_bytes(read) > x_seq.numel() * x_seq.itemsize:
             return run(x_seq, v)
-        spikes, v_last = call()
-        recorder.note(again, (refs, {}), before, spikes, 1)
+        spikes, v_last = recorder.in_one_module(call)
+        recorder.note(again, read, spikes, 1)
     return spikes, v_last
 
 
