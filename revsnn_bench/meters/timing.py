@@ -15,8 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import resolve_name
@@ -28,7 +27,7 @@ import torch
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import TimeRecord
-from revsnn_bench.system.process import CONTENDED_SHARE, PRELOAD, RunDelay, quiet_gc
+from revsnn_bench.system.process import CONTENDED_SHARE, PRELOAD, RunDelay, frozen_heap, quiet_gc
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST = 2**31 - 1  # what its int holds
@@ -99,7 +98,7 @@ def measure_time(
             "Every case needs a sample. Pass for example 5 and 50."
         )
     load_before = psutil.getloadavg()[0]
-    with _frozen_garbage():
+    with quiet_gc(), frozen_heap():
         copy = _Copy(step)
         first = _run_round(step, reference, copy, step_first=True)
         for _ in range(max(warm_rounds, 2) - 1):
@@ -213,19 +212,6 @@ def synchronize(device: torch.device) -> None:
     """Waits until a device has done what it was given; the CPU has by then."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-@contextmanager
-def _frozen_garbage() -> Iterator[None]:
-    """No automatic collection; older objects are frozen, so that collecting between rounds is cheap."""
-    with quiet_gc():
-        frozen = gc.get_freeze_count()
-        gc.freeze()
-        try:
-            yield
-        finally:
-            if not frozen:
-                gc.unfreeze()
 
 
 CACHES = ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")

@@ -38,7 +38,7 @@ from torch.profiler import record_function
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.meters.tracker import Scratch, StorageTracker
-from revsnn_bench.system.process import quiet_gc
+from revsnn_bench.system.process import frozen_heap, quiet_gc
 
 Pair = tuple[str, str]
 """Options of the block before and of the block itself; the first segment has "" before it."""
@@ -131,13 +131,11 @@ def profile_step(step: TrainingStep, kind: type[nn.Module] | None = None, rounds
         ValueError: no block was found.
     """
     options = OPTIONS if step.source.device.type == "cpu" else (*OPTIONS, OFFLOAD)
-    with quiet_gc():
-        gc.freeze()  # what is there already costs no time in the collections between steps
+    with quiet_gc(), frozen_heap():
         try:
             names = (REST, *(block.name for block in running_order(step, kind)))
             return _profile(step, names, options, rounds)
         finally:
-            gc.unfreeze()
             apply_plan(step.model, {})
 
 
