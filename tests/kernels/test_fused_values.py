@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nodes_cases import ROWS, Problem, assert_ends_close, differentiate, make, row_for, run_node
+from nodes_cases import ROWS, ROWS_OF_EACH_VALUE, Problem, assert_ends_close, differentiate, make, row_for, run_node
 from revsnn_nodes import surrogate
 from revsnn_nodes.kernels.cpu import launch as cpu
 
@@ -26,8 +26,11 @@ def assert_agree(name, problem, through="yv", **options):
     assert_ends_close(got, expected, (INVERSE_RTOL if name == "revlif" else RTOL)[problem.x.dtype])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "row"),
+    [*((torch.float64, row) for row in ROWS), *((torch.float32, row) for row in ROWS_OF_EACH_VALUE)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", FUSED)
 def test_every_mode_of_the_neuron(name, dtype, row):
     """Hard reset to zero and elsewhere, soft reset, detached or not, input decayed or not; from a carried state."""

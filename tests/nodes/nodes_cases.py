@@ -31,6 +31,8 @@ GATES = ("output", "spike", "output", "spike", "spike", "output")
 ROWS = [neuron | {"tau": tau, "reset_gate": gate} for neuron, tau, gate in zip(NEURONS, TAUS, GATES, strict=True)]
 """The same with two more switches of the coupled nodes, in every pair of values too: a time constant whose reciprocal
 is exact or not, and the gate of the reset. Tests that compile a kernel per mode share these."""
+ROWS_OF_EACH_VALUE = ROWS[2:5]
+"""Those for a second type of number: each switch has each of its values in one of them."""
 backend = "torch"
 """What `make` makes nodes with; the fixture `on_each_backend` changes it."""
 ORACLE: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

@@ -11,6 +11,7 @@ from nodes_cases import (
     INVERTING,
     NEURONS,
     ROWS,
+    ROWS_OF_EACH_VALUE,
     Problem,
     assert_ends_close,
     differentiate,
@@ -49,9 +50,13 @@ def test_every_gradient_is_the_loops(name, row, steps):
 
 def test_rows_hold_every_pair():
     """Of soft or hard reset, decay, detachment, time constant and gate: each pair of their values is in some row."""
-    switches = [(row["v_reset"] is None, *list(row.values())[1:]) for row in ROWS]
-    for one, other in itertools.combinations(zip(*switches, strict=True), 2):
+    for one, other in itertools.combinations(_switches(ROWS), 2):
         assert len(set(zip(one, other, strict=True))) == 4
+    assert all(len(set(values)) == 2 for values in _switches(ROWS_OF_EACH_VALUE))
+
+
+def _switches(rows):
+    return list(zip(*((row["v_reset"] is None, *list(row.values())[1:]) for row in rows), strict=True))
 
 
 @pytest.mark.usefixtures("on_each_backend")

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -248,7 +248,7 @@ class Packed(Kept):
                     leaf.counter.check("`remat` makes another saved tensor again from it. ")
             storage = self.value.storage()
             if storage is None:
-                with record_function(LABEL) if torch._C._autograd._profiler_enabled() else nullcontext():
+                with record_function(LABEL):
                     storage = make(self.value)
             self.value.forget(self)
             made = self.view.on(storage)
