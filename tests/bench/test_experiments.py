@@ -19,7 +19,7 @@ def test_one_node_swapped_in_a_small_vgg():
     found = {}
     for node, options in (("lif", DEEP), ("revlif", DEEP | {"group_dim": 1}), ("lif-carrier", DEEP)):
         case = Case(
-            node=node, workload="vgg11-one@0.125", timesteps=4, batch=8, shape=(1, 8, 8), node_options=options, epochs=3
+            node=node, workload="vgg11-one@0.125", timesteps=4, batch=8, shape=(1, 8, 8), node_options=options, epochs=2
         )
         found[node] = session.measure(case)
     session.finish(complete=False)

@@ -39,12 +39,12 @@ def test_last_step_sees_every_pixel(timesteps):
 
 
 def test_standard_lif_runs_out_of_memory_where_the_others_train():
-    """In 128 MiB, 64 steps of three layers end as `oom` with lif; carrier and anchored nodes learn beyond chance."""
-    options = RunOptions(settings=Settings(passes=()), results_dir=None, memory_limit_bytes=128 * MIB, threads=1)
+    """In 64 MiB, 64 steps of three layers end as `oom` with lif; carrier and anchored nodes learn beyond chance."""
+    options = RunOptions(settings=Settings(passes=()), results_dir=None, memory_limit_bytes=64 * MIB, threads=1)
     session = BenchSession(options)
     ended = {}
     for node in ("lif", "revlif-anchored", "lif-carrier"):
-        case = Case(node=node, workload="pixels", timesteps=64, shape=(256,), epochs=1, node_options=REFERENCE)
+        case = Case(node=node, workload="pixels", timesteps=64, shape=(128,), epochs=1, node_options=REFERENCE)
         ended[node] = session.measure(case)
     session.finish(complete=False)
     assert ended.pop("lif").status is Status.OOM
