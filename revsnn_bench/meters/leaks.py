@@ -29,7 +29,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.step import TrainingStep, storage_of
 from revsnn_bench.records import UntrackedBytes
-from revsnn_bench.system.process import HostUse, all_objects, host_use, quiet_gc
+from revsnn_bench.system.process import HostUse, all_tensors, host_use, quiet_gc, tensors_among
 
 _SECOND_BACKWARD = "backward through the graph a second time"
 
@@ -163,14 +163,14 @@ class Older:
 
     def __init__(self) -> None:
         gc.collect()
-        tensors = _tensors_among(all_objects())
+        tensors = all_tensors()
         self._storages = {each._cdata: (StorageWeakRef(each), each.nbytes()) for each in _storages(tensors)}
         self._tensors = [weakref.ref(tensor) for tensor in tensors]
 
     def newer_storages(self) -> list[tuple[StorageWeakRef, int]]:
         """Storages of all tensors that are alive now, with the bytes that they have had since."""
         known = [tensor for reference in self._tensors if (tensor := reference()) is not None]
-        found = {storage._cdata: storage for storage in _storages([*known, *_tensors_among(gc.get_objects())])}
+        found = {storage._cdata: storage for storage in _storages([*known, *tensors_among(gc.get_objects())])}
         more = [(each, each.nbytes() - self._storages.get(key, (None, 0))[1]) for key, each in found.items()]
         return [(StorageWeakRef(storage), nbytes) for storage, nbytes in more if nbytes > 0]
 
@@ -230,12 +230,6 @@ def growth(step: TrainingStep, lasting: Lasting) -> tuple[int, str | None]:
     more = {name: nbytes - held.get(name, 0) for name, nbytes in held_by_module(step.model).items()}
     most = max(more, key=more.__getitem__, default=None)
     return grown, most if most is not None and more[most] > 0 else None
-
-
-def _tensors_among(objects: list[Any]) -> list[Tensor]:
-    # By type: an `isinstance` would ask lazy proxies, which import what they stand for. Few types, many objects.
-    types = {found for found in set(map(type, objects)) if issubclass(found, Tensor)}
-    return [each for each in objects if type(each) in types]
 
 
 def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:

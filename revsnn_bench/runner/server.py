@@ -9,7 +9,6 @@ The server never runs an operation itself: OpenMP threads and CUDA contexts do n
 """
 
 import ctypes
-import gc
 import importlib
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ import psutil
 
 from revsnn_bench.records import Status
 from revsnn_bench.runner.worker import WHERE_ARE_YOU, Outcome, of_exit, with_output, work
+from revsnn_bench.system.process import freeze_imported
 
 _READ_OUTPUT_BYTES, _KEPT_OUTPUT_BYTES = 1 << 16, 4096
 _STACK_DUMP_S, _PATIENCE_S = 0.2, 5.0
@@ -69,9 +69,7 @@ def main(client: Connection) -> None:
         return
     # The only threads are those of numpy's OpenBLAS, which restarts them after a fork.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    # What has been imported never becomes garbage; touching it would copy its pages in every worker.
-    gc.collect()
-    gc.freeze()
+    freeze_imported()
     _adopt_orphans()
     client.send(None)
     with suppress(EOFError, OSError, ClientGone):

@@ -21,13 +21,17 @@ import gc
 import os
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRELOAD = (
     "torch",
@@ -93,29 +97,63 @@ def quiet_gc() -> Iterator[None]:
             gc.enable()
 
 
+_frozen: list["weakref.ref[Tensor]"] | None = None
+"""The tensors among what was frozen, in the server of workers and in them; None elsewhere."""
+
+
+def freeze_imported() -> None:
+    """In the server: freezes what it has imported, which never becomes garbage, for its workers.
+
+    To touch it would copy its pages in every one of them, so the tensors among it are remembered here.
+    """
+    global _frozen
+    gc.collect()
+    _frozen = []
+    _freeze()
+
+
+def _freeze() -> None:
+    if _frozen is not None:
+        _frozen.extend(map(weakref.ref, tensors_among(gc.get_objects())))
+    gc.freeze()
+
+
 @contextmanager
 def frozen_heap() -> Iterator[None]:
     """Keeps all objects that are there out of collections, which then take milliseconds, and of `gc.get_objects`.
 
     Beside torch, a collection of everything takes a fifth of a second, and a meter asks for a dozen.
     """
-    was_frozen = gc.get_freeze_count()
-    gc.freeze()
+    stays = _frozen is not None or gc.get_freeze_count()  # whose count goes over all that is frozen
+    _freeze()
     try:
         yield
     finally:
-        if not was_frozen:
+        if not stays:
             gc.unfreeze()
 
 
-def all_objects() -> list[Any]:
-    """What `gc.get_objects` gives, and what is frozen: in a worker, all that was imported before it was forked."""
+def all_tensors() -> list["Tensor"]:
+    """Every tensor that Python knows, what is frozen included: in a worker, all that was imported before its fork."""
+    if _frozen is not None:
+        older = [tensor for reference in _frozen if (tensor := reference()) is not None]
+        return older + tensors_among(gc.get_objects())
     was_frozen = gc.get_freeze_count()
     gc.unfreeze()
-    found = gc.get_objects()
+    found = tensors_among(gc.get_objects())
     if was_frozen:
         gc.freeze()
     return found
+
+
+def tensors_among(objects: list[Any]) -> list["Tensor"]:
+    """Those of some objects that are tensors of torch, where that has been imported."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return []
+    # By type: an `isinstance` would ask lazy proxies, which import what they stand for. Few types, many objects.
+    types = {found for found in set(map(type, objects)) if issubclass(found, torch.Tensor)}
+    return [each for each in objects if type(each) in types]
 
 
 _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set size
