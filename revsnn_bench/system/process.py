@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,11 @@ PRELOAD = (
     "revsnn_bench.measuring",
     *(f"revsnn_bench.meters.{name}" for name in ("fidelity", "flops", "memory", "timing")),
     *(f"revsnn_bench.models.{name}" for name in ("reference", "training", "workloads")),
+    *(("revsnn_nodes.kernels.cpu.launch",) if find_spec("numba") else ()),
 )
 """What every worker needs, imported once, before workers are forked: what a case imports by itself would count against
-its memory limit. torch imports the second and the third at the first backward, which takes 0.8 s. The compiler of the
-fused kernels, another 0.5 s, is left to the cases that use it: all others would take a tenth longer with it."""
+its memory limit. torch imports the second and the third at the first backward, which takes 0.8 s; the compiler of the
+fused kernels and what it brings take as long."""
 
 CONTENDED_SHARE = 0.05
 """A round is contended when our threads waited for a core longer than this share of its wall time."""
