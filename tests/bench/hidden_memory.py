@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from revsnn_nodes import surrogate
+from revsnn_nodes import registry, surrogate
 from torch import Tensor, nn
+
+from revsnn_bench import Case, Settings, measure
+from revsnn_bench.records import MemoryRecord
+from revsnn_bench.system.process import all_tensors, freeze_imported, frozen_heap
 
 _EVERYWHERE: dict[str, Any] = {}
 _OF_MODULE = torch.empty(0)
@@ -187,3 +191,23 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "numpy array made by the first call": lambda: Hiding(_once("array", lambda x: np.array(x.numpy()), _of_module)),
 }
 """Ways to hide memory that is no tensor: the case is unverified, and the reason says what was seen."""
+
+
+def memory_of(name: str) -> MemoryRecord:
+    """What the meter says of a node of `TENSORS`, measured where this is called."""
+    registry.register_node("planted", TENSORS[name])
+    case = Case(node="planted", timesteps=4, batch=2, shape=(131072,))
+    memory = measure(case, Settings(passes=("memory",))).memory
+    assert memory is not None
+    return memory
+
+
+def counts_of_tensors() -> list[int]:
+    """How often tensors are found that were frozen as in the server, made since, and made after a meter froze those."""
+    imported = torch.zeros(3)
+    freeze_imported()
+    made = torch.zeros(3)
+    with frozen_heap():
+        last = torch.zeros(3)
+        found = [id(tensor) for tensor in all_tensors()]
+    return [found.count(id(each)) for each in (imported, made, last)]

@@ -10,6 +10,8 @@ from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.plugin import budget
 from revsnn_bench.records import Status
+from revsnn_bench.runner import Runner
+from revsnn_bench.system.process import PRELOAD
 
 SHAPE = (131072,)
 SIZE = 4 * 8 * 131072
@@ -60,6 +62,25 @@ def test_a_hidden_tensor_is_counted_to_the_byte(measured, plain_memory, name):
     assert record.memory.peak_bytes >= before.peak_bytes + SIZE
     assert sum(record.memory.retained_by_module_bytes.values()) == record.memory.retained_bytes
     assert sum(record.memory.peak_by_category_bytes.values()) == record.memory.peak_bytes
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """Runs functions in workers whose server has loaded the module of the planted nodes, and frozen it."""
+    with Runner(measure, timeout_s=120, preload=(*PRELOAD, "hidden_memory")) as runner:
+        yield runner
+
+
+@pytest.mark.parametrize("name", hidden_memory.TENSORS)
+def test_a_worker_counts_a_hidden_tensor_too(worker, plain_memory, name):
+    """Where the server has frozen what it imported, so that the worker looks through its own objects alone."""
+    memory = worker.call(hidden_memory.memory_of, name)
+    assert memory.retained_bytes == plain_memory.memory.retained_bytes + SIZE
+
+
+def test_a_worker_knows_every_tensor_once(worker):
+    """Whether it was there when the server froze what it had imported, or a meter what there was, or came later."""
+    assert worker.call(hidden_memory.counts_of_tensors) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", hidden_memory.OTHERS)
