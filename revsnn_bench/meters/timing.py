@@ -27,7 +27,7 @@ import torch
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import TimeRecord
-from revsnn_bench.system.process import CONTENDED_SHARE, PRELOAD, RunDelay, frozen_heap, quiet_gc
+from revsnn_bench.system.process import CONTENDED_SHARE, METERS, RunDelay, frozen_heap, quiet_gc
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST = 2**31 - 1  # what its int holds
@@ -243,7 +243,7 @@ def measure_compile_time(case: Case, build: str) -> float:
 
 def main(case: str, build: str) -> None:
     """Runs in the other process: prints the seconds for a case given as JSON."""
-    for name in PRELOAD:
+    for name in METERS:
         import_module(name)
     step = resolve_name(build)(Case.model_validate_json(case))
     first = _step_s(step)

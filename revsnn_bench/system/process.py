@@ -34,18 +34,21 @@ import psutil
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRELOAD = (
+METERS = (
     "torch",
     "torch._dynamo",
     "torch.distributed.fsdp",
     "revsnn_bench.measuring",
     *(f"revsnn_bench.meters.{name}" for name in ("fidelity", "flops", "memory", "timing")),
     *(f"revsnn_bench.models.{name}" for name in ("reference", "training", "workloads")),
-    *(("revsnn_nodes.kernels.cpu.launch",) if find_spec("numba") else ()),
 )
-"""What every worker needs, imported once, before workers are forked: what a case imports by itself would count against
-its memory limit. torch imports the second and the third at the first backward, which takes 0.8 s; the compiler of the
-fused kernels and what it brings take as long."""
+"""What every measurement needs; torch imports the second and the third at the first backward, which takes 0.8 s."""
+
+PRELOAD = (*METERS, *(("revsnn_nodes.kernels.cpu.launch",) if find_spec("numba") else ()))
+"""What is imported once, before workers are forked: `METERS`, and the compiler of the fused kernels.
+
+What a case imports by itself would count against its memory limit.
+"""
 
 CONTENDED_SHARE = 0.05
 """A round is contended when our threads waited for a core longer than this share of its wall time."""

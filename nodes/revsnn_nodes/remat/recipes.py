@@ -94,7 +94,7 @@ class Treatment(NamedTuple):
     Fields:
         passes: cost of running it again; None where it is not cheap.
         writes: whether it may write to its "first" argument, to "any", to running "statistics", or by the argument
-            `inplace` at a place; None for neither. Any function may write to `out`.
+            `inplace` at a place; None for none of these. Any function may write to `out`.
         hidden: whether it is differentiated by running it again.
         opens: whether it hands out the memory of its first argument.
     """
@@ -119,6 +119,7 @@ class Treatment(NamedTuple):
 
 
 NOTHING = Treatment(None, None, False, False)
+"""Of a function that is called as it is."""
 
 
 @lru_cache(4096)
