@@ -1,10 +1,14 @@
 """The pass that times compilation, in a process of its own with empty caches."""
 
+import subprocess
+import sys
+
 import pytest
 
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.timing import measure_compile_time
 from revsnn_bench.session import BenchSession, RunOptions
+from revsnn_bench.system.process import METERS
 
 BUILD = "revsnn_bench.models.workloads:build"
 
@@ -19,6 +23,12 @@ def test_compilation_is_timed_however_warm_the_caches_are():
     measure(case("fused"), Settings(passes=("time",), min_rounds=1, max_rounds=1))
     fused = measure(case("fused"), Settings(passes=("compile",))).compile_time_s
     assert fused > 3 * measure_compile_time(case("torch"), BUILD)
+
+
+def test_the_process_that_compiles_begins_without_the_compiler():
+    """So a compile time has its import in it, which the server of workers has behind it."""
+    program = "import sys; [__import__(name) for name in sys.argv[1:]]; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program, *METERS], check=False).returncode == 0
 
 
 def test_a_case_that_fails_where_it_is_compiled_says_how():
