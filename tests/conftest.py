@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,13 @@ def _rested() -> None:
     gc.freeze()
 
 
-_TIMING = ("test_timing.py", "test_compiling.py", "test_small_sizes.py")
+_TIMING = ("test_timing.py", "test_compiling.py", "test_small_sizes.py", "test_runner_speed.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A run of the tests of times alone does not import the other files."""
+    others = collection_path.suffix == ".py" and collection_path.name not in (*_TIMING, "conftest.py", "__init__.py")
+    return True if config.option.markexpr == "timing" and others else None
 
 
 @pytest.hookimpl(tryfirst=True)

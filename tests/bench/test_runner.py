@@ -2,7 +2,6 @@ import functools
 import importlib
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -224,24 +223,6 @@ def test_endless_output_is_cut_to_its_end(run: Callable[..., Record]) -> None:
     reason = str(run("print_much").reason)
     assert "line 99999" in reason
     assert len(reason) < 6000
-
-
-@pytest.mark.timing
-def test_overhead_is_far_below_that_of_a_new_interpreter(run: Callable[..., Record]) -> None:
-    """Once the server is up, a case that does nothing takes less than a quarter of starting Python with torch."""
-
-    def seconds(act: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        act()
-        return time.perf_counter() - start
-
-    def start_python() -> object:
-        return subprocess.run([sys.executable, "-c", "import torch"], check=True)
-
-    run("succeed")
-    rounds = [(seconds(lambda: run("succeed")), seconds(start_python)) for _ in range(3)]
-    case_s, python_s = (statistics.median(times) for times in zip(*rounds, strict=True))
-    assert case_s < python_s / 4
 
 
 def test_timeout_says_where_and_kills_the_children(measures: ModuleType, tmp_path: Path) -> None:
