@@ -45,13 +45,74 @@ FUNCTIONS = {
     "cast": lambda x, _: (x.double() * 1.5).float(),
     "where": lambda x, earlier: torch.where(x > earlier, x, earlier),
     "split": lambda x, _: x[..., : LENGTH // 2].repeat(1, 1, 2),
+    "surrogate": lambda x, _: Spike.apply(x),
+    "filled surrogate": lambda x, _: FilledSpike.apply(x * 1.5),
+    "set part": lambda x, earlier: _set_part(x.sin(), earlier),
+    "fill": lambda x, earlier: _set_part(torch.zeros_like(x), earlier) + x,
+    "mask": lambda x, earlier: x * (earlier > 0).detach().to(x.dtype),
+    "no grad": lambda x, earlier: x * _without_grad(earlier),
 }
-IN_PLACE = {"iadd": lambda x, earlier: x.__iadd__(earlier), "relu_": lambda x, _: F.relu(x, inplace=True)}
+IN_PLACE = {
+    "surrogate in place": lambda x, _: SpikeInPlace.apply(x * 1.0),
+    "dirty": lambda x, _: SpikeInPlace.apply(x),
+    "iadd": lambda x, earlier: x.__iadd__(earlier),
+    "relu_": lambda x, _: F.relu(x, inplace=True),
+    "set": lambda x, earlier: _set_part(x, earlier),
+}
 
 
 def _add_to_part(x, earlier):
     x[:, 1:] += earlier[:, :-1]
     return x
+
+
+def _set_part(x, earlier):
+    x[:, 1:] = earlier[:, :-1].clone()
+    x[x > 1] = 0.5
+    return x
+
+
+@torch.no_grad()
+def _without_grad(x):
+    y = F.relu(x).sub_(0.5)
+    y[y > 1] = 1.0
+    return F.max_pool1d(y, 3, 1, 1)
+
+
+class Spike(torch.autograd.Function):
+    """A surrogate as others write it, which saves its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient / (1 + x.abs()) ** 2
+
+
+class FilledSpike(Spike):
+    """The same, made by filling; it saves a tensor of its own, and its output."""
+
+    @staticmethod
+    def forward(ctx, x):
+        out = torch.zeros_like(x)
+        out[x > 0] = 1.0
+        ctx.save_for_backward(x.abs() + 1 - out * 0.1)
+        return out
+
+
+class SpikeInPlace(Spike):
+    """Decays what it is given, in place, and saves what that has become."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        x.mul_(0.5).add_(0.1)
+        ctx.save_for_backward(x)
+        return x
 
 
 class Network(nn.Module):

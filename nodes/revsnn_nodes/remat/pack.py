@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
+from torch._subclasses import FakeTensor
 from torch.profiler import record_function
+from torch.utils._python_dispatch import _disable_current_modes
 
-from revsnn_nodes.remat.recipes import Counter, Value, View
+from revsnn_nodes.remat.recipes import Counter, Place, Value, View
+
+UNSEEN = "changed unseen"
+"""Kept: made again where it was first saved, it came out differently; a kernel that nobody saw wrote to it."""
 
 LABEL = "recompute"
 """The profiler's name for everything that is run again."""
@@ -130,20 +135,25 @@ class Plan:
 
     Fields:
         leaves: storages to keep alive.
-        new_bytes: bytes of those that nothing keeps yet.
+        new_bytes: bytes of those that nothing keeps yet, and `copied_bytes`.
+        copied_bytes: of tensors that stand among the arguments of its recipes.
+        passes: over the tensor; a recipe for a part of it counts as that part.
+        places: of recipes that hold only where they come out as the forward did, see `Recipe.place`.
     """
 
     obstacle: str = ""
     leaves: tuple[tuple[Value, UntypedStorage], ...] = ()
     new_bytes: int = 0
+    copied_bytes: int = 0
     passes: int = 0
+    places: tuple[Place, ...] = ()
 
 
 def plan_for(target: Value, max_passes: int) -> Plan:
     """How to make a value again from storages that are kept, alive, or parameters."""
     if target.recipe is None:
         return Plan("no recipe")
-    passes, copied, leaves, seen, ahead = 0, 0, {}, {target}, [target]
+    work, copied, leaves, seen, ahead, places = 0, 0, {}, {target}, [target], []
     while ahead:
         value = ahead.pop()
         if value.recipe is None or (value.keepers and value is not target and value.counter.current):
@@ -153,14 +163,56 @@ def plan_for(target: Value, max_passes: int) -> Plan:
                 return Plan("source gone" if value.counter.current and not open_to_others else "source changed")
             leaves[value] = storage
             continue
-        passes += value.recipe.passes
+        work += value.recipe.passes * min(value.nbytes, target.nbytes)
         copied += value.recipe.nbytes
-        if passes > max_passes:
+        if work > max_passes * target.nbytes:
             return Plan("max_passes")
+        if value.recipe.place is not None:
+            places.append(value.recipe.place)
         ahead += [source for source in value.recipe.sources if source not in seen]
         seen.update(value.recipe.sources)
     new_bytes = copied + sum(value.nbytes for value in leaves if not (value.keepers or value.persistent))
-    return Plan("" if new_bytes < target.nbytes else "bytes", tuple(leaves.items()), new_bytes, passes)
+    passes = -(-work // max(target.nbytes, 1))
+    obstacle = "" if new_bytes < target.nbytes else "bytes"
+    return Plan(obstacle, tuple(leaves.items()), new_bytes, copied, passes, tuple(places))
+
+
+_tried: dict[Place, list[int]] = {}
+"""By place in the code: how often what is made there was needed, and whether it always came out as in the forward."""
+
+
+def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
+    """Whether all recipes of a plan hold: those in doubt are run and compared the 1st, 2nd, 4th, 8th time and so on.
+
+    Raises:
+        RuntimeError: one has held so far, and now it does not.
+    """
+    kept = packed.kept
+    if not plan.places or kept is None or isinstance(kept, FakeTensor):
+        return True
+    tried = [_tried.setdefault(place, [0, True]) for place in set(plan.places)]
+    if not all(holds for _, holds in tried):
+        return False
+    for each in tried:
+        each[0] += 1
+    if all(uses & (uses - 1) for uses, _ in tried):
+        return True
+    if kept.is_cuda and torch.cuda.is_current_stream_capturing():
+        return all(uses > 1 for uses, _ in tried)
+    with torch.no_grad(), _disable_current_modes():
+        storages = make(value, plan.leaves), kept.untyped_storage()
+        bits = (torch.empty(0, dtype=torch.uint8, device=kept.device).set_(each) for each in storages)
+        if torch.equal(*bits):
+            return True
+    for each in tried:
+        each[1] = False
+    if min(uses for uses, _ in tried) > 1:
+        raise RuntimeError(
+            f"what {packed.entry.name} saves, {list(kept.shape)}, must come out of the functions that made it; it did "
+            "so far, and now it does not. A kernel that nobody sees writes to it, and gradients may have been wrong "
+            "since it did. Run this part of the forward outside of `remat`."
+        )
+    return False
 
 
 class Kept:
@@ -200,12 +252,13 @@ class Packed(Kept):
         verify: whether to compare a checksum of what is made again.
     """
 
-    __slots__ = ("__weakref__", "counter", "entry", "leaves", "sum", "value", "verify", "view")
+    __slots__ = ("__weakref__", "copied", "counter", "entry", "leaves", "sum", "value", "verify", "view")
 
     def __init__(self, tensor: Tensor, value: Value, entry: Entry, verify: bool) -> None:
         super().__init__(tensor)
         self.value, self.entry, self.verify = value, entry, verify
         self.leaves: tuple[Value, ...] = ()
+        self.copied = 0
         self.sum: int | None = None
         entry.kept_bytes = 0 if value.keepers else value.nbytes
         value.keepers += 1
@@ -218,7 +271,7 @@ class Packed(Kept):
         self.view, self.counter = View.of(self.kept), Counter(self.kept, self.version)
         self.kept = None
         self.value.keepers -= 1
-        self.value, self.leaves = value, tuple(leaf for leaf, _ in plan.leaves)
+        self.value, self.leaves, self.copied = value, tuple(leaf for leaf, _ in plan.leaves), plan.copied_bytes
         self.entry.remade_bytes = 0 if value.asks else value.nbytes
         self.entry.kept_bytes, self.entry.passes = plan.new_bytes, plan.passes
         for leaf, storage in plan.leaves:
@@ -261,13 +314,38 @@ class Packed(Kept):
         return made
 
 
-def make(target: Value) -> UntypedStorage:
-    """Runs the recipes from what is there to a value; holds what another saved tensor asks for next."""
-    storages: dict[Value, UntypedStorage] = {}
+def count(entries: list[Entry], alive: list[Packed | None]) -> None:
+    """Counts each storage that is kept, or made again, with the first of the saved tensors that are there.
+
+    Args:
+        alive: what each entry is of; None where it is gone.
+    """
+    kept: set[Value] = set()
+    remade: set[Value] = set()
+    for entry, packed in zip(entries, alive, strict=True):
+        entry.kept_bytes = entry.remade_bytes = 0
+        if packed is None:
+            entry.passes = 0
+            continue
+        held = {packed.value} if packed.kept is not None else set(packed.leaves)
+        entry.kept_bytes = packed.copied + sum(value.nbytes for value in held - kept if not value.persistent)
+        kept |= held
+        if packed.kept is None and packed.value not in remade:
+            remade.add(packed.value)
+            entry.remade_bytes = packed.value.nbytes
+
+
+def make(target: Value, leaves: tuple[tuple[Value, UntypedStorage], ...] | None = None) -> UntypedStorage:
+    """Runs the recipes from what is there to a value; holds what another saved tensor asks for next.
+
+    Args:
+        leaves: for a trial, values to begin from, whatever else is there, and their storages; nothing is held then.
+    """
+    storages: dict[Value, UntypedStorage] = dict(leaves or ())
     order: list[Value] = []
     uses: dict[Value, int] = {}
-    _order(target, target, storages, order, uses)
-    held = _asked_next(target, set(order))
+    _order(target, target, storages, order, uses, leaves is not None)
+    held = set() if leaves is not None else _asked_next(target, set(order))
     for value in order:
         recipe, available = value.recipe, storages
         assert recipe is not None, "a saved tensor holds its sources"
@@ -285,17 +363,22 @@ def make(target: Value) -> UntypedStorage:
 
 
 def _order(
-    value: Value, target: Value, storages: dict[Value, UntypedStorage], order: list[Value], uses: dict[Value, int]
+    value: Value,
+    target: Value,
+    storages: dict[Value, UntypedStorage],
+    order: list[Value],
+    uses: dict[Value, int],
+    is_trial: bool,
 ) -> None:
     """Fills in what is there, what is to be made (sources first), and how often each is read."""
-    found = None if value is target else value.storage()
+    found = storages.get(value) if is_trial else None if value is target else value.storage()
     if found is not None:
         storages[value] = found
         return
     for source in value.recipe.sources if value.recipe else ():
         if source not in uses:
             uses[source] = 0
-            _order(source, target, storages, order, uses)
+            _order(source, target, storages, order, uses, is_trial)
         uses[source] += 1
     order.append(value)
 

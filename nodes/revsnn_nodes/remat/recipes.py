@@ -22,6 +22,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
 Function = Callable[..., Any]
+Place = tuple[Any, ...]
+"""Where in the code a function was called, and the layout of what it made there."""
 
 NORM_PASSES = 2
 """Statistics, then normalised values."""
@@ -40,6 +42,7 @@ _COPIES = """
     bfloat16 repeat repeat_interleave tile pad __getitem__ index_select roll flip pixel_shuffle pixel_unshuffle
     transpose permute movedim chunk split unbind narrow view unsqueeze squeeze expand
 """
+_ZEROS, _ONES = "zeros zeros_like new_zeros", "ones ones_like new_ones"
 _POOLS = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
 _NORMS = "layer_norm group_norm rms_norm"
 _HIDDEN = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
@@ -55,20 +58,34 @@ def _named(names: str) -> Iterator[Function]:
                     yield function
 
 
+def set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    """`tensor[index] = value` as a function that returns the tensor."""
+    tensor[index] = value
+    return tensor
+
+
 CHEAP: dict[Function, int] = {
-    **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_POOLS}"), 1),
+    torch.Tensor.__setitem__: 1,
+    **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_ZEROS} {_ONES} {_POOLS}"), 1),
     **dict.fromkeys(_named(f"{_NORMS} batch_norm instance_norm"), NORM_PASSES),
 }
 """Functions that may be run again, and their cost in passes over the tensor. Nothing random, nothing collective."""
 
 del CHEAP[torch.batch_norm], CHEAP[torch.instance_norm]  # what `torch.nn.functional` calls, with other arguments
 
+FILLS: dict[Function, Function] = {
+    **dict.fromkeys(_named(_ZEROS), torch.zeros),
+    **dict.fromkeys(_named(_ONES), torch.ones),
+}
+"""Functions that make a tensor for somebody to write to, and what makes the same from its size, type and device."""
+
 HIDDEN: frozenset[Function] = frozenset(_named(_HIDDEN))
 """Functions that keep tensors which no recipe can make (indices in int64): they are differentiated by running again."""
 
 OPENS_MEMORY: frozenset[Function] = frozenset(
     {torch.Tensor.data.__get__, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.set_}  # type: ignore[attr-defined]
-    | {torch.Tensor.untyped_storage, torch.Tensor.storage}
+    | {torch.Tensor.untyped_storage, torch.Tensor.storage, torch.Tensor.data_ptr}
+    | {torch.Tensor.__cuda_array_interface__.__get__}
 )
 """After these a tensor can change without its version counter: it is kept from there on."""
 
@@ -379,10 +396,13 @@ class Recipe:
     Attributes:
         norm: statistics and sources, where the function is batch norm.
         for_saved: what is run in place of the function where its result is the saved tensor itself.
+        place: where it was called, if what follows may change its result unseen: in a custom function or another part
+            without gradients, where kernels of other packages write, and for what was made to be filled.
     """
 
     norm: Norm | None = None
     for_saved: Function | None = None
+    place: Place | None = None
 
     def __init__(
         self,

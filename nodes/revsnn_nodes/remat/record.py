@@ -8,6 +8,7 @@ of cheap layers; here chosen for each tensor, and run lazily.
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -24,10 +25,12 @@ from revsnn_nodes.remat import pack as packing
 from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
 from revsnn_nodes.remat.pack import Entry, Kept, Packed, Saved, plan_for
 from revsnn_nodes.remat.recipes import (
+    FILLS,
     NORM_PASSES,
     NOTHING,
     Function,
     Norm,
+    Place,
     Recipe,
     Ref,
     Value,
@@ -36,6 +39,7 @@ from revsnn_nodes.remat.recipes import (
     is_fixed_type,
     map_leaves,
     norm_again,
+    set_item,
     treatment,
 )
 from revsnn_nodes.remat.rerun import Hidden, Rerun
@@ -75,13 +79,15 @@ class Recorder:
         self.recording = True
         self.values: dict[int, Value] = {}  # by address of the storage, which its weak reference keeps from reuse
         self.fresh: list[Packed] = []
+        self.packed: list[weakref.ref[Packed]] = []  # of the entries, in their order
+        self.in_backward = False
         self.names: dict[int, str] = {}
         self.name: str | None = None  # of the module, inside `in_one_module`; "" where it was not needed yet
         self.hook = self.pack
 
     def records(self) -> bool:
         """Whether what is saved now comes to this recorder and may be made again."""
-        return self.recording and self.decides() and torch.is_grad_enabled() and not in_transform()
+        return self.recording and self.decides() and not in_transform()
 
     def decides(self) -> bool:
         """Whether what is saved now comes to this recorder."""
@@ -111,11 +117,29 @@ class Recorder:
             entry = Entry(self.name or self.module_name(), NOT_CHEAP)
             self.saved.entries.append(entry)
             packed = Packed(tensor, value, entry, self.verify)
+            self.packed.append(weakref.ref(packed))
             if value.recipe is not None:
                 self.decide(packed, value)
             if packed.kept is not None:
                 self.fresh.append(packed)
             return packed
+
+    def unpack(self, kept: Any) -> Any:
+        """Called by autograd for each tensor that it asks for."""
+        self.in_backward = True
+        return kept.tensor() if isinstance(kept, Kept) else kept
+
+    def close(self) -> None:
+        """Counts again what is kept at the end of the forward, where some of what was saved is gone; lets go of it all.
+
+        Not where a backward pass has begun, or nobody holds the result, and what was kept until then is told.
+        """
+        alive = [reference() for reference in self.packed]
+        if not self.in_backward and None in alive and any(alive):
+            packing.count(self.saved.entries, alive)
+        self.values.clear()
+        self.fresh.clear()  # what the last call saved would live on after its backward
+        self.packed.clear()
 
     def in_one_module(self, call: Callable[..., Result], *args: Any) -> Result:
         """Calls something that runs in a single module: what it saves has that one's name, looked up once."""
@@ -130,8 +154,9 @@ class Recorder:
         if value.keepers > (packed.value is value):
             return
         plan = plan_for(value, self.max_passes)
-        if plan.obstacle:
-            packed.entry.because = plan.obstacle
+        obstacle = plan.obstacle or ("" if packing.proves(plan, value, packed) else packing.UNSEEN)
+        if obstacle:
+            packed.entry.because = obstacle
         else:
             packed.replace(value, plan)
 
@@ -148,18 +173,25 @@ class Recorder:
             map_leaves(written, Tensor, self.before_write)
         if not (how.passes or how.hidden) or not self.records():
             return function(*args, **kwargs)
+        if not torch.is_grad_enabled() and (how.hidden or how.writes == "statistics"):
+            return function(*args, **kwargs)
         if how.hidden:
             return self.call_hidden(function, args, kwargs)
         if how.writes == "statistics":
             return self.in_one_module(self.call_norm, function, args, kwargs)
         # What is only read can be referred to afterwards, when it shows that most results are views and need no recipe.
         call = None if written is None else self.refer(args, kwargs)
-        result = function(*args, **kwargs)
-        if isinstance(result, Tensor) and recordable(result):
-            if written is None and not (args and _is_view_of(args[0], result)):
+        result = made = function(*args, **kwargs)
+        if function is Tensor.__setitem__:
+            function, made = set_item, args[0]
+        if isinstance(made, Tensor) and recordable(made):
+            if function in FILLS:
+                function = FILLS[function]
+                call = Call((made.shape,), {"dtype": made.dtype, "device": made.device}, {})
+            elif written is None and not (args and _is_view_of(args[0], made)):
                 call = self.refer(args, kwargs)
             if call is not None:
-                self.note(function, call, result, how.passes or 1)
+                self.note(function, call, made, how.passes or 1)
         return result
 
     def call_norm(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -231,8 +263,10 @@ class Recorder:
                 return
         elif not fills_its_storage(result):
             return
-        sources = call.before.values()
-        value = Value(result, Recipe(run, (call.args, call.kwargs), sources, call.copied, result, passes, overwrites))
+        recipe = Recipe(run, (call.args, call.kwargs), call.before.values(), call.copied, result, passes, overwrites)
+        if run in FILLS.values() or not torch.is_grad_enabled():
+            recipe.place = _place(run, result)
+        value = Value(result, recipe)
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
@@ -313,6 +347,17 @@ def _running_modules() -> Iterator[nn.Module]:
         if frame.f_code is _CALL_OF_A_MODULE:
             yield frame.f_locals["self"]
         frame = frame.f_back  # type: ignore[assignment]
+
+
+def _place(function: Function, result: Tensor) -> Place:
+    """Where in the code a function was called: the four innermost calls around it, and what it made there."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not _Mode.__torch_function__.__code__:
+        frame = frame.f_back  # type: ignore[assignment]
+    calls: list[Any] = []
+    while len(calls) < 8 and (frame := frame and frame.f_back) is not None:  # type: ignore[assignment]
+        calls += [frame.f_code, frame.f_lasti]
+    return (function, result.shape, result.dtype, result.device, *calls)
 
 
 _PLAIN: dict[tuple[type, int], bool] = {}
@@ -396,11 +441,9 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     with ExitStack() as stack:
         stack.callback(setattr, _active, "recorder", None)
         _active.recorder = recorder
-        hooks = saved_tensors_hooks(recorder.hook, lambda kept: kept.tensor() if isinstance(kept, Kept) else kept)
-        stack.enter_context(hooks)
+        stack.enter_context(saved_tensors_hooks(recorder.hook, recorder.unpack))
         stack.enter_context(_Mode(recorder))
-        stack.callback(recorder.values.clear)
-        stack.callback(recorder.fresh.clear)  # what the last call saved would live on after its backward
+        stack.callback(recorder.close)
         yield saved
 
 
@@ -444,7 +487,7 @@ def run_node(
         return run(x_seq, v)
     parameters: dict[str, Tensor] = dict(node._parameters)
     has_more = any(True for child in node.children() for _ in child.parameters())
-    if has_more or not recorder.records():
+    if has_more or not (torch.is_grad_enabled() and recorder.records()):
         return run(x_seq, v)
     given = [each for each in (x_seq, v, *parameters.values()) if each is not None]
     if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):

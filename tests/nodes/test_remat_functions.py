@@ -1,0 +1,244 @@
+"""`remat` and functions of others: surrogates written as `autograd.Function`, and kernels that write unseen."""
+
+import ctypes
+
+import pytest
+import torch
+from revsnn_nodes import remat
+from revsnn_nodes.remat import pack
+from torch import nn
+
+STEPS, BATCH, WIDTH = 6, 4, 16
+
+
+class Surrogate(torch.autograd.Function):
+    """The derivative of a fast sigmoid; what its subclasses make is 1 above 0."""
+
+    @classmethod
+    def spikes(cls, x):
+        return (x > 0).float()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient / (1 + 10 * x.abs()) ** 2
+
+
+def surrogate(spikes):
+    """A surrogate whose spikes are made by a function."""
+
+    class Made(Surrogate):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return spikes(x)
+
+    return Made.apply
+
+
+def filled(x):
+    out = torch.zeros_like(x)
+    out[x > 0] = 1.0
+    return out
+
+
+def written(x):
+    return x.detach().clone().gt_(0)
+
+
+WAYS = {
+    "snntorch": lambda x: (x > 0).float(),
+    "spytorch": filled,
+    "norse": lambda x: torch.where(x > 0, torch.ones_like(x), torch.zeros_like(x)),
+    "type_as": lambda x: x.gt(0).type_as(x),
+    "heaviside": lambda x: torch.heaviside(x, torch.zeros_like(x)),
+    "in place": written,
+}
+
+
+class Loop(nn.Module):
+    """Two layers of LIF neurons, written out over time as tutorials do."""
+
+    def __init__(self, spike):
+        super().__init__()
+        self.spike = spike
+        self.fc1, self.fc2 = nn.Linear(8, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.readout = nn.Linear(WIDTH, 3)
+
+    def layer(self, linear, x_seq):
+        v, spikes = torch.zeros(x_seq.shape[1], WIDTH), []
+        for x in x_seq:
+            v = 0.9 * v + linear(x)
+            spikes.append(self.spike(v - 1.0))
+            v = v * (1 - spikes[-1].detach())
+        return torch.stack(spikes)
+
+    def forward(self, x_seq):
+        return self.readout(self.layer(self.fc2, self.layer(self.fc1, x_seq)))
+
+
+def gradients(net, context=None):
+    """Output and gradients of a step, and the handle of `remat`."""
+    x_seq = torch.randn(STEPS, BATCH, 8, generator=torch.Generator().manual_seed(1)) * 3
+    net.zero_grad()
+    with context or remat() as saved:
+        y = net(x_seq)
+    y.square().sum().backward()
+    return [y.detach(), *(parameter.grad.clone() for parameter in net.parameters())], saved
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_tried(monkeypatch):
+    monkeypatch.setattr(pack, "_tried", {})
+
+
+def plainly(net):
+    net.zero_grad()
+    x_seq = torch.randn(STEPS, BATCH, 8, generator=torch.Generator().manual_seed(1)) * 3
+    y = net(x_seq)
+    y.square().sum().backward()
+    return [y.detach(), *(parameter.grad.clone() for parameter in net.parameters())]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_spikes_of_a_surrogate_are_made_again(name):
+    """Of each neuron and step the charge stays and not the spike, and every bit is that without `remat`."""
+    torch.manual_seed(0)
+    net = Loop(surrogate(WAYS[name]))
+    expected = plainly(net)
+    assert expected[0].ne(expected[0][0]).sum() > 0
+    for _ in range(5):
+        found, saved = gradients(net, remat(verify=True))
+        assert all(map(torch.equal, found, expected))
+    charges = STEPS * BATCH * WIDTH * 4
+    assert saved.kept_bytes <= 2 * charges + STEPS * BATCH * 8 * 4
+    assert saved.remade_bytes >= 2 * charges
+
+
+def raw_write(tensor, values):
+    """What a kernel of a C extension does: it writes to an address, and the version counter does not move."""
+    with torch._C.DisableTorchFunction():
+        source = values.contiguous()
+        ctypes.memmove(tensor.data_ptr(), source.data_ptr(), tensor.nbytes)
+
+
+def test_a_kernel_that_nobody_sees_is_found_out():
+    """A copy that an extension then writes to is kept, and the table says why; so is what follows from it."""
+
+    def spikes(x):
+        out = x.clone()
+        raw_write(out, (x > 0).float())
+        return out
+
+    torch.manual_seed(0)
+    net = Loop(surrogate(spikes))
+    expected = plainly(net)
+    for _ in range(3):
+        found, saved = gradients(net)
+        assert all(map(torch.equal, found, expected))
+    assert saved.because()[pack.UNSEEN] > 0
+
+
+def test_zeros_that_a_kernel_fills_are_found_out():
+    """Outside of functions, too: what was made to be written to is not trusted before it was tried."""
+
+    class Mask(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x_seq):
+            mask = torch.zeros_like(x_seq)
+            raw_write(mask, torch.arange(float(x_seq.numel())))
+            return self.fc(x_seq) * mask
+
+    torch.manual_seed(0)
+    net = Mask()
+    expected = plainly(net)
+    found, saved = gradients(net)
+    assert all(map(torch.equal, found, expected))
+    assert saved.because()[pack.UNSEEN] == STEPS * BATCH * 8 * 4
+
+
+def test_an_address_that_is_handed_out_is_no_secret():
+    """A kernel that asks Python for the address, as those of Triton and CuPy do, is seen without a trial."""
+
+    def spikes(x):
+        out = x.clone()
+        address, values = out.data_ptr(), (x > 0).float()
+        with torch._C.DisableTorchFunction():
+            ctypes.memmove(address, values.data_ptr(), out.nbytes)
+        return out
+
+    torch.manual_seed(0)
+    net = Loop(surrogate(spikes))
+    expected = plainly(net)
+    found, saved = gradients(net)
+    assert all(map(torch.equal, found, expected))
+    assert pack.UNSEEN not in saved.because()
+
+
+def test_a_kernel_that_starts_to_write_later_is_an_error():
+    """It held when it was tried first, and no longer in the second step: gradients would be wrong without a word."""
+    bias = torch.zeros(1)
+
+    def spikes(x):
+        out = (x > 0).float()
+        raw_write(out, out + bias)
+        return out
+
+    torch.manual_seed(0)
+    net = Loop(surrogate(spikes))
+    expected = plainly(net)
+    assert all(map(torch.equal, gradients(net)[0], expected))
+    bias.fill_(0.5)
+    with pytest.raises(RuntimeError, match=r"it did so far, and now it does not.*outside of `remat`"):
+        gradients(net)
+
+
+def test_another_size_is_tried_by_itself():
+    """What held for a small tensor tells nothing of a kernel that works on large ones alone."""
+
+    def spikes(x):
+        out = (x > 0).float()
+        if len(x) > BATCH:
+            raw_write(out, out + 1)
+        return out
+
+    torch.manual_seed(0)
+    net = Loop(surrogate(spikes))
+    gradients(net)
+    x_seq = torch.randn(STEPS, 2 * BATCH, 8)
+    grads = []
+    for context in (None, remat()):
+        net.zero_grad()
+        if context is None:
+            net(x_seq).square().sum().backward()
+        else:
+            with context:
+                y = net(x_seq)
+            y.square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in net.parameters()])
+    assert all(map(torch.equal, *grads))
+
+
+def test_the_table_leaves_out_what_is_gone():
+    """A tensor saved by a graph that nobody holds is not kept."""
+    spike = surrogate(WAYS["snntorch"])
+    x = torch.randn(3, 50, requires_grad=True)
+    with remat() as saved:
+        h = x @ torch.ones(50, 50)
+        spike(h - 1).detach()
+        y = spike(h - 2) * 1.0
+    assert y.grad_fn is not None
+    assert saved.kept_bytes == 600
+
+
+def test_parts_count_as_parts():
+    """A chain for each of many steps is as long as one of them, not as all of them together."""
+    x_seq = torch.randn(40, 8, requires_grad=True)
+    with remat(max_passes=4) as saved:
+        steps = [(x * 1.5 + 1).relu() for x in x_seq.exp().unbind(0)]
+        y = torch.stack(steps) @ torch.ones(8, 2, requires_grad=True)
+    assert y.grad_fn is not None
+    assert max(entry.passes for entry in saved.entries) == 4
