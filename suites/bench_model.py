@@ -6,7 +6,7 @@ import pytest
 @pytest.mark.sweep(
     quick={"batch": (8,)},
     workload="revsnn_bench.models.networks:example",
-    nodes=("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif-carrier"),
+    nodes=("as-is", "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif-carrier"),
     timesteps=4,
     shape=(3, 32, 32),
 )

@@ -12,7 +12,7 @@ whole against the reference in its own precision, block by block.
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class Subject:
         recovered_steps: from an input and its output, how many steps the inverse recovers, from the last one back. None
             where nothing is inverted.
         plain: the step of the same network without its strategy, whose bits it should have; None where there is none.
+        bare: the step without what a method puts around its forward, in which the reference runs; None where that is
+            the step itself.
+        itself: the model without its method, the reference where there is no other and no difference can judge:
+            it tells of the method, not of the model. None where that is not what is asked.
         approximate: whether the step's gradient is not meant to be that of backpropagation: its bias is measured.
     """
 
@@ -57,6 +61,8 @@ class Subject:
     whole: TrainingStep | None = None
     recovered_steps: Callable[[Tensor, Tensor], int] | None = None
     plain: TrainingStep | None = None
+    bare: TrainingStep | None = None
+    itself: nn.Module | None = None
     approximate: bool = False
 
 
@@ -69,7 +75,12 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     """
     step = subject.step
     if subject.reference is None:
-        found = measure_oracle_errors(step)
+        try:
+            found = measure_oracle_errors(step)
+        except NoOracle:
+            if subject.itself is None:
+                raise
+            return measure_fidelity(replace(subject, reference=subject.itself))
         return FidelityRecord(
             gradient_error=found.input,
             parameter_gradient_error=found.parameters,
@@ -199,7 +210,7 @@ def shifted(source: Tensor) -> Tensor:
 
 def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torch.dtype]]:
     """The reference in the precision under test, in float64 with the decisions of the first, and the first's dtypes."""
-    step, same = subject.step, subject.reference
+    step, same = subject.bare or subject.step, subject.reference
     assert same is not None
     double = copy.deepcopy(same).double()
     source = step.source.detach()

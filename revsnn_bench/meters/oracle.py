@@ -302,7 +302,7 @@ def cut_states(model: nn.Module) -> list[Tensor]:
 def _cut(model: nn.Module) -> None:
     """Cuts every carried state from its graph."""
     for module in model.modules():
-        for name, value in list(vars(module).items()):
+        for name, value in [*vars(module).items(), *module.named_buffers(recurse=False)]:  # a buffer: snnTorch's
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 setattr(module, name, value.detach())
         memories: dict[str, Any] = getattr(module, "_memories", {})  # SpikingJelly's

@@ -4,7 +4,8 @@ The callable returns an `nn.Module` that takes `[T, B, *]`, or an object with `m
 Integers (tokens) are inputs too, and with a loss the output may be anything.
 One that takes arguments named `timesteps` and `batch` gets those of the case. The node of such a case is a method:
 
-    as-is            the model, untouched; the one method for a model without neurons that can be told
+    as-is            the model, untouched
+    as-is+remat      the same, inside `remat`; these two for a model without neurons that can be told, too
     lif              SpikingJelly's neurons exchanged for the fused ones of the same function
     lif+remat        the same, inside `remat`
     lif+checkpoint   the same, every block run again in the backward pass
@@ -32,7 +33,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
-METHODS = ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
+METHODS = ("as-is", "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
 
 Loss = Callable[[Any], Any]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -65,6 +66,24 @@ class OwnStep(WorkloadStep):
         with self.around():
             output: Any = self.model(x)
             return output if self.loss is None else _scalar(self.loss, output)
+
+    def backward(self, output: Tensor) -> None:
+        """Runs backward.
+
+        Raises:
+            ModelError: the graph goes on into one that an earlier step has freed.
+        """
+        try:
+            super().backward(output)
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            kind = type(self.model)
+            raise ModelError(
+                f"{_where(kind.forward)}: {kind.__name__} must begin each forward from a fresh state; this one goes on "
+                "from tensors of an earlier step, whose graph is gone. Reset or detach in forward what the model "
+                "carries, and compute there what depends on its parameters."
+            ) from error
 
     def gradient_shape(self) -> torch.Size:
         """Of the output, found by a trial that checks the model."""
@@ -118,10 +137,15 @@ def require_method(name: str) -> None:
         )
 
 
+def is_untouched(method: str) -> bool:
+    """Whether a method leaves the model's neurons as they are."""
+    return method.partition("+")[0] == "as-is"
+
+
 def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Context:
     """Does to a model what a method says, in place; returns the context that its forward needs."""
-    if method == "as-is":
-        return nullcontext
+    if is_untouched(method):
+        return remat if method.endswith("+remat") else nullcontext
     put_in_our_neurons(model)
     if method == "lif-carrier":
         _put_in_carriers(model)
@@ -249,7 +273,7 @@ def _parameters(make: Callable[..., Any]) -> set[str]:
 
 def _check_neurons(model: nn.Module, method: str) -> None:
     places: dict[int, str] = {}
-    if not neurons_of(model) and method != "as-is":
+    if not neurons_of(model) and not is_untouched(method):
         theirs = any(type(module).__module__.startswith("snntorch.") for module in model.modules())
         fix = " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if theirs else ""
         raise SkipCase(

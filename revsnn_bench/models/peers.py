@@ -27,7 +27,7 @@ from revsnn_nodes import CarrierLIF, SpikingNode, StandardLIF, node_factory, sur
 from revsnn_nodes.kernels.support import fused_obstacle
 from torch import Tensor, nn
 
-from revsnn_bench.models.own import METHODS
+from revsnn_bench.models.own import METHODS, is_untouched
 from revsnn_bench.records import SkipCase
 
 
@@ -210,7 +210,7 @@ def takes(node: str, option: str, value: Any) -> bool:
     if name in PEERS:
         return False
     if node in METHODS:
-        return node != "as-is"
+        return not is_untouched(node)
     factory = CarrierLIF if name == "norm-carrier" else node_factory(name)
     if not accepts(factory, "backend"):
         return False

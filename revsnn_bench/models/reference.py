@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -25,6 +26,9 @@ from revsnn_bench.records import NoOracle
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
 
+IN_REMAT = "as-is+remat"
+"""The method whose claim is that a user's model stays what it is, whatever its neurons are."""
+
 STEP_TOLERANCE = 1e-4
 """`rtol` and `atol` of `torch.allclose` for an inverted step, in units of the threshold."""
 
@@ -43,7 +47,8 @@ def subject_of(case: Case) -> Subject:
     if differs := next((found for m in step.model.modules() if (found := getattr(m, "differs", ""))), ""):
         raise NoOracle(differs)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
-    plain = build(_plain(case)) if case.workload in FIELD and case != _plain(case) else None
+    wrapped = case.workload in FIELD or case.node == IN_REMAT
+    plain = build(_plain(case)) if wrapped and case != _plain(case) else None
     if is_own(case.workload):
         reference = _as_is(case)
     else:
@@ -56,8 +61,17 @@ def subject_of(case: Case) -> Subject:
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, step.model) if isinstance(step.model, InvertingNode) else None,
         plain=plain,
+        bare=_bare(step),
+        itself=build(_plain(case)).model if case.node == IN_REMAT else None,
         approximate=is_approximate(case.node),
     )
+
+
+def _bare(step: WorkloadStep) -> WorkloadStep:
+    """The step without the context around its forward, which would be around the reference as well."""
+    bare = copy.copy(step)
+    bare.around = nullcontext
+    return bare
 
 
 def _as_is(case: Case) -> nn.Module | None:

@@ -62,13 +62,22 @@ class WorkloadStep(ModuleStep):
         return output.shape
 
     def reset_state(self) -> None:
-        """Resets every neuron."""
-        for neuron in neurons_of(self.model):
-            neuron.reset()
+        """Resets every neuron, those of snnTorch with hidden states and layers of sinabs as well."""
+        for module in self.model.modules():
+            if reset := _reset_of(module):
+                reset()
 
     def state_tensors(self) -> list[Tensor]:
         """The membranes that the neurons carry to the next call."""
         return [neuron.v for neuron in neurons_of(self.model) if isinstance(neuron.v, Tensor)]
+
+
+def _reset_of(module: nn.Module) -> Callable[[], object] | None:
+    """What resets the state that a module carries from call to call; None where it is known to carry none."""
+    hidden = getattr(module, "init_hidden", False) is True
+    name = "reset" if is_neuron(module) else "reset_mem" if hidden else "reset_states"
+    found = getattr(module, name, None)
+    return found if callable(found) else None
 
 
 def copy_to_try(model: nn.Module) -> nn.Module:

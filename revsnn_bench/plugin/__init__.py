@@ -76,9 +76,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from revsnn_bench.models.peers import takes
 
     sweep = Sweep(*marker.args, **marker.kwargs)
-    cases = sweep.cases(
-        options.preset(config), options.axes(config), _usual_nodes(config), config.getoption("sweep_node"), takes
-    )
+    asked = config.getoption("sweep_node")
+    if asked and options.has_own_model(config):
+        sweep.nodes = None  # those of a suite are its own network's; a model of the user takes every method
+    cases = sweep.cases(options.preset(config), options.axes(config), _usual_nodes(config), asked, takes)
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 

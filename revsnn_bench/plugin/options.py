@@ -176,12 +176,18 @@ def _check_workloads(config: pytest.Config) -> None:
 def _check_nodes(config: pytest.Config) -> None:
     asked = config.getoption("sweep_node")
     if asked:
-        from revsnn_bench.models.own import is_own, require_method
+        from revsnn_bench.models.own import require_method
         from revsnn_bench.models.strategies import strategy
 
-        own = any(map(is_own, config.getoption("sweep_workload") or ()))
         for name in asked:
-            require_method(name) if own else strategy(name)
+            require_method(name) if has_own_model(config) else strategy(name)
+
+
+def has_own_model(config: pytest.Config) -> bool:
+    """Whether a model of the user is among the workloads that were asked for."""
+    from revsnn_bench.models.own import is_own
+
+    return any(map(is_own, config.getoption("sweep_workload") or ()))
 
 
 def _command(config: pytest.Config) -> tuple[str, ...]:

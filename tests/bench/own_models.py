@@ -385,3 +385,49 @@ def loss_none():
 
 def wrong_inputs():
     return SimpleNamespace(model=Plain(), inputs=lambda: torch.rand(9, 9), loss=lambda y: y.sum())
+
+
+class Carries(nn.Module):
+    """Its membrane lives on from call to call, and nobody can reset it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.membrane = nn.Linear(6, 4), None
+
+    def forward(self, x):
+        spikes = []
+        for x_t in x.unbind(0):
+            self.membrane = self.fc(x_t) if self.membrane is None else 0.5 * self.membrane * self.fc(x_t)
+            spikes.append(self.membrane.sigmoid())
+        return torch.stack(spikes)
+
+
+class Hidden(nn.Module):
+    """snnTorch's neurons with hidden states, which `snntorch.utils.reset` resets in a training loop."""
+
+    def __init__(self):
+        import snntorch
+
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(6, 8), snntorch.Leaky(0.9, init_hidden=True)
+        self.fc2, self.lif2 = nn.Linear(8, 4), snntorch.Leaky(0.9, init_hidden=True, output=True)
+
+    def forward(self, x):
+        return torch.stack([self.lif2(self.fc2(self.lif1(self.fc1(x_t))))[1] for x_t in x.unbind(0)])
+
+
+class Sinabs(nn.Module):
+    """A layer of sinabs, which carries its membrane until `reset_states`."""
+
+    def __init__(self):
+        import sinabs.layers
+
+        super().__init__()
+        self.fc, self.lif = nn.Linear(6, 8), sinabs.layers.LIF(tau_mem=2.0)
+
+    def forward(self, x):
+        return self.lif(self.fc(x).transpose(0, 1)).transpose(0, 1)
+
+
+def relus():
+    return nn.Sequential(nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
