@@ -166,7 +166,7 @@ def synchronize() -> None:
 
 def show(heading: str, kept: dict[str, int], peak: dict[str, int], seconds: dict[str, list[float]]) -> None:
     """Prints the table."""
-    print(f"{'':26}{'kept':>12}{'peak':>12}{heading:>10}   each as a ratio to SpikingJelly's neurons as they come")
+    print(f"{'':26}{'kept':>12}{'peak':>12}{heading:>10}   each as a ratio to the first row")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     first = next(iter(medians))
     for name in medians:

@@ -278,7 +278,8 @@ def _check_neurons(model: nn.Module, method: str) -> None:
         fix = " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if theirs else ""
         raise SkipCase(
             f"{_where(type(model))}: {type(model).__name__} has no neuron that {method} could exchange: none of its "
-            f"modules has a membrane `v` and a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have.{fix}"
+            "modules has a membrane `v` and a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have. "
+            f"Methods that leave it as it is: as-is, as-is+remat.{fix}"
         )
     for name, module in model.named_modules(remove_duplicate=False):
         first = places.setdefault(id(module), name)

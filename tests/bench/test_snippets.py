@@ -87,6 +87,7 @@ LESS = {
     "revsnn-bench plan --model net:make --input 4,2000000,2,8,8": '--limit "4 MiB" --rounds 1',
     "revsnn-bench claims": "--from RUN",
     "python examples/remat_networks.py": "--batch 2 --size 8 --steps 2 --rounds 1",
+    "python examples/remat_snntorch.py": "--batch 2 --steps 3 --rounds 1",
     "python examples/remat_digits.py": "--epochs 1 --batch 256 --size 8",
 }
 """Options that make a command small, by how it begins; a sweep that is named here is measured. Claims are judged from
