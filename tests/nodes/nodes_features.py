@@ -259,18 +259,13 @@ def _exported_for_use(node: Any, x: Tensor) -> list[Tensor]:
     return [program.module()(x)]
 
 
-def _compiled(node: Any, x: Tensor) -> list[Tensor]:
-    torch._dynamo.reset()
-    return plain(node, x[:2], torch.compile(node, backend="aot_eager", fullgraph=True))
-
-
 def _two_batches(node: Any, x: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-    results = plain(node, x[:1], run)
+    results = plain(node, x[:2], run)
     node.reset()
-    return results + plain(node, x[:1].repeat(1, 3, 1), run)
+    return results + plain(node, x[:2].repeat(1, 3, 1), run)
 
 
-def _compiled_twice(node: Any, x: Tensor) -> list[Tensor]:
+def _compiled(node: Any, x: Tensor) -> list[Tensor]:
     torch._dynamo.reset()
     return _two_batches(node, x, torch.compile(node, backend="aot_eager", fullgraph=True))
 
@@ -530,8 +525,7 @@ FEATURES: dict[str, tuple[Feature, Feature | None]] = {
     "jacobian": (_jacobian(False), None),
     "jacobian, vectorised": (_jacobian(True), None),
     "torch.func.jvp": (_forward_mode, None),
-    "torch.compile, two steps, fullgraph": (_compiled, lambda node, x: plain(node, x[:2])),
-    "torch.compile, another batch size, fullgraph": (_compiled_twice, _two_batches),
+    "torch.compile, two steps, another batch size, fullgraph": (_compiled, _two_batches),
     "torch.export, training": (_exported, plain),
     "torch.export, eval()": (_exported_for_use, lambda node, x: [node.eval()(x)]),
 }
