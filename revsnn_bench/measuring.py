@@ -133,13 +133,15 @@ def _compile_time(case: Case, settings: Settings) -> float:
 
 def _memory(case: Case, settings: Settings) -> MemoryRecord:
     from revsnn_bench.meters.memory import measure_memory
+    from revsnn_bench.models.peers import unlisted
     from revsnn_bench.models.workloads import build
 
     def rehearse() -> None:
-        step = build(case)
-        step.backward(step.forward())
-        # A carried state may hold a checkpointed graph, and that the model: a circle that no collector sees.
-        step.prepare()
+        with unlisted():
+            step = build(case)
+            step.backward(step.forward())
+            # A carried state may hold a checkpointed graph, and that the model: a circle that no collector sees.
+            step.prepare()
 
     return measure_memory(build(case), rehearse)
 

@@ -122,8 +122,12 @@ def same_draws(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage:
-    """The storage of a strided tensor; equal storages have equal `_cdata`."""
-    return tensor.untyped_storage()
+    """The storage of a strided tensor; equal storages have equal `_cdata`.
+
+    To `remat`, which watches functions, a tensor whose storage is asked for may change unseen: a meter changes none.
+    """
+    with torch._C.DisableTorchFunction():
+        return tensor.untyped_storage()
 
 
 def unique_bytes(tensors: Iterable[Tensor]) -> int:

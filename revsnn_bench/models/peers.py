@@ -16,8 +16,10 @@ sinabs' own reset passes no gradient; with `detach_reset=True` it is taken, and 
 The surrogate is each library's own, at a sharpness and height that ours can have.
 """
 
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -196,6 +198,18 @@ def accepts(factory: Any, option: str) -> bool:
     """Whether it takes `backend`, or `step_mode`: every node of this package does, by name or among its keywords."""
     ours = isinstance(factory, type) and issubclass(factory, SpikingNode)
     return ours or option in signature(factory).parameters
+
+
+@contextmanager
+def unlisted() -> Iterator[None]:
+    """Neurons made inside are taken off snnTorch's list of all there ever were, which keeps them and their graphs."""
+    known = sys.modules.get("snntorch")
+    before = len(known.SpikingNeuron.instances) if known else 0
+    try:
+        yield
+    finally:
+        if made := sys.modules.get("snntorch"):
+            del made.SpikingNeuron.instances[before:]
 
 
 def takes(node: str, option: str, value: Any) -> bool:

@@ -431,3 +431,22 @@ class Sinabs(nn.Module):
 
 def relus():
     return nn.Sequential(nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+class SnnTorch(nn.Module):
+    """snnTorch's neurons whose membranes the loop hands on, as in its tutorials."""
+
+    def __init__(self):
+        import snntorch
+
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(6, 8), snntorch.Leaky(0.9)
+        self.fc2, self.lif2 = nn.Linear(8, 4), snntorch.Leaky(0.9)
+
+    def forward(self, x):
+        first, second, outputs = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+        for x_t in x.unbind(0):
+            spikes, first = self.lif1(self.fc1(x_t), first)
+            spikes, second = self.lif2(self.fc2(spikes), second)
+            outputs.append(second)
+        return torch.stack(outputs)

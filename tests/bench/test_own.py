@@ -10,6 +10,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.models.own import METHODS, ModelError
 from revsnn_bench.models.workloads import build
+from revsnn_bench.plan.predict import predict
 from revsnn_bench.records import SkipCase, Status
 
 
@@ -116,7 +117,7 @@ def test_a_model_without_neurons_is_measured_as_it_is():
         build(case_of("ByHand", "lif+remat"))
 
 
-@pytest.mark.parametrize("model", ["ByHand", "Hidden", "Sinabs"])
+@pytest.mark.parametrize("model", ["ByHand", "Hidden", "Sinabs", "SnnTorch"])
 def test_models_of_others_are_measured_inside_remat(model):
     """What a surrogate of any package saves is made again; the judge is the model as it is, and no bit differs."""
     pytest.importorskip("snntorch")
@@ -128,6 +129,10 @@ def test_models_of_others_are_measured_inside_remat(model):
     assert inside.fidelity.gradient_error < 1e-5
     assert inside.memory.retained_bytes < plain.memory.retained_bytes
     assert inside.flops.forward == plain.flops.forward
+    if model in ("Hidden", "SnnTorch"):  # the spikes of six steps of three samples of the first layer
+        assert plain.memory.retained_bytes - inside.memory.retained_bytes == 6 * 3 * 8 * 4
+        for node, record in (("as-is", plain), ("as-is+remat", inside)):
+            assert predict(case_of(model, node, timesteps=6)).retained_bytes == record.memory.retained_bytes
 
 
 def test_a_reference_runs_outside_of_remat(monkeypatch):
