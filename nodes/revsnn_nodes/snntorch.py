@@ -4,7 +4,8 @@
     print(swap_neurons(model))          # Leaky -> ours, where the dynamics are the same; says what it left and why
 
 A neuron is called as before, step by step `[N, *]`, and keeps one tensor per step for backward, where snnTorch's keeps
-2.7. `snntorch.utils.reset`, `reset_mem`, `detach_hidden` and `mem` work as before.
+two if it resets to zero, and four of that without `reset_delay`. `snntorch.utils.reset`, `reset_mem`, `detach_hidden`
+and `mem` work as before.
 
 Charges are equal to rounding; a spike differs where a charge lies that near to the threshold, or on it: snnTorch fires
 above it, nodes of this package from it on. Import this module only where snnTorch is installed: version 1.0.
