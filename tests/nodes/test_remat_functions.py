@@ -222,6 +222,31 @@ def test_another_size_is_tried_by_itself():
     assert all(map(torch.equal, *grads))
 
 
+def test_a_write_at_equal_places_is_not_repeated():
+    """Which of two values stays at a place that an index names twice is chance on a GPU; a mask names each once."""
+    x = torch.randn(40, 30, requires_grad=True)
+    mask, places = x.detach() > 0, torch.arange(40) // 2
+    for index, remade in ((mask, True), (places, False), (([0, 0, 1],), False), ((slice(2), None, ...), True)):
+        with remat() as saved:
+            out = torch.zeros_like(x)
+            out[index] = 2.0
+            y = x * out
+        assert y.grad_fn is not None
+        assert (saved.remade_bytes == x.nbytes) == remade
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], out)
+
+
+def test_places_that_were_tried_are_forgotten_at_last(monkeypatch):
+    """Inputs of ever other sizes do not fill the memory."""
+    monkeypatch.setattr(pack, "_MOST_PLACES", 30)
+    net = Loop(surrogate(WAYS["spytorch"]))
+    for batch in range(1, 20):
+        with remat():
+            y = net(torch.randn(2, batch, 8))
+        y.sum().backward()
+        assert len(pack._tried) < 60
+
+
 def test_the_table_leaves_out_what_is_gone():
     """A tensor saved by a graph that nobody holds is not kept."""
     spike = surrogate(WAYS["snntorch"])

@@ -177,6 +177,7 @@ def plan_for(target: Value, max_passes: int) -> Plan:
     return Plan(obstacle, tuple(leaves.items()), new_bytes, copied, passes, tuple(places))
 
 
+_MOST_PLACES = 10_000
 _tried: dict[Place, list[int]] = {}
 """By place in the code: how often what is made there was needed, and whether it always came out as in the forward."""
 
@@ -190,6 +191,8 @@ def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
     kept = packed.kept
     if not plan.places or kept is None or isinstance(kept, FakeTensor):
         return True
+    if len(_tried) > _MOST_PLACES:  # of inputs of ever other sizes; they are tried again
+        _tried.clear()
     tried = [_tried.setdefault(place, [0, True]) for place in set(plan.places)]
     if not all(holds for _, holds in tried):
         return False

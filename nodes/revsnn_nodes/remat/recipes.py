@@ -64,6 +64,16 @@ def set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
     return tensor
 
 
+def writes_once(index: Any) -> bool:
+    """Whether `tensor[index] = value` writes each element at most once: else a GPU leaves the last one to chance."""
+    parts = index if type(index) is tuple else (index,)
+    return all(
+        each is None or isinstance(each, int | slice | EllipsisType)
+        or (isinstance(each, Tensor) and each.dtype == torch.bool)
+        for each in parts
+    )  # fmt: skip
+
+
 CHEAP: dict[Function, int] = {
     torch.Tensor.__setitem__: 1,
     **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_ZEROS} {_ONES} {_POOLS}"), 1),

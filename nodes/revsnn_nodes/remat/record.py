@@ -41,6 +41,7 @@ from revsnn_nodes.remat.recipes import (
     norm_again,
     set_item,
     treatment,
+    writes_once,
 )
 from revsnn_nodes.remat.rerun import Hidden, Rerun
 from revsnn_nodes.surrogate import in_transform
@@ -174,6 +175,8 @@ class Recorder:
         if not (how.passes or how.hidden) or not self.records():
             return function(*args, **kwargs)
         if not torch.is_grad_enabled() and (how.hidden or how.writes == "statistics"):
+            return function(*args, **kwargs)
+        if function is Tensor.__setitem__ and not writes_once(args[1]):
             return function(*args, **kwargs)
         if how.hidden:
             return self.call_hidden(function, args, kwargs)
