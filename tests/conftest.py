@@ -11,7 +11,7 @@ import pytest
 # and a small operation takes many times as long where two test processes share two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # As many test processes as cores: threads of each would wait for those of the others, a seventh of the time.
+    # No fewer test processes than cores: threads of each would wait for those of the others, a seventh of the time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
