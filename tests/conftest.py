@@ -29,7 +29,7 @@ def _rested() -> None:
     gc.freeze()
 
 
-_TIMING = ("test_timing.py", "test_compiling.py", "test_small_sizes.py", "test_runner_speed.py")
+_TIMING = ("test_timing.py", "test_small_sizes.py", "test_runner_speed.py")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

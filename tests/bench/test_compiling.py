@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from revsnn_bench import Case, Settings, measure
+from revsnn_bench import Case, Settings
 from revsnn_bench.meters.timing import measure_compile_time
 from revsnn_bench.session import BenchSession, RunOptions
 from revsnn_bench.system.process import METERS
@@ -15,14 +15,6 @@ BUILD = "revsnn_bench.models.workloads:build"
 
 def case(backend, node="lif"):
     return Case(node=node, timesteps=2, batch=1, shape=(8,), node_options={"backend": backend})
-
-
-def test_compilation_is_timed_however_warm_the_caches_are():
-    """Kernels that this process has compiled, and that are on disk, are compiled again; eager code compiles nothing."""
-    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
-    measure(case("fused"), Settings(passes=("time",), min_rounds=1, max_rounds=1))
-    fused = measure(case("fused"), Settings(passes=("compile",))).compile_time_s
-    assert fused > 3 * measure_compile_time(case("torch"), BUILD)
 
 
 def test_the_process_that_compiles_begins_without_the_compiler():

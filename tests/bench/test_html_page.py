@@ -357,7 +357,7 @@ def test_a_thousand_cases_stay_small_and_quick(large_run, tmp_path):
         for every in (45, 5)
     )
     assert many < 9 * few
-    write_reports(large_run, tmp_path, FORMATS)
+    write_reports(large_run, tmp_path, ("html",))
     page = (tmp_path / "run-1.html").read_text()
     assert len(page.encode()) < 2_000_000
     assert page.count('id="case-') == len(large_run.records) == 1008

@@ -13,8 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.step import ModuleStep
-from revsnn_bench.meters.timing import Round, Sample, is_contended, measure_time, select_rounds
+from revsnn_bench.meters.timing import (
+    Round,
+    Sample,
+    is_contended,
+    measure_compile_time,
+    measure_time,
+    select_rounds,
+)
 from revsnn_bench.system.process import RunDelay
 
 
@@ -206,3 +214,15 @@ print(fresh, faults())
     fresh, kept = map(int, out.split())
     assert fresh >= 20
     assert kept < fresh / 4
+
+
+def test_compilation_is_timed_however_warm_the_caches_are():
+    """Kernels that this process has compiled, and that are on disk, are compiled again; eager code compiles nothing."""
+    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    fused_case, eager_case = (
+        Case(node="lif", timesteps=2, batch=1, shape=(8,), node_options={"backend": backend})
+        for backend in ("fused", "torch")
+    )
+    measure(fused_case, Settings(passes=("time",), min_rounds=1, max_rounds=1))
+    fused = measure(fused_case, Settings(passes=("compile",))).compile_time_s
+    assert fused > 3 * measure_compile_time(eager_case, "revsnn_bench.models.workloads:build")
