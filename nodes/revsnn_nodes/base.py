@@ -29,6 +29,7 @@ def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..
     """
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        """The method with the joined signature."""
         _, *inherited = signature(base.__init__).parameters.values()  # type: ignore[misc]
         own = signature(init).parameters.values()
         first = [each for each in own if each.kind is Parameter.POSITIONAL_OR_KEYWORD]

@@ -134,6 +134,7 @@ def _lend(node: Any, shown: Tensor) -> None:
     if earlier is None or earlier[0] != task:
 
         def put_back() -> None:
+            """Gives the node the membrane that it carried, unless somebody has done so."""
             _, last = _LENT.pop(node)
             if earlier is not None:
                 _LENT[node] = earlier

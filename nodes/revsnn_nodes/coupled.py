@@ -264,6 +264,7 @@ def _rerun(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: An
     groups, dtype = ctx.neuron.groups, ybar[0].dtype
 
     def step(*before: Tensor) -> tuple[Tensor, ...]:
+        """Outputs and membranes of a step, from its inputs and the membranes before it."""
         outputs, membranes, _ = eq.coupled_step(before[:groups], before[groups:], ctx.neuron, ctx.surrogate)
         return *outputs, *membranes
 

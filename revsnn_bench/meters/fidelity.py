@@ -76,19 +76,11 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     step = subject.step
     if subject.reference is None:
         try:
-            found = measure_oracle_errors(step)
+            return _by_differences(step)
         except NoOracle:
             if subject.itself is None:
                 raise
             return measure_fidelity(replace(subject, reference=subject.itself))
-        return FidelityRecord(
-            gradient_error=found.input,
-            parameter_gradient_error=found.parameters,
-            state_gradient_error=found.states,
-            tolerance=_tolerance(found.dtypes),
-            neurons=step.source[0].numel(),
-            judged_by="differences",
-        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tested = _calls(step, step.model, step.source)
@@ -123,6 +115,19 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         or None,
         neurons=neurons,
         gradient_bias=_bias(step.model, tested[0], exact[0]) if subject.approximate else None,
+    )
+
+
+def _by_differences(step: TrainingStep) -> FidelityRecord:
+    """The fidelity of a step without a reference, by differences of its own forward."""
+    found = measure_oracle_errors(step)
+    return FidelityRecord(
+        gradient_error=found.input,
+        parameter_gradient_error=found.parameters,
+        state_gradient_error=found.states,
+        tolerance=_tolerance(found.dtypes),
+        neurons=step.source[0].numel(),
+        judged_by="differences",
     )
 
 

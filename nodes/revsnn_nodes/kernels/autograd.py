@@ -63,6 +63,7 @@ def first_derivative_only(backward: Backward) -> Backward:
 
     @wraps(backward)
     def once(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients, from which no second derivative leads on."""
         if _nested_transforms() > 1:
             raise RuntimeError(_REFUSAL)
         with torch.no_grad():

@@ -177,13 +177,25 @@ def plan_for(target: Value, max_passes: int) -> Plan:
     return Plan(obstacle, tuple(leaves.items()), new_bytes, copied, passes, tuple(places))
 
 
+@dataclass(slots=True)
+class _Trial:
+    """How often what is made at a place in the code was needed, and whether it came out as in the forward so far."""
+
+    uses: int = 0
+    holds: bool = True
+
+    @property
+    def is_due(self) -> bool:
+        """At the 1st, 2nd, 4th, 8th use and so on."""
+        return not self.uses & (self.uses - 1)
+
+
 _MOST_PLACES = 10_000
-_tried: dict[Place, list[int]] = {}
-"""By place in the code: how often what is made there was needed, and whether it always came out as in the forward."""
+_tried: dict[Place, _Trial] = {}
 
 
 def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
-    """Whether all recipes of a plan hold: those in doubt are run and compared the 1st, 2nd, 4th, 8th time and so on.
+    """Whether all recipes of a plan hold; those in doubt are run and compared when a trial is due.
 
     Raises:
         RuntimeError: one has held so far, and now it does not.
@@ -193,23 +205,23 @@ def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
         return True
     if len(_tried) > _MOST_PLACES:  # of inputs of ever other sizes; they are tried again
         _tried.clear()
-    tried = [_tried.setdefault(place, [0, True]) for place in set(plan.places)]
-    if not all(holds for _, holds in tried):
+    tried = [_tried.setdefault(place, _Trial()) for place in set(plan.places)]
+    if not all(each.holds for each in tried):
         return False
     for each in tried:
-        each[0] += 1
-    if all(uses & (uses - 1) for uses, _ in tried):
+        each.uses += 1
+    if not any(each.is_due for each in tried):
         return True
-    if kept.is_cuda and torch.cuda.is_current_stream_capturing():
-        return all(uses > 1 for uses, _ in tried)
+    if kept.is_cuda and torch.cuda.is_current_stream_capturing():  # where nothing can be compared
+        return all(each.uses > 1 for each in tried)
     with torch.no_grad(), _disable_current_modes():
         storages = make(value, plan.leaves), kept.untyped_storage()
         bits = (torch.empty(0, dtype=torch.uint8, device=kept.device).set_(each) for each in storages)
         if torch.equal(*bits):
             return True
     for each in tried:
-        each[1] = False
-    if min(uses for uses, _ in tried) > 1:
+        each.holds = False
+    if all(each.uses > 1 for each in tried):
         raise RuntimeError(
             f"what {packed.entry.name} saves, {list(kept.shape)}, must come out of the functions that made it; it did "
             "so far, and now it does not. A kernel that nobody sees writes to it, and gradients may have been wrong "

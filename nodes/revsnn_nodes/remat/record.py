@@ -194,7 +194,8 @@ class Recorder:
             elif written is None and not (args and _is_view_of(args[0], made)):
                 call = self.refer(args, kwargs)
             if call is not None:
-                self.note(function, call, made, how.passes or 1)
+                doubted = function is torch.zeros or function is torch.ones or not torch.is_grad_enabled()
+                self.note(function, call, made, how.passes or 1, _place(function, made) if doubted else None)
         return result
 
     def call_norm(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -254,7 +255,7 @@ class Recorder:
         except _Unrecorded:
             return None
 
-    def note(self, run: Function, call: Call, result: Tensor, passes: int) -> None:
+    def note(self, run: Function, call: Call, result: Tensor, passes: int, place: Place | None = None) -> None:
         """Notes the recipe of a new storage, or of one that was changed in place; a view needs none."""
         address = result.untyped_storage()._cdata
         overwrites = call.before.get(address)
@@ -267,8 +268,7 @@ class Recorder:
         elif not fills_its_storage(result):
             return
         recipe = Recipe(run, (call.args, call.kwargs), call.before.values(), call.copied, result, passes, overwrites)
-        if run is torch.zeros or run is torch.ones or not torch.is_grad_enabled():
-            recipe.place = _place(run, result)
+        recipe.place = place
         value = Value(result, recipe)
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe

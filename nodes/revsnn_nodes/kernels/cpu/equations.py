@@ -79,6 +79,7 @@ def by_type(function: Any, of_bits: Any, of_floats: Any) -> None:
     place = list(signature(function).parameters).index("row")
 
     def of_row(*arguments: Any) -> Any:
+        """The function for the type of the row."""
         return of_bits if arguments[place].dtype == numba.types.uint16 else of_floats
 
     overload(function, strict=False, jit_options=CALLED)(of_row)
@@ -244,9 +245,11 @@ def _exp64(x: Any) -> Any:
 @overload(_exp, jit_options=CALLED)
 def _exp_of_type(x: Any) -> Any:
     def narrow(x: Any) -> Any:
+        """Of a float32."""
         return _exp32(x)
 
     def wide(x: Any) -> Any:
+        """Of a float64."""
         return _exp64(x)
 
     return narrow if x == numba.types.float32 else wide

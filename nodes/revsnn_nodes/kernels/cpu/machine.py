@@ -88,6 +88,7 @@ class _BySources:
     _py_file: str
 
     def get_source_stamp(self) -> str:
+        """What the cached kernels of the file depend on: see `source_stamp`."""
         return source_stamp(Path(self._py_file))
 
     def get_disambiguator(self) -> str:
