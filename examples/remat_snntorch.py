@@ -1,6 +1,6 @@
 """A training step of two networks of snnTorch, a loop over time as its tutorials write it, with and without `remat`.
 
-    python examples/remat_snntorch.py --rounds 5
+    python examples/remat_snntorch.py --rounds 9
 
 Nothing is exchanged: neurons are snnTorch's `Leaky` with its default reset. Steps are interleaved; times are medians.
 Needs: pip install revsnn-bench[cpu,peers].

@@ -90,6 +90,22 @@ def test_remat_page_shows_what_the_run_keeps():
     assert f"{kept['spikingjelly']} eager, {kept['lif+remat']} inside." in page
 
 
+def test_remat_page_shows_what_loops_of_snntorchs_neurons_keep():
+    """Bytes and time of both networks, as the example printed them; README has their ratios in short."""
+    printed = (ROOT / "results" / "remat-snntorch.txt").read_text(encoding="utf-8")
+    row = r"^([\w -]+)\.\n.*\nas it is +(\S+ MiB).*\ninside remat +(\S+ MiB).* ms +(\S+) +(\S+)  (\S+)$"
+    found = re.findall(row, printed, flags=re.MULTILINE)
+    assert len(found) == 2
+    for name, plain, kept, less, peak, time in found:
+        assert f"| {name.replace(' ', '')} | {plain} | {kept}, {less} | {peak} | {time} |" in (
+            ROOT / "docs" / "remat.md"
+        ).read_text(encoding="utf-8")
+    less, times = ({f"{float(each[i].removeprefix('1/')):.1f}" for each in found} for i in (3, 5))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert f"keep {' and '.join(sorted(less, reverse=True))} times less inside `remat`" in readme
+    assert f"in {' and '.join(sorted(times))} times the time" in readme
+
+
 FIELD = load_run(ROOT / "results" / "field.json")
 OVER_ALL_T = load_run(ROOT / "results" / "field-long.json")
 LONGEST = [r for r in FIELD if r.case.timesteps == 64 and r.status.value != "skipped"]
