@@ -2,9 +2,12 @@
 
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 # Before torch is imported, here and in every process that a test starts. OpenMP's threads else spin while they wait,
@@ -15,12 +18,34 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+_SERVERS = "REVSNN_TEST_SERVERS"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder for the processes that all test processes share: see tests/bench/warm_servers.py."""
+    if not hasattr(config, "workerinput"):
+        os.environ[_SERVERS] = tempfile.mkdtemp(prefix="revsnn-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Without the folder they end."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[_SERVERS])
+
+
+_MUCH = 256 << 20
+_held = [0]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _without_garbage() -> Iterator[None]:
-    """What the tests of a file leave is collected once, before the next."""
+    """What the tests of some files leave is collected once it is much: a collection takes half a second."""
     yield
-    gc.unfreeze()
-    gc.collect()
+    process = psutil.Process()
+    if process.memory_info().rss > _held[0] + _MUCH:
+        gc.unfreeze()
+        gc.collect()
+        _held[0] = process.memory_info().rss
 
 
 @pytest.fixture(autouse=True)

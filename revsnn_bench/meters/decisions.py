@@ -11,6 +11,7 @@ A model that names a type itself, as by `.float()` behind a comparison or by `to
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +35,12 @@ SIDE_BY_VALUE = {"threshold_backward", "hardtanh_backward", "leaky_relu_backward
 
 
 _NARROWER = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@cache
+def _name_of(operator: Any) -> str:
+    """Without its namespace, and without the underscore of one in place."""
+    return str(operator._schema.name).rpartition("::")[2].rstrip("_")
 
 
 class Decisions(TorchDispatchMode):
@@ -79,7 +86,7 @@ class Decisions(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._repeats and kwargs.get("dtype") in _NARROWER:
             kwargs = kwargs | {"dtype": torch.float64}
-        name = func._schema.name.rpartition("::")[2].rstrip("_")
+        name = _name_of(func)
         if name in RANDOM:
             drawn = func(*args, **kwargs)
             self._decide(func, [drawn])

@@ -110,8 +110,11 @@ def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[N
 def same_draws(device: torch.device, seed: int) -> Iterator[None]:
     """Inside, torch, numpy and Python draw the numbers of a seed; afterwards, what they would have drawn anyway."""
     drawn, drawn_by_numpy = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_device = device.type == "cuda"
+    # Without a GPU, `torch.manual_seed` formats the stack of its caller every time, and keeps it for a later one.
+    seeded = torch.manual_seed if on_device else torch.default_generator.manual_seed
+    with torch.random.fork_rng([device] if on_device else []):
+        seeded(seed)
         random.seed(seed)
         numpy.random.seed(seed)
         try:

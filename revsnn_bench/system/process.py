@@ -109,11 +109,14 @@ _frozen: list["weakref.ref[Tensor]"] | None = None
 def freeze_imported() -> None:
     """In the server: freezes what it has imported, which never becomes garbage, for its workers.
 
-    To touch it would copy its pages in every one of them, so the tensors among it are remembered here.
+    To touch it would copy its pages in every one of them, so the tensors among it are remembered here. Called again,
+    it freezes what has come since.
     """
     global _frozen
+    if _frozen is None:
+        gc.unfreeze()
+        _frozen = []
     gc.collect()
-    _frozen = []
     _freeze()
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +21,7 @@ from revsnn_bench.records import (
     Status,
     TimeRecord,
 )
+from revsnn_bench.system.process import freeze_imported
 
 if TYPE_CHECKING:
     from revsnn_bench.runner import Runner
@@ -136,22 +136,22 @@ def runner() -> "Iterator[Runner]":
         yield runner
 
 
-@pytest.fixture(scope="session")
-def _servers() -> "Iterator[Callable[[], AbstractContextManager[object]]]":
-    from warm_servers import warm_servers
-
-    with warm_servers() as use:
-        yield use
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _warm(request: pytest.FixtureRequest) -> "Iterator[None]":
+def _warm(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runners of this process find servers that have started, but where servers themselves are tested."""
     if request.path.name == "test_runner.py":
         yield
         return
-    with request.getfixturevalue("_servers")():
+    from warm_servers import use
+
+    with use():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _rested() -> None:
+    """As in a worker: collections leave out what is there, and its tensors are known without a search."""
+    freeze_imported()
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+import warm_servers
 from typer.testing import CliRunner
 
 import revsnn_bench.cli
@@ -29,10 +30,15 @@ SMALL = (
 )
 
 
-def command(folder, *arguments):
+ITSELF = ("-m", "revsnn_bench.cli")
+WARM = (warm_servers.__file__,)
+"""The command line, and the same with servers that have started."""
+
+
+def command(folder, *arguments, how=WARM):
     """Runs `revsnn-bench` in a folder; returns exit code, stdout and stderr."""
     done = subprocess.run(
-        [sys.executable, "-m", "revsnn_bench.cli", *arguments],
+        [sys.executable, *how, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -58,7 +64,8 @@ def inside(folder, *arguments):
 def measured(tmp_path_factory):
     """Two real runs of the same cases, `first` with every pass; the folder and what the first printed."""
     folder = tmp_path_factory.mktemp("runs")
-    code, out, err = command(folder, "run", *SMALL, "--run-id=first", f"--results={folder / 'deep' / 'down'}")
+    results = f"--results={folder / 'deep' / 'down'}"
+    code, out, err = command(folder, "run", *SMALL, "--run-id=first", results, how=ITSELF)
     assert code == 0, out + err
     code, again, err = inside(folder, "run", *SMALL, "--run-id=second", "--passes=memory,flops", "--results=deep/down")
     assert code == 0, again + err
@@ -308,7 +315,7 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
         "--run-id=cut",
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "revsnn_bench.cli", "run", *arguments],
+        [sys.executable, *WARM, "run", *arguments],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

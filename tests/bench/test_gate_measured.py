@@ -77,7 +77,7 @@ QUICK = ("--run-target=0.01", "--run-processes=1")
 def run_pytest(project, *arguments):
     path = os.pathsep.join([str(project), *filter(None, sys.path)])
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *arguments],
+        [sys.executable, "-m", "pytest", "-p", "warm_plugin", "-q", *arguments],
         cwd=project,
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,

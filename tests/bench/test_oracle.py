@@ -26,7 +26,7 @@ class NodeStep(ModuleStep):
                 module.reset()
 
 
-def errors_of(model: nn.Module, shape=(8, 4, 64), dtype=torch.float32):
+def errors_of(model: nn.Module, shape=(5, 4, 64), dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).add_(0.5).to(dtype).requires_grad_()
     return measure_oracle_errors(NodeStep(model, x))

@@ -213,7 +213,7 @@ def test_a_hostile_node_harms_its_own_case_alone(
 
 def test_a_worker_that_closes_its_descriptors_is_not_out_of_memory(measures: ModuleType) -> None:
     """It is waited for until its time is over, and so is one that has stopped itself."""
-    with Runner(measures.call_by_name, timeout_s=1, preload=("torch",)) as runner:
+    with Runner(measures.call_by_name, timeout_s=1, preload=()) as runner:
         for name in ("close_everything", "stop"):
             assert runner.run(CASE, (name, 60.0)).status is Status.TIMEOUT
 
@@ -228,7 +228,7 @@ def test_endless_output_is_cut_to_its_end(run: Callable[..., Record]) -> None:
 def test_timeout_says_where_and_kills_the_children(measures: ModuleType, tmp_path: Path) -> None:
     """At the time limit the worker and its own child are dead, and the reason shows where it was."""
     marker = tmp_path / "pids"
-    with Runner(measures.sleep_with_a_child, timeout_s=4, preload=("torch",)) as runner:
+    with Runner(measures.sleep_with_a_child, timeout_s=4, preload=()) as runner:
         record = runner.run(CASE, str(marker))
     assert record.status is Status.TIMEOUT
     assert str(record.reason).startswith("ran past the time limit of 4 s")
@@ -239,7 +239,7 @@ def test_timeout_says_where_and_kills_the_children(measures: ModuleType, tmp_pat
 
 def test_timeout_needs_no_cooperation(measures: ModuleType) -> None:
     """A worker that ignores signals is killed all the same, and the next case runs."""
-    with Runner(measures.ignore_signals_and_sleep, timeout_s=0.5, preload=("torch",)) as runner:
+    with Runner(measures.ignore_signals_and_sleep, timeout_s=0.5, preload=()) as runner:
         assert runner.run(CASE, None).status is Status.TIMEOUT
         assert runner.run(CASE, None).status is Status.TIMEOUT
 
@@ -247,7 +247,7 @@ def test_timeout_needs_no_cooperation(measures: ModuleType) -> None:
 def test_dead_server_is_an_error_and_replaced(measures: ModuleType) -> None:
     """When the server itself is killed, the case is an error, and the next case gets a new server."""
     others = psutil.Process().children()
-    with Runner(measures.succeed, timeout_s=30, preload=("torch",)) as runner:
+    with Runner(measures.succeed, timeout_s=30, preload=()) as runner:
         assert runner.run(CASE, 1).status is Status.OK
         (server,) = set(psutil.Process().children()) - set(others)
         server.kill()
@@ -288,7 +288,7 @@ def test_limits_must_be_positive(measures: ModuleType, arguments: dict[str, Any]
 
 def test_measure_may_be_a_partial(measures: ModuleType) -> None:
     """Anything that pickles and can be called will do, such as a partial of an importable function."""
-    with Runner(functools.partial(measures.succeed), timeout_s=30, preload=("torch",)) as runner:
+    with Runner(functools.partial(measures.succeed), timeout_s=30, preload=()) as runner:
         assert runner.run(CASE, 1).status is Status.OK
 
 
@@ -306,7 +306,7 @@ from revsnn_bench import Case
 from revsnn_bench.runner import Runner
 
 print("script runs", flush=True)
-runner = Runner(sample_measures.sleep_with_a_child, timeout_s=60, preload=("torch",))
+runner = Runner(sample_measures.sleep_with_a_child, timeout_s=60, preload=())
 runner.__enter__()
 print(psutil.Process().children()[0].pid, flush=True)
 try:

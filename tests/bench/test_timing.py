@@ -23,6 +23,7 @@ from revsnn_bench.meters.timing import (
     measure_time,
     select_rounds,
 )
+from revsnn_bench.system import process
 from revsnn_bench.system.process import RunDelay
 
 
@@ -115,8 +116,9 @@ def test_every_backward_follows_a_fresh_forward_and_the_order_alternates():
     assert pairs == [(a, b) if index % 2 == 0 else (b, a) for index in range(len(pairs))]
 
 
-def test_the_garbage_collector_rests_while_the_clock_runs_and_is_put_back():
+def test_the_garbage_collector_rests_while_the_clock_runs_and_is_put_back(monkeypatch):
     seen = []
+    monkeypatch.setattr(process, "_frozen", None)  # outside of a worker
     gc.unfreeze()
     measure_time(Step(lambda: seen.append(gc.isenabled())), None, target_s=0.0)
     assert not any(seen)

@@ -1,91 +1,143 @@
-"""Servers of runners that stay for the next runner: the start of one takes 3 s, and most tests measure for less.
+"""Servers of runners that begin with their modules imported: that takes 4 s, and most tests measure for less.
 
-A server is kept where its client closed it in good order, and is given to the next runner whose server would load the
-same modules under the same variables of OpenMP, glibc and torch. Workers do not see a difference: they begin in the
-folder, with the import path and the environment, that they would have had.
+One process for all tests, in whatever process these run, imports the modules; each server is forked from it. There is
+one for each choice of modules and of the variables that OpenMP, glibc and torch read when a process starts. A server
+begins in the folder, with the import path and the environment, that it would have had; its workers see no difference.
+
+As a script, and by the plugin `warm_plugin` of pytest, it does this for a command that a test starts.
 """
 
+import hashlib
+import importlib
 import os
-import pickle
+import signal
+import socket
+import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from unittest.mock import patch
 
 from revsnn_bench import runner
-from revsnn_bench.runner.server import Request
-from revsnn_bench.system.process import PRELOAD
+from revsnn_bench.system.process import PRELOAD, freeze_imported
+
+FOLDER = "REVSNN_TEST_SERVERS"
+"""The variable that names the folder of the sockets, which tests/conftest.py makes.
+
+The processes behind them end when it is gone.
+"""
 
 READ_AT_START = ("OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "PYTORCH_", "CUDA_", "NUMBA_", "LD_", "PYTHONHASHSEED")
-"""Beginnings of the names of variables that a process reads once: another value needs another server."""
+"""Beginnings of the names of variables that a process reads once: another value needs another process."""
 
-Started = runner._Server
+_BOOT = "import sys, warm_servers; warm_servers.fork_servers(sys.argv[1], sys.argv[2:])"
+_STARTS_WITHIN_S = 120
 
 
-def there(folder: str, path: list[str], environment: dict[str, str], call: bytes) -> object:
-    """What a call returns in a worker that stands where its client does."""
+def fork_servers(address: str, modules: Sequence[str]) -> None:
+    """Imports modules, and forks a server for each client that connects, until the folder of the address is gone."""
+    for name in modules:
+        importlib.import_module(name)
+    freeze_imported()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a server
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{address}.new")
+        listener.listen(64)
+        listener.settimeout(5)
+        os.rename(f"{address}.new", address)  # from here on it answers
+        while os.path.exists(address):
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            if os.fork() == 0:
+                listener.close()
+                _serve(client)
+            client.close()
+
+
+def _serve(end: socket.socket) -> None:
+    """A server, in a session of its own, where its client stands."""
+    from revsnn_bench.runner.server import main
+
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    end.setblocking(True)
+    client = Connection(end.detach())
+    folder, path, environment = client.recv()
     os.chdir(folder)
     sys.path[:] = path
     os.environ.clear()
     os.environ.update(environment)
-    function, arguments = pickle.loads(call)
-    return function(*arguments)
+    client.send(os.getpid())
+    try:
+        main(client)
+    finally:
+        os._exit(0)
 
 
-class Lent:
-    """A server for one runner, in place of one of its own."""
+class Forked(runner._Server):
+    """This end of the pipe to a server that was forked."""
 
-    def __init__(self, kept: "Kept", preload: Sequence[str], environment: dict[str, str]) -> None:
-        self._environment = environment
-        self._place = kept.place_of(preload, environment)
-        self._server = self._place.pop() if self._place else Started(preload, environment)
-        self._busy = False
-
-    def ask(self, request: Request) -> object:
-        self._busy = True  # also where this is interrupted
-        where = (os.getcwd(), list(sys.path), self._environment)
-        outcome = self._server.ask(request._replace(call=pickle.dumps((there, (*where, request.call)))))
-        self._busy = False
-        return outcome
-
-    def stop(self) -> None:
-        if self._busy:
-            self._server.stop()
-        else:
-            self._place.append(self._server)
-
-    def kill(self) -> None:
-        self._busy = True
-        self._server.kill()
+    def __init__(self, preload: Sequence[str], environment: dict[str, str]) -> None:
+        with socket.socket(socket.AF_UNIX) as end:
+            end.connect(_address([name for name in preload if name in PRELOAD], environment))
+            self._pipe = Connection(end.detach())
+        self._ready = False
+        self._pipe.send((os.getcwd(), list(sys.path), environment))
+        self._pid: int = self._pipe.recv()
+        self._pipe.send(tuple(preload))
 
     def last_words(self) -> str:
-        return self._server.last_words()
+        return "the server ended"
 
-
-class Kept:
-    """The servers that wait."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[object, list[runner._Server]] = defaultdict(list)
-
-    def place_of(self, preload: Sequence[str], environment: dict[str, str]) -> list[runner._Server]:
-        """Where servers wait that can stand for one with this start."""
-        read = {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
-        own = not {*preload} <= {*PRELOAD}  # modules of a test's own folder
-        return self._waiting[tuple(preload), tuple(sorted(read.items())), (os.getcwd(), *sys.path) if own else ()]
+    def kill(self) -> None:
+        try:
+            os.killpg(self._pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
 
     def stop(self) -> None:
-        for servers in self._waiting.values():
-            for server in servers:
-                server.stop()
+        self._pipe.close()
+        if not self._ready:
+            self.kill()
 
 
-@contextmanager
-def warm_servers() -> Iterator[Callable[[], object]]:
-    """Gives a context in which runners take servers that wait; they end with the outer one."""
-    kept = Kept()
+def _address(modules: Sequence[str], environment: dict[str, str]) -> str:
+    """Where the process answers that has these modules and variables; the first to ask starts it."""
+    read = sorted(each for each in environment.items() if each[0].startswith(READ_AT_START))
+    place = Path(environment[FOLDER], hashlib.sha256(repr((modules, read)).encode()).hexdigest()[:16])
     try:
-        yield lambda: patch.object(runner, "_Server", lambda *start: Lent(kept, *start))
-    finally:
-        kept.stop()
+        place.mkdir()
+    except FileExistsError:
+        pass
+    else:
+        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        command = [sys.executable, "-P", "-c", _BOOT, str(place / "socket"), *modules]
+        with (place / "errors").open("wb") as errors, Path(os.devnull).open("r+b") as nothing:
+            # By a shell that ends at once: nobody waits for this process.
+            subprocess.run(
+                ["/bin/sh", "-c", '"$@" &', "sh", *command],
+                env=environment | {"PYTHONPATH": path},
+                stdin=nothing, stdout=nothing, stderr=errors, start_new_session=True, check=True,
+            )  # fmt: skip
+    end = time.monotonic() + _STARTS_WITHIN_S
+    while not (place / "socket").exists():
+        if time.monotonic() > end:
+            raise RuntimeError(f"no server: {(place / 'errors').read_text()}")
+        time.sleep(0.02)
+    return str(place / "socket")
+
+
+def use() -> "patch":
+    """Inside, or after its `start`, runners of this process have servers that were forked."""
+    return patch.object(runner, "_Server", Forked)
+
+
+if __name__ == "__main__":
+    from revsnn_bench.cli import main
+
+    use().start()
+    main()

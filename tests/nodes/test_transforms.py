@@ -8,13 +8,9 @@ from nodes_cases import (
     ALL,
     COUPLED,
     FUSED,
-    INVERTING,
     Problem,
-    assert_ends_close,
-    differentiate,
     make,
     relative_error,
-    run_node,
 )
 from nodes_tolerances import INVERSE_RTOL_FLOAT64, RTOL
 from revsnn_nodes import AnchoredReversibleLIF, CarrierLIF, DriftError, DriftWarning, StandardLIF
@@ -144,23 +140,6 @@ def _fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-@_TORCH_ITSELF
-@pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("name", ALL)
-def test_compiled_nodes_are_the_eager_ones(name):
-    """torch.compile keeps outputs to the bit and gradients, in one graph."""
-    problem, node = Problem(steps=3, carried=False), make(name)
-    compiled = torch.compile(node, backend="aot_eager", fullgraph=True)
-
-    def run(x, v):
-        node.reset()
-        return compiled(x), node.v
-
-    got, expected = differentiate(run, problem), differentiate(run_node(make(name)), problem)
-    assert torch.equal(got.y, expected.y)
-    assert_ends_close(got, expected, INVERSE_RTOL_FLOAT64 if name in INVERTING else RTOL[torch.float64])
 
 
 @_TORCH_ITSELF

@@ -1,4 +1,7 @@
-"""Measure functions that end in every way a case can end; imported by workers, so a module of its own."""
+"""Measure functions that end in every way a case can end; imported by workers, so a module of its own.
+
+Those that need torch import it: a server that has none starts at once.
+"""
 
 import atexit
 import ctypes
@@ -11,8 +14,6 @@ import time
 import types
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from revsnn_bench import Case
 from revsnn_bench.records import Record, SkipCase, Status
@@ -35,6 +36,8 @@ def disagree(case: Case, settings: object) -> Record:
 
 def tell_process(case: Case, settings: object) -> Record:
     """Answers with this process's id, what it inherited, and whether it has run before."""
+    import torch
+
     first = not hasattr(torch, "been_here")
     torch.been_here = True  # type: ignore[attr-defined]
     variable = os.environ.get("MALLOC_MMAP_THRESHOLD_")
@@ -43,6 +46,8 @@ def tell_process(case: Case, settings: object) -> Record:
 
 
 def compute_in_parallel(case: Case, settings: object) -> Record:
+    import torch
+
     x = torch.randn(1 << 20, requires_grad=True)
     (x.exp() * x).sum().backward()
     return succeed(case, (torch.randn(300, 300) @ torch.randn(300, 300)).shape)
@@ -53,10 +58,14 @@ def skip(case: Case, settings: object) -> Record:
 
 
 def allocate(case: Case, settings: int) -> Record:
+    import torch
+
     return succeed(case, torch.ones(settings // 4).sum().item())
 
 
 def exhaust_device(case: Case, settings: object) -> Record:
+    import torch
+
     try:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     except torch.OutOfMemoryError as error:
