@@ -98,6 +98,7 @@ def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: C
     first = first_step(step, older, rehearse)
     fields = _measure_host(step) if device.type == "cpu" else _measure_cuda(step, device)
     live = fields.pop("live_bytes", 0)
+    forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
     saved = measure_saved(step)
     attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
     categories = dict(attribution.peak_by_category_bytes)
@@ -109,9 +110,10 @@ def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: C
     growth_bytes, growth_module = growth(step, first)
     lasting, after_forward, untracked = measure_untracked(step, first, live)
     if lasting:
-        fields |= {"peak_bytes": fields["peak_bytes"] + lasting}
-        fields |= {"retained_bytes": fields["retained_bytes"] + after_forward}
-        categories["lasting"], modules["lasting"] = lasting, after_forward
+        # What forward lets go of, such as the state of the step before, is not there at a peak in backward.
+        peak = max(fields["peak_bytes"] + after_forward, forward_peak + lasting)
+        categories["lasting"], modules["lasting"] = peak - fields["peak_bytes"], after_forward
+        fields |= {"peak_bytes": peak, "retained_bytes": fields["retained_bytes"] + after_forward}
     return MemoryRecord(
         **fields,
         lasting_bytes=lasting,
@@ -140,8 +142,8 @@ def retained_bytes(step: TrainingStep) -> tuple[int, int, int]:
     return _after_forward(step)[:3]
 
 
-def _after_forward(step: TrainingStep) -> tuple[int, int, int, int]:
-    """(retained, state, output, all) bytes of host tensors after one forward pass, exact.
+def _after_forward(step: TrainingStep) -> tuple[int, int, int, int, int]:
+    """(retained, state, output, all) bytes of host tensors after one forward pass, and its peak; exact.
 
     Read while the state is carried, as in a training loop that resets after backward: what `reset()` would drop is
     retained, unless it is the state itself. An output that is a view is charged its own elements; the rest of its
@@ -153,7 +155,7 @@ def _after_forward(step: TrainingStep) -> tuple[int, int, int, int]:
     carried = sum(nbytes for pointer, nbytes in dropped_state(step) if pointer in timeline.live_blocks)
     made_here = storage_of(output).data_ptr() in timeline.live_blocks
     retained = timeline.live_bytes - carried - (own_bytes(output) if made_here else 0)
-    sizes = (retained, state, own_bytes(output), timeline.live_bytes)
+    sizes = (retained, state, own_bytes(output), timeline.live_bytes, timeline.peak_bytes)
     del output
     step.prepare()
     return sizes
@@ -171,9 +173,10 @@ def dropped_state(step: TrainingStep) -> list[tuple[int, int]]:
 def _measure_host(step: TrainingStep) -> dict[str, Any]:
     with quiet_gc():
         process = process_peak_bytes(lambda: _forward_backward(step))
-    retained, state, output, live = _after_forward(step)
+    retained, state, output, live, forward_peak = _after_forward(step)
     return {
         "live_bytes": live,
+        "forward_peak_bytes": forward_peak,
         "retained_bytes": retained,
         "state_bytes": state,
         "output_bytes": output,

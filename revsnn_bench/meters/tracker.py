@@ -211,12 +211,13 @@ class StorageTracker(TorchDispatchMode):
         The engine adds right after a node ran, while that node still counts as the current one. Its
         addition comes from no Python code, and its left operand comes from another node, or from this one
         if it feeds one input twice. A node's own addition to its incoming gradient looks the same, but that
-        gradient outlives it.
+        gradient outlives it. To a view, such as the gradient of a linear layer's weight, which comes transposed, the
+        engine does not add in place: what it is a view of holds the block too.
         """
         if node is None or func is not torch.ops.aten.add.Tensor or not _called_by_engine():
             return None
         left, right = args[:2]
-        serial = self.serial(left)
+        serial = None if left._is_view() else self.serial(left)
         if serial is None or not isinstance(right, Tensor) or storage_of(left) is storage_of(right):
             return None
         if self.blocks[serial].node == _sequence(node):

@@ -436,12 +436,12 @@ def relus():
 class SnnTorch(nn.Module):
     """snnTorch's neurons whose membranes the loop hands on, as in its tutorials."""
 
-    def __init__(self):
+    def __init__(self, features=6, hidden=8):
         import snntorch
 
         super().__init__()
-        self.fc1, self.lif1 = nn.Linear(6, 8), snntorch.Leaky(0.9)
-        self.fc2, self.lif2 = nn.Linear(8, 4), snntorch.Leaky(0.9)
+        self.fc1, self.lif1 = nn.Linear(features, hidden), snntorch.Leaky(0.9)
+        self.fc2, self.lif2 = nn.Linear(hidden, 4), snntorch.Leaky(0.9)
 
     def forward(self, x):
         first, second, outputs = self.lif1.init_leaky(), self.lif2.init_leaky(), []
@@ -450,3 +450,10 @@ class SnnTorch(nn.Module):
             spikes, second = self.lif2(self.fc2(spikes), second)
             outputs.append(second)
         return torch.stack(outputs)
+
+
+class WideSnnTorch(SnnTorch):
+    """The same with a weight that is larger than what a step keeps."""
+
+    def __init__(self):
+        super().__init__(512, 256)

@@ -135,6 +135,20 @@ def test_models_of_others_are_measured_inside_remat(model):
             assert predict(case_of(model, node, timesteps=6)).retained_bytes == record.memory.retained_bytes
 
 
+@pytest.mark.parametrize("node", ["as-is", "as-is+remat"])
+def test_the_peak_of_a_loop_is_predicted_to_the_byte(node):
+    """A weight's gradient comes transposed at every step, so autograd adds out of place: three of it at once.
+
+    The membranes that the step before left are gone by then.
+    """
+    pytest.importorskip("snntorch")
+    case = case_of("WideSnnTorch", node, (512,), timesteps=6)
+    memory = measure(case, Settings(passes=("memory",))).memory
+    assert memory.peak_phase == "backward"
+    assert memory.lasting_bytes == 2 * 3 * (256 + 4) * 4
+    assert predict(case).peak_bytes == memory.peak_bytes
+
+
 def test_a_reference_runs_outside_of_remat(monkeypatch):
     """Before, it ran inside as well, and a recipe that made another tensor was held against itself."""
     from revsnn_nodes.remat import recipes
