@@ -1,14 +1,14 @@
 """Bytes and operations of a training step without running it: on fake tensors, which have shapes and no memory.
 
 A dispatch mode logs the life of every storage (`revsnn_bench.meters.tracker`). What it cannot see is the scratch memory
-inside of convolutions: oneDNN reorders tensors to layouts of its own. Each distinct convolution is therefore run once
-for real, at a batch of at most `PROBE_ELEMENTS` elements; scratch grows in a line with the batch, which two of them
-give. For a GPU blocks are rounded to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's context,
-workspaces of cuDNN and cuBLAS, and fragmentation.
+inside of convolutions, and of matrix products in half precision: oneDNN reorders tensors to layouts of its own. Each
+distinct one is therefore run once for real, at a batch of at most `PROBE_ELEMENTS` elements; scratch grows in a line
+with the batch, which two of them give. For a GPU blocks are rounded to `CUDA_BLOCK_BYTES`, as its allocator does; not
+included are the driver's context, workspaces of cuDNN and cuBLAS, and fragmentation.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,12 @@ from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 
 PROBE_ELEMENTS = 1 << 20
-"""Elements of the input up to which a convolution is run for its scratch."""
+"""Elements of the input up to which an operator is run for its scratch."""
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = {_aten.convolution.default: 1, _aten.convolution_backward.default: 2}
+"""How many of their arguments, the first ones, have a batch."""
+_PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
 
 CUDA_BLOCK_BYTES = 512
@@ -94,36 +99,67 @@ class Probe:
         self._known: dict[str, int] = {}
 
     def __call__(self, func: Any, args: tuple[Any, ...], out: Any) -> int:
-        """Scratch of a call; 0 for anything but a convolution."""
-        if func not in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
+        """Scratch of a call; 0 for all but convolutions and products in half precision."""
+        is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)
+        if func not in _CONVOLUTIONS and not is_product:
             return 0
-        backward = func is torch.ops.aten.convolution_backward.default
-        batched = args[:2] if backward else args[:1]
-        key = str((func, tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.dtype), args)))
+        layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
+        key = str((func, layout))
         if key not in self._known:
-            batch, most = batched[-1].shape[0], max(2, PROBE_ELEMENTS // batched[-1][0].numel())
-            if batch <= most:
-                self._known[key] = self._measured(func, args, len(batched), batch)
+            size, elements, shapes_at = _of_product(args) if is_product else _of_convolution(args, _CONVOLUTIONS[func])
+            most = max(2, PROBE_ELEMENTS * size // elements)
+            if size <= most:
+                self._known[key] = _measured(func, args, shapes_at(size))
             else:
-                half, full = (self._measured(func, args, len(batched), n) for n in (most // 2, most))
+                half, full = (_measured(func, args, shapes_at(n)) for n in (most // 2, most))
                 slope = (full - half) / (most - most // 2)
-                self._known[key] = max(0, round(full + slope * (batch - most)))
+                self._known[key] = max(0, round(full + slope * (size - most)))
         return self._known[key]
 
-    def _measured(self, func: Any, args: tuple[Any, ...], batched: int, batch: int) -> int:
-        """Highest bytes inside of a real call at a batch, less its results."""
 
-        def real(position: int, value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            shape = (batch, *value.shape[1:]) if position < batched else value.shape
-            return torch.zeros(shape, dtype=value.dtype)
+Shapes = Callable[[int], list[tuple[int, ...]]]
+"""The shapes of an operator's tensors, where the size that grows with the batch is another one."""
 
-        with _disable_current_modes(), unset_fake_temporarily(), torch.no_grad():
-            tensors = [real(position, value) for position, value in enumerate(args)]
-            func(*tensors)
-            results, timeline = record_timeline(lambda: func(*tensors))
-            return timeline.peak_bytes - unique_bytes(each for each in tree_leaves(results) if isinstance(each, Tensor))
+
+def _of_convolution(args: tuple[Any, ...], batched: int) -> tuple[int, int, Shapes]:
+    """The batch, the elements of the input, and the shapes with another batch."""
+    shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
+    return (
+        shapes[batched - 1][0],
+        args[batched - 1].numel(),
+        lambda size: [(size, *shape[1:]) if place < batched else shape for place, shape in enumerate(shapes)],
+    )
+
+
+def _of_product(args: tuple[Any, ...]) -> tuple[int, int, Shapes]:
+    """The largest of the three sizes of a product, the elements of both factors, and the shapes with another one."""
+    *rest, left, right = (each for each in args if isinstance(each, Tensor))
+    sizes = dict(zip("nkm", (*left.shape[-2:], right.shape[-1]), strict=True))
+    largest = max(sizes, key=sizes.__getitem__)
+
+    def shapes_at(size: int) -> list[tuple[int, ...]]:
+        n, k, m = (sizes | {largest: size}).values()
+        summand = [tuple(each.shape[:-2]) + ((n, m) if each.dim() > 1 else (m,)) for each in rest]
+        return [*summand, (*left.shape[:-2], n, k), (*right.shape[:-2], k, m)]
+
+    return sizes[largest], left.numel() + right.numel(), shapes_at
+
+
+def _measured(func: Any, args: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> int:
+    """Highest bytes inside of a real call on tensors of these shapes, less its results."""
+    ahead = iter(shapes)
+
+    def real(tensor: Tensor) -> Tensor:
+        shape = next(ahead)
+        if len(shape) > 1 and tensor.stride(-2) < tensor.stride(-1):  # transposed
+            return torch.zeros((*shape[:-2], shape[-1], shape[-2]), dtype=tensor.dtype).transpose(-1, -2)
+        return torch.zeros(shape, dtype=tensor.dtype)
+
+    with _disable_current_modes(), unset_fake_temporarily(), torch.no_grad():
+        tensors = [real(each) if isinstance(each, Tensor) else each for each in args]
+        func(*tensors)
+        results, timeline = record_timeline(lambda: func(*tensors))
+        return timeline.peak_bytes - unique_bytes(each for each in tree_leaves(results) if isinstance(each, Tensor))
 
 
 _PROBE = Probe()

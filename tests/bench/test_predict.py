@@ -17,6 +17,8 @@ CASES = [
     ),
     Case(node="lif", timesteps=5, batch=3, shape=(64,), node_options={"backend": "fused"}),
     Case(node="lif", workload="linear-blocks", timesteps=3, batch=4, shape=(32,), depth=2),
+    Case(node="lif", workload="linear-blocks", timesteps=1, batch=4, shape=(512,), dtype="bfloat16"),
+    Case(node="lif", workload="linear-blocks", timesteps=2, batch=16384, shape=(64,), dtype="bfloat16"),
     Case(node="lif-carrier", workload="conv-blocks", timesteps=3, batch=4, shape=(8, 8, 8), depth=2),
     Case(node="lif+checkpoint", workload="conv-blocks", timesteps=3, batch=4, shape=(8, 8, 8)),
     Case(node="lif", workload="digits-net", timesteps=3, batch=4, shape=(1, 8, 8)),
