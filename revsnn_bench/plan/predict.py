@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -81,8 +81,7 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
     else:
         small = build(on_cpu.model_copy(update={"batch": min(case.batch, 2)}))
         model, features, labels, dtype = small.model, small.source.shape[2:], small.labels, small.source.dtype
-    with FakeCopyMode(mode):
-        model = copy.deepcopy(model)
+    model = _fake_copy(model, mode)
     with mode:
         shape = (case.timesteps, case.batch, *features)
         source = torch.empty(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
@@ -90,6 +89,19 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
             yield OwnStep(model, source, loss, around)
         else:
             yield WorkloadStep(model, source, None if labels is None else torch.zeros(case.batch, dtype=labels.dtype))
+
+
+def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy on fake tensors, where a module copies itself in its own way too, as sinabs' layers do."""
+    with FakeCopyMode(mode):
+        fake = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        copied = fake.get_submodule(name)
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if getattr(copied, key).device != tensor.device:
+                held: dict[str, Any] = copied._parameters if key in copied._parameters else copied._buffers
+                held[key] = mode.from_tensor(tensor)
+    return fake
 
 
 class Probe:

@@ -149,6 +149,16 @@ def test_the_peak_of_a_loop_is_predicted_to_the_byte(node):
     assert predict(case).peak_bytes == memory.peak_bytes
 
 
+def test_a_module_that_copies_itself_is_predicted():
+    """Layers of sinabs do: their copies held tensors of another device. What they keep between steps is left out."""
+    pytest.importorskip("sinabs")
+    case = case_of("Sinabs", "as-is", timesteps=6, batch=64)
+    memory = measure(case, Settings(passes=("memory",))).memory
+    assert memory.lasting_bytes < 0.05 * memory.retained_bytes
+    assert predict(case).retained_bytes == pytest.approx(memory.retained_bytes - memory.lasting_bytes, abs=16)
+    assert memory.peak_bytes - memory.lasting_bytes - 16 <= predict(case).peak_bytes <= memory.peak_bytes
+
+
 def test_a_reference_runs_outside_of_remat(monkeypatch):
     """Before, it ran inside as well, and a recipe that made another tensor was held against itself."""
     from revsnn_nodes.remat import recipes
