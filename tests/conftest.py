@@ -24,11 +24,11 @@ _SERVERS = "REVSNN_TEST_SERVERS"
 def pytest_configure(config: pytest.Config) -> None:
     """One folder for the processes that all test processes share: see tests/bench/warm_servers.py."""
     if not hasattr(config, "workerinput"):
-        os.environ[_SERVERS] = tempfile.mkdtemp(prefix="revsnn-")
+        os.environ[_SERVERS] = tempfile.mkdtemp(prefix=f"revsnn-{os.getpid()}-")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Without the folder they end."""
+    """Without the folder they end, as they do without the process that its name tells."""
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ[_SERVERS])
 

@@ -226,7 +226,7 @@ def test_plans_of_spikingjellys_networks(model, batch, size, monkeypatch):
     step = build(case)
     step.backward(step.forward())
     profile = profile_step(step, rounds=1)
-    budgets = [int(share * profile.plain_bytes) for share in (0.75, 0.5, 0.25)]
+    budgets = [int(share * profile.plain_bytes) for share in (0.75, 0.25)]
     profile = refined(profile, budgets, partial(record_step, step, profile.blocks))
 
     @functools.cache

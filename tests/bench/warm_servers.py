@@ -20,13 +20,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
+
 from revsnn_bench import runner
 from revsnn_bench.system.process import PRELOAD, freeze_imported
 
 FOLDER = "REVSNN_TEST_SERVERS"
 """The variable that names the folder of the sockets, which tests/conftest.py makes.
 
-The processes behind them end when it is gone.
+The processes behind them end when it is gone, or the process whose number its name has.
 """
 
 READ_AT_START = ("OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "PYTORCH_", "CUDA_", "NUMBA_", "LD_", "PYTHONHASHSEED")
@@ -37,7 +39,7 @@ _STARTS_WITHIN_S = 120
 
 
 def fork_servers(address: str, modules: Sequence[str]) -> None:
-    """Imports modules, and forks a server for each client that connects, until the folder of the address is gone."""
+    """Imports modules, and forks a server for each client that connects, until the folder or its owner is gone."""
     for name in modules:
         importlib.import_module(name)
     freeze_imported()
@@ -47,7 +49,8 @@ def fork_servers(address: str, modules: Sequence[str]) -> None:
         listener.listen(64)
         listener.settimeout(5)
         os.rename(f"{address}.new", address)  # from here on it answers
-        while os.path.exists(address):
+        owner = int(Path(address).parents[1].name.split("-")[1])
+        while os.path.exists(address) and psutil.pid_exists(owner):
             try:
                 client, _ = listener.accept()
             except TimeoutError:
@@ -108,7 +111,7 @@ class Forked(runner._Server):
 def _address(modules: Sequence[str], environment: dict[str, str]) -> str:
     """Where the process answers that has these modules and variables; the first to ask starts it."""
     read = sorted(each for each in environment.items() if each[0].startswith(READ_AT_START))
-    place = Path(environment[FOLDER], hashlib.sha256(repr((modules, read)).encode()).hexdigest()[:16])
+    place = Path(environment[FOLDER], hashlib.sha256(repr((modules, read)).encode()).hexdigest()[:8])
     try:
         place.mkdir()
     except FileExistsError:
