@@ -2,9 +2,10 @@
 
 A dispatch mode logs the life of every storage (`revsnn_bench.meters.tracker`). What it cannot see is the scratch memory
 inside of convolutions, and of matrix products in half precision: oneDNN reorders tensors to layouts of its own. Each
-distinct one is therefore run once for real, at a batch of at most `PROBE_ELEMENTS` elements; scratch grows in a line
-with the batch, which two of them give. For a GPU blocks are rounded to `CUDA_BLOCK_BYTES`, as its allocator does; not
-included are the driver's context, workspaces of cuDNN and cuBLAS, and fragmentation.
+distinct one is therefore run once for real. Scratch of a convolution grows in a line with the batch, which two runs of
+at most `PROBE_ELEMENTS` elements give; that of a product stays the same from some size on. For a GPU blocks are rounded
+to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's context, workspaces of cuDNN and cuBLAS, and
+fragmentation.
 """
 
 import copy
@@ -28,8 +29,8 @@ from revsnn_bench.models.own import OwnStep, is_own, own_parts
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 
-PROBE_ELEMENTS = 1 << 20
-"""Elements of the input up to which an operator is run for its scratch."""
+PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
+"""Elements of the input, and of both factors, up to which a convolution and a product are run for their scratch."""
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {_aten.convolution.default: 1, _aten.convolution_backward.default: 2}
@@ -119,9 +120,9 @@ class Probe:
         key = str((func, layout))
         if key not in self._known:
             size, elements, shapes_at = _of_product(args) if is_product else _of_convolution(args, _CONVOLUTIONS[func])
-            most = max(2, PROBE_ELEMENTS * size // elements)
-            if size <= most:
-                self._known[key] = _measured(func, args, shapes_at(size))
+            most = max(2, (PRODUCT_ELEMENTS if is_product else PROBE_ELEMENTS) * size // elements)
+            if size <= most or is_product:
+                self._known[key] = _measured(func, args, shapes_at(min(size, most)))
             else:
                 half, full = (_measured(func, args, shapes_at(n)) for n in (most // 2, most))
                 slope = (full - half) / (most - most // 2)

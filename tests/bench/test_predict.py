@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from revsnn_bench.case import Case
+from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
 from revsnn_bench.models.own import ModelError
 from revsnn_bench.models.workloads import build
-from revsnn_bench.plan.predict import predict
+from revsnn_bench.plan.predict import PRODUCT_ELEMENTS, Probe, predict
 
 CASES = [
     *(
@@ -45,6 +46,17 @@ def test_predicted_bytes_are_those_measured(case):
     generator = 2 * torch.get_rng_state().nbytes if case.node.endswith("+checkpoint") else 0
     assert 0.99 * peak - generator <= found.peak_bytes <= 1.01 * peak
     assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak + generator)
+
+
+def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
+    """Within half a percent of the factors; in a line with the batch it would be eight times too large."""
+    gradient, x = (torch.zeros(6144, 1024, dtype=torch.bfloat16) for _ in range(2))
+    assert gradient.numel() + x.numel() > PRODUCT_ELEMENTS
+    product = torch.ops.aten.mm.default
+    product(gradient.t(), x)
+    result, timeline = record_timeline(lambda: product(gradient.t(), x))
+    scratch = timeline.peak_bytes - result.nbytes
+    assert Probe()(product, (gradient.t(), x), None) == pytest.approx(scratch, abs=0.005 * (x.nbytes + gradient.nbytes))
 
 
 def test_predicted_operations_are_those_counted():

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
@@ -97,10 +98,8 @@ class Forked(runner._Server):
         return "the server ended"
 
     def kill(self) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
 
     def stop(self) -> None:
         self._pipe.close()
@@ -134,13 +133,13 @@ def _address(modules: Sequence[str], environment: dict[str, str]) -> str:
     return str(place / "socket")
 
 
-def use() -> "patch":
-    """Inside, or after its `start`, runners of this process have servers that were forked."""
+def use() -> AbstractContextManager[object]:
+    """Inside, runners of this process have servers that were forked."""
     return patch.object(runner, "_Server", Forked)
 
 
 if __name__ == "__main__":
     from revsnn_bench.cli import main
 
-    use().start()
-    main()
+    with use():
+        main()

@@ -146,12 +146,14 @@ _LIBRARY = torch.library.Library("revsnn", "DEF")
 
 def _define(name: str, operator: Operator) -> None:
     def on_cpu(*arguments: Any) -> tuple[Tensor, ...]:
+        """Runs the Numba kernel."""
         from revsnn_nodes.kernels.cpu import launch
 
         call = operator.call(*arguments)
         return launch.run(name, operator.results(call), call)
 
     def on_cuda(*arguments: Any) -> tuple[Tensor, ...]:
+        """Runs the Triton kernel."""
         from revsnn_nodes.kernels.triton import launch
 
         return launch.launch(name, *arguments)

@@ -92,6 +92,7 @@ class _BySources:
         return source_stamp(Path(self._py_file))
 
     def get_disambiguator(self) -> str:
+        """What the names of its files have in common: no line number, so that a kernel may move."""
         return "kernel"
 
 
@@ -99,9 +100,11 @@ class _Shared(_BySources, caching.UserProvidedCacheLocator):
     """NUMBA_CACHE_DIR: one folder for all copies of this package; versions of it lie side by side."""
 
     def get_cache_path(self) -> str:
+        """The folder of the package's kernels."""
         return os.path.join(str(numba.config.CACHE_DIR), _PACKAGE_NAME)  # type: ignore[attr-defined]
 
     def get_disambiguator(self) -> str:
+        """The version of the sources, so that files of several can lie side by side."""
         return self.get_source_stamp()[:16]
 
 
@@ -186,6 +189,7 @@ def run_columns(
     del arguments
 
     def work(pieces: Iterator[int]) -> None:
+        """Takes one piece after the other until there is none."""
         for start in pieces:
             kernel(*shared[0], start, min(start + size, columns))
 
@@ -240,6 +244,7 @@ def prepare(tensor: Tensor) -> None:
     origin = start // _LARGE_PAGE
 
     def populate(first: int, last: int) -> None:
+        """Asks the kernel for some of the pages."""
         begin, end = max(start, (origin + first) * _LARGE_PAGE), min(stop, (origin + last) * _LARGE_PAGE)
         madvise(begin, end - begin, _MADV_POPULATE_WRITE)
 
