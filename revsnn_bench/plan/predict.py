@@ -9,7 +9,7 @@ fragmentation.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 
 PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
-"""Elements of the input, and of both factors, up to which a convolution and a product are run for their scratch."""
+"""Elements up to which a convolution, of its input, and a product, of all three matrices, are run for their scratch."""
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = {_aten.convolution.default: 1, _aten.convolution_backward.default: 2}
@@ -119,43 +119,41 @@ class Probe:
         layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
         key = str((func, layout))
         if key not in self._known:
-            size, elements, shapes_at = _of_product(args) if is_product else _of_convolution(args, _CONVOLUTIONS[func])
-            most = max(2, (PRODUCT_ELEMENTS if is_product else PROBE_ELEMENTS) * size // elements)
-            if size <= most or is_product:
-                self._known[key] = _measured(func, args, shapes_at(min(size, most)))
-            else:
-                half, full = (_measured(func, args, shapes_at(n)) for n in (most // 2, most))
-                slope = (full - half) / (most - most // 2)
-                self._known[key] = max(0, round(full + slope * (size - most)))
+            found = _of_product(func, args) if is_product else _of_convolution(func, args, _CONVOLUTIONS[func])
+            self._known[key] = found
         return self._known[key]
 
 
-Shapes = Callable[[int], list[tuple[int, ...]]]
-"""The shapes of an operator's tensors, where the size that grows with the batch is another one."""
-
-
-def _of_convolution(args: tuple[Any, ...], batched: int) -> tuple[int, int, Shapes]:
-    """The batch, the elements of the input, and the shapes with another batch."""
+def _of_convolution(func: Any, args: tuple[Any, ...], batched: int) -> int:
+    """Scratch of a convolution, of which the first arguments have a batch."""
     shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
-    return (
-        shapes[batched - 1][0],
-        args[batched - 1].numel(),
-        lambda size: [(size, *shape[1:]) if place < batched else shape for place, shape in enumerate(shapes)],
-    )
+    batch: int = shapes[batched - 1][0]
+    most: int = max(2, PROBE_ELEMENTS // args[batched - 1][0].numel())
+
+    def scratch(size: int) -> int:
+        return _measured(func, args, [(size, *each[1:]) if i < batched else each for i, each in enumerate(shapes)])
+
+    if batch <= most:
+        return scratch(batch)
+    half, full = scratch(most // 2), scratch(most)
+    return max(0, round(full + (full - half) / (most - most // 2) * (batch - most)))
 
 
-def _of_product(args: tuple[Any, ...]) -> tuple[int, int, Shapes]:
-    """The largest of the three sizes of a product, the elements of both factors, and the shapes with another one."""
+def _of_product(func: Any, args: tuple[Any, ...]) -> int:
+    """Scratch of a product whose largest size is halved until all of it is small."""
     *rest, left, right = (each for each in args if isinstance(each, Tensor))
-    sizes = dict(zip("nkm", (*left.shape[-2:], right.shape[-1]), strict=True))
-    largest = max(sizes, key=sizes.__getitem__)
+    sizes: list[int] = [*left.shape[-2:], right.shape[-1]]
 
-    def shapes_at(size: int) -> list[tuple[int, ...]]:
-        n, k, m = (sizes | {largest: size}).values()
-        summand = [tuple(each.shape[:-2]) + ((n, m) if each.dim() > 1 else (m,)) for each in rest]
-        return [*summand, (*left.shape[:-2], n, k), (*right.shape[:-2], k, m)]
+    def elements() -> int:
+        n, k, m = sizes
+        return n * k + k * m + n * m
 
-    return sizes[largest], left.numel() + right.numel(), shapes_at
+    while elements() > PRODUCT_ELEMENTS:
+        sizes[sizes.index(max(sizes))] = max(sizes) // 2
+    n, k, m = sizes
+    several = [min(each, max(1, PRODUCT_ELEMENTS // max(1, elements()))) for each in left.shape[:-2]]
+    summands = [(*several[: each.dim() - 2], n, m) if each.dim() > 1 else (m,) for each in rest]
+    return _measured(func, args, [*summands, (*several, n, k), (*several, k, m)])
 
 
 def _measured(func: Any, args: tuple[Any, ...], shapes: list[tuple[int, ...]]) -> int:

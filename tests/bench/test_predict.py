@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.allocator import record_timeline
@@ -57,6 +58,18 @@ def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
     result, timeline = record_timeline(lambda: product(gradient.t(), x))
     scratch = timeline.peak_bytes - result.nbytes
     assert Probe()(product, (gradient.t(), x), None) == pytest.approx(scratch, abs=0.005 * (x.nbytes + gradient.nbytes))
+
+
+def test_scratch_of_a_product_of_any_size_is_found_in_little_memory():
+    """Of many small matrices too, as in attention, and of sizes that no machine has."""
+    with FakeTensorMode():
+        left, right = (torch.empty(1 << 20, 64, 64, dtype=torch.bfloat16) for _ in range(2))
+        huge = torch.empty(1 << 20, 1 << 20, dtype=torch.bfloat16)
+    probe = Probe()
+    _, timeline = record_timeline(lambda: probe(torch.ops.aten.bmm.default, (left, right), None))
+    assert timeline.peak_bytes < 8 * PRODUCT_ELEMENTS
+    _, timeline = record_timeline(lambda: probe(torch.ops.aten.mm.default, (huge, huge), None))
+    assert timeline.peak_bytes < 8 * PRODUCT_ELEMENTS
 
 
 def test_predicted_operations_are_those_counted():

@@ -273,7 +273,8 @@ def _compiled(node: Any, x: Tensor) -> list[Tensor]:
     node.reset()
     y = compiled(x[:2])
     node.reset()
-    assert torch.equal(y, node(x[:2])) or isinstance(node, NormCarrierLIF)  # which is not fused there
+    by_other_sums = isinstance(node, NormCarrierLIF) and node.backend == "auto"  # whose kernels rest when compiled
+    assert by_other_sums or torch.equal(y, node(x[:2]))
     return results
 
 
