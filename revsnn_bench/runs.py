@@ -12,8 +12,10 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -372,8 +374,9 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Writes one record; when this returns it is on the disk."""
-        self._write(record)
-        self._records.append(record)
+        with _uninterrupted():  # else an interrupt between the two would take a measured record for none
+            self._write(record)
+            self._records.append(record)
 
     def host(self, name: str, environment: Environment) -> None:
         """Adds a host of the cluster, or does nothing where it is there with this environment."""
@@ -431,6 +434,26 @@ class Journal:
             os.ftruncate(self._descriptor, intact_bytes)
             raise
         os.fsync(self._descriptor)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Has Ctrl-C, and SIGTERM where Python handles it, wait until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread only
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda came, _: waiting.append(came))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for came in waiting:
+            signal.raise_signal(came)
 
 
 def condition_differences(written: RunHeader, now: RunHeader) -> str:

@@ -117,6 +117,43 @@ def test_sweep_killed_in_the_middle_of_a_line_resumes(tmp_path: Path, header: Ru
         assert _json(load_run(journal.finish())) == _json(run)
 
 
+INTERRUPTED_SWEEP = """
+import os, signal, sys
+from pathlib import Path
+from revsnn_bench.runs import Journal
+from revsnn_bench.records import Run
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+run = Run.model_validate_json(sys.argv[2])
+journal = Journal.create(Path(sys.argv[1]), run.header)
+whole = getattr(os, sys.argv[3])
+def interrupted(*arguments):
+    os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+    return whole(*arguments)
+setattr(os, sys.argv[3], interrupted)
+try:
+    journal.append(run.records[0])
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    print(len(journal.run.records))
+"""
+
+
+@pytest.mark.parametrize(("call", "number"), [("write", "SIGINT"), ("fsync", "SIGTERM")])
+def test_interrupt_waits_until_a_record_is_written_and_known(
+    tmp_path: Path, header: RunHeader, records: list[Record], call: str, number: str
+) -> None:
+    """Ctrl-C or SIGTERM in the middle of an append is raised after it: file and journal both hold the record."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_SWEEP, str(tmp_path), _json(_part(header, records)), call, number],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stdout == b"1\n"
+    assert _json(load_run(tmp_path / "run-1.jsonl")) == _json(_part(header, records[:1]))
+
+
 def test_failed_write_leaves_whole_lines(
     tmp_path: Path, header: RunHeader, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
