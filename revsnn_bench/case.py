@@ -27,6 +27,15 @@ UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 
+AS_IS = "as-is"
+"""The method that leaves a user's model untouched."""
+
+
+def is_own(workload: str) -> bool:
+    """Whether a workload names a model of the user."""
+    return ":" in workload
+
+
 def parse_size(text: str | int) -> int:
     """Bytes of a size with a binary unit: `4 MiB`, `1.5 GiB`, `4096`.
 
@@ -303,10 +312,15 @@ class Case(BaseModel):
         return value
 
     @property
+    def reference(self) -> str:
+        """The node that ratios are taken against: the standard LIF, or a user's model as it is."""
+        return AS_IS if is_own(self.workload) else "lif"
+
+    @property
     def point(self) -> "Case":
-        """The same case with the standard LIF on the same backend: what ratios are taken against."""
-        backend = tuple(option for option in self.node_options if option[0] == "backend")
-        return self.model_copy(update={"node": "lif", "node_options": backend})
+        """The same case with its `reference`; the standard LIF is on the same backend."""
+        kept = tuple(option for option in self.node_options if option[0] == "backend" and self.reference != AS_IS)
+        return self.model_copy(update={"node": self.reference, "node_options": kept})
 
     def __str__(self) -> str:
         return self.id

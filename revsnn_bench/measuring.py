@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import AS_IS, Case
 from revsnn_bench.records import (
     AccuracyRecord,
     FidelityRecord,
@@ -39,7 +39,7 @@ class Settings(BaseModel):
 
     Args:
         passes: what to measure, names of `PASSES`; each runs by itself, so that no counter runs while the clock does.
-        target_s: timed seconds to aim for per case, the standard LIF's rounds included.
+        target_s: timed seconds to aim for per case, the reference's rounds included.
         min_rounds, max_rounds: bounds on the number of timed rounds.
         processes: how many processes time a case in a run, one after the other, since what differs from process to
             process is more than what differs from round to round; `measure` itself is one.
@@ -78,7 +78,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         A record with status `ok`; `wrong` where output or gradient disagree with the reference; `approximate` where the
         output is right and the gradient is not meant to be that of backpropagation; `unverified` where nothing can
         judge the gradient, where memory grows with every step, where the process holds much more memory than the
-        tensors that were counted, or where the model changed settings of the process.
+        tensors that were counted, or where the model changed settings of the process. A user's model as it is, which
+        its methods are held against, is `ok` where nothing can judge it; the reason says so.
     Raises:
         SkipCase: the case cannot run on this machine.
         ValueError: the case names a node, a workload or options that do not exist or do not fit.
@@ -102,7 +103,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         switched = restore_switches(switches)
     status, reason = Status.OK, ""
     if isinstance(parts.get("fidelity"), NoOracle):
-        status = Status.UNVERIFIED
+        # A user's model as it is makes no claim: what the methods are held against.
+        status = Status.OK if case.node == AS_IS else Status.UNVERIFIED
         reason = f"its gradient was not judged: {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
         status = Status.WRONG
@@ -191,8 +193,8 @@ def _without_tf32() -> Iterator[None]:
         cudnn.allow_tf32, products.allow_tf32 = before
 
 
-def _time(case: Case, settings: Settings) -> TimeRecord | None:
-    """The times of a case beside the standard LIF; None where the model of a user has no neuron to exchange for it."""
+def _time(case: Case, settings: Settings) -> TimeRecord:
+    """The times of a case beside the standard LIF, or beside the user's model as it is."""
     import torch
 
     from revsnn_bench.meters.timing import measure_time, set_steady_state_malloc
@@ -201,20 +203,15 @@ def _time(case: Case, settings: Settings) -> TimeRecord | None:
     kept = set_steady_state_malloc(settings.keep_freed)
     # torch.compile leaves a function eager for good once it ran under a dispatch mode, as attribution uses.
     torch.compiler.reset()
-    step = build(case)
-    try:
-        reference = None if case == case.point else build(case.point)
-    except SkipCase:
-        return None
     record = measure_time(
-        step,
-        reference,
+        build(case),
+        None if case == case.point else build(case.point),
         target_s=settings.target_s,
         min_rounds=settings.min_rounds,
         max_rounds=settings.max_rounds,
         warm_rounds=KEEPING_ROUNDS if kept and settings.keep_freed else 2,
     )
-    return record.model_copy(update={"freed_memory_kept": kept and settings.keep_freed})
+    return record.model_copy(update={"reference": case.reference, "freed_memory_kept": kept and settings.keep_freed})
 
 
 def _accuracy(case: Case, settings: Settings) -> AccuracyRecord | None:

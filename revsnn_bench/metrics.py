@@ -20,7 +20,7 @@ Better = Literal["lower", "higher"] | None
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples of a case in seconds, and those of the standard LIF taken in the same rounds."""
+    """Raw samples of a case in seconds, and those of what ratios are taken against, of the same rounds."""
 
     own: tuple[float, ...]
     lif: tuple[float, ...]
@@ -57,7 +57,7 @@ class Metric:
 
     @property
     def has_ratio(self) -> bool:
-        """Whether the quantity is also reported as a ratio to the standard LIF."""
+        """Whether the quantity is also reported as a ratio to the standard LIF, or to a user's model as it is."""
         return self.better is not None and self.family in ("memory", "flops", "time")
 
 
@@ -79,14 +79,18 @@ def _at(value: Any, path: str) -> Any:
 
 
 def samples_of(*phases: Literal["forward", "backward"]) -> ReadSamples:
-    """Returns a reader of raw samples, added up round by round; None where the rounds of the phases do not match."""
+    """Returns a reader of raw samples, added up round by round; None where the rounds of the phases do not match.
+
+    Without those of the reference where an older version took another one.
+    """
 
     def read(record: Record) -> Samples | None:
         own = [_at(record, f"time.{phase}_time_s") for phase in phases]
         lif = [_at(record, f"time.lif_{phase}_time_s") for phase in phases]
         if not own[0] or not _same_length(own):
             return None
-        return Samples(_by_round(own), _by_round(lif) if _same_length(lif) else ())
+        is_comparable = _same_length(lif) and _at(record, "time.reference") == record.case.reference
+        return Samples(_by_round(own), _by_round(lif) if is_comparable else ())
 
     return read
 

@@ -215,12 +215,13 @@ class FlopsRecord(_Frozen):
 
 
 class TimeRecord(_Frozen):
-    """Raw wall-time samples in seconds, interleaved with the standard LIF at the same point.
+    """Raw wall-time samples in seconds, interleaved with what ratios are taken against at the same point.
 
     Fields:
+        reference: the node that those are of: the standard LIF, or of a user's model that as it is.
         forward_time_s, backward_time_s: one sample per accepted round, in order.
-        lif_forward_time_s, lif_backward_time_s: the standard LIF's samples of the same rounds, in the same
-            process; equal to the case's own samples where the case is the standard LIF.
+        lif_forward_time_s, lif_backward_time_s: the reference's samples of the same rounds, in the same process; equal
+            to the case's own samples where the case is the reference.
         copy_time_s: in each round, copying the input to memory that is mapped already: one read and one write of it,
             the unit in which kernels near the memory bandwidth are understood.
         first_step_time_s: forward and backward of the very first round, before any was timed; what other passes or
@@ -237,6 +238,7 @@ class TimeRecord(_Frozen):
     backward_time_s: tuple[Seconds, ...]
     lif_forward_time_s: tuple[Seconds, ...] = ()
     lif_backward_time_s: tuple[Seconds, ...] = ()
+    reference: str = "lif"
     copy_time_s: tuple[Seconds, ...] = ()
     first_step_time_s: Seconds | None = None
     rounds_by_process: tuple[int, ...] = ()

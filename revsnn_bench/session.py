@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import Case, is_own
 from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
 from revsnn_bench.report import write_reports, write_texts
@@ -216,5 +216,5 @@ class BenchSession:
         if self._cluster is None:
             return self._runner.environment()
         known = [*cases]
-        modules = dict.fromkeys(case.workload.partition(":")[0] for case in known if ":" in case.workload)
+        modules = dict.fromkeys(case.workload.partition(":")[0] for case in known if is_own(case.workload))
         return self._cluster.start(any(case.device == "cuda" for case in known), [*modules])

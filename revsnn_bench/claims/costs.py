@@ -17,7 +17,7 @@ from revsnn_bench.claims.plan import BASELINES, baseline_of
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Status, one_host
 from revsnn_bench.report import units
-from revsnn_bench.report.points import Ratio, ratio_text, ratio_to_lif
+from revsnn_bench.report.points import Ratio, ratio_of, ratio_text
 
 CLAIMED_RATIO, CLAIMED_FLOPS, CLAIMED_TIME = 58.65, 0.23, 0.238
 """Retained bytes of lif over revlif; shares of FLOPs and of time that revlif saves over revlif-revnet."""
@@ -215,7 +215,7 @@ def one_tensor_per_block(records: list[Record]) -> Judged:
         memory(one).retained_bytes / memory(other).retained_bytes
         for one, other in ((lif, remat), (eager, remat), (eager, memopt))
     )
-    time, memopt_time = (ratio_to_lif("step_time_s", record) for record in (remat, memopt))
+    time, memopt_time = (ratio_of("step_time_s", record) for record in (remat, memopt))
     measured = (
         f"{equal} of {tensors} outputs, gradients and buffers have the bits of lif's, gradient error "
         f"{fidelity(remat).gradient_error:.1e}; retains {sizes([remat])}, {units.times(less)} times less than lif, "
@@ -307,7 +307,7 @@ def _saving(held: list[bool], claimed: float) -> tuple[Verdict, str]:
 
 def _time_saving(new: Record, old: Record) -> Ratio:
     """1 - new / old, each a ratio to its own lif, with the widest interval that the two allow; of two hosts none."""
-    first, second = (known(ratio_to_lif("step_time_s", record)) for record in (new, old))
+    first, second = (known(ratio_of("step_time_s", record)) for record in (new, old))
     value = 1 - first.value / second.value
     if not one_host(new, old) or first.low is None or first.high is None or second.low is None or second.high is None:
         return Ratio(value)

@@ -25,7 +25,7 @@ from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
 from revsnn_bench.report.comparison import EXTENT, FieldDifference, ratio_name
 from revsnn_bench.report.markdown import bullets, table
-from revsnn_bench.report.points import ratio_to_lif
+from revsnn_bench.report.points import ratio_of
 from revsnn_bench.report.terminal import Grid
 
 WHOLE_RUN = "the whole run"
@@ -282,7 +282,7 @@ def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
             if value is not None:
                 yield _Measure(record.case.id, name, value, _UNITS[BY_NAME[name].unit], record.status.value)
         for name in TIMES:
-            ratio = ratio_to_lif(name, record)
+            ratio = ratio_of(name, record)
             if ratio is not None:
                 place = (record.case.id, ratio_name(name))
                 yield _Measure(*place, ratio.value, "x lif", record.status.value, ratio.low, ratio.high)

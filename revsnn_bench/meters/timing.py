@@ -1,4 +1,6 @@
-"""Wall time of one training step, interleaved round by round with the standard LIF at the same point.
+"""Wall time of one training step, interleaved round by round with that of a reference.
+
+That is the standard LIF at the same point, or for a method on a user's model that model as it is.
 
 A round runs the step and then the reference, in the next round the other way round, so that whatever drifts
 (clock, temperature, page cache) meets both alike. Every backward follows a fresh forward. Preparation, making
@@ -82,7 +84,7 @@ def measure_time(
     twice the number of rounds in all.
 
     Args:
-        reference: the standard LIF at the same point; None where `step` is it.
+        reference: what ratios are taken against; None where `step` is it.
         target_s: timed seconds to aim for, step and reference together.
         min_rounds, max_rounds: bounds on the number of rounds.
         warm_rounds: how many come first, at least 2.

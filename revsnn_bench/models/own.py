@@ -29,11 +29,11 @@ from revsnn_nodes import CarrierLIF, SpikingNode, StandardIF, StandardLIF, Stand
 from revsnn_nodes.plan import find_blocks, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import AS_IS, Case
 from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
-METHODS = ("as-is", "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
+METHODS = (AS_IS, "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
 
 Loss = Callable[[Any], Any]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -41,11 +41,6 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 class ModelError(ValueError):
     """The user's model cannot be measured; the message is one sentence that names the line."""
-
-
-def is_own(workload: str) -> bool:
-    """Whether a workload names a model of the user."""
-    return ":" in workload
 
 
 class OwnStep(WorkloadStep):
@@ -139,7 +134,7 @@ def require_method(name: str) -> None:
 
 def is_untouched(method: str) -> bool:
     """Whether a method leaves the model's neurons as they are."""
-    return method.partition("+")[0] == "as-is"
+    return method.partition("+")[0] == AS_IS
 
 
 def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Context:

@@ -11,12 +11,11 @@ from revsnn_nodes.coupled import InvertingNode
 from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import AS_IS, Case, is_own
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import is_approximate
-from revsnn_bench.models.own import is_own
 from revsnn_bench.models.reversible import RevChain
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.stepwise import Stepwise
@@ -79,7 +78,7 @@ def _as_is(case: Case) -> nn.Module | None:
 
     None where a neuron names no reference: the model's own gradient would be what it is held against.
     """
-    changes = {"node_options": ()} | ({} if case.node == "lif-carrier" else {"node": "as-is"})
+    changes = {"node_options": ()} | ({} if case.node == "lif-carrier" else {"node": AS_IS})
     return reference_of(build(case.model_copy(update=changes)).model)
 
 

@@ -11,12 +11,12 @@ import torch
 from revsnn_nodes.parameters import LIFParameters
 from torch import nn
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import Case, is_own
 from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
 from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
-from revsnn_bench.models.own import build_own, is_own, refuse_offload
+from revsnn_bench.models.own import build_own, refuse_offload
 from revsnn_bench.models.reversible import rev_chain
 from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.stepwise import Stepwise, StepwiseStep, mlp

@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fa
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import Case, is_own
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import unique_bytes
-from revsnn_bench.models.own import OwnStep, is_own, own_parts
+from revsnn_bench.models.own import OwnStep, own_parts
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from revsnn_bench.case import Preset
+from revsnn_bench.case import Preset, is_own
 from revsnn_bench.run_options import (
     OPTIONS,
     RUN_OPTIONS,
@@ -166,7 +166,6 @@ def _import_preload(config: pytest.Config) -> None:
 
 def _check_workloads(config: pytest.Config) -> None:
     for workload in config.getoption("sweep_workload") or ():
-        from revsnn_bench.models.own import is_own
         from revsnn_bench.models.workloads import require_workload
 
         if not is_own(workload):
@@ -185,8 +184,6 @@ def _check_nodes(config: pytest.Config) -> None:
 
 def has_own_model(config: pytest.Config) -> bool:
     """Whether a model of the user is among the workloads that were asked for."""
-    from revsnn_bench.models.own import is_own
-
     return any(map(is_own, config.getoption("sweep_workload") or ()))
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status, incomparable_fields, one_host
 from revsnn_bench.report import markdown, units
-from revsnn_bench.report.points import Ratio, ratio_to_lif
+from revsnn_bench.report.points import Ratio, ratio_of
 from revsnn_bench.report.terminal import Grid
 
 ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
@@ -146,7 +146,7 @@ class CasePair:
 
     def ratios(self, metric: Metric) -> tuple[Ratio | None, Ratio | None]:
         """The ratios of a time to the standard LIF in both runs, with their intervals."""
-        first, second = (None if r is None else ratio_to_lif(metric.name, r) for r in (self.before, self.after))
+        first, second = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
         return first, second
 
     def rounds(self, metric: Metric) -> tuple[list[float], list[float]]:
@@ -347,7 +347,7 @@ def _values(record: Record | None) -> dict[str, Number | str]:
     found: dict[str, Number | str] = {STATUS: record.status.value}
     for metric in METRICS:
         if metric.samples is not None:
-            ratio = ratio_to_lif(metric.name, record)
+            ratio = ratio_of(metric.name, record)
             if ratio is not None:
                 found[ratio_name(metric.name)] = ratio.value
         elif metric.unit != "s" and (value := metric.read(record)) is not None:

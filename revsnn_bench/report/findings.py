@@ -22,12 +22,12 @@ from revsnn_bench.report.points import (
     contended,
     ended,
     fixed_part,
-    lif_of,
     naming,
     namings,
+    ratio_of,
     ratio_text,
-    ratio_to_lif,
-    standard_lifs,
+    reference_for,
+    references,
     variants,
     work,
 )
@@ -84,7 +84,7 @@ class Least:
     """Who needs least of a quantity at the point that says most.
 
     Fields:
-        point: the standard LIF of that point.
+        point: the reference of that point.
         winners: the records there that share the least value, by node.
         often: at how many of the `compared` points these nodes are least, alone or shared.
     """
@@ -101,13 +101,15 @@ def least_of(run: Run, name: str) -> list[Least]:
 
 
 def _least_in(records: list[Record], name: str) -> Least | None:
-    """Ranks the cases that are `ok` at each point; tells the longest with a standard LIF, then the largest one."""
+    """Ranks the cases that are `ok` at each point; tells the longest with a reference, then the largest one."""
     points = by_point(r for r in records if r.status is Status.OK and BY_NAME[name].read(r) is not None)
     ranked = {point: _winners(name, found) for point, found in points.items() if len(found) > 1}
     if not ranked:
         return None
-    has_lif = {point: any(record.case.node == "lif" for record in points[point].values()) for point in ranked}
-    point = max(ranked, key=lambda p: (has_lif[p], p.timesteps, work(p)))
+    compared = {
+        point: any(record.case.node == point.reference for record in points[point].values()) for point in ranked
+    }
+    point = max(ranked, key=lambda p: (compared[p], p.timesteps, work(p)))
     often = sum(set(ranked[point]) <= set(other) for other in ranked.values())
     return Least(point, ranked[point], often, len(ranked))
 
@@ -138,32 +140,34 @@ def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
 
 
 def _standard(run: Run, record: Record, name: str, names: Naming) -> str:
-    """What the standard LIF needs at the point of a record, or why that is not known."""
-    lif = lif_of(record.case, standard_lifs(run))
-    if lif is not None:
-        return f"{names(lif.case)}: {units.measured(name, lif)}"
+    """What the reference needs at the point of a record, or why that is not known."""
+    reference, base = reference_for(record.case, references(run)), record.case.reference
+    if reference is not None:
+        return f"{names(reference.case)}: {units.measured(name, reference)}"
     at_point = [other for other in run if other.case == record.case.point]
-    return f"lif ended as {at_point[-1].status.value} there" if at_point else "lif not measured there"
+    return f"{base} ended as {at_point[-1].status.value} there" if at_point else f"{base} not measured there"
 
 
 def _cost(run: Run, record: Record, names: Naming) -> str:
-    known = costs(record, ("step_flops", "step_time_s"), standard_lifs(run)) or "not known against lif"
+    found = costs(record, ("step_flops", "step_time_s"), references(run))
+    known = found or f"not known against {record.case.reference}"
     return f"Cost of {names(record.case)}: {known}."
 
 
-def costs(record: Record, names: Sequence[str], lifs: Mapping[Case, Record]) -> str:
-    """Returns ratios to the standard LIF as `1.53 × lif in step time and ...`; empty where there is none."""
-    found = {name: ratio_to_lif(name, record, lifs) for name in names}
-    return units.listing([f"{ratio_text(r)} × lif in {BY_NAME[name].label}" for name, r in found.items() if r])
+def costs(record: Record, names: Sequence[str], known: Mapping[Case, Record]) -> str:
+    """Returns ratios to the reference as `1.53 × lif in step time and ...`; empty where there is none."""
+    found = {name: ratio_of(name, record, known) for name in names}
+    base = record.case.reference
+    return units.listing([f"{ratio_text(r)} × {base} in {BY_NAME[name].label}" for name, r in found.items() if r])
 
 
 def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
     """How many times less the paper's node retains than the standard LIF; it means nothing without its T."""
-    lifs = standard_lifs(run)
+    known = references(run)
     ratios = {
         record.case.timesteps: 1 / found.value
         for record in sorted(records, key=lambda record: record.case.timesteps)
-        if record.case.node == "revlif" and (found := ratio_to_lif("retained_bytes", record, lifs)) and found.value
+        if record.case.node == "revlif" and (found := ratio_of("retained_bytes", record, known)) and found.value
     }
     if not ratios:
         return []
@@ -174,7 +178,10 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
 
 
 def _trust(run: Run) -> list[Finding]:
-    """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true."""
+    """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true.
+
+    And one for a user's model as it is that nothing could judge.
+    """
     names, order = naming(run), variants(run)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(run, key=lambda record: order.index(record.case.variant)):
@@ -194,7 +201,13 @@ def _trust(run: Run) -> list[Finding]:
         text = "; ".join(part for part in parts if part)
         if text:
             found.append(Finding("Gradient", f"{', '.join(name for name, _ in members)}; {dtype}", f"{text}."))
-    return found
+    unjudged = {(names(r.case), r.case.dtype): r.reason for r in run if r.status is Status.OK and r.reason}
+    return found + [
+        Finding(
+            "Gradient", f"{name}; {dtype}", f"{reason}. What is done to the model is held against the model itself."
+        )
+        for (name, dtype), reason in unjudged.items()
+    ]
 
 
 def _steps(records: Iterable[Record], status: Status) -> tuple[int, ...]:
@@ -230,7 +243,7 @@ def _saving(run: Run) -> list[Finding]:
         flops = [BY_NAME["backward_recompute_flops"].read(each) for each in (record, revnet)]
         if flops[0] is not None and flops[1]:
             of_flops.append(1 - flops[0] / flops[1])
-        took = [ratio_to_lif("backward_time_s", each) for each in (record, revnet)]
+        took = [ratio_of("backward_time_s", each) for each in (record, revnet)]
         sure = one_host(record, revnet) and not (contended(record) or contended(revnet))
         if took[0] and took[1] and sure:
             of_time.append(1 - took[0].value / took[1].value)
@@ -318,12 +331,12 @@ def module_rows(run: Run) -> list[tuple[str, ...]]:
 
 def node_and_network(run: Run) -> list[tuple[str, str]]:
     """Per node a sentence: the bytes of lif over its own, by itself and in each network of the run at the same T."""
-    lifs, names = standard_lifs(run), naming(run)
+    known, names = references(run), naming(run)
     alone: dict[tuple[str, int], float] = {}
     inside: dict[tuple[str, int], list[str]] = defaultdict(list)
     for record in run:
-        found, key = ratio_to_lif("retained_bytes", record, lifs), (names(record.case), record.case.timesteps)
-        if found is None or lif_of(record.case, lifs) is record:
+        found, key = ratio_of("retained_bytes", record, known), (names(record.case), record.case.timesteps)
+        if found is None or reference_for(record.case, known) is record:
             continue
         if record.case.workload == "layer":
             alone[key] = found.value

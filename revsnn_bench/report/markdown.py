@@ -11,7 +11,18 @@ from revsnn_bench.report import units
 from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
-from revsnn_bench.report.points import AXES, Axis, Naming, exact, growths, namings, rest, sweeps
+from revsnn_bench.report.points import (
+    AXES,
+    Axis,
+    Naming,
+    exact,
+    growths,
+    namings,
+    reference_name,
+    reference_text,
+    rest,
+    sweeps,
+)
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
@@ -94,8 +105,8 @@ def _intro(run: Run) -> str:
     return (
         f"Measured on {units.markdown(run.place)} with torch {units.markdown(environment.torch)}, started "
         f"{units.markdown(header.started_at)}. One case is one node in one workload at one size, run in a "
-        "process of its own. Ratios (× lif) are taken against the standard LIF at the same size: below 1 "
-        "means that the node needs less. 1 MiB is 2^20 bytes."
+        f"process of its own. Ratios (× {reference_name(run)}) are taken against {reference_text(run)} at the same "
+        "size: below 1 means that the node needs less. 1 MiB is 2^20 bytes."
     )
 
 
@@ -228,7 +239,7 @@ def _reading(run: Run) -> str:
         f"`{units.ABSENT}` means not measured, or withheld because the case did not end as ok. A case is "
         "`wrong` when its output or gradient disagrees with float64 backpropagation beyond the stated "
         "tolerance, and `approximate` when its method does not mean to compute that gradient. Time ratios are medians "
-        "of rounds in which node and standard LIF alternate in one process; brackets hold their "
+        "of rounds in which the two alternate in one process; brackets hold their "
         "interval, over several processes where the case was timed in several. What was timed beside other work, or "
         "too seldom, is not decided. A ratio in memory holds at its T only.\n\n"
         + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))

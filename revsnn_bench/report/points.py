@@ -1,7 +1,8 @@
-"""Points of a run: sweeps along one axis, ratios to the standard LIF at the same point, and growth along an axis.
+"""Points of a run: sweeps along one axis, ratios to the reference at the same point, and growth along an axis.
 
-A point is everything of a case but the node and its options. Only a case that ended as `ok` has a ratio. Growth is an
-exact line where there is one, else a fitted power.
+A point is everything of a case but the node and its options. The reference is the standard LIF; of a user's model it is
+that model as it is. Only a case that ended as `ok` has a ratio. Growth is an exact line where there is one, else a
+fitted power.
 """
 
 import math
@@ -15,7 +16,7 @@ from statistics import correlation, linear_regression, mean, median, stdev
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from revsnn_bench.case import Case, Option
+from revsnn_bench.case import AS_IS, Case, Option, is_own
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number, Samples
 from revsnn_bench.records import Record, Run, Status, one_host
 from revsnn_bench.report import units
@@ -24,7 +25,7 @@ Axis = Literal["timesteps", "batch", "depth"]
 AXES: dict[Axis, str] = {"timesteps": "T", "batch": "B", "depth": "D"}
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 Points = dict[Case, dict[str, Record]]
-"""Records by point, which is the case of the standard LIF there, and by node with its options."""
+"""Records by `Case.point` and by node with its options."""
 
 Setting = tuple[str, str, str]
 """Workload, dtype and device: rankings never cross these."""
@@ -42,7 +43,7 @@ class Sweep:
 
     Fields:
         axis: the field of `Case` that varies.
-        records: sorted by the axis, then by node in order of first appearance, the standard LIF first.
+        records: sorted by the axis, then by node in order of first appearance, the reference first.
     """
 
     axis: Axis
@@ -122,9 +123,9 @@ def ended(records: Iterable[Record]) -> dict[Status, int]:
 
 
 def variants(records: Iterable[Record]) -> list[str]:
-    """Returns the nodes with their options, the standard LIF first, then by first appearance."""
+    """Returns the nodes with their options, what ratios are taken against first, then by first appearance."""
     found = dict.fromkeys(record.case.variant for record in records)
-    return sorted(found, key=lambda variant: variant != "lif")
+    return sorted(found, key=lambda variant: variant not in ("lif", AS_IS))
 
 
 def variants_by_node(records: Iterable[Record]) -> dict[str, str]:
@@ -252,7 +253,7 @@ def approximate(run: Run) -> list[Record]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A case over the standard LIF; below 1 the case needs less.
+    """A case over the reference at its point; below 1 the case needs less.
 
     Fields:
         low, high: interval of a ratio of times, see `ratio_of_times`; None for exact quantities.
@@ -265,29 +266,44 @@ class Ratio:
     decided: bool = True
 
 
-def standard_lifs(run: Run) -> dict[Case, Record]:
-    """Returns every standard LIF that ended well, whatever its options; the latest record counts."""
-    return {record.case: record for record in run if record.status is Status.OK and record.case.node == "lif"}
+def references(run: Run) -> dict[Case, Record]:
+    """Returns what ratios are taken against: the cases that ended well of the standard LIF, whatever its options.
 
-
-def lif_of(case: Case, lifs: Mapping[Case, Record]) -> Record | None:
-    """Returns the standard LIF that a case is compared with, from `standard_lifs` of the same run.
-
-    That is the one on the same backend, without other options; where it was not measured, the one that shares most
-    options with the case and has no others, such as `lif[decay_input=False]` for a node with that option.
+    Of a user's model those as it is. The latest record of a case counts.
     """
-    return next((lifs[lif] for lif in _standards(case) if lif in lifs), None)
+    return {r.case: r for r in run if r.status is Status.OK and r.case.node == r.case.reference}
 
 
-def ratio_to_lif(name: str, record: Record, lifs: Mapping[Case, Record] = MappingProxyType({})) -> Ratio | None:
-    """Compares one metric of a record with the standard LIF at the same point.
+def reference_name(records: Iterable[Record]) -> str:
+    """Returns the node that ratios of records are taken against: lif, as-is, or both."""
+    return " or ".join(dict.fromkeys(record.case.reference for record in records)) or "lif"
+
+
+def reference_text(records: Iterable[Record]) -> str:
+    """Returns what ratios of records are taken against, in words."""
+    words = {"lif": "the standard LIF", AS_IS: "the user's model as it is"}
+    return " or ".join(words[each] for each in reference_name(records).split(" or "))
+
+
+def reference_for(case: Case, known: Mapping[Case, Record]) -> Record | None:
+    """Returns what a case is compared with, from `references` of the same run.
+
+    That is a user's model as it is, or else the standard LIF on the same backend, without other options; where it was
+    not measured, the one that shares most options with the case and has no others, such as `lif[decay_input=False]` for
+    a node with that option.
+    """
+    return next((known[each] for each in _standards(case) if each in known), None)
+
+
+def ratio_of(name: str, record: Record, known: Mapping[Case, Record] = MappingProxyType({})) -> Ratio | None:
+    """Compares one metric of a record with the reference at the same point.
 
     Args:
         name: of the metric.
         record: the case.
-        lifs: from `standard_lifs` of the same run; times do not need it, since each record holds the standard LIF's.
+        known: from `references` of the same run; times do not need it, since each record holds the reference's.
     Returns:
-        The ratio; None where the metric has none, something was not measured, the standard LIF failed or
+        The ratio; None where the metric has none, something was not measured, the reference failed or
         kept 0 bytes, or the case did not end as `ok` (a wrong gradient makes no saving).
     """
     metric = BY_NAME[name]
@@ -296,9 +312,9 @@ def ratio_to_lif(name: str, record: Record, lifs: Mapping[Case, Record] = Mappin
     if metric.samples is not None:
         samples = metric.samples(record)
         return None if samples is None else _ratio_of_samples(record, samples)
-    lif = lif_of(record.case, lifs)
-    value, reference = metric.read(record), None if lif is None else metric.read(lif)
-    return Ratio(value / reference) if value is not None and reference else None
+    reference = reference_for(record.case, known)
+    value, base = metric.read(record), None if reference is None else metric.read(reference)
+    return Ratio(value / base) if value is not None and base else None
 
 
 def _ratio_of_samples(record: Record, samples: Samples) -> Ratio | None:
@@ -397,7 +413,9 @@ def _interval_of_median(ordered: Sequence[float]) -> tuple[float, float] | tuple
 
 @lru_cache(maxsize=8192)
 def _standards(case: Case) -> tuple[Case, ...]:
-    """The standard LIFs that a case may be compared with, the first choice first; remembered, for it is asked often."""
+    """What a case may be compared with, the first choice first; remembered, for it is asked often."""
+    if is_own(case.workload):
+        return (case.point,)
     subsets = [kept for n in range(len(case.node_options), 0, -1) for kept in combinations(case.node_options, n)]
     return case.point, *(case.model_copy(update={"node": "lif", "node_options": kept}) for kept in subsets)
 

@@ -21,12 +21,13 @@ from revsnn_bench.report.points import (
     Axis,
     Naming,
     approximate,
-    lif_of,
     namings,
     position,
+    ratio_of,
     ratio_text,
-    ratio_to_lif,
-    standard_lifs,
+    reference_for,
+    reference_name,
+    references,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def long_rows(run: Run) -> list[Row]:
 
     Values are in the unit of the column `unit`. A row with NaN was measured as NaN; what was not measured has no row.
     """
-    lifs = standard_lifs(run)
+    known = references(run)
     rows: list[Row] = []
     for record in run:
         values = measured(record)
@@ -67,7 +68,7 @@ def long_rows(run: Run) -> list[Row]:
         for name, value in values.items():
             row = dict.fromkeys(LONG_COLUMNS) | identity(record)
             row |= {"metric": name, "value": value, "unit": BY_NAME[name].unit}
-            if ratio := ratio_to_lif(name, record, lifs):
+            if ratio := ratio_of(name, record, known):
                 row |= {"ratio_to_lif": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
             rows.append(row)
     return rows
@@ -75,12 +76,12 @@ def long_rows(run: Run) -> list[Row]:
 
 def wide_rows(run: Run) -> list[Row]:
     """Returns one row per case, in the order of the run, each with every column of `WIDE_COLUMNS`."""
-    lifs = standard_lifs(run)
+    known = references(run)
     rows: list[Row] = []
     for record in run:
         row: Row = dict.fromkeys(WIDE_COLUMNS) | identity(record) | measured(record)
         for name in BY_NAME:
-            if ratio := ratio_to_lif(name, record, lifs):
+            if ratio := ratio_of(name, record, known):
                 row[f"{name}_ratio_to_lif"] = ratio.value
         row["host"], row["reason"] = record.host, record.reason
         if record.fidelity is not None:
@@ -172,7 +173,7 @@ _MEANINGS = {
     "metric": "Name of the quantity; empty for a case without any.",
     "value": "The quantity, in the unit of the column `unit`.",
     "unit": "Unit of the value: B is bytes, FLOP operations, s seconds, 1 a pure number.",
-    "ratio_to_lif": "Value over that of the standard LIF at the same point.",
+    "ratio_to_lif": "Value over that of the standard LIF at the same point; of a user's model, over that as it is.",
     "ratio_low": "Lower end of the interval of a ratio of times; empty where it is not decided.",
     "ratio_high": "Upper end of the interval of a ratio of times; empty where it is not decided.",
     "host": "Host of the cluster that measured it; empty where the run has one machine.",
@@ -200,7 +201,7 @@ def _described(column: str) -> tuple[str, str, str, str]:
         return metric.unit, metric.meaning, metric.better or "", "exact" if metric.deterministic else "varies"
     base = column.removesuffix("_ratio_to_lif")
     if base != column:
-        return "1", f"Ratio of {base} to that of the standard LIF at the same point.", BY_NAME[base].better or "", ""
+        return "1", _MEANINGS["ratio_to_lif"].replace("Value", base), BY_NAME[base].better or "", ""
     return "", _MEANINGS[column], "", ""
 
 
@@ -283,10 +284,10 @@ APPROXIMATE_HEADINGS = ("case", "bias", "cosine", "by module", "retained", "peak
 
 def approximate_rows(run: Run) -> list[tuple[str, ...]]:
     """Returns one row per case of an approximate method, in the order of `APPROXIMATE_HEADINGS`."""
-    lifs, names = standard_lifs(run), namings(approximate(run))
+    known, names = references(run), namings(approximate(run))
     rows = []
     for record in approximate(run):
-        lif, bias = lif_of(record.case, lifs), None if record.fidelity is None else record.fidelity.gradient_bias
+        lif, bias = reference_for(record.case, known), record.fidelity and record.fidelity.gradient_bias
         modules = bias.by_module.items() if bias else ()
         rows.append(
             (
@@ -316,18 +317,18 @@ def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> lis
     """Returns the columns of a sweep table.
 
     Args:
-        run: gives the standard LIFs that ratios are taken against.
+        run: gives the cases that ratios are taken against.
         names: of the nodes in this table.
         axis: the axis of the sweep; None for cases outside of all sweeps, which show their whole point.
         compact: at most 100 characters wide, for a terminal.
     """
-    lifs = standard_lifs(run)
+    known, base = references(run), reference_name(run)
 
     def value(name: str) -> Column:
         return Column(BY_NAME[name].label, lambda record: value_cell(name, record))
 
     def ratio(name: str, heading: str) -> Column:
-        return Column(heading, lambda record: ratio_text(ratio_to_lif(name, record, lifs)))
+        return Column(heading, lambda record: ratio_text(ratio_of(name, record, known)))
 
     if axis is None:
         place = Column("point", _point, is_number=False)
@@ -338,12 +339,12 @@ def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> lis
         Column("node", lambda record: names(record.case), is_number=False),
         Column("status", lambda record: record.status.value, is_number=False),
         value("retained_bytes"),
-        ratio("retained_bytes", "× lif" if compact else "retained × lif"),
+        ratio("retained_bytes", f"× {base}" if compact else f"retained × {base}"),
         value("peak_bytes"),
-        ratio("peak_bytes", "× lif" if compact else "peak × lif"),
+        ratio("peak_bytes", f"× {base}" if compact else f"peak × {base}"),
     ]
     if compact:
-        time = Column("time × lif", lambda record: ratio_value("step_time_s", record, lifs))
+        time = Column(f"time × {base}", lambda record: ratio_value("step_time_s", record, known))
         error = Column("error", lambda record: value_cell("gradient_error", record))
         return [*shown, time, error]
     return [
@@ -353,16 +354,16 @@ def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> lis
         value("forward_flops"),
         value("backward_flops"),
         value("recompute_flops"),
-        ratio("step_flops", "step FLOPs × lif"),
+        ratio("step_flops", f"step FLOPs × {base}"),
         value("step_time_s"),
-        ratio("step_time_s", "step time × lif"),
+        ratio("step_time_s", f"step time × {base}"),
         value("gradient_error"),
     ]
 
 
-def ratio_value(name: str, record: Record, lifs: Mapping[Case, Record]) -> str:
-    """Returns a ratio to the standard LIF without its interval, which a terminal has no room for."""
-    found = ratio_to_lif(name, record, lifs)
+def ratio_value(name: str, record: Record, known: Mapping[Case, Record]) -> str:
+    """Returns a ratio to the reference without its interval, which a terminal has no room for."""
+    found = ratio_of(name, record, known)
     return units.ABSENT if found is None else units.times(found.value)
 
 

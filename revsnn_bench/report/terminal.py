@@ -22,10 +22,11 @@ from revsnn_bench.report.points import (
     Naming,
     approximate,
     naming,
+    ratio_of,
     ratio_text,
-    ratio_to_lif,
+    reference_name,
+    references,
     rest,
-    standard_lifs,
     sweeps,
     variants,
 )
@@ -47,21 +48,22 @@ _LONGEST_REASON = 300
 """Characters; a sentence that names argument, value and remedy has fewer."""
 
 _ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
-_HEADINGS = ("workload and point", "least peak", "peak", "peak × lif", "retained × lif", "time × lif")
+_HEADINGS = ("workload and point", "least peak", "peak", "peak × {0}", "retained × {0}", "time × {0}")
 
 
 def print_summary(run: Run, console: Console) -> None:
     """Prints the answer of a run in about a dozen lines; the reports hold the rest.
 
     A sentence, and where several settings were measured one row for each workload, dtype and device: at the largest T
-    at which the standard LIF and another node are right, whose step has the least peak, and what it costs.
+    at which the reference and another node are right, whose step has the least peak, and what it costs.
     """
     console.print(Text(f"Run {units.one_line(run.header.run_id)}: {overview(run)}", style="bold"))
     if found := least_of(run, "peak_bytes"):
-        lifs, names = standard_lifs(run), naming(run)
-        console.print(Text(_headline(found[0], lifs, names)))
+        known, names = references(run), naming(run)
+        console.print(Text(_headline(found[0], known, names)))
         if len(found) > 1:
-            console.print(_answers([_answer(least, lifs, names) for least in found[:_MOST_ROWS]], console.width))
+            rows = [_answer(least, known, names) for least in found[:_MOST_ROWS]]
+            console.print(_answers(rows, reference_name(run), console.width))
         if len(found) > _MOST_ROWS:
             console.print(f"{len(found) - _MOST_ROWS} more workloads and types are in the report.")
     wrong = variants(record for record in run if record.status is Status.WRONG)
@@ -78,24 +80,24 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(f"{len(failed) - _MOST_FAILURES} more cases failed; the report has their reasons.")
 
 
-def _quickest(least: Least, lifs: Mapping[Case, Record]) -> Record:
+def _quickest(least: Least, known: Mapping[Case, Record]) -> Record:
     """Of several nodes that share the least bytes the one whose time is least, among those whose time is decided."""
 
     def took(record: Record) -> float:
-        found = ratio_to_lif("step_time_s", record, lifs)
+        found = ratio_of("step_time_s", record, known)
         return found.value if found and found.decided else math.inf
 
     return min(least.winners.values(), key=took)
 
 
-def _headline(least: Least, lifs: Mapping[Case, Record], names: Naming) -> str:
-    """Peak and time of the first setting, each to the standard LIF, the time with its interval."""
-    best = _quickest(least, lifs)
-    to_lif = ratio_value("peak_bytes", best, lifs)
-    time = ratio_text(ratio_to_lif("step_time_s", best, lifs))
+def _headline(least: Least, known: Mapping[Case, Record], names: Naming) -> str:
+    """Peak and time of the first setting, each to the reference, the time with its interval."""
+    best = _quickest(least, known)
+    peak, base = ratio_value("peak_bytes", best, known), best.case.reference
+    time = ratio_text(ratio_of("step_time_s", best, known))
     words = [f"Least peak at {_size(best.case)}: {names(best.case)}, {units.measured('peak_bytes', best)}"]
-    words += [f" ({to_lif} × lif)" if to_lif != units.ABSENT else ""]
-    words += [f", time {time} × lif" if time != units.ABSENT else ""]
+    words += [f" ({peak} × {base})" if peak != units.ABSENT else ""]
+    words += [f", time {time} × {base}" if time != units.ABSENT else ""]
     return units.one_line("".join(words) + ".")
 
 
@@ -104,28 +106,29 @@ def _size(case: Case) -> str:
     return f"{case.workload} {case.size} {case.dtype}{device}"
 
 
-def _answer(least: Least, lifs: Mapping[Case, Record], names: Naming) -> tuple[str, ...]:
+def _answer(least: Least, known: Mapping[Case, Record], names: Naming) -> tuple[str, ...]:
     """The cells of a row: the quickest of the nodes that share the least bytes, and how many more there are."""
-    best = _quickest(least, lifs)
+    best = _quickest(least, known)
     more = f" (+{len(least.winners) - 1})" if len(least.winners) > 1 else ""
     return (
         _size(best.case),
         _cut(names(best.case), _NODE_WIDTH - len(more)) + more,
         units.measured("peak_bytes", best),
-        ratio_value("peak_bytes", best, lifs),
-        ratio_value("retained_bytes", best, lifs),
-        ratio_text(ratio_to_lif("step_time_s", best, lifs)),
+        ratio_value("peak_bytes", best, known),
+        ratio_value("retained_bytes", best, known),
+        ratio_text(ratio_of("step_time_s", best, known)),
     )
 
 
-def _answers(rows: Sequence[tuple[str, ...]], width: int) -> Table:
+def _answers(rows: Sequence[tuple[str, ...]], base: str, width: int) -> Table:
     """The rows as a table of single lines; a narrow terminal has no column of what is retained, and shorter points."""
-    shown = [n for n in range(len(_HEADINGS)) if width >= _WIDE or _HEADINGS[n] != "retained × lif"]
+    headings = [heading.format(base) for heading in _HEADINGS]
+    shown = [n for n in range(len(headings)) if width >= _WIDE or not headings[n].startswith("retained")]
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     room = width
     for n in shown:
-        table.add_column(Text(_HEADINGS[n]), justify="left" if n < 2 else "right", no_wrap=True)
-        room -= max(len(_HEADINGS[n]), *(len(row[n]) for row in rows)) + 2 if n else 2
+        table.add_column(Text(headings[n]), justify="left" if n < 2 else "right", no_wrap=True)
+        room -= max(len(headings[n]), *(len(row[n]) for row in rows)) + 2 if n else 2
     for point, *cells in rows:
         row = (_cut(point, max(_LEAST_POINT, room)), *cells)
         table.add_row(*(Text(row[n]) for n in shown))

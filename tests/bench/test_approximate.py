@@ -12,7 +12,7 @@ from revsnn_bench.report.findings import findings, least_of
 from revsnn_bench.report.html.answers import answers
 from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.markdown import render
-from revsnn_bench.report.points import AXES, growths, points_by_setting, ratio_to_lif, standard_lifs, sweeps
+from revsnn_bench.report.points import AXES, growths, points_by_setting, ratio_of, references, sweeps
 from revsnn_bench.report.tables import approximate_rows, long_rows, value_cell, wide_rows
 from revsnn_bench.report.terminal import print_run, print_summary
 
@@ -46,7 +46,7 @@ def without(run):
 
 def test_it_enters_no_ranking(run):
     """Winners, sweeps, growths, figures and the page's answers are those of the run without it; no value, no ratio."""
-    other, lifs = without(run), standard_lifs(run)
+    other, lifs = without(run), references(run)
     assert NODE in {record.case.variant for record in run}
     for name in ("peak_bytes", "retained_bytes"):
         assert least_of(run, name) == least_of(other, name)
@@ -63,7 +63,7 @@ def test_it_enters_no_ranking(run):
     (caption,) = (text for name, _, text in drawn if name == "methods-1")
     assert "Hollow: an approximate gradient, ranked nowhere." in caption
     for record in approximate(run):
-        assert ratio_to_lif("peak_bytes", record, lifs) is ratio_to_lif("step_time_s", record, lifs) is None
+        assert ratio_of("peak_bytes", record, lifs) is ratio_of("step_time_s", record, lifs) is None
         assert value_cell("peak_bytes", record) == "–"
 
 

@@ -22,7 +22,7 @@ from revsnn_bench.report.canvas import looks
 from revsnn_bench.report.figures.growth import method_figures
 from revsnn_bench.report.figures.memory import step_figures
 from revsnn_bench.report.html.study import study_figures
-from revsnn_bench.report.points import ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import ratio_of, ratio_text, references
 from revsnn_bench.report.tables import value_cell
 from revsnn_bench.runs import load_run
 
@@ -57,7 +57,7 @@ def test_readme_shows_the_numbers_of_the_run(record):
     cells = (
         name,
         units.size(record.memory.peak_bytes),
-        ratio_text(ratio_to_lif("step_time_s", record)),
+        ratio_text(ratio_of("step_time_s", record)),
         peak,
         f"{milliseconds / launched['StandardLIF, fused'][1]:.2f}",
         f"{record.fidelity.gradient_error:.1e}",
@@ -124,7 +124,7 @@ def field_row(record):
         record.status.value,
         *(units.measured("peak_bytes", peaks[t]) if t in peaks else "–" for t in (4, 16, 64, 256, 1024)),
         *(units.measured(name, record) for name in ("retained_bytes", "step_flops", "step_time_s")),
-        ratio_text(ratio_to_lif("step_time_s", record)),
+        ratio_text(ratio_of("step_time_s", record)),
         *(map(units.fraction, fractions) if bias else ("–",) * 3),
     )
     return f"| {' | '.join(cells)} |"
@@ -146,9 +146,9 @@ def test_both_runs_of_the_field_have_the_same_bytes_and_operations():
 
 def peer_row(record):
     """A peer as docs/methods.md shows it; what an unverified one costs is withheld."""
-    lifs = standard_lifs(FIELD)
+    lifs = references(FIELD)
     shown = [value_cell(name, record) for name in ("retained_bytes", "peak_bytes", "gradient_error")]
-    time = ratio_text(ratio_to_lif("step_time_s", record, lifs))
+    time = ratio_text(ratio_of("step_time_s", record, lifs))
     return f"| {' | '.join((f'`{record.case.variant}`', record.status.value, *shown[:2], time, shown[2]))} |"
 
 
@@ -211,8 +211,8 @@ IN_README = [
 
 def example_row(record):
     """A case as README shows it; what a wrong case costs is withheld."""
-    lifs = standard_lifs(EXAMPLE)
-    ratios = [ratio_to_lif(name, record, lifs) for name in ("retained_bytes", "peak_bytes", "step_time_s")]
+    lifs = references(EXAMPLE)
+    ratios = [ratio_of(name, record, lifs) for name in ("retained_bytes", "peak_bytes", "step_time_s")]
     retained, peak, time = map(ratio_text, ratios)
     shown = [value_cell(name, record) for name in ("retained_bytes", "peak_bytes", "gradient_error")]
     cells = (f"`{record.case.variant}`", record.status.value, shown[0], retained, shown[1], peak, time, shown[2])

@@ -13,7 +13,7 @@ from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.markdown import render
-from revsnn_bench.report.points import growths, ratio_to_lif
+from revsnn_bench.report.points import growths, ratio_of
 from revsnn_bench.report.tables import wide_rows
 from revsnn_bench.run_options import parse_cluster
 from revsnn_bench.runner import cluster as runner_cluster
@@ -72,7 +72,7 @@ def test_times_of_two_hosts_meet_in_no_fit_and_in_no_ranking(on_hosts):
 def test_the_ratio_of_a_time_is_of_its_own_process(on_hosts):
     """A record holds the standard LIF's rounds beside its own, so its ratio needs no other host."""
     alone, dealt = on_hosts("a"), on_hosts("a", "b", "c")
-    assert [ratio_to_lif("step_time_s", r) for r in alone] == [ratio_to_lif("step_time_s", r) for r in dealt]
+    assert [ratio_of("step_time_s", r) for r in alone] == [ratio_of("step_time_s", r) for r in dealt]
 
 
 def test_a_time_is_not_gated_against_another_host(make_run, make_record):

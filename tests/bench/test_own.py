@@ -1,6 +1,7 @@
 """A user's own model as a workload: methods, fidelity, and what is said of one that cannot be measured."""
 
 import inspect
+import statistics
 
 import own_models
 import pytest
@@ -12,6 +13,9 @@ from revsnn_bench.models.own import METHODS, ModelError
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.predict import predict
 from revsnn_bench.records import SkipCase, Status
+from revsnn_bench.report import markdown
+from revsnn_bench.report.html.report import render_html
+from revsnn_bench.report.points import ratio_of, references
 
 
 def case_of(model="plain", node="lif", shape=(6,), **fields):
@@ -107,10 +111,11 @@ def test_a_loss_that_reads_parameters_is_not_called_wrong():
 
 
 def test_a_model_without_neurons_is_measured_as_it_is():
-    """Nothing judges its gradient, and it has no standard LIF to be timed beside; bytes and FLOPs are counted."""
+    """Nothing judges its gradient, and the reason says so; it is what its methods are held against, and `ok`."""
     record = measure(case_of("ByHand", "as-is", timesteps=4), Settings())
-    assert (record.status, record.time) == (Status.UNVERIFIED, None)
+    assert (record.status, record.fidelity) == (Status.OK, None)
     assert "its gradient was not judged" in record.reason
+    assert record.time.forward_time_s == record.time.lif_forward_time_s
     assert record.memory.peak_bytes > 0
     assert record.flops.forward.multiply_accumulate == 2 * 4 * 3 * 8 * (6 + 8)
     with pytest.raises(SkipCase, match=r"line \d+: ByHand has no neuron that lif\+remat could exchange"):
@@ -124,7 +129,7 @@ def test_models_of_others_are_measured_inside_remat(model):
     pytest.importorskip("sinabs")
     settings = Settings(passes=("memory", "flops", "fidelity"))
     plain, inside = (measure(case_of(model, node, timesteps=6), settings) for node in ("as-is", "as-is+remat"))
-    assert (plain.status, inside.status) == (Status.UNVERIFIED, Status.OK), inside.reason
+    assert (plain.status, inside.status) == (Status.OK, Status.OK), inside.reason
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
     assert inside.fidelity.gradient_error < 1e-5
     assert inside.memory.retained_bytes < plain.memory.retained_bytes
@@ -133,6 +138,35 @@ def test_models_of_others_are_measured_inside_remat(model):
         assert plain.memory.retained_bytes - inside.memory.retained_bytes == 6 * 3 * 8 * 4
         for node, record in (("as-is", plain), ("as-is+remat", inside)):
             assert predict(case_of(model, node, timesteps=6)).retained_bytes == record.memory.retained_bytes
+
+
+@pytest.mark.parametrize(("model", "method"), [("ByHand", "as-is+remat"), ("loop", "lif+remat")])
+def test_methods_are_timed_beside_the_model_as_it_is(model, method, make_run):
+    """Bytes and time of a method are over those of the model itself, whether neurons can be exchanged or not."""
+    plain, method = (measure(case_of(model, node, timesteps=4), Settings(target_s=0.01)) for node in ("as-is", method))
+    assert method.time.reference == plain.time.reference == "as-is"
+    assert len(method.time.lif_forward_time_s) == len(method.time.forward_time_s) >= 5
+    assert method.time.lif_forward_time_s != method.time.forward_time_s
+    known = references(make_run([plain, method]))
+    peak = ratio_of("peak_bytes", method, known)
+    assert peak.value == method.memory.peak_bytes / plain.memory.peak_bytes
+    rounds = zip(method.time.forward_time_s, method.time.lif_forward_time_s, strict=True)
+    assert ratio_of("forward_time_s", method).value == statistics.median(own / plain for own, plain in rounds)
+    older = method.model_copy(update={"time": method.time.model_copy(update={"reference": "lif"})})
+    assert ratio_of("forward_time_s", older) is None  # beside another model
+
+
+def test_a_report_of_own_models_names_what_ratios_are_against(make_run):
+    """In every heading and sentence; and it says that nothing judged the model itself."""
+    settings = Settings(passes=("memory", "fidelity"))
+    records = [measure(case_of("ByHand", node, timesteps=4), settings) for node in ("as-is", "as-is+remat")]
+    run = make_run(records)
+    for text in (markdown.render(run), render_html(run)):
+        assert "peak × as-is" in text
+        assert "are taken against the user" in text
+        assert "× lif" not in text
+        assert "as-is; float32" in text
+        assert "its gradient was not judged: it does not fire through a surrogate whose primitive is known" in text
 
 
 @pytest.mark.parametrize("node", ["as-is", "as-is+remat"])

@@ -13,13 +13,13 @@ from revsnn_bench.report.points import (
     Ratio,
     find_fit,
     growths,
-    lif_of,
     naming,
     namings,
+    ratio_of,
     ratio_of_times,
     ratio_text,
-    ratio_to_lif,
-    standard_lifs,
+    reference_for,
+    references,
 )
 
 
@@ -139,17 +139,17 @@ def test_lif_with_the_same_options_stands_in_where_the_plain_one_is_missing(make
     lif = make_record(Case(node="lif", shape=(64,), node_options=options))
     more = make_record(Case(node="lif-carrier", shape=(64,), node_options=options | {"tau": 3.0}))
     other = make_record(Case(node="lif-checkpoint", shape=(64,), node_options={"tau": 3.0}))
-    lifs = standard_lifs(make_run([lif, more, other]))
-    assert lif_of(more.case, lifs) is lif
-    assert lif_of(lif.case, lifs) is lif
-    assert lif_of(other.case, lifs) is None
+    lifs = references(make_run([lif, more, other]))
+    assert reference_for(more.case, lifs) is lif
+    assert reference_for(lif.case, lifs) is lif
+    assert reference_for(other.case, lifs) is None
     (found,) = (f for f in findings(make_run([lif, more, other])) if f.topic == "Least retained memory")
     assert "lif-carrier with 0 B (lif: 48.00 KiB)" in found.text
     assert found.where.endswith(
         "lif and lif-carrier have decay_input=False; lif-carrier and lif-checkpoint have tau=3.0."
     )
     plain = make_record(node="lif")
-    assert lif_of(more.case, standard_lifs(make_run([lif, plain, more]))) is plain
+    assert reference_for(more.case, references(make_run([lif, plain, more]))) is plain
 
 
 def coverage(processes, rounds, between, draws=2000):
@@ -180,11 +180,11 @@ def test_intervals_cover_what_they_say(processes, rounds, between):
 def test_a_time_from_few_or_disturbed_rounds_is_not_decided(make_record):
     """Four rounds give no interval; a contended round that was kept takes it away; an exact ratio needs none."""
     record = make_record(node="lif-carrier")
-    assert ratio_to_lif("step_time_s", record).decided
+    assert ratio_of("step_time_s", record).decided
     few = {name: getattr(record.time, name)[:4] for name in type(record.time).model_fields if name.endswith("d_time_s")}
     for changes in (few, {"rounds_contended": 1}):
         changed = record.model_copy(update={"time": record.time.model_copy(update=changes)})
-        found = ratio_to_lif("step_time_s", changed)
+        found = ratio_of("step_time_s", changed)
         assert not found.decided
         assert ratio_text(found).endswith("(not decided)")
 

@@ -16,10 +16,10 @@ from revsnn_bench.report.points import (
     contended,
     ended,
     exact,
-    lif_of,
     naming,
-    ratio_to_lif,
-    standard_lifs,
+    ratio_of,
+    reference_for,
+    references,
     work,
 )
 from revsnn_bench.report.tables import value_cell
@@ -27,9 +27,10 @@ from revsnn_bench.report.tables import value_cell
 
 @dataclass(frozen=True)
 class Candidate:
-    """One node at one point: its record with the record's index, and for a right one its peak and its cost against lif.
+    """One node at one point: its record with the record's index, and for a right one its peak and its cost.
 
-    The cost is in time where a time is decided at the point, else in operations; one taken beside other work is none.
+    The cost is against the reference, in time where a time is decided at the point, else in operations; one taken
+    beside other work is none.
     """
 
     node: str
@@ -47,6 +48,7 @@ class Point:
         setting: workload, features, depth, dtype and device in words, and the backend where several were measured.
         note: options that all its nodes share, in a sentence.
         timesteps, batch: T and B.
+        reference: the node that ratios are taken against.
         winner: the nodes that need least peak memory among those that are right; empty where none is.
         memory, cost, trust: the answer in sentences.
         steps: by increasing budget, the node that is cheapest from there on.
@@ -58,6 +60,7 @@ class Point:
     note: str
     timesteps: int
     batch: int
+    reference: str
     winner: str
     memory: str
     cost: str
@@ -83,9 +86,9 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
     def tells(point: Case) -> tuple[int, int]:
         return sum(record.status is Status.OK for record in points[point].values()), work(point)
 
-    lifs = standard_lifs(run)
+    known = references(run)
     made = [
-        _point(point, list(points[point].values()), index, lifs, len(backends[setting(point)]) > 1) for point in order
+        _point(point, list(points[point].values()), index, known, len(backends[setting(point)]) > 1) for point in order
     ]
     return made, order.index(max(order, key=tells))
 
@@ -97,16 +100,16 @@ def setting(case: Case) -> str:
 
 
 def _point(
-    point: Case, records: list[Record], index: Mapping[Case, int], lifs: Mapping[Case, Record], several: bool
+    point: Case, records: list[Record], index: Mapping[Case, int], known: Mapping[Case, Record], several: bool
 ) -> Point:
     right = sorted((r for r in records if r.status is Status.OK and r.memory is not None), key=_need)
     others = sorted((r for r in records if r not in right), key=lambda r: list(Status).index(r.status))
     best = [r for r in right if _need(r) == _need(right[0])]
     names = naming(records)
-    timed = any(_cost_of("step_time_s", r, lifs) for r in right)
+    timed = any(_cost_of("step_time_s", r, known) for r in right)
 
     def candidate(record: Record) -> Candidate:
-        cost = _cost_of("step_time_s" if timed else "step_flops", record, lifs)
+        cost = _cost_of("step_time_s" if timed else "step_flops", record, known)
         return Candidate(names(record.case), record, index[record.case], _need(record)[0], cost)
 
     ranked = [candidate(r) for r in right]
@@ -116,9 +119,10 @@ def _point(
         note=names.note,
         timesteps=point.timesteps,
         batch=point.batch,
+        reference=point.reference,
         winner=units.listing([names(r.case) for r in best]),
-        memory=_memory(best, lif_of(best[0].case, lifs) if best else None, records, names),
-        cost=" ".join(_cost(r, lifs, names) for r in best),
+        memory=_memory(best, reference_for(best[0].case, known) if best else None, records, names),
+        cost=" ".join(_cost(r, known, names) for r in best),
         trust=_trust(best, others, names),
         steps=_steps(ranked),
         cost_label="time" if timed else "FLOPs",
@@ -126,8 +130,8 @@ def _point(
     )
 
 
-def _cost_of(name: str, record: Record, lifs: Mapping[Case, Record]) -> Number | None:
-    found = ratio_to_lif(name, record, lifs)
+def _cost_of(name: str, record: Record, known: Mapping[Case, Record]) -> Number | None:
+    found = ratio_of(name, record, known)
     return found.value if found and found.decided else None
 
 
@@ -145,7 +149,7 @@ def _memory(best: list[Record], lif: Record | None, records: list[Record], names
         return f"{text}; {names(lif.case)}: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
     at_lif = {r.case: r for r in records}.get(record.case.point)
     why = f"ended as {at_lif.status.value}" if at_lif is not None else "was not measured"
-    return f"{text}; lif {why} here."
+    return f"{text}; {record.case.reference} {why} here."
 
 
 def _unranked(records: list[Record]) -> str:
@@ -156,12 +160,12 @@ def _unranked(records: list[Record]) -> str:
     return f"No node can be recommended here: of {len(records)} measured, {counts}."
 
 
-def _cost(record: Record, lifs: Mapping[Case, Record], names: Naming) -> str:
+def _cost(record: Record, known: Mapping[Case, Record], names: Naming) -> str:
     name = names(record.case)
     if record.case == record.case.point:
         return f"{name} is the standard: every ratio is taken against it."
-    known = costs(record, ("step_time_s", "step_flops"), lifs) or "an amount not known against lif"
-    text = f"{name} costs {known}."
+    found = costs(record, ("step_time_s", "step_flops"), known)
+    text = f"{name} costs {found or f'an amount not known against {record.case.reference}'}."
     return (
         f"{text} Other work held the processor in some rounds, so its time is not ranked."
         if contended(record)

@@ -1,7 +1,7 @@
 """All runs on one page: where each was measured, and the history of every quantity across commits, drawn.
 
 A figure per metric holds a line per case, over its value in the gate's baseline; a table holds every exact quantity
-that changed at some commit. Times are ratios to the standard LIF, where they are decided.
+that changed at some commit. Times are ratios to the reference of the same rounds, where they are decided.
 """
 
 import math
@@ -18,7 +18,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.labels import name_lines, names_room
-from revsnn_bench.report.points import ended, ratio_to_lif
+from revsnn_bench.report.points import ended, ratio_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,9 +161,9 @@ def _latest(run: Run) -> dict[str, Record]:
 
 
 def _value(metric: Metric, record: Record) -> Number | None:
-    """What is compared across runs: a time as its ratio to the standard LIF, and only where that is decided."""
+    """What is compared across runs: a time as its ratio to the reference, and only where that is decided."""
     if metric.samples is not None:
-        ratio = ratio_to_lif(metric.name, record)
+        ratio = ratio_of(metric.name, record)
         return ratio.value if ratio and ratio.decided and record.case != record.case.point else None
     value = metric.read(record)
     return value if value is not None and math.isfinite(value) else None
@@ -201,7 +201,7 @@ def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.
                 ends.append((*at[-1], named[history.case_id], look))
         _scale(axes, [value for found in points.values() for _, value in found], runs)
         name_lines(axes, ends)
-        axes.set_ylabel(f"{metric.label}{' × lif' if metric.samples else ''}, over the baseline")
+        axes.set_ylabel(f"{metric.label}{' × reference' if metric.samples else ''}, over the baseline")
         svg = canvas.to_svg(axes)
     moved = sum(any(value != 1 for _, value in points[history.case_id]) for history in drawn)
     with_baseline = sum(history.baseline is not None for history in drawn)

@@ -109,8 +109,8 @@
       if (best) {
         best.row.classList.add(best.cost < Infinity ? "best" : "fits");
         const cost = best.cost < Infinity
-          ? `the cheapest here that fits and whose gradient is right, at ${best.cost.toPrecision(3)} × lif in ${point.dataset.cost}.`
-          : "it fits and its gradient is right; its cost against lif is not decided.";
+          ? `the cheapest here that fits and whose gradient is right, at ${best.cost.toPrecision(3)} × ${point.dataset.reference} in ${point.dataset.cost}.`
+          : `it fits and its gradient is right; its cost against ${point.dataset.reference} is not decided.`;
         verdict.textContent = `Within ${size}: ${best.row.cells[0].textContent}, ${cost}`;
       } else if (least) {
         const [name, , peak] = [...least.cells].map((cell) => cell.textContent);

@@ -14,7 +14,18 @@ from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.html.answers import Point, answers
-from revsnn_bench.report.points import Naming, Ratio, contended, ended, namings, ratio_text, ratio_to_lif, standard_lifs
+from revsnn_bench.report.points import (
+    Naming,
+    Ratio,
+    contended,
+    ended,
+    namings,
+    ratio_of,
+    ratio_text,
+    reference_name,
+    reference_text,
+    references,
+)
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
@@ -84,7 +95,7 @@ def render_html(
     points, first = answers(run, index)
     names = namings(run)
     labels = [_label(record, names) for record in run]
-    lifs = standard_lifs(run)
+    known = references(run)
     return render_page(
         "report",
         refresh_s=refresh_s,
@@ -101,7 +112,7 @@ def render_html(
         plain_figures=_PLAIN_FIGURES,
         more_titles="; ".join(dict.fromkeys(each.title.partition(":")[0] for each in drawn[_PLAIN_FIGURES:])),
         claims=claims or "",
-        table=_cases(run, lifs, index),
+        table=_cases(run, known, index),
         approximate=make_table(
             "approximate",
             "Cases of approximate methods",
@@ -114,7 +125,9 @@ def render_html(
         places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
         absent=units.ABSENT,
         cell=value_cell,
-        ratio=lambda name, record: _ratio(ratio_to_lif(name, record, lifs)),
+        base=reference_name(run),
+        against=reference_text(run),
+        ratio=lambda name, record: _ratio(ratio_of(name, record, known)),
         note=names.note,
         times=units.times,
     )
@@ -142,7 +155,7 @@ def _label(record: Record, names: Naming) -> str:
     return "; ".join([names.id(record.case), record.status.value, *values])
 
 
-def _cases(run: Run, lifs: Mapping[Case, Record], index: Mapping[Case, int]) -> Table:
+def _cases(run: Run, known: Mapping[Case, Record], index: Mapping[Case, int]) -> Table:
     """Node, place, T, B, status and three quantities first; then every other quantity, and the parts of the place."""
     names, varying = namings(run), _varying(run)
     fields = {row.name: _field(row) for row in CASE_FIELDS[1:]}
@@ -161,7 +174,7 @@ def _cases(run: Run, lifs: Mapping[Case, Record], index: Mapping[Case, int]) -> 
             fields.pop("timesteps"),
             fields.pop("batch"),
             Column("status", lambda record: record.status.value, "how the case ended", is_filter=True),
-            *(_column(name, as_ratio, lifs) for name, as_ratio in (*_FIRST, *_THEN)),
+            *(_column(name, as_ratio, known, reference_name(run)) for name, as_ratio in (*_FIRST, *_THEN)),
             *fields.values(),
             *([Column("host", lambda record: record.host or "", "host of the cluster")] if run.hosts else []),
             Column("note", _note, "why the case ended so, and what the node warned of"),
@@ -197,7 +210,7 @@ def _where(varying: Sequence[CaseField], record: Record) -> str:
     return ", ".join(words)
 
 
-def _column(name: str, as_ratio: bool, lifs: Mapping[Case, Record]) -> Column[Record]:
+def _column(name: str, as_ratio: bool, known: Mapping[Case, Record], base: str) -> Column[Record]:
     """The column of a metric, or that of its ratio; a time taken beside other work is grey."""
     metric = BY_NAME[name]
 
@@ -207,12 +220,12 @@ def _column(name: str, as_ratio: bool, lifs: Mapping[Case, Record]) -> Column[Re
         return Cell(_unsure(text, metric.family == "time" and contended(record)), number)
 
     def ratio(record: Record) -> Cell:
-        found = ratio_to_lif(name, record, lifs)
+        found = ratio_of(name, record, known)
         return Cell(_ratio(found), found.value if found else None)
 
     if as_ratio:
-        meaning = f"{metric.label} over that of the standard LIF at the same point; below 1 is less"
-        return Column(f"{metric.label} × lif", ratio, meaning, is_number=True)
+        meaning = f"{metric.label} over that of {base} at the same point; below 1 is less"
+        return Column(f"{metric.label} × {base}", ratio, meaning, is_number=True)
     return Column(metric.label, value, metric.meaning, is_number=True)
 
 
