@@ -79,7 +79,6 @@ RUNS = {
 """Saved runs that a page names and does not make, and the committed run that stands for each."""
 
 LESS = {
-    "revsnn-bench run --model my_net:make": "--passes memory,fidelity",
     "revsnn-bench run --model net:make --input 4,8,2,8,8 --node as-is,lif+remat": "--passes memory,fidelity",
     "revsnn-bench train": "--network digits-net --shape 1x8x8 --epochs 1 --timesteps 2 --batch 256",
     "revsnn-bench largest --budget 64 MiB": '--budget "1 MiB" --workload digits-net --shape 1x8x8 --node lif',
