@@ -123,7 +123,8 @@ from pathlib import Path
 from revsnn_bench.runs import Journal
 from revsnn_bench.records import Run
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
+    signal.signal(number, signal.default_int_handler)
 run = Run.model_validate_json(sys.argv[2])
 journal = Journal.create(Path(sys.argv[1]), run.header)
 whole = getattr(os, sys.argv[3])
