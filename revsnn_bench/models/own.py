@@ -23,10 +23,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardIF, StandardLIF, StandardParametricLIF, apply_plan, remat
-from revsnn_nodes.plan import find_blocks, neurons_of, put_in_our_neurons
+from revsnn_nodes.plan import find_blocks, is_neuron, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
 
 from revsnn_bench.case import AS_IS, Case
@@ -235,6 +236,7 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
         made = make(**arguments)
     except (Exception, SystemExit) as error:
         raise _raised(f"{case.workload}", error, file) from error
+    _require_new(made if isinstance(made, nn.Module) else getattr(made, "model", None), make, case.workload)
     if isinstance(made, nn.Module):
         return made, None, None
     missing = [name for name in ("model", "inputs", "loss") if not hasattr(made, name)]
@@ -257,6 +259,24 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     if inputs.is_floating_point():
         inputs = inputs.to(getattr(torch, case.dtype))
     return made.model, inputs.detach(), made.loss
+
+
+_handed_out: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
+"""Modules with state of the models that were made in this process and are alive, by their `id`."""
+
+
+def _require_new(model: Any, make: Callable[..., Any], workload: str) -> None:
+    """Refuses a model that was returned before: a method has changed it since, and it would be held against itself."""
+    modules = [*model.modules()] if isinstance(model, nn.Module) else []
+    # Others, as a surrogate that is a default argument, have nothing that a method could change.
+    modules = [each for each in modules if each is model or each._parameters or each._buffers or is_neuron(each)]
+    if any(_handed_out.get(id(module)) is module for module in modules):
+        raise ModelError(
+            f"{_where(make)}: {workload} must return a new model at every call; it returned one that it returned "
+            "before, or parts of it. A method changes it in place, and is held against another that is as it was. Make "
+            "the model in the function, or return copy.deepcopy(model)."
+        )
+    _handed_out.update((id(module), module) for module in modules)
 
 
 def _parameters(make: Callable[..., Any]) -> set[str]:

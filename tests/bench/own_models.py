@@ -36,6 +36,14 @@ def plain():
     return Plain()
 
 
+SHARED = nn.Linear(6, 6)
+
+
+def made_once():
+    """A model around a part that is made once."""
+    return nn.Sequential(SHARED, Plain())
+
+
 def sequential():
     return nn.Sequential(
         nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), StandardLIF(step_mode="m"), nn.Linear(8, 4)

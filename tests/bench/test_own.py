@@ -297,6 +297,12 @@ def test_a_bad_model_gets_one_sentence_with_its_line(model):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_is_not_made_anew_is_refused():
+    """It would be held against itself: the neurons that a method exchanged in it were in its reference, too."""
+    with pytest.raises(ModelError, match=r"line \d+: own_models:made_once must return a new model at every call"):
+        measure(case_of("made_once", "lif+remat"), Settings(passes=("fidelity",)))
+
+
 def test_an_input_that_does_not_fit():
     """The user's line, the shape of the input, and torch's words."""
     with pytest.raises(ModelError, match=r"line \d+: Plain on an input \[2, 3, 5\] raised RuntimeError: mat1 and mat2"):
