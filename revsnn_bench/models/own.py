@@ -16,6 +16,7 @@ One that takes arguments named `timesteps` and `batch` gets those of the case. T
 
 import importlib.util
 import inspect
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy
 import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardIF, StandardLIF, StandardParametricLIF, apply_plan, remat
 from revsnn_nodes.plan import find_blocks, is_neuron, neurons_of, put_in_our_neurons
@@ -232,6 +234,8 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     names = _parameters(make)
     arguments = {name: getattr(case, name) for name in ("timesteps", "batch") if name in names}
     torch.manual_seed(case.seed)
+    random.seed(case.seed)
+    numpy.random.seed(case.seed % 2**32)
     try:
         made = make(**arguments)
     except (Exception, SystemExit) as error:

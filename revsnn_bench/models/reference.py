@@ -49,7 +49,7 @@ def subject_of(case: Case) -> Subject:
     wrapped = case.workload in FIELD or case.node == IN_REMAT
     plain = build(_plain(case)) if wrapped and case != _plain(case) else None
     if is_own(case.workload):
-        reference = _as_is(case)
+        reference = _as_is(case, step.model)
     else:
         reference = _same_parameters(reference_of((plain or step).model), step.model)
     return Subject(
@@ -73,13 +73,31 @@ def _bare(step: WorkloadStep) -> WorkloadStep:
     return bare
 
 
-def _as_is(case: Case) -> nn.Module | None:
+def _as_is(case: Case, model: nn.Module) -> nn.Module | None:
     """What a user's model is held against: itself as it is, every neuron its reference; carriers have their own.
 
     None where a neuron names no reference: the model's own gradient would be what it is held against.
+
+    Args:
+        model: what is judged, which has not run yet.
+    Raises:
+        NoOracle: the model is another one every time that it is made.
     """
     changes = {"node_options": ()} | ({} if case.node == "lif-carrier" else {"node": AS_IS})
-    return reference_of(build(case.model_copy(update=changes)).model)
+    as_is = case.model_copy(update=changes)
+    made = build(as_is).model
+    # A method that changed a weight is wrong; two models as they are have the same ones.
+    if _weights_differ(made, model) and _weights_differ(made, build(as_is).model):
+        raise NoOracle(
+            "its weights are others every time that the model is made: they are drawn by a generator of its own. Draw "
+            "them by torch, numpy.random or random, which are seeded here, or seed that generator"
+        )
+    return reference_of(made)
+
+
+def _weights_differ(one: nn.Module, other: nn.Module) -> bool:
+    theirs = dict(other.named_parameters())
+    return any(not torch.equal(p, theirs[name]) for name, p in one.named_parameters() if name in theirs)
 
 
 def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:

@@ -44,6 +44,23 @@ def made_once():
     return nn.Sequential(SHARED, Plain())
 
 
+def drawn_outside_of_torch():
+    """Weights by numpy and Python."""
+    model = Plain()
+    model.one.weight.data += torch.from_numpy(numpy.random.randn(8, 6)).float() * random.random()
+    return model
+
+
+GENERATOR = numpy.random.default_rng(0)
+
+
+def drawn_by_its_own():
+    """Weights by a generator that goes on from call to call."""
+    model = Plain()
+    model.one.weight.data += torch.from_numpy(GENERATOR.normal(size=(8, 6))).float()
+    return model
+
+
 def sequential():
     return nn.Sequential(
         nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), StandardLIF(step_mode="m"), nn.Linear(8, 4)

@@ -6,9 +6,11 @@ import statistics
 import own_models
 import pytest
 import torch
+from revsnn_nodes.plan import put_in_our_neurons
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
+from revsnn_bench.models import own
 from revsnn_bench.models.own import METHODS, ModelError
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.predict import predict
@@ -60,6 +62,30 @@ def test_a_model_that_draws_numbers_is_right(node):
         record = measure(case_of(model, node, timesteps=4), Settings(passes=("fidelity",)))
         assert (record.status, record.fidelity.judged_by) == (Status.OK, judge), record.reason
         assert record.fidelity.gradient_error < 1e-5
+
+
+@pytest.mark.parametrize("node", ["as-is", "lif", "lif+remat", "as-is+remat"])
+def test_weights_are_the_same_in_every_model_that_is_made(node):
+    """Python and numpy are seeded, too: such models were called wrong by 3. A generator of one's own cannot be."""
+    record = measure(case_of("drawn_outside_of_torch", node, timesteps=4), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "reference"), record.reason
+    assert record.fidelity.gradient_error < 1e-5
+    record = measure(case_of("drawn_by_its_own", node, timesteps=4), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity) == (Status.OK if node == "as-is" else Status.UNVERIFIED, None)
+    assert "its weights are others every time that the model is made" in record.reason
+
+
+def test_a_method_that_changes_a_weight_is_wrong(monkeypatch):
+    """It is no model whose weights are drawn anew."""
+
+    def change(model):
+        put_in_our_neurons(model)
+        model.one.weight.data *= 1.5
+
+    monkeypatch.setattr(own, "put_in_our_neurons", change)
+    record = measure(case_of("plain", "lif", timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is Status.WRONG
+    assert record.fidelity.gradient_error > 0.01
 
 
 @pytest.mark.parametrize(("node", "status"), [("lif+remat", Status.OK), ("lif+checkpoint", Status.WRONG)])
