@@ -191,7 +191,10 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call) -> list[Tensor]:
 
     def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         distances.append(args[0].detach())
-        return next(spikes).to(out)
+        fired = next(spikes)
+        if fired.shape != out.shape:  # of another neuron: one that was not seen has fired before
+            raise StopIteration
+        return fired.to(out)
 
     try:
         with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():

@@ -31,12 +31,16 @@ import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardIF, StandardLIF, StandardParametricLIF, apply_plan, remat
 from revsnn_nodes.plan import find_blocks, is_neuron, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import AS_IS, Case
 from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
 METHODS = (AS_IS, "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
+
+BY_BLOCK = {"lif+checkpoint": "checkpoint", "lif+bitpack": "bits"}
+"""Methods that do the same to every block of a model: the option of a plan."""
 
 Loss = Callable[[Any], Any]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -115,7 +119,7 @@ def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Contex
     require_method(case.node)
     refuse_offload(case)
     model, inputs, loss = _made(case)
-    _check_neurons(model, case.node)
+    _check_neurons(model, case)
     around = change_neurons(model, case.node, str(case.options.get("backend") or "auto"))
     return model.to(case.device, getattr(torch, case.dtype)), inputs, loss, around
 
@@ -154,7 +158,7 @@ def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Cont
         return remat
     if method == "lif+offload":
         return partial(torch.autograd.graph.save_on_cpu, pin_memory=True)
-    if option := {"lif+checkpoint": "checkpoint", "lif+bitpack": "bits"}.get(method):
+    if option := BY_BLOCK.get(method):
         apply_plan(model, {block.name: option for block in find_blocks(model)})
     return nullcontext
 
@@ -290,13 +294,21 @@ def _parameters(make: Callable[..., Any]) -> set[str]:
         return set()
 
 
-def _check_neurons(model: nn.Module, method: str) -> None:
+def _check_neurons(model: nn.Module, case: Case) -> None:
     places: dict[int, str] = {}
+    method, kind = case.node, type(model)
+    # The user's line: where the model is made, if its class is one of torch.
+    where = _where(load_callable(case.workload) if kind.__module__.startswith("torch.") else kind)
+    if method in BY_BLOCK and any(map(is_lazy, model.parameters())):
+        raise ModelError(
+            f"{where}: {kind.__name__} must have its parameters for {method}, which looks for blocks of weights and "
+            "neurons; some get theirs from a first input. Run the model once where it is made."
+        )
     if not neurons_of(model) and not is_untouched(method):
         theirs = any(type(module).__module__.startswith("snntorch.") for module in model.modules())
         fix = " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if theirs else ""
         raise SkipCase(
-            f"{_where(type(model))}: {type(model).__name__} has no neuron that {method} could exchange: none of its "
+            f"{where}: {kind.__name__} has no neuron that {method} could exchange: none of its "
             "modules has a membrane `v` and a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have. "
             f"Methods that leave it as it is: as-is, as-is+remat.{fix}"
         )
@@ -304,8 +316,8 @@ def _check_neurons(model: nn.Module, method: str) -> None:
         first = places.setdefault(id(module), name)
         if first != name and neurons_of(module):
             raise ModelError(
-                f"{_where(type(model))}: {first!r} and {name!r} of {type(model).__name__} are one module; a neuron has "
-                "one membrane, so each place needs a module of its own."
+                f"{where}: {first!r} and {name!r} of {kind.__name__} are one module; a neuron has one membrane, so "
+                "each place needs a module of its own."
             )
 
 

@@ -39,6 +39,10 @@ def plain():
 SHARED = nn.Linear(6, 6)
 
 
+def lazy():
+    return nn.Sequential(nn.LazyLinear(8), StandardLIF(step_mode="m"))
+
+
 def made_once():
     """A model around a part that is made once."""
     return nn.Sequential(SHARED, Plain())
@@ -195,6 +199,15 @@ def klif_and_lif():
     from spikingjelly.activation_based import neuron
 
     return nn.Sequential(nn.Linear(6, 8), neuron.KLIFNode(step_mode="m"), nn.Linear(8, 8), StandardLIF(step_mode="m"))
+
+
+def hooked():
+    """SpikingJelly's first neuron has a hook and so is not exchanged; it fires as one operator, unseen in float32."""
+    from spikingjelly.activation_based import neuron
+
+    lif = neuron.LIFNode(step_mode="m")
+    lif.register_forward_hook(lambda module, args, output: output * 1.0)
+    return nn.Sequential(nn.Linear(6, 8), lif, nn.Linear(8, 4), StandardLIF(step_mode="m"))
 
 
 def planted():

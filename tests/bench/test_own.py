@@ -129,6 +129,13 @@ def test_a_fused_neuron_beside_an_unknown_one_is_judged():
     assert carrier.reason.endswith("a fused CarrierLIF in it emits no spikes that could be decided again")
 
 
+def test_a_neuron_that_fires_unseen_beside_others_is_told():
+    """In float64 it is seen, and got the spikes of the next layer: an error of shapes, before."""
+    record = measure(case_of("hooked", "lif+remat", timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is Status.UNVERIFIED
+    assert record.reason.endswith("it fires another number of times in float64")
+
+
 def test_a_loss_that_reads_parameters_is_not_called_wrong():
     """The reference has others, which the loss does not read."""
     record = measure(case_of("regularised", "lif+remat", timesteps=4), Settings(passes=("fidelity",)))
@@ -321,6 +328,14 @@ def test_a_bad_model_gets_one_sentence_with_its_line(model):
         build(case_of(model))
     assert str(caught.value).startswith(f"own_models.py, line {line_of(thing, text)}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_blocks_of_lazy_modules_are_not_looked_for():
+    """They have no weights yet; other methods measure such a model. The line is the user's, not that of torch."""
+    line = line_of(own_models.lazy)
+    with pytest.raises(ModelError, match=rf"own_models.py, line {line}: .* some get theirs from a first input"):
+        build(case_of("lazy", "lif+checkpoint"))
+    assert measure(case_of("lazy", "lif+remat"), Settings(passes=("memory", "fidelity"))).status is Status.OK
 
 
 def test_a_model_that_is_not_made_anew_is_refused():
