@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import AS_IS, Case
-from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
+from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise, reset_states
 from revsnn_bench.records import SkipCase
 
 METHODS = (AS_IS, "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
@@ -347,6 +347,9 @@ def _trial(step: OwnStep) -> torch.Size:
         except Exception as error:
             shape = list(step.source.shape)
             raise _raised(f"{type(model).__name__} on an input {shape}", error, file) from error
+        finally:
+            # A carried state may hold a checkpointed graph, and that the copy: a circle that no collector sees.
+            reset_states(model)
     if step.loss is not None:
         return _scalar(step.loss, output).shape
     where = _where(type(model).forward) if file else type(model).__name__

@@ -62,14 +62,19 @@ class WorkloadStep(ModuleStep):
         return output.shape
 
     def reset_state(self) -> None:
-        """Resets every neuron, those of snnTorch with hidden states and layers of sinabs as well."""
-        for module in self.model.modules():
-            if reset := _reset_of(module):
-                reset()
+        """Resets every neuron, see `reset_states`."""
+        reset_states(self.model)
 
     def state_tensors(self) -> list[Tensor]:
         """The membranes that the neurons carry to the next call."""
         return [neuron.v for neuron in neurons_of(self.model) if isinstance(neuron.v, Tensor)]
+
+
+def reset_states(model: nn.Module) -> None:
+    """Resets every neuron of a model, those of snnTorch with hidden states and layers of sinabs as well."""
+    for module in model.modules():
+        if reset := _reset_of(module):
+            reset()
 
 
 def _reset_of(module: nn.Module) -> Callable[[], object] | None:
