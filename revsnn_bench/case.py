@@ -319,7 +319,8 @@ class Case(BaseModel):
     @property
     def point(self) -> "Case":
         """The same case with its `reference`; the standard LIF is on the same backend."""
-        kept = tuple(option for option in self.node_options if option[0] == "backend" and self.reference != AS_IS)
+        backend = tuple(option for option in self.node_options if option[0] == "backend")
+        kept = () if self.reference == AS_IS else backend
         return self.model_copy(update={"node": self.reference, "node_options": kept})
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ def gate_command(
         float | None,
         typer.Option(
             metavar="PERCENT",
-            help="Allowed growth of the time relative to the standard LIF, in percent; not gated by default.",
+            help="Allowed growth of the time over the standard LIF's or your own model's, in percent; off by default.",
         ),
     ] = None,
     format: Annotated[Format, typer.Option(help="Format of the verdict.")] = Format.TABLE,

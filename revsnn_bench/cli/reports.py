@@ -76,7 +76,7 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)] = None,
 ) -> None:
-    """Show what changed from run BEFORE to run AFTER: bytes and FLOPs exactly, times as ratios to the standard LIF."""
+    """Show what changed from run BEFORE to run AFTER: bytes and FLOPs exactly, times over lif's or your own model's."""
     a, b = find_run(before, results), find_run(after, results)
     if html is not None:
         html.write_text(render_comparison_html(a, b), encoding="utf-8")

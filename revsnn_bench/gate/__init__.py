@@ -2,7 +2,7 @@
 
 A run, its baseline and a policy give a verdict, which is a list of findings and an exit code. Which cases and values
 differ is computed by `report/comparison.py`; here it is decided which differences are regressions. Times are tested as
-ratios to the standard LIF of the same rounds. Baselines are finished runs kept under `results/baselines/`;
+ratios to the reference of the same rounds. Baselines are finished runs kept under `results/baselines/`;
 `update_baseline` alone replaces them.
 """
 

@@ -57,7 +57,7 @@ def _value(metric: str, amount: Number | str | None) -> str:
     if isinstance(amount, str):
         return amount
     known = BY_NAME.get(metric)
-    return f"{amount:,} {known.unit}" if known else f"{units.times(amount)} x lif"
+    return f"{amount:,} {known.unit}" if known else f"{units.times(amount)} x reference"
 
 
 def _change(finding: Finding) -> str:
@@ -272,7 +272,7 @@ class _Measure(NamedTuple):
 
 
 def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
-    """Every gated metric of every case, then time as a ratio to the standard LIF; smaller is better in all.
+    """Every gated metric of every case, then time as a ratio to the reference; smaller is better in all.
 
     What was not measured is left out, and so is a case that failed: neither is a number.
     """
@@ -285,7 +285,9 @@ def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
             ratio = ratio_of(name, record)
             if ratio is not None:
                 place = (record.case.id, ratio_name(name))
-                yield _Measure(*place, ratio.value, "x lif", record.status.value, ratio.low, ratio.high)
+                yield _Measure(
+                    *place, ratio.value, f"x {record.case.reference}", record.status.value, ratio.low, ratio.high
+                )
 
 
 def render_bencher(verdict: Verdict, run: Run) -> str:

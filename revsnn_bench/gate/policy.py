@@ -29,7 +29,7 @@ class Policy:
             or newly failing. A pattern never allows more bytes, more operations or a wrong gradient.
         allow_environment: fields of the environment that may differ.
         allow_partial: whether a run that has not measured all of its planned cases is judged by those that it has.
-        time_ratio_percent: by how much the time relative to the standard LIF may grow, in percent; None
+        time_ratio_percent: by how much the time relative to the reference may grow, in percent; None
             leaves time out.
     Raises:
         ValueError: a metric that is not deterministic or does not exist, an unknown field, or a percentage

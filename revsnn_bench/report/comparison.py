@@ -2,9 +2,9 @@
 
 Cases are matched by id; of a case recorded twice in one run, the last record counts. Bytes and operations are
 compared exactly. Seconds of two runs are never compared, since load and clocks differ even on one machine: each time is
-taken as a ratio to the standard LIF, which was timed in the same process, round by round. `Comparison.verdict` says
-which way a value went, and judges only what can be judged: exact values of comparable environments, and times with
-intervals. Whether a difference is a regression is decided by the gate.
+taken as a ratio to the reference, which was timed in the same process, round by round. `Comparison.verdict` says which
+way a value went, and judges only what can be judged: exact values of comparable environments, and times with intervals.
+Whether a difference is a regression is decided by the gate.
 """
 
 import math
@@ -48,7 +48,7 @@ VERDICTS = {
 
 
 def ratio_name(metric: str) -> str:
-    """Returns the name under which the ratio of a time to the standard LIF is compared."""
+    """Returns the name under which the ratio of a time to the reference is compared."""
     return f"{metric}{_SUFFIX}"
 
 
@@ -72,7 +72,7 @@ class Difference:
 
     @property
     def is_ratio(self) -> bool:
-        """Whether the values are ratios to the standard LIF."""
+        """Whether the values are ratios to the reference."""
         return self.name.endswith(_SUFFIX)
 
     @property
@@ -145,12 +145,12 @@ class CasePair:
         return f"timed on {before} before and on {after} after"
 
     def ratios(self, metric: Metric) -> tuple[Ratio | None, Ratio | None]:
-        """The ratios of a time to the standard LIF in both runs, with their intervals."""
+        """The ratios of a time to the reference in both runs, with their intervals."""
         first, second = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
         return first, second
 
     def rounds(self, metric: Metric) -> tuple[list[float], list[float]]:
-        """The ratio of each round in both runs; empty where a time, or the standard LIF's, was not measured."""
+        """The ratio of each round in both runs; empty where a time, or the reference's, was not measured."""
         return _rounds(self.before, metric), _rounds(self.after, metric)
 
 
@@ -288,7 +288,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
 
     Only what differs is listed, at most 5000 rows, what is gone or worse first; the page counts all of it. Exact
     quantities of comparable environments count as better or worse at any difference, times where the 95 % intervals of
-    their ratios to the standard LIF do not overlap; nothing else is judged. Whether a change is a regression is decided
+    their ratios to the reference do not overlap; nothing else is judged. Whether a change is a regression is decided
     by the gate.
     """
     from revsnn_bench.report.html import Cell, Column, make_table, render_page

@@ -113,9 +113,9 @@ FIDELITY = Settings(passes=("fidelity",))
 def verdict_on(monkeypatch):
     """Gives the record of a foreign node, measured by its name as every node is."""
 
-    def measured(make, **changes):
-        monkeypatch.setitem(registry._NODES, "planted", make)
-        return measure(Case(node="planted", timesteps=6, **{"batch": 2, "shape": (64,)} | changes), FIDELITY)
+    def measured(make, node="planted", **changes):
+        monkeypatch.setitem(registry._NODES, node, make)
+        return measure(Case(node=node, timesteps=6, **{"batch": 2, "shape": (64,)} | changes), FIDELITY)
 
     return measured
 
@@ -129,9 +129,10 @@ def test_a_foreign_node_is_judged_by_differences(verdict_on):
 
 
 def test_what_nothing_can_judge_is_unverified(verdict_on):
-    """It is shown with the reason, and it is not ok."""
-    record = verdict_on(planted_faults.HiddenSpikes)
-    assert (record.status, record.fidelity) == (Status.UNVERIFIED, None)
+    """It is shown with the reason, and it is not ok; nor is a node that has the name of a user's model as it is."""
+    for name in ("planted", "as-is"):
+        record = verdict_on(planted_faults.HiddenSpikes, name)
+        assert (record.status, record.fidelity) == (Status.UNVERIFIED, None)
     assert "does not fire through a surrogate" in record.reason
 
 

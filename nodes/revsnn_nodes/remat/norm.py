@@ -169,6 +169,7 @@ def _exact_forms(kind: NormKind, seed: int, forms: Sequence[int]) -> list[int]:
         sources = (z.as_strided(*order), None, mean, inverse_std, weight, bias, None)
 
         def agrees(form: int) -> bool:
+            """Whether the norm inside of the kernel has the bits of x: its membrane after a step without spikes."""
             made = torch.ops.revsnn.norm_lif_forward(*sources, numbers(_NEVER_FIRES), inner, form, False, True)
             return torch.equal(made[1], x.as_strided(*order)[0])
 

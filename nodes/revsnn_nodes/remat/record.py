@@ -235,6 +235,7 @@ class Recorder:
         before: dict[int, Value] = {}
 
         def refer_to(leaf: Any) -> Any:
+            """An argument with a reference in place of each tensor."""
             kind: Any = type(leaf)
             if is_fixed_type(kind):
                 return leaf
@@ -526,6 +527,7 @@ def _of_input(
     frozen.__dict__.update(node.__dict__, v=None)
 
     def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Spikes and the last membrane, with the parameters as they were."""
         frozen.__dict__["_parameters"] = dict(zip(parameters, learned, strict=True))
         result: tuple[Tensor, Tensor] = getattr(frozen, run.__name__)(x, v)
         return result
