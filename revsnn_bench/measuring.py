@@ -103,7 +103,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         switched = restore_switches(switches)
     status, reason = Status.OK, ""
     if isinstance(parts.get("fidelity"), NoOracle):
-        # A user's model as it is makes no claim: what the methods are held against.
+        # A user's model as it is makes no claim: it is what its methods are held against.
         status = Status.OK if case.node == case.reference == AS_IS else Status.UNVERIFIED
         reason = f"its gradient was not judged: {parts.pop('fidelity')}"
     elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):

@@ -267,9 +267,9 @@ class Ratio:
 
 
 def references(run: Run) -> dict[Case, Record]:
-    """Returns what ratios are taken against: the cases that ended well of the standard LIF, whatever its options.
+    """Returns the cases that ratios are taken against, of those that ended well; the latest record of each counts.
 
-    Of a user's model those as it is. The latest record of a case counts.
+    Every standard LIF, whatever its options, and every user's model as it is.
     """
     return {r.case: r for r in run if r.status is Status.OK and r.case.node == r.case.reference}
 
