@@ -1,7 +1,7 @@
 """What autograd saves in place of a tensor, how it is made again in the backward pass, and the table of both."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -329,7 +329,7 @@ class Packed(Kept):
         return made
 
 
-def count(entries: list[Entry], alive: list[Packed | None]) -> None:
+def count(entries: list[Entry], alive: Sequence[Packed | None]) -> None:
     """Counts each storage that is kept, or made again, with the first of the saved tensors that are there.
 
     Args:
@@ -348,6 +348,21 @@ def count(entries: list[Entry], alive: list[Packed | None]) -> None:
         if packed.kept is None and packed.value not in remade:
             remade.add(packed.value)
             entry.remade_bytes = packed.value.nbytes
+
+
+def values_to_make(packed: list[Packed]) -> set[Value]:
+    """The values whose recipes are run when these saved tensors are asked for, if nothing on the way is there."""
+    needed: set[Value] = set()
+    for each in packed:
+        seen = set(each.leaves)
+        ahead = [] if each.kept is not None else [each.value]
+        while ahead:
+            value = ahead.pop()
+            if value not in seen:
+                seen.add(value)
+                needed.add(value)
+                ahead += value.recipe.sources if value.recipe else ()
+    return needed
 
 
 def make(target: Value, leaves: tuple[tuple[Value, UntypedStorage], ...] | None = None) -> UntypedStorage:

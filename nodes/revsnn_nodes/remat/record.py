@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -49,6 +49,9 @@ from revsnn_nodes.surrogate import in_transform
 NOT_CHEAP = "not cheap"
 """Kept: the function that made it is not run again."""
 
+_MANY = 10_000
+"""Values and saved tensors that are noted before those that are gone are looked for."""
+
 _active = threading.local()
 
 Result = TypeVar("Result")
@@ -82,6 +85,7 @@ class Recorder:
         self.fresh: list[Packed] = []
         self.packed: list[weakref.ref[Packed]] = []  # of the entries, in their order
         self.in_backward = False
+        self.most = _MANY
         self.names: dict[int, str] = {}
         self.name: str | None = None  # of the module, inside `in_one_module`; "" where it was not needed yet
         self.hook = self.pack
@@ -115,6 +119,8 @@ class Recorder:
             value = self.value_of(tensor)
             if value.persistent:
                 return Kept(tensor)
+            if self.in_backward or len(self.packed) > self.most:
+                self.forget_what_is_gone()
             entry = Entry(self.name or self.module_name(), NOT_CHEAP)
             self.saved.entries.append(entry)
             packed = Packed(tensor, value, entry, self.verify)
@@ -126,8 +132,8 @@ class Recorder:
             return packed
 
     def unpack(self, kept: Any) -> Any:
-        """Called by autograd for each tensor that it asks for."""
-        self.in_backward = True
+        """Called for each saved tensor that is asked for, by autograd or, as statistics of a norm, by hand."""
+        self.in_backward |= torch._C._current_graph_task_id() != -1
         return kept.tensor() if isinstance(kept, Kept) else kept
 
     def close(self) -> None:
@@ -141,6 +147,27 @@ class Recorder:
         self.values.clear()
         self.fresh.clear()  # what the last call saved would live on after its backward
         self.packed.clear()
+
+    def forget_what_is_gone(self) -> None:
+        """Drops what is noted of earlier steps, where one context is around many; their lines in the table as well.
+
+        Where a backward pass has begun since, tensors that are still there become sources, unless a saved tensor is to
+        be made by their recipes: a sum over all steps would hold on to what every step has noted.
+        """
+        alive = [reference() for reference in self.packed]
+        lines = [entry for entry, packed in zip(self.saved.entries, alive, strict=True) if packed is not None]
+        there = [packed for packed in alive if packed is not None]
+        packing.count(lines, there)
+        self.saved.entries[:] = lines
+        self.packed = [weakref.ref(packed) for packed in there]
+        self.values = {address: value for address, value in self.values.items() if not value.weak.expired()}
+        if self.in_backward:
+            needed = packing.values_to_make(there)
+            for value in self.values.values():
+                if value not in needed:
+                    value.recipe = None
+        self.in_backward = False
+        self.most = max(_MANY, 2 * max(len(self.values), len(self.packed)))
 
     def in_one_module(self, call: Callable[..., Result], *args: Any) -> Result:
         """Calls something that runs in a single module: what it saves has that one's name, looked up once."""
@@ -270,6 +297,8 @@ class Recorder:
             return
         recipe = Recipe(run, (call.args, call.kwargs), call.before.values(), call.copied, result, passes, overwrites)
         recipe.place = place
+        if len(self.values) > self.most:
+            self.forget_what_is_gone()
         value = Value(result, recipe)
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
@@ -417,25 +446,47 @@ class _Mode(TorchFunctionMode):
         return self.recorder.call(func, args, kwargs or {})
 
 
-@contextmanager
-def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
+class remat(ContextDecorator):
     """Inside, autograd saves how to make a tensor again instead of the tensor, where that is cheap and exact.
+
+    `with remat() as saved:` gives a handle that tells, by module, what was kept and what is made again. One object may
+    be entered many times, and decorates a function, as `torch.no_grad()` does.
 
     Args:
         max_passes: most passes over a tensor that making it again may take; deeper chains keep a tensor on the way.
         verify: whether to compare a checksum of everything that is made again.
-    Returns:
-        A handle that tells, by module, what was kept and what is made again.
     Raises:
         ValueError: max_passes < 1, or no whole number.
     Exactness: outputs, gradients and buffers have the bits that they have without it.
     Source: docs/remat.md.
     """
-    require(
-        isinstance(max_passes, int) and max_passes >= 1,
-        "max_passes", "be a whole number, at least 1", max_passes, "It bounds the work for one tensor.",
-        "Leave `remat` out to keep everything.",
-    )  # fmt: skip
+
+    def __init__(self, max_passes: int = 16, verify: bool = False) -> None:
+        require(
+            isinstance(max_passes, int) and max_passes >= 1,
+            "max_passes", "be a whole number, at least 1", max_passes, "It bounds the work for one tensor.",
+            "Leave `remat` out to keep everything.",
+        )  # fmt: skip
+        self.max_passes, self.verify = max_passes, verify
+        self._entered: dict[int, list[AbstractContextManager[Saved]]] = {}  # by thread
+
+    def __enter__(self) -> Saved:
+        context = _watched(self.max_passes, self.verify)
+        saved = context.__enter__()
+        self._entered.setdefault(threading.get_ident(), []).append(context)
+        return saved
+
+    def __exit__(self, *error: Any) -> None:
+        contexts = self._entered[threading.get_ident()]
+        context = contexts.pop()
+        if not contexts:
+            del self._entered[threading.get_ident()]
+        context.__exit__(*error)
+
+
+@contextmanager
+def _watched(max_passes: int, verify: bool) -> Iterator[Saved]:
+    """One entry into `remat`, with a recorder of its own."""
     saved = Saved()
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         saved.note("other saved tensor hooks (checkpoint, save_on_cpu, an outer remat) decide here")

@@ -1,0 +1,210 @@
+"""One `remat` around many steps, and one object entered many times: nothing of a step stays when it is over."""
+
+import copy
+import gc
+import pickle
+import threading
+from contextlib import nullcontext
+
+import pytest
+import torch
+from nodes_remat import image_sequence, reset, residual_net
+from revsnn_nodes import remat
+from revsnn_nodes.remat import record
+
+STEPS = 8
+
+
+def train(context, after_forward, steps=STEPS):
+    """Weights, buffers and sums after some steps inside of one context; `after_forward(step, loss)`."""
+    torch.manual_seed(0)
+    net, x = residual_net(), image_sequence()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    total, mean = torch.zeros(()), torch.zeros(4)
+    with context as saved:
+        for step in range(steps):
+            reset(net)
+            optimizer.zero_grad()
+            loss = net(x).pow(2).mean()
+            total = total + loss.detach()
+            with torch.no_grad():
+                mean.mul_(0.9).add_(loss.detach().expand(4) * 0.1)
+            after_forward(step, loss, saved)
+            optimizer.step()
+    return [*net.parameters(), *net.buffers(), total, mean]
+
+
+def backward(step, loss, saved):
+    loss.backward()
+
+
+def test_a_whole_training_inside_is_equal():
+    """With sums over the steps, which have recipes of everything before them."""
+    expected = train(nullcontext(), backward)
+    assert all(map(torch.equal, train(remat(verify=True), backward), expected))
+
+
+def test_no_step_leaves_anything():
+    """Neither lines of the table nor objects of Python, with a sum and a moving mean over all steps."""
+    lines, objects = [], []
+
+    def note(step, loss, saved):
+        loss.backward()
+        lines.append(len(saved.entries))
+        gc.collect()
+        objects.append(len(gc.get_objects()))
+
+    train(remat(), note)
+    assert len({*lines}) == 1
+    assert max(objects[2:]) - objects[2] < 20
+
+
+def test_forwards_alone_leave_nothing_beyond_a_bound(monkeypatch):
+    """Without a backward pass what is gone is looked for when much has been noted."""
+    monkeypatch.setattr(record, "_MANY", 50)
+    lines = []
+    train(remat(), lambda step, loss, saved: lines.append(len(saved.entries)), steps=60)
+    assert max(lines) <= 3 * lines[0]
+
+
+def test_a_forward_by_itself_looks_for_nothing(monkeypatch):
+    """Nor does it where statistics of a norm are read from what autograd saved."""
+    net, x = residual_net(), image_sequence()
+    looked = []
+    monkeypatch.setattr(record.Recorder, "forget_what_is_gone", looked.append)
+    with remat():
+        loss = net(x).pow(2).sum()
+    loss.backward()
+    assert not looked
+
+
+def test_a_graph_that_waits_is_still_made_again(monkeypatch):
+    """Forward of one, forward and backward of others, then backward of the first."""
+    monkeypatch.setattr(record, "_MANY", 0)
+    x = image_sequence().requires_grad_()
+
+    def gradients(context):
+        torch.manual_seed(0)
+        waits, others = residual_net(), residual_net()
+        with context:
+            first = waits(x)
+            (between,) = torch.autograd.grad(others(x * 2).pow(2).sum(), x)
+            second = (first * 2 + 1).sin().sum()
+        return between, *torch.autograd.grad(second, (x, *waits.parameters()))
+
+    expected = gradients(nullcontext())
+    for ours, theirs in zip(gradients(remat(verify=True)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_a_waiting_graph_needs_on_the_way_is_not_forgotten():
+    """A tensor between a source and a saved tensor is there when another backward pass ends, and gone later."""
+    x = torch.arange(6.0, requires_grad=True)
+    with remat():
+        between = x * 2
+        waits = (between + 1).sin()
+        (x * 3).cos().sum().backward()
+        x.exp().cos()  # saves something after the backward pass
+        del between
+    x.grad = None
+    waits.sum().backward()
+    assert torch.equal(x.grad, 2 * (2 * x + 1).cos())
+
+
+def test_evaluation_leaves_nothing_beyond_a_bound(monkeypatch):
+    """Under `no_grad` nothing is saved, and values are noted all the same."""
+    monkeypatch.setattr(record, "_MANY", 50)
+    net, x = residual_net().eval(), image_sequence()
+    objects = []
+    with remat(), torch.no_grad():
+        for _ in range(60):
+            net(x)
+            reset(net)
+            objects.append(len(gc.get_objects()))
+    assert max(objects[30:]) <= max(objects[:30]) + 20
+
+
+def test_the_table_tells_of_what_is_there():
+    """After a backward pass and another forward, the lines are those of that forward."""
+    net, x = residual_net(), image_sequence()
+    with remat() as alone:
+        y = net(x)
+    del y
+    reset(net)
+    with remat() as saved:
+        net(x).sum().backward()
+        reset(net)
+        y = net(x)
+        assert saved.kept_bytes == alone.kept_bytes
+    assert saved.kept_bytes == alone.kept_bytes
+    assert saved.remade_bytes == alone.remade_bytes
+    assert y.requires_grad
+
+
+def test_the_table_leaves_out_a_result_that_was_dropped():
+    """Of a network with norms, whose statistics are read while it runs."""
+    net, x = residual_net(), image_sequence()
+    with remat() as saved:
+        net(x)
+        reset(net)
+        y = net(x)
+    reset(net)
+    with remat() as alone:
+        z = net(x)
+    assert saved.kept_bytes == alone.kept_bytes
+    assert y.shape == z.shape
+
+
+@pytest.mark.parametrize("use", ["again", "nested", "copied", "pickled", "decorator", "in threads", "after an error"])
+def test_one_object_is_entered_many_times(use):
+    """As `torch.no_grad()` is; each entry has a handle of its own."""
+    net, x = residual_net(), image_sequence()
+    context = remat(max_passes=9)
+
+    def step():
+        reset(net)
+        net.zero_grad()
+        with context as saved:
+            loss = net(x).pow(2).sum()
+        loss.backward()
+        return saved
+
+    first = step()
+    expected = [parameter.grad for parameter in net.parameters()]
+    if use == "nested":
+        with context as outer:
+            assert step().notes
+        assert not outer.notes
+    elif use in ("copied", "pickled"):
+        context = copy.deepcopy(context) if use == "copied" else pickle.loads(pickle.dumps(context))
+        assert context.max_passes == 9
+    elif use == "decorator":
+        reset(net)
+        net.zero_grad()
+        context(lambda: net(x).pow(2).sum())().backward()
+    elif use == "in threads":
+        barrier = threading.Barrier(2)
+
+        def inside():
+            with context as saved:
+                barrier.wait()
+                assert torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+            barrier.wait()
+            noted.append(saved.notes)
+
+        noted = []
+        threads = [threading.Thread(target=inside) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert noted == [[], []]
+    elif use == "after an error":
+        with pytest.raises(ZeroDivisionError), context:
+            raise ZeroDivisionError
+    if use != "decorator":
+        second = step()
+        assert second is not first
+        assert second.kept_bytes == first.kept_bytes
+    assert all(map(torch.equal, [parameter.grad for parameter in net.parameters()], expected))
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
