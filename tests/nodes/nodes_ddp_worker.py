@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from revsnn_nodes import remat
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -32,17 +35,32 @@ def gradients(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
     return [parameter.grad for parameter in model.parameters()]
 
 
+def sharded(model: nn.Module) -> nn.Module:
+    """A network whose processes hold a part of each weight, and gather a block's weights while it runs."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in model.children():
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
 def remat_work(rank: int, processes: int, folder: str) -> None:
     """Two steps of a residual network with and without `remat`; every rank writes its gradients and buffers."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
-    found = []
-    for context in (nullcontext, remat):
-        torch.manual_seed(1)
-        model = DistributedDataParallel(nodes_remat.residual_net())
-        found.append([nodes_remat.train_step(model, nodes_remat.image_sequence(seed=i), context()) for i in (rank, 7)])
-    torch.save([[(step.gradients, step.buffers) for step in steps] for steps in found], Path(folder) / f"{rank}.pt")
+    for wrap in (DistributedDataParallel, sharded):
+        found = []
+        for context in (nullcontext, remat):
+            torch.manual_seed(1)
+            model = wrap(nodes_remat.residual_net())
+            steps = [nodes_remat.train_step(model, nodes_remat.image_sequence(seed=i), context()) for i in (rank, 7)]
+            found.append([(whole(step.gradients), step.buffers) for step in steps])
+        torch.save(found, Path(folder) / f"{wrap.__name__}{rank}.pt")
     dist.destroy_process_group()
+
+
+def whole(gradients: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Gradients of whole weights, gathered where they are sharded."""
+    return {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in gradients.items()}
 
 
 def work(rank: int, processes: int, names: tuple[str, ...], folder: str) -> None:

@@ -94,14 +94,16 @@ def retained(net, x):
 
 
 def test_data_parallel_steps_are_equal(tmp_path):
-    """Two gloo processes, two batches: gradients after reduction and buffers have the bits that they have without."""
+    """Two gloo processes, two batches, weights whole or sharded: gradients after reduction and buffers have the bits
+    that they have without."""
     torch.multiprocessing.spawn(ddp.remat_work, args=(2, str(tmp_path)), nprocs=2)
-    plain, ours = torch.load(tmp_path / "0.pt")
-    other, _ = torch.load(tmp_path / "1.pt")
-    for one, two, far in zip(plain, ours, other, strict=True):
-        assert_equal(two[0], one[0])
-        assert_equal(two[1], one[1])
-        assert_equal(far[0], one[0])
+    for wrap in (ddp.DistributedDataParallel, ddp.sharded):
+        plain, ours = torch.load(tmp_path / f"{wrap.__name__}0.pt")
+        other, _ = torch.load(tmp_path / f"{wrap.__name__}1.pt")
+        for one, two, far in zip(plain, ours, other, strict=True):
+            assert_equal(two[0], one[0])
+            assert_equal(two[1], one[1])
+            assert_equal(far[0], one[0])
 
 
 @pytest.mark.parametrize("half", [False, True])
