@@ -423,6 +423,11 @@ def test_verify_raises_where_a_function_is_not_deterministic(request, monkeypatc
         loss.backward()
 
 
+def test_verify_takes_a_single_element_of_any_stride():
+    """The diagonal of a row, whose one element has a stride."""
+    assert_same(lambda x: (x * 2).diagonal().sin(), leaf(1, 3))
+
+
 def test_what_is_run_again_is_labelled():
     """Profilers see "recompute" around it."""
     net, x = vgg(), image_sequence()

@@ -431,7 +431,8 @@ def _asked_next(target: Value, made: set[Value]) -> set[Value]:
 
 def checksum(tensor: Tensor) -> int:
     """A sum of a tensor's bits, each weighted by its place: equal tensors have equal sums."""
-    bits = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    bits = plain.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
     total = 0
     for start in range(0, bits.numel(), _CHUNK):
         part = bits[start : start + _CHUNK].to(torch.int64)
