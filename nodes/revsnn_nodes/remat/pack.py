@@ -302,11 +302,7 @@ class Packed(Kept):
         self.value.forget(self)
 
     def tensor(self) -> Tensor:
-        """The saved tensor.
-
-        Raises:
-            RuntimeError: it or a source of it was modified in place, or, with `verify`, it came out differently.
-        """
+        """See `Kept.tensor`; also raises where a source of it was, or, with `verify`, where it came out differently."""
         if self.kept is not None:
             return super().tensor()
         self.counter.check()

@@ -5,7 +5,7 @@ again: a convolution, anything random) or has a `Recipe`: a cheap function, and 
 to storages weakly, so that recording keeps nothing alive. A view is a value with a size, stride, offset and dtype.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -392,43 +392,36 @@ class Autocast:
         return torch.autocast(self.device, enabled=self.state[0], dtype=self.state[1], cache_enabled=False)
 
 
+@dataclass(eq=False)
 class Recipe:
     """A function, its arguments with references in place of tensors, and the layout of its result.
 
-    Args:
+    Fields:
         function: what to run; returns one tensor.
         arguments: positional and by keyword.
         sources: the values that they refer to.
         nbytes: of tensors that stand among them as they are.
-        result: what it returned in the forward.
+        view: the layout of what it returned in the forward.
+        autocast: the autocast state that it ran in.
         passes: its cost.
         overwrites: the value that it changes in place, one of the sources.
-    Attributes:
-        norm: statistics and sources, where the function is batch norm.
-        for_saved: what is run in place of the function where its result is the saved tensor itself.
         place: where it was called, if what follows may change its result unseen: in a custom function or another part
             without gradients, where kernels of other packages write, and for what was made to be filled.
+        norm: statistics and sources, where the function is batch norm.
+        for_saved: what is run in place of the function where its result is the saved tensor itself.
     """
 
+    function: Function
+    arguments: tuple[Any, Any]
+    sources: tuple[Value, ...]
+    nbytes: int
+    view: View
+    autocast: Autocast
+    passes: int
+    overwrites: Value | None
+    place: Place | None
     norm: Norm | None = None
     for_saved: Function | None = None
-    place: Place | None = None
-
-    def __init__(
-        self,
-        function: Function,
-        arguments: tuple[Any, Any],
-        sources: Iterable[Value],
-        nbytes: int,
-        result: Tensor,
-        passes: int,
-        overwrites: Value | None = None,
-    ) -> None:
-        self.function, self.arguments = function, arguments
-        self.sources, self.nbytes = tuple(sources), nbytes
-        self.passes, self.overwrites = passes, overwrites
-        self.view = View.of(result)
-        self.autocast = Autocast(result.device.type)
 
     def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""
@@ -436,11 +429,8 @@ class Recipe:
         with self.autocast.again():
             made = ((is_saved and self.for_saved) or self.function)(*args, **kwargs)
         if self.overwrites is None and made.stride() != self.view.stride:
-            made = torch.empty_strided(self.view.size, self.view.stride, dtype=made.dtype, device=made.device).copy_(
-                made
-            )
-        storage: UntypedStorage = made.untyped_storage()
-        return storage
+            made = made.new_empty_strided(self.view.size, self.view.stride).copy_(made)
+        return cast("UntypedStorage", made.untyped_storage())
 
 
 def arguments_of(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -450,13 +440,9 @@ def arguments_of(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
-    """Arguments with which a norm runs again and changes nothing.
+    """Arguments with which a norm runs again and changes nothing, from those with references and with tensors.
 
     Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now.
-
-    Args:
-        refs: see `arguments_of`, with references in place of tensors.
-        given: the same with the tensors.
     """
     by_batch = given["training"] if "training" in given else given["use_input_stats"]
     for name in ("running_mean", "running_var"):

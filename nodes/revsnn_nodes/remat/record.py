@@ -28,6 +28,7 @@ from revsnn_nodes.remat.recipes import (
     FILLS,
     NORM_PASSES,
     NOTHING,
+    Autocast,
     Function,
     Norm,
     Place,
@@ -268,9 +269,9 @@ class Recorder:
                 return
         elif not fills_its_storage(result):
             return
-        recipe = Recipe(run, (call.args, call.kwargs), call.before.values(), call.copied, result, passes, overwrites)
-        recipe.place = place
-        value = Value(result, recipe)
+        arguments, sources = (call.args, call.kwargs), tuple(call.before.values())
+        view, autocast = View.of(result), Autocast(result.device.type)
+        value = Value(result, Recipe(run, arguments, sources, call.copied, view, autocast, passes, overwrites, place))
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
