@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode
-from revsnn_nodes.kernels.autograd import first_derivative_only
+from revsnn_nodes.kernels.autograd import FusedCarrier, first_derivative_only, fused_lif
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CarrierMode, CarrierParameters
 from revsnn_nodes.surrogate import SurrogateFunction, in_transform
@@ -199,8 +199,6 @@ class CarrierLIF(CarrierNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import FusedCarrier, fused_lif
-
         if not self.carries:
             return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
         self._warn_where_clamped(x_seq)

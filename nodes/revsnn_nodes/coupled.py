@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import Parts
-from revsnn_nodes.kernels.autograd import first_derivative_only
+from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, first_derivative_only
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -359,8 +359,6 @@ class ReversibleLIF(InvertingNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`; raises what `torch_sequence` does."""
-        from revsnn_nodes.kernels.autograd import FusedInverse
-
         self._check_drift(x_seq, v)
         eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         return FusedInverse.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
@@ -475,8 +473,6 @@ class AnchoredReversibleLIF(CoupledNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import FusedAnchored
-
         eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         every = self.anchor_every or x_seq.shape[0]
         return FusedAnchored.apply(x_seq, v, self.neuron, self.surrogate_function, every)  # type: ignore[no-any-return]

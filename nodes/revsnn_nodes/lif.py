@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
+from revsnn_nodes.kernels.autograd import fused_lif
 from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
 from revsnn_nodes.parameters import IFParameters, LIFParameters, ParametricLIFParameters, require
 
@@ -84,8 +85,6 @@ class StandardLIF(LIFNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import fused_lif
-
         return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
 
 
@@ -155,8 +154,6 @@ class StandardParametricLIF(StandardLIF):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import fused_lif
-
         return fused_lif(x_seq, v, self.neuron, self.surrogate_function, self._rate())
 
     def reference(self) -> SpikingNode[LIFParameters]:

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import StepMode, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
-from revsnn_nodes.kernels.autograd import first_derivative_only
+from revsnn_nodes.kernels.autograd import FusedNormCarrier, first_derivative_only, fused_lif
 from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
 
 
@@ -395,8 +395,6 @@ class NormCarrierLIF(NormCarrierNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`; in `eval()` the neuron alone is fused."""
-        from revsnn_nodes.kernels.autograd import FusedNormCarrier, fused_lif
-
         if not self.training:
             return super().torch_sequence(x_seq, v, residual, fused_lif)
         return FusedNormCarrier.apply(x_seq, self.weight, self.bias, residual, v, self)  # type: ignore[no-any-return]
