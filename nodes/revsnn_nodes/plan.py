@@ -55,13 +55,9 @@ _SLICE = re.compile(r"(.*)\[(\d+):(\d+)\]")
 
 
 class Packed(NamedTuple):
-    """A binary tensor in bits.
+    """A binary tensor in bits."""
 
-    Fields:
-        bits: eight elements per byte, `[ceil(n / 8)]`.
-    """
-
-    bits: Tensor
+    bits: Tensor  # eight elements per byte, [ceil(n / 8)]
     shape: torch.Size
     dtype: torch.dtype
 
@@ -98,15 +94,10 @@ def neurons_of(model: nn.Module) -> list[Any]:
 
 @dataclass(frozen=True)
 class Block:
-    """A module, or some children in a row of an `nn.Sequential`.
+    """A module, or some children in a row of an `nn.Sequential`."""
 
-    Args:
-        path: qualified name of the module, "" for the model itself.
-        start, stop: which of its children; None for the module as a whole.
-    """
-
-    path: str
-    start: int | None = None
+    path: str  # qualified name of the module, "" for the model itself
+    start: int | None = None  # the first of its children, and behind the last; None for the module as a whole
     stop: int | None = None
 
     @classmethod

@@ -44,20 +44,13 @@ def is_paused() -> bool:
 
 @dataclass(slots=True)
 class Entry:
-    """One saved tensor of a forward.
+    """One saved tensor of a forward."""
 
-    Fields:
-        because: the rule by which it was kept.
-        kept_bytes: bytes kept for it that nothing kept before: its own, or those of a recipe's sources.
-        remade_bytes: bytes of it that are made again, if no other saved tensor is the same.
-        passes: cost of making it again.
-    """
-
-    name: str
-    because: str = ""
-    kept_bytes: int = 0
-    remade_bytes: int = 0
-    passes: int = 0
+    name: str  # of the module
+    because: str = ""  # the rule by which it was kept
+    kept_bytes: int = 0  # kept for it that nothing kept before: its own, or those of a recipe's sources
+    remade_bytes: int = 0  # of it that are made again, if no other saved tensor is the same
+    passes: int = 0  # cost of making it again
 
 
 @dataclass
@@ -131,22 +124,14 @@ def _size(count: int) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What making a value again takes; `obstacle` says why it cannot be used, and is empty where it can.
+    """What making a value again takes."""
 
-    Fields:
-        leaves: storages to keep alive.
-        new_bytes: bytes of those that nothing keeps yet, and `copied_bytes`.
-        copied_bytes: of tensors that stand among the arguments of its recipes.
-        passes: over the tensor; a recipe for a part of it counts as that part.
-        places: of recipes that hold only where they come out as the forward did, see `Recipe.place`.
-    """
-
-    obstacle: str = ""
-    leaves: tuple[tuple[Value, UntypedStorage], ...] = ()
-    new_bytes: int = 0
-    copied_bytes: int = 0
-    passes: int = 0
-    places: tuple[Place, ...] = ()
+    obstacle: str = ""  # why it cannot be used; empty where it can
+    leaves: tuple[tuple[Value, UntypedStorage], ...] = ()  # to keep alive
+    new_bytes: int = 0  # of those that nothing keeps yet, and `copied_bytes`
+    copied_bytes: int = 0  # of tensors that stand among the arguments of its recipes
+    passes: int = 0  # over the tensor; a recipe for a part of it counts as that part
+    places: tuple[Place, ...] = ()  # of recipes that hold only where they come out as the forward did: `Recipe.place`
 
 
 def plan_for(target: Value, max_passes: int) -> Plan:

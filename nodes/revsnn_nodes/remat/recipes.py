@@ -116,20 +116,14 @@ def is_fixed_type(kind: type) -> bool:
 
 
 class Treatment(NamedTuple):
-    """What a recorder does about the calls of one function.
+    """What a recorder does about the calls of one function."""
 
-    Fields:
-        passes: cost of running it again; None where it is not cheap.
-        writes: whether it may write to its "first" argument, to "any", to running "statistics", or by the argument
-            `inplace` at a place; None for none of these. Any function may write to `out`.
-        hidden: whether it is differentiated by running it again.
-        opens: whether it hands out the memory of its first argument.
-    """
-
-    passes: int | None
+    passes: int | None  # cost of running it again; None where it is not cheap
+    # Whether it may write to its "first" argument, to "any", to running "statistics", or by the argument `inplace` at a
+    # place; None for none of these. Any function may write to `out`.
     writes: str | int | None
-    hidden: bool
-    opens: bool
+    hidden: bool  # whether it is differentiated by running it again
+    opens: bool  # whether it hands out the memory of its first argument
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Those of a call's arguments, nested as they are given, that it may write to."""
@@ -237,56 +231,26 @@ class Counter:
 
 
 class Value:
-    """The contents of a storage, until it is next changed.
-
-    Attributes:
-        address: of the storage.
-        recipe: how to make it again; None for a source.
-        counter: version of the storage when it had these contents.
-        nbytes: of the whole storage.
-        persistent: whether it belongs to a parameter or a norm's statistics, which live anyway.
-        keepers: how many saved tensors hold the storage.
-        asks: saved tensors that were replaced by this value's recipe and not asked for yet.
-        held: contents made again before the next ask.
-        opened: whether its memory was handed out, so that it may have changed unseen.
-        readers: how many of the keepers are recipes that read it.
-        pinned: the storage while there are readers, or a copy of it.
-        copied: whether `pinned` is a copy, which no later change reaches.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "address",
-        "asks",
-        "copied",
-        "counter",
-        "held",
-        "keepers",
-        "nbytes",
-        "opened",
-        "persistent",
-        "pinned",
-        "readers",
-        "recipe",
-        "weak",
-    )
+    """The contents of a storage, until it is next changed."""
 
     def __init__(self, tensor: Tensor, recipe: "Recipe | None" = None) -> None:
         storage = tensor.untyped_storage()
         base = tensor._base
         base = tensor if base is None else base
         self.weak, self.address = StorageWeakRef(storage), storage._cdata
-        self.counter = Counter(tensor)
-        self.nbytes = storage.nbytes()
-        self.persistent = base.is_leaf and base.requires_grad
-        self.recipe = recipe
-        self.keepers = self.readers = 0
-        self.pinned: UntypedStorage | None = None
-        self.copied = False
-        # Numpy's memory cannot be resized, nor can what our kernels made, which they read by way of numpy.
+        self.counter = Counter(tensor)  # version of the storage when it had these contents
+        self.nbytes = storage.nbytes()  # of the whole storage
+        self.persistent = base.is_leaf and base.requires_grad  # a parameter's or a norm's statistics, which live anyway
+        self.recipe = recipe  # how to make it again; None for a source
+        self.keepers = 0  # how many saved tensors hold the storage
+        self.readers = 0  # how many of them are recipes that read it
+        self.pinned: UntypedStorage | None = None  # the storage while there are readers, or a copy of it
+        self.copied = False  # whether `pinned` is a copy, which no later change reaches
+        # Whether its memory was handed out, so that it may have changed unseen. Numpy's memory cannot be resized, nor
+        # can what our kernels made, which they read by way of numpy.
         self.opened = not (storage.resizable() or storage.is_shared() or tensor.requires_grad)
-        self.asks: set[int] = set()
-        self.held: UntypedStorage | None = None
+        self.asks: set[int] = set()  # saved tensors that were replaced by its recipe and not asked for yet
+        self.held: UntypedStorage | None = None  # contents made again before the next ask
 
     def storage(self) -> UntypedStorage | None:
         """The storage, if it is alive with these contents or was made again."""
@@ -359,20 +323,14 @@ def map_leaves(structure: Any, kind: type | tuple[type, ...], change: Callable[[
 
 @dataclass(frozen=True)
 class Norm:
-    """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it.
+    """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it."""
 
-    Fields:
-        z, weight, bias: its input and parameters.
-        mean, inverse_std: statistics of the batch, in training.
-        running: mean, variance and eps, in evaluation.
-    """
-
-    z: Ref
+    z: Ref  # its input
     weight: Ref | None
     bias: Ref | None
-    mean: Ref | None = None
+    mean: Ref | None = None  # of the batch, in training
     inverse_std: Ref | None = None
-    running: tuple[Tensor, Tensor, float] | None = None
+    running: tuple[Tensor, Tensor, float] | None = None  # mean, variance and eps, in evaluation
 
 
 class Autocast:
@@ -394,34 +352,21 @@ class Autocast:
 
 @dataclass(eq=False)
 class Recipe:
-    """A function, its arguments with references in place of tensors, and the layout of its result.
+    """A function, its arguments with references in place of tensors, and the layout of its result."""
 
-    Fields:
-        function: what to run; returns one tensor.
-        arguments: positional and by keyword.
-        sources: the values that they refer to.
-        nbytes: of tensors that stand among them as they are.
-        view: the layout of what it returned in the forward.
-        autocast: the autocast state that it ran in.
-        passes: its cost.
-        overwrites: the value that it changes in place, one of the sources.
-        place: where it was called, if what follows may change its result unseen: in a custom function or another part
-            without gradients, where kernels of other packages write, and for what was made to be filled.
-        norm: statistics and sources, where the function is batch norm.
-        for_saved: what is run in place of the function where its result is the saved tensor itself.
-    """
-
-    function: Function
-    arguments: tuple[Any, Any]
-    sources: tuple[Value, ...]
-    nbytes: int
-    view: View
+    function: Function  # returns one tensor
+    arguments: tuple[Any, Any]  # positional and by keyword
+    sources: tuple[Value, ...]  # the values that they refer to
+    nbytes: int  # of tensors that stand among them as they are
+    view: View  # of what it returned in the forward
     autocast: Autocast
-    passes: int
-    overwrites: Value | None
+    passes: int  # its cost
+    overwrites: Value | None  # the one of the sources that it changes in place
+    # Where it was called, if what follows may change its result unseen: in a custom function or another part without
+    # gradients, where kernels of other packages write, and for what was made to be filled.
     place: Place | None
-    norm: Norm | None = None
-    for_saved: Function | None = None
+    norm: Norm | None = None  # where the function is batch norm
+    for_saved: Function | None = None  # run in place of the function where its result is the saved tensor itself
 
     def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""

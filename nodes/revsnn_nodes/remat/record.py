@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
 from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
@@ -60,17 +61,12 @@ class _Unrecorded(Exception):
 
 
 class Call(NamedTuple):
-    """A function's arguments, with a `Ref` in place of each tensor.
-
-    Fields:
-        before: the values that it refers to, as they are before the call, by the address of the storage.
-        copied: bytes of tensors that stand among the arguments themselves.
-    """
+    """A function's arguments, with a `Ref` in place of each tensor."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    before: dict[int, Value]
-    copied: int = 0
+    before: dict[int, Value]  # what it refers to, as it is before the call, by the address of the storage
+    copied: int = 0  # bytes of tensors that stand among the arguments themselves
 
 
 class Recorder:
@@ -539,8 +535,6 @@ def _of_input(
 
 def _of_norm(node: Any, x_seq: Tensor, v: Tensor | None, normed: NormedInput) -> Run:
     """A neuron that keeps what its input was made from by a batch norm."""
-    from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
-
     neuron, *sources, inner, form = node.neuron, *normed
     return (
         lambda: FusedNormLIF.apply(x_seq, v, *sources, inner, form, neuron, node.surrogate_function),
