@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revsnn_nodes.checkpoints import Turn, runs_again
 from revsnn_nodes.equations import state_dtype
-from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
+from revsnn_nodes.kernels.support import Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_word
 from revsnn_nodes.remat.record import run_node
 from revsnn_nodes.surrogate import as_surrogate, in_transform
@@ -115,7 +115,7 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def __init__(
         self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode = "s",
-        backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
+        backend: Backend = "auto", store_v_seq: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.neuron = neuron

@@ -23,7 +23,7 @@ from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import Parts
 from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, first_derivative_only
-from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
+from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
@@ -83,7 +83,7 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *, groups: int = 2,
+        step_mode: StepMode = "s", backend: Backend = "auto", store_v_seq: bool = False, *, groups: int = 2,
         group_dim: int = 1, alpha: float = 0.5, beta: float = 1.0, reset_gate: ResetGate = "output",
     ) -> None:  # fmt: skip
         neuron = CoupledParameters(
@@ -175,15 +175,13 @@ class _Inverting(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
 
-StepVjp = Callable[[Parts, Parts, Parts, Parts, Parts, Any], tuple[Parts, Parts]]
-"""From output, membrane before the step, charge, the two gradients that arrive, and context: gradients of the input and
-of the membrane before the step."""
-
-
 def _backward_in_time(
-    ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, step_vjp: StepVjp
+    ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, step_vjp: Callable[..., tuple[Parts, Parts]]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the input and of the first membrane: inverts step by step, and differentiates what was found."""
+    """Gradients of the input and of the first membrane: inverts step by step, and differentiates what was found.
+
+    `step_vjp` gives those of the input and of the membrane before a step: see `_multiply`, `_rerun`.
+    """
     y_seq, v_last = ctx.saved_tensors
     neuron = ctx.neuron
     ybar_seq = eq.arriving(ybar_seq, y_seq)

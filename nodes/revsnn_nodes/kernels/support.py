@@ -19,9 +19,6 @@ from revsnn_nodes.surrogate import in_transform
 Backend = Literal["auto", "torch", "fused"]
 BackendInUse = Literal["torch", "fused"]
 
-DEFAULT_BACKEND: Backend = "auto"
-"""What a node is made with unless told otherwise."""
-
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types of tensors that the kernels take; they compute in float64 for float64, and in float32 for all others."""

@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -438,14 +438,13 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
         saved.note("other saved tensor hooks (checkpoint, save_on_cpu, an outer remat) decide here")
         yield saved
         return
-    recorder = Recorder(max_passes, verify, saved)
-    with ExitStack() as stack:
-        stack.callback(setattr, _active, "recorder", None)
-        _active.recorder = recorder
-        stack.enter_context(saved_tensors_hooks(recorder.hook, recorder.unpack))
-        stack.enter_context(_Mode(recorder))
-        stack.callback(recorder.close)
-        yield saved
+    _active.recorder = recorder = Recorder(max_passes, verify, saved)
+    try:
+        with saved_tensors_hooks(recorder.hook, recorder.unpack), _Mode(recorder):
+            yield saved
+    finally:
+        _active.recorder = None
+        recorder.close()
 
 
 @contextmanager
