@@ -211,11 +211,7 @@ class SpikingNode(nn.Module, Generic[P]):
         return torch.cat(outputs), torch.stack(membranes)
 
     def check_neuron(self, neuron: P) -> None:
-        """Refuses parameters that are valid but not for this kind of node.
-
-        Raises:
-            ValueError: such a parameter, in the constructor or assigned later.
-        """
+        """Raises ValueError for parameters that are valid but not for this kind of node, given or assigned later."""
 
     def reset(self) -> None:
         """Forgets the carried state: the next call starts from rest."""

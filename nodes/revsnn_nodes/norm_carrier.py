@@ -310,11 +310,7 @@ class _ChannelSums:
 
 
 def _cut(n_seq: Tensor, clamp: float) -> tuple[Tensor | None, Tensor | None]:
-    """Clamps normalised inputs in place.
-
-    Returns:
-        Where they lay at the clamp or beyond, `[k, dims]`, and by how much, `[k]`; None for nowhere.
-    """
+    """Clamps in place; where values lay at the clamp or beyond, `[k, dims]`, and by how much, `[k]`, or None."""
     low, high = n_seq.aminmax()
     if bool((low > -clamp) & (high < clamp)):
         return None, None

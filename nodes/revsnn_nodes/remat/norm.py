@@ -38,11 +38,9 @@ class NormedInput(NamedTuple):
 
 
 def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
-    """What a neuron's input was made from, if it is a batch norm's output that the kernels make with the same bits.
+    """What a neuron's input `[T, N, *]` was made from, if it is a batch norm's output that the kernels make to the bit.
 
-    Args:
-        value: contents of the storage of x_seq.
-        x_seq: the neuron's input, `[T, N, *]`.
+    `value`: the contents of its storage.
     """
     normed, residual = _summands(value)
     recipe = None if normed is None else normed.recipe

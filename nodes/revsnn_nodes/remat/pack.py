@@ -182,8 +182,7 @@ _tried: dict[Place, _Trial] = {}
 def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
     """Whether all recipes of a plan hold; those in doubt are run and compared when a trial is due.
 
-    Raises:
-        RuntimeError: one has held so far, and now it does not.
+    RuntimeError where one has held so far, and now it does not.
     """
     kept = packed.kept
     if not plan.places or kept is None or isinstance(kept, FakeTensor):
@@ -230,11 +229,7 @@ class Kept:
         return self.kept is not None and self.kept._version == self.version
 
     def tensor(self) -> Tensor:
-        """The saved tensor.
-
-        Raises:
-            RuntimeError: it was modified in place.
-        """
+        """The saved tensor; RuntimeError where it was modified in place."""
         assert self.kept is not None
         if not self.current:
             Counter(self.kept, self.version).check()
@@ -245,11 +240,6 @@ class Packed(Kept):
     """A saved tensor that counts: kept as it is, or a value and the storages that it is made from.
 
     What is kept has the version counter itself; one without memory, and the place in the storage, are for what is not.
-
-    Args:
-        value: the contents of its storage.
-        entry: its line of the report.
-        verify: whether to compare a checksum of what is made again.
     """
 
     __slots__ = ("__weakref__", "copied", "counter", "entry", "leaves", "sum", "value", "verify", "view")
@@ -311,11 +301,7 @@ class Packed(Kept):
 
 
 def count(entries: list[Entry], alive: list[Packed | None]) -> None:
-    """Counts each storage that is kept, or made again, with the first of the saved tensors that are there.
-
-    Args:
-        alive: what each entry is of; None where it is gone.
-    """
+    """Counts each storage that is kept, or made again, with the first of its saved tensors that are `alive`."""
     kept: set[Value] = set()
     remade: set[Value] = set()
     for entry, packed in zip(entries, alive, strict=True):
@@ -334,8 +320,7 @@ def count(entries: list[Entry], alive: list[Packed | None]) -> None:
 def make(target: Value, leaves: tuple[tuple[Value, UntypedStorage], ...] | None = None) -> UntypedStorage:
     """Runs the recipes from what is there to a value; holds what another saved tensor asks for next.
 
-    Args:
-        leaves: for a trial, values to begin from, whatever else is there, and their storages; nothing is held then.
+    A trial begins from `leaves`, whatever else is there, and holds nothing.
     """
     storages: dict[Value, UntypedStorage] = dict(leaves or ())
     order: list[Value] = []

@@ -215,11 +215,7 @@ class Counter:
         return bool(self.tensor._version == self.version)
 
     def check(self, source: str = "") -> None:
-        """Raises autograd's error where the tensor was modified in place.
-
-        Raises:
-            RuntimeError: it was.
-        """
+        """Raises autograd's RuntimeError where the tensor was modified in place."""
         if not self.current:
             described = f"{self.tensor.type()} {list(self.shape)}"
             raise RuntimeError(

@@ -1,9 +1,8 @@
 """The context `remat`: watches a forward, and decides for each saved tensor whether it is kept or made again.
 
 Two hooks of torch work together: a `TorchFunctionMode` sees calls of cheap functions and notes recipes, and
-`saved_tensors_hooks` replace what autograd saves.
-Neurons announce themselves through `run_node`. Source of the idea: Chen et al. 2016 (arXiv 1604.06174), recomputation
-of cheap layers; here chosen for each tensor, and run lazily.
+`saved_tensors_hooks` replace what autograd saves. Neurons announce themselves through `run_node`. Source of the idea:
+Chen et al. 2016 (arXiv 1604.06174), recomputation of cheap layers; here chosen for each tensor, and run lazily.
 """
 
 import sys
@@ -69,10 +68,11 @@ class Call(NamedTuple):
     copied: int = 0  # bytes of tensors that stand among the arguments themselves
 
 
-class Recorder:
+class Recorder(TorchFunctionMode):
     """Values of the storages that a forward has touched, and the saved tensors of its current call."""
 
     def __init__(self, max_passes: int, verify: bool, saved: Saved) -> None:
+        super().__init__()
         self.max_passes, self.verify, self.saved = max_passes, verify, saved
         self.recording = True
         self.values: dict[int, Value] = {}  # by address of the storage, which its weak reference keeps from reuse
@@ -157,6 +157,11 @@ class Recorder:
             packed.entry.because = obstacle
         else:
             packed.replace(value, plan)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
+        return self.call(func, args, kwargs or {})
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a function, and notes how to make its result again if it is cheap."""
@@ -353,7 +358,7 @@ def _running_modules() -> Iterator[nn.Module]:
 def _place(function: Function, result: Tensor) -> Place:
     """Where in the code a function was called: the four innermost calls around it, and what it made there."""
     frame = sys._getframe()
-    while frame is not None and frame.f_code is not _Mode.__torch_function__.__code__:
+    while frame is not None and frame.f_code is not Recorder.__torch_function__.__code__:
         frame = frame.f_back  # type: ignore[assignment]
     calls: list[Any] = []
     while len(calls) < 8 and (frame := frame and frame.f_back) is not None:  # type: ignore[assignment]
@@ -401,19 +406,6 @@ def fills_its_storage(tensor: Tensor) -> bool:
     return span == tensor.numel() - 1
 
 
-class _Mode(TorchFunctionMode):
-    """Sends every call of a torch function to the recorder."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.compiler.is_compiling():
-            return func(*args, **(kwargs or {}))
-        return self.recorder.call(func, args, kwargs or {})
-
-
 @contextmanager
 def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
     """Inside, autograd saves how to make a tensor again instead of the tensor, where that is cheap and exact.
@@ -440,7 +432,7 @@ def remat(max_passes: int = 16, verify: bool = False) -> Iterator[Saved]:
         return
     _active.recorder = recorder = Recorder(max_passes, verify, saved)
     try:
-        with saved_tensors_hooks(recorder.hook, recorder.unpack), _Mode(recorder):
+        with saved_tensors_hooks(recorder.hook, recorder.unpack), recorder:
             yield saved
     finally:
         _active.recorder = None
@@ -479,8 +471,7 @@ def run_node(
 ) -> tuple[Tensor, Tensor]:
     """Runs a neuron; inside `remat` as one that keeps its input in place of its charges, if that keeps no more.
 
-    Args:
-        node: the neuron; its parameters are those of now, in the backward pass too.
+    Its parameters are those of now, in the backward pass too.
     """
     recorder: Recorder | None = getattr(_active, "recorder", None)
     if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:

@@ -152,12 +152,9 @@ def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> in
 def _run(
     kernel: Callable[..., None], arrays: _Arrays, call: Call, arguments: Sequence[Any], rows: int, streams: bool = False
 ) -> None:
-    """Runs a kernel over all columns.
+    """Runs a kernel over all columns; `arguments` come before the parameters, `rows` are of scratch for every column.
 
-    Args:
-        arguments: what it takes before the parameters.
-        rows: of scratch that it needs, for every column.
-        streams: whether it is a forward pass, which writes large results past the caches.
+    `streams`: it is a forward pass, which writes large results past the caches.
     """
     like, inner = arrays.like, arrays.shape[-1]
     columns = math.prod(arrays.shape) // (arrays.shape[1] if len(arrays.shape) == 3 else 1)

@@ -172,12 +172,9 @@ def _run(function: Any, given: dict[str, Any], shape: Shape) -> Any:
 
 
 def _kernel_arguments(name: str, call: dict[str, Any], tensors: list[Tensor | None]) -> dict[str, Any]:
-    """All that a kernel takes but BLOCK and STAGES; None for an absent or empty tensor.
+    """All that a kernel takes but BLOCK and STAGES.
 
-    Args:
-        name: of the operator. Its kernel's first arguments are the operator's tensors and results.
-        call: the operator's arguments by name; in every schema the tensors come before `p`.
-        tensors: contiguous, those of the call and the results to write; None for one absent or empty.
+    First `tensors`, those of the operator's call and its results: contiguous, and None for one absent or empty.
     """
     names = KERNELS[name].function.arg_names
     sequence, p = next(iter(call.values())), Numbers(*call["p"])
