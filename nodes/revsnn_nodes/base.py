@@ -243,12 +243,9 @@ class SpikingNode(nn.Module, Generic[P]):
         )  # fmt: skip
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
-        v = self.v
-        if not isinstance(v, Tensor) and v == self.neuron.rest:
-            return None
-        dtype = state_dtype(x_seq.dtype)
+        v, dtype = self.v, state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
-            return torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
+            return None if v == self.neuron.rest else torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
         if v.dtype == x_seq.dtype:  # a state in half precision, given or saved by an earlier version
             v = v.to(dtype)
         have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), dtype, x_seq.device)

@@ -20,6 +20,9 @@ from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.kernels.autograd import FusedNormCarrier, first_derivative_only, fused_lif
 from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
 
+SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+"""The arguments of a batch norm."""
+
 
 def per_channel(values: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Any:
     """Values `[C]`, or None, in a shape that spreads over the steps of a sequence `[T, N, C, *]`.
@@ -97,14 +100,11 @@ class NormCarrierNode(CarrierNode):
             "The layer normalises by the statistics of its own process and batch.",
             "Keep another norm (SyncBatchNorm among them) as it is, and put a CarrierLIF behind it.",
         )  # fmt: skip
-        assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d | nn.BatchNorm3d)
-        settings = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        return cls(norm.num_features, *settings, **neuron)._with_values_of(norm)
+        return cls(**{name: getattr(norm, name) for name in SETTINGS}, **neuron)._with_values_of(norm)
 
     def reference(self) -> "StoredNormCarrierLIF":
         """A `StoredNormCarrierLIF` with these parameters and statistics, in storage of its own."""
-        names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in SETTINGS}
         return self.fresh(StoredNormCarrierLIF, **settings)._with_values_of(self)
 
     def forward(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
