@@ -25,8 +25,8 @@ ORDER = (
     "revsnn_nodes.equations",
     "revsnn_nodes.kernels.layout",
     "revsnn_nodes.kernels.cpu",
-    "revsnn_nodes.kernels.ops",
     "revsnn_nodes.kernels.triton",
+    "revsnn_nodes.kernels.ops",
     "revsnn_nodes.kernels.autograd",
     "revsnn_nodes.kernels.support",
     "revsnn_nodes.kernels",
@@ -69,12 +69,7 @@ ORDER = (
 """Rooms, lowest first: a module imports from its own room and from those before it. The last ones of each package are
 the package itself, whose `__init__` gathers what users import."""
 
-LATE: dict[tuple[str, str], str] = {
-    ("revsnn_nodes.kernels.ops", "revsnn_nodes.kernels.triton.launch"): (
-        "an operator finds its implementation at the first call on a GPU, and the implementation makes the results "
-        "that the operator declares"
-    ),
-}
+LATE: dict[tuple[str, str], str] = {}
 """Imports inside functions that run against the order, and why."""
 
 OF_PEERS = {"revsnn_nodes.spikingjelly": "spikingjelly", "revsnn_nodes.snntorch": "snntorch"}

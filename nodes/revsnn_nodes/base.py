@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revsnn_nodes.checkpoints import Turn, runs_again
 from revsnn_nodes.equations import state_dtype
-from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend, BackendInUse, choose_backend
+from revsnn_nodes.kernels.support import Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_word
 from revsnn_nodes.remat.record import run_node
 from revsnn_nodes.surrogate import as_surrogate, in_transform
@@ -115,7 +115,7 @@ class SpikingNode(nn.Module, Generic[P]):
 
     def __init__(
         self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode = "s",
-        backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False,
+        backend: Backend = "auto", store_v_seq: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.neuron = neuron
@@ -211,11 +211,7 @@ class SpikingNode(nn.Module, Generic[P]):
         return torch.cat(outputs), torch.stack(membranes)
 
     def check_neuron(self, neuron: P) -> None:
-        """Refuses parameters that are valid but not for this kind of node.
-
-        Raises:
-            ValueError: such a parameter, in the constructor or assigned later.
-        """
+        """Raises ValueError for parameters that are valid but not for this kind of node, given or assigned later."""
 
     def reset(self) -> None:
         """Forgets the carried state: the next call starts from rest."""
@@ -247,12 +243,9 @@ class SpikingNode(nn.Module, Generic[P]):
         )  # fmt: skip
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:
-        v = self.v
-        if not isinstance(v, Tensor) and v == self.neuron.rest:
-            return None
-        dtype = state_dtype(x_seq.dtype)
+        v, dtype = self.v, state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
-            return torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
+            return None if v == self.neuron.rest else torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
         if v.dtype == x_seq.dtype:  # a state in half precision, given or saved by an earlier version
             v = v.to(dtype)
         have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), dtype, x_seq.device)

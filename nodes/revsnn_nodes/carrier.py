@@ -14,8 +14,8 @@ from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode
-from revsnn_nodes.kernels.autograd import first_derivative_only
-from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
+from revsnn_nodes.kernels.autograd import FusedCarrier, first_derivative_only, fused_lif
+from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.parameters import CarrierMode, CarrierParameters
 from revsnn_nodes.surrogate import SurrogateFunction, in_transform
 
@@ -100,7 +100,7 @@ class CarrierNode(SpikingNode[CarrierParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        step_mode: StepMode = "s", backend: Backend = "auto", store_v_seq: bool = False, *,
         epsilon: float = 1 / 16, carrier: CarrierMode = "train",
     ) -> None:  # fmt: skip
         neuron = CarrierParameters(tau, decay_input, v_threshold, v_reset, detach_reset, epsilon, carrier)
@@ -199,8 +199,6 @@ class CarrierLIF(CarrierNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import FusedCarrier, fused_lif
-
         if not self.carries:
             return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
         self._warn_where_clamped(x_seq)

@@ -31,20 +31,13 @@ _LENT: WeakKeyDictionary[Any, tuple[int, Tensor]] = WeakKeyDictionary()
 
 @dataclass
 class Calls:
-    """One node's calls in one region.
+    """One node's calls in one region."""
 
-    Fields:
-        starts: the state of each call; itself where the call goes on from the one before.
-        left: the state that the last call of the first run left, for as long as somebody else holds it.
-        last: the state that the last call of a second run left.
-        task: the backward pass of the present second run, and how many calls it has made.
-    """
-
-    starts: list[Any] = field(default_factory=list)
-    left: "ReferenceType[Tensor] | None" = None
-    last: Any = None
-    task: int | None = None
-    done: int = 0
+    starts: list[Any] = field(default_factory=list)  # the state of each; self where it goes on from the one before
+    left: "ReferenceType[Tensor] | None" = None  # what the first run's last call left, while somebody else holds it
+    last: Any = None  # the state that the last call of a second run left
+    task: int | None = None  # the backward pass of the present second run
+    done: int = 0  # how many calls that has made
 
     def next_start(self) -> Any:
         """The state of the next call of a second run."""
@@ -59,17 +52,13 @@ class Calls:
 
 
 class Turn:
-    """One call of a node: the checkpointed regions that it runs in.
-
-    Attributes:
-        again: the node's calls in the innermost region that is run a second time; None for a first run.
-        trains: whether the gradient goes through that second run, as in a reentrant checkpoint.
-    """
+    """One call of a node: the checkpointed regions that it runs in."""
 
     def __init__(self, node: Any) -> None:
-        self.first: list[Calls] = []
-        self.again: Calls | None = None
-        self.cut = self.trains = False
+        self.first: list[Calls] = []  # the node's calls in the regions that run for the first time
+        self.again: Calls | None = None  # those in the innermost one that is run a second time
+        self.cut = False  # whether a region is reentrant, whose gradient reaches its arguments alone
+        self.trains = False  # whether the gradient goes through the second run, as in a reentrant checkpoint
         for region, again, cuts in _regions() if _may_be_in_one() else ():
             states = getattr(region, "_node_states", None)
             if states is None:

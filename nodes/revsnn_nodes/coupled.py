@@ -1,4 +1,4 @@
-"""The coupled (reversible) nodes: the drift guard, what they share, and the four ways to the gradient.
+"""The coupled (reversible) nodes: what they share, the four ways to the gradient, and the warning of drift.
 
 Equations: section "Coupled LIF" of nodes/README.md; our reconstruction of Lei et al., arXiv 2308.08649.
 
@@ -7,7 +7,7 @@ Equations: section "Coupled LIF" of nodes/README.md; our reconstruction of Lei e
     RevNetLIF               inverts too, then runs each step again under autograd (Gomez et al. 2017, arXiv 1707.04585)
     AnchoredReversibleLIF   regenerates the membrane forward in time, from anchors
 
-A leaky membrane contracts forward. So its inverse expands errors, against which the drift guard warns, and regeneration
+A leaky membrane contracts forward. So its inverse expands errors, of which these nodes warn, and regeneration
 contracts them: it is accurate at every T.
 """
 
@@ -21,9 +21,9 @@ from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
-from revsnn_nodes.equations import Parts, Spike
-from revsnn_nodes.kernels.autograd import first_derivative_only
-from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
+from revsnn_nodes.equations import Parts
+from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, first_derivative_only
+from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
@@ -74,58 +74,8 @@ def predicted_gradient_error(timesteps: int, neuron: CoupledParameters, dtype: t
     return min(1.0, rounding * (1.0 + onset * growth))
 
 
-class DriftGuard:
-    """Warns once, raises, or stays silent where the typical gradient error exceeds a tolerance.
-
-    Silence is no guarantee: see `predicted_gradient_error` for how far beyond it errors were measured.
-
-    Args:
-        on_drift: "warn" (once per guard), "error" or "ignore".
-        tolerance: largest typical relative gradient error that passes silently.
-    """
-
-    def __init__(self, on_drift: OnDrift = "warn", tolerance: float = 1e-3) -> None:
-        why = "It says what to do where the inverse is predicted to give a wrong gradient."
-        require_word("on_drift", ("warn", "error", "ignore"), on_drift, why, 'Pass "warn".')
-        require(
-            0.0 < tolerance <= 1.0, "drift_tolerance", "lie in (0, 1]", tolerance,
-            "It is a relative error of the gradient.", "Pass for example 1e-3.",
-        )  # fmt: skip
-        self.on_drift = on_drift
-        self.tolerance = tolerance
-        self.warned = False
-
-    def check(self, timesteps: int, neuron: CoupledParameters, dtype: torch.dtype, name: str) -> None:
-        """Acts on the prediction for one call of the node called `name`.
-
-        Raises:
-            DriftError: it exceeds the tolerance and `on_drift="error"`.
-        """
-        if self.on_drift == "ignore" or (self.warned and self.on_drift == "warn"):
-            return
-        predicted = predicted_gradient_error(timesteps, neuron, dtype)
-        if predicted <= self.tolerance:
-            return
-        message = (
-            f"{name} inverts its membrane over T = {timesteps} steps; with tau = {neuron.tau:g}, alpha = "
-            f"{neuron.alpha:g} and {str(dtype).removeprefix('torch.')} its gradient is predicted to be wrong by "
-            f"{predicted:.0e} (relative), more than the tolerance {self.tolerance:g}. The inverse of a leaky membrane "
-            "expands rounding errors. Use CarrierLIF or AnchoredReversibleLIF, which are right at every T, or a "
-            'smaller T; on_drift="ignore" silences this.'
-        )
-        if self.on_drift == "error":
-            raise DriftError(message)
-        self.warned = True
-        warnings.warn(message, DriftWarning, stacklevel=2)
-
-
 class CoupledNode(SpikingNode[CoupledParameters]):
-    """What the coupled nodes share: parameters and constructor.
-
-    The output is real-valued: spikes plus `beta` times the partner group's input.
-
-    Args: see `CoupledParameters` and `SpikingNode`.
-    """
+    """What the coupled nodes share: parameters and constructor; see `CoupledParameters` and `SpikingNode`."""
 
     fused_cpu_dtypes = (torch.float32, torch.float64, torch.bfloat16)
     reset_gate_choice = False
@@ -133,7 +83,7 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *, groups: int = 2,
+        step_mode: StepMode = "s", backend: Backend = "auto", store_v_seq: bool = False, *, groups: int = 2,
         group_dim: int = 1, alpha: float = 0.5, beta: float = 1.0, reset_gate: ResetGate = "output",
     ) -> None:  # fmt: skip
         neuron = CoupledParameters(
@@ -152,7 +102,13 @@ class CoupledNode(SpikingNode[CoupledParameters]):
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs T steps under plain autograd; see `SpikingNode.torch_sequence`."""
-        return coupled_sequence(x_seq, v, self.neuron, self.surrogate_function)
+        neuron, steps = self.neuron, x_seq.unbind(0)
+        membranes: Parts = eq.split(eq.initial_membrane(steps[0], v, neuron), neuron)
+        outputs = []
+        for x in steps:
+            y, membranes, _ = eq.coupled_step(eq.split(x, neuron), membranes, neuron, self.surrogate_function)
+            outputs.append(eq.join(y, neuron))
+        return torch.stack(outputs), eq.join(membranes, neuron)
 
     def spikes(self, x_seq: Tensor, y_seq: Tensor) -> Tensor:
         """The spikes in an output, given its input; both, and the result, `[T, N, *]`."""
@@ -164,17 +120,6 @@ class CoupledNode(SpikingNode[CoupledParameters]):
     def reference(self) -> SpikingNode[CoupledParameters]:
         """A `StoredCoupledLIF` with these parameters."""
         return self.fresh(StoredCoupledLIF)
-
-
-def coupled_sequence(x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, fire: Spike) -> tuple[Tensor, Tensor]:
-    """T steps under autograd: output `[T, N, *]` and the last membrane `[N, *]`."""
-    steps = x_seq.unbind(0)
-    membranes: Parts = eq.split(eq.initial_membrane(steps[0], v, neuron), neuron)
-    outputs = []
-    for x in steps:
-        y, membranes, _ = eq.coupled_step(eq.split(x, neuron), membranes, neuron, fire)
-        outputs.append(eq.join(y, neuron))
-    return torch.stack(outputs), eq.join(membranes, neuron)
 
 
 class StoredCoupledLIF(CoupledNode):
@@ -230,15 +175,13 @@ class _Inverting(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
 
-StepVjp = Callable[[Parts, Parts, Parts, Parts, Parts, Any], tuple[Parts, Parts]]
-"""From output, membrane before the step, charge, the two gradients that arrive, and context: gradients of the input and
-of the membrane before the step."""
-
-
 def _backward_in_time(
-    ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, step_vjp: StepVjp
+    ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, step_vjp: Callable[..., tuple[Parts, Parts]]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the input and of the first membrane: inverts step by step, and differentiates what was found."""
+    """Gradients of the input and of the first membrane: inverts step by step, and differentiates what was found.
+
+    `step_vjp` gives those of the input and of the membrane before a step: see `_multiply`, `_rerun`.
+    """
     y_seq, v_last = ctx.saved_tensors
     neuron = ctx.neuron
     ybar_seq = eq.arriving(ybar_seq, y_seq)
@@ -303,7 +246,7 @@ class _InvertAndRerun(_Inverting):
 
 
 class InvertingNode(CoupledNode):
-    """What the two nodes that invert the membrane share: the drift guard, and the inverse itself.
+    """What the two nodes that invert the membrane share: the warning of drift, and the inverse itself.
 
     In half precision too the inverse starts from a float32 membrane, but no exactness follows from it: the first
     group's input comes back with the rounding of the output that carries it, and the inverse expands that. In bfloat16
@@ -317,11 +260,18 @@ class InvertingNode(CoupledNode):
     """
 
     function: ClassVar[type[_Inverting]]
+    _warned = False
 
     @with_arguments_of(CoupledNode)
     def __init__(self, *args: Any, on_drift: OnDrift = "warn", drift_tolerance: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.drift_guard = DriftGuard(on_drift, drift_tolerance)
+        why = "It says what to do where the inverse is predicted to give a wrong gradient."
+        require_word("on_drift", ("warn", "error", "ignore"), on_drift, why, 'Pass "warn".')
+        require(
+            0.0 < drift_tolerance <= 1.0, "drift_tolerance", "lie in (0, 1]", drift_tolerance,
+            "It is a relative error of the gradient.", "Pass for example 1e-3.",
+        )  # fmt: skip
+        self.on_drift, self.drift_tolerance = on_drift, drift_tolerance
 
     def torch_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.torch_sequence`.
@@ -335,8 +285,29 @@ class InvertingNode(CoupledNode):
         return self.function.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
 
     def _check_drift(self, x_seq: Tensor, v: Tensor | None) -> None:
-        if torch.is_grad_enabled() and (x_seq.requires_grad or (v is not None and v.requires_grad)):
-            self.drift_guard.check(x_seq.shape[0], self.neuron, x_seq.dtype, type(self).__name__)
+        """Warns once, raises, or stays silent where the typical gradient error exceeds the tolerance.
+
+        Silence is no guarantee: see `predicted_gradient_error` for how far beyond it errors were measured.
+        """
+        differentiable = x_seq.requires_grad or (v is not None and v.requires_grad)
+        silent = self.on_drift == "ignore" or (self._warned and self.on_drift == "warn")
+        if silent or not (torch.is_grad_enabled() and differentiable):
+            return
+        neuron, steps, dtype = self.neuron, x_seq.shape[0], x_seq.dtype
+        predicted = predicted_gradient_error(steps, neuron, dtype)
+        if predicted <= self.drift_tolerance:
+            return
+        message = (
+            f"{type(self).__name__} inverts its membrane over T = {steps} steps; with tau = {neuron.tau:g}, alpha = "
+            f"{neuron.alpha:g} and {str(dtype).removeprefix('torch.')} its gradient is predicted to be wrong by "
+            f"{predicted:.0e} (relative), more than the tolerance {self.drift_tolerance:g}. The inverse of a leaky "
+            "membrane expands rounding errors. Use CarrierLIF or AnchoredReversibleLIF, which are right at every T, or "
+            'a smaller T; on_drift="ignore" silences this.'
+        )
+        if self.on_drift == "error":
+            raise DriftError(message)
+        self._warned = True
+        warnings.warn(message, DriftWarning, stacklevel=2)
 
     def predicted_error(self, timesteps: int, dtype: torch.dtype) -> float:
         """Relative gradient error that one call of `timesteps` steps typically has; see `predicted_gradient_error`."""
@@ -386,8 +357,6 @@ class ReversibleLIF(InvertingNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`; raises what `torch_sequence` does."""
-        from revsnn_nodes.kernels.autograd import FusedInverse
-
         self._check_drift(x_seq, v)
         eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         return FusedInverse.apply(x_seq, v, self.neuron, self.surrogate_function)  # type: ignore[no-any-return]
@@ -400,9 +369,7 @@ class RevNetLIF(InvertingNode):
     and has the same limit in T.
 
     Args: see `InvertingNode`.
-    Keeps for backward: the last membrane, m N bytes (m: its itemsize), whatever T is; its output as an alias.
-        Transient in backward: the graph of one step.
-    Exactness: as `ReversibleLIF`.
+    Keeps for backward, and exactness: as `ReversibleLIF`. Transient in backward: the graph of one step.
     """
 
     function = _InvertAndRerun
@@ -504,8 +471,6 @@ class AnchoredReversibleLIF(CoupledNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import FusedAnchored
-
         eq.split(x_seq[0], self.neuron)  # refuses what does not divide into groups
         every = self.anchor_every or x_seq.shape[0]
         return FusedAnchored.apply(x_seq, v, self.neuron, self.surrogate_function, every)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from revsnn_nodes.parameters import CarrierParameters, CoupledParameters, LIFPar
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
 Parts = Sequence[Tensor]
-"""A step `[N, *]` of the coupled dynamics as n parts, one per group."""
+"""A step `[N, *]` of the coupled dynamics as n parts, one per group; what these functions take and return."""
 
 Spike = Callable[[Tensor], Tensor]
 """Spike function of charge minus threshold."""
@@ -84,7 +84,6 @@ def lif_step(
     Args:
         x: input current, `[N, *]`, in `state_dtype`; with `out` overwritten by the charge.
         v: membrane before the step, `[N, *]`, or the float it rests at.
-        neuron: parameters.
         fire: spike function of charge minus threshold; with `out` one that works in place.
         out: where the spikes and the membrane after the step go; the latter may be the storage of v.
         rate: a learned 1/tau, without `out`; see `neuronal_charge`.
@@ -128,8 +127,6 @@ def recharge(
     Args:
         drive: `input_gain` times the input; overwritten by the charge.
         v: membrane before the step; None for rest.
-        spike: spikes of the step.
-        neuron: parameters.
         out: where the membrane after the step goes; may be the storage of v.
     Returns:
         The charge, in the storage of `drive`, and the membrane after the step.
@@ -151,8 +148,6 @@ def lif_step_vjp(
         spike: spikes of the step; with `out` overwritten.
         sbar: gradient that arrives at the spikes.
         vbar: gradient that arrives at the membrane after the step; None for none.
-        neuron: parameters.
-        surrogate: spike function.
         out: where the result goes.
     Returns:
         Gradient at the charge, in storage of its own.
@@ -282,12 +277,10 @@ def coupled_step(
     An output drives the next group and opens the reset as it leaves the step, with the rounding of its type.
 
     Args:
-        x: input, n parts.
-        v: membrane before the step, n parts, in `state_dtype`.
-        neuron: parameters.
-        fire: spike function of charge minus threshold.
+        x: input.
+        v: membrane before the step, in `state_dtype`.
     Returns:
-        Output Y in the type of x, membrane after the step and charge M in that of v, n parts each.
+        Output Y in the type of x, membrane after the step and charge M in that of v.
     """
     outputs, membranes, charges = [], [], []
     given = [part.to(v[0].dtype) for part in x]
@@ -317,11 +310,11 @@ def invert_membranes(y: Parts, v_next: Parts, neuron: CoupledParameters) -> tupl
     """One step back in time: what the vector-Jacobian product needs of it.
 
     Args:
-        y: output of the step, n parts, in `state_dtype`, here and below.
-        v_next: membrane after the step, n parts.
+        y: output of the step, in `state_dtype`, here and below.
+        v_next: membrane after the step.
         neuron: parameters, with `reset_gate="output"`.
     Returns:
-        The first input part X_1, the membrane before the step, and the charge M (n parts each).
+        The first input part X_1, the membrane before the step, and the charge M.
     Exactness: an error in V grows by 1 / ((1 - alpha g)(1 - 1/tau)) per step; see `coupled.predicted_gradient_error`.
     """
     charges = [_undo_reset(after, out, neuron) for after, out in zip(v_next, y, strict=True)]
@@ -332,32 +325,27 @@ def invert_membranes(y: Parts, v_next: Parts, neuron: CoupledParameters) -> tupl
 
 
 def recover_inputs(y: Parts, charges: Parts, neuron: CoupledParameters) -> list[Tensor]:
-    """The input, n parts, that output y carries, given the charges: X_(i+1) = (Y_i - S_i) / beta."""
+    """The input that output y carries, given the charges: X_(i+1) = (Y_i - S_i) / beta."""
     carried = [_carried_input(y[i], charges[i], neuron) for i in range(neuron.groups)]
     return [carried[-1], *carried[:-1]]
 
 
 def regenerate_step(y: Parts, v: Parts, neuron: CoupledParameters) -> tuple[list[Tensor], list[Tensor]]:
-    """One step forward in time from the output: Y gives every drive, and X_1 once M_n is known.
+    """One step forward in time from its output y and the membrane before it: the membrane after it, and the charge M.
 
-    Args:
-        y: output of the step, n parts.
-        v: membrane before the step, n parts.
-        neuron: parameters.
-    Returns:
-        The membrane after the step and the charge M, n parts each.
+    Y gives every drive, and X_1 once M_n is known.
+
     Exactness: the charges of groups 2..n are those of the forward to the bit, so X_1 is decoded with the right spike;
         only its rounding enters M_1, and the leak contracts it.
     """
     charges = [neuronal_charge(y[i - 1], v[i], neuron) for i in range(1, neuron.groups)]
     x_first = _carried_input(y[-1], charges[-1], neuron)
     charges.insert(0, neuronal_charge(x_first, v[0], neuron))
-    by_spike = neuron.reset_gate == "spike"
-    gates = [
-        heaviside(charge - neuron.v_threshold) if by_spike else output_gate(out)
-        for charge, out in zip(charges, y, strict=True)
-    ]
-    return [_reset(charge, gate, neuron) for charge, gate in zip(charges, gates, strict=True)], charges
+    membranes = []
+    for charge, out in zip(charges, y, strict=True):
+        gate = heaviside(charge - neuron.v_threshold) if neuron.reset_gate == "spike" else output_gate(out)
+        membranes.append(_reset(charge, gate, neuron))
+    return membranes, charges
 
 
 def _carried_input(y: Tensor, charge: Tensor, neuron: CoupledParameters) -> Tensor:
@@ -387,14 +375,11 @@ def coupled_step_vjp(
     """Vector-Jacobian product of one step, for the groups from last to first; nothing of the forward is run again.
 
     Args:
-        y: output of the step, n parts.
-        charges: its charges M, n parts.
-        ybar: gradient that arrives at the output, n parts.
-        vbar_next: gradient that arrives at the membrane after the step, n parts.
-        neuron: parameters.
+        y, charges: output of the step, and its charges M.
+        ybar, vbar_next: gradients that arrive at the output, and at the membrane after the step.
         phi: surrogate derivative of charge minus threshold.
     Returns:
-        Gradients of the input and of the membrane before the step, n parts each.
+        Gradients of the input and of the membrane before the step.
     """
     n = neuron.groups
     xbar: list[Tensor] = [torch.empty(0)] * n
@@ -418,16 +403,14 @@ def _reset_vjp(
     """Gradient at the output with the reset's share added, and gradient at the charge."""
     by_spike = neuron.reset_gate == "spike"
     z = charge - neuron.v_threshold
-    gate = heaviside(z) if by_spike else output_gate(y)
-    into_gate: Tensor | None = None
+    soft, sbar = neuron.v_reset is None, ybar
     if not neuron.detach_reset:
-        if neuron.v_reset is None:
-            into_gate = (neuron.alpha * neuron.v_threshold) * vbar_next
+        above = charge - neuron.v_reset if neuron.v_reset else charge
+        into_gate = (neuron.alpha * neuron.v_threshold) * vbar_next if soft else neuron.alpha * vbar_next * above
+        if by_spike:
+            sbar = ybar - into_gate
         else:
-            above = charge - neuron.v_reset if neuron.v_reset else charge
-            into_gate = neuron.alpha * vbar_next * above
-    if into_gate is not None and not by_spike:
-        ybar = ybar - into_gate * ((y > 0) & (y < 1))
-    into_spike = ybar - into_gate if into_gate is not None and by_spike else ybar
-    kept = vbar_next if neuron.v_reset is None else vbar_next * (1.0 - neuron.alpha * gate)
-    return ybar, kept + into_spike * phi(z)
+            ybar = sbar = ybar - into_gate * ((y > 0) & (y < 1))
+    gate = heaviside(z) if by_spike else output_gate(y)
+    kept = vbar_next if soft else vbar_next * (1.0 - neuron.alpha * gate)
+    return ybar, kept + sbar * phi(z)

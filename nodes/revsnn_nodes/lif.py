@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
-from revsnn_nodes.kernels.support import DEFAULT_BACKEND, Backend
+from revsnn_nodes.kernels.autograd import fused_lif
+from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.parameters import IFParameters, LIFParameters, ParametricLIFParameters, require
 
 StateType = Literal["auto", "input"]
@@ -38,7 +39,7 @@ class LIFNode(SpikingNode[LIFParameters]):
     def __init__(
         self, tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        step_mode: StepMode = "s", backend: Backend = "auto", store_v_seq: bool = False, *,
         state_dtype: StateType = "auto",
     ) -> None:  # fmt: skip
         neuron = LIFParameters(tau, decay_input, v_threshold, v_reset, detach_reset)
@@ -84,8 +85,6 @@ class StandardLIF(LIFNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import fused_lif
-
         return fused_lif(x_seq, v, self.neuron, self.surrogate_function)
 
 
@@ -99,7 +98,7 @@ class StandardIF(StandardLIF):
     def __init__(
         self, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        step_mode: StepMode = "s", backend: Backend = "auto", store_v_seq: bool = False, *,
         state_dtype: StateType = "auto",
     ) -> None:  # fmt: skip
         neuron = IFParameters(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset)
@@ -128,7 +127,7 @@ class StandardParametricLIF(StandardLIF):
     def __init__(
         self, init_tau: float = 2.0, decay_input: bool = True, v_threshold: float = 1.0, v_reset: float | None = 0.0,
         surrogate_function: Callable[[Tensor], Tensor] | None = None, detach_reset: bool = False,
-        step_mode: StepMode = "s", backend: Backend = DEFAULT_BACKEND, store_v_seq: bool = False, *,
+        step_mode: StepMode = "s", backend: Backend = "auto", store_v_seq: bool = False, *,
         state_dtype: StateType = "auto",
     ) -> None:  # fmt: skip
         neuron = ParametricLIFParameters(
@@ -155,8 +154,6 @@ class StandardParametricLIF(StandardLIF):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`."""
-        from revsnn_nodes.kernels.autograd import fused_lif
-
         return fused_lif(x_seq, v, self.neuron, self.surrogate_function, self._rate())
 
     def reference(self) -> SpikingNode[LIFParameters]:
@@ -165,11 +162,6 @@ class StandardParametricLIF(StandardLIF):
         with torch.no_grad():
             node.w.copy_(self.w)
         return node
-
-
-def _label_recomputation() -> tuple[nullcontext[None], record_function]:
-    """Contexts of the first run of a segment and of the second."""
-    return nullcontext(), record_function("recompute")
 
 
 class CheckpointedLIF(LIFNode):
@@ -199,7 +191,9 @@ class CheckpointedLIF(LIFNode):
             return eq.lif_sequence(x_seq, v, self.neuron, self.surrogate_function)
         steps = self.checkpoint_every or math.ceil(math.sqrt(x_seq.shape[0]))
         # The label tells profilers and counters what runs a second time; torch.compile takes no such context.
-        labelled: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": _label_recomputation}
+        labelled: dict[str, Any] = {}
+        if not torch.compiler.is_compiling():
+            labelled["context_fn"] = lambda: (nullcontext(), record_function("recompute"))
         outputs = []
         for segment in x_seq.split(steps):
             spikes, v = checkpoint(

@@ -7,7 +7,7 @@ state_dict are `torch.nn.BatchNorm2d`'s, so that weights move between these node
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,19 @@ from torch.profiler import record_function
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import StepMode, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
-from revsnn_nodes.kernels.autograd import first_derivative_only
+from revsnn_nodes.kernels.autograd import FusedNormCarrier, first_derivative_only, fused_lif
 from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
 
+SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+"""The arguments of a batch norm."""
 
-@overload
-def per_channel(values: Tensor, like: Tensor) -> Tensor: ...
-@overload
-def per_channel(values: None, like: Tensor) -> None: ...
-@overload
-def per_channel(values: Tensor | None, like: Tensor) -> Tensor | None: ...
-def per_channel(values: Tensor | None, like: Tensor) -> Tensor | None:
-    """Values `[C]` in the dtype of a sequence `[T, N, C, *]`, in a shape that spreads over its steps."""
-    return None if values is None else values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 3))
+
+def per_channel(values: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Any:
+    """Values `[C]`, or None, in a shape that spreads over the steps of a sequence `[T, N, C, *]`.
+
+    Their type becomes that of the sequence, or the one that is given.
+    """
+    return None if values is None else values.to(dtype or like.dtype).reshape(-1, *[1] * (like.dim() - 3))
 
 
 def neuron_input(
@@ -100,14 +100,11 @@ class NormCarrierNode(CarrierNode):
             "The layer normalises by the statistics of its own process and batch.",
             "Keep another norm (SyncBatchNorm among them) as it is, and put a CarrierLIF behind it.",
         )  # fmt: skip
-        assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d | nn.BatchNorm3d)
-        settings = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        return cls(norm.num_features, *settings, **neuron)._with_values_of(norm)
+        return cls(**{name: getattr(norm, name) for name in SETTINGS}, **neuron)._with_values_of(norm)
 
     def reference(self) -> "StoredNormCarrierLIF":
         """A `StoredNormCarrierLIF` with these parameters and statistics, in storage of its own."""
-        names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in SETTINGS}
         return self.fresh(StoredNormCarrierLIF, **settings)._with_values_of(self)
 
     def forward(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -252,7 +249,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         sums = _ChannelSums(y_seq)
         dtype = eq.state_dtype(y_seq.dtype)
         spike, carried, hbar, other = (torch.empty_like(y_seq[0], dtype=dtype) for _ in range(4))
-        gain = neuron.input_gain if weight is None else _of_state(weight * neuron.input_gain, y_seq)
+        gain = neuron.input_gain if weight is None else per_channel(weight * neuron.input_gain, y_seq, dtype)
         for t in range(y_seq.shape[0] - 1, -1, -1):
             with record_function("recompute"):
                 eq.decode_output(y_seq[t].to(dtype), out=(spike, carried))
@@ -287,11 +284,6 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         )
 
 
-def _of_state(values: Tensor, like: Tensor) -> Tensor:
-    """Values `[C]` as `per_channel` spreads them, in the type of the state."""
-    return per_channel(values.to(eq.state_dtype(like.dtype)), like[:0].to(eq.state_dtype(like.dtype)))
-
-
 def _bring(values: Tensor, target: Tensor) -> None:
     """Writes values that were computed beside their target, as in half precision."""
     if values.dtype != target.dtype:
@@ -318,11 +310,7 @@ class _ChannelSums:
 
 
 def _cut(n_seq: Tensor, clamp: float) -> tuple[Tensor | None, Tensor | None]:
-    """Clamps normalised inputs in place.
-
-    Returns:
-        Where they lay at the clamp or beyond, `[k, dims]`, and by how much, `[k]`; None for nowhere.
-    """
+    """Clamps in place; where values lay at the clamp or beyond, `[k, dims]`, and by how much, `[k]`, or None."""
     low, high = n_seq.aminmax()
     if bool((low > -clamp) & (high < clamp)):
         return None, None
@@ -337,10 +325,10 @@ def _regenerate_charges(
     charge_seq: Tensor, neuron: CarrierParameters,
 ) -> None:  # fmt: skip
     """Runs the neuron forward on decoded inputs and decoded spikes, and writes its charges above rest."""
-    gain = neuron.input_gain / neuron.share
-    scale = gain if weight is None else _of_state(weight * gain, y_seq)
-    shift = None if bias is None else _of_state(bias * neuron.input_gain, y_seq)
-    before, dtype = None if v is None else v - neuron.rest, eq.state_dtype(y_seq.dtype)
+    gain, dtype = neuron.input_gain / neuron.share, eq.state_dtype(y_seq.dtype)
+    scale = gain if weight is None else per_channel(weight * gain, y_seq, dtype)
+    shift = None if bias is None else per_channel(bias * neuron.input_gain, y_seq, dtype)
+    before = None if v is None else v - neuron.rest
     spike, membrane = (torch.empty_like(y_seq[0], dtype=dtype) for _ in range(2))
     for t, (y, out) in enumerate(zip(y_seq.unbind(0), charge_seq.unbind(0), strict=True)):
         x = out.to(dtype)  # itself but in half precision
@@ -359,13 +347,12 @@ def _through_the_norm(
     cut: tuple[Tensor | None, Tensor | None], neuron: CarrierParameters,
 ) -> None:  # fmt: skip
     """Turns the gradient at the normalised input into that at z, in place."""
-    sigma = inverse_std.to(sums.dtype)
+    sigma, dtype = inverse_std.to(sums.dtype), eq.state_dtype(y_seq.dtype)
     # One factor 1 / epsilon for the carried value inside the sum, one for that in the product.
     slope = sums.mean("slope") * sigma / neuron.share
     scale, mean, of_carried = (
-        _of_state(each, y_seq) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.share)
+        per_channel(each, y_seq, dtype) for each in (sigma, sums.mean("gradient") * sigma, slope / neuron.share)
     )
-    dtype = eq.state_dtype(y_seq.dtype)
     spike, carried = (torch.empty_like(y_seq[0], dtype=dtype) for _ in range(2))
     for y, out in zip(y_seq.unbind(0), nbar_seq.unbind(0), strict=True):
         with record_function("recompute"):
@@ -404,11 +391,9 @@ class NormCarrierLIF(NormCarrierNode):
 
     def fused_sequence(self, x_seq: Tensor, v: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `SpikingNode.fused_sequence`; in `eval()` the neuron alone is fused."""
-        from revsnn_nodes.kernels.autograd import fused_lif, fused_norm_carrier
-
         if not self.training:
             return super().torch_sequence(x_seq, v, residual, fused_lif)
-        return fused_norm_carrier(x_seq, v, residual, self)
+        return FusedNormCarrier.apply(x_seq, self.weight, self.bias, residual, v, self)  # type: ignore[no-any-return]
 
     def fused_obstacle(self, x_seq: Tensor) -> str:
         """See `SpikingNode.fused_obstacle`."""

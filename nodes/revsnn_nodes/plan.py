@@ -55,13 +55,9 @@ _SLICE = re.compile(r"(.*)\[(\d+):(\d+)\]")
 
 
 class Packed(NamedTuple):
-    """A binary tensor in bits.
+    """A binary tensor in bits."""
 
-    Fields:
-        bits: eight elements per byte, `[ceil(n / 8)]`.
-    """
-
-    bits: Tensor
+    bits: Tensor  # eight elements per byte, [ceil(n / 8)]
     shape: torch.Size
     dtype: torch.dtype
 
@@ -98,15 +94,10 @@ def neurons_of(model: nn.Module) -> list[Any]:
 
 @dataclass(frozen=True)
 class Block:
-    """A module, or some children in a row of an `nn.Sequential`.
+    """A module, or some children in a row of an `nn.Sequential`."""
 
-    Args:
-        path: qualified name of the module, "" for the model itself.
-        start, stop: which of its children; None for the module as a whole.
-    """
-
-    path: str
-    start: int | None = None
+    path: str  # qualified name of the module, "" for the model itself
+    start: int | None = None  # the first of its children, and behind the last; None for the module as a whole
     stop: int | None = None
 
     @classmethod
@@ -140,13 +131,13 @@ def find_blocks(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module],
 
 
 def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
-    children = list(module.named_children())
-    inner = [(f"{path}.{name}".removeprefix("."), child) for name, child in children if _holds_both(child)]
+    children = [(f"{path}.{name}".removeprefix("."), child) for name, child in module.named_children()]
+    inner = [(name, child) for name, child in children if _holds_both(child)]
     if type(module).forward is nn.Sequential.forward:
         start = 0
         for number, (name, child) in enumerate(children):
             if _holds_both(child):
-                yield from _blocks_in(f"{path}.{name}".removeprefix("."), child)
+                yield from _blocks_in(name, child)
                 start = number + 1
             elif neurons_of(child):
                 yield Block(path, start, number + 1)
@@ -192,6 +183,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
             _require_device(model, block, option)
             by_module.setdefault(block.path, []).append((block, option))
     for rows in by_module.values():
+        rows.sort(key=lambda row: (row[0].start or 0, row[0].stop or math.inf))
         _require_apart([block for block, _ in rows])
     if not {*plan.values()} <= {"plain"}:
         for path, rows in by_module.items():
@@ -240,15 +232,11 @@ def _require_option(name: str, option: str) -> None:
 
 
 def _require_block(model: nn.Module, block: Block) -> None:
-    names = dict(model.named_modules())
-    module = names.get(block.path)
-    is_there = module is not None and (
-        block.start is None
-        or (
-            type(module).forward is nn.Sequential.forward
-            and block.start < (block.stop or 0) <= len(list(module.children()))
-        )
-    )
+    module = dict(model.named_modules()).get(block.path)
+    is_there = module is not None
+    if module is not None and block.start is not None:
+        is_sequential = type(module).forward is nn.Sequential.forward
+        is_there = is_sequential and block.start < (block.stop or 0) <= len(list(module.children()))
     require(
         is_there, "plan", "name blocks of the model", block.name, f"{type(model).__name__} has no such block.",
         "Apply it to the model that it was made for.",
@@ -256,9 +244,8 @@ def _require_block(model: nn.Module, block: Block) -> None:
 
 
 def _require_apart(blocks: Sequence[Block]) -> None:
-    """Refuses blocks of one module that have children in common."""
-    in_order = sorted(blocks, key=lambda block: (block.start or 0, block.stop or math.inf))
-    for one, other in pairwise(in_order):
+    """Refuses blocks of one module, in their order, that have children in common."""
+    for one, other in pairwise(blocks):
         require(
             one.stop is not None and one.stop <= (other.start or 0), "plan", "name blocks that do not overlap",
             f"{one.name} and {other.name}", "What is in both would run twice.", "Leave one of them out.",
@@ -312,14 +299,11 @@ class _Planned(_Forward):
         if self.rows[0][0].start is None:
             return _run(self.original, [self.module], self.rows[0][1], *args, **kwargs)
         children, at, (x,) = list(self.module.children()), 0, args
-        for block, option in sorted(self.rows, key=lambda row: row[0].start or 0):
-            for child in children[at : block.start]:
-                x = child(x)
-            part = children[block.start : block.stop]
-            x, at = _run(partial(_in_turn, part), part, option, x), block.stop or 0
-        for child in children[at:]:
-            x = child(x)
-        return x
+        for block, option in self.rows:
+            x = _in_turn(children[at : block.start], x)
+            part, at = children[block.start : block.stop], block.stop or 0
+            x = _run(partial(_in_turn, part), part, option, x)
+        return _in_turn(children[at:], x)
 
 
 def _in_turn(modules: Sequence[nn.Module], x: Any) -> Any:

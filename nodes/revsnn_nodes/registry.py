@@ -35,37 +35,18 @@ def _load(point: EntryPoint) -> NodeFactory:
     return factory
 
 
-class _Nodes(dict[str, NodeFactory]):
-    """Factories by short name; those of installed packages are found by entry point and loaded when asked for."""
-
-    def __missing__(self, name: str) -> NodeFactory:
-        for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-            return self.setdefault(name, _load(point))
-        near = get_close_matches(name, self.names(), 3) or self.names()
-        raise ValueError(
-            f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. "
-            f"Did you mean {' or '.join(near)}?"
-        )
-
-    def names(self) -> list[str]:
-        """Every name that has a factory, loaded or not."""
-        return [*self, *sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(self))]
-
-
-_NODES = _Nodes(
-    {
-        "lif": StandardLIF,
-        "lif-checkpoint": CheckpointedLIF,
-        "if": StandardIF,
-        "plif": StandardParametricLIF,
-        "revlif-stored": StoredCoupledLIF,
-        "revlif-revnet": RevNetLIF,
-        "revlif": ReversibleLIF,
-        "revlif-anchored": AnchoredReversibleLIF,
-        "lif-carrier": CarrierLIF,
-    }
-)
-
+_NODES: dict[str, NodeFactory] = {
+    "lif": StandardLIF,
+    "lif-checkpoint": CheckpointedLIF,
+    "if": StandardIF,
+    "plif": StandardParametricLIF,
+    "revlif-stored": StoredCoupledLIF,
+    "revlif-revnet": RevNetLIF,
+    "revlif": ReversibleLIF,
+    "revlif-anchored": AnchoredReversibleLIF,
+    "lif-carrier": CarrierLIF,
+}
+"""Factories by short name; those of installed packages are found by entry point, and enter it when asked for."""
 
 OTHER_NEURONS = ("if", "plif")
 """Neurons of other equations than the LIF: a comparison of what a LIF may keep has them where they are named."""
@@ -90,7 +71,7 @@ def register_node(name: str, factory: NodeFactory) -> None:
 
 def node_names() -> list[str]:
     """Short names of every node, those of this package first, in the order of the table in nodes/README.md."""
-    return _NODES.names()
+    return [*_NODES, *sorted({point.name for point in entry_points(group=ENTRY_POINT_GROUP)} - set(_NODES))]
 
 
 def usable_node_names() -> list[str]:
@@ -111,7 +92,15 @@ def node_factory(name: str) -> NodeFactory:
     Raises:
         ValueError: no such node; says which names are near.
     """
-    return _NODES[name]
+    if name in _NODES:
+        return _NODES[name]
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return _NODES.setdefault(name, _load(point))
+    near = get_close_matches(name, node_names(), 3) or node_names()
+    raise ValueError(
+        f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. "
+        f"Did you mean {' or '.join(near)}?"
+    )
 
 
 def make_node(name: str, **options: Any) -> nn.Module:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from revsnn_nodes import surrogate
 from revsnn_nodes.lif import StandardIF, StandardLIF
 from revsnn_nodes.parameters import require
-from revsnn_nodes.swap import Exchange, Swapped, exchange
+from revsnn_nodes.swap import Exchange, Swapped, exchange, is_hooked
 
 SURROGATES: dict[str, tuple[str, Callable[[float], surrogate.SurrogateFunction]]] = {
     "atan.<locals>.inner": ("alpha", surrogate.ATan),
@@ -50,7 +50,10 @@ class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
             output=leaky.output,
             reset_delay=leaky.reset_delay,
         )
-        self.node = _node_of(leaky)
+        parameters = _parameters(leaky)
+        assert parameters is not None, "`obstacle` lets no other neuron through"
+        kind = StandardLIF if "tau" in parameters else StandardIF
+        self.node = kind(**parameters, surrogate_function=_surrogate(leaky.spike_grad))
         self.mem = leaky.mem
         self.train(leaky.training)
 
@@ -124,8 +127,7 @@ def obstacle(neuron: Any) -> str:
         return "it returns the membrane before its reset; pass reset_delay=False, or init_hidden=True without output"
     if _surrogate(neuron.spike_grad) is None:
         return "its spike_grad is neither atan nor sigmoid"
-    hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks
-    return "it has hooks" if hooked else ""
+    return "it has hooks" if is_hooked(neuron) else ""
 
 
 def _parameters(neuron: Any) -> dict[str, Any] | None:
@@ -150,10 +152,3 @@ def _surrogate(function: Any) -> surrogate.SurrogateFunction | None:
         return None
     closed = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
     return ours(float(closed[name].cell_contents))
-
-
-def _node_of(neuron: Any) -> StandardLIF:
-    parameters = _parameters(neuron)
-    assert parameters is not None, "`obstacle` lets no other neuron through"
-    kind = StandardLIF if "tau" in parameters else StandardIF
-    return kind(**parameters, surrogate_function=_surrogate(neuron.spike_grad))

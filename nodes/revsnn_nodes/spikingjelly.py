@@ -31,7 +31,7 @@ from revsnn_nodes.equations import state_dtype
 from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
-from revsnn_nodes.swap import Exchange, Swapped, exchange
+from revsnn_nodes.swap import Exchange, Swapped, exchange, is_hooked
 
 States = tuple[Any, ...]
 """Inputs, outputs or memories of SpikingJelly's functional protocol; a node has one of each."""
@@ -282,8 +282,7 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
         return f"{type(neuron).__name__} is not among {known}, which {to!r} takes"
     if getattr(neuron, "_neuron_precision", None) is not None:
         return "it has a precision of its own"
-    hooked = neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks
-    return "it has hooks" if hooked else ""
+    return "it has hooks" if is_hooked(neuron) else ""
 
 
 def _is_snntorchs(module: nn.Module) -> bool:

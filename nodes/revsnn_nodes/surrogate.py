@@ -56,17 +56,11 @@ class _Spike(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Formulas:
-    """What tells one surrogate from another.
+    """What tells one surrogate from another."""
 
-    Args:
-        phi: surrogate derivative of z and the sharpness alpha.
-        primitive: smooth function of z and alpha whose derivative is phi.
-        alpha: sharpness where none is given, SpikingJelly's default.
-    """
-
-    phi: Formula
-    primitive: Formula
-    alpha: float = 1.0
+    phi: Formula  # surrogate derivative of z and the sharpness alpha
+    primitive: Formula  # smooth function of z and alpha whose derivative is phi
+    alpha: float = 1.0  # sharpness where none is given, SpikingJelly's default
 
 
 class SurrogateFunction(nn.Module):

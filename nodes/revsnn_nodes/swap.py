@@ -58,3 +58,8 @@ def exchange(model: nn.Module, choose: Callable[[nn.Module], Exchange | str | No
                 setattr(parent, name, found.node)
                 swapped[full] = found.shown
     return Swapped(swapped, left)
+
+
+def is_hooked(neuron: nn.Module) -> bool:
+    """Whether a neuron has hooks: what they expect of it is not known, so it is left."""
+    return bool(neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks)

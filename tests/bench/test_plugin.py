@@ -242,7 +242,7 @@ def test_a_wrong_option_is_a_usage_error(inside, option, message):
 
 def test_preload_registers_nodes_for_the_sweep(inside, tmp_path, monkeypatch):
     """A node that a preloaded module registers can be asked for by name, and is measured by the workers."""
-    monkeypatch.setattr(registry, "_NODES", registry._Nodes(registry._NODES))
+    monkeypatch.setattr(registry, "_NODES", dict(registry._NODES))
     (tmp_path / "my_nodes.py").write_text(
         "from revsnn_nodes import StandardLIF\nfrom revsnn_nodes.registry import register_node\n"
         "class Mine(StandardLIF): pass\nregister_node('mine', Mine)\n"

@@ -291,7 +291,7 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("webbrowser.open", lambda url: Path(url.removeprefix("file://")).stat())
-    monkeypatch.setattr(registry, "_NODES", registry._Nodes(registry._NODES))
+    monkeypatch.setattr(registry, "_NODES", dict(registry._NODES))
     for name in ("my_net", "net", "loop", "task"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     torch.manual_seed(0)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from nodes_cases import COUPLED, Ends, Problem
 from revsnn_nodes.kernels.layout import numbers, surrogate_code
+from revsnn_nodes.kernels.ops import OPERATORS
 from torch import Tensor
 
 Launch = Callable[..., tuple[Tensor, ...]]
@@ -39,7 +40,7 @@ def child(**environment: str) -> ProcessPoolExecutor:
 
 
 def interpreted(pool: ProcessPoolExecutor) -> Launch:
-    """`triton_launch.launch`, run by the worker, which must interpret."""
+    """`launched`, run by the worker, which must interpret."""
 
     def launch(*arguments: Any) -> tuple[Tensor, ...]:
         packed = io.BytesIO()
@@ -50,21 +51,26 @@ def interpreted(pool: ProcessPoolExecutor) -> Launch:
     return launch
 
 
-def on_gpu(*arguments: Any) -> tuple[Tensor, ...]:
-    """`triton_launch.launch` on copies of the arguments on the GPU; results on the CPU."""
+def launched(name: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """An operator by its Triton kernel, on whatever device its arguments are."""
     from revsnn_nodes.kernels.triton import launch as triton_launch
 
+    call = OPERATORS[name].call(*arguments)
+    return triton_launch.run(name, OPERATORS[name].results(call), call)
+
+
+def on_gpu(*arguments: Any) -> tuple[Tensor, ...]:
+    """`launched` on copies of the arguments on the GPU; results on the CPU."""
     moved = [each.cuda() if isinstance(each, Tensor) else each for each in arguments]
-    return tuple(result.cpu() for result in triton_launch.launch(*moved))
+    return tuple(result.cpu() for result in launched(*moved))
 
 
 def _launch(packed: bytes) -> bytes:
     from revsnn_nodes.kernels.triton import equations as triton_jit
-    from revsnn_nodes.kernels.triton import launch as triton_launch
 
     assert triton_jit.INTERPRETED
     results = io.BytesIO()
-    torch.save(triton_launch.launch(*torch.load(io.BytesIO(packed))), results)
+    torch.save(launched(*torch.load(io.BytesIO(packed))), results)
     return results.getvalue()
 
 
@@ -144,7 +150,7 @@ def compile_for(capability: int, name: str, *arguments: Any) -> list[dict[str, A
 
     driver.set_active(Absent())
     triton_launch._run = compile_all
-    triton_launch.launch(name, *arguments)
+    launched(name, *arguments)
     return facts
 
 

@@ -15,7 +15,7 @@ from nodes_tolerances import RTOL
 from revsnn_nodes import surrogate
 from revsnn_nodes.kernels import ops as _  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.layout import numbers
-from revsnn_nodes.parameters import IFParameters, LIFParameters
+from revsnn_nodes.parameters import IFParameters, LIFParameters, ParametricLIFParameters
 
 pytest.importorskip("triton", reason="the Triton kernels need triton")
 
@@ -138,6 +138,12 @@ def test_strides_and_nothing_at_all(launch):
     )
     for name in NAMES:
         assert differentiate(launch, name, make(name), Problem(shape=(0, 4))).x_grad.shape == (5, 0, 4)
+
+
+@pytest.mark.parametrize("kind", [LIFParameters, IFParameters, ParametricLIFParameters])
+def test_numbers_equal_themselves(kind):
+    """By them a launch is found again: an operator hands on copies, and a copy of NaN equals nothing."""
+    assert torch.tensor(numbers(kind()), dtype=torch.float64).tolist() == [*numbers(kind())]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

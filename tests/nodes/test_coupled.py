@@ -272,7 +272,7 @@ def test_warns_once_and_names_the_way_out(name, backend):
 def test_warning_is_the_default_and_short_sequences_are_silent(name):
     """Nothing needs to be switched on; four steps in float32 pass without a word."""
     node = make(name, on_drift="warn")
-    assert node.drift_guard.on_drift == type(node)().drift_guard.on_drift
+    assert node.on_drift == type(node)().on_drift
     node(Problem(steps=4).x.float().requires_grad_())
 
 

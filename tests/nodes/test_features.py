@@ -33,7 +33,7 @@ def new_node(name, backend):
     options = {"backend": "auto" if backend == "fused" else "torch"}
     node = NormCarrierLIF(6, step_mode="m", **options) if name == "norm-carrier" else make(name, **options)
     if name in INVERTING:
-        node.drift_guard.on_drift = "error"
+        node.on_drift = "error"
     return node.double()
 
 

@@ -16,7 +16,7 @@ from revsnn_nodes.registry import usable_node_names
 
 @pytest.fixture
 def _own_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_NODES", registry._Nodes(registry._NODES))
+    monkeypatch.setattr(registry, "_NODES", dict(registry._NODES))
 
 
 def test_the_nine_names():

@@ -5,7 +5,7 @@ Backward passes are closed forms outside of autograd: a second derivative is ref
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -278,28 +278,15 @@ class FusedAnchored(_Fused):
         return xbar_seq, vbar0 if need_v else None, None, None, None
 
 
-class NormLayer(Protocol):
-    """What `fused_norm_carrier` asks of a layer: batch norm and carrier LIF."""
-
-    neuron: Any
-    surrogate_function: SurrogateFunction
-    eps: float
-    weight: Any
-    bias: Any
-
-    def update_of_statistics(self) -> tuple[Tensor | None, Tensor | None, float]:
-        """Counts a batch; the running mean and variance that it enters, and with which weight."""
-
-
 class FusedNormCarrier(_Fused):
     """Keeps the output, residual and given state as they are, 1/sigma per channel, and what the clamp cut off."""
 
     @staticmethod
     def forward(
         ctx: Any, z_seq: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, v: Tensor | None,
-        layer: NormLayer,
+        layer: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Output and the last membrane; enters the batch in the layer's running statistics."""
+        """Output and the last membrane of a `NormCarrierNode`; enters the batch in its running statistics."""
         neuron = layer.neuron
         y_seq, v_last, mean, var, inverse_std, cut = _ops.norm_carrier_forward(
             z_seq, v, weight, bias, residual, numbers(neuron), layer.eps, neuron.decay_input, _is_soft(neuron)
@@ -323,15 +310,7 @@ class FusedNormCarrier(_Fused):
         return *(each if needed else None for each, needed in zip(gradients, needs, strict=False)), None
 
 
-def fused_norm_carrier(
-    z_seq: Tensor, v: Tensor | None, residual: Tensor | None, layer: NormLayer
-) -> tuple[Tensor, Tensor]:
-    """Output `[T, N, C, *]` and the last membrane of a layer in training."""
-    result: tuple[Tensor, Tensor] = FusedNormCarrier.apply(z_seq, layer.weight, layer.bias, residual, v, layer)
-    return result
-
-
-def _enter_statistics(layer: NormLayer, mean: Tensor, var: Tensor, count: int) -> None:
+def _enter_statistics(layer: Any, mean: Tensor, var: Tensor, count: int) -> None:
     running_mean, running_var, momentum = layer.update_of_statistics()
     for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
         if running is not None:

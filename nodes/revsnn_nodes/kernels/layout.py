@@ -11,7 +11,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
-from revsnn_nodes.parameters import CoupledParameters, LIFParameters
+from revsnn_nodes.parameters import CoupledParameters, LIFParameters, ParametricLIFParameters
 from revsnn_nodes.surrogate import (
     ATan,
     Erf,
@@ -66,12 +66,14 @@ def numbers(neuron: LIFParameters, height: float = 0.0, scale: float = 0.0) -> N
     if isinstance(neuron, CoupledParameters):
         alpha, beta = neuron.alpha, neuron.beta
         drop, inflow = neuron.alpha * neuron.v_threshold, neuron.rest / neuron.tau
+    # A learned tau is not among them, nor what follows from it: as NaN they would be unlike themselves.
+    is_learned = isinstance(neuron, ParametricLIFParameters)
     return Numbers(
-        tau=neuron.tau,
+        tau=0.0 if is_learned else neuron.tau,
         threshold=neuron.v_threshold,
         rest=neuron.rest,
-        keep=neuron.keep,
-        gain=neuron.input_gain,
+        keep=0.0 if is_learned else neuron.keep,
+        gain=0.0 if is_learned else neuron.input_gain,
         height=height,
         scale=scale,
         epsilon=getattr(neuron, "share", 0.0),

@@ -19,23 +19,13 @@ from torch import Tensor
 from revsnn_nodes.equations import state_dtype
 
 
-class Call(SimpleNamespace):
-    """The arguments of one call, by the names in the operator's schema."""
-
-
 @dataclass(frozen=True)
 class Operator:
-    """One fused operator.
+    """One fused operator."""
 
-    Args:
-        schema: arguments and results, as torch writes them.
-        results: the empty results of a call.
-        on_cuda: whether there is a kernel for CUDA.
-    """
-
-    schema: str
-    results: Callable[[Call], tuple[Tensor, ...]]
-    on_cuda: bool = True
+    schema: str  # arguments and results, as torch writes them
+    results: Callable[[SimpleNamespace], tuple[Tensor, ...]]  # the empty ones of a `call`
+    on_cuda: bool = True  # whether there is a kernel for CUDA
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
@@ -43,9 +33,9 @@ class Operator:
         inside = self.schema[1 : self.schema.index(")")]
         return tuple(argument.split()[-1] for argument in inside.split(","))
 
-    def call(self, *arguments: Any) -> Call:
-        """A call's record."""
-        return Call(**dict(zip(self.arguments, arguments, strict=True)))
+    def call(self, *arguments: Any) -> SimpleNamespace:
+        """The arguments of a call by name."""
+        return SimpleNamespace(**dict(zip(self.arguments, arguments, strict=True)))
 
 
 def _all(sequence: Tensor, wanted: bool = True) -> Tensor:
@@ -156,7 +146,8 @@ def _define(name: str, operator: Operator) -> None:
         """Runs the Triton kernel."""
         from revsnn_nodes.kernels.triton import launch
 
-        return launch.launch(name, *arguments)
+        call = operator.call(*arguments)
+        return launch.run(name, operator.results(call), call)
 
     _LIBRARY.define(name + operator.schema)
     _LIBRARY.impl(name, on_cpu, "CPU")

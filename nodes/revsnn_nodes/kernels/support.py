@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,24 +18,6 @@ from revsnn_nodes.surrogate import in_transform
 
 Backend = Literal["auto", "torch", "fused"]
 BackendInUse = Literal["torch", "fused"]
-
-DEFAULT_BACKEND: Backend = "auto"
-"""What a node is made with unless told otherwise."""
-
-
-class Node(Protocol):
-    """What a choice depends on: see `revsnn_nodes.base.SpikingNode`."""
-
-    backend: Backend
-    neuron: Any
-    surrogate_function: Any
-
-    @property
-    def fused_cpu_dtypes(self) -> tuple[torch.dtype, ...]:
-        """The types that its kernels for the CPU take."""
-
-    def fused_obstacle(self, x_seq: Tensor) -> str:
-        """What keeps this kind of node from running fused; "" where nothing does."""
 
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -69,7 +51,7 @@ def equations_written_out() -> Iterator[None]:
         _written_out = False
 
 
-def triton_obstacle(node: Node, x_seq: Tensor) -> str:
+def triton_obstacle(node: Any, x_seq: Tensor) -> str:
     """What keeps the Triton kernels from running this node on this CUDA tensor; "" where nothing does."""
     version = installed_version()
     if version is None:
@@ -79,8 +61,7 @@ def triton_obstacle(node: Node, x_seq: Tensor) -> str:
     if torch.version.hip is not None:
         return "the fused kernels were not written for ROCm"
     if x_seq.dtype not in DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        return f"the fused kernels take {names}, not {str(x_seq.dtype).removeprefix('torch.')}"
+        return f"the fused kernels take {', '.join(map(_name, DTYPES))}, not {_name(x_seq.dtype)}"
     groups = getattr(node.neuron, "groups", 1)
     if groups > MOST_GROUPS:
         return f"the fused kernels for CUDA take up to {MOST_GROUPS} groups, not {groups}"
@@ -99,15 +80,19 @@ def installed_version() -> tuple[int, ...] | None:
         return None
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def choose_backend(node: Node, x_seq: Tensor) -> tuple[BackendInUse, str]:
+def choose_backend(node: Any, x_seq: Tensor) -> tuple[BackendInUse, str]:
     """The backend for one call, and why it is not the fused one ("" where it is).
 
     Args:
-        node: its `backend` is "torch", "fused" or "auto" (fused where possible).
+        node: a `SpikingNode`; its `backend` is "torch", "fused" or "auto" (fused where possible).
         x_seq: input, `[T, N, *]`.
     Raises:
         ValueError: `backend="fused"`, and it is not possible.
@@ -124,20 +109,18 @@ def choose_backend(node: Node, x_seq: Tensor) -> tuple[BackendInUse, str]:
     return ("torch", obstacle) if obstacle else ("fused", "")
 
 
-def fused_obstacle(node: Node, x_seq: Tensor) -> str:
+def fused_obstacle(node: Any, x_seq: Tensor) -> str:
     """What keeps the fused kernels from running this node on this input; "" where nothing does."""
     if torch.compiler.is_exporting():
         return "inside torch.export, whose programs run where these kernels are not installed"
-    kind: Any = type(node)
-    if not _has_kernel(kind):
+    if not _has_kernel(type(node)):
         return f"{type(node).__name__} has no fused kernel"
     device = x_seq.device.type
     if device not in ("cpu", "cuda"):
         return f"no fused kernel for the device {device}"
-    if obstacle := node.fused_obstacle(x_seq):
-        return obstacle
-    if obstacle := triton_obstacle(node, x_seq) if device == "cuda" else _cpu_obstacle(node, x_seq):
-        return obstacle
+    of_device = triton_obstacle if device == "cuda" else _cpu_obstacle
+    if obstacle := node.fused_obstacle(x_seq) or of_device(node, x_seq):
+        return str(obstacle)
     if surrogate_code(node.surrogate_function) is None:
         return f"the fused kernels do not know the surrogate {node.surrogate_function!r}"
     if in_transform():
@@ -145,13 +128,13 @@ def fused_obstacle(node: Node, x_seq: Tensor) -> str:
     return ""
 
 
-def _cpu_obstacle(node: Node, x_seq: Tensor) -> str:
+def _cpu_obstacle(node: Any, x_seq: Tensor) -> str:
     if not _numba_installed():
         return "numba is not installed (pip install revsnn-bench[cpu])"
     given = x_seq.dtype
     if given not in node.fused_cpu_dtypes:
-        *names, last = (str(dtype).removeprefix("torch.") for dtype in (*node.fused_cpu_dtypes, given))
-        return f"the fused kernels of {type(node).__name__} for the CPU take {' and '.join(names)}, not {last}"
+        names = " and ".join(map(_name, node.fused_cpu_dtypes))
+        return f"the fused kernels of {type(node).__name__} for the CPU take {names}, not {_name(given)}"
     return ""
 
 

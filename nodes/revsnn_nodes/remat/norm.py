@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
 
+from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.layout import FORMS, numbers
 from revsnn_nodes.parameters import LIFParameters
 from revsnn_nodes.remat.recipes import Ref, Value
@@ -24,33 +25,22 @@ _ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tens
 
 
 class NormedInput(NamedTuple):
-    """A neuron's input as a batch norm's output, plus a residual.
+    """A neuron's input as a batch norm's output, plus a residual."""
 
-    Fields:
-        z_seq: the norm's input in the shape of the neuron's, `[T, N, *]`, contiguous.
-        mean, inverse_std: of the batch, or from the running statistics in evaluation, `[C]`.
-        weight, bias: the norm's, `[C]`, or None.
-        residual_seq: what was added to the norm's output, `[T, N, *]`, or None.
-        inner: how many elements lie between two channels; 1 for channels_last.
-        form: how the norm is rounded, an index of `layout.FORMS`.
-    """
-
-    z_seq: Tensor
-    mean: Tensor
-    inverse_std: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    residual_seq: Tensor | None
-    inner: int
-    form: int
+    z_seq: Tensor  # the norm's input in the shape of the neuron's, [T, N, *], contiguous
+    mean: Tensor  # of the batch, or the running one in evaluation, [C]
+    inverse_std: Tensor  # as mean
+    weight: Tensor | None  # the norm's, [C]
+    bias: Tensor | None  # as weight
+    residual_seq: Tensor | None  # what was added to the norm's output, [T, N, *]
+    inner: int  # how many elements lie between two channels; 1 for channels_last
+    form: int  # how the norm is rounded, an index of `layout.FORMS`
 
 
 def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
-    """What a neuron's input was made from, if it is a batch norm's output that the kernels make with the same bits.
+    """What a neuron's input `[T, N, *]` was made from, if it is a batch norm's output that the kernels make to the bit.
 
-    Args:
-        value: contents of the storage of x_seq.
-        x_seq: the neuron's input, `[T, N, *]`.
+    `value`: the contents of its storage.
     """
     normed, residual = _summands(value)
     recipe = None if normed is None else normed.recipe
@@ -109,23 +99,15 @@ _NEVER_FIRES = LIFParameters(decay_input=False, v_threshold=1e30, v_reset=None)
 
 
 class NormKind(NamedTuple):
-    """What may decide how torch rounds a batch norm.
-
-    Fields:
-        types: of weight, bias and running statistics; None without one.
-        shape: of the norm's input, `[N, C, *]`.
-        stride: its strides without the batch's.
-        training: whether it normalises by the statistics of the batch, else by running ones.
-        cudnn: its switches, which may choose another kernel.
-    """
+    """What may decide how torch rounds a batch norm."""
 
     dtype: torch.dtype
-    types: tuple[torch.dtype | None, ...]
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    training: bool
+    types: tuple[torch.dtype | None, ...]  # of weight, bias and running statistics; None without one
+    shape: tuple[int, ...]  # of the norm's input, [N, C, *]
+    stride: tuple[int, ...]  # of it, without the batch's
+    training: bool  # whether it normalises by the statistics of the batch, else by running ones
     device: torch.device
-    cudnn: tuple[bool, ...] = ()
+    cudnn: tuple[bool, ...] = ()  # its switches, which may choose another kernel
 
 
 _LEAST_CHANNELS = 64
@@ -136,8 +118,6 @@ _LEAST_CHANNELS = 64
 @unset_fake_temporarily()  # also where a step is only predicted, on tensors without memory
 def exact_form(kind: NormKind) -> int | None:
     """How torch's batch norm is rounded here, an index of `layout.FORMS`; None where the kernels give other bits."""
-    from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
-
     forms: Sequence[int] = range(len(FORMS) if kind.device.type == "cuda" else 1)
     try:
         for seed in range(math.ceil(_LEAST_CHANNELS / max(kind.shape[1], 1))):

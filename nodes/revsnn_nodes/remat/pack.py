@@ -44,20 +44,13 @@ def is_paused() -> bool:
 
 @dataclass(slots=True)
 class Entry:
-    """One saved tensor of a forward.
+    """One saved tensor of a forward."""
 
-    Fields:
-        because: the rule by which it was kept.
-        kept_bytes: bytes kept for it that nothing kept before: its own, or those of a recipe's sources.
-        remade_bytes: bytes of it that are made again, if no other saved tensor is the same.
-        passes: cost of making it again.
-    """
-
-    name: str
-    because: str = ""
-    kept_bytes: int = 0
-    remade_bytes: int = 0
-    passes: int = 0
+    name: str  # of the module
+    because: str = ""  # the rule by which it was kept
+    kept_bytes: int = 0  # kept for it that nothing kept before: its own, or those of a recipe's sources
+    remade_bytes: int = 0  # of it that are made again, if no other saved tensor is the same
+    passes: int = 0  # cost of making it again
 
 
 @dataclass
@@ -131,22 +124,14 @@ def _size(count: int) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What making a value again takes; `obstacle` says why it cannot be used, and is empty where it can.
+    """What making a value again takes."""
 
-    Fields:
-        leaves: storages to keep alive.
-        new_bytes: bytes of those that nothing keeps yet, and `copied_bytes`.
-        copied_bytes: of tensors that stand among the arguments of its recipes.
-        passes: over the tensor; a recipe for a part of it counts as that part.
-        places: of recipes that hold only where they come out as the forward did, see `Recipe.place`.
-    """
-
-    obstacle: str = ""
-    leaves: tuple[tuple[Value, UntypedStorage], ...] = ()
-    new_bytes: int = 0
-    copied_bytes: int = 0
-    passes: int = 0
-    places: tuple[Place, ...] = ()
+    obstacle: str = ""  # why it cannot be used; empty where it can
+    leaves: tuple[tuple[Value, UntypedStorage], ...] = ()  # to keep alive
+    new_bytes: int = 0  # of those that nothing keeps yet, and `copied_bytes`
+    copied_bytes: int = 0  # of tensors that stand among the arguments of its recipes
+    passes: int = 0  # over the tensor; a recipe for a part of it counts as that part
+    places: tuple[Place, ...] = ()  # of recipes that hold only where they come out as the forward did: `Recipe.place`
 
 
 def plan_for(target: Value, max_passes: int) -> Plan:
@@ -197,8 +182,7 @@ _tried: dict[Place, _Trial] = {}
 def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
     """Whether all recipes of a plan hold; those in doubt are run and compared when a trial is due.
 
-    Raises:
-        RuntimeError: one has held so far, and now it does not.
+    RuntimeError where one has held so far, and now it does not.
     """
     kept = packed.kept
     if not plan.places or kept is None or isinstance(kept, FakeTensor):
@@ -245,11 +229,7 @@ class Kept:
         return self.kept is not None and self.kept._version == self.version
 
     def tensor(self) -> Tensor:
-        """The saved tensor.
-
-        Raises:
-            RuntimeError: it was modified in place.
-        """
+        """The saved tensor; RuntimeError where it was modified in place."""
         assert self.kept is not None
         if not self.current:
             Counter(self.kept, self.version).check()
@@ -260,11 +240,6 @@ class Packed(Kept):
     """A saved tensor that counts: kept as it is, or a value and the storages that it is made from.
 
     What is kept has the version counter itself; one without memory, and the place in the storage, are for what is not.
-
-    Args:
-        value: the contents of its storage.
-        entry: its line of the report.
-        verify: whether to compare a checksum of what is made again.
     """
 
     __slots__ = ("__weakref__", "copied", "counter", "entry", "leaves", "sum", "value", "verify", "view")
@@ -302,11 +277,7 @@ class Packed(Kept):
         self.value.forget(self)
 
     def tensor(self) -> Tensor:
-        """The saved tensor.
-
-        Raises:
-            RuntimeError: it or a source of it was modified in place, or, with `verify`, it came out differently.
-        """
+        """See `Kept.tensor`; also raises where a source of it was, or, with `verify`, where it came out differently."""
         if self.kept is not None:
             return super().tensor()
         self.counter.check()
@@ -330,11 +301,7 @@ class Packed(Kept):
 
 
 def count(entries: list[Entry], alive: Sequence[Packed | None]) -> None:
-    """Counts each storage that is kept, or made again, with the first of the saved tensors that are there.
-
-    Args:
-        alive: what each entry is of; None where it is gone.
-    """
+    """Counts each storage that is kept, or made again, with the first of its saved tensors that are `alive`."""
     kept: set[Value] = set()
     remade: set[Value] = set()
     for entry, packed in zip(entries, alive, strict=True):
@@ -368,8 +335,7 @@ def values_to_make(packed: list[Packed]) -> set[Value]:
 def make(target: Value, leaves: tuple[tuple[Value, UntypedStorage], ...] | None = None) -> UntypedStorage:
     """Runs the recipes from what is there to a value; holds what another saved tensor asks for next.
 
-    Args:
-        leaves: for a trial, values to begin from, whatever else is there, and their storages; nothing is held then.
+    A trial begins from `leaves`, whatever else is there, and holds nothing.
     """
     storages: dict[Value, UntypedStorage] = dict(leaves or ())
     order: list[Value] = []

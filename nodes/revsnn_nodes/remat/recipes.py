@@ -5,7 +5,7 @@ again: a convolution, anything random) or has a `Recipe`: a cheap function, and 
 to storages weakly, so that recording keeps nothing alive. A view is a value with a size, stride, offset and dtype.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -116,20 +116,14 @@ def is_fixed_type(kind: type) -> bool:
 
 
 class Treatment(NamedTuple):
-    """What a recorder does about the calls of one function.
+    """What a recorder does about the calls of one function."""
 
-    Fields:
-        passes: cost of running it again; None where it is not cheap.
-        writes: whether it may write to its "first" argument, to "any", to running "statistics", or by the argument
-            `inplace` at a place; None for none of these. Any function may write to `out`.
-        hidden: whether it is differentiated by running it again.
-        opens: whether it hands out the memory of its first argument.
-    """
-
-    passes: int | None
+    passes: int | None  # cost of running it again; None where it is not cheap
+    # Whether it may write to its "first" argument, to "any", to running "statistics", or by the argument `inplace` at a
+    # place; None for none of these. Any function may write to `out`.
     writes: str | int | None
-    hidden: bool
-    opens: bool
+    hidden: bool  # whether it is differentiated by running it again
+    opens: bool  # whether it hands out the memory of its first argument
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Those of a call's arguments, nested as they are given, that it may write to."""
@@ -221,11 +215,7 @@ class Counter:
         return bool(self.tensor._version == self.version)
 
     def check(self, source: str = "") -> None:
-        """Raises autograd's error where the tensor was modified in place.
-
-        Raises:
-            RuntimeError: it was.
-        """
+        """Raises autograd's RuntimeError where the tensor was modified in place."""
         if not self.current:
             described = f"{self.tensor.type()} {list(self.shape)}"
             raise RuntimeError(
@@ -237,56 +227,26 @@ class Counter:
 
 
 class Value:
-    """The contents of a storage, until it is next changed.
-
-    Attributes:
-        address: of the storage.
-        recipe: how to make it again; None for a source.
-        counter: version of the storage when it had these contents.
-        nbytes: of the whole storage.
-        persistent: whether it belongs to a parameter or a norm's statistics, which live anyway.
-        keepers: how many saved tensors hold the storage.
-        asks: saved tensors that were replaced by this value's recipe and not asked for yet.
-        held: contents made again before the next ask.
-        opened: whether its memory was handed out, so that it may have changed unseen.
-        readers: how many of the keepers are recipes that read it.
-        pinned: the storage while there are readers, or a copy of it.
-        copied: whether `pinned` is a copy, which no later change reaches.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "address",
-        "asks",
-        "copied",
-        "counter",
-        "held",
-        "keepers",
-        "nbytes",
-        "opened",
-        "persistent",
-        "pinned",
-        "readers",
-        "recipe",
-        "weak",
-    )
+    """The contents of a storage, until it is next changed."""
 
     def __init__(self, tensor: Tensor, recipe: "Recipe | None" = None) -> None:
         storage = tensor.untyped_storage()
         base = tensor._base
         base = tensor if base is None else base
         self.weak, self.address = StorageWeakRef(storage), storage._cdata
-        self.counter = Counter(tensor)
-        self.nbytes = storage.nbytes()
-        self.persistent = base.is_leaf and base.requires_grad
-        self.recipe = recipe
-        self.keepers = self.readers = 0
-        self.pinned: UntypedStorage | None = None
-        self.copied = False
-        # Numpy's memory cannot be resized, nor can what our kernels made, which they read by way of numpy.
+        self.counter = Counter(tensor)  # version of the storage when it had these contents
+        self.nbytes = storage.nbytes()  # of the whole storage
+        self.persistent = base.is_leaf and base.requires_grad  # a parameter's or a norm's statistics, which live anyway
+        self.recipe = recipe  # how to make it again; None for a source
+        self.keepers = 0  # how many saved tensors hold the storage
+        self.readers = 0  # how many of them are recipes that read it
+        self.pinned: UntypedStorage | None = None  # the storage while there are readers, or a copy of it
+        self.copied = False  # whether `pinned` is a copy, which no later change reaches
+        # Whether its memory was handed out, so that it may have changed unseen. Numpy's memory cannot be resized, nor
+        # can what our kernels made, which they read by way of numpy.
         self.opened = not (storage.resizable() or storage.is_shared() or tensor.requires_grad)
-        self.asks: set[int] = set()
-        self.held: UntypedStorage | None = None
+        self.asks: set[int] = set()  # saved tensors that were replaced by its recipe and not asked for yet
+        self.held: UntypedStorage | None = None  # contents made again before the next ask
 
     def storage(self) -> UntypedStorage | None:
         """The storage, if it is alive with these contents or was made again."""
@@ -359,20 +319,14 @@ def map_leaves(structure: Any, kind: type | tuple[type, ...], change: Callable[[
 
 @dataclass(frozen=True)
 class Norm:
-    """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it.
+    """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it."""
 
-    Fields:
-        z, weight, bias: its input and parameters.
-        mean, inverse_std: statistics of the batch, in training.
-        running: mean, variance and eps, in evaluation.
-    """
-
-    z: Ref
+    z: Ref  # its input
     weight: Ref | None
     bias: Ref | None
-    mean: Ref | None = None
+    mean: Ref | None = None  # of the batch, in training
     inverse_std: Ref | None = None
-    running: tuple[Tensor, Tensor, float] | None = None
+    running: tuple[Tensor, Tensor, float] | None = None  # mean, variance and eps, in evaluation
 
 
 class Autocast:
@@ -392,43 +346,23 @@ class Autocast:
         return torch.autocast(self.device, enabled=self.state[0], dtype=self.state[1], cache_enabled=False)
 
 
+@dataclass(eq=False)
 class Recipe:
-    """A function, its arguments with references in place of tensors, and the layout of its result.
+    """A function, its arguments with references in place of tensors, and the layout of its result."""
 
-    Args:
-        function: what to run; returns one tensor.
-        arguments: positional and by keyword.
-        sources: the values that they refer to.
-        nbytes: of tensors that stand among them as they are.
-        result: what it returned in the forward.
-        passes: its cost.
-        overwrites: the value that it changes in place, one of the sources.
-    Attributes:
-        norm: statistics and sources, where the function is batch norm.
-        for_saved: what is run in place of the function where its result is the saved tensor itself.
-        place: where it was called, if what follows may change its result unseen: in a custom function or another part
-            without gradients, where kernels of other packages write, and for what was made to be filled.
-    """
-
-    norm: Norm | None = None
-    for_saved: Function | None = None
-    place: Place | None = None
-
-    def __init__(
-        self,
-        function: Function,
-        arguments: tuple[Any, Any],
-        sources: Iterable[Value],
-        nbytes: int,
-        result: Tensor,
-        passes: int,
-        overwrites: Value | None = None,
-    ) -> None:
-        self.function, self.arguments = function, arguments
-        self.sources, self.nbytes = tuple(sources), nbytes
-        self.passes, self.overwrites = passes, overwrites
-        self.view = View.of(result)
-        self.autocast = Autocast(result.device.type)
+    function: Function  # returns one tensor
+    arguments: tuple[Any, Any]  # positional and by keyword
+    sources: tuple[Value, ...]  # the values that they refer to
+    nbytes: int  # of tensors that stand among them as they are
+    view: View  # of what it returned in the forward
+    autocast: Autocast
+    passes: int  # its cost
+    overwrites: Value | None  # the one of the sources that it changes in place
+    # Where it was called, if what follows may change its result unseen: in a custom function or another part without
+    # gradients, where kernels of other packages write, and for what was made to be filled.
+    place: Place | None
+    norm: Norm | None = None  # where the function is batch norm
+    for_saved: Function | None = None  # run in place of the function where its result is the saved tensor itself
 
     def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""
@@ -436,11 +370,8 @@ class Recipe:
         with self.autocast.again():
             made = ((is_saved and self.for_saved) or self.function)(*args, **kwargs)
         if self.overwrites is None and made.stride() != self.view.stride:
-            made = torch.empty_strided(self.view.size, self.view.stride, dtype=made.dtype, device=made.device).copy_(
-                made
-            )
-        storage: UntypedStorage = made.untyped_storage()
-        return storage
+            made = made.new_empty_strided(self.view.size, self.view.stride).copy_(made)
+        return cast("UntypedStorage", made.untyped_storage())
 
 
 def arguments_of(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -450,13 +381,9 @@ def arguments_of(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
-    """Arguments with which a norm runs again and changes nothing.
+    """Arguments with which a norm runs again and changes nothing, from those with references and with tensors.
 
     Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now.
-
-    Args:
-        refs: see `arguments_of`, with references in place of tensors.
-        given: the same with the tensors.
     """
     by_batch = given["training"] if "training" in given else given["use_input_stats"]
     for name in ("running_mean", "running_var"):

@@ -1,16 +1,15 @@
 """The context `remat`: watches a forward, and decides for each saved tensor whether it is kept or made again.
 
 Two hooks of torch work together: a `TorchFunctionMode` sees calls of cheap functions and notes recipes, and
-`saved_tensors_hooks` replace what autograd saves.
-Neurons announce themselves through `run_node`. Source of the idea: Chen et al. 2016 (arXiv 1604.06174), recomputation
-of cheap layers; here chosen for each tensor, and run lazily.
+`saved_tensors_hooks` replace what autograd saves. Neurons announce themselves through `run_node`. Source of the idea:
+Chen et al. 2016 (arXiv 1604.06174), recomputation of cheap layers; here chosen for each tensor, and run lazily.
 """
 
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
 from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
@@ -28,6 +28,7 @@ from revsnn_nodes.remat.recipes import (
     FILLS,
     NORM_PASSES,
     NOTHING,
+    Autocast,
     Function,
     Norm,
     Place,
@@ -62,23 +63,19 @@ class _Unrecorded(Exception):
 
 
 class Call(NamedTuple):
-    """A function's arguments, with a `Ref` in place of each tensor.
-
-    Fields:
-        before: the values that it refers to, as they are before the call, by the address of the storage.
-        copied: bytes of tensors that stand among the arguments themselves.
-    """
+    """A function's arguments, with a `Ref` in place of each tensor."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    before: dict[int, Value]
-    copied: int = 0
+    before: dict[int, Value]  # what it refers to, as it is before the call, by the address of the storage
+    copied: int = 0  # bytes of tensors that stand among the arguments themselves
 
 
-class Recorder:
+class Recorder(TorchFunctionMode):
     """Values of the storages that a forward has touched, and the saved tensors of its current call."""
 
     def __init__(self, max_passes: int, verify: bool, saved: Saved) -> None:
+        super().__init__()
         self.max_passes, self.verify, self.saved = max_passes, verify, saved
         self.recording = True
         self.values: dict[int, Value] = {}  # by address of the storage, which its weak reference keeps from reuse
@@ -188,6 +185,11 @@ class Recorder:
         else:
             packed.replace(value, plan)
 
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
+        return self.call(func, args, kwargs or {})
+
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a function, and notes how to make its result again if it is cheap."""
         how = treatment(function)
@@ -295,11 +297,11 @@ class Recorder:
                 return
         elif not fills_its_storage(result):
             return
-        recipe = Recipe(run, (call.args, call.kwargs), call.before.values(), call.copied, result, passes, overwrites)
-        recipe.place = place
         if len(self.values) > self.most:
             self.forget_what_is_gone()
-        value = Value(result, recipe)
+        arguments, sources = (call.args, call.kwargs), tuple(call.before.values())
+        view, autocast = View.of(result), Autocast(result.device.type)
+        value = Value(result, Recipe(run, arguments, sources, call.copied, view, autocast, passes, overwrites, place))
         self.values[address] = value
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
@@ -385,7 +387,7 @@ def _running_modules() -> Iterator[nn.Module]:
 def _place(function: Function, result: Tensor) -> Place:
     """Where in the code a function was called: the four innermost calls around it, and what it made there."""
     frame = sys._getframe()
-    while frame is not None and frame.f_code is not _Mode.__torch_function__.__code__:
+    while frame is not None and frame.f_code is not Recorder.__torch_function__.__code__:
         frame = frame.f_back  # type: ignore[assignment]
     calls: list[Any] = []
     while len(calls) < 8 and (frame := frame and frame.f_back) is not None:  # type: ignore[assignment]
@@ -431,19 +433,6 @@ def fills_its_storage(tensor: Tensor) -> bool:
         return True
     span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return span == tensor.numel() - 1
-
-
-class _Mode(TorchFunctionMode):
-    """Sends every call of a torch function to the recorder."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.compiler.is_compiling():
-            return func(*args, **(kwargs or {}))
-        return self.recorder.call(func, args, kwargs or {})
 
 
 class remat(ContextDecorator):
@@ -492,14 +481,13 @@ def _watched(max_passes: int, verify: bool) -> Iterator[Saved]:
         saved.note("other saved tensor hooks (checkpoint, save_on_cpu, an outer remat) decide here")
         yield saved
         return
-    recorder = Recorder(max_passes, verify, saved)
-    with ExitStack() as stack:
-        stack.callback(setattr, _active, "recorder", None)
-        _active.recorder = recorder
-        stack.enter_context(saved_tensors_hooks(recorder.hook, recorder.unpack))
-        stack.enter_context(_Mode(recorder))
-        stack.callback(recorder.close)
-        yield saved
+    _active.recorder = recorder = Recorder(max_passes, verify, saved)
+    try:
+        with saved_tensors_hooks(recorder.hook, recorder.unpack), recorder:
+            yield saved
+    finally:
+        _active.recorder = None
+        recorder.close()
 
 
 @contextmanager
@@ -534,8 +522,7 @@ def run_node(
 ) -> tuple[Tensor, Tensor]:
     """Runs a neuron; inside `remat` as one that keeps its input in place of its charges, if that keeps no more.
 
-    Args:
-        node: the neuron; its parameters are those of now, in the backward pass too.
+    Its parameters are those of now, in the backward pass too.
     """
     recorder: Recorder | None = getattr(_active, "recorder", None)
     if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:
@@ -589,8 +576,6 @@ def _of_input(
 
 def _of_norm(node: Any, x_seq: Tensor, v: Tensor | None, normed: NormedInput) -> Run:
     """A neuron that keeps what its input was made from by a batch norm."""
-    from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
-
     neuron, *sources, inner, form = node.neuron, *normed
     return (
         lambda: FusedNormLIF.apply(x_seq, v, *sources, inner, form, neuron, node.surrogate_function),

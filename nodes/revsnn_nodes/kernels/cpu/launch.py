@@ -19,7 +19,9 @@ from revsnn_nodes.kernels.cpu.equations import Mode
 from revsnn_nodes.kernels.cpu.machine import LINE_BYTES, PIECE, PIECES_PER_THREAD, prepare, run_columns
 from revsnn_nodes.kernels.layout import FORMS, Numbers, grouped, reciprocal_is_exact
 
-Results = tuple[Tensor, ...]
+Results = tuple[Any, ...]
+"""The tensors to fill; None for one that is not wanted."""
+
 Call = Any
 """A call's arguments by the names in the operator's schema: see `revsnn_nodes.kernels.ops.Operator.call`."""
 
@@ -53,11 +55,11 @@ MOST_SLOTS = 128
 """Places for a norm's sums over parts of the columns, at most; each holds a few numbers per channel."""
 
 
-def run(name: str, results: Results, call: Call) -> Results:
-    """Runs one operator; returns its results, filled."""
+def run(name: str, results: tuple[Tensor, ...], call: Call) -> tuple[Tensor, ...]:
+    """Runs one operator; returns its results, filled; those that are not wanted are empty."""
     for result in results:
         prepare(result)
-    _LAUNCHERS[name](results, call)
+    _LAUNCHERS[name](tuple(each if each.numel() else None for each in results), call)
     return results
 
 
@@ -81,9 +83,9 @@ class _Arrays:
         """As an array of the state's shape, or the empty array that stands for none."""
         return self._array(tensor, self.shape, self.state_dtype)
 
-    def states(self, tensor: Tensor) -> Any:
+    def states(self, tensor: Tensor | None) -> Any:
         """Several states, `[k, *state]`."""
-        return self._array(tensor, (tensor.shape[0], *self.shape), self.state_dtype)
+        return self._array(tensor, (0 if tensor is None else tensor.shape[0], *self.shape), self.state_dtype)
 
     def gradient(self, arrived: Tensor | None) -> Any:
         """A sequence's gradient; zeros where none arrived."""
@@ -150,12 +152,9 @@ def block_columns(rows: int, itemsize: int, columns: int, by_pieces: bool) -> in
 def _run(
     kernel: Callable[..., None], arrays: _Arrays, call: Call, arguments: Sequence[Any], rows: int, streams: bool = False
 ) -> None:
-    """Runs a kernel over all columns.
+    """Runs a kernel over all columns; `arguments` come before the parameters, `rows` are of scratch for every column.
 
-    Args:
-        arguments: what it takes before the parameters.
-        rows: of scratch that it needs, for every column.
-        streams: whether it is a forward pass, which writes large results past the caches.
+    `streams`: it is a forward pass, which writes large results past the caches.
     """
     like, inner = arrays.like, arrays.shape[-1]
     columns = math.prod(arrays.shape) // (arrays.shape[1] if len(arrays.shape) == 3 else 1)
@@ -175,8 +174,7 @@ def _lif_forward(results: Results, call: Call) -> None:
     x, (spike, v_last, charge) = call.x_seq, results
     as_ = _Arrays(x, x[0].numel())
     arguments = (
-        as_.sequence(x), as_.state(call.v), as_.sequence(spike), as_.state(v_last),
-        as_.sequence(charge if call.keep else None),
+        as_.sequence(x), as_.state(call.v), as_.sequence(spike), as_.state(v_last), as_.sequence(charge),
         as_.sides(call) if call.keep else (),
     )  # fmt: skip
     _run(lif.lif_forward, as_, call, arguments, rows=1, streams=True)
@@ -186,9 +184,8 @@ def _lif_backward(results: Results, call: Call) -> None:
     charge, (xbar, vbar0, ratebar) = call.charge_seq, results
     as_ = _Arrays(charge, charge[0].numel())
     arguments = (
-        as_.sequence(charge), as_.gradient(call.sbar_seq), as_.state(call.vbar), as_.sequence(xbar),
-        as_.state(vbar0 if call.need_v else None), as_.state(call.v), ratebar.numpy().reshape(-1),
-        (0,) * call.need_rate,
+        as_.sequence(charge), as_.gradient(call.sbar_seq), as_.state(call.vbar), as_.sequence(xbar), as_.state(vbar0),
+        as_.state(call.v), as_.state(ratebar), (0,) * call.need_rate,
     )  # fmt: skip
     _run(lif.lif_backward, as_, call, arguments, rows=1 + 2 * call.need_rate)
 
@@ -220,7 +217,7 @@ def _norm_lif_backward(results: Results, call: Call) -> None:
     as_ = _Arrays(z, z[0].numel())
     arguments = (
         as_.sequence(z), as_.state(call.v), *_norm_of(as_, call), as_.gradient(call.sbar_seq), as_.state(call.vbar),
-        as_.sequence(xbar), as_.state(vbar0 if call.need_v else None), (0,) * (call.residual_seq is not None),
+        as_.sequence(xbar), as_.state(vbar0), (0,) * (call.residual_seq is not None),
         as_.sides(call), call.inner,
     )  # fmt: skip
     _run(lif.norm_lif_backward, as_, call, arguments, rows=z.shape[0] + 3)
@@ -238,7 +235,7 @@ def _carrier_backward(results: Results, call: Call) -> None:
     as_, steps = _Arrays(y, y[0].numel()), y.shape[0]
     arguments = (
         as_.sequence(y), as_.state(call.v), as_.gradient(call.ybar_seq), as_.state(call.vbar), as_.sequence(xbar),
-        as_.state(vbar0 if call.need_v else None), SEGMENT,
+        as_.state(vbar0), SEGMENT,
     )  # fmt: skip
     _run(carrier.carrier_backward, as_, call, arguments, min(steps, SEGMENT) + (steps - 1) // SEGMENT)
 
@@ -258,7 +255,7 @@ def _inverse_backward(results: Results, call: Call) -> None:
     as_ = _Arrays(y, *grouped(y.shape[1:], call.groups, call.group_dim))
     arguments = (
         as_.sequence(y), as_.state(call.v_last), as_.gradient(call.ybar_seq), as_.state(call.vbar),
-        as_.sequence(xbar), as_.state(vbar0 if call.need_v else None),
+        as_.sequence(xbar), as_.state(vbar0),
     )  # fmt: skip
     spare = coupled.SPARE_BACKWARD if as_.is_bfloat16 else 0
     _run(coupled.inverse_backward, as_, call, arguments, 3 * call.groups + spare)
@@ -269,7 +266,7 @@ def _anchored_backward(results: Results, call: Call) -> None:
     as_ = _Arrays(y, *grouped(y.shape[1:], call.groups, call.group_dim))
     arguments = (
         as_.sequence(y), as_.state(call.v), as_.states(call.anchors), as_.gradient(call.ybar_seq),
-        as_.state(call.vbar), as_.sequence(xbar), as_.state(vbar0 if call.need_v else None), call.every,
+        as_.state(call.vbar), as_.sequence(xbar), as_.state(vbar0), call.every,
     )  # fmt: skip
     spare = coupled.SPARE_BACKWARD if as_.is_bfloat16 else 0
     _run(coupled.anchored_backward, as_, call, arguments, call.groups * min(call.every, y.shape[0]) + spare)
@@ -334,7 +331,7 @@ def _norm_carrier_backward(results: Results, call: Call) -> None:
     of.run(
         carrier.norm_carrier_product, y, of.state(call.v), of.values(call.weight, 1.0), of.values(call.bias),
         of.sequence(call.residual_seq), of.gradient(call.ybar_seq), of.state(call.vbar), zbar,
-        of.sequence(residual_bar if call.need_residual else None), of.state(vbar0 if call.need_v else None),
+        of.sequence(residual_bar), of.state(vbar0),
         sums, of.inner, p, mode,
     )  # fmt: skip
     bias_bar.numpy()[:], weight_bar.numpy()[:], total, sloped = sums.sum(0)

@@ -13,6 +13,7 @@ tensors: slow, and the way to check their arithmetic without a GPU.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import triton
@@ -52,9 +53,8 @@ def jit(function: Callable[..., Any]) -> Any:
     return triton.jit(function)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Makes a function a kernel; its code is the same for every number of steps."""
-    return triton.jit(function, do_not_specialize=["steps", "every"])
+kernel = partial(triton.jit, do_not_specialize=["steps", "every"])
+"""Makes a function a kernel; its code is the same for every number of steps."""
 
 
 @jit

@@ -1,6 +1,6 @@
 """Runs an operator by its Triton kernel: the one path from the operator's arguments to the kernel's.
 
-`launch` is what the operators of `revsnn_nodes.kernels.ops` run on CUDA tensors; in Triton's interpreter (see
+`run` is what the operators of `revsnn_nodes.kernels.ops` run on CUDA tensors; in Triton's interpreter (see
 `revsnn_nodes.kernels.triton.equations`) it takes CPU tensors. Results are contiguous; inputs are copied where they are
 not. Nothing is tried out: `shape_of` says how a kernel is cut into programs, so that a first call costs one compilation
 and may be captured into a CUDA graph once that is done.
@@ -11,7 +11,7 @@ and by name whichever it lists of the numbers, sizes and constants that `_kernel
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,22 +20,15 @@ from torch import Tensor
 
 from revsnn_nodes.equations import sides_of
 from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
-from revsnn_nodes.kernels.ops import OPERATORS, Call
 from revsnn_nodes.kernels.triton import carrier, coupled, lif
 from revsnn_nodes.kernels.triton.equations import INTERPRETED, Mode
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A compiled kernel and what it keeps in registers.
+class Kernel(NamedTuple):
+    """A compiled kernel and what it keeps in registers."""
 
-    Fields:
-        function: takes the arguments of `_kernel_arguments`, BLOCK and STAGES.
-        held: how many numbers of a sequence a column holds at once, for each of its rows and groups.
-    """
-
-    function: Any
-    held: int
+    function: Any  # takes the arguments of `_kernel_arguments`, BLOCK and STAGES
+    held: int  # how many numbers of a sequence a column holds at once, for each of its rows and groups
 
 
 KERNELS: dict[str, Kernel] = {
@@ -110,27 +103,24 @@ _prepared: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 Triton's own path from arguments to compiled code takes longer than most of these kernels run."""
 
 
-def launch(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """Runs one operator on its arguments; its results, by its schema."""
-    operator = OPERATORS[name]
-    call = operator.call(*arguments)
-    results = operator.results(call)
+def run(name: str, results: tuple[Tensor, ...], call: SimpleNamespace) -> tuple[Tensor, ...]:
+    """Runs one operator on its arguments, which have the names in its schema; returns its results, filled."""
     if results[0].numel():
-        place = operator.arguments.index("p")
+        place, arguments = [*vars(call)].index("p"), [*vars(call).values()]
         tensors = [
             each.contiguous() if each is not None and each.numel() else None for each in (*arguments[:place], *results)
         ]
         with _current(results[0].device):
             key = _key(name, tensors, arguments[place:])
             if key in _prepared:
-                run, rest = _prepared[key]
-                run(*tensors, *rest)
+                prepared, rest = _prepared[key]
+                prepared(*tensors, *rest)
             else:
-                _first_launch(name, key, call, tensors)
+                _first_launch(name, key, vars(call), tensors)
     return results
 
 
-def _key(name: str, tensors: list[Tensor | None], others: tuple[Any, ...]) -> tuple[Any, ...]:
+def _key(name: str, tensors: list[Tensor | None], others: list[Any]) -> tuple[Any, ...]:
     p, *switches = others
     about = [each if each is None else (each.dtype, each.numel(), not each.data_ptr() % 16) for each in tensors]
     sequence = tensors[0]
@@ -138,8 +128,8 @@ def _key(name: str, tensors: list[Tensor | None], others: tuple[Any, ...]) -> tu
     return (name, sequence.shape, sequence.device, *about, *p, *switches)
 
 
-def _first_launch(name: str, key: tuple[Any, ...], call: Call, tensors: list[Tensor | None]) -> None:
-    function, given = KERNELS[name].function, _kernel_arguments(name, vars(call), tensors)
+def _first_launch(name: str, key: tuple[Any, ...], call: dict[str, Any], tensors: list[Tensor | None]) -> None:
+    function, given = KERNELS[name].function, _kernel_arguments(name, call, tensors)
     shape = _shape_for(name, given, tensors[0].element_size())  # type: ignore[union-attr]
     compiled = _run(function, given, shape)
     if compiled is not None:
@@ -182,12 +172,9 @@ def _run(function: Any, given: dict[str, Any], shape: Shape) -> Any:
 
 
 def _kernel_arguments(name: str, call: dict[str, Any], tensors: list[Tensor | None]) -> dict[str, Any]:
-    """All that a kernel takes but BLOCK and STAGES; None for an absent or empty tensor.
+    """All that a kernel takes but BLOCK and STAGES.
 
-    Args:
-        name: of the operator. Its kernel's first arguments are the operator's tensors and results.
-        call: the operator's arguments by name; in every schema the tensors come before `p`.
-        tensors: contiguous, those of the call and the results to write; None for one absent or empty.
+    First `tensors`, those of the operator's call and its results: contiguous, and None for one absent or empty.
     """
     names = KERNELS[name].function.arg_names
     sequence, p = next(iter(call.values())), Numbers(*call["p"])
