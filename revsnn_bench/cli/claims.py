@@ -19,6 +19,7 @@ from revsnn_bench.cli.options import (
     failure,
     find_run,
     listed,
+    refusing,
     require_name,
     typed_command,
 )
@@ -71,10 +72,8 @@ def claims(
 
 def _session(run_id: str, resume: str, threads: str, results: Path, reports: Path) -> "BenchSession":
     require_name(run_id, results, resume)
-    try:
+    with refusing(ValueError, flag="--resume: "):
         journal = find_journal(resume, results) if resume else None
-    except ValueError as error:
-        raise failure(f"--resume: {error}", ExitCode.USAGE) from None
     from revsnn_bench.measuring import Settings
     from revsnn_bench.session import BenchSession, RunOptions
 
@@ -98,10 +97,8 @@ def _measured(session: "BenchSession", cases: "dict[Case, tuple[str, ...]]") -> 
 
     from revsnn_bench.runs import load_run
 
-    try:
+    with refusing(ValueError):
         session.open([case.id for case in cases])
-    except ValueError as error:
-        raise failure(str(error), ExitCode.USAGE) from None
     try:
         for case in track(cases, "claims", console=Console(stderr=True), transient=True):
             session.measure(case, cases[case])

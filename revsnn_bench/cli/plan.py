@@ -1,5 +1,7 @@
 """`revsnn-bench plan`, `predict`, `largest`: what fits a budget of bytes, what a step takes, how far a node goes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +9,7 @@ import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
-from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed
+from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed, refusing
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -42,14 +44,11 @@ def plan(
     from revsnn_bench.runner import Runner
 
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
-    try:
-        with Runner(measure, timeout_s=1800) as runner:
-            from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
+    with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
+        from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
 
-            curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
-            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
-    except RuntimeError as error:
-        raise _refusal(error) from None
+        curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
+        found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
     output.write_text(found.to_json(), encoding="utf-8")
     _show(found, frontier)
     typer.echo(f"plan: {output}")
@@ -60,15 +59,18 @@ def plan(
         typer.echo(f"page: {page}")
 
 
-def _refusal(error: RuntimeError) -> typer.Exit:
+@contextmanager
+def _refusing_workers_errors() -> Iterator[None]:
     """Ends the command by the first line of a worker's error: the options were wrong, or the model failed."""
-    text = str(error).partition("\n")[0]
-    kind, colon, rest = text.partition(": ")
-    wrong_value = bool(colon) and kind == "ValueError"
-    if wrong_value or (colon and kind.startswith("revsnn_")):
-        text = rest
-    usage = wrong_value or text.startswith("`--")
-    return failure(text, ExitCode.USAGE if usage else ExitCode.CASE_FAILED)
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0]
+        wrong_value = text.startswith("ValueError: ")
+        if wrong_value or text.startswith("revsnn_"):
+            text = text.partition(": ")[2] or text
+        usage = wrong_value or text.startswith("`--")
+        raise failure(text, ExitCode.USAGE if usage else ExitCode.CASE_FAILED) from None
 
 
 def _show(found: "Plan", frontier: bool) -> None:
@@ -91,7 +93,7 @@ def _show(found: "Plan", frontier: bool) -> None:
 
 
 def _fields(model: str, input: str, workload: str, timesteps: int, batch: int, shape: str) -> dict[str, Any]:
-    """The fields of a case: of a user's model, or of a workload."""
+    """The fields of a case, of a user's model or of a workload."""
     if model:
         return given_model(model, input)
     return {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
@@ -118,16 +120,13 @@ def predict(
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
     table = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
-    try:
-        with Runner(measure, timeout_s=1800) as runner:
-            from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
+    with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
+        from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
 
-            for case in cases:
-                found = runner.call(predicted, case)
-                flops = units.number(BY_NAME["step_flops"], found.flops)
-                table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
-    except RuntimeError as error:
-        raise _refusal(error) from None
+        for case in cases:
+            found = runner.call(predicted, case)
+            flops = units.number(BY_NAME["step_flops"], found.flops)
+            table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
     Console().print(table)
     if device == "cuda":
         typer.echo(
@@ -175,7 +174,7 @@ def largest(
     title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
     table = Grid(title, _HEADINGS, [False, *[True] * 5])
     grows: Axis = "batch" if axis == "batch" else "timesteps"
-    try:
+    with refusing(ValueError):
         for name in () if model else names:
             strategy(name)
         with Runner(measure, timeout_s=600) as runner:
@@ -186,8 +185,6 @@ def largest(
                 peak_of = _peaks(runner, peaks, of == "process")
                 fit = largest_that_fits(case, grows, parse_size(budget), peak_of, limit, guess)
                 table.add_row(name, *_cells(fit, axis, peaks))
-    except ValueError as error:
-        raise failure(str(error), ExitCode.USAGE) from None
     Console().print(table)
 
 
