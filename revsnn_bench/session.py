@@ -20,7 +20,7 @@ LIVE_S = 3
 """Seconds between two versions of the page of a live run."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SavedOptions:
     """How a run or a study is carried out and saved.
 

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from revsnn_bench.case import Preset, is_own
-from revsnn_bench.run_options import (
-    OPTIONS,
-    RUN_OPTIONS,
-    SWEEP_OPTIONS,
-    RunOption,
-    find_journal,
-    recorded_command,
-    require_run_name,
-)
+from revsnn_bench.run_options import OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command, require_run_name
 
 if TYPE_CHECKING:
     from revsnn_bench.session import RunOptions
@@ -35,7 +27,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption(
         "--sweep-preset", choices=("quick", "full"), default="quick", help="values for minutes, or for hours"
     )
-    for option in (*SWEEP_OPTIONS, *RUN_OPTIONS):
+    for option in OPTIONS.values():
         if option.metavar:
             kind, default = _argparse_type(option), option.default or None
             group.addoption(option.pytest_flag, type=kind, default=default, metavar=option.metavar, help=option.help)
@@ -187,28 +179,25 @@ def has_own_model(config: pytest.Config) -> bool:
     return any(map(is_own, config.getoption("sweep_workload") or ()))
 
 
-def _command(config: pytest.Config) -> tuple[str, ...]:
-    typed = config.getoption("run_command")
-    return recorded_command(shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)])
-
-
 def run_options(config: pytest.Config) -> "RunOptions":
     """How the run of this session is carried out."""
     from revsnn_bench.measuring import Settings
     from revsnn_bench.session import RunOptions
 
     given = config.getoption
-    measured = given("benchmark")
-    full = Settings(
-        passes=given("run_passes"),
-        target_s=given("run_target"),
-        processes=given("run_processes"),
-        keep_freed=given("run_keep_freed"),
-        epochs=given("run_epochs"),
-    )
-    smoke = Settings(passes=("memory", "fidelity"))
+    measured, typed = given("benchmark"), given("run_command")
+    settings = Settings(passes=("memory", "fidelity"))
+    if measured:
+        settings = Settings(
+            passes=given("run_passes"),
+            target_s=given("run_target"),
+            processes=given("run_processes"),
+            keep_freed=given("run_keep_freed"),
+            epochs=given("run_epochs"),
+        )
+    words = shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)]
     return RunOptions(
-        settings=full if measured else smoke,
+        settings=settings,
         run_id=given("run_id"),
         results_dir=given("run_results") if measured else None,
         reports_dir=given("run_reports"),
@@ -220,5 +209,5 @@ def run_options(config: pytest.Config) -> "RunOptions":
         preload=given("run_preload") or (),
         cluster=given("run_cluster"),
         live=given("run_live"),
-        command=_command(config),
+        command=recorded_command(words),
     )
