@@ -143,14 +143,13 @@ def _journal(context: typer.Context) -> Path:
 
 
 def _settings(given: dict[str, Any]) -> "StudySettings":
-    from revsnn_bench.tuning.space import StudySettings, parse_axis, parse_value
+    from revsnn_bench.tuning.space import StudySettings, parse_value
 
-    space = {name: str(parse_axis(text)) for name, text in named_values("--space", given["space"]).items()}
     options = {name: parse_value(text) for name, text in named_values("--option", given["option"]).items()}
     read = {
         "workload": given["network"],
         "nodes": tuple(listed(given["node"])),
-        "space": space,
+        "space": named_values("--space", given["space"]),
         "options": options,
         "shape": parse_shape(given["shape"]),
         "objective": tuple(listed(given["objective"])),

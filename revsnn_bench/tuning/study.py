@@ -34,7 +34,7 @@ RANDOM_TRIALS = 10
 """Trials before the sampler has enough to model."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StudyOptions(SavedOptions):
     """How a study is carried out, its trials as the cases of a run; none of it changes what it finds.
 
@@ -52,11 +52,7 @@ class StudyOptions(SavedOptions):
 
 
 def settings_of(journal: Path) -> StudySettings:
-    """The settings of an interrupted study.
-
-    Raises:
-        ValueError: the run is no study; `JournalError` where it cannot be read.
-    """
+    """The settings of an interrupted study; a ValueError where the run is none, or cannot be read."""
     run = load_run(journal)
     if not read.is_study(run):
         raise ValueError(f"--resume must name a run of `tune`; got {journal.stem}. Go on with it by `run --resume`.")
