@@ -1,7 +1,7 @@
 """`revsnn-bench plan`, `predict`, `largest`: what fits a budget of bytes, what a step takes, how far a node goes."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +13,9 @@ from revsnn_bench.cli.options import Input, Model, case_option, checked, failure
 from revsnn_bench.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from revsnn_bench.plan.largest import Axis, Fit, Peak
+    from revsnn_bench.plan.largest import Axis
     from revsnn_bench.plan.planning import Plan
+    from revsnn_bench.records import MemoryRecord
     from revsnn_bench.runner import Runner
 
 
@@ -135,9 +136,6 @@ def predict(
         )
 
 
-_HEADINGS = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
-
-
 def largest(
     budget: Annotated[str, checked(parse_size, help='Peak memory that a training step may take, such as "256 MiB".')],
     axis: Annotated[str, checked(one_of(("timesteps", "batch")), help="What grows: timesteps or batch.")] = "timesteps",
@@ -164,7 +162,6 @@ def largest(
 
     from revsnn_bench.measuring import measure
     from revsnn_bench.models.strategies import strategy
-    from revsnn_bench.plan.largest import largest_that_fits
     from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
@@ -172,7 +169,8 @@ def largest(
     names = listed(node) or (own if model else [name for name in usable_node_names() if name not in OTHER_NEURONS])
     fixed = Case(node="lif", **_fields(model, input, workload, timesteps, batch, shape))
     title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
-    table = Grid(title, _HEADINGS, [False, *[True] * 5])
+    headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
+    table = Grid(title, headings, [False, *[True] * 5])
     grows: Axis = "batch" if axis == "batch" else "timesteps"
     with refusing(ValueError):
         for name in () if model else names:
@@ -180,52 +178,44 @@ def largest(
         with Runner(measure, timeout_s=600) as runner:
             for name in names:
                 case = fixed.model_copy(update={"node": name, axis: 1})
-                peaks: dict[Case, tuple[int | None, int | None]] = {}
-                guess = _guess(runner, case, grows, parse_size(budget), limit)
-                peak_of = _peaks(runner, peaks, of == "process")
-                fit = largest_that_fits(case, grows, parse_size(budget), peak_of, limit, guess)
-                table.add_row(name, *_cells(fit, axis, peaks))
+                cells = _cells(runner, case, grows, parse_size(budget), limit, of == "process")
+                table.add_row(name, *cells)
     Console().print(table)
 
 
-def _guess(runner: "Runner", case: Case, axis: "Axis", budget_bytes: int, limit: int) -> int | None:
-    """What fits by prediction; None where the node cannot run without values."""
-    from revsnn_bench.plan.largest import largest_that_fits
-    from revsnn_bench.plan.predict import predict
-
-    try:
-        fit = largest_that_fits(case, axis, budget_bytes, lambda one: runner.call(predict, one).peak_bytes, limit)
-    except RuntimeError:
-        return None
-    return None if fit.case is None else int(getattr(fit.case, axis))
-
-
-def _peaks(runner: "Runner", found: dict[Case, tuple[int | None, int | None]], of_process: bool) -> "Peak":
-    """Measures the peak of a case, and notes those of tensors and process.
+def _cells(
+    runner: "Runner", case: Case, axis: "Axis", budget_bytes: int, limit: int, of_process: bool
+) -> tuple[str, ...]:
+    """What fits of a node, its peaks of tensors and process, the peak of the next, and how many were measured.
 
     A case that fails for another reason than memory ends the command.
     """
     from revsnn_bench.measuring import Settings
+    from revsnn_bench.plan.largest import largest_that_fits
+    from revsnn_bench.plan.predict import predict
+    from revsnn_bench.report import units
 
-    def peak_of(case: Case) -> int | None:
+    memory: dict[Case, MemoryRecord] = {}
+
+    def measured_peak(case: Case) -> int | None:
         record = runner.run(case, Settings(passes=("memory",)))
         if record.status.value not in ("ok", "oom"):
             reason = (record.reason or "no reason recorded").partition("\n")[0]
             raise failure(f"{case.id} {record.status.value}: {reason}", ExitCode.CASE_FAILED)
         if record.memory is None:
             return None
-        found[case] = record.memory.peak_bytes, record.memory.process_peak_bytes
-        return found[case][of_process]
+        memory[case] = record.memory
+        return record.memory.process_peak_bytes if of_process else record.memory.peak_bytes
 
-    return peak_of
-
-
-def _cells(fit: "Fit", axis: str, found: dict[Case, tuple[int | None, int | None]]) -> tuple[str, ...]:
-    """What fits, its peaks of tensors and process, the peak of the next larger one, and how many were measured."""
-    from revsnn_bench.report import units
-
-    value = "none" if fit.case is None else f"{getattr(fit.case, axis)}{' or more' if fit.at_limit else ''}"
-    own = (None, None) if fit.case is None else found[fit.case]
-    peaks = (*own, fit.next_peak_bytes)
-    shown = ("" if peak is None else units.size(peak) for peak in peaks)
+    guess: int | None = None
+    with suppress(RuntimeError):  # of a node that cannot run without values
+        foreseen = largest_that_fits(case, axis, budget_bytes, lambda one: runner.call(predict, one).peak_bytes, limit)
+        guess = None if foreseen.case is None else getattr(foreseen.case, axis)
+    fit = largest_that_fits(case, axis, budget_bytes, measured_peak, limit, guess)
+    value = "none"
+    own: tuple[int | None, ...] = None, None
+    if fit.case is not None:
+        value = f"{getattr(fit.case, axis)}{' or more' if fit.at_limit else ''}"
+        own = memory[fit.case].peak_bytes, memory[fit.case].process_peak_bytes
+    shown = ("" if peak is None else units.size(peak) for peak in (*own, fit.next_peak_bytes))
     return value, *shown, str(fit.probes)

@@ -191,9 +191,7 @@ def make_plan(
 def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Measure | None) -> Plan:
     """Solves, measures, and solves again for a smaller budget while the measured peak is beyond the one asked for.
 
-    Args:
-        refine: records the plans that a profile gives for budgets; see `revsnn_bench.plan.solve.refined`.
-        measure: measures a plan; None where the step is too large to run.
+    Plans are recorded as by `revsnn_bench.plan.solve.refined`; none is measured where the step is too large to run.
     """
     target, repairs, found = budget_bytes, 0, None
     while True:
@@ -232,11 +230,8 @@ def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
     )
 
 
-Call = Callable[..., Any]
-
-
 def plan_case(
-    call: Call,
+    call: Callable[..., Any],
     case: Case,
     budget_bytes: int,
     rounds: int = 3,
@@ -255,11 +250,7 @@ def plan_case(
     limit_bytes = limit_bytes or int(MEMORY_SHARE * psutil.virtual_memory().available)
     profile, largest = call(profile_case, case, rounds, blocks, limit_bytes)
     runs = largest == case
-
-    def refine(profile: Profile, budgets: list[int]) -> Profile:
-        known: Profile = call(refine_case, case, profile, budgets, runs)
-        return known
-
+    refine: Refine = partial(call, refine_case, case, runs)
     if with_frontier:
         profile = refine(profile, [budget_bytes, *frontier_budgets(profile)])
     if runs:
@@ -287,7 +278,7 @@ def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tupl
     return profile, _smaller(case, expected, limit_bytes)
 
 
-def refine_case(case: Case, profile: Profile, budgets: list[int], runs: bool) -> Profile:
+def refine_case(case: Case, runs: bool, profile: Profile, budgets: list[int]) -> Profile:
     """The profile of a case after the plans for some budgets were recorded, on fake tensors where it is not to run."""
     if runs:
         return refined(profile, budgets, partial(record_step, _warm(case), profile.blocks))
@@ -318,7 +309,7 @@ def predicted_peak(case: Case, plan: dict[str, str]) -> int:
 
 
 def verify_case(case: Case, plan: dict[str, str]) -> Smaller:
-    """Predicts and measures a case under a plan that was made for a larger batch."""
+    """A case under a plan that was made for a larger batch."""
     return Smaller(case.batch, predicted_peak(case, plan), measure_case(case, plan))
 
 

@@ -37,7 +37,6 @@ _CONVOLUTIONS = {_aten.convolution.default: 1, _aten.convolution_backward.defaul
 """How many of their arguments, the first ones, have a batch."""
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
-
 CUDA_BLOCK_BYTES = 512
 """What PyTorch's CUDA allocator rounds each block up to (`kMinBlockSize` in c10/cuda/CUDACachingAllocator.cpp)."""
 
@@ -119,13 +118,13 @@ class Probe:
         layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
         key = str((func, layout))
         if key not in self._known:
-            found = _of_product(func, args) if is_product else _of_convolution(func, args, _CONVOLUTIONS[func])
-            self._known[key] = found
+            self._known[key] = _of_product(func, args) if is_product else _of_convolution(func, args)
         return self._known[key]
 
 
-def _of_convolution(func: Any, args: tuple[Any, ...], batched: int) -> int:
+def _of_convolution(func: Any, args: tuple[Any, ...]) -> int:
     """Scratch of a convolution, of which the first arguments have a batch."""
+    batched = _CONVOLUTIONS[func]
     shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
     batch: int = shapes[batched - 1][0]
     most: int = max(2, PROBE_ELEMENTS // args[batched - 1][0].numel())
