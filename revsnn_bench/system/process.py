@@ -176,7 +176,9 @@ def process_peak_bytes(work: Callable[[], object]) -> int | None:
     """
     if not sys.platform.startswith("linux"):
         return None
-    _return_free_heap()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # gives free heap pages back, or tensors that reuse them would not raise the high-water mark
+        trim(ctypes.c_size_t(0))
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_HIGH_WATER, encoding="ascii")
     except OSError:
@@ -225,13 +227,6 @@ def host_use() -> HostUse | None:
     heap = read()
     mapped = private - heap.arena - heap.hblkhd + shared
     return HostUse(heap.uordblks + heap.hblkhd, mapped, int(written[1]))
-
-
-def _return_free_heap() -> None:
-    """Gives free heap pages back, or tensors that reuse them would not raise the high-water mark."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
 
 
 def status_bytes(field: str) -> int | None:
