@@ -69,14 +69,10 @@ class Runner:
         self._server: _Server | None = None
 
     def run(self, case: Case, settings: object) -> Record:
-        """Measures one case in a process of its own.
+        """Measures one case in a process of its own, with settings that pickle.
 
-        Args:
-            case: what to measure.
-            settings: second argument of `measure`; anything that pickles.
         Returns:
-            The record that `measure` made; or one without any number, whose status and reason say how it
-            failed.
+            The record that `measure` made; or one without any number, whose status and reason say how it failed.
         Raises:
             RuntimeError: the server cannot start, such as when a module of `preload` cannot be imported.
         """
@@ -199,19 +195,16 @@ class _Server:
     def ask(self, request: Request) -> Outcome:
         """Sends one call and waits for how it ended."""
         if not self._ready:
-            self._await_start()
+            try:
+                problem = self._pipe.recv()
+            except (EOFError, ConnectionError):
+                problem = self.last_words()
+            if problem is not None:
+                raise RuntimeError(f"the process that starts the workers could not import `preload`: {problem}")
+            self._ready = True
         self._pipe.send(request)
         outcome: Outcome = self._pipe.recv()
         return outcome
-
-    def _await_start(self) -> None:
-        try:
-            problem = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            problem = self.last_words()
-        if problem is not None:
-            raise RuntimeError(f"the process that starts the workers could not import `preload`: {problem}")
-        self._ready = True
 
     def last_words(self) -> str:
         """How the server ended, and the end of what it printed."""
@@ -234,7 +227,7 @@ class _Server:
         try:
             self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self.kill()
             self._process.wait()
         self._errors.close()
 

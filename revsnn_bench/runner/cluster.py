@@ -406,11 +406,10 @@ class Cluster:
         except RayTaskError as error:
             return _without_numbers(job.case, Status.ERROR, f"on host {host.name!r}: {_headline(error)}")
         except RayError as error:
-            lost = error
             self._doubt(host)
-        if isinstance(lost, OutOfMemoryError):
-            return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
-        return self._sent_again(host, job, began=not isinstance(lost, ActorUnschedulableError))
+            if isinstance(error, OutOfMemoryError):
+                return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
+            return self._sent_again(host, job, began=not isinstance(error, ActorUnschedulableError))
 
     def _doubt(self, host: _Host) -> None:
         """Gives a host no case until it has answered anew: for seconds Ray takes one that is lost to be alive."""

@@ -64,12 +64,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def of_exit(exit_code: int | None, output: str) -> Outcome:
-    """The outcome of a worker that ended without an answer.
-
-    Args:
-        exit_code: as in `subprocess`: a negative number is a signal.
-        output: the end of what it printed.
-    """
+    """The outcome of a worker that ended without an answer; a negative exit code is a signal, as in `subprocess`."""
     if exit_code == -signal.SIGKILL:
         headline = "killed by SIGKILL: by the kernel's out-of-memory killer, or by hand"
         return Outcome(Status.OOM, reason=with_output(headline, output))
@@ -101,12 +96,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def work(call: bytes, memory_limit_bytes: int | None, answer: Connection, output: int, server: int) -> None:
-    """Runs one pickled call and sends its `Outcome`; the target of the worker process.
+    """Runs one pickled call and sends its `Outcome` as the answer; the target of the worker process.
 
     Args:
         call: pickle of (function, arguments).
         memory_limit_bytes: host memory that the call may use on top of what the process has now.
-        answer: where the outcome goes.
         output: descriptor that receives everything printed.
         server: process id of the server, whose death ends this process.
     """
@@ -150,13 +144,10 @@ def _limit_memory(limit_bytes: int | None) -> None:
     ordinary exception.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = hard if limit_bytes is None else _data_bytes() + limit_bytes
+    soft = hard
+    if limit_bytes is not None:
+        data = status_bytes("VmData")
+        if data is None:
+            raise RuntimeError("/proc/self/status has no VmData: `memory_limit_bytes` needs Linux. Pass None.")
+        soft = data + limit_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA is compared with."""
-    data = status_bytes("VmData")
-    if data is None:
-        raise RuntimeError("/proc/self/status has no VmData: `memory_limit_bytes` needs Linux. Pass None.")
-    return data
