@@ -225,13 +225,7 @@ def _accuracy(case: Case, settings: Settings) -> AccuracyRecord | None:
 
 @dataclass(frozen=True)
 class Pass:
-    """Something that is measured of a case by itself.
-
-    Fields:
-        meter: measures it; the result goes into the record.
-        field: of `Record`, where it goes.
-        usual: whether a case gets it unless its suite names other passes.
-    """
+    """Something that is measured of a case by itself, for a field of `Record`; `usual` unless a suite names passes."""
 
     meter: Callable[[Case, Settings], Any]
     field: str

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import Environment, Record, Run
-from revsnn_bench.runs import JournalError, condition_differences
+from revsnn_bench.runs import JournalError, condition_differences, in_order_of_plan
 
 
 class NotMergeable(JournalError):
@@ -30,7 +30,11 @@ def merged(parts: Sequence[Run], run_id: str, command: Sequence[str] = ()) -> Ru
         raise NotMergeable("`parts` must be at least one run; got none. Name the runs of the shards.")
     first = parts[0].header
     for part in parts[1:]:
-        _require_same(first.run_id, part.header.run_id, condition_differences(first, part.header))
+        if differences := condition_differences(first, part.header):
+            raise NotMergeable(
+                f"{part.header.run_id!r} cannot be merged with {first.run_id!r}: {differences}. A ratio has both of "
+                "its values from one environment. Measure all parts in one, or report them one by one."
+            )
     hosts: dict[str, Environment] = {}
     records: dict[str, tuple[str, Record]] = {}
     for part in parts:
@@ -43,30 +47,18 @@ def merged(parts: Sequence[Run], run_id: str, command: Sequence[str] = ()) -> Ru
         for record in part:
             before = records.setdefault(record.case.id, (part.header.run_id, record))
             _require_agreement(*before, part.header.run_id, record)
-    plans = [part.planned for part in parts if part.planned is not None]
-    planned = tuple(dict.fromkeys(case for plan in plans for case in plan))
-    ids = [*(case for case in planned if case in records), *(case for case in records if case not in {*planned})]
-    known = len(plans) == len(parts)
-    update = {
-        "run_id": run_id,
-        "started_at": min(part.header.started_at for part in parts),
-        "command": tuple(command) or first.command,
-    }
-    return Run(
+    planned = tuple(dict.fromkeys(case for part in parts for case in part.planned or ()))
+    known = all(part.planned is not None for part in parts)
+    began = min(part.header.started_at for part in parts)
+    update = {"run_id": run_id, "started_at": began, "command": tuple(command) or first.command}
+    run = Run(
         header=first.model_copy(update=update),
         hosts=hosts,
-        planned=planned if known else None,
+        planned=planned,
         complete={*planned} <= {*records} if known else all(part.complete for part in parts),
-        records=tuple(records[case][1] for case in ids),
+        records=tuple(record for _, record in records.values()),
     )
-
-
-def _require_same(one: str, other: str, differences: str) -> None:
-    if differences:
-        raise NotMergeable(
-            f"{other!r} cannot be merged with {one!r}: {differences}. A ratio has both of its values from one "
-            "environment. Measure all parts in one, or report them one by one."
-        )
+    return in_order_of_plan(run).model_copy(update={} if known else {"planned": None})
 
 
 def _require_agreement(one: str, before: Record, other: str, after: Record) -> None:

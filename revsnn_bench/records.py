@@ -17,7 +17,11 @@ Course = tuple[tuple[int, int], ...]
 """(number of the event, live bytes from it on), wherever the bytes change; 0 before the first."""
 
 
-class MemoryTimeline(BaseModel):
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+
+
+class MemoryTimeline(_Frozen):
     """Live bytes over one training step; each block that is allocated or freed is one event.
 
     Of a long step some events are kept, each the highest of those that it stands for, so that the peak is exact.
@@ -27,8 +31,6 @@ class MemoryTimeline(BaseModel):
         forward_events: how many of them, the first ones, in forward.
         live_bytes: by category of `peak_by_category_bytes`; in files as text, `"1:4096 17:0"`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     events: int
     forward_events: int
@@ -104,10 +106,6 @@ def _date(text: str) -> str:
 
 
 Date = Annotated[str, AfterValidator(_date)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
 
 
 class Status(StrEnum):
@@ -450,10 +448,6 @@ class Environment(_Frozen):
     malloc: dict[str, Foreign]
 
 
-_EXACT_FIELDS = ("torch", "threads", "deterministic")
-_FIELDS_WITH_A_GPU = ("cuda", "gpu")
-
-
 def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
 
@@ -474,7 +468,7 @@ def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, 
         (field, value in `a`, value in `b`), empty when the runs are comparable.
     """
     both_saw_a_gpu = a.gpu is not None and b.gpu is not None
-    fields = _EXACT_FIELDS + (_FIELDS_WITH_A_GPU if both_saw_a_gpu else ())
+    fields = ("torch", "threads", "deterministic", *(("cuda", "gpu") if both_saw_a_gpu else ()))
     found = [("platform", a.platform, b.platform)] if _system(a) != _system(b) else []
     return found + [(name, old, new) for name in fields if (old := getattr(a, name)) != (new := getattr(b, name))]
 

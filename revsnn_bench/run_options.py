@@ -60,11 +60,7 @@ class RunOption:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Number and count of a part, from `2/5`.
-
-    Raises:
-        ValueError: no such pair of whole numbers, or no part of that number.
-    """
+    """Number and count of a part, from `2/5`."""
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"must be I/N with 1 <= I <= N; got {text[:40]!r}. Pass for example 2/5.")
@@ -72,11 +68,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def parse_cluster(text: str) -> str:
-    """The address of a Ray cluster.
-
-    Raises:
-        ValueError: neither a word that Ray knows nor a host with a port.
-    """
+    """The address of a Ray cluster: a word that Ray knows, or a host with a port."""
     address = text.strip()
     match = re.fullmatch(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})", address)
     if address in ("local", "auto") or (match is not None and 0 < int(match[1]) < 65536):
@@ -87,11 +79,7 @@ def parse_cluster(text: str) -> str:
 
 
 def parse_limit(text: str) -> int:
-    """Bytes of a size above 0.
-
-    Raises:
-        ValueError: no size, or 0.
-    """
+    """Bytes of a size above 0."""
     size = parse_size(text)
     if not size:
         raise ValueError(f"must be a size above 0; got {text!r}. Leave the option out for no limit.")

@@ -77,28 +77,21 @@ def load_run(path: Path) -> Run:
     """
     if path.suffix == ".jsonl":
         return _parse_journal(path)[0]
-    data = _parse_json(path.read_bytes(), str(path), line=1)
+    data = _parse_json(path.read_bytes(), path)
     _migrate(data.get("header"), path)
-    run = _validate(Run, data, str(path))
-    _require_plain(run.header, path)
-    return run
+    return _validate(Run, data, str(path))
 
 
 def _parse_journal(path: Path) -> tuple[Run, int]:
-    """The run in a journal, and how many bytes of the file are whole lines.
-
-    Raises:
-        DamagedFile, UnknownSchema: see `load_run`.
-    """
+    """The run in a journal, and how many bytes of the file are whole lines; errors as of `load_run`."""
     content = path.read_bytes()
     intact_bytes = content.rfind(b"\n") + 1
     lines = content[:intact_bytes].split(b"\n")[:-1]
     if not lines:
         raise DamagedFile(f"{path}, line 1: the header is missing. Nothing was measured yet; delete the file.")
-    parsed = [_parse_json(line, f"{path}, line {number}", number) for number, line in enumerate(lines, start=1)]
+    parsed = [_parse_json(line, path, number) for number, line in enumerate(lines, start=1)]
     _migrate(parsed[0], path)
     header = _validate(RunHeader, parsed[0], f"{path}, line 1")
-    _require_plain(header, path)
     planned: list[str] | None = None
     hosts: dict[str, Environment] = {}
     records: list[Record] = []
@@ -131,21 +124,16 @@ def in_order_of_plan(run: Run) -> Run:
 
 
 def require_readable(record: Record) -> None:
-    """Stops where a record, once written, could not be read again, as one that was made without validation.
-
-    Raises:
-        DamagedFile: says what is wrong with it.
-    """
-    _validate(Record, _parse_json(record.model_dump_json(warnings="error").encode(), "the record", 1), "the record")
+    """A `DamagedFile` where a record, once written, could not be read again, as one made without validation."""
+    _validate(Record, _parse_json(record.model_dump_json(warnings="error").encode(), "the record"), "the record")
 
 
 class _Unsound(ValueError):
     """JSON that this program does not write; the message says what it is."""
 
 
-def _parse_json(content: bytes, place: str, line: int) -> dict[str, Any]:
-    """The object in a JSON text; `place` names file and line in the error, `line` is where the text begins."""
-    file = place.removesuffix(f", line {line}")
+def _parse_json(content: bytes, file: Path | str, line: int = 1) -> dict[str, Any]:
+    """The object in a JSON text, which begins on this line of a file."""
     try:
         text = content.decode("utf-8")
         data = json.loads(text, parse_int=_whole, parse_constant=_constant, object_pairs_hook=_object)
@@ -202,8 +190,7 @@ def _require_sound(data: Any) -> None:
 def _migrate(header: Any, path: Path) -> None:
     """Makes a header of an older version one of today; every older file is as if today's new fields had their defaults.
 
-    Raises:
-        DamagedFile, UnknownSchema: see `load_run`.
+    Errors as of `load_run`, also for a name of the run that is no name of a file.
     """
     version = header.get("schema_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
@@ -216,6 +203,9 @@ def _migrate(header: Any, path: Path) -> None:
             f"{path}: written with schema version {version}; this program reads {SCHEMA_VERSION}. {advice}"
         )
     header["schema_version"] = SCHEMA_VERSION
+    run_id = header.get("run_id")
+    if isinstance(run_id, str) and not _RUN_ID.fullmatch(run_id):
+        raise DamagedFile(f"{path}, line 1: `run_id` is wrong; {run_id[:40]!r} is no name of a file. Restore the file.")
 
 
 def _validate(model: type[_Model], data: dict[str, Any], place: str) -> _Model:
@@ -225,13 +215,6 @@ def _validate(model: type[_Model], data: dict[str, Any], place: str) -> _Model:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"]))[:200] or model.__name__
         raise DamagedFile(f"{place}: `{field}` is wrong ({first['msg']}). Restore the file.") from None
-
-
-def _require_plain(header: RunHeader, path: Path) -> None:
-    if not _RUN_ID.fullmatch(header.run_id):
-        raise DamagedFile(
-            f"{path}, line 1: `run_id` is wrong; {header.run_id[:40]!r} is no name of a file. Restore the file."
-        )
 
 
 def require_new(run_id: str, results_dir: Path) -> None:
@@ -263,11 +246,7 @@ def _require_unfinished(journal: Path) -> None:
 
 
 def require_writable(*folders: Path) -> None:
-    """Makes folders where they are absent, and tries each.
-
-    Raises:
-        OSError: one cannot be written to.
-    """
+    """Makes folders where they are absent, and tries each; an OSError where one cannot be written to."""
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder):
@@ -282,8 +261,7 @@ def new_run_id() -> str:
 class Journal:
     """A run that is being written, held by this process alone until `finish`, `discard` or `close`.
 
-    Use `Journal.create` for a new run and `Journal.resume` to go on with one that was interrupted. Leaving
-    the `with` block closes the journal and keeps it, so that it can be resumed.
+    Leaving the `with` block closes the journal and keeps it, so that it can be resumed.
     """
 
     def __init__(self, path: Path, descriptor: int, run: Run) -> None:
@@ -379,7 +357,7 @@ class Journal:
             self._records.append(record)
 
     def host(self, name: str, environment: Environment) -> None:
-        """Adds a host of the cluster, or does nothing where it is there with this environment."""
+        """Adds a host of the cluster, unless it is there with this environment."""
         if self._hosts.get(name) != environment:
             self._write(Host(host=name, environment=environment))
             self._hosts[name] = environment
@@ -476,6 +454,11 @@ def condition_differences(written: RunHeader, now: RunHeader) -> str:
     return "; ".join(f"`{name}` was {_short(before)}, is {_short(after)}" for name, before, after in differences)
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def place_differences(old: Environment, new: Environment) -> list[tuple[str, Any, Any]]:
     """Fields, with both values, in which two places and the code there differ, so that one run cannot have both."""
     return [*incomparable_fields(old, new), *code_differences(old, new)]
@@ -503,11 +486,7 @@ def write_run(run: Run, target: Path) -> None:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Gives a file its name, unless the name is taken; where the file system has no links there is a moment between.
-
-    Raises:
-        FileExistsError: the name is taken.
-    """
+    """Gives a file its name, or a FileExistsError; where the file system has no links there is a moment between."""
     try:
         os.link(temporary, path)
     except OSError as error:
@@ -527,11 +506,7 @@ def _holds_records(path: Path) -> bool:
 
 
 def _clear_away(path: Path) -> None:
-    """Removes a journal without a record that nobody is writing.
-
-    Raises:
-        RunInUse: it is being written, or has a record, or something that is none.
-    """
+    """Removes a journal that nobody is writing, without a record or anything else; else `RunInUse`."""
     in_use = RunInUse(_HAS_JOURNAL.format(path.stem))
     with suppress(FileNotFoundError):
         if not path.is_file():
@@ -546,11 +521,6 @@ def _clear_away(path: Path) -> None:
             raise in_use from None
         finally:
             os.close(descriptor)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _lock(descriptor: int, path: Path) -> None:

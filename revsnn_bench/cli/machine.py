@@ -132,9 +132,8 @@ def _makers(name: str) -> list[Any]:
     if name == NORM_CARRIER:
         return [NormCarrierLIF]
     node, plus, kind = name.partition("+")
-    made = PEERS.get(node) or node_factory(node)
-    if method := method_of(kind):
-        return [made, method.of]
-    if kind == REV_BLOCK:
-        return [made, RevChain]
-    return [made, *([BLOCKS.get(kind) or CONTEXTS[kind]] if plus else [])]
+    made: list[Any] = [PEERS.get(node) or node_factory(node)]
+    if plus:
+        method = method_of(kind)
+        made.append(method.of if method else {REV_BLOCK: RevChain, **BLOCKS, **CONTEXTS}[kind])
+    return made
