@@ -4,6 +4,9 @@ The journal is `<run_id>.jsonl`: the header on the first line, the planned cases
 each flushed, so that a killed sweep loses at most the cases in flight; of a run on a cluster there is a line per host
 as well. It appears under its name with its header in it, and disappears when the run is finished. `load_run` reads
 both, and refuses what this program cannot have written.
+
+Several runs become one, as the shards of a sweep do, where environments, code and settings agree, for a ratio has both
+of its values from one environment, and so does every exact value that was measured twice.
 """
 
 import errno
@@ -24,6 +27,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from revsnn_bench.case import LARGEST
+from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import (
     SCHEMA_VERSION,
     Environment,
@@ -68,12 +72,16 @@ class NotResumable(JournalError):
     """What is to be appended was not measured under the header of this run."""
 
 
+class NotMergeable(JournalError):
+    """The parts are not parts of one run."""
+
+
 def load_run(path: Path) -> Run:
     """Reads a run, finished (`.json`) or not (`.jsonl`; a torn last line is left out).
 
     Raises:
         DamagedFile: names the file, the line or field, and what is wrong with it.
-        UnknownSchema: written by a newer program; says which schema this one reads.
+        UnknownSchema: written by a newer program.
     """
     if path.suffix == ".jsonl":
         return _parse_journal(path)[0]
@@ -218,12 +226,7 @@ def _validate(model: type[_Model], data: dict[str, Any], place: str) -> _Model:
 
 
 def require_new(run_id: str, results_dir: Path) -> None:
-    """Stops where a run cannot take this name, before anything is measured for it.
-
-    Raises:
-        ValueError: `run_id` is no file name.
-        RunInUse: a run of this name exists.
-    """
+    """A ValueError where this is no file name, `RunInUse` where a run of this name exists."""
     _require_name(run_id)
     path = results_dir / f"{run_id}.jsonl"
     with suppress(OSError):  # a folder that cannot be looked into is for who opens the journal
@@ -274,13 +277,11 @@ class Journal:
 
     @classmethod
     def create(cls, results_dir: Path, header: RunHeader, planned: Sequence[str] | None = None) -> Self:
-        """Starts `<results_dir>/<run_id>.jsonl`, which has its header when it appears.
+        """Starts `<results_dir>/<run_id>.jsonl`, which has its header when it appears; makes the folder.
 
         A journal of that name that holds no record, and that nobody is writing, is replaced.
 
         Args:
-            results_dir: made if absent.
-            header: first line of the journal.
             planned: ids of the cases that are to be measured; None where that is not known.
         Raises:
             ValueError: `header.run_id` is no file name.
@@ -316,11 +317,9 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path, header: RunHeader, planned: Sequence[str] | None = None) -> Self:
-        """Goes on with an interrupted run; a last line torn by a kill is cut off.
+        """Goes on with an interrupted run, whose header would be this one now; a line torn by a kill is cut off.
 
         Args:
-            path: the `.jsonl` file.
-            header: the header that a new run would get now.
             planned: ids of the cases that are to be measured now; the journal keeps those that it has.
         Raises:
             NotResumable: environment, code or settings are not those that the run began with.
@@ -434,16 +433,71 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(came)
 
 
-def condition_differences(written: RunHeader, now: RunHeader) -> str:
-    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run.
+def merged(parts: Sequence[Run], run_id: str, command: Sequence[str] = ()) -> Run:
+    """Joins runs, finished or not, into one, which is complete where every case that a part planned has a record.
 
-    Processors of a cluster's hosts may differ: each record names its host, and no ratio of times has two.
+    Raises:
+        NotMergeable: there is no part; two parts have another environment, code or settings, or a case with other
+            results.
     """
+    if not parts:
+        raise NotMergeable("`parts` must be at least one run; got none. Name the runs of the shards.")
+    first = parts[0].header
+    for part in parts[1:]:
+        if differences := condition_differences(first, part.header):
+            raise NotMergeable(
+                f"{part.header.run_id!r} cannot be merged with {first.run_id!r}: {differences}. A ratio has both of "
+                "its values from one environment. Measure all parts in one, or report them one by one."
+            )
+    hosts: dict[str, Environment] = {}
+    records: dict[str, tuple[str, Record]] = {}
+    for part in parts:
+        for name, environment in part.hosts.items():
+            if hosts.setdefault(name, environment) != environment:
+                raise NotMergeable(
+                    f"{part.header.run_id!r} cannot be merged: its host {name!r} is not the {name!r} of another part, "
+                    "and times of both would stand under one name. Report the parts one by one."
+                )
+        for record in part:
+            before = records.setdefault(record.case.id, (part.header.run_id, record))
+            _require_agreement(*before, part.header.run_id, record)
+    planned = tuple(dict.fromkeys(case for part in parts for case in part.planned or ()))
+    known = all(part.planned is not None for part in parts)
+    began = min(part.header.started_at for part in parts)
+    update = {"run_id": run_id, "started_at": began, "command": tuple(command) or first.command}
+    run = Run(
+        header=first.model_copy(update=update),
+        hosts=hosts,
+        planned=planned,
+        complete={*planned} <= {*records} if known else all(part.complete for part in parts),
+        records=tuple(record for _, record in records.values()),
+    )
+    return in_order_of_plan(run).model_copy(update={} if known else {"planned": None})
+
+
+def _require_agreement(one: str, before: Record, other: str, after: Record) -> None:
+    """Stops where a case has other exact values in another part; NaN agrees with NaN."""
+    if before is after:
+        return
+    names = ["status"] if before.status is not after.status else []
+    for metric in METRICS:
+        values = metric.read(before), metric.read(after)
+        if metric.deterministic and repr(values[0]) != repr(values[1]):
+            names.append(metric.name)
+    if names:
+        raise NotMergeable(
+            f"{before.case.id} was measured in {one!r} and in {other!r}, and differs in {', '.join(names[:3])}. One of "
+            "the two is not of this sweep, or the machine changed. Leave one of them out."
+        )
+
+
+def condition_differences(written: RunHeader, now: RunHeader) -> str:
+    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run."""
     old, new = written.environment, now.environment
     differences = place_differences(old, new)
     if written.cluster != now.cluster:
         differences.append(("cluster", written.cluster, now.cluster))
-    elif not now.cluster and old.cpu_model != new.cpu_model:
+    elif not now.cluster and old.cpu_model != new.cpu_model:  # each record of a cluster names its host
         differences.append(("cpu_model", old.cpu_model, new.cpu_model))
     # Through JSON, as those of a file have been: a tuple is a list there.
     before, after = (json.loads(each.model_dump_json(include={"settings"}))["settings"] for each in (written, now))

@@ -23,9 +23,8 @@ from revsnn_bench.cli.options import (
     with_options,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.merging import NotMergeable, merged
 from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS
-from revsnn_bench.runs import Journal, new_run_id, write_run
+from revsnn_bench.runs import Journal, NotMergeable, merged, new_run_id, write_run
 
 DEFAULT_SUITES = "timesteps,batch,depth,digits"
 
