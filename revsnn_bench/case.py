@@ -141,7 +141,6 @@ class CaseField:
 
     Args:
         name: of the field, of the CSV column, and of the options `--NAME` and `--sweep-NAME`.
-        parse: reads one value from text.
         meaning: one sentence, for help texts and for the dictionary of the CSV columns.
         values: end of the help of a swept option: examples.
         heading: of a column in reports; the name if empty.

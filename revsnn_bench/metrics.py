@@ -39,7 +39,6 @@ class Metric:
         unit: of the raw value; "1" for pure numbers.
         family: the part of a record that holds it.
         label: column heading for people.
-        meaning: how to read it, in one sentence.
         better: the direction of progress; None where neither direction is.
         deterministic: identical in repeated runs on one machine, so that any difference is a change.
         read: the value in a record, or None where it was not measured.
@@ -211,9 +210,6 @@ BY_NAME: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric
 
 
 def measured(record: Record) -> dict[str, Number]:
-    """Returns every metric that the record holds, by name; what was not measured is absent.
-
-    A measured NaN stays NaN: it is a result, not a gap.
-    """
+    """Every metric that the record holds, by name; a NaN was measured, what was not is absent."""
     values = {metric.name: metric.read(record) for metric in METRICS}
     return {name: value for name, value in values.items() if value is not None}

@@ -26,10 +26,7 @@ class RunOption:
     """One option of a run: `--NAME` on the command line, `--GROUP-NAME` in pytest.
 
     Args:
-        name: in pytest, after the group.
-        help: one sentence.
         metavar: stands for the value in help texts; empty for a flag.
-        parse: reads the value; not used by a flag.
         default: as text, as a user would type it; empty for none.
         typed: name on the command line, where it is another.
         group: "sweep" for what is measured, "run" for how.
@@ -122,11 +119,7 @@ OPTIONS = {option.key: option for option in (*SWEEP_OPTIONS, *RUN_OPTIONS)}
 
 
 def require_run_name(run_id: str | None, resume: str | None, results_dir: Path) -> None:
-    """Stops where a run cannot have a name, which may be left to be made.
-
-    Raises:
-        ValueError: it is taken, or no name of a file, or not that of the run that is resumed.
-    """
+    """A ValueError where a run's name is taken, or no name of a file, or not that of the run that is resumed."""
     if run_id and not resume:
         require_new(run_id, results_dir)
     elif run_id and resume and run_id != Path(resume).name.removesuffix(".jsonl"):
@@ -134,11 +127,7 @@ def require_run_name(run_id: str | None, resume: str | None, results_dir: Path) 
 
 
 def find_journal(run: str, results_dir: Path) -> Path:
-    """The journal of an interrupted run, from its id or its path.
-
-    Raises:
-        ValueError: there is none, or the run is finished.
-    """
+    """The journal of an interrupted run, from its id or its path; a ValueError where there is none."""
     path = Path(run) if run.endswith(".jsonl") else results_dir / f"{run}.jsonl"
     try:
         there, finished = path.is_file(), path.with_suffix(".json").is_file()

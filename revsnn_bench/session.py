@@ -114,9 +114,7 @@ class BenchSession:
     def measure(self, case: Case, passes: Sequence[str] | None = None) -> Record:
         """The record of a case: from the journal if it is there, else measured in a process of its own.
 
-        Args:
-            case: what to measure.
-            passes: of the run's passes, those that apply to this case; None for the usual ones.
+        Of the run's passes it gets those that apply to it; None for the usual ones.
         """
         self.submit(case, passes)
         if self._cluster is None and case not in self._records:
@@ -127,10 +125,7 @@ class BenchSession:
         return self._records[case]
 
     def submit(self, case: Case, passes: Sequence[str] | None = None) -> None:
-        """Has a case measured on the cluster, where there is one, and does not wait for it.
-
-        Args: see `measure`, which finds its record later.
-        """
+        """Has a case measured on the cluster, where there is one; `measure` finds its record later."""
         self.open()
         if self._cluster is not None and case not in self._records:
             self._cluster.submit(case, self._settings(passes))
@@ -170,10 +165,7 @@ class BenchSession:
         """Ends the workers; turns the journal of a complete run into its file; writes the reports.
 
         A journal whose planned cases are not all measured stays one, so that it can be resumed; one without any record
-        is removed.
-
-        Returns:
-            The files: the run first, then its reports. Nothing where nothing was measured.
+        is removed. Returns the files: the run first, then its reports; nothing where nothing was measured.
         """
         self.close()
         if self._journal is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.case import each
+from revsnn_bench.case import Case, each
 from revsnn_bench.cli.options import (
     REPORTS,
     RESULTS,
@@ -27,7 +27,6 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import find_journal
 
 if TYPE_CHECKING:
-    from revsnn_bench.case import Case
     from revsnn_bench.records import Run
     from revsnn_bench.session import BenchSession
 
@@ -60,7 +59,24 @@ def claims(
     if from_run:
         run = find_run(from_run, results)
     else:
-        session = _session(run_id, resume, threads, results, reports)
+        require_name(run_id, results, resume)
+        with refusing(ValueError, flag="--resume: "):
+            journal = find_journal(resume, results) if resume else None
+        from revsnn_bench.measuring import Settings
+        from revsnn_bench.session import BenchSession, RunOptions
+
+        session = BenchSession(
+            RunOptions(
+                settings=Settings(target_s=0.5),
+                run_id=run_id or None,
+                results_dir=results,
+                reports_dir=reports,
+                resume=journal,
+                timeout_s=TIMEOUT_S,
+                threads=int(threads) if threads else None,
+                command=typed_command(),
+            )
+        )
         run, files = _measured(session, {case: passes_of(case, plan, keys) for case in cases_of(plan, keys)})
     findings = judge(run, plan, keys)
     Console().print(claims_table(findings))
@@ -70,28 +86,7 @@ def claims(
         raise typer.Exit(ExitCode.CASE_FAILED)
 
 
-def _session(run_id: str, resume: str, threads: str, results: Path, reports: Path) -> "BenchSession":
-    require_name(run_id, results, resume)
-    with refusing(ValueError, flag="--resume: "):
-        journal = find_journal(resume, results) if resume else None
-    from revsnn_bench.measuring import Settings
-    from revsnn_bench.session import BenchSession, RunOptions
-
-    return BenchSession(
-        RunOptions(
-            settings=Settings(target_s=0.5),
-            run_id=run_id or None,
-            results_dir=results,
-            reports_dir=reports,
-            resume=journal,
-            timeout_s=TIMEOUT_S,
-            threads=int(threads) if threads else None,
-            command=typed_command(),
-        )
-    )
-
-
-def _measured(session: "BenchSession", cases: "dict[Case, tuple[str, ...]]") -> "tuple[Run, list[Path]]":
+def _measured(session: "BenchSession", cases: dict[Case, tuple[str, ...]]) -> "tuple[Run, list[Path]]":
     """Measures every case by its passes under a progress bar; the run with its files. Ctrl-C keeps what is done."""
     from rich.progress import track
 

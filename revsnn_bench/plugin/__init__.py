@@ -51,16 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the markers, checks the options, and shows progress where the command line asked for it.
-
-    For the command line's runs, the process that starts workers loads torch while it is imported here; a user's tests
-    may still change the path and the environment that it gets.
-    """
+    """Registers the markers, checks the options, and shows progress where the command line asked for it."""
     config.stash[HAD_STORAGE] = STORAGE.exists()
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     options.check(config)
     if config.getoption("run_command"):
+        # The process that starts workers loads torch while it is imported here; a user's tests may still change the
+        # path and the environment that it gets.
         session_of(config).start()
     options.check_names(config)
     if config.getoption("run_progress"):
@@ -121,16 +119,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if keys[item] in own]
 
 
-def _has_no_value(item: pytest.Item) -> bool:
-    """Whether pytest skips this test because its sweep has no case, as where it names none of the nodes asked for."""
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and "case" in callspec.params and _case_of(item) is None
-
-
 def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
-    """Ids of the cases that tests measure; None where a test without a parameter `case` makes its cases itself."""
-    cases = [_case_of(item) for item in items if _measures(item) and not _has_no_value(item)]
-    return None if None in cases else [case.id for case in cases if case is not None]
+    """Ids of the cases that tests measure; None where a test without a parameter `case` makes its cases itself.
+
+    Pytest skips a test whose sweep has no case, as where it names none of the nodes asked for.
+    """
+    measuring = [item for item in items if _measures(item)]
+    if not all("case" in _parameters(item) for item in measuring):
+        return None
+    return [case.id for item in measuring if (case := _case_of(item)) is not None]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -184,9 +181,12 @@ def _measures(item: pytest.Item) -> bool:
 
 def _case_of(item: pytest.Item) -> Case | None:
     """The case of a test that a sweep parametrized."""
-    callspec = getattr(item, "callspec", None)
-    case = None if callspec is None else callspec.params.get("case")
+    case = _parameters(item).get("case")
     return case if isinstance(case, Case) else None
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.hookimpl(wrapper=True)

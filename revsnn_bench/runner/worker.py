@@ -69,8 +69,8 @@ def of_exit(exit_code: int | None, output: str) -> Outcome:
         headline = "killed by SIGKILL: by the kernel's out-of-memory killer, or by hand"
         return Outcome(Status.OOM, reason=with_output(headline, output))
     if exit_code is not None and exit_code < 0:
-        known = -exit_code in {number.value for number in signal.Signals}
-        headline = f"crashed by {signal.Signals(-exit_code).name if known else f'signal {-exit_code}'}"
+        names = {number.value: number.name for number in signal.Signals}
+        headline = f"crashed by {names.get(-exit_code, f'signal {-exit_code}')}"
     else:
         headline = f"the worker ended with exit code {exit_code} and without a result"
     return Outcome(Status.ERROR, reason=with_output(headline, output))

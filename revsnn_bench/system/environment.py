@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -37,8 +37,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 def fingerprint() -> Environment:
     """Describes this process, its machine and the code that runs; holds no absolute path.
 
-    Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that
-    asks.
+    Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that asks.
     """
     import torch  # not at the top: reading a run and checking a command line need no torch
 
@@ -64,19 +63,22 @@ def fingerprint() -> Environment:
     )
 
 
-Reading = tuple[float, dict[str, Any] | None]
-"""Conditions at one moment: load average over one minute, and the GPU where there is one."""
+class Reading(NamedTuple):
+    """Conditions at one moment: load average over one minute, and the GPU where there is one."""
+
+    load: float
+    gpu: dict[str, Any] | None
 
 
 def read_conditions() -> Reading:
     """Reads load, and clocks, temperature and throttle reasons of the GPU; about 1 ms without one."""
-    return os.getloadavg()[0], gpu.gpu_reading()
+    return Reading(os.getloadavg()[0], gpu.gpu_reading())
 
 
 def conditions(before: Reading) -> Conditions:
     """Conditions around a case, from a reading before it and one now."""
-    (load_before, gpu_before), (load_after, gpu_after) = before, read_conditions()
-    return Conditions(load_before=load_before, load_after=load_after, gpu_before=gpu_before, gpu_after=gpu_after)
+    after = read_conditions()
+    return Conditions(load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu)
 
 
 _SWITCHES = {

@@ -61,12 +61,9 @@ def gpu_name() -> str | None:
 
 
 def gpu_reading() -> dict[str, Any] | None:
-    """Clocks, temperature, power, use and throttle reasons of the first visible GPU, at this moment.
+    """Clocks, temperature, power, use and throttle reasons (none at full clocks) of the first visible GPU, now.
 
-    Returns:
-        `sm_clock_mhz`, `memory_clock_mhz`, `temperature_c`, `power_w`, `utilization_percent`, `used_bytes`
-        and `throttle_reasons` (a list, empty at full clocks); a quantity that this GPU does not report is
-        absent.
+    A quantity that this GPU does not report is absent.
     """
     with _visible_gpu() as gpu:
         if gpu is None:
@@ -92,14 +89,10 @@ def _throttle_reasons(bits: int) -> list[str]:
 
 
 def process_gpu_bytes(uuid: str) -> int | None:
-    """Memory that the driver holds for this process on one GPU: context, cached blocks and libraries.
+    """Bytes that the driver holds for this process on the GPU `uuid`: context, cached blocks and libraries.
 
-    The caching allocator never gives blocks back by itself, so read after a step this is its high-water mark.
-
-    Args:
-        uuid: of the GPU, such as `GPU-5a8e...`.
-    Returns:
-        Bytes; None also where the driver does not tell, such as inside a container with its own process ids.
+    The caching allocator never gives blocks back by itself, so read after a step this is its high-water mark. None also
+    where the driver does not tell, such as inside a container with its own process ids.
     """
     with _visible_gpu(uuid) as handle:
         for process in _computing(handle):
