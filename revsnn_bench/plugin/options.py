@@ -4,7 +4,8 @@ import importlib
 import shlex
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,23 +69,53 @@ def axes(config: pytest.Config) -> dict[str, tuple[Any, ...]]:
 
 def check(config: pytest.Config) -> None:
     """Stops before collection where an option cannot be carried out, as far as can be told without torch."""
-    _check_alone(config)
-    _check_histogram(config)
-    _check_cluster(config)
-    _check_each(config, {"run_id": _check_name, "resume": journal})
+    is_spread = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
+    if config.getoption("benchmark") and (is_spread or hasattr(config, "workerinput")):  # by xdist, and into one run
+        raise pytest.UsageError(
+            "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
+            "Leave out -n; to use several machines, give each a part with --run-shard."
+        )
+    # pytest-benchmark looks for what it draws with when everything is measured, which would be lost.
+    if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
+        raise pytest.UsageError(
+            "--benchmark-histogram: needs pygal; it is not installed. pytest-benchmark draws with it. "
+            "Install it with: pip install 'revsnn-bench[histogram]'"
+        )
+    if config.getoption("run_cluster"):
+        _check_cluster(config)
+    resume = config.getoption("run_resume")
+    with _refusing(config, "run_id"):
+        if resume or config.getoption("benchmark"):
+            require_run_name(config.getoption("run_id"), resume, config.getoption("run_results"))
+    with _refusing(config, "resume"):
+        journal(config)
 
 
 def check_names(config: pytest.Config) -> None:
     """The same of what is known with torch imported: modules, workloads and nodes."""
-    _check_each(config, {"preload": _import_preload, "workload": _check_workloads, "node": _check_nodes})
+    with _refusing(config, "preload"):
+        _import_preload(config)
+    with _refusing(config, "workload"):
+        for workload in config.getoption("sweep_workload") or ():
+            from revsnn_bench.models.workloads import require_workload
+
+            if not is_own(workload):
+                require_workload(workload)
+    with _refusing(config, "node"):
+        for name in config.getoption("sweep_node") or ():
+            from revsnn_bench.models.own import require_method
+            from revsnn_bench.models.strategies import strategy
+
+            require_method(name) if has_own_model(config) else strategy(name)
 
 
-def _check_each(config: pytest.Config, checks: Mapping[str, Callable[[pytest.Config], object]]) -> None:
-    for key, look in checks.items():
-        try:
-            look(config)
-        except ValueError as error:
-            raise pytest.UsageError(f"{flag(config, key)}: {error}") from None
+@contextmanager
+def _refusing(config: pytest.Config, key: str) -> Iterator[None]:
+    """Ends the session with a `ValueError`'s message, after the option that is at fault."""
+    try:
+        yield
+    except ValueError as error:
+        raise pytest.UsageError(f"{flag(config, key)}: {error}") from None
 
 
 def skips_benchmarks(config: pytest.Config) -> bool:
@@ -92,20 +123,8 @@ def skips_benchmarks(config: pytest.Config) -> bool:
     return bool(config.getoption("benchmark_skip") and not config.getoption("benchmark_only"))
 
 
-def _check_alone(config: pytest.Config) -> None:
-    """Several workers of xdist would time cases beside each other, and write one run."""
-    spread = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
-    if config.getoption("benchmark") and (spread or hasattr(config, "workerinput")):
-        raise pytest.UsageError(
-            "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
-            "Leave out -n; to use several machines, give each a part with --run-shard."
-        )
-
-
 def _check_cluster(config: pytest.Config) -> None:
     """Refuses what cannot be together with a cluster, and a cluster without Ray."""
-    if not config.getoption("run_cluster"):
-        return
     own = flag(config, "cluster")
     if not config.getoption("benchmark"):
         raise pytest.UsageError(f"{own}: must come with --benchmark. Without it every case runs once, small and here.")
@@ -129,21 +148,6 @@ def journal(config: pytest.Config) -> Path | None:
     return find_journal(resumed, config.getoption("run_results")) if resumed else None
 
 
-def _check_histogram(config: pytest.Config) -> None:
-    """pytest-benchmark looks for what it draws with when everything is measured, which would be lost."""
-    if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
-        raise pytest.UsageError(
-            "--benchmark-histogram: needs pygal; it is not installed. pytest-benchmark draws with it. "
-            "Install it with: pip install 'revsnn-bench[histogram]'"
-        )
-
-
-def _check_name(config: pytest.Config) -> None:
-    resume = config.getoption("run_resume")
-    if resume or config.getoption("benchmark"):
-        require_run_name(config.getoption("run_id"), resume, config.getoption("run_results"))
-
-
 def _import_preload(config: pytest.Config) -> None:
     """Imports here what workers will import, so that a node which it registers is known; the working folder counts."""
     modules = config.getoption("run_preload") or ()
@@ -154,24 +158,6 @@ def _import_preload(config: pytest.Config) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise ValueError(f"cannot import {name!r} ({type(error).__name__}: {error}).") from None
-
-
-def _check_workloads(config: pytest.Config) -> None:
-    for workload in config.getoption("sweep_workload") or ():
-        from revsnn_bench.models.workloads import require_workload
-
-        if not is_own(workload):
-            require_workload(workload)
-
-
-def _check_nodes(config: pytest.Config) -> None:
-    asked = config.getoption("sweep_node")
-    if asked:
-        from revsnn_bench.models.own import require_method
-        from revsnn_bench.models.strategies import strategy
-
-        for name in asked:
-            require_method(name) if has_own_model(config) else strategy(name)
 
 
 def has_own_model(config: pytest.Config) -> bool:
