@@ -24,10 +24,12 @@ from revsnn_bench.cli.options import (
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.measuring import Settings
+from revsnn_bench.records import Run
 from revsnn_bench.run_options import find_journal
+from revsnn_bench.runs import load_run
 
 if TYPE_CHECKING:
-    from revsnn_bench.records import Run
     from revsnn_bench.session import BenchSession
 
 TIMEOUT_S = 900.0
@@ -62,7 +64,6 @@ def claims(
         require_name(run_id, results, resume)
         with refusing(ValueError, flag="--resume: "):
             journal = find_journal(resume, results) if resume else None
-        from revsnn_bench.measuring import Settings
         from revsnn_bench.session import BenchSession, RunOptions
 
         session = BenchSession(
@@ -86,11 +87,9 @@ def claims(
         raise typer.Exit(ExitCode.CASE_FAILED)
 
 
-def _measured(session: "BenchSession", cases: dict[Case, tuple[str, ...]]) -> "tuple[Run, list[Path]]":
+def _measured(session: "BenchSession", cases: dict[Case, tuple[str, ...]]) -> tuple[Run, list[Path]]:
     """Measures every case by its passes under a progress bar; the run with its files. Ctrl-C keeps what is done."""
     from rich.progress import track
-
-    from revsnn_bench.runs import load_run
 
     with refusing(ValueError):
         session.open([case.id for case in cases])

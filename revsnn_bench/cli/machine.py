@@ -1,7 +1,7 @@
 """`revsnn-bench env`, `doctor` and `nodes`: the environment, checks of meters and machine, and what can be compared."""
 
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -9,15 +9,13 @@ from rich.console import Console
 from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume, RunName, failure, refusing
 from revsnn_bench.cli.run import run_suites
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.measuring import measure
 from revsnn_bench.report.terminal import Grid
-
-if TYPE_CHECKING:
-    from revsnn_bench.system.environment import Finding
+from revsnn_bench.system.environment import Finding, machine
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the environment that a run records, as its workers see it."""
-    from revsnn_bench.measuring import measure
     from revsnn_bench.runner import Runner
 
     with Runner(measure, timeout_s=60) as runner:
@@ -57,7 +55,6 @@ def doctor(
     import torch
 
     from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
-    from revsnn_bench.system.environment import machine
 
     if gpu and not rehearse and not torch.cuda.is_available():
         raise failure("--gpu needs a CUDA device, and torch finds none. Try `doctor --gpu --rehearse`.", ExitCode.USAGE)
@@ -87,10 +84,9 @@ def doctor(
         run_suites("gpu", ["--benchmark"], saved)
 
 
-def _self_test(device: str) -> "list[Finding]":
+def _self_test(device: str) -> list[Finding]:
     """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
     from revsnn_bench.meters.selftest import run_selftest
-    from revsnn_bench.system.environment import Finding
 
     tests = run_selftest(device)
     return [Finding(name, wanted == found, f"{found}", f"must be {wanted}") for name, wanted, found in tests]

@@ -11,11 +11,15 @@ from rich.console import Console
 from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
 from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed, refusing
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.measuring import Settings, measure
+from revsnn_bench.metrics import BY_NAME
+from revsnn_bench.plan.largest import Axis, largest_that_fits
+from revsnn_bench.records import MemoryRecord
+from revsnn_bench.report import units
+from revsnn_bench.report.terminal import Grid
 
 if TYPE_CHECKING:
-    from revsnn_bench.plan.largest import Axis
     from revsnn_bench.plan.planning import Plan
-    from revsnn_bench.records import MemoryRecord
     from revsnn_bench.runner import Runner
 
 
@@ -41,7 +45,6 @@ def plan(
     Every block keeps everything, makes again what is cheap, or runs again. Gradients stay those of the model.
     Parameters and the input are allocated before the step and are not counted.
     """
-    from revsnn_bench.measuring import measure
     from revsnn_bench.runner import Runner
 
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
@@ -75,9 +78,6 @@ def _refusing_workers_errors() -> Iterator[None]:
 
 
 def _show(found: "Plan", frontier: bool) -> None:
-    from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import Grid
-
     console = Console()
     kept = sum(row.kept_bytes for row in found.rows) or 1
     headings = ["block", "option", "keeps", "share", "highest", "extra time"]
@@ -111,10 +111,6 @@ def predict(
     device: Annotated[str, case_option("device")] = "cpu",
 ) -> None:
     """Predict peak, retained bytes and operations of a training step, without allocating its tensors."""
-    from revsnn_bench.measuring import measure
-    from revsnn_bench.metrics import BY_NAME
-    from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
     fields = _fields(model, input, workload, timesteps, batch, shape)
@@ -160,9 +156,7 @@ def largest(
     """
     from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 
-    from revsnn_bench.measuring import measure
     from revsnn_bench.models.strategies import strategy
-    from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
     own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
@@ -184,16 +178,13 @@ def largest(
 
 
 def _cells(
-    runner: "Runner", case: Case, axis: "Axis", budget_bytes: int, limit: int, of_process: bool
+    runner: "Runner", case: Case, axis: Axis, budget_bytes: int, limit: int, of_process: bool
 ) -> tuple[str, ...]:
     """What fits of a node, its peaks of tensors and process, the peak of the next, and how many were measured.
 
     A case that fails for another reason than memory ends the command.
     """
-    from revsnn_bench.measuring import Settings
-    from revsnn_bench.plan.largest import largest_that_fits
     from revsnn_bench.plan.predict import predict
-    from revsnn_bench.report import units
 
     memory: dict[Case, MemoryRecord] = {}
 

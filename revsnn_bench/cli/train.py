@@ -24,7 +24,9 @@ from revsnn_bench.cli.options import (
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.records import Record, Status, utc_now
 from revsnn_bench.runs import require_writable
+from revsnn_bench.system.environment import fingerprint
 from revsnn_bench.tuning.space import parse_value
 
 if TYPE_CHECKING:
@@ -131,9 +133,7 @@ def _write(trainer: "Trainer", checkpoint: Path) -> None:
 def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
     """Writes a run of this one record, and prints the accuracy."""
     from revsnn_bench.models.methods import is_approximate
-    from revsnn_bench.records import Record, Status, utc_now
     from revsnn_bench.session import SavedOptions
-    from revsnn_bench.system.environment import fingerprint
 
     start = time.monotonic()
     accuracy = trainer.record()

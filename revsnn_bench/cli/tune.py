@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from revsnn_bench.case import POSITIVE, each, one_of, parse_shape, parse_size
 from revsnn_bench.cli.options import (
@@ -25,14 +26,14 @@ from revsnn_bench.cli.options import (
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.records import Record
+from revsnn_bench.report import units
 from revsnn_bench.run_options import find_journal
+from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, parse_value
 
 if TYPE_CHECKING:
-    from revsnn_bench.records import Record
-    from revsnn_bench.tuning.space import StudySettings
     from revsnn_bench.tuning.study import Study
 
-_OBJECTIVES = ("accuracy", "peak", "time")
 _CARRIED_OUT = frozenset(
     ("workers", "threads", "timeout", "memory_limit", "preload", "run_id", "resume", "results", "reports", "format")
 )
@@ -58,8 +59,8 @@ def tune(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of every node that takes it.")
     ] = None,
     objective: Annotated[
-        str, checked(each(one_of(_OBJECTIVES)), help=f"What is asked for, among {', '.join(_OBJECTIVES)}.")
-    ] = ",".join(_OBJECTIVES),
+        str, checked(each(one_of(tuple(OBJECTIVES))), help=f"What is asked for, among {', '.join(OBJECTIVES)}.")
+    ] = ",".join(OBJECTIVES),
     trials: Annotated[int, typer.Option(min=1, help="Choices to try.")] = 40,
     network: Network = "vgg11@0.25",
     shape: Annotated[str, case_option("shape", help="Channels x height x width of the digits.")] = "1x8x8",
@@ -142,9 +143,7 @@ def _journal(context: typer.Context) -> Path:
     return find_journal(context.params["resume"], context.params["results"])
 
 
-def _settings(given: dict[str, Any]) -> "StudySettings":
-    from revsnn_bench.tuning.space import StudySettings, parse_value
-
+def _settings(given: dict[str, Any]) -> StudySettings:
     options = {name: parse_value(text) for name, text in named_values("--option", given["option"]).items()}
     read = {
         "workload": given["network"],
@@ -163,8 +162,6 @@ def _settings(given: dict[str, Any]) -> "StudySettings":
 
 def _sentence(error: Exception) -> str:
     """The first message of a failed validation, or the error's own."""
-    from pydantic import ValidationError
-
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False)[0]
@@ -195,10 +192,8 @@ def _carry_out(opened: "Study") -> None:
         raise typer.Exit(ExitCode.CASE_FAILED)
 
 
-def _show(record: "Record") -> None:
+def _show(record: Record) -> None:
     """A line for each record, as it comes."""
-    from revsnn_bench.report import units
-
     known, accuracy = record.trial, record.accuracy
     number = "" if known is None else f"{known.number:3}"
     got = "" if accuracy is None else f"  {100 * accuracy.accuracy:5.1f} % after {accuracy.epochs} epochs"
