@@ -162,12 +162,10 @@ def step_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> It
 
 
 def captured(step: Callable[[], object]) -> Callable[[], object] | None:
-    """A step of a warm model as a CUDA graph; None where it cannot be captured, which is said in a warning.
+    """What replays a step as a CUDA graph; None where it cannot be captured, which is said in a warning.
 
-    Args:
-        step: launches the same kernels in every call, on the same tensors.
-    Returns:
-        What replays it: its result is that of the captured call, whose tensors then have the new values.
+    The step is warm, and launches the same kernels in every call, on the same tensors. A replay returns the result of
+    the captured call, whose tensors then have the new values.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

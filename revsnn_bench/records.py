@@ -154,8 +154,6 @@ class MemoryRecord(_Frozen):
         retained_bytes: alive after forward only because of the model (input dropped; output, parameters
             and carried state not counted), read while the state is carried, as in a training loop.
         state_bytes: neuron state carried to the next call until `reset()`.
-        output_bytes: the output itself.
-        saved_bytes: what autograd packed, by whose storage it is.
         peak_bytes: highest live tensor bytes during forward and backward, less what was alive before.
         peak_by_category_bytes: the same peak by kind (input, output, retained, gradient, temporary, ...).
         peak_phase, peak_module: where the peak occurred.
@@ -228,7 +226,6 @@ class TimeRecord(_Frozen):
         rounds_rejected: rounds thrown away because other work held the processor.
         rounds_contended: rounds kept in spite of that, because too few were left alone.
         load_before, load_after: load average over one minute.
-        threads: threads of intra-op parallelism.
         freed_memory_kept: whether the process kept all that it freed, at any size, so that no page was new.
     """
 
@@ -301,7 +298,6 @@ class FidelityRecord(_Frozen):
         bit_equal: how many outputs and gradients of both calls, and buffers after them, have the bits of the same
             network without its strategy, and how many there are; None where there is no such network to compare with.
         warning: the warning that the node gave, word for word.
-        neurons: how many neurons were compared.
         judged_by: "reference", backpropagation through the reference's forward; or "differences" of the model's own
             forward, for a model that names no reference; see `meters/oracle.py`.
         inputs: on how many seeds' inputs and parameters, of which the errors are the worst.

@@ -41,11 +41,7 @@ Refine = Callable[[Profile, list[int]], Profile]
 
 @dataclass(frozen=True)
 class Measured:
-    """A step under a plan.
-
-    Fields:
-        gradient_error: relative L2 difference of all parameter gradients to the model without a plan.
-    """
+    """A step under a plan; the error is the relative L2 difference of all parameter gradients to those without one."""
 
     peak_bytes: int
     gradient_error: float
@@ -260,11 +256,9 @@ def plan_case(
 
 
 def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tuple[Profile, Case]:
-    """The profile of a case in a worker: on real tensors, or on fake ones where its step is beyond the limit.
+    """The profile of a case in a worker, and the case at the largest batch that can be run here.
 
-    Returns:
-        The profile, and the case at the largest batch that can be run here. Where it is a smaller one, bytes are those
-        of the case, and seconds those of a batch of about `SMALL_BYTES`, in proportion.
+    Where that is smaller, bytes are those of fake tensors, and seconds in proportion to a batch of about `SMALL_BYTES`.
     """
     kind = load_class(blocks) if blocks else None
     expected = predicted_peak(case, {})

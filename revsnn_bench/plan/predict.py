@@ -43,10 +43,7 @@ CUDA_BLOCK_BYTES = 512
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a training step would take; bytes as in `MemoryRecord`, operations as in `FlopsRecord`.
-
-    For a GPU `peak_bytes` is the record's `device_peak_bytes`.
-    """
+    """What a training step would take; on a GPU `peak_bytes` is the `device_peak_bytes` of a `MemoryRecord`."""
 
     peak_bytes: int
     retained_bytes: int

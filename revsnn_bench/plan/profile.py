@@ -161,10 +161,8 @@ def _distinct(uniform: dict[str, list[Cost]]) -> dict[str, list[Cost]]:
 
 
 def _border(before: str, option: str) -> str:
-    """How a block gets the output of the block before it: whole, made again, or from bits where it is binary.
-
-    Passes are counted across a border where both sides record, so that there the option before counts.
-    """
+    """How a block gets the output of the block before it: whole, made again, or from bits where it is binary."""
+    # Passes are counted across a border where both sides record, so that there the option before counts.
     if before in ("plain", "checkpoint"):
         return "whole"
     return "again" if before in PASSES and option not in PASSES else before
@@ -361,10 +359,7 @@ def _planned(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[B
 def _seconds(
     step: TrainingStep, names: Sequence[str], options: Sequence[str], rounds: int
 ) -> tuple[tuple[dict[str, float], ...], float]:
-    """Least of interleaved rounds, by segment and option; and of the step without a plan.
-
-    The least is what other programs disturbed least. Every option has run before, when its bytes were recorded.
-    """
+    """The least of interleaved rounds, which others disturbed least, by segment and option; and without a plan."""
     samples: list[dict[str, float]] = [{} for _ in names]
     plain = [math.inf] * len(names)
     for _ in range(rounds):

@@ -155,9 +155,9 @@ class Runner:
 
 
 def measure_in_processes(runner: Runner, case: Case, settings: Settings) -> Record:
-    """What a run records of a case: measured in one process, and timed again in each of `settings.processes`.
+    """What a run records of a case: measured in one process, and timed in as many as `settings.processes`.
 
-    The times are those of all processes; of the first alone where a further one fails.
+    Where a further one fails, the times are those of the first alone.
     """
     record = runner.run(case, settings)
     if record.time is None or record.case == record.case.point:

@@ -143,16 +143,13 @@ class _Worker:
         return outcome
 
     def _watch(self) -> Outcome | None:
-        """The answer; None when the process ended without one.
-
-        A worker that closes its end of the pipe is waited for: how it ends says why.
-        """
+        """The answer; None when the process ended without one."""
         while True:
             ready = self._wait(max(0.0, self._deadline - time.monotonic()))
             if self._answer in ready or (self._ended in ready and self._answer_open and self._answer.poll()):
                 try:
                     answer: Outcome = self._answer.recv()
-                except (EOFError, OSError):
+                except (EOFError, OSError):  # it closed its end of the pipe: how it ends says why
                     self._answer_open = False
                     continue
                 return answer

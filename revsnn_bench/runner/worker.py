@@ -36,10 +36,7 @@ class Outcome(NamedTuple):
 
 
 def of_exception(error: BaseException) -> Outcome:
-    """The outcome of a call that raised: skipped, oom or error.
-
-    The reason starts with a line that can stand alone in a table; for an error, the traceback follows.
-    """
+    """The outcome of a call that raised: the reason's first line can stand alone; an error's traceback follows."""
     headline = "".join(traceback.format_exception_only(error)).strip()
     if type(error).__module__.startswith("revsnn_bench."):  # its words are a sentence of our own
         headline = str(error) or headline
@@ -136,12 +133,11 @@ def _stand_alone(output: int, server: int) -> None:
 
 
 def _limit_memory(limit_bytes: int | None) -> None:
-    """Limits what may be allocated from here on; None lifts the limit.
+    """Limits what may be allocated from here on, at which an ordinary exception is raised; None lifts the limit.
 
-    RLIMIT_DATA counts private writable memory: heap, anonymous mappings, 8 MiB for the stack of each new
-    thread. RLIMIT_AS would also count what costs nothing, such as mapped libraries, the 64 MiB that glibc
-    reserves per thread, and the whole address range that CUDA sets aside. Allocation then fails with an
-    ordinary exception.
+    RLIMIT_DATA counts private writable memory: heap, anonymous mappings, 8 MiB for the stack of each new thread.
+    RLIMIT_AS would also count what costs nothing, such as mapped libraries, the 64 MiB that glibc reserves per thread,
+    and the whole address range that CUDA sets aside.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = hard

@@ -225,11 +225,7 @@ class StudySettings(BaseModel):
         return value
 
     def require_sound(self) -> None:
-        """Refuses a parameter or an option that no node of the study has, and defaults of which no network is made.
-
-        Raises:
-            ValueError: see above; an unknown node is refused by its registry.
-        """
+        """A ValueError for a parameter or an option that no node has, and for defaults of which no network is made."""
         from revsnn_bench.models.workloads import network
 
         taken = frozenset[str]().union(*map(arguments_of, self.nodes))

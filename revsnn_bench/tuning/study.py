@@ -103,7 +103,7 @@ class Study:
         tried = {known.number: dict(known.params) for known in map(read.known, read.trials(self.run))}
         for start in range(0, self.settings.trials, self.options.workers):
             rivals = self._rivals(start)
-            wanted, told = list[tuple[Case, Trial]](), list[tuple[optuna.Trial, Case]]()
+            wanted, told = dict[Case, Trial](), list[tuple[optuna.Trial, Case]]()
             for number in range(start, min(start + self.options.workers, self.settings.trials)):
                 seed = (self.settings.seed * 1_000_003 + number) % 2**32
                 study.sampler = optuna.samplers.TPESampler(
@@ -117,7 +117,7 @@ class Study:
                     asked = study.ask()
                     params = self.settings.suggested(asked)
                 case = self.settings.case(params)
-                wanted.append((case, Trial(self.settings, number, params, rivals)))
+                wanted[case] = Trial(self.settings, number, params, rivals)
                 told.append((asked, case))
             self._try(wanted)
             for asked, case in told:
@@ -154,17 +154,17 @@ class Study:
     def retrain(self) -> None:
         """Trains the best, and the first node's defaults, on fresh seeds; seed by seed, so that pairs are whole."""
         best = read.to_retrain(self.run)
-        wanted: list[tuple[Case, Trial]] = []
-        for seed in self.settings.fresh_seeds if best else ():
+        wanted: dict[Case, Trial] = {}
+        for seed in self.settings.fresh_seeds:
             for record in best:
                 known = read.known(record)
                 case = record.case.model_copy(update={"seed": seed})
-                wanted.append((case, Trial(self.settings, known.number, dict(known.params), again=True)))
+                wanted[case] = Trial(self.settings, known.number, dict(known.params), again=True)
         self._try(wanted)
 
-    def _try(self, wanted: Sequence[tuple[Case, Trial]]) -> None:
+    def _try(self, wanted: dict[Case, Trial]) -> None:
         """Has workers try what is in no record yet; each record is on the disk before the next one is waited for."""
-        left = list({case: trial for case, trial in wanted if case not in self._records}.items())
+        left = [(case, trial) for case, trial in wanted.items() if case not in self._records]
         idle, busy = list(self._runners), dict[Future[Record], Runner]()
         with ThreadPoolExecutor(len(self._runners)) as pool:
             try:
@@ -174,7 +174,7 @@ class Study:
                         busy[pool.submit(runner.run, *left.pop(0))] = runner
                     for future in wait(busy, return_when=FIRST_COMPLETED).done:
                         idle.append(busy.pop(future))
-                        self._keep(future.result(), dict(wanted))
+                        self._keep(future.result(), wanted)
             except BaseException:
                 for runner in self._runners:
                     runner.kill()
