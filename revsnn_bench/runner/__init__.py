@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing import Pipe
 from typing import IO, Any, Self
 
@@ -30,6 +31,7 @@ _BOOT = (
 _PATIENCE_S = 10.0
 
 
+@dataclass(eq=False)
 class Runner:
     """Runs each case in a fresh process, forked from a server that has imported torch.
 
@@ -48,25 +50,19 @@ class Runner:
     block, with an interrupt, or with this process, however that ends; no worker outlives it.
     """
 
-    def __init__(
-        self,
-        measure: Callable[[Case, Any], Record],
-        *,
-        timeout_s: float,
-        memory_limit_bytes: int | None = None,
-        preload: Sequence[str] = PRELOAD,
-        threads: int | None = None,
-    ) -> None:
-        _require_positive("timeout_s", timeout_s, "It is the time that a case may take, in seconds.")
-        _require_positive("memory_limit_bytes", memory_limit_bytes, "Pass None for no limit.")
-        _require_positive("threads", threads, "Pass None for torch's default.")
-        _require_importable(measure)
-        self._measure = measure
-        self._timeout_s = timeout_s
-        self._memory_limit_bytes = memory_limit_bytes
-        self._preload = tuple(preload)
-        self._threads = threads
-        self._server: _Server | None = None
+    measure: Callable[[Case, Any], Record]
+    _: KW_ONLY
+    timeout_s: float
+    memory_limit_bytes: int | None = None
+    preload: Sequence[str] = PRELOAD
+    threads: int | None = None
+    _server: "_Server | None" = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        _require_positive("timeout_s", self.timeout_s, "It is the time that a case may take, in seconds.")
+        _require_positive("memory_limit_bytes", self.memory_limit_bytes, "Pass None for no limit.")
+        _require_positive("threads", self.threads, "Pass None for torch's default.")
+        _require_importable(self.measure)
 
     def run(self, case: Case, settings: object) -> Record:
         """Measures one case in a process of its own, with settings that pickle.
@@ -77,7 +73,7 @@ class Runner:
             RuntimeError: the server cannot start, such as when a module of `preload` cannot be imported.
         """
         started_at, start, before = utc_now(), time.monotonic(), read_conditions()
-        outcome = self._call(self._measure, case, settings)
+        outcome = self._call(self.measure, case, settings)
         if outcome.status is Status.OK:
             try:
                 value = pickle.loads(outcome.payload)
@@ -137,13 +133,13 @@ class Runner:
 
     def _started(self) -> "_Server":
         if self._server is None:
-            self._server = _Server(self._preload, worker_environment(self._threads))
+            self._server = _Server(self.preload, worker_environment(self.threads))
         return self._server
 
     def _call(self, function: Callable[..., object], *arguments: object) -> Outcome:
         call = pickle.dumps((function, arguments))
         try:
-            return self._started().ask(Request(call, self._timeout_s, self._memory_limit_bytes))
+            return self._started().ask(Request(call, self.timeout_s, self.memory_limit_bytes))
         except (EOFError, ConnectionError):
             reason = f"the process that starts the workers ended: {self._started().last_words()}"
             self.close()
