@@ -289,8 +289,7 @@ class FidelityRecord(_Frozen):
             None where none is carried, or the reference carries others.
         output_error: of the output against the reference dynamics in the same dtype; None without a reference.
         tolerance: largest gradient error that counts as right for this dtype.
-        reconstruction_error: worst absolute input error after inverting or decoding; None where nothing
-            is inverted.
+        reconstruction_error: worst absolute input error after inverting or decoding; None where nothing is inverted.
         flipped_spikes: spikes recovered wrongly; None where nothing is inverted.
         recovered_steps: how many steps, from the last one back, the inverse agrees with the stored input and membrane
             by `torch.allclose`; None where no membrane is inverted.
@@ -450,9 +449,8 @@ def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, 
     * `torch`: kernels and their temporaries change between versions and builds.
     * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
       memory on another architecture is another number.
-    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per
-      thread, none with one thread). Runs that are to be compared fix their thread count
-      (`Runner(threads=...)`).
+    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per thread,
+      none with one thread). Runs that are to be compared fix their thread count (`Runner(threads=...)`).
     * `deterministic`: deterministic kernels use other temporaries.
     * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
       one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.

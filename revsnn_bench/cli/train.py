@@ -125,6 +125,7 @@ def _write(trainer: "Trainer", checkpoint: Path) -> None:
     """Replaces the checkpoint as a whole, so that an interrupt leaves the old one."""
     import torch
 
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     part = checkpoint.with_suffix(".part")
     torch.save(trainer.state(), part)
     part.replace(checkpoint)
