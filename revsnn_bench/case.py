@@ -26,7 +26,6 @@ LARGEST = 2**63 - 1
 UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
-
 AS_IS = "as-is"
 """The method that leaves a user's model untouched."""
 
@@ -55,34 +54,29 @@ def parse_size(text: str | int) -> int:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Shape of one sample from its sizes joined by x: `4096`, `16x8x8`.
-
-    Raises:
-        ValueError: a size is no whole number of at least 1.
-    """
-    sizes = [size.strip() for size in text.split("x")]
-    if not all(map(_is_size, sizes)):
+    """Shape of one sample from its sizes joined by x: `4096`, `16x8x8`."""
+    sizes = _sizes(text.split("x"))
+    if not sizes:
         raise _bad_shape(text)
-    return tuple(map(int, sizes))
+    return sizes
 
 
 def parse_input(text: str) -> dict[str, Any]:
-    """The fields of a case that a model's input gives: T, B and the features of one sample, as in `4,8,3,32,32`.
-
-    Raises:
-        ValueError: fewer than three sizes, or one that is no whole number of at least 1.
-    """
-    sizes = [size.strip() for size in text.replace("x", ",").split(",")]
-    if len(sizes) < 3 or not all(map(_is_size, sizes)):
+    """The fields of a case that a model's input gives: T, B and the features of one sample, as in `4,8,3,32,32`."""
+    sizes = _sizes(text.replace("x", ",").split(","))
+    if len(sizes) < 3:
         raise ValueError(
             f"`--input` must be T,B,features; got {text!r}. A model takes [T, B, *]. Pass for example 4,8,3,32,32."
         )
-    timesteps, batch, *shape = map(int, sizes)
-    return {"timesteps": timesteps, "batch": batch, "shape": tuple(shape)}
+    return {"timesteps": sizes[0], "batch": sizes[1], "shape": sizes[2:]}
 
 
-def _is_size(text: str) -> bool:
-    return text.isdecimal() and len(text) < 20 and 1 <= int(text) <= LARGEST
+def _sizes(texts: list[str]) -> tuple[int, ...]:
+    """Whole numbers of at least 1; none at all where a text is something else."""
+    words = [text.strip() for text in texts]
+    if not all(word.isdecimal() and len(word) < 20 and 1 <= int(word) <= LARGEST for word in words):
+        return ()
+    return tuple(map(int, words))
 
 
 def _bad_shape(value: Any) -> ValueError:
@@ -147,7 +141,6 @@ class CaseField:
 
     Args:
         name: of the field, of the CSV column, and of the options `--NAME` and `--sweep-NAME`.
-        parse: reads one value from text.
         meaning: one sentence, for help texts and for the dictionary of the CSV columns.
         values: end of the help of a swept option: examples.
         heading: of a column in reports; the name if empty.

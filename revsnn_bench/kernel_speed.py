@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,13 +35,9 @@ BATCHES, CALLS, GRAPH_CALLS = 7, 10, 5
 
 @dataclass(frozen=True)
 class KernelSpeed:
-    """One kernel, or a copy of the input, at one size.
+    """One call of a kernel by its operator's name, or a "copy" of the input, on a sequence of this type and size.
 
-    Fields:
-        name: of the operator, or "copy".
-        dtype, steps, neurons: of its sequence.
-        nbytes: the least that it moves: every tensor that it takes or gives, once.
-        time_s: of one call.
+    `nbytes` is the least that it moves: every tensor that it takes or gives, once.
     """
 
     name: str
@@ -58,14 +55,11 @@ class KernelSpeed:
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """Forward and backward of one layer.
+    """Forward and backward of a layer of one node, on an input of this type and size.
 
     Fields:
-        node: its name.
-        dtype, steps, neurons: of its input.
-        time_s: of one step.
         in_graph: whether it was replayed from a CUDA graph, without launches.
-        copies: the same in units of copying the input.
+        copies: the time in units of copying the input.
     """
 
     node: str
@@ -92,19 +86,13 @@ class _Calls(TorchDispatchMode):
 
 
 def kernel_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> Iterator[KernelSpeed]:
-    """A copy of the input, and every fused kernel at this size.
-
-    Args:
-        device: "cuda" or "cpu".
-        dtype: of the sequences.
-        steps: T.
-        neurons: N, of one step; a multiple of 128.
-    """
+    """A copy of the input, and every fused kernel at T steps of N neurons, a multiple of 128."""
     x = torch.randn(steps, 1, neurons, device=device, dtype=dtype)
     name = str(dtype).removeprefix("torch.")
     yield KernelSpeed("copy", name, steps, neurons, 2 * x.nbytes, _copy_s(x, device))
     seen: set[str] = set()
-    for run in (*(_layer(each) for each in KERNEL_NODES), _norm_and_neuron):
+    runs: list[Callable[[Tensor], None]] = [*(partial(_layer, each) for each in KERNEL_NODES), _norm_and_neuron]
+    for run in runs:
         run(x)  # compiles; and remat tries once how the norm is rounded, which is no call of a node
         calls = _Calls()
         with torch.autograd.set_multithreading_enabled(False), calls:
@@ -126,18 +114,16 @@ def _copy_s(x: Tensor, device: str) -> float:
     return timed(lambda: target.copy_(x), device)
 
 
-def _layer(name: str) -> Callable[[Tensor], None]:
-    def run(x: Tensor) -> None:
-        node: Any = make_node(name, step_mode="m", backend="fused", **_silent(name))
-        y = node(x.detach().requires_grad_())
-        node.reset()  # no gradient arrives at the carried state
-        y.backward(torch.ones_like(y))
-
-    return run
+def _fused(name: str) -> Any:
+    silent = {"on_drift": "ignore"} if name == "revlif" else {}
+    return make_node(name, step_mode="m", backend="fused", **silent)
 
 
-def _silent(name: str) -> dict[str, Any]:
-    return {"on_drift": "ignore"} if name == "revlif" else {}
+def _layer(name: str, x: Tensor) -> None:
+    node = _fused(name)
+    y = node(x.detach().requires_grad_())
+    node.reset()  # no gradient arrives at the carried state
+    y.backward(torch.ones_like(y))
 
 
 def _norm_and_neuron(x: Tensor) -> None:
@@ -157,9 +143,7 @@ def step_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> It
     gradient, copy_s = torch.randn_like(x), _copy_s(x.detach(), device)
     for name in (*KERNEL_NODES, "spikingjelly"):
         try:
-            node = spikingjelly() if name == "spikingjelly" else make_node(
-                name, step_mode="m", backend="fused", **_silent(name)
-            )  # fmt: skip
+            node = spikingjelly() if name == "spikingjelly" else _fused(name)
         except SkipCase:
             continue
         node = node.to(device)
@@ -172,19 +156,16 @@ def step_speeds(device: str, dtype: torch.dtype, steps: int, neurons: int) -> It
 
         replay = captured(step) if device == "cuda" else None
         took = timed(replay or step, device, GRAPH_CALLS)
-        yield StepSpeed(
-            name, str(dtype).removeprefix("torch."), steps, neurons, took, replay is not None, took / copy_s
-        )
+        kind = str(dtype).removeprefix("torch.")
+        yield StepSpeed(name, kind, steps, neurons, took, replay is not None, took / copy_s)
         del replay, node
 
 
 def captured(step: Callable[[], object]) -> Callable[[], object] | None:
-    """A step of a warm model as a CUDA graph; None where it cannot be captured, which is said in a warning.
+    """What replays a step as a CUDA graph; None where it cannot be captured, which is said in a warning.
 
-    Args:
-        step: launches the same kernels in every call, on the same tensors.
-    Returns:
-        What replays it: its result is that of the captured call, whose tensors then have the new values.
+    The step is warm, and launches the same kernels in every call, on the same tensors. A replay returns the result of
+    the captured call, whose tensors then have the new values.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -234,12 +215,12 @@ SPEED_HEADINGS = ("kernel or step", "type", "T", "neurons", "time", "least bytes
 
 
 def measure_speeds(device: str, sizes: Sequence[tuple[int, int]], path: Path) -> list[tuple[str, ...]]:
-    """Times every fused kernel, and whole steps of layers, at each size in float32 and bfloat16; writes a JSON file.
+    """Times every fused kernel, and whole steps of layers, at each size in float32 and bfloat16.
 
     Args:
         device: "cuda", or "cpu" for a rehearsal.
         sizes: T and neurons.
-        path: of the file: a list of kernels and one of steps, in bytes and seconds.
+        path: of a JSON file: a list of kernels and one of steps, in bytes and seconds.
     Returns:
         Rows of a table with `SPEED_HEADINGS`.
     """

@@ -31,7 +31,7 @@ KEEPING_ROUNDS = 10
 """Rounds until a process that keeps what it frees has all the memory that its steps will ask for."""
 
 NEAR_TOLERANCE, SEEDS = 0.01, 3
-"""An error above this share of the tolerance, and within it, is measured with so many seeds; the worst one counts."""
+"""An error above this share of the tolerance, and within it, may lie above it with other inputs: seeds decide."""
 
 
 class Settings(BaseModel):
@@ -156,10 +156,7 @@ def _flops(case: Case, settings: Settings) -> FlopsRecord:
 
 
 def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
-    """The fidelity, or the reason why nothing can judge it.
-
-    An error just below the tolerance may lie above it with other inputs: then more seeds decide.
-    """
+    """The fidelity, or why nothing can judge it; with errors near the tolerance of several seeds, the worst counts."""
     from revsnn_bench.meters.fidelity import measure_fidelity
     from revsnn_bench.models.reference import subject_of
 
@@ -225,13 +222,7 @@ def _accuracy(case: Case, settings: Settings) -> AccuracyRecord | None:
 
 @dataclass(frozen=True)
 class Pass:
-    """Something that is measured of a case by itself.
-
-    Fields:
-        meter: measures it; the result goes into the record.
-        field: of `Record`, where it goes.
-        usual: whether a case gets it unless its suite names other passes.
-    """
+    """Something that is measured of a case by itself, for a field of `Record`; `usual` unless a suite names passes."""
 
     meter: Callable[[Case, Settings], Any]
     field: str

@@ -16,6 +16,7 @@ Read = Callable[[Record], Number | None]
 Unit = Literal["B", "FLOP", "s", "1"]
 Family = Literal["memory", "flops", "time", "fidelity", "accuracy"]
 Better = Literal["lower", "higher"] | None
+Phase = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ class Metric:
         unit: of the raw value; "1" for pure numbers.
         family: the part of a record that holds it.
         label: column heading for people.
-        meaning: how to read it, in one sentence.
         better: the direction of progress; None where neither direction is.
         deterministic: identical in repeated runs on one machine, so that any difference is a change.
         read: the value in a record, or None where it was not measured.
@@ -78,32 +78,25 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def samples_of(*phases: Literal["forward", "backward"]) -> ReadSamples:
+def samples_of(*phases: Phase) -> ReadSamples:
     """Returns a reader of raw samples, added up round by round; None where the rounds of the phases do not match.
 
     Without those of the reference where an older version took another one.
     """
 
+    def by_round(record: Record, whose: str) -> tuple[float, ...]:
+        samples = [_at(record, f"time.{whose}{phase}_time_s") or () for phase in phases]
+        return tuple(map(sum, zip(*samples, strict=True))) if len(set(map(len, samples))) == 1 else ()
+
     def read(record: Record) -> Samples | None:
-        own = [_at(record, f"time.{phase}_time_s") for phase in phases]
-        lif = [_at(record, f"time.lif_{phase}_time_s") for phase in phases]
-        if not own[0] or not _same_length(own):
-            return None
-        is_comparable = _same_length(lif) and _at(record, "time.reference") == record.case.reference
-        return Samples(_by_round(own), _by_round(lif) if is_comparable else ())
+        own = by_round(record, "")
+        is_comparable = _at(record, "time.reference") == record.case.reference
+        return Samples(own, by_round(record, "lif_") if is_comparable else ()) if own else None
 
     return read
 
 
-def _same_length(samples: list[tuple[float, ...]]) -> bool:
-    return len({len(each or ()) for each in samples}) == 1
-
-
-def _by_round(samples: list[tuple[float, ...]]) -> tuple[float, ...]:
-    return tuple(map(sum, zip(*samples, strict=True)))
-
-
-def in_copies(phase: Literal["forward", "backward"]) -> Read:
+def in_copies(phase: Phase) -> Read:
     """Returns a reader of a phase's median time over that of copying the input in the same rounds."""
     samples = samples_of(phase)
 
@@ -111,16 +104,6 @@ def in_copies(phase: Literal["forward", "backward"]) -> Read:
         taken, copies = samples(record), _at(record, "time.copy_time_s")
         copy = median(copies) if copies else 0.0
         return median(taken.own) / copy if taken is not None and copy else None
-
-    return read
-
-
-def median_of(samples: ReadSamples) -> Read:
-    """Returns a reader of the median of the case's own samples."""
-
-    def read(record: Record) -> Number | None:
-        taken = samples(record)
-        return None if taken is None else median(taken.own)
 
     return read
 
@@ -133,8 +116,14 @@ def _flops(name: str, label: str, meaning: str, *paths: str, better: Better = "l
     return Metric(name, "FLOP", "flops", label, meaning, better, True, total_at(*(f"flops.{path}" for path in paths)))
 
 
-def _time(name: str, label: str, meaning: str, samples: ReadSamples) -> Metric:
-    return Metric(name, "s", "time", label, meaning, "lower", False, median_of(samples), samples)
+def _time(name: str, label: str, meaning: str, *phases: Phase) -> Metric:
+    samples = samples_of(*phases)
+
+    def read(record: Record) -> Number | None:
+        taken = samples(record)
+        return None if taken is None else median(taken.own)
+
+    return Metric(name, "s", "time", label, meaning, "lower", False, read, samples)
 
 
 def _fidelity(name: str, label: str, meaning: str, path: str = "", better: Better = "lower") -> Metric:
@@ -180,10 +169,9 @@ METRICS: tuple[Metric, ...] = (
     _flops("fvcore_forward_flops", "fvcore forward FLOPs",
            "Cross-check of the forward convolution and linear part by fvcore, at 2 per multiply-accumulate.",
            "fvcore_forward_flops", better=None),
-    _time("forward_time_s", "forward time", "Median wall time of forward.", samples_of("forward")),
-    _time("backward_time_s", "backward time", "Median wall time of backward.", samples_of("backward")),
-    _time("step_time_s", "step time", "Median wall time of forward and backward together.",
-          samples_of("forward", "backward")),
+    _time("forward_time_s", "forward time", "Median wall time of forward.", "forward"),
+    _time("backward_time_s", "backward time", "Median wall time of backward.", "backward"),
+    _time("step_time_s", "step time", "Median wall time of forward and backward together.", "forward", "backward"),
     Metric("compile_time_s", "s", "time", "compile time",
            "What the first step of a process takes beyond a later one, with nothing compiled on disk; one sample.",
            None, False, total_at("compile_time_s")),
@@ -222,9 +210,6 @@ BY_NAME: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric
 
 
 def measured(record: Record) -> dict[str, Number]:
-    """Returns every metric that the record holds, by name; what was not measured is absent.
-
-    A measured NaN stays NaN: it is a result, not a gap.
-    """
+    """Every metric that the record holds, by name; a NaN was measured, what was not is absent."""
     values = {metric.name: metric.read(record) for metric in METRICS}
     return {name: value for name, value in values.items() if value is not None}

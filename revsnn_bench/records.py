@@ -17,7 +17,11 @@ Course = tuple[tuple[int, int], ...]
 """(number of the event, live bytes from it on), wherever the bytes change; 0 before the first."""
 
 
-class MemoryTimeline(BaseModel):
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
+
+
+class MemoryTimeline(_Frozen):
     """Live bytes over one training step; each block that is allocated or freed is one event.
 
     Of a long step some events are kept, each the highest of those that it stands for, so that the peak is exact.
@@ -27,8 +31,6 @@ class MemoryTimeline(BaseModel):
         forward_events: how many of them, the first ones, in forward.
         live_bytes: by category of `peak_by_category_bytes`; in files as text, `"1:4096 17:0"`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     events: int
     forward_events: int
@@ -106,10 +108,6 @@ def _date(text: str) -> str:
 Date = Annotated[str, AfterValidator(_date)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
-
-
 class Status(StrEnum):
     """How a case ended; none of these is a number."""
 
@@ -156,8 +154,6 @@ class MemoryRecord(_Frozen):
         retained_bytes: alive after forward only because of the model (input dropped; output, parameters
             and carried state not counted), read while the state is carried, as in a training loop.
         state_bytes: neuron state carried to the next call until `reset()`.
-        output_bytes: the output itself.
-        saved_bytes: what autograd packed, by whose storage it is.
         peak_bytes: highest live tensor bytes during forward and backward, less what was alive before.
         peak_by_category_bytes: the same peak by kind (input, output, retained, gradient, temporary, ...).
         peak_phase, peak_module: where the peak occurred.
@@ -230,7 +226,6 @@ class TimeRecord(_Frozen):
         rounds_rejected: rounds thrown away because other work held the processor.
         rounds_contended: rounds kept in spite of that, because too few were left alone.
         load_before, load_after: load average over one minute.
-        threads: threads of intra-op parallelism.
         freed_memory_kept: whether the process kept all that it freed, at any size, so that no page was new.
     """
 
@@ -294,8 +289,7 @@ class FidelityRecord(_Frozen):
             None where none is carried, or the reference carries others.
         output_error: of the output against the reference dynamics in the same dtype; None without a reference.
         tolerance: largest gradient error that counts as right for this dtype.
-        reconstruction_error: worst absolute input error after inverting or decoding; None where nothing
-            is inverted.
+        reconstruction_error: worst absolute input error after inverting or decoding; None where nothing is inverted.
         flipped_spikes: spikes recovered wrongly; None where nothing is inverted.
         recovered_steps: how many steps, from the last one back, the inverse agrees with the stored input and membrane
             by `torch.allclose`; None where no membrane is inverted.
@@ -303,7 +297,6 @@ class FidelityRecord(_Frozen):
         bit_equal: how many outputs and gradients of both calls, and buffers after them, have the bits of the same
             network without its strategy, and how many there are; None where there is no such network to compare with.
         warning: the warning that the node gave, word for word.
-        neurons: how many neurons were compared.
         judged_by: "reference", backpropagation through the reference's forward; or "differences" of the model's own
             forward, for a model that names no reference; see `meters/oracle.py`.
         inputs: on how many seeds' inputs and parameters, of which the errors are the worst.
@@ -450,19 +443,14 @@ class Environment(_Frozen):
     malloc: dict[str, Foreign]
 
 
-_EXACT_FIELDS = ("torch", "threads", "deterministic")
-_FIELDS_WITH_A_GPU = ("cuda", "gpu")
-
-
 def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
 
     * `torch`: kernels and their temporaries change between versions and builds.
     * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
       memory on another architecture is another number.
-    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per
-      thread, none with one thread). Runs that are to be compared fix their thread count
-      (`Runner(threads=...)`).
+    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per thread,
+      none with one thread). Runs that are to be compared fix their thread count (`Runner(threads=...)`).
     * `deterministic`: deterministic kernels use other temporaries.
     * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
       one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
@@ -474,7 +462,7 @@ def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, 
         (field, value in `a`, value in `b`), empty when the runs are comparable.
     """
     both_saw_a_gpu = a.gpu is not None and b.gpu is not None
-    fields = _EXACT_FIELDS + (_FIELDS_WITH_A_GPU if both_saw_a_gpu else ())
+    fields = ("torch", "threads", "deterministic", *(("cuda", "gpu") if both_saw_a_gpu else ()))
     found = [("platform", a.platform, b.platform)] if _system(a) != _system(b) else []
     return found + [(name, old, new) for name in fields if (old := getattr(a, name)) != (new := getattr(b, name))]
 

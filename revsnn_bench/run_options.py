@@ -26,10 +26,7 @@ class RunOption:
     """One option of a run: `--NAME` on the command line, `--GROUP-NAME` in pytest.
 
     Args:
-        name: in pytest, after the group.
-        help: one sentence.
         metavar: stands for the value in help texts; empty for a flag.
-        parse: reads the value; not used by a flag.
         default: as text, as a user would type it; empty for none.
         typed: name on the command line, where it is another.
         group: "sweep" for what is measured, "run" for how.
@@ -60,11 +57,7 @@ class RunOption:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Number and count of a part, from `2/5`.
-
-    Raises:
-        ValueError: no such pair of whole numbers, or no part of that number.
-    """
+    """Number and count of a part, from `2/5`."""
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"must be I/N with 1 <= I <= N; got {text[:40]!r}. Pass for example 2/5.")
@@ -72,11 +65,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def parse_cluster(text: str) -> str:
-    """The address of a Ray cluster.
-
-    Raises:
-        ValueError: neither a word that Ray knows nor a host with a port.
-    """
+    """The address of a Ray cluster: a word that Ray knows, or a host with a port."""
     address = text.strip()
     match = re.fullmatch(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})", address)
     if address in ("local", "auto") or (match is not None and 0 < int(match[1]) < 65536):
@@ -87,11 +76,7 @@ def parse_cluster(text: str) -> str:
 
 
 def parse_limit(text: str) -> int:
-    """Bytes of a size above 0.
-
-    Raises:
-        ValueError: no size, or 0.
-    """
+    """Bytes of a size above 0."""
     size = parse_size(text)
     if not size:
         raise ValueError(f"must be a size above 0; got {text!r}. Leave the option out for no limit.")
@@ -134,11 +119,7 @@ OPTIONS = {option.key: option for option in (*SWEEP_OPTIONS, *RUN_OPTIONS)}
 
 
 def require_run_name(run_id: str | None, resume: str | None, results_dir: Path) -> None:
-    """Stops where a run cannot have a name, which may be left to be made.
-
-    Raises:
-        ValueError: it is taken, or no name of a file, or not that of the run that is resumed.
-    """
+    """A ValueError where a run's name is taken, or no name of a file, or not that of the run that is resumed."""
     if run_id and not resume:
         require_new(run_id, results_dir)
     elif run_id and resume and run_id != Path(resume).name.removesuffix(".jsonl"):
@@ -146,11 +127,7 @@ def require_run_name(run_id: str | None, resume: str | None, results_dir: Path) 
 
 
 def find_journal(run: str, results_dir: Path) -> Path:
-    """The journal of an interrupted run, from its id or its path.
-
-    Raises:
-        ValueError: there is none, or the run is finished.
-    """
+    """The journal of an interrupted run, from its id or its path; a ValueError where there is none."""
     path = Path(run) if run.endswith(".jsonl") else results_dir / f"{run}.jsonl"
     try:
         there, finished = path.is_file(), path.with_suffix(".json").is_file()

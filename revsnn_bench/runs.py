@@ -4,6 +4,9 @@ The journal is `<run_id>.jsonl`: the header on the first line, the planned cases
 each flushed, so that a killed sweep loses at most the cases in flight; of a run on a cluster there is a line per host
 as well. It appears under its name with its header in it, and disappears when the run is finished. `load_run` reads
 both, and refuses what this program cannot have written.
+
+Several runs become one, as the shards of a sweep do, where environments, code and settings agree, for a ratio has both
+of its values from one environment, and so does every exact value that was measured twice.
 """
 
 import errno
@@ -24,6 +27,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from revsnn_bench.case import LARGEST
+from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import (
     SCHEMA_VERSION,
     Environment,
@@ -68,37 +72,34 @@ class NotResumable(JournalError):
     """What is to be appended was not measured under the header of this run."""
 
 
+class NotMergeable(JournalError):
+    """The parts are not parts of one run."""
+
+
 def load_run(path: Path) -> Run:
     """Reads a run, finished (`.json`) or not (`.jsonl`; a torn last line is left out).
 
     Raises:
         DamagedFile: names the file, the line or field, and what is wrong with it.
-        UnknownSchema: written by a newer program; says which schema this one reads.
+        UnknownSchema: written by a newer program.
     """
     if path.suffix == ".jsonl":
         return _parse_journal(path)[0]
-    data = _parse_json(path.read_bytes(), str(path), line=1)
+    data = _parse_json(path.read_bytes(), path)
     _migrate(data.get("header"), path)
-    run = _validate(Run, data, str(path))
-    _require_plain(run.header, path)
-    return run
+    return _validate(Run, data, str(path))
 
 
 def _parse_journal(path: Path) -> tuple[Run, int]:
-    """The run in a journal, and how many bytes of the file are whole lines.
-
-    Raises:
-        DamagedFile, UnknownSchema: see `load_run`.
-    """
+    """The run in a journal, and how many bytes of the file are whole lines; errors as of `load_run`."""
     content = path.read_bytes()
     intact_bytes = content.rfind(b"\n") + 1
     lines = content[:intact_bytes].split(b"\n")[:-1]
     if not lines:
         raise DamagedFile(f"{path}, line 1: the header is missing. Nothing was measured yet; delete the file.")
-    parsed = [_parse_json(line, f"{path}, line {number}", number) for number, line in enumerate(lines, start=1)]
+    parsed = [_parse_json(line, path, number) for number, line in enumerate(lines, start=1)]
     _migrate(parsed[0], path)
     header = _validate(RunHeader, parsed[0], f"{path}, line 1")
-    _require_plain(header, path)
     planned: list[str] | None = None
     hosts: dict[str, Environment] = {}
     records: list[Record] = []
@@ -131,21 +132,16 @@ def in_order_of_plan(run: Run) -> Run:
 
 
 def require_readable(record: Record) -> None:
-    """Stops where a record, once written, could not be read again, as one that was made without validation.
-
-    Raises:
-        DamagedFile: says what is wrong with it.
-    """
-    _validate(Record, _parse_json(record.model_dump_json(warnings="error").encode(), "the record", 1), "the record")
+    """A `DamagedFile` where a record, once written, could not be read again, as one made without validation."""
+    _validate(Record, _parse_json(record.model_dump_json(warnings="error").encode(), "the record"), "the record")
 
 
 class _Unsound(ValueError):
     """JSON that this program does not write; the message says what it is."""
 
 
-def _parse_json(content: bytes, place: str, line: int) -> dict[str, Any]:
-    """The object in a JSON text; `place` names file and line in the error, `line` is where the text begins."""
-    file = place.removesuffix(f", line {line}")
+def _parse_json(content: bytes, file: Path | str, line: int = 1) -> dict[str, Any]:
+    """The object in a JSON text, which begins on this line of a file."""
     try:
         text = content.decode("utf-8")
         data = json.loads(text, parse_int=_whole, parse_constant=_constant, object_pairs_hook=_object)
@@ -202,8 +198,7 @@ def _require_sound(data: Any) -> None:
 def _migrate(header: Any, path: Path) -> None:
     """Makes a header of an older version one of today; every older file is as if today's new fields had their defaults.
 
-    Raises:
-        DamagedFile, UnknownSchema: see `load_run`.
+    Errors as of `load_run`, also for a name of the run that is no name of a file.
     """
     version = header.get("schema_version") if isinstance(header, dict) else None
     if not isinstance(version, int):
@@ -216,6 +211,9 @@ def _migrate(header: Any, path: Path) -> None:
             f"{path}: written with schema version {version}; this program reads {SCHEMA_VERSION}. {advice}"
         )
     header["schema_version"] = SCHEMA_VERSION
+    run_id = header.get("run_id")
+    if isinstance(run_id, str) and not _RUN_ID.fullmatch(run_id):
+        raise DamagedFile(f"{path}, line 1: `run_id` is wrong; {run_id[:40]!r} is no name of a file. Restore the file.")
 
 
 def _validate(model: type[_Model], data: dict[str, Any], place: str) -> _Model:
@@ -227,20 +225,8 @@ def _validate(model: type[_Model], data: dict[str, Any], place: str) -> _Model:
         raise DamagedFile(f"{place}: `{field}` is wrong ({first['msg']}). Restore the file.") from None
 
 
-def _require_plain(header: RunHeader, path: Path) -> None:
-    if not _RUN_ID.fullmatch(header.run_id):
-        raise DamagedFile(
-            f"{path}, line 1: `run_id` is wrong; {header.run_id[:40]!r} is no name of a file. Restore the file."
-        )
-
-
 def require_new(run_id: str, results_dir: Path) -> None:
-    """Stops where a run cannot take this name, before anything is measured for it.
-
-    Raises:
-        ValueError: `run_id` is no file name.
-        RunInUse: a run of this name exists.
-    """
+    """A ValueError where this is no file name, `RunInUse` where a run of this name exists."""
     _require_name(run_id)
     path = results_dir / f"{run_id}.jsonl"
     with suppress(OSError):  # a folder that cannot be looked into is for who opens the journal
@@ -263,11 +249,7 @@ def _require_unfinished(journal: Path) -> None:
 
 
 def require_writable(*folders: Path) -> None:
-    """Makes folders where they are absent, and tries each.
-
-    Raises:
-        OSError: one cannot be written to.
-    """
+    """Makes folders where they are absent, and tries each; an OSError where one cannot be written to."""
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder):
@@ -282,8 +264,7 @@ def new_run_id() -> str:
 class Journal:
     """A run that is being written, held by this process alone until `finish`, `discard` or `close`.
 
-    Use `Journal.create` for a new run and `Journal.resume` to go on with one that was interrupted. Leaving
-    the `with` block closes the journal and keeps it, so that it can be resumed.
+    Leaving the `with` block closes the journal and keeps it, so that it can be resumed.
     """
 
     def __init__(self, path: Path, descriptor: int, run: Run) -> None:
@@ -296,13 +277,11 @@ class Journal:
 
     @classmethod
     def create(cls, results_dir: Path, header: RunHeader, planned: Sequence[str] | None = None) -> Self:
-        """Starts `<results_dir>/<run_id>.jsonl`, which has its header when it appears.
+        """Starts `<results_dir>/<run_id>.jsonl`, which has its header when it appears; makes the folder.
 
         A journal of that name that holds no record, and that nobody is writing, is replaced.
 
         Args:
-            results_dir: made if absent.
-            header: first line of the journal.
             planned: ids of the cases that are to be measured; None where that is not known.
         Raises:
             ValueError: `header.run_id` is no file name.
@@ -338,11 +317,9 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path, header: RunHeader, planned: Sequence[str] | None = None) -> Self:
-        """Goes on with an interrupted run; a last line torn by a kill is cut off.
+        """Goes on with an interrupted run, whose header would be this one now; a line torn by a kill is cut off.
 
         Args:
-            path: the `.jsonl` file.
-            header: the header that a new run would get now.
             planned: ids of the cases that are to be measured now; the journal keeps those that it has.
         Raises:
             NotResumable: environment, code or settings are not those that the run began with.
@@ -379,7 +356,7 @@ class Journal:
             self._records.append(record)
 
     def host(self, name: str, environment: Environment) -> None:
-        """Adds a host of the cluster, or does nothing where it is there with this environment."""
+        """Adds a host of the cluster, unless it is there with this environment."""
         if self._hosts.get(name) != environment:
             self._write(Host(host=name, environment=environment))
             self._hosts[name] = environment
@@ -456,16 +433,71 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(came)
 
 
-def condition_differences(written: RunHeader, now: RunHeader) -> str:
-    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run.
+def merged(parts: Sequence[Run], run_id: str, command: Sequence[str] = ()) -> Run:
+    """Joins runs, finished or not, into one, which is complete where every case that a part planned has a record.
 
-    Processors of a cluster's hosts may differ: each record names its host, and no ratio of times has two.
+    Raises:
+        NotMergeable: there is no part; two parts have another environment, code or settings, or a case with other
+            results.
     """
+    if not parts:
+        raise NotMergeable("`parts` must be at least one run; got none. Name the runs of the shards.")
+    first = parts[0].header
+    for part in parts[1:]:
+        if differences := condition_differences(first, part.header):
+            raise NotMergeable(
+                f"{part.header.run_id!r} cannot be merged with {first.run_id!r}: {differences}. A ratio has both of "
+                "its values from one environment. Measure all parts in one, or report them one by one."
+            )
+    hosts: dict[str, Environment] = {}
+    records: dict[str, tuple[str, Record]] = {}
+    for part in parts:
+        for name, environment in part.hosts.items():
+            if hosts.setdefault(name, environment) != environment:
+                raise NotMergeable(
+                    f"{part.header.run_id!r} cannot be merged: its host {name!r} is not the {name!r} of another part, "
+                    "and times of both would stand under one name. Report the parts one by one."
+                )
+        for record in part:
+            before = records.setdefault(record.case.id, (part.header.run_id, record))
+            _require_agreement(*before, part.header.run_id, record)
+    planned = tuple(dict.fromkeys(case for part in parts for case in part.planned or ()))
+    known = all(part.planned is not None for part in parts)
+    began = min(part.header.started_at for part in parts)
+    update = {"run_id": run_id, "started_at": began, "command": tuple(command) or first.command}
+    run = Run(
+        header=first.model_copy(update=update),
+        hosts=hosts,
+        planned=planned,
+        complete={*planned} <= {*records} if known else all(part.complete for part in parts),
+        records=tuple(record for _, record in records.values()),
+    )
+    return in_order_of_plan(run).model_copy(update={} if known else {"planned": None})
+
+
+def _require_agreement(one: str, before: Record, other: str, after: Record) -> None:
+    """Stops where a case has other exact values in another part; NaN agrees with NaN."""
+    if before is after:
+        return
+    names = ["status"] if before.status is not after.status else []
+    for metric in METRICS:
+        values = metric.read(before), metric.read(after)
+        if metric.deterministic and repr(values[0]) != repr(values[1]):
+            names.append(metric.name)
+    if names:
+        raise NotMergeable(
+            f"{before.case.id} was measured in {one!r} and in {other!r}, and differs in {', '.join(names[:3])}. One of "
+            "the two is not of this sweep, or the machine changed. Leave one of them out."
+        )
+
+
+def condition_differences(written: RunHeader, now: RunHeader) -> str:
+    """In which environment, code, machine and settings two headers differ; "" where their records may be of one run."""
     old, new = written.environment, now.environment
     differences = place_differences(old, new)
     if written.cluster != now.cluster:
         differences.append(("cluster", written.cluster, now.cluster))
-    elif not now.cluster and old.cpu_model != new.cpu_model:
+    elif not now.cluster and old.cpu_model != new.cpu_model:  # each record of a cluster names its host
         differences.append(("cpu_model", old.cpu_model, new.cpu_model))
     # Through JSON, as those of a file have been: a tuple is a list there.
     before, after = (json.loads(each.model_dump_json(include={"settings"}))["settings"] for each in (written, now))
@@ -474,6 +506,11 @@ def condition_differences(written: RunHeader, now: RunHeader) -> str:
         (f"settings.{name}", before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
     ]
     return "; ".join(f"`{name}` was {_short(before)}, is {_short(after)}" for name, before, after in differences)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def place_differences(old: Environment, new: Environment) -> list[tuple[str, Any, Any]]:
@@ -503,11 +540,7 @@ def write_run(run: Run, target: Path) -> None:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Gives a file its name, unless the name is taken; where the file system has no links there is a moment between.
-
-    Raises:
-        FileExistsError: the name is taken.
-    """
+    """Gives a file its name, or a FileExistsError; where the file system has no links there is a moment between."""
     try:
         os.link(temporary, path)
     except OSError as error:
@@ -527,11 +560,7 @@ def _holds_records(path: Path) -> bool:
 
 
 def _clear_away(path: Path) -> None:
-    """Removes a journal without a record that nobody is writing.
-
-    Raises:
-        RunInUse: it is being written, or has a record, or something that is none.
-    """
+    """Removes a journal that nobody is writing, without a record or anything else; else `RunInUse`."""
     in_use = RunInUse(_HAS_JOURNAL.format(path.stem))
     with suppress(FileNotFoundError):
         if not path.is_file():
@@ -546,11 +575,6 @@ def _clear_away(path: Path) -> None:
             raise in_use from None
         finally:
             os.close(descriptor)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _lock(descriptor: int, path: Path) -> None:

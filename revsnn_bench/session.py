@@ -10,6 +10,7 @@ from revsnn_bench.case import Case, is_own
 from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
 from revsnn_bench.report import write_reports, write_texts
+from revsnn_bench.run_options import FORMATS
 from revsnn_bench.runner import Runner, measure_in_processes
 from revsnn_bench.runner.cluster import Cluster
 from revsnn_bench.runs import Journal, load_run, new_run_id, require_writable
@@ -20,38 +21,76 @@ LIVE_S = 3
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """How a run is carried out.
+class SavedOptions:
+    """How a run or a study is carried out and saved.
 
     Args:
-        settings: which passes each case gets, and for how long.
         run_id: name of the run; made of date and time where None.
-        results_dir: where the journal and the finished run go; None to save nothing.
+        results_dir: where the journal and the finished run go; None to save nothing, which a study cannot.
         reports_dir: where the reports go.
         formats: formats of the reports.
         resume: journal of an interrupted run to go on with.
-        timeout_s: time limit per case.
-        memory_limit_bytes: memory limit per case; None for none.
+        timeout_s, memory_limit_bytes: of each case; the second None for none.
         threads: threads of intra-op parallelism in the workers; None leaves it to torch.
         preload: modules that workers import first, such as one that registers nodes.
-        cluster: "local" or the address of a Ray cluster, to whose hosts the cases go; None for workers of this process.
-        live: whether the page among the reports is written anew as cases finish, and reloads itself.
         command: the command that asked for the run, for the record.
     """
 
-    settings: Settings
     run_id: str | None = None
     results_dir: Path | None = Path("results")
     reports_dir: Path = Path("reports")
-    formats: tuple[str, ...] = ("md", "csv", "json", "html", "svg")
+    formats: tuple[str, ...] = FORMATS
     resume: Path | None = None
     timeout_s: float = 300.0
     memory_limit_bytes: int | None = None
     threads: int | None = None
     preload: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+    def of_workers(self, *modules: str) -> dict[str, Any]:
+        """Keywords of the `Runner`, which imports these modules, too."""
+        return {
+            "timeout_s": self.timeout_s,
+            "memory_limit_bytes": self.memory_limit_bytes,
+            "preload": (*PRELOAD, *modules, *self.preload),
+            "threads": self.threads,
+        }
+
+    def journal(
+        self,
+        environment: Environment,
+        settings: dict[str, Any],
+        planned: Sequence[str] | None = None,
+        cluster: bool = False,
+    ) -> Journal:
+        """The run's journal, new or gone on with; errors as of `Journal.create` and `Journal.resume`."""
+        header = RunHeader(
+            run_id=self.run_id or new_run_id(),
+            started_at=utc_now(),
+            command=self.command,
+            environment=environment,
+            settings=settings,
+            cluster=cluster,
+        )
+        if self.resume is None:
+            assert self.results_dir is not None
+            return Journal.create(self.results_dir, header, planned)
+        return Journal.resume(self.resume, header, planned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SavedOptions):
+    """How a run is carried out.
+
+    Args:
+        settings: which passes each case gets, and for how long.
+        cluster: "local" or the address of a Ray cluster, to whose hosts the cases go; None for workers of this process.
+        live: whether the page among the reports is written anew as cases finish, and reloads itself.
+    """
+
+    settings: Settings
     cluster: str | None = None
     live: bool = False
-    command: tuple[str, ...] = ()
 
 
 class BenchSession:
@@ -59,14 +98,8 @@ class BenchSession:
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
-        of_workers: dict[str, Any] = {
-            "timeout_s": options.timeout_s,
-            "memory_limit_bytes": options.memory_limit_bytes,
-            "preload": (*PRELOAD, *options.preload),
-            "threads": options.threads,
-        }
-        self._runner = Runner(measure, **of_workers)
-        self._cluster = None if options.cluster is None else Cluster(options.cluster, of_workers)
+        self._runner = Runner(measure, **options.of_workers())
+        self._cluster = None if options.cluster is None else Cluster(options.cluster, options.of_workers())
         self._journal: Journal | None = None
         self._records: dict[Case, Record] = {}
         self._own: frozenset[str] = frozenset()
@@ -81,9 +114,7 @@ class BenchSession:
     def measure(self, case: Case, passes: Sequence[str] | None = None) -> Record:
         """The record of a case: from the journal if it is there, else measured in a process of its own.
 
-        Args:
-            case: what to measure.
-            passes: of the run's passes, those that apply to this case; None for the usual ones.
+        Of the run's passes it gets those that apply to it; None for the usual ones.
         """
         self.submit(case, passes)
         if self._cluster is None and case not in self._records:
@@ -94,10 +125,7 @@ class BenchSession:
         return self._records[case]
 
     def submit(self, case: Case, passes: Sequence[str] | None = None) -> None:
-        """Has a case measured on the cluster, where there is one, and does not wait for it.
-
-        Args: see `measure`, which finds its record later.
-        """
+        """Has a case measured on the cluster, where there is one; `measure` finds its record later."""
         self.open()
         if self._cluster is not None and case not in self._records:
             self._cluster.submit(case, self._settings(passes))
@@ -137,10 +165,7 @@ class BenchSession:
         """Ends the workers; turns the journal of a complete run into its file; writes the reports.
 
         A journal whose planned cases are not all measured stays one, so that it can be resumed; one without any record
-        is removed.
-
-        Returns:
-            The files: the run first, then its reports. Nothing where nothing was measured.
+        is removed. Returns the files: the run first, then its reports; nothing where nothing was measured.
         """
         self.close()
         if self._journal is None:
@@ -194,18 +219,8 @@ class BenchSession:
             return
         results = options.results_dir if options.resume is None else options.resume.parent
         require_writable(results, options.reports_dir)  # or a whole run would end with nothing written
-        header = RunHeader(
-            run_id=options.run_id or new_run_id(),
-            started_at=utc_now(),
-            command=options.command,
-            environment=self._environment(cases),
-            settings=options.settings.model_dump(mode="json"),
-            cluster=options.cluster is not None,
-        )
-        if options.resume is None:
-            self._journal = Journal.create(options.results_dir, header, planned)
-        else:
-            self._journal = Journal.resume(options.resume, header, planned)
+        settings = options.settings.model_dump(mode="json")
+        self._journal = options.journal(self._environment(cases), settings, planned, options.cluster is not None)
         self._records = {record.case: record for record in self._journal.run}
         if self._cluster is not None:
             self._cluster.keep_names(self._journal.run.hosts)

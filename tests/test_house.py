@@ -48,7 +48,6 @@ ORDER = (
     "revsnn_bench.records",
     "revsnn_bench.metrics",
     "revsnn_bench.runs",
-    "revsnn_bench.merging",
     "revsnn_bench.system",
     "revsnn_bench.meters",
     "revsnn_bench.models",
@@ -78,7 +77,7 @@ OF_PEERS = {"revsnn_nodes.spikingjelly": "spikingjelly", "revsnn_nodes.snntorch"
 WITHOUT_TORCH = ("report", "gate", "claims")
 """Packages that work where torch is not installed, or before its import is paid for."""
 
-MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 142, 600, 60
+MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 139, 600, 60
 
 LONG_FUNCTIONS: dict[str, str] = {}
 """Functions of more than `MOST_FUNCTION_LINES` lines, and why each is not cut."""

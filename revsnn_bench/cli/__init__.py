@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from revsnn_bench.cli import claims, gate, machine, plan, reports, run, train, tune
+from revsnn_bench.cli import claims, machine, plan, reports, run, train, tune
 from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app.command("run")(run.run)
 app.command("merge")(run.merge)
 app.command("report")(reports.report)
 app.command("compare")(reports.compare)
-app.command("gate")(gate.gate_command)
+app.command("gate")(reports.gate_command)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("largest")(plan.largest)

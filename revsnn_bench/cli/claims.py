@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from revsnn_bench.case import each
+from revsnn_bench.case import Case, each
 from revsnn_bench.cli.options import (
     REPORTS,
     RESULTS,
@@ -19,15 +19,17 @@ from revsnn_bench.cli.options import (
     failure,
     find_run,
     listed,
+    refusing,
     require_name,
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.measuring import Settings
+from revsnn_bench.records import Run
 from revsnn_bench.run_options import find_journal
+from revsnn_bench.runs import load_run
 
 if TYPE_CHECKING:
-    from revsnn_bench.case import Case
-    from revsnn_bench.records import Run
     from revsnn_bench.session import BenchSession
 
 TIMEOUT_S = 900.0
@@ -59,7 +61,23 @@ def claims(
     if from_run:
         run = find_run(from_run, results)
     else:
-        session = _session(run_id, resume, threads, results, reports)
+        require_name(run_id, results, resume)
+        with refusing(ValueError, flag="--resume: "):
+            journal = find_journal(resume, results) if resume else None
+        from revsnn_bench.session import BenchSession, RunOptions
+
+        session = BenchSession(
+            RunOptions(
+                settings=Settings(target_s=0.5),
+                run_id=run_id or None,
+                results_dir=results,
+                reports_dir=reports,
+                resume=journal,
+                timeout_s=TIMEOUT_S,
+                threads=int(threads) if threads else None,
+                command=typed_command(),
+            )
+        )
         run, files = _measured(session, {case: passes_of(case, plan, keys) for case in cases_of(plan, keys)})
     findings = judge(run, plan, keys)
     Console().print(claims_table(findings))
@@ -69,39 +87,12 @@ def claims(
         raise typer.Exit(ExitCode.CASE_FAILED)
 
 
-def _session(run_id: str, resume: str, threads: str, results: Path, reports: Path) -> "BenchSession":
-    require_name(run_id, results, resume)
-    try:
-        journal = find_journal(resume, results) if resume else None
-    except ValueError as error:
-        raise failure(f"--resume: {error}", ExitCode.USAGE) from None
-    from revsnn_bench.measuring import Settings
-    from revsnn_bench.session import BenchSession, RunOptions
-
-    return BenchSession(
-        RunOptions(
-            settings=Settings(target_s=0.5),
-            run_id=run_id or None,
-            results_dir=results,
-            reports_dir=reports,
-            resume=journal,
-            timeout_s=TIMEOUT_S,
-            threads=int(threads) if threads else None,
-            command=typed_command(),
-        )
-    )
-
-
-def _measured(session: "BenchSession", cases: "dict[Case, tuple[str, ...]]") -> "tuple[Run, list[Path]]":
+def _measured(session: "BenchSession", cases: dict[Case, tuple[str, ...]]) -> tuple[Run, list[Path]]:
     """Measures every case by its passes under a progress bar; the run with its files. Ctrl-C keeps what is done."""
     from rich.progress import track
 
-    from revsnn_bench.runs import load_run
-
-    try:
+    with refusing(ValueError):
         session.open([case.id for case in cases])
-    except ValueError as error:
-        raise failure(str(error), ExitCode.USAGE) from None
     try:
         for case in track(cases, "claims", console=Console(stderr=True), transient=True):
             session.measure(case, cases[case])

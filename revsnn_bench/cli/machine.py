@@ -1,25 +1,21 @@
 """`revsnn-bench env`, `doctor` and `nodes`: the environment, checks of meters and machine, and what can be compared."""
 
 import inspect
-import shlex
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume, RunName, failure
+from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume, RunName, failure, refusing
+from revsnn_bench.cli.run import run_suites
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.measuring import measure
 from revsnn_bench.report.terminal import Grid
-from revsnn_bench.run_options import OPTIONS
-
-if TYPE_CHECKING:
-    from revsnn_bench.system.environment import Finding
+from revsnn_bench.system.environment import Finding, machine
 
 
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the environment that a run records, as its workers see it."""
-    from revsnn_bench.measuring import measure
     from revsnn_bench.runner import Runner
 
     with Runner(measure, timeout_s=60) as runner:
@@ -59,7 +55,6 @@ def doctor(
     import torch
 
     from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
-    from revsnn_bench.system.environment import machine
 
     if gpu and not rehearse and not torch.cuda.is_available():
         raise failure("--gpu needs a CUDA device, and torch finds none. Try `doctor --gpu --rehearse`.", ExitCode.USAGE)
@@ -80,33 +75,21 @@ def doctor(
     if gpu:
         name = run_id or "gpu"
         path = results / f"{name}-kernels.json"
-        sizes = REHEARSAL_SIZES if rehearse else GPU_SIZES
-        rows = measure_speeds(device, sizes, path)
+        rows = measure_speeds(device, REHEARSAL_SIZES if rehearse else GPU_SIZES, path)
         console.print(Grid("Kernels alone, and steps of a layer", SPEED_HEADINGS, [False] * 2 + [True] * 6, rows))
         typer.echo(path)
-        _suite_gpu(device, {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports})
+        if rehearse:  # every case once, small, with nothing saved
+            run_suites("gpu", ["--sweep-device=cpu"], {})
+        saved = {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports}
+        run_suites("gpu", ["--benchmark"], saved)
 
 
-def _self_test(device: str) -> "list[Finding]":
+def _self_test(device: str) -> list[Finding]:
     """Bytes and operations of a small workload against their closed form; they must agree to the last digit."""
     from revsnn_bench.meters.selftest import run_selftest
-    from revsnn_bench.system.environment import Finding
 
     tests = run_selftest(device)
     return [Finding(name, wanted == found, f"{found}", f"must be {wanted}") for name, wanted, found in tests]
-
-
-def _suite_gpu(device: str, given: dict[str, Any]) -> None:
-    """Runs the suite `gpu`; on the CPU every case once, small, with nothing saved."""
-    import pytest
-
-    from revsnn_bench.cli.run import QUIET, exit_code_of, suite_files
-
-    arguments = ["--sweep-device=cpu"] if device == "cpu" else ["--benchmark"]
-    if device == "cuda":
-        arguments += [f"{OPTIONS[key].pytest_flag}={value}" for key, value in given.items() if value]
-    arguments.append(f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}")
-    raise typer.Exit(exit_code_of(pytest.main([*QUIET, *arguments, *suite_files("gpu")])))
 
 
 def nodes(
@@ -125,21 +108,15 @@ def nodes(
             table.add_row(each, getattr(made, "__name__", repr(made)), summary)
         Console().print(table)
         return
-    try:
+    with refusing(ValueError):
         makers = _makers(name)
-    except ValueError as error:
-        raise failure(str(error), ExitCode.USAGE) from None
     for made in makers:
         typer.echo(f"{name}: {getattr(made, '__module__', '')}.{getattr(made, '__qualname__', made)}")
         typer.echo(f"\n{inspect.getdoc(made) or 'No description.'}\n\nArguments: {inspect.signature(made)}\n")
 
 
 def _makers(name: str) -> list[Any]:
-    """Class or function behind a name that `run` accepts: of the node, and then of the strategy.
-
-    Raises:
-        ValueError: no such node or strategy.
-    """
+    """Class or function behind a name that `run` accepts: of the node, and then of the strategy."""
     from revsnn_nodes import NormCarrierLIF, node_factory
 
     from revsnn_bench.models.methods import method_of
@@ -151,9 +128,8 @@ def _makers(name: str) -> list[Any]:
     if name == NORM_CARRIER:
         return [NormCarrierLIF]
     node, plus, kind = name.partition("+")
-    made = PEERS.get(node) or node_factory(node)
-    if method := method_of(kind):
-        return [made, method.of]
-    if kind == REV_BLOCK:
-        return [made, RevChain]
-    return [made, *([BLOCKS.get(kind) or CONTEXTS[kind]] if plus else [])]
+    made: list[Any] = [PEERS.get(node) or node_factory(node)]
+    if plus:
+        method = method_of(kind)
+        made.append(method.of if method else {REV_BLOCK: RevChain, **BLOCKS, **CONTEXTS}[kind])
+    return made

@@ -3,8 +3,8 @@
 import inspect
 import stat
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -53,6 +53,7 @@ def run_option(key: str, **options: Any) -> Any:
 
 
 Model = Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="A model of your own, as docs/your-model.md says.")]
+Network = Annotated[str, case_option("workload", help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")]
 Input = Annotated[str, checked(parse_input, metavar="T,B,FEATURES", help="Input of --model, such as 4,8,3,32,32.")]
 RunName = Annotated[str, run_option("run_id")]
 Resume = Annotated[str, run_option("resume")]
@@ -102,6 +103,15 @@ def failure(message: str, code: ExitCode) -> typer.Exit:
     return typer.Exit(code)
 
 
+@contextmanager
+def refusing(*errors: type[Exception], code: ExitCode = ExitCode.USAGE, flag: str = "") -> Iterator[None]:
+    """Ends the command with the message of these errors, after the flag that is at fault."""
+    try:
+        yield
+    except errors as error:
+        raise failure(f"{flag}{error}", code) from None
+
+
 def typed_command() -> tuple[str, ...]:
     """The command as it was typed, for the record."""
     return recorded_command(["revsnn-bench", *sys.argv[1:]])
@@ -122,10 +132,8 @@ def named_values(flag: str, texts: list[str] | None) -> dict[str, str]:
 
 def require_name(run_id: str, results: Path, resume: str = "") -> None:
     """Ends the command where a run cannot have this name; nothing is said where the name is to be made."""
-    try:
+    with refusing(ValueError, flag="--run-id: "):
         require_run_name(run_id, resume, results)
-    except ValueError as error:
-        raise failure(f"--run-id: {error}", ExitCode.USAGE) from None
 
 
 def listed(text: str) -> list[str]:
@@ -135,11 +143,8 @@ def listed(text: str) -> list[str]:
 
 def find_run(name: str, results_dir: Path) -> Run:
     """Loads a run from a file, the id of a saved run, or `latest`; ends the command where that fails."""
-    path = _path_of(name, results_dir)
-    try:
-        return load_run(path)
-    except JournalError as error:
-        raise failure(str(error), ExitCode.USAGE) from None
+    with refusing(JournalError):
+        return load_run(_path_of(name, results_dir))
 
 
 def saved_runs(results_dir: Path) -> tuple[list[Run], list[str]]:

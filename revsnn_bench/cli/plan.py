@@ -1,5 +1,7 @@
 """`revsnn-bench plan`, `predict`, `largest`: what fits a budget of bytes, what a step takes, how far a node goes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,11 +9,16 @@ import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
-from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed
+from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed, refusing
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.measuring import Settings, measure
+from revsnn_bench.metrics import BY_NAME
+from revsnn_bench.plan.largest import Axis, largest_that_fits
+from revsnn_bench.records import MemoryRecord
+from revsnn_bench.report import units
+from revsnn_bench.report.terminal import Grid
 
 if TYPE_CHECKING:
-    from revsnn_bench.plan.largest import Axis, Fit, Peak
     from revsnn_bench.plan.planning import Plan
     from revsnn_bench.runner import Runner
 
@@ -38,18 +45,14 @@ def plan(
     Every block keeps everything, makes again what is cheap, or runs again. Gradients stay those of the model.
     Parameters and the input are allocated before the step and are not counted.
     """
-    from revsnn_bench.measuring import measure
     from revsnn_bench.runner import Runner
 
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
-    try:
-        with Runner(measure, timeout_s=1800) as runner:
-            from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
+    with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
+        from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
 
-            curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
-            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
-    except RuntimeError as error:
-        raise _refusal(error) from None
+        curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
+        found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
     output.write_text(found.to_json(), encoding="utf-8")
     _show(found, frontier)
     typer.echo(f"plan: {output}")
@@ -60,21 +63,21 @@ def plan(
         typer.echo(f"page: {page}")
 
 
-def _refusal(error: RuntimeError) -> typer.Exit:
+@contextmanager
+def _refusing_workers_errors() -> Iterator[None]:
     """Ends the command by the first line of a worker's error: the options were wrong, or the model failed."""
-    text = str(error).partition("\n")[0]
-    kind, colon, rest = text.partition(": ")
-    wrong_value = bool(colon) and kind == "ValueError"
-    if wrong_value or (colon and kind.startswith("revsnn_")):
-        text = rest
-    usage = wrong_value or text.startswith("`--")
-    return failure(text, ExitCode.USAGE if usage else ExitCode.CASE_FAILED)
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0]
+        wrong_value = text.startswith("ValueError: ")
+        if wrong_value or text.startswith("revsnn_"):
+            text = text.partition(": ")[2] or text
+        usage = wrong_value or text.startswith("`--")
+        raise failure(text, ExitCode.USAGE if usage else ExitCode.CASE_FAILED) from None
 
 
 def _show(found: "Plan", frontier: bool) -> None:
-    from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import Grid
-
     console = Console()
     kept = sum(row.kept_bytes for row in found.rows) or 1
     headings = ["block", "option", "keeps", "share", "highest", "extra time"]
@@ -91,7 +94,7 @@ def _show(found: "Plan", frontier: bool) -> None:
 
 
 def _fields(model: str, input: str, workload: str, timesteps: int, batch: int, shape: str) -> dict[str, Any]:
-    """The fields of a case: of a user's model, or of a workload."""
+    """The fields of a case, of a user's model or of a workload."""
     if model:
         return given_model(model, input)
     return {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
@@ -108,35 +111,25 @@ def predict(
     device: Annotated[str, case_option("device")] = "cpu",
 ) -> None:
     """Predict peak, retained bytes and operations of a training step, without allocating its tensors."""
-    from revsnn_bench.measuring import measure
-    from revsnn_bench.metrics import BY_NAME
-    from revsnn_bench.report import units
-    from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
     fields = _fields(model, input, workload, timesteps, batch, shape)
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
     table = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
-    try:
-        with Runner(measure, timeout_s=1800) as runner:
-            from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
+    with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
+        from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
 
-            for case in cases:
-                found = runner.call(predicted, case)
-                flops = units.number(BY_NAME["step_flops"], found.flops)
-                table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
-    except RuntimeError as error:
-        raise _refusal(error) from None
+        for case in cases:
+            found = runner.call(predicted, case)
+            flops = units.number(BY_NAME["step_flops"], found.flops)
+            table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
     Console().print(table)
     if device == "cuda":
         typer.echo(
             "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "
             "fragmentation."
         )
-
-
-_HEADINGS = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
 
 
 def largest(
@@ -163,72 +156,57 @@ def largest(
     """
     from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 
-    from revsnn_bench.measuring import measure
     from revsnn_bench.models.strategies import strategy
-    from revsnn_bench.plan.largest import largest_that_fits
-    from revsnn_bench.report.terminal import Grid
     from revsnn_bench.runner import Runner
 
     own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
     names = listed(node) or (own if model else [name for name in usable_node_names() if name not in OTHER_NEURONS])
     fixed = Case(node="lif", **_fields(model, input, workload, timesteps, batch, shape))
     title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
-    table = Grid(title, _HEADINGS, [False, *[True] * 5])
+    headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
+    table = Grid(title, headings, [False, *[True] * 5])
     grows: Axis = "batch" if axis == "batch" else "timesteps"
-    try:
+    with refusing(ValueError):
         for name in () if model else names:
             strategy(name)
         with Runner(measure, timeout_s=600) as runner:
             for name in names:
                 case = fixed.model_copy(update={"node": name, axis: 1})
-                peaks: dict[Case, tuple[int | None, int | None]] = {}
-                guess = _guess(runner, case, grows, parse_size(budget), limit)
-                peak_of = _peaks(runner, peaks, of == "process")
-                fit = largest_that_fits(case, grows, parse_size(budget), peak_of, limit, guess)
-                table.add_row(name, *_cells(fit, axis, peaks))
-    except ValueError as error:
-        raise failure(str(error), ExitCode.USAGE) from None
+                cells = _cells(runner, case, grows, parse_size(budget), limit, of == "process")
+                table.add_row(name, *cells)
     Console().print(table)
 
 
-def _guess(runner: "Runner", case: Case, axis: "Axis", budget_bytes: int, limit: int) -> int | None:
-    """What fits by prediction; None where the node cannot run without values."""
-    from revsnn_bench.plan.largest import largest_that_fits
-    from revsnn_bench.plan.predict import predict
-
-    try:
-        fit = largest_that_fits(case, axis, budget_bytes, lambda one: runner.call(predict, one).peak_bytes, limit)
-    except RuntimeError:
-        return None
-    return None if fit.case is None else int(getattr(fit.case, axis))
-
-
-def _peaks(runner: "Runner", found: dict[Case, tuple[int | None, int | None]], of_process: bool) -> "Peak":
-    """Measures the peak of a case, and notes those of tensors and process.
+def _cells(
+    runner: "Runner", case: Case, axis: Axis, budget_bytes: int, limit: int, of_process: bool
+) -> tuple[str, ...]:
+    """What fits of a node, its peaks of tensors and process, the peak of the next, and how many were measured.
 
     A case that fails for another reason than memory ends the command.
     """
-    from revsnn_bench.measuring import Settings
+    from revsnn_bench.plan.predict import predict
 
-    def peak_of(case: Case) -> int | None:
+    memory: dict[Case, MemoryRecord] = {}
+
+    def measured_peak(case: Case) -> int | None:
         record = runner.run(case, Settings(passes=("memory",)))
         if record.status.value not in ("ok", "oom"):
             reason = (record.reason or "no reason recorded").partition("\n")[0]
             raise failure(f"{case.id} {record.status.value}: {reason}", ExitCode.CASE_FAILED)
         if record.memory is None:
             return None
-        found[case] = record.memory.peak_bytes, record.memory.process_peak_bytes
-        return found[case][of_process]
+        memory[case] = record.memory
+        return record.memory.process_peak_bytes if of_process else record.memory.peak_bytes
 
-    return peak_of
-
-
-def _cells(fit: "Fit", axis: str, found: dict[Case, tuple[int | None, int | None]]) -> tuple[str, ...]:
-    """What fits, its peaks of tensors and process, the peak of the next larger one, and how many were measured."""
-    from revsnn_bench.report import units
-
-    value = "none" if fit.case is None else f"{getattr(fit.case, axis)}{' or more' if fit.at_limit else ''}"
-    own = (None, None) if fit.case is None else found[fit.case]
-    peaks = (*own, fit.next_peak_bytes)
-    shown = ("" if peak is None else units.size(peak) for peak in peaks)
+    guess: int | None = None
+    with suppress(RuntimeError):  # of a node that cannot run without values
+        foreseen = largest_that_fits(case, axis, budget_bytes, lambda one: runner.call(predict, one).peak_bytes, limit)
+        guess = None if foreseen.case is None else getattr(foreseen.case, axis)
+    fit = largest_that_fits(case, axis, budget_bytes, measured_peak, limit, guess)
+    value = "none"
+    own: tuple[int | None, ...] = None, None
+    if fit.case is not None:
+        value = f"{getattr(fit.case, axis)}{' or more' if fit.at_limit else ''}"
+        own = memory[fit.case].peak_bytes, memory[fit.case].process_peak_bytes
+    shown = ("" if peak is None else units.size(peak) for peak in (*own, fit.next_peak_bytes))
     return value, *shown, str(fit.probes)

@@ -1,5 +1,6 @@
-"""`revsnn-bench report` and `compare`: reports of saved runs, and what changed between two; nothing is measured."""
+"""`revsnn-bench report`, `compare`, `gate`: what saved runs say, alone and beside others; nothing is measured."""
 
+import shlex
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +19,26 @@ from revsnn_bench.cli.options import (
     failure,
     find_run,
     listed,
+    refusing,
     saved_runs,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.gate import (
+    DEFAULT_BASELINE,
+    BaselineRefused,
+    MissingBaseline,
+    Policy,
+    Verdict,
+    gate,
+    load_baseline,
+    update_baseline,
+)
+from revsnn_bench.gate.formats import RENDERERS, Format, headline, print_verdict
+from revsnn_bench.records import Run
 from revsnn_bench.report import write_reports
 from revsnn_bench.report.comparison import render_comparison, render_comparison_html
 from revsnn_bench.report.terminal import print_run
+from revsnn_bench.runs import JournalError, UnknownSchema
 
 
 def report(
@@ -47,10 +62,8 @@ def report(
         run = find_run(name, results)
         if not quiet:
             print_run(run, Console())
-        try:
+        with refusing(ValueError):
             written += write_reports(run, reports, listed(format), claims_section(run))
-        except ValueError as error:
-            raise failure(str(error), ExitCode.USAGE) from None
     if gallery:
         from revsnn_bench.report.html.gallery import render_gallery
 
@@ -85,3 +98,93 @@ def compare(
         typer.echo(render_comparison(a, b))
     else:
         render_comparison(a, b, console=Console())
+
+
+def gate_command(
+    run: RunPath = "latest",
+    baseline: Annotated[Path, typer.Option(help="The run to compare with.")] = DEFAULT_BASELINE,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=PERCENT", help="Allowed growth of a metric in percent; 0 by default."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Case id or pattern that may be added, removed, skipped or failing."),
+    ] = None,
+    allow_environment: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="Field of the environment that may differ.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Judge a run that is not complete by the cases that it has.")
+    ] = False,
+    time_ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Allowed growth of the time over the standard LIF's or your own model's, in percent; off by default.",
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="Format of the verdict.")] = Format.TABLE,
+    output: Annotated[Path | None, typer.Option(help="File for the verdict; the terminal by default.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update-baseline", help="Make this run the baseline, if it passes.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make it the baseline even if it does not pass.")] = False,
+    results: Results = RESULTS,
+) -> None:
+    """Fail if a run needs more memory or operations than its baseline, or lost a case.
+
+    Exit codes: 0 pass, 1 regression, 2 usage, 3 no baseline, 4 not comparable, 5 some case newly failed.
+    """
+    with refusing(ValueError):
+        policy = Policy(
+            tolerance_percent=dict(map(_tolerance, tolerance or ())),
+            allow=tuple(allow or ()),
+            allow_environment=tuple(allow_environment or ()),
+            allow_partial=partial,
+            time_ratio_percent=time_ratio,
+        )
+    if force and not update:
+        raise failure("--force must come with --update-baseline; it changes nothing else.", ExitCode.USAGE)
+    measured, verdict = find_run(run, results), None
+    if baseline.exists() or not update:
+        verdict = gate(measured, _load_baseline(baseline, run, results), policy)
+        _say(verdict, measured, format, output)
+        if not update:
+            raise typer.Exit(verdict.exit_code)
+    try:
+        update_baseline(measured, baseline, verdict=verdict, force=force)
+    except BaselineRefused as error:
+        raise failure(str(error), error.exit_code) from None
+    # Not on standard output, which may be a document.
+    typer.echo(f"{baseline} is now the run {measured.header.run_id}. Commit it.", err=True)
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, _, percent = text.partition("=")
+    try:
+        return name.strip(), float(percent.strip().removesuffix("%"))
+    except ValueError:
+        raise ValueError(
+            f"`tolerance` must be METRIC=PERCENT; got {text!r}. It says by how much one metric may grow. "
+            "Pass for example peak_bytes=2."
+        ) from None
+
+
+def _load_baseline(path: Path, run: str, results: Path) -> Run:
+    """The baseline of a run; the commands that messages show name the run as it was named here."""
+    words = shlex.join([run] if results == RESULTS else [run, "--results", str(results)])
+    no_baseline = refusing(MissingBaseline, JournalError, code=ExitCode.NO_BASELINE)
+    with no_baseline, refusing(UnknownSchema, code=ExitCode.NOT_COMPARABLE):
+        return load_baseline(path, words)
+
+
+def _say(verdict: Verdict, run: Run, format: Format, output: Path | None) -> None:
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(RENDERERS[format](verdict, run), encoding="utf-8", newline="\n")
+        typer.echo(headline(verdict))
+    elif format is Format.TABLE:
+        print_verdict(verdict, Console())
+    else:
+        typer.echo(RENDERERS[format](verdict, run), nl=False)

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -17,16 +18,13 @@ from revsnn_bench.cli.options import (
     find_run,
     given_model,
     listed,
+    refusing,
     typed_command,
     with_options,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.merging import NotMergeable, merged
 from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS
-from revsnn_bench.runs import Journal, RunInUse, new_run_id, write_run
-
-if TYPE_CHECKING:
-    import pytest
+from revsnn_bench.runs import Journal, NotMergeable, merged, new_run_id, write_run
 
 DEFAULT_SUITES = "timesteps,batch,depth,digits"
 
@@ -56,54 +54,42 @@ def run(
     cleanly with what is done; --resume goes on. Exit code 5 where some case failed.
     """
     if model:
-        suite, given = "model", given | _own_model(model, input)
-    files = suite_files(suite)
-    arguments = ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"]
-    for key, value in given.items():
-        if value is True:
-            arguments.append(OPTIONS[key].pytest_flag)
-        elif value:
-            arguments.append(f"{OPTIONS[key].pytest_flag}={value}")
-    arguments.append(f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}")
+        fields = given_model(model, input)
+        suite, given = "model", given | fields | {"shape": "x".join(map(str, fields["shape"]))}
+    run_suites(suite, ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"], given)
+
+
+def run_suites(names: str, arguments: Sequence[str], given: Mapping[str, Any]) -> NoReturn:
+    """Runs suites by pytest, with these arguments and options by key, and ends the command as they ended."""
+    files = _suite_files(names)
     import pytest
 
-    raise typer.Exit(exit_code_of(pytest.main([*QUIET, *arguments, *files])))
-
-
-def _own_model(model: str, input: str) -> dict[str, str]:
-    """A user's model as the values of a sweep."""
-    fields = given_model(model, input)
-    return {name: str(value) for name, value in fields.items()} | {"shape": "x".join(map(str, fields["shape"]))}
-
-
-def suites_dir() -> Path:
-    """Where the suites are: in the wheel inside of the package, in a checkout beside it."""
-    package = Path(__file__).parent.parent
-    packaged = package / "suites"
-    return packaged if packaged.is_dir() else package.parent / "suites"
-
-
-def suite_files(names: str) -> list[str]:
-    """The files of suites, by their names separated by commas."""
-    known = {path.stem.removeprefix("bench_"): str(path) for path in sorted(suites_dir().glob("bench_*.py"))}
-    asked = list(known) if names == "all" else listed(names)
-    for name in asked or [names]:  # with no file pytest would run the tests of the folder that it is in
-        if name not in known:
-            raise failure(f"no suite {name!r}. Suites are: {', '.join(known)}, or `all`.", ExitCode.USAGE)
-    return [known[name] for name in asked]
-
-
-def exit_code_of(status: "int | pytest.ExitCode") -> ExitCode:
-    """The exit code of a run that pytest ended with this status."""
-    import pytest
-
+    options = [
+        OPTIONS[key].pytest_flag if value is True else f"{OPTIONS[key].pytest_flag}={value}"
+        for key, value in given.items()
+        if value
+    ]
+    command = f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}"
     codes = {
         pytest.ExitCode.OK: ExitCode.PASS,
         pytest.ExitCode.TESTS_FAILED: ExitCode.CASE_FAILED,
         pytest.ExitCode.INTERRUPTED: ExitCode.INTERRUPTED,
         pytest.ExitCode.INTERNAL_ERROR: ExitCode.BROKEN,
     }
-    return codes.get(pytest.ExitCode(status), ExitCode.USAGE)
+    status = pytest.main([*QUIET, *arguments, *options, command, *files])
+    raise typer.Exit(codes.get(pytest.ExitCode(status), ExitCode.USAGE))
+
+
+def _suite_files(names: str) -> list[str]:
+    """The files of suites, by their names separated by commas; in the wheel they are inside of the package."""
+    package = Path(__file__).parent.parent
+    folder = package / "suites" if (package / "suites").is_dir() else package.parent / "suites"
+    known = {path.stem.removeprefix("bench_"): str(path) for path in sorted(folder.glob("bench_*.py"))}
+    asked = list(known) if names == "all" else listed(names)
+    for name in asked or [names]:  # with no file pytest would run the tests of the folder that it is in
+        if name not in known:
+            raise failure(f"no suite {name!r}. Suites are: {', '.join(known)}, or `all`.", ExitCode.USAGE)
+    return [known[name] for name in asked]
 
 
 def merge(
@@ -117,10 +103,8 @@ def merge(
     Exit code 4 where the parts are of different environments, code or settings; nothing is written then.
     """
     runs = [find_run(part, results) for part in parts]
-    try:
+    with refusing(NotMergeable, code=ExitCode.NOT_COMPARABLE):
         run = merged(runs, run_id or new_run_id(), typed_command())
-    except NotMergeable as error:
-        raise failure(str(error), ExitCode.NOT_COMPARABLE) from None
     if not (run.complete or partial):
         example = f"; missing is, among others, {run.missing[0]}" if run.missing else ""
         raise failure(
@@ -128,11 +112,8 @@ def merge(
             "join what there is with --partial.",
             ExitCode.USAGE,
         )
-    try:
-        with Journal.create(results, run.header) as journal:  # takes the name
-            saved = journal.path.with_suffix(".json")
-            write_run(run, saved)
-            journal.discard()
-    except (RunInUse, ValueError) as error:
-        raise failure(f"--run-id: {error}", ExitCode.USAGE) from None
+    with refusing(ValueError, flag="--run-id: "), Journal.create(results, run.header) as journal:  # takes the name
+        saved = journal.path.with_suffix(".json")
+        write_run(run, saved)
+        journal.discard()
     typer.echo(saved)

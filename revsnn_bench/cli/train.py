@@ -12,30 +12,31 @@ from rich.console import Console
 from revsnn_bench.case import Case, one_of, parse_shape
 from revsnn_bench.cli.options import (
     RESULTS,
+    Network,
     Results,
     RunName,
     case_option,
     checked,
     failure,
     named_values,
+    refusing,
     require_name,
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.records import Record, Status, utc_now
 from revsnn_bench.runs import require_writable
+from revsnn_bench.system.environment import fingerprint
 from revsnn_bench.tuning.space import parse_value
 
 if TYPE_CHECKING:
-    from revsnn_bench.models.data import Split
     from revsnn_bench.models.training import Trainer
 
 DATA = ("digits", "cifar10", "cifar100")
 
 
 def train(
-    network: Annotated[
-        str, case_option("workload", help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")
-    ] = "vgg11@0.25",
+    network: Network = "vgg11@0.25",
     node: Annotated[str, case_option("node", help="Node, or node+strategy.")] = "lif-carrier",
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the node, such as group_dim=1.")
@@ -66,31 +67,23 @@ def train(
     require_name(run_id, results)
     if checkpoint is not None and checkpoint.exists() and not checkpoint.is_file():
         raise failure(f"--checkpoint must be a file; {checkpoint} is none. Name another.", ExitCode.USAGE)
-    try:
+    with refusing(ValueError, FileNotFoundError):
         options = {name: parse_value(value) for name, value in named_values("--option", option).items()}
         case = Case.model_validate({
             "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
             "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
             "learning_rate": learning_rate, "encoding": encoding, "node_options": options,
         })  # fmt: skip
+        from revsnn_bench.models.data import CIFAR10, CIFAR100, read_cifar
         from revsnn_bench.models.training import Recipe, Trainer
 
-        trainer = Trainer(case, Recipe(epochs, batch, learning_rate), _split(data, data_dir), data)
+        split = None if data == "digits" else read_cifar(data_dir, CIFAR10 if data == "cifar10" else CIFAR100)
+        trainer = Trainer(case, Recipe(epochs, batch, learning_rate), split, data)
         if checkpoint is not None and checkpoint.is_file():
             _go_on(trainer, checkpoint)
-    except (ValueError, FileNotFoundError) as error:
-        raise failure(str(error), ExitCode.USAGE) from None
     require_writable(results, *(() if checkpoint is None else (checkpoint.parent,)))  # before hours of training
     _train(trainer, checkpoint)
     typer.echo(_save(case, trainer, run_id, results))
-
-
-def _split(data: str, folder: Path) -> "Split | None":
-    if data == "digits":
-        return None
-    from revsnn_bench.models.data import CIFAR10, CIFAR100, read_cifar
-
-    return read_cifar(folder, CIFAR10 if data == "cifar10" else CIFAR100)
 
 
 def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
@@ -116,11 +109,7 @@ def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
 
 
 def _go_on(trainer: "Trainer", checkpoint: Path) -> None:
-    """Goes on where a checkpoint was written.
-
-    Raises:
-        ValueError: it is none, or one of another training.
-    """
+    """Goes on where a checkpoint was written; a ValueError where it is none, or one of another training."""
     import torch
 
     try:
@@ -145,9 +134,7 @@ def _write(trainer: "Trainer", checkpoint: Path) -> None:
 def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
     """Writes a run of this one record, and prints the accuracy."""
     from revsnn_bench.models.methods import is_approximate
-    from revsnn_bench.records import Record, RunHeader, Status, utc_now
-    from revsnn_bench.runs import Journal, new_run_id
-    from revsnn_bench.system.environment import fingerprint
+    from revsnn_bench.session import SavedOptions
 
     start = time.monotonic()
     accuracy = trainer.record()
@@ -164,14 +151,7 @@ def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
         started_at=utc_now(),
         duration_s=accuracy.train_time_s + time.monotonic() - start,
     )
-    header = RunHeader(
-        run_id=run_id or new_run_id(),
-        started_at=utc_now(),
-        command=typed_command(),
-        environment=fingerprint(),
-        settings={"epochs": case.epochs},
-    )
-    with Journal.create(results, header) as journal:
+    saved = SavedOptions(run_id=run_id, results_dir=results, command=typed_command())
+    with saved.journal(fingerprint(), {"epochs": case.epochs}) as journal:
         journal.append(record)
-        saved: Path = journal.finish()
-    return saved
+        return journal.finish()

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from revsnn_bench.case import POSITIVE, each, one_of, parse_shape, parse_size
 from revsnn_bench.cli.options import (
     REPORTS,
     RESULTS,
     Formats,
+    Network,
     Reports,
     Results,
     Resume,
@@ -24,14 +26,14 @@ from revsnn_bench.cli.options import (
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.records import Record
+from revsnn_bench.report import units
 from revsnn_bench.run_options import find_journal
+from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, parse_value
 
 if TYPE_CHECKING:
-    from revsnn_bench.records import Record, Run
-    from revsnn_bench.tuning.space import StudySettings
     from revsnn_bench.tuning.study import Study
 
-_OBJECTIVES = ("accuracy", "peak", "time")
 _CARRIED_OUT = frozenset(
     ("workers", "threads", "timeout", "memory_limit", "preload", "run_id", "resume", "results", "reports", "format")
 )
@@ -57,12 +59,10 @@ def tune(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of every node that takes it.")
     ] = None,
     objective: Annotated[
-        str, checked(each(one_of(_OBJECTIVES)), help=f"What is asked for, among {', '.join(_OBJECTIVES)}.")
-    ] = ",".join(_OBJECTIVES),
+        str, checked(each(one_of(tuple(OBJECTIVES))), help=f"What is asked for, among {', '.join(OBJECTIVES)}.")
+    ] = ",".join(OBJECTIVES),
     trials: Annotated[int, typer.Option(min=1, help="Choices to try.")] = 40,
-    network: Annotated[
-        str, case_option("workload", help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")
-    ] = "vgg11@0.25",
+    network: Network = "vgg11@0.25",
     shape: Annotated[str, case_option("shape", help="Channels x height x width of the digits.")] = "1x8x8",
     encoding: Annotated[str, case_option("encoding")] = "direct",
     timesteps: Annotated[int, case_option("timesteps", help="T, unless --space searches it.")] = 4,
@@ -105,12 +105,13 @@ def tune(
 
 def _opened(context: typer.Context) -> "Study":
     given = context.params
-    for name in listed(given["preload"]):
+    preload = tuple(listed(given["preload"]))
+    for name in preload:
         import_module(name)
     journal = _journal(context) if given["resume"] else None
-    settings = _settings(given) if journal is None else _resumed(journal)
-    from revsnn_bench.tuning.study import Study, StudyOptions
+    from revsnn_bench.tuning.study import Study, StudyOptions, settings_of
 
+    settings = _settings(given) if journal is None else settings_of(journal)
     options = StudyOptions(
         run_id=given["run_id"] or None,
         results_dir=given["results"],
@@ -121,7 +122,7 @@ def _opened(context: typer.Context) -> "Study":
         threads=given["threads"],
         timeout_s=float(given["timeout"]),
         memory_limit_bytes=None if given["memory_limit"] is None else parse_size(given["memory_limit"]),
-        preload=tuple(listed(given["preload"])),
+        preload=preload,
         command=typed_command(),
         on_record=_show,
     )
@@ -142,34 +143,25 @@ def _journal(context: typer.Context) -> Path:
     return find_journal(context.params["resume"], context.params["results"])
 
 
-def _resumed(journal: Path) -> "StudySettings":
-    from revsnn_bench.tuning.study import settings_of
-
-    return settings_of(journal)
-
-
-def _settings(given: dict[str, Any]) -> "StudySettings":
-    from revsnn_bench.tuning.space import StudySettings, parse_axis, parse_value
-
-    space = {name: str(parse_axis(text)) for name, text in named_values("--space", given["space"]).items()}
+def _settings(given: dict[str, Any]) -> StudySettings:
     options = {name: parse_value(text) for name, text in named_values("--option", given["option"]).items()}
-    same = ("timesteps", "batch", "encoding", "dtype", "device", "epochs", "trials", "seed", "retrain", "seeds")
-    found = StudySettings.model_validate(
-        {
-            "workload": given["network"], "nodes": tuple(listed(given["node"])), "space": space, "options": options,
-            "shape": parse_shape(given["shape"]), "objective": tuple(listed(given["objective"])),
-            "budget_bytes": None if given["budget"] is None else parse_size(given["budget"]),
-            "drift_tolerance": given["drift_tolerance"], **{name: given[name] for name in same},
-        }
-    )  # fmt: skip
+    read = {
+        "workload": given["network"],
+        "nodes": tuple(listed(given["node"])),
+        "space": named_values("--space", given["space"]),
+        "options": options,
+        "shape": parse_shape(given["shape"]),
+        "objective": tuple(listed(given["objective"])),
+        "budget_bytes": None if given["budget"] is None else parse_size(given["budget"]),
+    }
+    as_given = {name: value for name, value in given.items() if name in StudySettings.model_fields}
+    found = StudySettings.model_validate(as_given | read)
     found.require_sound()
     return found
 
 
 def _sentence(error: Exception) -> str:
     """The first message of a failed validation, or the error's own."""
-    from pydantic import ValidationError
-
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False)[0]
@@ -186,24 +178,7 @@ def _carry_out(opened: "Study") -> None:
             study.retrain()
         except KeyboardInterrupt:
             raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
-        _conclude(*study.finish())
-
-
-def _show(record: "Record") -> None:
-    """A line for each record, as it comes."""
-    from revsnn_bench.report import units
-
-    known, accuracy = record.trial, record.accuracy
-    number = "" if known is None else f"{known.number:3}"
-    got = "" if accuracy is None else f"  {100 * accuracy.accuracy:5.1f} % after {accuracy.epochs} epochs"
-    reason = (record.reason or "").partition("\n")[0]
-    why = f"  {reason}" if reason else ""
-    peak = units.measured("peak_bytes", record)
-    setting = f"{record.case.variant}, seed {record.case.seed}"
-    typer.echo(f"trial {number}  {record.status.value:8}{got}  {peak:>10}  {setting}{why}")
-
-
-def _conclude(run: "Run", files: list[Path]) -> None:
+        run, files = study.finish()
     from revsnn_bench.report import study as read
 
     for line in read.summary(run):
@@ -215,3 +190,15 @@ def _conclude(run: "Run", files: list[Path]) -> None:
         typer.echo(path)
     if best is None:
         raise typer.Exit(ExitCode.CASE_FAILED)
+
+
+def _show(record: Record) -> None:
+    """A line for each record, as it comes."""
+    known, accuracy = record.trial, record.accuracy
+    number = "" if known is None else f"{known.number:3}"
+    got = "" if accuracy is None else f"  {100 * accuracy.accuracy:5.1f} % after {accuracy.epochs} epochs"
+    reason = (record.reason or "").partition("\n")[0]
+    why = f"  {reason}" if reason else ""
+    peak = units.measured("peak_bytes", record)
+    setting = f"{record.case.variant}, seed {record.case.seed}"
+    typer.echo(f"trial {number}  {record.status.value:8}{got}  {peak:>10}  {setting}{why}")

@@ -16,13 +16,10 @@ Peak = Callable[[Case], int | None]
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits.
+    """The largest case that fits, None where not even the smallest does, found by so many measurements.
 
-    Args:
-        case: the largest case that fits; None where not even the smallest does.
-        next_peak_bytes: the peak of the next larger case, which does not fit; None where it ran out of memory, or where
-            the search ended at its limit.
-        at_limit: whether larger ones were not tried.
+    `next_peak_bytes` is that of the next larger case, which does not fit; None where it ran out of memory, or where the
+    search ended at its limit.
     """
 
     case: Case | None

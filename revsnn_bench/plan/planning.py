@@ -41,11 +41,7 @@ Refine = Callable[[Profile, list[int]], Profile]
 
 @dataclass(frozen=True)
 class Measured:
-    """A step under a plan.
-
-    Fields:
-        gradient_error: relative L2 difference of all parameter gradients to the model without a plan.
-    """
+    """A step under a plan; the error is the relative L2 difference of all parameter gradients to those without one."""
 
     peak_bytes: int
     gradient_error: float
@@ -191,9 +187,7 @@ def make_plan(
 def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Measure | None) -> Plan:
     """Solves, measures, and solves again for a smaller budget while the measured peak is beyond the one asked for.
 
-    Args:
-        refine: records the plans that a profile gives for budgets; see `revsnn_bench.plan.solve.refined`.
-        measure: measures a plan; None where the step is too large to run.
+    Plans are recorded as by `revsnn_bench.plan.solve.refined`; none is measured where the step is too large to run.
     """
     target, repairs, found = budget_bytes, 0, None
     while True:
@@ -232,11 +226,8 @@ def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
     )
 
 
-Call = Callable[..., Any]
-
-
 def plan_case(
-    call: Call,
+    call: Callable[..., Any],
     case: Case,
     budget_bytes: int,
     rounds: int = 3,
@@ -255,11 +246,7 @@ def plan_case(
     limit_bytes = limit_bytes or int(MEMORY_SHARE * psutil.virtual_memory().available)
     profile, largest = call(profile_case, case, rounds, blocks, limit_bytes)
     runs = largest == case
-
-    def refine(profile: Profile, budgets: list[int]) -> Profile:
-        known: Profile = call(refine_case, case, profile, budgets, runs)
-        return known
-
+    refine: Refine = partial(call, refine_case, case, runs)
     if with_frontier:
         profile = refine(profile, [budget_bytes, *frontier_budgets(profile)])
     if runs:
@@ -269,11 +256,9 @@ def plan_case(
 
 
 def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tuple[Profile, Case]:
-    """The profile of a case in a worker: on real tensors, or on fake ones where its step is beyond the limit.
+    """The profile of a case in a worker, and the case at the largest batch that can be run here.
 
-    Returns:
-        The profile, and the case at the largest batch that can be run here. Where it is a smaller one, bytes are those
-        of the case, and seconds those of a batch of about `SMALL_BYTES`, in proportion.
+    Where that is smaller, bytes are those of fake tensors, and seconds in proportion to a batch of about `SMALL_BYTES`.
     """
     kind = load_class(blocks) if blocks else None
     expected = predicted_peak(case, {})
@@ -287,7 +272,7 @@ def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tupl
     return profile, _smaller(case, expected, limit_bytes)
 
 
-def refine_case(case: Case, profile: Profile, budgets: list[int], runs: bool) -> Profile:
+def refine_case(case: Case, runs: bool, profile: Profile, budgets: list[int]) -> Profile:
     """The profile of a case after the plans for some budgets were recorded, on fake tensors where it is not to run."""
     if runs:
         return refined(profile, budgets, partial(record_step, _warm(case), profile.blocks))
@@ -318,7 +303,7 @@ def predicted_peak(case: Case, plan: dict[str, str]) -> int:
 
 
 def verify_case(case: Case, plan: dict[str, str]) -> Smaller:
-    """Predicts and measures a case under a plan that was made for a larger batch."""
+    """A case under a plan that was made for a larger batch."""
     return Smaller(case.batch, predicted_peak(case, plan), measure_case(case, plan))
 
 

@@ -25,6 +25,7 @@ from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import unique_bytes
+from revsnn_bench.meters.tracker import Scratch
 from revsnn_bench.models.own import OwnStep, own_parts
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
@@ -37,17 +38,13 @@ _CONVOLUTIONS = {_aten.convolution.default: 1, _aten.convolution_backward.defaul
 """How many of their arguments, the first ones, have a batch."""
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
-
 CUDA_BLOCK_BYTES = 512
 """What PyTorch's CUDA allocator rounds each block up to (`kMinBlockSize` in c10/cuda/CUDACachingAllocator.cpp)."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a training step would take; bytes as in `MemoryRecord`, operations as in `FlopsRecord`.
-
-    For a GPU `peak_bytes` is the record's `device_peak_bytes`.
-    """
+    """What a training step would take; on a GPU `peak_bytes` is the `device_peak_bytes` of a `MemoryRecord`."""
 
     peak_bytes: int
     retained_bytes: int
@@ -105,27 +102,25 @@ def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return fake
 
 
-class Probe:
-    """Bytes that an operator takes beyond what the tracker sees."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-
-    def __call__(self, func: Any, args: tuple[Any, ...], out: Any) -> int:
-        """Scratch of a call; 0 for all but convolutions and products in half precision."""
-        is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)
-        if func not in _CONVOLUTIONS and not is_product:
-            return 0
-        layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
-        key = str((func, layout))
-        if key not in self._known:
-            found = _of_product(func, args) if is_product else _of_convolution(func, args, _CONVOLUTIONS[func])
-            self._known[key] = found
-        return self._known[key]
+_known: dict[str, int] = {}
+"""Scratch by operator and layout of its arguments."""
 
 
-def _of_convolution(func: Any, args: tuple[Any, ...], batched: int) -> int:
+def scratch_bytes(func: Any, args: tuple[Any, ...], out: Any) -> int:
+    """What a call takes beyond what the tracker sees; 0 for all but convolutions and products in half precision."""
+    is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)
+    if func not in _CONVOLUTIONS and not is_product:
+        return 0
+    layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
+    key = str((func, layout))
+    if key not in _known:
+        _known[key] = _of_product(func, args) if is_product else _of_convolution(func, args)
+    return _known[key]
+
+
+def _of_convolution(func: Any, args: tuple[Any, ...]) -> int:
     """Scratch of a convolution, of which the first arguments have a batch."""
+    batched = _CONVOLUTIONS[func]
     shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
     batch: int = shapes[batched - 1][0]
     most: int = max(2, PROBE_ELEMENTS // args[batched - 1][0].numel())
@@ -173,9 +168,6 @@ def _measured(func: Any, args: tuple[Any, ...], shapes: list[tuple[int, ...]]) -
         return timeline.peak_bytes - unique_bytes(each for each in tree_leaves(results) if isinstance(each, Tensor))
 
 
-_PROBE = Probe()
-
-
-def probe_for(case: Case) -> Probe | None:
+def probe_for(case: Case) -> Scratch | None:
     """What measures scratch on the device of a case; None on a GPU, where it cannot be measured from here."""
-    return _PROBE if case.device == "cpu" else None
+    return scratch_bytes if case.device == "cpu" else None

@@ -116,48 +116,33 @@ class Profile:
             return self.plain_s
         return sum(seconds[option] for seconds, option in zip(self.seconds, choice, strict=True))
 
-    def uniform(self, option: str) -> Choice:
-        """The choice that gives every block one option."""
-        return self.plain if option == "plain" else (*self.options[0], *(option for _ in self.blocks[1:]))
-
 
 def profile_step(step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3) -> Profile:
     """Records and times a step under every option of its device; leaves the model without a plan, the step prepared.
 
     Args:
-        kind: class of its blocks, where the user names it.
+        kind: class of its blocks, where the user names it; a ValueError where no block is found.
         rounds: timed steps of each option.
-    Raises:
-        ValueError: no block was found.
     """
     options = OPTIONS if step.source.device.type == "cpu" else (*OPTIONS, OFFLOAD)
     with quiet_gc(), frozen_heap():
         try:
             names = (REST, *(block.name for block in running_order(step, kind)))
-            return _profile(step, names, options, rounds)
+            record = partial(record_step, step, names)
+            _timed(step, names, ("remat", *("plain" for _ in names[1:])))  # the first step that records keeps more
+            uniform = _distinct(_uniform(record, names, options))
+            costs, recorded = _all_costs(record, names, uniform)
+            seconds, plain_s = _seconds(step, names, tuple(uniform), rounds)
         finally:
             apply_plan(step.model, {})
+    return Profile(names, (("remat",), *(tuple(uniform) for _ in names[1:])), costs, seconds, plain_s, recorded)
 
 
 def profile_fake(small: Profile, times: float, record: Record) -> Profile:
-    """The bytes of a larger step than the one that was profiled, with its options and seconds.
-
-    Args:
-        times: how many times larger this one is.
-        record: of the larger step on fake tensors.
-    """
+    """The profile of a step so many times larger: its bytes, as recorded on fake tensors, and seconds in proportion."""
     costs, recorded = _all_costs(record, small.blocks, _uniform(record, small.blocks, small.options[-1]))
     seconds = tuple({option: times * each for option, each in known.items()} for known in small.seconds)
     return replace(small, costs=costs, seconds=seconds, plain_s=times * small.plain_s, recorded=recorded)
-
-
-def _profile(step: TrainingStep, names: tuple[str, ...], options: Sequence[str], rounds: int) -> Profile:
-    record = partial(record_step, step, names)
-    _timed(step, names, ("remat", *("plain" for _ in names[1:])))  # the first step that records keeps more
-    uniform = _distinct(_uniform(record, names, options))
-    costs, recorded = _all_costs(record, names, uniform)
-    seconds, plain_s = _seconds(step, names, tuple(uniform), rounds)
-    return Profile(names, (("remat",), *(tuple(uniform) for _ in names[1:])), costs, seconds, plain_s, recorded)
 
 
 def _uniform(record: Record, names: Sequence[str], options: Sequence[str]) -> dict[str, list[Cost]]:
@@ -176,10 +161,8 @@ def _distinct(uniform: dict[str, list[Cost]]) -> dict[str, list[Cost]]:
 
 
 def _border(before: str, option: str) -> str:
-    """How a block gets the output of the block before it: whole, made again, or from bits where it is binary.
-
-    Passes are counted across a border where both sides record, so that there the option before counts.
-    """
+    """How a block gets the output of the block before it: whole, made again, or from bits where it is binary."""
+    # Passes are counted across a border where both sides record, so that there the option before counts.
     if before in ("plain", "checkpoint"):
         return "whole"
     return "again" if before in PASSES and option not in PASSES else before
@@ -234,11 +217,7 @@ def _peak(costs: Sequence[Cost]) -> int:
 
 
 def running_order(step: TrainingStep, kind: type[nn.Module] | None = None) -> list[Block]:
-    """The blocks in the order in which they run; the model as one block where some run more than once in a step.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The blocks in the order in which they run; the model as one block where some run more than once in a step."""
     apply_plan(step.model, {})
     blocks, calls = find_blocks(step.model, kind), []
     if not blocks:
@@ -286,11 +265,7 @@ def _run(step: TrainingStep, blocks: Sequence[Block], mark: Callable[[int], None
 
 
 def record_fake_step(step: TrainingStep, names: Sequence[str], scratch: Scratch | None, choice: Choice) -> list[Cost]:
-    """`record_step` on fake tensors, in the context of `revsnn_bench.plan.predict.fake_step`, from a tracker's log.
-
-    Args:
-        scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
-    """
+    """`record_step` on fake tensors, in the context of `revsnn_bench.plan.predict.fake_step`, from a tracker's log."""
     blocks = _planned(step, names, choice)
     tracker = StorageTracker(step.model, scratch)
     marks: list[tuple[int, int]] = []
@@ -311,12 +286,7 @@ def record_fake_step(step: TrainingStep, names: Sequence[str], scratch: Scratch 
 
 
 def record_step(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[Cost]:
-    """Costs of every segment in one step.
-
-    Args:
-        step: is left prepared, and under the choice.
-        names: of the segments, `REST` first.
-    """
+    """Costs of every segment, by their names, in one step, which is left prepared and under the choice."""
     blocks = _planned(step, names, choice)
 
     def mark(number: int) -> None:
@@ -389,10 +359,7 @@ def _planned(step: TrainingStep, names: Sequence[str], choice: Choice) -> list[B
 def _seconds(
     step: TrainingStep, names: Sequence[str], options: Sequence[str], rounds: int
 ) -> tuple[tuple[dict[str, float], ...], float]:
-    """Least of interleaved rounds, by segment and option; and of the step without a plan.
-
-    The least is what other programs disturbed least. Every option has run before, when its bytes were recorded.
-    """
+    """The least of interleaved rounds, which others disturbed least, by segment and option; and without a plan."""
     samples: list[dict[str, float]] = [{} for _ in names]
     plain = [math.inf] * len(names)
     for _ in range(rounds):

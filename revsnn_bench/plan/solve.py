@@ -96,17 +96,15 @@ def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
         memory[j, number], memory[segments + j, number] = cost.peak_bytes * scale, cost.forward_bytes * scale
         memory[j + 1 : segments, [number]] = memory[segments + j + 1 :, [number]] = cost.kept_bytes * scale
     memory[:, [count]] = -1.0
-    rows = [[(index[0, "", option], 1.0) for option in profile.options[0]]]
-    for i in range(1, len(profile.blocks)):
-        for option in profile.options[i - 1]:
-            ends = [(n, 1.0) for (j, _, last), n in index.items() if j == i - 1 and last == option]
-            rows.append(ends + [(index[i, option, own], -1.0) for own in profile.options[i]])
-    path = lil_array((len(rows), count + 1))
-    for row, entries in enumerate(rows):
-        for number, value in entries:
-            path[row, number] = value
+    borders = dict.fromkeys((i, before) for i, before, _ in variables)
+    rows = {border: row for row, border in enumerate(borders)}
+    path = lil_array((len(rows), count + 1))  # of every border: what ends there, less what starts there
+    for (i, before, option), number in index.items():
+        path[rows[i, before], number] = -1.0
+        if (i + 1, option) in rows:
+            path[rows[i + 1, option], number] = 1.0
     equal = np.zeros(len(rows))
-    equal[0] = 1.0
+    equal[0] = -1.0  # before the first segment one starts
     seconds = np.array([profile.seconds[i][option] for i, _, option in variables])
     top = np.inf if budget_bytes is None else budget_bytes * scale
     objective = np.append(seconds * (1e-6 if budget_bytes is None else 1.0), 1.0 if budget_bytes is None else 0.0)

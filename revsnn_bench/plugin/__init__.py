@@ -9,7 +9,7 @@ With `--benchmark` cases are measured in full, saved and reported; without it ev
 
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.outcomes import Skipped
 
-from revsnn_bench.case import Sweep
-from revsnn_bench.plugin import budget, options
+from revsnn_bench.case import Case, Sweep, parse_size
+from revsnn_bench.measuring import memory_doubt
+from revsnn_bench.plugin import options
 
 if TYPE_CHECKING:
-    from revsnn_bench.case import Case
     from revsnn_bench.records import Record
     from revsnn_bench.session import BenchSession
 
@@ -35,8 +35,8 @@ FILES = pytest.StashKey[list[str]]()
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark saves what it is asked to save; it makes the folder whether or not it was asked."""
 
-_MOST_REPORTS = 2
-"""Reports named in the terminal, pages first: figures alone would fill it."""
+_MOST_REPORTS, _MOST_CONTRIBUTORS = 2, 5
+"""Reports named in the terminal, pages first: figures alone would fill it; and parts of memory beyond a budget."""
 
 MARKERS = (
     "sweep(quick, full, workload, nodes, **fixed): parametrize `case` over nodes and axes, as revsnn_bench.case.Sweep",
@@ -51,16 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the markers, checks the options, and shows progress where the command line asked for it.
-
-    For the command line's runs, the process that starts workers loads torch while it is imported here; a user's tests
-    may still change the path and the environment that it gets.
-    """
+    """Registers the markers, checks the options, and shows progress where the command line asked for it."""
     config.stash[HAD_STORAGE] = STORAGE.exists()
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     options.check(config)
     if config.getoption("run_command"):
+        # The process that starts workers loads torch while it is imported here; a user's tests may still change the
+        # path and the environment that it gets.
         session_of(config).start()
     options.check_names(config)
     if config.getoption("run_progress"):
@@ -121,16 +119,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if keys[item] in own]
 
 
-def _has_no_value(item: pytest.Item) -> bool:
-    """Whether pytest skips this test because its sweep has no case, as where it names none of the nodes asked for."""
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and "case" in callspec.params and _case_of(item) is None
-
-
 def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
-    """Ids of the cases that tests measure; None where a test without a parameter `case` makes its cases itself."""
-    cases = [_case_of(item) for item in items if _measures(item) and not _has_no_value(item)]
-    return None if None in cases else [case.id for case in cases if case is not None]
+    """Ids of the cases that tests measure; None where a test without a parameter `case` makes its cases itself.
+
+    Pytest skips a test whose sweep has no case, as where it names none of the nodes asked for.
+    """
+    measuring = [item for item in items if _measures(item)]
+    if not all("case" in _parameters(item) for item in measuring):
+        return None
+    return [case.id for item in measuring if (case := _case_of(item)) is not None]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -182,13 +179,14 @@ def _measures(item: pytest.Item) -> bool:
     return "measure_case" in getattr(item, "fixturenames", ())
 
 
-def _case_of(item: pytest.Item) -> "Case | None":
+def _case_of(item: pytest.Item) -> Case | None:
     """The case of a test that a sweep parametrized."""
-    from revsnn_bench.case import Case
-
-    callspec = getattr(item, "callspec", None)
-    case = None if callspec is None else callspec.params.get("case")
+    case = _parameters(item).get("case")
     return case if isinstance(case, Case) else None
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -212,17 +210,22 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
     The test fails where the case ended in `error`, `timeout` or `oom`, or its gradient is wrong though nothing warned
     of it; it is skipped where the case cannot run here, and marked as expected failure where the node itself warned.
     """
+    from revsnn_bench.runner.cluster import ClusterError
+
     config = request.config
     timer = ReplayTimer()
     untold: list[Record] = []
     benchmark: Any = None
 
-    def measure(case: "Case", passes: "Sequence[str] | None" = None) -> "Record":
+    def measure(case: Case, passes: "Sequence[str] | None" = None) -> "Record":
         nonlocal benchmark
         if config.stash.get(SUBMITTING, False):
             session_of(config).submit(case, passes)
             raise Submitted
-        record = _measured(session_of(config), case, passes)
+        try:
+            record = session_of(config).measure(case, passes)
+        except ClusterError as error:
+            pytest.exit(str(error))
         untold.append(record)
         # Only a time asks for the fixture: pytest-benchmark warns of one that is not used.
         if benchmark is None and record.time is not None and config.getoption("benchmark"):
@@ -230,19 +233,10 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
         while benchmark is not None and untold:
             _replay(benchmark, timer, untold.pop(0))
         _judge(record)
-        budget.check(request.node, record)
+        hold_to_budget(request.node, record)
         return record
 
     return measure
-
-
-def _measured(session: "BenchSession", case: "Case", passes: "Sequence[str] | None") -> "Record":
-    from revsnn_bench.runner.cluster import ClusterError
-
-    try:
-        return session.measure(case, passes)
-    except ClusterError as error:
-        pytest.exit(str(error))
 
 
 def session_of(config: pytest.Config) -> "BenchSession":
@@ -346,19 +340,70 @@ def _judge(record: "Record") -> None:
     if record.status.value in ("error", "timeout", "oom"):
         pytest.fail(reason, pytrace=False)
     if record.status.value == "wrong":
-        warned = record.fidelity is not None and record.fidelity.warning
-        if not warned:
-            pytest.fail(reason, pytrace=False)
-        pytest.xfail(reason)
+        if record.fidelity is not None and record.fidelity.warning:
+            pytest.xfail(reason)
+        pytest.fail(reason, pytrace=False)
+
+
+def _limits(item: pytest.Item) -> dict[str, int]:
+    """The limits in bytes that a test's `memory_budget` declares, by `retained` and `peak`."""
+    marker = item.get_closest_marker("memory_budget")
+    if marker is None:
+        return {}
+    if marker.args or not marker.kwargs or not set(marker.kwargs) <= {"retained", "peak"}:
+        raise pytest.UsageError('memory_budget takes retained="4 MiB", peak="64 MiB", or both')
+    try:
+        return {name: parse_size(size) for name, size in marker.kwargs.items()}
+    except ValueError as error:
+        raise pytest.UsageError(f"memory_budget: {error}") from None
+
+
+def hold_to_budget(item: pytest.Item, record: "Record") -> None:
+    """Fails the test where a measured case takes more than the test allows, or memory that was not all counted."""
+    limits, case, memory = _limits(item), record.case.id, record.memory
+    if not limits:
+        return
+    if doubt := memory_doubt(record.case, memory):
+        pytest.fail(f"{case}: memory_budget cannot be held: {doubt}", pytrace=False)
+    if memory is None:
+        pytest.fail(f"{case}: memory_budget needs the memory pass, which did not run", pytrace=False)
+    saved = memory.saved_bytes
+    parts = {"saved, own": saved.own, "aliasing the input": saved.input, "aliasing the output": saved.output}
+    found = {"retained": memory.retained_bytes, "peak": memory.peak_bytes}
+    parts_of = {"retained": parts, "peak": memory.peak_by_category_bytes}
+    for name, limit in limits.items():
+        _hold(case, name, found[name], limit, parts_of[name])
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Holds a test with a memory budget, that measures no case, to that budget."""
-    if budget.applies_to_test(item):
-        with budget.watched(item):
-            return (yield)
-    return (yield)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Holds a test with a memory budget, that measures no case, to that budget: the host tensors of its body."""
+    limits = _limits(item)
+    if not limits or _measures(item):
+        return (yield)
+    from revsnn_bench.meters.allocator import watch_timeline
+
+    with watch_timeline() as watch:
+        result = yield
+    timeline = watch.timeline
+    found = {"peak": timeline.peak_bytes, "retained": timeline.live_bytes}
+    blocks = {"peak": timeline.peak_blocks, "retained": timeline.live_blocks}
+    for name, limit in limits.items():
+        sizes = sorted(blocks[name].values(), reverse=True)
+        _hold(item.name, name, found[name], limit, {f"block {i}": size for i, size in enumerate(sizes, 1)})
+    return result
+
+
+def _hold(what: str, name: str, found: int, limit: int, parts: dict[str, int]) -> None:
+    if found <= limit:
+        return
+    largest = sorted(parts.items(), key=lambda part: part[1], reverse=True)[:_MOST_CONTRIBUTORS]
+    contributors = ", ".join(f"{part} {size:,} B" for part, size in largest if size)
+    pytest.fail(
+        f"{what}: {name} memory is {found:,} B, {found - limit:,} B over the budget of {limit:,} B. "
+        f"Largest contributors: {contributors or 'none known'}",
+        pytrace=False,
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

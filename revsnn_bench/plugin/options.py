@@ -4,7 +4,8 @@ import importlib
 import shlex
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from revsnn_bench.case import Preset, is_own
-from revsnn_bench.run_options import (
-    OPTIONS,
-    RUN_OPTIONS,
-    SWEEP_OPTIONS,
-    RunOption,
-    find_journal,
-    recorded_command,
-    require_run_name,
-)
+from revsnn_bench.run_options import OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command, require_run_name
 
 if TYPE_CHECKING:
     from revsnn_bench.session import RunOptions
@@ -35,7 +28,7 @@ def add(parser: pytest.Parser) -> None:
     group.addoption(
         "--sweep-preset", choices=("quick", "full"), default="quick", help="values for minutes, or for hours"
     )
-    for option in (*SWEEP_OPTIONS, *RUN_OPTIONS):
+    for option in OPTIONS.values():
         if option.metavar:
             kind, default = _argparse_type(option), option.default or None
             group.addoption(option.pytest_flag, type=kind, default=default, metavar=option.metavar, help=option.help)
@@ -76,23 +69,53 @@ def axes(config: pytest.Config) -> dict[str, tuple[Any, ...]]:
 
 def check(config: pytest.Config) -> None:
     """Stops before collection where an option cannot be carried out, as far as can be told without torch."""
-    _check_alone(config)
-    _check_histogram(config)
-    _check_cluster(config)
-    _check_each(config, {"run_id": _check_name, "resume": journal})
+    is_spread = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
+    if config.getoption("benchmark") and (is_spread or hasattr(config, "workerinput")):  # by xdist, and into one run
+        raise pytest.UsageError(
+            "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
+            "Leave out -n; to use several machines, give each a part with --run-shard."
+        )
+    # pytest-benchmark looks for what it draws with when everything is measured, which would be lost.
+    if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
+        raise pytest.UsageError(
+            "--benchmark-histogram: needs pygal; it is not installed. pytest-benchmark draws with it. "
+            "Install it with: pip install 'revsnn-bench[histogram]'"
+        )
+    if config.getoption("run_cluster"):
+        _check_cluster(config)
+    resume = config.getoption("run_resume")
+    with _refusing(config, "run_id"):
+        if resume or config.getoption("benchmark"):
+            require_run_name(config.getoption("run_id"), resume, config.getoption("run_results"))
+    with _refusing(config, "resume"):
+        journal(config)
 
 
 def check_names(config: pytest.Config) -> None:
     """The same of what is known with torch imported: modules, workloads and nodes."""
-    _check_each(config, {"preload": _import_preload, "workload": _check_workloads, "node": _check_nodes})
+    with _refusing(config, "preload"):
+        _import_preload(config)
+    with _refusing(config, "workload"):
+        for workload in config.getoption("sweep_workload") or ():
+            from revsnn_bench.models.workloads import require_workload
+
+            if not is_own(workload):
+                require_workload(workload)
+    with _refusing(config, "node"):
+        for name in config.getoption("sweep_node") or ():
+            from revsnn_bench.models.own import require_method
+            from revsnn_bench.models.strategies import strategy
+
+            require_method(name) if has_own_model(config) else strategy(name)
 
 
-def _check_each(config: pytest.Config, checks: Mapping[str, Callable[[pytest.Config], object]]) -> None:
-    for key, look in checks.items():
-        try:
-            look(config)
-        except ValueError as error:
-            raise pytest.UsageError(f"{flag(config, key)}: {error}") from None
+@contextmanager
+def _refusing(config: pytest.Config, key: str) -> Iterator[None]:
+    """Ends the session with a `ValueError`'s message, after the option that is at fault."""
+    try:
+        yield
+    except ValueError as error:
+        raise pytest.UsageError(f"{flag(config, key)}: {error}") from None
 
 
 def skips_benchmarks(config: pytest.Config) -> bool:
@@ -100,20 +123,8 @@ def skips_benchmarks(config: pytest.Config) -> bool:
     return bool(config.getoption("benchmark_skip") and not config.getoption("benchmark_only"))
 
 
-def _check_alone(config: pytest.Config) -> None:
-    """Several workers of xdist would time cases beside each other, and write one run."""
-    spread = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
-    if config.getoption("benchmark") and (spread or hasattr(config, "workerinput")):
-        raise pytest.UsageError(
-            "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
-            "Leave out -n; to use several machines, give each a part with --run-shard."
-        )
-
-
 def _check_cluster(config: pytest.Config) -> None:
     """Refuses what cannot be together with a cluster, and a cluster without Ray."""
-    if not config.getoption("run_cluster"):
-        return
     own = flag(config, "cluster")
     if not config.getoption("benchmark"):
         raise pytest.UsageError(f"{own}: must come with --benchmark. Without it every case runs once, small and here.")
@@ -137,21 +148,6 @@ def journal(config: pytest.Config) -> Path | None:
     return find_journal(resumed, config.getoption("run_results")) if resumed else None
 
 
-def _check_histogram(config: pytest.Config) -> None:
-    """pytest-benchmark looks for what it draws with when everything is measured, which would be lost."""
-    if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
-        raise pytest.UsageError(
-            "--benchmark-histogram: needs pygal; it is not installed. pytest-benchmark draws with it. "
-            "Install it with: pip install 'revsnn-bench[histogram]'"
-        )
-
-
-def _check_name(config: pytest.Config) -> None:
-    resume = config.getoption("run_resume")
-    if resume or config.getoption("benchmark"):
-        require_run_name(config.getoption("run_id"), resume, config.getoption("run_results"))
-
-
 def _import_preload(config: pytest.Config) -> None:
     """Imports here what workers will import, so that a node which it registers is known; the working folder counts."""
     modules = config.getoption("run_preload") or ()
@@ -164,32 +160,9 @@ def _import_preload(config: pytest.Config) -> None:
             raise ValueError(f"cannot import {name!r} ({type(error).__name__}: {error}).") from None
 
 
-def _check_workloads(config: pytest.Config) -> None:
-    for workload in config.getoption("sweep_workload") or ():
-        from revsnn_bench.models.workloads import require_workload
-
-        if not is_own(workload):
-            require_workload(workload)
-
-
-def _check_nodes(config: pytest.Config) -> None:
-    asked = config.getoption("sweep_node")
-    if asked:
-        from revsnn_bench.models.own import require_method
-        from revsnn_bench.models.strategies import strategy
-
-        for name in asked:
-            require_method(name) if has_own_model(config) else strategy(name)
-
-
 def has_own_model(config: pytest.Config) -> bool:
     """Whether a model of the user is among the workloads that were asked for."""
     return any(map(is_own, config.getoption("sweep_workload") or ()))
-
-
-def _command(config: pytest.Config) -> tuple[str, ...]:
-    typed = config.getoption("run_command")
-    return recorded_command(shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)])
 
 
 def run_options(config: pytest.Config) -> "RunOptions":
@@ -198,17 +171,19 @@ def run_options(config: pytest.Config) -> "RunOptions":
     from revsnn_bench.session import RunOptions
 
     given = config.getoption
-    measured = given("benchmark")
-    full = Settings(
-        passes=given("run_passes"),
-        target_s=given("run_target"),
-        processes=given("run_processes"),
-        keep_freed=given("run_keep_freed"),
-        epochs=given("run_epochs"),
-    )
-    smoke = Settings(passes=("memory", "fidelity"))
+    measured, typed = given("benchmark"), given("run_command")
+    settings = Settings(passes=("memory", "fidelity"))
+    if measured:
+        settings = Settings(
+            passes=given("run_passes"),
+            target_s=given("run_target"),
+            processes=given("run_processes"),
+            keep_freed=given("run_keep_freed"),
+            epochs=given("run_epochs"),
+        )
+    words = shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)]
     return RunOptions(
-        settings=full if measured else smoke,
+        settings=settings,
         run_id=given("run_id"),
         results_dir=given("run_results") if measured else None,
         reports_dir=given("run_reports"),
@@ -220,5 +195,5 @@ def run_options(config: pytest.Config) -> "RunOptions":
         preload=given("run_preload") or (),
         cluster=given("run_cluster"),
         live=given("run_live"),
-        command=_command(config),
+        command=recorded_command(words),
     )

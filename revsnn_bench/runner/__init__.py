@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing import Pipe
 from typing import IO, Any, Self
 
@@ -30,6 +31,7 @@ _BOOT = (
 _PATIENCE_S = 10.0
 
 
+@dataclass(eq=False)
 class Runner:
     """Runs each case in a fresh process, forked from a server that has imported torch.
 
@@ -48,40 +50,30 @@ class Runner:
     block, with an interrupt, or with this process, however that ends; no worker outlives it.
     """
 
-    def __init__(
-        self,
-        measure: Callable[[Case, Any], Record],
-        *,
-        timeout_s: float,
-        memory_limit_bytes: int | None = None,
-        preload: Sequence[str] = PRELOAD,
-        threads: int | None = None,
-    ) -> None:
-        _require_positive("timeout_s", timeout_s, "It is the time that a case may take, in seconds.")
-        _require_positive("memory_limit_bytes", memory_limit_bytes, "Pass None for no limit.")
-        _require_positive("threads", threads, "Pass None for torch's default.")
-        _require_importable(measure)
-        self._measure = measure
-        self._timeout_s = timeout_s
-        self._memory_limit_bytes = memory_limit_bytes
-        self._preload = tuple(preload)
-        self._threads = threads
-        self._server: _Server | None = None
+    measure: Callable[[Case, Any], Record]
+    _: KW_ONLY
+    timeout_s: float
+    memory_limit_bytes: int | None = None
+    preload: Sequence[str] = PRELOAD
+    threads: int | None = None
+    _server: "_Server | None" = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        _require_positive("timeout_s", self.timeout_s, "It is the time that a case may take, in seconds.")
+        _require_positive("memory_limit_bytes", self.memory_limit_bytes, "Pass None for no limit.")
+        _require_positive("threads", self.threads, "Pass None for torch's default.")
+        _require_importable(self.measure)
 
     def run(self, case: Case, settings: object) -> Record:
-        """Measures one case in a process of its own.
+        """Measures one case in a process of its own, with settings that pickle.
 
-        Args:
-            case: what to measure.
-            settings: second argument of `measure`; anything that pickles.
         Returns:
-            The record that `measure` made; or one without any number, whose status and reason say how it
-            failed.
+            The record that `measure` made; or one without any number, whose status and reason say how it failed.
         Raises:
             RuntimeError: the server cannot start, such as when a module of `preload` cannot be imported.
         """
         started_at, start, before = utc_now(), time.monotonic(), read_conditions()
-        outcome = self._call(self._measure, case, settings)
+        outcome = self._call(self.measure, case, settings)
         if outcome.status is Status.OK:
             try:
                 value = pickle.loads(outcome.payload)
@@ -141,13 +133,13 @@ class Runner:
 
     def _started(self) -> "_Server":
         if self._server is None:
-            self._server = _Server(self._preload, worker_environment(self._threads))
+            self._server = _Server(self.preload, worker_environment(self.threads))
         return self._server
 
     def _call(self, function: Callable[..., object], *arguments: object) -> Outcome:
         call = pickle.dumps((function, arguments))
         try:
-            return self._started().ask(Request(call, self._timeout_s, self._memory_limit_bytes))
+            return self._started().ask(Request(call, self.timeout_s, self.memory_limit_bytes))
         except (EOFError, ConnectionError):
             reason = f"the process that starts the workers ended: {self._started().last_words()}"
             self.close()
@@ -159,9 +151,9 @@ class Runner:
 
 
 def measure_in_processes(runner: Runner, case: Case, settings: Settings) -> Record:
-    """What a run records of a case: measured in one process, and timed again in each of `settings.processes`.
+    """What a run records of a case: measured in one process, and timed in as many as `settings.processes`.
 
-    The times are those of all processes; of the first alone where a further one fails.
+    Where a further one fails, the times are those of the first alone.
     """
     record = runner.run(case, settings)
     if record.time is None or record.case == record.case.point:
@@ -199,19 +191,16 @@ class _Server:
     def ask(self, request: Request) -> Outcome:
         """Sends one call and waits for how it ended."""
         if not self._ready:
-            self._await_start()
+            try:
+                problem = self._pipe.recv()
+            except (EOFError, ConnectionError):
+                problem = self.last_words()
+            if problem is not None:
+                raise RuntimeError(f"the process that starts the workers could not import `preload`: {problem}")
+            self._ready = True
         self._pipe.send(request)
         outcome: Outcome = self._pipe.recv()
         return outcome
-
-    def _await_start(self) -> None:
-        try:
-            problem = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            problem = self.last_words()
-        if problem is not None:
-            raise RuntimeError(f"the process that starts the workers could not import `preload`: {problem}")
-        self._ready = True
 
     def last_words(self) -> str:
         """How the server ended, and the end of what it printed."""
@@ -234,7 +223,7 @@ class _Server:
         try:
             self._process.wait(_PATIENCE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self.kill()
             self._process.wait()
         self._errors.close()
 

@@ -280,13 +280,13 @@ class Cluster:
         nodes, answers = self._nodes(), list[Answer]()
         for ref in ready:
             number, slot = self._asked.pop(ref)
-            if number in nodes:  # else it is gone
-                found: Environment | Exception
-                try:
-                    found = Environment.model_validate_json(ray.get(ref))
-                except Exception as error:
-                    found = error
-                answers.append(Answer(nodes[number]["NodeManagerHostname"], number, _gpus(nodes[number]), slot, found))
+            if (node := nodes.get(number)) is None:  # it is gone
+                continue
+            try:
+                found: Environment | Exception = Environment.model_validate_json(ray.get(ref))
+            except Exception as error:
+                found = error
+            answers.append(Answer(node["NodeManagerHostname"], number, _gpus(node), slot, found))
         return answers
 
     def _welcome(self) -> None:
@@ -355,11 +355,11 @@ class Cluster:
         for other in [slot for slot in host.slots if slot.on_gpu != on_gpu]:
             _end(other)
             host.slots.remove(other)
-        free = [slot for slot in host.slots if slot.job is None]
-        if not free:
-            free = [self._new_slot(host.node, on_gpu)]
-            host.slots += free
-        return free[0]
+        free = next((slot for slot in host.slots if slot.job is None), None)
+        if free is None:
+            free = self._new_slot(host.node, on_gpu)
+            host.slots.append(free)
+        return free
 
     def _dispatch(self) -> None:
         """Gives each host with room the first case that waits for such a host."""
@@ -406,11 +406,10 @@ class Cluster:
         except RayTaskError as error:
             return _without_numbers(job.case, Status.ERROR, f"on host {host.name!r}: {_headline(error)}")
         except RayError as error:
-            lost = error
             self._doubt(host)
-        if isinstance(lost, OutOfMemoryError):
-            return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
-        return self._sent_again(host, job, began=not isinstance(lost, ActorUnschedulableError))
+            if isinstance(error, OutOfMemoryError):
+                return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
+            return self._sent_again(host, job, began=not isinstance(error, ActorUnschedulableError))
 
     def _doubt(self, host: _Host) -> None:
         """Gives a host no case until it has answered anew: for seconds Ray takes one that is lost to be alive."""

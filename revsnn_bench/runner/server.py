@@ -70,18 +70,13 @@ def main(client: Connection) -> None:
     # The only threads are those of numpy's OpenBLAS, which restarts them after a fork.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     freeze_imported()
-    _adopt_orphans()
+    if sys.platform == "linux":  # makes this process the parent of what its workers leave behind, in whatever session
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     client.send(None)
     with suppress(EOFError, OSError, ClientGone):
         while True:
             request: Request = client.recv()
             client.send(_Worker(client, request).outcome())
-
-
-def _adopt_orphans() -> None:
-    """Makes this process the parent of what its workers leave behind, in whatever session; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _kill_orphans() -> None:
@@ -123,10 +118,10 @@ class _Worker:
         self._process.start()
         answer_end.close()
         os.close(output_end)
-        # The sentinel of a process is a pipe, which it may close; its number in the kernel ends with it.
         assert self._process.pid is not None
-        own = hasattr(os, "pidfd_open")
-        self._ended = os.pidfd_open(self._process.pid) if own else os.dup(self._process.sentinel)
+        self._pid = self._process.pid
+        # The sentinel of a process is a pipe, which it may close; its number in the kernel ends with it.
+        self._ended = os.pidfd_open(self._pid) if hasattr(os, "pidfd_open") else os.dup(self._process.sentinel)
 
     def outcome(self) -> Outcome:
         """Waits for the answer, the end of the process, the time limit, or the end of the client."""
@@ -143,21 +138,18 @@ class _Worker:
         printed = kept_output(self._printed).decode(errors="replace")
         if outcome is None:
             return of_exit(self._process.exitcode, printed)
-        if outcome.status is Status.TIMEOUT or outcome.status is Status.ERROR:
+        if outcome.status in (Status.TIMEOUT, Status.ERROR):
             return outcome._replace(reason=with_output(outcome.reason or "", printed))
         return outcome
 
     def _watch(self) -> Outcome | None:
-        """The answer; None when the process ended without one.
-
-        A worker that closes its end of the pipe is waited for: how it ends says why.
-        """
+        """The answer; None when the process ended without one."""
         while True:
             ready = self._wait(max(0.0, self._deadline - time.monotonic()))
             if self._answer in ready or (self._ended in ready and self._answer_open and self._answer.poll()):
                 try:
                     answer: Outcome = self._answer.recv()
-                except (EOFError, OSError):
+                except (EOFError, OSError):  # it closed its end of the pipe: how it ends says why
                     self._answer_open = False
                     continue
                 return answer
@@ -184,9 +176,8 @@ class _Worker:
 
     def _timed_out(self) -> Outcome:
         """Asks the worker where it is, so that the reason says more than that it took too long."""
-        assert self._process.pid is not None
         with suppress(ProcessLookupError):
-            os.kill(self._process.pid, WHERE_ARE_YOU)
+            os.kill(self._pid, WHERE_ARE_YOU)
         while self._output_open and wait([self._output], _STACK_DUMP_S):
             self._read_output()
             if time.monotonic() > self._deadline + 1:
@@ -195,8 +186,7 @@ class _Worker:
 
     def _kill(self) -> None:
         """Kills the worker's whole group, while its leader is not reaped and its number not used again."""
-        assert self._process.pid is not None
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()

@@ -36,10 +36,7 @@ class Outcome(NamedTuple):
 
 
 def of_exception(error: BaseException) -> Outcome:
-    """The outcome of a call that raised: skipped, oom or error.
-
-    The reason starts with a line that can stand alone in a table; for an error, the traceback follows.
-    """
+    """The outcome of a call that raised: the reason's first line can stand alone; an error's traceback follows."""
     headline = "".join(traceback.format_exception_only(error)).strip()
     if type(error).__module__.startswith("revsnn_bench."):  # its words are a sentence of our own
         headline = str(error) or headline
@@ -64,18 +61,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def of_exit(exit_code: int | None, output: str) -> Outcome:
-    """The outcome of a worker that ended without an answer.
-
-    Args:
-        exit_code: as in `subprocess`: a negative number is a signal.
-        output: the end of what it printed.
-    """
+    """The outcome of a worker that ended without an answer; a negative exit code is a signal, as in `subprocess`."""
     if exit_code == -signal.SIGKILL:
         headline = "killed by SIGKILL: by the kernel's out-of-memory killer, or by hand"
         return Outcome(Status.OOM, reason=with_output(headline, output))
     if exit_code is not None and exit_code < 0:
-        known = -exit_code in {number.value for number in signal.Signals}
-        headline = f"crashed by {signal.Signals(-exit_code).name if known else f'signal {-exit_code}'}"
+        names = {number.value: number.name for number in signal.Signals}
+        headline = f"crashed by {names.get(-exit_code, f'signal {-exit_code}')}"
     else:
         headline = f"the worker ended with exit code {exit_code} and without a result"
     return Outcome(Status.ERROR, reason=with_output(headline, output))
@@ -101,12 +93,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def work(call: bytes, memory_limit_bytes: int | None, answer: Connection, output: int, server: int) -> None:
-    """Runs one pickled call and sends its `Outcome`; the target of the worker process.
+    """Runs one pickled call and sends its `Outcome` as the answer; the target of the worker process.
 
     Args:
         call: pickle of (function, arguments).
         memory_limit_bytes: host memory that the call may use on top of what the process has now.
-        answer: where the outcome goes.
         output: descriptor that receives everything printed.
         server: process id of the server, whose death ends this process.
     """
@@ -142,21 +133,17 @@ def _stand_alone(output: int, server: int) -> None:
 
 
 def _limit_memory(limit_bytes: int | None) -> None:
-    """Limits what may be allocated from here on; None lifts the limit.
+    """Limits what may be allocated from here on, at which an ordinary exception is raised; None lifts the limit.
 
-    RLIMIT_DATA counts private writable memory: heap, anonymous mappings, 8 MiB for the stack of each new
-    thread. RLIMIT_AS would also count what costs nothing, such as mapped libraries, the 64 MiB that glibc
-    reserves per thread, and the whole address range that CUDA sets aside. Allocation then fails with an
-    ordinary exception.
+    RLIMIT_DATA counts private writable memory: heap, anonymous mappings, 8 MiB for the stack of each new thread.
+    RLIMIT_AS would also count what costs nothing, such as mapped libraries, the 64 MiB that glibc reserves per thread,
+    and the whole address range that CUDA sets aside.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = hard if limit_bytes is None else _data_bytes() + limit_bytes
+    soft = hard
+    if limit_bytes is not None:
+        data = status_bytes("VmData")
+        if data is None:
+            raise RuntimeError("/proc/self/status has no VmData: `memory_limit_bytes` needs Linux. Pass None.")
+        soft = data + limit_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA is compared with."""
-    data = status_bytes("VmData")
-    if data is None:
-        raise RuntimeError("/proc/self/status has no VmData: `memory_limit_bytes` needs Linux. Pass None.")
-    return data

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,21 +30,14 @@ PACKAGES = (
 )
 """Packages whose version may explain a changed number; only those that are installed are recorded."""
 
-_ALLOCATOR_VARIABLES = (
-    "MALLOC_",
-    "GLIBC_TUNABLES",
-    "LD_PRELOAD",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-)
+_ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def fingerprint() -> Environment:
     """Describes this process, its machine and the code that runs; holds no absolute path.
 
-    Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that
-    asks.
+    Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that asks.
     """
     import torch  # not at the top: reading a run and checking a command line need no torch
 
@@ -77,7 +72,7 @@ class Reading(NamedTuple):
 
 def read_conditions() -> Reading:
     """Reads load, and clocks, temperature and throttle reasons of the GPU; about 1 ms without one."""
-    return Reading(load=os.getloadavg()[0], gpu=gpu.gpu_reading())
+    return Reading(os.getloadavg()[0], gpu.gpu_reading())
 
 
 def conditions(before: Reading) -> Conditions:
@@ -86,31 +81,29 @@ def conditions(before: Reading) -> Conditions:
     return Conditions(load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu)
 
 
+_SWITCHES = {
+    "number of threads": ("get_num_threads", "set_num_threads"),
+    "default dtype": ("get_default_dtype", "set_default_dtype"),
+    "grad mode": ("is_grad_enabled", "set_grad_enabled"),
+    "deterministic algorithms": ("are_deterministic_algorithms_enabled", "use_deterministic_algorithms"),
+}
+"""Torch's settings of the whole process that decide what a measurement means: functions that read and write them."""
+
+
 def read_switches() -> dict[str, Any]:
-    """Torch's settings of the whole process that decide what a measurement means."""
+    """The values of `_SWITCHES`."""
     import torch
 
-    return {
-        "number of threads": torch.get_num_threads(),
-        "default dtype": torch.get_default_dtype(),
-        "grad mode": torch.is_grad_enabled(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
+    return {name: getattr(torch, read)() for name, (read, _) in _SWITCHES.items()}
 
 
 def restore_switches(before: dict[str, Any]) -> str:
     """Puts back what `read_switches` read; says what had changed, "" where nothing had."""
     import torch
 
-    write: dict[str, Callable[[Any], object]] = {
-        "number of threads": torch.set_num_threads,
-        "default dtype": torch.set_default_dtype,
-        "grad mode": torch.set_grad_enabled,
-        "deterministic algorithms": torch.use_deterministic_algorithms,
-    }
     changed = {name: now for name, now in read_switches().items() if now != before[name]}
     for name in changed:
-        write[name](before[name])
+        getattr(torch, _SWITCHES[name][1])(before[name])
     return " and ".join(f"{name} from {before[name]} to {now}" for name, now in changed.items())
 
 
@@ -123,12 +116,11 @@ def _version(package: str) -> str | None:
 
 def _cpu_model() -> str:
     """The processor's name; `platform.processor()` is empty on most Linux systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^model name[^:]*:(.*)$", text, re.MULTILINE):
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def cores() -> int:
@@ -180,15 +172,14 @@ def _is_built_from(root: Path) -> bool:
     """Whether every source file of the installed packages is, byte for byte, that of a clone."""
     found = [path for package in ("revsnn_bench", "revsnn_nodes") for path in (_CHECKOUT / package).rglob("*.py")]
     try:
-        return bool(found) and all(path.read_bytes() == _source(path, root).read_bytes() for path in found)
+        for path in found:
+            folder = next(each for each in _BUILT_FROM if path.is_relative_to(_CHECKOUT / each))
+            source = root / _BUILT_FROM[folder] / path.relative_to(_CHECKOUT / folder)
+            if path.read_bytes() != source.read_bytes():
+                return False
     except OSError:
         return False
-
-
-def _source(path: Path, root: Path) -> Path:
-    """Where an installed file lies in a clone."""
-    folder = next(each for each in _BUILT_FROM if path.is_relative_to(_CHECKOUT / each))
-    return root / _BUILT_FROM[folder] / path.relative_to(_CHECKOUT / folder)
+    return bool(found)
 
 
 def _git(root: Path, *arguments: str) -> str | None:
@@ -216,7 +207,7 @@ class Finding:
 
 
 def machine() -> Iterator[Finding]:
-    """What on this machine would disturb a measurement, and how to change it."""
+    """What on this machine would disturb a measurement, and how to change it; what there is of a GPU."""
     import torch
 
     available, threads = cores(), torch.get_num_threads()
@@ -238,12 +229,6 @@ def machine() -> Iterator[Finding]:
         "C library", libc == "glibc", libc or "unknown",
         "process_peak_bytes is comparable with tensor bytes under glibc only, whose mmap threshold workers set",
     )  # fmt: skip
-    yield from _gpu()
-
-
-def _gpu() -> Iterator[Finding]:
-    import torch
-
     name = gpu.gpu_name()
     if name is None:
         yield Finding("GPU", True, "none visible: device cuda is skipped")

@@ -61,12 +61,9 @@ def gpu_name() -> str | None:
 
 
 def gpu_reading() -> dict[str, Any] | None:
-    """Clocks, temperature, power, use and throttle reasons of the first visible GPU, at this moment.
+    """Clocks, temperature, power, use and throttle reasons (none at full clocks) of the first visible GPU, now.
 
-    Returns:
-        `sm_clock_mhz`, `memory_clock_mhz`, `temperature_c`, `power_w`, `utilization_percent`, `used_bytes`
-        and `throttle_reasons` (a list, empty at full clocks); a quantity that this GPU does not report is
-        absent.
+    A quantity that this GPU does not report is absent.
     """
     with _visible_gpu() as gpu:
         if gpu is None:
@@ -78,7 +75,7 @@ def gpu_reading() -> dict[str, Any] | None:
             "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
             "utilization_percent": lambda: pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
             "used_bytes": lambda: pynvml.nvmlDeviceGetMemoryInfo(gpu).used,
-            "throttle_reasons": lambda: _reasons(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
+            "throttle_reasons": lambda: _throttle_reasons(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)),
         }
         reading = {}
         for name, read in readers.items():
@@ -87,38 +84,34 @@ def gpu_reading() -> dict[str, Any] | None:
         return reading
 
 
-def _reasons(bits: int) -> list[str]:
+def _throttle_reasons(bits: int) -> list[str]:
     return sorted(name for name, bit in _THROTTLE_REASONS.items() if bits & bit)
 
 
 def process_gpu_bytes(uuid: str) -> int | None:
-    """Memory that the driver holds for this process on one GPU: context, cached blocks and libraries.
+    """Bytes that the driver holds for this process on the GPU `uuid`: context, cached blocks and libraries.
 
-    The caching allocator never gives blocks back by itself, so read after a step this is its high-water mark.
-
-    Args:
-        uuid: of the GPU, such as `GPU-5a8e...`.
-    Returns:
-        Bytes; None also where the driver does not tell, such as inside a container with its own process ids.
+    The caching allocator never gives blocks back by itself, so read after a step this is its high-water mark. None also
+    where the driver does not tell, such as inside a container with its own process ids.
     """
     with _visible_gpu(uuid) as handle:
-        if handle is not None:
-            with suppress(pynvml.NVMLError):
-                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                    if process.pid == os.getpid() and process.usedGpuMemory is not None:
-                        return int(process.usedGpuMemory)
-        return None
+        for process in _computing(handle):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+    return None
 
 
 def processes_on_gpu() -> dict[int, str]:
     """Processes that compute on the first visible GPU: their numbers, as the driver knows them, and names."""
-    found = {}
     with _visible_gpu() as handle:
-        if handle is not None:
-            with suppress(pynvml.NVMLError):
-                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                    found[int(process.pid)] = _name_of(process.pid)
-    return found
+        return {int(process.pid): _name_of(process.pid) for process in _computing(handle)}
+
+
+def _computing(handle: Any) -> list[Any]:
+    """Processes that compute on a GPU; none where there is no GPU, or the driver does not tell."""
+    with suppress(pynvml.NVMLError):
+        return [] if handle is None else list(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    return []
 
 
 def _name_of(number: int) -> str:

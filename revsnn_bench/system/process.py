@@ -23,7 +23,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,15 +73,9 @@ class RunDelay:
 def _delays_ns() -> dict[str, int]:
     """Run delay of each thread so far; a thread that ends while it is read is left out."""
     delays = {}
-    try:
-        threads = os.listdir(_TASKS)
-    except OSError:
-        return {}
-    for thread in threads:
-        try:
+    for thread in os.listdir(_TASKS) if _TASKS.is_dir() else ():
+        with suppress(OSError, IndexError):
             delays[thread] = int((_TASKS / thread / "schedstat").read_text().split()[1])
-        except (OSError, IndexError):
-            continue
     return delays
 
 
@@ -168,15 +162,15 @@ _RESET_HIGH_WATER = "5"  # proc(5): resets VmHWM to the present resident set siz
 
 
 def process_peak_bytes(work: Callable[[], object]) -> int | None:
-    """Growth of this process's resident high-water mark while `work` runs; run it without any profiler.
+    """Growth of this process's resident high-water mark while `work` runs, without any profiler, in whole KiB.
 
-    Returns:
-        Bytes, in whole KiB; None where the high-water mark cannot be reset (not Linux, or /proc not
-        writable).
+    None where the high-water mark cannot be reset: not Linux, or /proc not writable.
     """
     if not sys.platform.startswith("linux"):
         return None
-    _return_free_heap()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # gives free heap pages back, or tensors that reuse them would not raise the high-water mark
+        trim(ctypes.c_size_t(0))
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_HIGH_WATER, encoding="ascii")
     except OSError:
@@ -225,13 +219,6 @@ def host_use() -> HostUse | None:
     heap = read()
     mapped = private - heap.arena - heap.hblkhd + shared
     return HostUse(heap.uordblks + heap.hblkhd, mapped, int(written[1]))
-
-
-def _return_free_heap() -> None:
-    """Gives free heap pages back, or tensors that reuse them would not raise the high-water mark."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
 
 
 def status_bytes(field: str) -> int | None:

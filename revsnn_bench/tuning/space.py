@@ -83,11 +83,7 @@ def parse_value(text: str) -> Option:
 
 
 def parse_axis(text: str) -> Axis:
-    """An axis from text: `0.1..0.9`, `1..8:log`, or values such as `2,4,8`; one value fixes the parameter.
-
-    Raises:
-        ValueError: no such form, or bounds that are none.
-    """
+    """An axis from text: `0.1..0.9`, `1..8:log`, or values such as `2,4,8`; one value fixes the parameter."""
     ends, colon, scale = text.strip().partition(":")
     low, dots, high = ends.partition("..")
     if not dots and not colon:
@@ -121,43 +117,37 @@ class Parameter:
         name: of the field of a case, or of the node's option.
         usual: where it is searched unless the user says otherwise; None where it is left alone.
         default: the value of the first trials.
-        argument: of the constructor of a node that has it; "" for a field of the case.
     """
 
     name: str
     usual: Axis | None
     default: Option
     meaning: str
-    argument: str = ""
 
     def applies(self, node: str) -> bool:
-        """Whether a node has it."""
-        return not self.argument or self.argument in arguments_of(node)
-
-
-def _of_node(name: str, usual: Axis | None, default: Option, meaning: str, argument: str = "") -> Parameter:
-    return Parameter(name, usual, default, meaning, argument or name)
+        """Whether a node has it, as every node has the fields of the case."""
+        return self.name in Case.model_fields or argument_of(self.name) in arguments_of(node)
 
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("learning_rate", Range(1e-3, 3e-2, log=True), 1e-2, "Highest learning rate of the schedule."),
     Parameter("timesteps", None, 4, "T, the number of time steps."),
-    _of_node("tau", Range(1.1, 8.0, log=True), 2.0, "Membrane time constant, in steps."),
-    _of_node("v_threshold", Range(0.25, 2.0, log=True), 1.0, "Membrane value at which a neuron fires."),
-    _of_node("slope", Range(1.0, 10.0, log=True), 4.0, "Sharpness alpha of the surrogate.", "surrogate_function"),
-    _of_node("surrogate", None, "Sigmoid", "Class of the surrogate.", "surrogate_function"),
-    _of_node("decay_input", None, True, "Whether the input is divided by tau."),
-    _of_node("alpha", Range(0.05, 0.95), 0.5, "Reset strength of the coupled nodes."),
-    _of_node("beta", Range(0.05, 2.0, log=True), 1.0, "Weight of the partner's input in a coupled output."),
-    _of_node("groups", Choice((2, 4, 8)), 2, "Number of groups of the coupled nodes."),
-    _of_node("epsilon", Choice((1 / 16, 1 / 64, 1 / 256)), 1 / 16, "Scale of the carried input."),
+    Parameter("tau", Range(1.1, 8.0, log=True), 2.0, "Membrane time constant, in steps."),
+    Parameter("v_threshold", Range(0.25, 2.0, log=True), 1.0, "Membrane value at which a neuron fires."),
+    Parameter("slope", Range(1.0, 10.0, log=True), 4.0, "Sharpness alpha of the surrogate."),
+    Parameter("surrogate", None, "Sigmoid", "Class of the surrogate."),
+    Parameter("decay_input", None, True, "Whether the input is divided by tau."),
+    Parameter("alpha", Range(0.05, 0.95), 0.5, "Reset strength of the coupled nodes."),
+    Parameter("beta", Range(0.05, 2.0, log=True), 1.0, "Weight of the partner's input in a coupled output."),
+    Parameter("groups", Choice((2, 4, 8)), 2, "Number of groups of the coupled nodes."),
+    Parameter("epsilon", Choice((1 / 16, 1 / 64, 1 / 256)), 1 / 16, "Scale of the carried input."),
 )
 BY_NAME = {each.name: each for each in PARAMETERS}
 
 
 def argument_of(option: str) -> str:
-    """What a node's constructor calls an option; most have the same name."""
-    return BY_NAME[option].argument if option in BY_NAME else option
+    """The argument of a node's constructor that an option is, or is a part of."""
+    return "surrogate_function" if option in ("slope", "surrogate") else option
 
 
 def arguments_of(node: str) -> frozenset[str]:
@@ -222,10 +212,10 @@ class StudySettings(BaseModel):
             )
         if "node" in given:
             raise ValueError("`space` must not name the node; got node. Pass --node with several, such as lif,revlif.")
-        axes = {
-            name: parse_axis(axis) if isinstance(axis, str) else Choice(tuple(axis)) for name, axis in given.items()
+        return {
+            name: str(parse_axis(axis) if isinstance(axis, str) else Choice(tuple(axis)))
+            for name, axis in given.items()
         }
-        return {name: str(axis) for name, axis in axes.items()}
 
     @field_validator("nodes", "objective")
     @classmethod
@@ -235,15 +225,11 @@ class StudySettings(BaseModel):
         return value
 
     def require_sound(self) -> None:
-        """Refuses a parameter or an option that no node of the study has, and defaults of which no network is made.
-
-        Raises:
-            ValueError: see above; an unknown node is refused by its registry.
-        """
+        """A ValueError for a parameter or an option that no node has, and for defaults of which no network is made."""
         from revsnn_bench.models.workloads import network
 
         taken = frozenset[str]().union(*map(arguments_of, self.nodes))
-        of_case = {each.name for each in PARAMETERS if not each.argument}
+        of_case = BY_NAME.keys() & Case.model_fields.keys()
         for name in (*self.space, *self.options):
             if name not in of_case and argument_of(name) not in taken:
                 raise ValueError(
@@ -264,7 +250,7 @@ class StudySettings(BaseModel):
 
     def defaults(self, node: str) -> dict[str, Option]:
         """The first trial of a node: what every parameter is where nobody tunes it, or the nearest that is searched."""
-        usual = {name: self.timesteps if name == "timesteps" else BY_NAME[name].default for name in BY_NAME}
+        usual = {each.name: each.default for each in PARAMETERS} | {"timesteps": self.timesteps}
         return {"node": node} | {name: axis.nearest(usual[name]) for name, axis in self.axes(node).items()}
 
     def suggested(self, trial: "optuna.Trial") -> dict[str, Option]:
@@ -274,17 +260,12 @@ class StudySettings(BaseModel):
 
     def case(self, params: Params, seed: int | None = None) -> Case:
         """The case of a choice, with the study's seed or another."""
-        node = str(params["node"])
-        fixed = {name: value for name, value in self.options.items() if argument_of(name) in arguments_of(node)}
-        chosen = {name: value for name, value in params.items() if name not in ("node", *Case.model_fields)}
-        fields = {name: value for name, value in params.items() if name in Case.model_fields}
-        return Case.model_validate(
-            {
-                "workload": self.workload, "timesteps": self.timesteps, "batch": self.batch, "shape": self.shape,
-                "encoding": self.encoding, "dtype": self.dtype, "device": self.device, "epochs": self.epochs,
-                "seed": self.seed if seed is None else seed, "node_options": fixed | chosen, **fields,
-            }
-        )  # fmt: skip
+        known = arguments_of(str(params["node"]))
+        fields = self.model_dump(include={*Case.model_fields})
+        options = {name: value for name, value in self.options.items() if argument_of(name) in known}
+        for name, value in params.items():
+            (fields if name in Case.model_fields else options)[name] = value
+        return Case.model_validate(fields | {"node_options": options} | ({} if seed is None else {"seed": seed}))
 
     @property
     def fresh_seeds(self) -> Sequence[int]:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
-from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
+from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import study as read
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
-from revsnn_bench.runs import Journal, load_run, new_run_id, require_new
-from revsnn_bench.system.process import PRELOAD
+from revsnn_bench.runs import load_run, require_new
+from revsnn_bench.session import SavedOptions
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings
 from revsnn_bench.tuning.trial import Rival, Trial, measure_trial
 
@@ -35,40 +35,24 @@ RANDOM_TRIALS = 10
 
 
 @dataclass(frozen=True)
-class StudyOptions:
-    """How a study is carried out; none of it changes what it finds.
+class StudyOptions(SavedOptions):
+    """How a study is carried out, its trials as the cases of a run; none of it changes what it finds.
 
     Args:
-        run_id: name of the run; made of date and time where None.
-        results_dir, reports_dir: where the run and its reports go.
-        resume: journal of an interrupted study to go on with.
         workers: processes that try at the same time.
-        timeout_s, memory_limit_bytes: of each trial; the second None for none.
-        preload: modules that workers import first, such as one that registers nodes.
-        command: for the record.
         on_record: called with each new record.
     """
 
-    run_id: str | None = None
     results_dir: Path = Path("results")
-    reports_dir: Path = Path("reports")
     formats: tuple[str, ...] = ("md", "csv", "json", "html")
-    resume: Path | None = None
-    workers: int = 1
-    threads: int = 1
     timeout_s: float = 600.0
-    memory_limit_bytes: int | None = None
-    preload: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
+    threads: int | None = 1
+    workers: int = 1
     on_record: Callable[[Record], None] = lambda record: None
 
 
 def settings_of(journal: Path) -> StudySettings:
-    """The settings of an interrupted study.
-
-    Raises:
-        ValueError: the run is no study; `JournalError` where it cannot be read.
-    """
+    """The settings of an interrupted study; a ValueError where the run is none, or cannot be read."""
     run = load_run(journal)
     if not read.is_study(run):
         raise ValueError(f"--resume must name a run of `tune`; got {journal.stem}. Go on with it by `run --resume`.")
@@ -87,35 +71,15 @@ class Study:
         self.settings, self.options = settings, options
         if options.resume is None and options.run_id is not None:
             require_new(options.run_id, options.results_dir)
-        self._runners = [
-            Runner(
-                measure_trial,
-                timeout_s=options.timeout_s,
-                memory_limit_bytes=options.memory_limit_bytes,
-                preload=(*PRELOAD, "optuna", "revsnn_bench.tuning.trial", *options.preload),
-                threads=options.threads,
-            )
-            for _ in range(options.workers)
-        ]
+        of_workers = options.of_workers("optuna", "revsnn_bench.tuning.trial")
+        self._runners = [Runner(measure_trial, **of_workers) for _ in range(options.workers)]
         with contextlib.ExitStack() as opened:
             for runner in self._runners:
                 opened.enter_context(runner)
-            self._journal = opened.enter_context(self._written(self._runners[0].environment()))
+            journal = options.journal(self._runners[0].environment(), settings.model_dump(mode="json"))
+            self._journal = opened.enter_context(journal)
             self._open = opened.pop_all()
         self._records = {record.case: record for record in self._journal.run}
-
-    def _written(self, environment: Environment) -> Journal:
-        """The run's journal, new or gone on with."""
-        header = RunHeader(
-            run_id=self.options.run_id or new_run_id(),
-            started_at=utc_now(),
-            command=self.options.command,
-            environment=environment,
-            settings=self.settings.model_dump(mode="json"),
-        )
-        if self.options.resume is None:
-            return Journal.create(self.options.results_dir, header)
-        return Journal.resume(self.options.resume, header)
 
     def __enter__(self) -> "Study":
         return self
@@ -139,7 +103,7 @@ class Study:
         tried = {known.number: dict(known.params) for known in map(read.known, read.trials(self.run))}
         for start in range(0, self.settings.trials, self.options.workers):
             rivals = self._rivals(start)
-            wanted, told = list[tuple[Case, Trial]](), list[tuple[optuna.Trial, Case]]()
+            wanted, told = dict[Case, Trial](), list[tuple[optuna.Trial, Case]]()
             for number in range(start, min(start + self.options.workers, self.settings.trials)):
                 seed = (self.settings.seed * 1_000_003 + number) % 2**32
                 study.sampler = optuna.samplers.TPESampler(
@@ -153,7 +117,7 @@ class Study:
                     asked = study.ask()
                     params = self.settings.suggested(asked)
                 case = self.settings.case(params)
-                wanted.append((case, Trial(self.settings, number, params, rivals)))
+                wanted[case] = Trial(self.settings, number, params, rivals)
                 told.append((asked, case))
             self._try(wanted)
             for asked, case in told:
@@ -190,17 +154,17 @@ class Study:
     def retrain(self) -> None:
         """Trains the best, and the first node's defaults, on fresh seeds; seed by seed, so that pairs are whole."""
         best = read.to_retrain(self.run)
-        wanted: list[tuple[Case, Trial]] = []
-        for seed in self.settings.fresh_seeds if best else ():
+        wanted: dict[Case, Trial] = {}
+        for seed in self.settings.fresh_seeds:
             for record in best:
                 known = read.known(record)
                 case = record.case.model_copy(update={"seed": seed})
-                wanted.append((case, Trial(self.settings, known.number, dict(known.params), again=True)))
+                wanted[case] = Trial(self.settings, known.number, dict(known.params), again=True)
         self._try(wanted)
 
-    def _try(self, wanted: Sequence[tuple[Case, Trial]]) -> None:
+    def _try(self, wanted: dict[Case, Trial]) -> None:
         """Has workers try what is in no record yet; each record is on the disk before the next one is waited for."""
-        left = list({case: trial for case, trial in wanted if case not in self._records}.items())
+        left = [(case, trial) for case, trial in wanted.items() if case not in self._records]
         idle, busy = list(self._runners), dict[Future[Record], Runner]()
         with ThreadPoolExecutor(len(self._runners)) as pool:
             try:
@@ -210,7 +174,7 @@ class Study:
                         busy[pool.submit(runner.run, *left.pop(0))] = runner
                     for future in wait(busy, return_when=FIRST_COMPLETED).done:
                         idle.append(busy.pop(future))
-                        self._keep(future.result(), dict(wanted))
+                        self._keep(future.result(), wanted)
             except BaseException:
                 for runner in self._runners:
                     runner.kill()

@@ -44,7 +44,7 @@ class Trial:
     """What a worker needs to know beside the case.
 
     Args:
-        rivals: finished trials, which it may be lost against; none where it is trained to its end in any case.
+        rivals: finished trials, which it may be lost against.
         again: whether it is one of the best, trained again: all is measured, and nothing stops it.
     """
 
@@ -56,10 +56,8 @@ class Trial:
 
 
 def measure_trial(case: Case, trial: Trial) -> Record:
-    """Foresees, measures and trains a case.
+    """Foresees, measures and trains a case; the record's status is `skipped` where it was refused or stopped.
 
-    Returns:
-        A record whose status is `skipped` where the case was refused or stopped.
     Raises:
         ValueError: the node refuses its options, or the network cannot hold it.
     """
@@ -154,11 +152,7 @@ def _lost(trainer: Trainer, rivals: Sequence[Curve]) -> str:
 
 
 def is_lost(rivals: Sequence[Curve], own: Sequence[float]) -> bool:
-    """What Optuna's median pruner says of a curve.
-
-    Optuna prunes one objective; the others are in the choice of the rivals, so that no trial is held against costlier
-    ones.
-    """
+    """What Optuna's median pruner, which knows one objective, says of a curve; in the others no rival costs more."""
     import optuna
     from optuna.trial import FrozenTrial, TrialState, create_trial
 

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from revsnn_bench.cli.gate import gate_command
+from revsnn_bench.cli.reports import gate_command
 from revsnn_bench.gate import BaselineRefused, gate, load_baseline, update_baseline
 from revsnn_bench.records import SCHEMA_VERSION
 from revsnn_bench.report import markdown

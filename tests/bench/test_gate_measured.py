@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from revsnn_bench.case import Case
-from revsnn_bench.cli.gate import gate_command
+from revsnn_bench.cli.reports import gate_command
 from revsnn_bench.gate import ExitCode, formats, gate
 from revsnn_bench.measuring import Settings
 from revsnn_bench.records import Run, RunHeader

@@ -8,7 +8,7 @@ from revsnn_nodes import registry
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
-from revsnn_bench.plugin import budget
+from revsnn_bench.plugin import hold_to_budget
 from revsnn_bench.records import Status
 from revsnn_bench.runner import Runner
 from revsnn_bench.system.process import PRELOAD
@@ -96,7 +96,7 @@ def test_no_budget_is_held_where_memory_was_not_all_counted(measured, request):
     """A budget that the tensors keep fails all the same, and says what was seen beside them."""
     record = measured(hidden_memory.OTHERS["numpy array"])
     with pytest.raises(pytest.fail.Exception, match="budget cannot be held: its memory was not all counted"):
-        budget.check(request.node, record)
+        hold_to_budget(request.node, record)
 
 
 def test_memory_that_grows_is_unverified(measured):

@@ -7,7 +7,6 @@ import pytest
 from revsnn_bench.case import Case
 from revsnn_bench.gate import Policy, gate
 from revsnn_bench.measuring import Settings
-from revsnn_bench.merging import NotMergeable, merged
 from revsnn_bench.report.comparison import compare
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
@@ -18,7 +17,7 @@ from revsnn_bench.report.tables import wide_rows
 from revsnn_bench.run_options import parse_cluster
 from revsnn_bench.runner import cluster as runner_cluster
 from revsnn_bench.runner.cluster import Answer, Cluster, ClusterError, _Slot
-from revsnn_bench.runs import Journal, NotResumable, load_run
+from revsnn_bench.runs import Journal, NotMergeable, NotResumable, load_run, merged
 
 NODES = ("lif", "revlif", "revlif-revnet", "lif-carrier")
 

@@ -4,9 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from revsnn_bench.cli import app
-from revsnn_bench.merging import NotMergeable, merged
 from revsnn_bench.run_options import parse_shard
-from revsnn_bench.runs import load_run
+from revsnn_bench.runs import NotMergeable, load_run, merged
 
 
 @pytest.fixture

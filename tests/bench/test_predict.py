@@ -10,7 +10,7 @@ from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
 from revsnn_bench.models.own import ModelError
 from revsnn_bench.models.workloads import build
-from revsnn_bench.plan.predict import PRODUCT_ELEMENTS, Probe, predict
+from revsnn_bench.plan.predict import PRODUCT_ELEMENTS, predict, scratch_bytes
 
 CASES = [
     *(
@@ -57,7 +57,8 @@ def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
     product(gradient.t(), x)
     result, timeline = record_timeline(lambda: product(gradient.t(), x))
     scratch = timeline.peak_bytes - result.nbytes
-    assert Probe()(product, (gradient.t(), x), None) == pytest.approx(scratch, abs=0.005 * (x.nbytes + gradient.nbytes))
+    found = scratch_bytes(product, (gradient.t(), x), None)
+    assert found == pytest.approx(scratch, abs=0.005 * (x.nbytes + gradient.nbytes))
 
 
 def test_scratch_of_a_product_of_any_size_is_found_in_little_memory():
@@ -65,10 +66,9 @@ def test_scratch_of_a_product_of_any_size_is_found_in_little_memory():
     with FakeTensorMode():
         left, right = (torch.empty(1 << 20, 64, 64, dtype=torch.bfloat16) for _ in range(2))
         huge = torch.empty(1 << 20, 1 << 20, dtype=torch.bfloat16)
-    probe = Probe()
-    _, timeline = record_timeline(lambda: probe(torch.ops.aten.bmm.default, (left, right), None))
+    _, timeline = record_timeline(lambda: scratch_bytes(torch.ops.aten.bmm.default, (left, right), None))
     assert timeline.peak_bytes < 8 * PRODUCT_ELEMENTS
-    _, timeline = record_timeline(lambda: probe(torch.ops.aten.mm.default, (huge, huge), None))
+    _, timeline = record_timeline(lambda: scratch_bytes(torch.ops.aten.mm.default, (huge, huge), None))
     assert timeline.peak_bytes < 8 * PRODUCT_ELEMENTS
 
 
