@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import measure_memory
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import SavedBytes
 
 _ITEMSIZE = 4
@@ -50,7 +50,7 @@ class SigmoidNode(nn.Module):
         return output
 
 
-class SelfTestStep(ModuleStep):
+class SelfTestStep(TrainingStep):
     """A `TrainingStep` whose every measured quantity is known in closed form.
 
     Args:

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 
 INPUT_MEAN, INPUT_STD = 0.3, 1.0
 
 
-class WorkloadStep(ModuleStep):
+class WorkloadStep(TrainingStep):
     """The training step of a spiking model: neurons carry state, and the output's gradient is fixed noise.
 
     Args:
