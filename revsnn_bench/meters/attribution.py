@@ -46,15 +46,69 @@ class Attribution:
     timeline: MemoryTimeline
 
 
-class _Notes:
-    """What is noted of a training step while it runs: which part its tensors play, and where forward ends."""
+@dataclass
+class _Replay:
+    """The blocks of a step, as they were made and freed, and what marks tell of them on the way.
 
-    def note(self, category: str, *tensors: Tensor | None) -> None:
-        """Tells the part of tensors that are alive now; the first part that is noted of a block stays."""
-        raise NotImplementedError
+    Fields:
+        parts: which part a block plays, by its number; the first that is told stays.
+        stack: the running modules, innermost last.
+        forward_events: events of the ledger in forward.
+        retained: numbers of the blocks that were alive at its end.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    parts: dict[int, str] = field(default_factory=dict)
+    stack: list[str] = field(default_factory=lambda: [OUTSIDE])
+    phase: str = "forward"
+    forward_events: int = 0
+    retained: set[int] = field(default_factory=set)
+
+    def play(self, key: Any, category: str) -> None:
+        if key in self.ledger.live:
+            self.parts.setdefault(self.ledger.live[key], category)
+
+    def enter(self, label: str) -> None:
+        self.stack.append(label)
+
+    def leave(self) -> None:
+        self.stack.pop()
 
     def end_forward(self) -> None:
-        raise NotImplementedError
+        self.retained = set(self.ledger.live.values())
+        self.forward_events = len(self.ledger.log)
+        self.phase = "backward"
+
+    def category(self, number: int) -> str:
+        return self.parts.get(number, RETAINED if number in self.retained else TEMPORARY)
+
+    def attribution(self, phase: str, module: str) -> Attribution:
+        sizes: dict[str, int] = {}
+        for number in self.ledger.at_peak:
+            category = self.category(number)
+            sizes[category] = sizes.get(category, 0) + self.ledger.sizes[number]
+        timeline = self.ledger.timeline(self.category, self.forward_events)
+        return Attribution(self.ledger.peak_bytes, dict(sorted(sizes.items())), phase, module, timeline)
+
+
+@dataclass
+class _Marks:
+    """What is told of a training step while it runs, as actions that its replay does at the same places.
+
+    Fields:
+        put: adds an action where the step is now.
+        key_of: what the ledger of the replay calls the block of a tensor.
+        last_of_forward: sequence number of the first graph node made after forward.
+    """
+
+    put: Callable[[Callable[[_Replay], None]], None]
+    key_of: Callable[[Tensor], Any]
+    last_of_forward: int = 0
+
+    def note(self, category: str, *tensors: Tensor | None) -> None:
+        """Tells the part of tensors that are alive now."""
+        for key in [self.key_of(tensor) for tensor in tensors if tensor is not None]:
+            self.put(partial(_Replay.play, key=key, category=category))
 
     def note_inputs(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
@@ -68,7 +122,8 @@ class _Notes:
         output = step.forward()
         self.note(OUTPUT, output)
         self.note(STATE, *step.state_tensors())
-        self.end_forward()
+        self.put(_Replay.end_forward)
+        self.last_of_forward = torch._C._autograd._get_sequence_nr()
         if output.requires_grad:
             output.register_hook(partial(self.note, OUTPUT_GRADIENT))
         step.backward(output)
@@ -77,47 +132,32 @@ class _Notes:
         self.note(STATE, *step.state_tensors())
 
 
-def _attribution(
-    ledger: Ledger, category: Callable[[int], str], phase: str, module: str, forward_events: int
-) -> Attribution:
-    sizes: dict[str, int] = {}
-    for number in ledger.at_peak:
-        sizes[category(number)] = sizes.get(category(number), 0) + ledger.sizes[number]
-    timeline = ledger.timeline(category, forward_events)
-    return Attribution(ledger.peak, dict(sorted(sizes.items())), phase, module, timeline)
+@contextmanager
+def _tracked(step: TrainingStep, scratch: Scratch | None = None) -> Iterator[tuple[StorageTracker, _Marks]]:
+    """Watches the code of a `with` block; marks are entries of the tracker's log.
+
+    On CUDA, autograd would run backward in a thread of its own, with sequence numbers and a stack of its own.
+    """
+    tracker = StorageTracker(step.model, scratch)
+    marks = _Marks(tracker.log.append, tracker.serial)
+    hook = step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True)
+    with hook, quiet_gc(), torch.autograd.set_multithreading_enabled(False), tracker:
+        yield tracker, marks
 
 
-class _TrackerNotes(_Notes):
-    """Notes by the serial numbers of a tracker, which is active for `watching`."""
-
-    def __init__(self, step: TrainingStep, scratch: Scratch | None = None) -> None:
-        self.tracker = StorageTracker(step.model, scratch)
-        self.parts: dict[int, str] = {}
-        self.retained: set[int] = set()
-        self.forward_events = 0
-
-    @contextmanager
-    def watching(self, step: TrainingStep) -> Iterator[None]:
-        """Watches the code of a `with` block.
-
-        On CUDA, autograd would run backward in a thread of its own, with sequence numbers and a stack of its own.
-        """
-        hook = step.model.register_forward_pre_hook(self.note_inputs, with_kwargs=True)
-        with hook, quiet_gc(), torch.autograd.set_multithreading_enabled(False), self.tracker:
-            yield
-
-    def note(self, category: str, *tensors: Tensor | None) -> None:
-        for tensor in tensors:
-            serial = None if tensor is None else self.tracker.serial(tensor)
-            if serial is not None:
-                self.parts.setdefault(serial, category)
-
-    def end_forward(self) -> None:
-        self.retained, self.forward_events = self.tracker.live(), len(self.tracker.log)
-        self.tracker.phase = "backward"
-
-    def category(self, serial: int) -> str:
-        return self.parts.get(serial, RETAINED if serial in self.retained else TEMPORARY)
+def _replayed(tracker: StorageTracker, unit_bytes: int = 1) -> _Replay:
+    replay = _Replay()
+    for entry in tracker.log:
+        if callable(entry):
+            entry(replay)
+        elif entry > 0:
+            block = tracker.blocks[entry - 1]
+            nbytes = -(-block.nbytes // unit_bytes) * unit_bytes
+            replay.ledger.allocate(entry - 1, nbytes, (replay.phase, block.module))
+        else:
+            replay.ledger.free(-entry - 1)
+    replay.ledger.settle()
+    return replay
 
 
 def attribute_peak(step: TrainingStep, scratch: Scratch | None = None, unit_bytes: int = 1) -> Attribution:
@@ -129,18 +169,11 @@ def attribute_peak(step: TrainingStep, scratch: Scratch | None = None, unit_byte
     at the end of forward and plays no other part; `temporary` is the rest.
     """
     step.prepare()
-    notes = _TrackerNotes(step, scratch)
-    with notes.watching(step):
-        notes.run(step)
+    with _tracked(step, scratch) as (tracker, marks):
+        marks.run(step)
     step.prepare()
-    ledger, blocks = Ledger(), notes.tracker.blocks
-    for entry in notes.tracker.log:
-        serial = abs(entry) - 1
-        nbytes = -(-blocks[serial].nbytes // unit_bytes) * unit_bytes
-        ledger.allocate(serial, nbytes, blocks[serial]) if entry > 0 else ledger.free(serial)
-    ledger.settle()
-    phase, module = (ledger.where.phase, ledger.where.module) if ledger.where else ("forward", OUTSIDE)
-    return _attribution(ledger, lambda number: notes.category(ledger.keys[number]), phase, module, notes.forward_events)
+    replay = _replayed(tracker, unit_bytes)
+    return replay.attribution(*(replay.ledger.where or ("forward", OUTSIDE)))
 
 
 def retained_by_module(step: TrainingStep) -> dict[str, int]:
@@ -151,18 +184,20 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
         and code of the step outside of modules by `step`. The sum is the tracker's retained bytes.
     """
     step.prepare()
-    notes = _TrackerNotes(step)
-    with notes.watching(step):
+    with _tracked(step) as (tracker, marks):
         output = step.forward()
-        alive, kept_for_output = notes.tracker.live(), notes.tracker.serial(output)
-        states = {notes.tracker.serial(tensor) for tensor in step.state_tensors()}
+        marks.put(_Replay.end_forward)
+        states, of_output = set(map(tracker.serial, step.state_tensors())), tracker.serial(output)
         step.reset_state()
-        carried = states - notes.tracker.live()
+    replay = _replayed(tracker)
     sizes: dict[str, int] = {}
-    for serial in sorted(alive - carried):
-        block = notes.tracker.blocks[serial]
-        nbytes = block.nbytes - (own_bytes(output) if serial == kept_for_output else 0)
-        module = INPUT if notes.parts.get(serial) == INPUT else block.module
+    for number in sorted(replay.retained):
+        serial = replay.ledger.keys[number]
+        if serial in states and serial not in replay.ledger.live:
+            continue
+        block = tracker.blocks[serial]
+        nbytes = block.nbytes - (own_bytes(output) if serial == of_output else 0)
+        module = INPUT if replay.parts.get(number) == INPUT else block.module
         if nbytes:
             sizes[module] = sizes.get(module, 0) + nbytes
     del output
@@ -174,67 +209,6 @@ _MARK = "revsnn_bench:"
 _ENGINE_RANGE = "autograd::engine::evaluate_function"
 
 
-class _Marks(_Notes):
-    """Notes as marks on the profiler's clock, each with an action for the replay.
-
-    Attributes:
-        last_of_forward: sequence number of the first graph node made after forward.
-    """
-
-    last_of_forward = 0
-
-    def __init__(self) -> None:
-        self._actions: list[Callable[[_Replay], None]] = []
-
-    def put(self, action: Callable[[_Replay], None]) -> None:
-        with record_function(f"{_MARK}{len(self._actions)}"):
-            self._actions.append(action)
-
-    def note(self, category: str, *tensors: Tensor | None) -> None:
-        for address in [storage_of(tensor).data_ptr() for tensor in tensors if tensor is not None]:
-            self.put(partial(_Replay.play, address=address, category=category))
-
-    def end_forward(self) -> None:
-        self.put(_Replay.end_forward)
-        self.last_of_forward = torch._C._autograd._get_sequence_nr()
-
-    def enter(self, label: str) -> None:
-        self.put(lambda replay: replay.stack.append(label))
-
-    def leave(self) -> None:
-        self.put(_Replay.leave)
-
-    def action(self, name: str) -> Callable[[_Replay], None] | None:
-        return self._actions[int(name.removeprefix(_MARK))] if name.startswith(_MARK) else None
-
-
-@dataclass
-class _Replay:
-    """The allocator's blocks beside what the marks say: parts of blocks, the running module, the phase."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    parts: dict[int, str] = field(default_factory=dict)
-    stack: list[str] = field(default_factory=lambda: [OUTSIDE])
-    phase: str = "forward"
-    forward_events: int = 0
-    retained: set[int] = field(default_factory=set)
-
-    def play(self, address: int, category: str) -> None:
-        if address in self.ledger.live:
-            self.parts.setdefault(self.ledger.live[address], category)
-
-    def leave(self) -> None:
-        self.stack.pop()
-
-    def end_forward(self) -> None:
-        self.retained = set(self.ledger.live.values())
-        self.forward_events = len(self.ledger.log)
-        self.phase = "backward"
-
-    def category(self, number: int) -> str:
-        return self.parts.get(number, RETAINED if number in self.retained else TEMPORARY)
-
-
 def attribute_host_peak(step: TrainingStep) -> Attribution:
     """Profiles one forward and backward pass; the step is left prepared.
 
@@ -242,13 +216,24 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
         Categories as of `attribute_peak`, which sum to the allocator's peak to the byte. In backward the
         module is the one whose forward made the graph node that allocates.
     """
-    marks = _Marks()
+    actions: list[Callable[[_Replay], None]] = []
+
+    def put(action: Callable[[_Replay], None]) -> None:
+        with record_function(f"{_MARK}{len(actions)}"):
+            actions.append(action)
+
+    def enter(label: str) -> None:
+        put(partial(_Replay.enter, label=label))
+
+    marks = _Marks(put, lambda tensor: storage_of(tensor).data_ptr())
     step.prepare()
     clock = ModuleClock(step.model)
     with ExitStack() as hooks:
         hooks.callback(clock.close)
         hooks.enter_context(step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True))
-        for hook in hook_modules(step.model, marks.enter, marks.leave):
+        for hook in hook_modules(
+            step.model, lambda label: put(partial(_Replay.enter, label=label)), lambda: put(_Replay.leave)
+        ):
             hooks.enter_context(hook)
         _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
     step.prepare()
@@ -256,13 +241,13 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     for event in events:
         if is_allocation(event):
             replay_event(replay.ledger, event, (replay.phase, replay.stack[-1], event))
-        elif (action := marks.action(event.name)) is not None:
-            action(replay)
+        elif event.name.startswith(_MARK):
+            actions[int(event.name.removeprefix(_MARK))](replay)
     replay.ledger.settle()
     phase, module, event = replay.ledger.where or ("forward", OUTSIDE, None)
     if module == OUTSIDE and phase == "backward":
         module = _module_of_node(event, clock, marks.last_of_forward)
-    return _attribution(replay.ledger, replay.category, phase, module, replay.forward_events)
+    return replay.attribution(phase, module)
 
 
 def _module_of_node(event: Any, clock: ModuleClock, last_of_forward: int) -> str:

@@ -13,6 +13,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         warnings.simplefilter("always")
         tested = _calls(step, step.model, step.source)
     bit_equal = None if subject.plain is None else _count_equal(step, tested, subject.plain)
-    recovered = _recover(subject)
+    recovered = _recovered(subject)
     same, exact, dtypes = _reference_calls(subject)
     errors = _worst_errors(tested, same, exact)
     tolerance = _tolerance(dtypes)
@@ -106,9 +107,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         state_gradient_error=None if subject.approximate else errors["states"],
         output_error=errors["output"],
         tolerance=tolerance,
-        reconstruction_error=recovered and recovered[0],
-        flipped_spikes=recovered and recovered[1],
-        recovered_steps=recovered and recovered[2],
+        **recovered,
         predicted_error=subject.predicted_error,
         bit_equal=bit_equal,
         warning="\n".join(dict.fromkeys(str(w.message) for w in caught if w.category is not DeprecationWarning))
@@ -291,18 +290,20 @@ def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -
     return {name: (wrong[name] / scale[name]) ** 0.5 if scale[name] else float(wrong[name] > 0) for name in wrong}
 
 
-def _recover(subject: Subject) -> tuple[float, int, int | None] | None:
+def _recovered(subject: Subject) -> dict[str, Any]:
     """Worst error of the recovered input, spikes recovered wrongly, steps inverted; leaves the step prepared."""
     if subject.reconstruct is None:
-        return None
+        return {}
     step = subject.step
     step.prepare()
     with torch.no_grad():
         x = step.make_input()
         y = step.run(x)
         x_recovered, spikes_recovered, x_true, spikes_true = subject.reconstruct(x, y)
-        error = (x_recovered - x_true).abs().max().item()
-        flipped = int((spikes_recovered != spikes_true).sum().item())
-        steps = None if subject.recovered_steps is None else subject.recovered_steps(x, y)
+        found = {
+            "reconstruction_error": (x_recovered - x_true).abs().max().item(),
+            "flipped_spikes": int((spikes_recovered != spikes_true).sum().item()),
+            "recovered_steps": None if subject.recovered_steps is None else subject.recovered_steps(x, y),
+        }
     step.prepare()
-    return error, flipped, steps
+    return found

@@ -170,13 +170,9 @@ def _row_norm_backward(call: Call) -> int:
     return per_element * elements(call["input"])
 
 
-def _with_factor(others: int, factor: str) -> Formula:
+def _times(per_result: int, factor: str = "") -> Formula:
     """So many operations per result, and one more where its factor, a number, is not 1."""
-    return lambda call: written(call) * (others + (call.arguments.get(factor, 1) != 1))
-
-
-def _times(per_result: int) -> Formula:
-    return lambda call: per_result * written(call)
+    return lambda call: written(call) * (per_result + (call.arguments.get(factor, 1) != 1))
 
 
 def _window(call: Call, dimensions: int) -> int:
@@ -194,19 +190,9 @@ def _average_pool_backward(dimensions: int) -> Formula:
     return lambda call: call["grad_output"].numel() * _window(call, dimensions)
 
 
-def _interpolation(inputs: int, of: Callable[[Call], Tensor]) -> Formula:
+def _interpolation(inputs: int) -> Formula:
     """Every output is the sum of so many weighted inputs, and its gradient is added to as many."""
-    return lambda call: _macs(inputs * of(call).numel())
-
-
-def _interpolations() -> dict[str, Formula]:
-    inputs = {"linear1d": 2, "bilinear2d": 4, "trilinear3d": 8, "bicubic2d": 16}
-    forward = {f"upsample_{name}": _interpolation(count, lambda call: call.out) for name, count in inputs.items()}
-    backward = {
-        f"upsample_{name}_backward": _interpolation(count, lambda call: call["grad_output"])
-        for name, count in inputs.items()
-    }
-    return forward | backward
+    return lambda call: _macs(inputs * elements(call.arguments.get("grad_output", call.out)))
 
 
 def _loss(call: Call) -> int:
@@ -225,74 +211,62 @@ def _as_torch(name: str) -> Formula:
     return lambda call: _macs(formula(*call.arguments.values(), out_val=call.out) // 2)
 
 
-def _each(names: str, formula: Formula) -> dict[str, Formula]:
-    return dict.fromkeys(names.split(), formula)
+def _with_forms(names: str) -> str:
+    """Names, and those of the in-place and the foreach form of each."""
+    return " ".join(f"{name} {name}_ _foreach_{name} _foreach_{name}_" for name in names.split())
 
 
-def _in_all_forms(names: str, formula: Formula) -> dict[str, Formula]:
-    """The same for the in-place and the foreach form of each."""
-    return {
-        f"{start}{name}{end}": formula for name in names.split() for start in ("", "_foreach_") for end in ("", "_")
-    }
-
-
-FORMULAS: dict[str, Formula] = {
+_BY_NAMES: dict[str, Formula] = {
     # Sums of products, and derivatives that come as one operator: s (1 - s) g and (1 - t^2) g
-    **_in_all_forms("add sub rsub", _with_factor(1, "alpha")),
-    **_in_all_forms("addcmul addcdiv", _with_factor(2, "value")),
-    **_in_all_forms("lerp", _times(3)),
-    **_each("sigmoid_backward tanh_backward", _times(3)),
+    _with_forms("add sub rsub"): _times(1, "alpha"),
+    _with_forms("addcmul addcdiv"): _times(2, "value"),
+    _with_forms("lerp"): _times(3),
+    "sigmoid_backward tanh_backward": _times(3),
     "convolution": lambda call: _macs(_convolution_macs(call, call.out)),
     "convolution_backward": _convolution_backward,
-    **_each("dot vdot mv", lambda call: _macs(elements(call["self"]))),
+    "dot vdot mv": lambda call: _macs(elements(call["self"])),
     "addmv": lambda call: _macs(elements(call["mat"])),
     "addr": lambda call: _macs(elements(call.out)),
     "addbmm": lambda call: _macs(elements(call["batch1"]) * call["batch2"].shape[-1]),
     "_scaled_dot_product_flash_attention_for_cpu": _as_torch("_scaled_dot_product_flash_attention"),
     "_scaled_dot_product_flash_attention_for_cpu_backward": _as_torch("_scaled_dot_product_flash_attention_backward"),
-    **_each(
-        "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
-        "_batch_norm_with_update native_layer_norm native_group_norm",
-        _norm,
-    ),
-    **_each("_native_batch_norm_legit_no_training _batch_norm_no_update", _norm_with_constants),
-    **_each(
-        "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward",
-        _batch_norm_backward,
-    ),
-    **_each("native_layer_norm_backward native_group_norm_backward", _row_norm_backward),
-    **_each("avg_pool2d max_pool2d_with_indices fractional_max_pool2d", _pool(2)),
-    **_each("avg_pool3d max_pool3d_with_indices fractional_max_pool3d", _pool(3)),
-    **_interpolations(),
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update "
+    "native_layer_norm native_group_norm": _norm,
+    "_native_batch_norm_legit_no_training _batch_norm_no_update": _norm_with_constants,
+    "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward "
+    "miopen_batch_norm_backward": _batch_norm_backward,
+    "native_layer_norm_backward native_group_norm_backward": _row_norm_backward,
+    "avg_pool2d max_pool2d_with_indices fractional_max_pool2d": _pool(2),
+    "avg_pool3d max_pool3d_with_indices fractional_max_pool3d": _pool(3),
+    "upsample_linear1d upsample_linear1d_backward": _interpolation(2),
+    "upsample_bilinear2d upsample_bilinear2d_backward": _interpolation(4),
+    "upsample_trilinear3d upsample_trilinear3d_backward": _interpolation(8),
+    "upsample_bicubic2d upsample_bicubic2d_backward": _interpolation(16),
     "log_sigmoid_forward": _first(1),
     "avg_pool2d_backward": _average_pool_backward(2),
     "avg_pool3d_backward": _average_pool_backward(3),
     # One addition per gradient that is scattered to the input
-    **_each(
-        "max_pool2d_with_indices_backward max_pool3d_with_indices_backward upsample_nearest1d_backward "
-        "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward col2im "
-        "fractional_max_pool2d_backward fractional_max_pool3d_backward adaptive_max_pool2d_backward "
-        "adaptive_max_pool3d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
-        "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward",
-        _first(1),
-    ),
-    **_each("_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward", _per_element_of("self")),
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward upsample_nearest1d_backward "
+    "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward col2im "
+    "fractional_max_pool2d_backward fractional_max_pool3d_backward adaptive_max_pool2d_backward "
+    "adaptive_max_pool3d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
+    "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward": _first(1),
+    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward": _per_element_of("self"),
     # Maximum R, difference N, exponential N, sum R, and a difference or quotient N
-    **_each("_softmax _safe_softmax _log_softmax", _first(5)),
+    "_softmax _safe_softmax _log_softmax": _first(5),
     # Product or exponential N, sum R, product N, difference N
-    **_each("_softmax_backward_data _log_softmax_backward_data", _first(4)),
-    **_each("nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward", _per_element_of("target")),
-    **_each(
-        "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits",
-        _loss,
-    ),
+    "_softmax_backward_data _log_softmax_backward_data": _first(4),
+    "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward": _per_element_of("target"),
+    "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits": _loss,
     # Norm R and product N; backward: product N, sum R, the share of v N, difference N, scaled N
     "_weight_norm_interface": _first(2),
     "_weight_norm_interface_backward": _first(5),
     # Draw and compare N, scale the mask N, multiply N: what dropout written out counts
     "native_dropout": _first(3),
-    **_each("index_put index_put_ _index_put_impl_ _unsafe_index_put", _index_put),
-    **_each("index_add index_add_", _per_element_of("source")),
-    **_each("scatter_add scatter_add_ scatter_reduce scatter_reduce_", _per_element_of("src")),
+    "index_put index_put_ _index_put_impl_ _unsafe_index_put": _index_put,
+    "index_add index_add_": _per_element_of("source"),
+    "scatter_add scatter_add_ scatter_reduce scatter_reduce_": _per_element_of("src"),
 }
+
+FORMULAS: dict[str, Formula] = {name: formula for names, formula in _BY_NAMES.items() for name in names.split()}
 """aten operators, by name without overload, whose count is neither their output nor their input elements."""

@@ -24,6 +24,7 @@ and matrix products in forward is taken beside all this, as a cross-check.
 import logging
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -139,22 +140,15 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     return FlopsRecord(**phases, fvcore_forward_flops=check)
 
 
-class _OpenRanges(threading.local):
-    """Open ranges of the current thread, innermost last: is each a recomputation?"""
-
-    def __init__(self) -> None:
-        self.recompute: list[bool] = []
-
-
 class _Counter(TorchDispatchMode):
     """Adds up operations by phase; on devices, autograd's own threads call it too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stage: Phase = "forward"
-        self._pointwise: dict[Phase, int] = {"forward": 0, "backward": 0, "recompute": 0}
-        self._multiply_accumulate = dict(self._pointwise)
-        self._ranges = _OpenRanges()
+        self._counts: dict[Phase, list[int]] = {"forward": [0, 0], "backward": [0, 0], "recompute": [0, 0]}
+        # Open ranges of each thread, innermost last: is it a recomputation?
+        self._ranges: dict[int, list[bool]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def __torch_dispatch__(
@@ -176,25 +170,26 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **kwargs)
         flops = count(func, args, kwargs, out)
         with self._lock:
-            self._pointwise[phase] += flops.pointwise
-            self._multiply_accumulate[phase] += flops.multiply_accumulate
+            self._counts[phase][0] += flops.pointwise
+            self._counts[phase][1] += flops.multiply_accumulate
         return out
 
     def phases(self) -> dict[Phase, PhaseFlops]:
         return {
-            phase: PhaseFlops(pointwise=self._pointwise[phase], multiply_accumulate=self._multiply_accumulate[phase])
-            for phase in self._pointwise
+            phase: PhaseFlops(pointwise=pointwise, multiply_accumulate=multiply_accumulate)
+            for phase, (pointwise, multiply_accumulate) in self._counts.items()
         }
 
     def _follow_range(self, name: str, args: tuple[Any, ...]) -> None:
+        ranges = self._ranges[threading.get_ident()]
         if "_record_function_enter" in name:
-            self._ranges.recompute.append("recompute" in args[0])
-        elif self._ranges.recompute:
-            self._ranges.recompute.pop()
+            ranges.append("recompute" in args[0])
+        elif ranges:
+            ranges.pop()
 
     def _phase(self) -> Phase:
         in_graph_task = torch._C._current_graph_task_id() != -1
-        if any(self._ranges.recompute) or (in_graph_task and torch.is_grad_enabled()):
+        if any(self._ranges[threading.get_ident()]) or (in_graph_task and torch.is_grad_enabled()):
             return "recompute"
         return "backward" if in_graph_task else self.stage
 
@@ -205,12 +200,12 @@ def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
     Raises:
         UnknownOperation: there is no formula for `func`.
     """
-    registered = _registered.get(func._schema.name)
-    if registered is not None:
+    if (registered := _registered.get(func._schema.name)) is not None:
         return _as_flops(registered(*args, out=out, **kwargs))
-    formula = _formula(func)
-    if formula is not None:
-        return _as_flops(formula(_bind(func, args, kwargs, out)))
+    if (formula := _formula(func)) is not None:
+        values = {argument.name: argument.default_value for argument in func._schema.arguments}
+        values.update(zip(values, args, strict=False))
+        return _as_flops(formula(Call(values | kwargs, out)))
     if func.overloadpacket in flop_registry:
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         return PhaseFlops(pointwise=0, multiply_accumulate=macs)
@@ -257,12 +252,6 @@ def _is_composite(func: OpOverload, name: str) -> bool:
 def _name(func: OpOverload) -> str:
     schema = func._schema
     return f"{schema.name}.{schema.overload_name}" if schema.overload_name else str(schema.name)
-
-
-def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
-    values = {argument.name: argument.default_value for argument in func._schema.arguments}
-    values.update(zip(values, args, strict=False))
-    return Call(values | kwargs, out)
 
 
 def _as_flops(flops: PhaseFlops | int) -> PhaseFlops:

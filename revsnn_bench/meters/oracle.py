@@ -114,7 +114,8 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         def record_fused(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
             fired.extend(_spikes_of_fused(module, out.detach()))
 
-        with hooked(_firing(step.model), record), hooked(_ours(step.model), record_fused), decisions:
+        ours = [module for module in step.model.modules() if hasattr(module, "backend_in_use")]
+        with hooked(_firing(step.model), record), hooked(ours, record_fused), decisions:
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
         given = [*([source] if source.requires_grad else []), *parameters, *states]
@@ -211,7 +212,9 @@ def _smooth(step: TrainingStep, model: nn.Module, call: _Call, distances: list[T
     spikes, origins = iter(call.spikes), iter(distances)
 
     def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        moved: Tensor = primitive_of(module)(args[0]) - primitive_of(module)(next(origins))
+        primitive = _primitive_of(module)
+        assert primitive is not None
+        moved = primitive(args[0]) - primitive(next(origins))
         return next(spikes).to(moved) + moved
 
     with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
@@ -222,23 +225,13 @@ def _source_in_double(call: _Call) -> Tensor:
     return call.source.double() if call.source.is_floating_point() else call.source
 
 
-def primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The function whose derivative a surrogate uses.
-
-    Raises:
-        NoOracle: the module tells none.
-    """
+def _primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The function whose derivative a surrogate uses; None where a module tells none."""
     own: Callable[[Tensor], Tensor] | None = getattr(module, "primitive", None)
     if callable(own):
         return own
     theirs = getattr(module, "primitive_function", None)  # SpikingJelly's
-    if callable(theirs):
-        return lambda z: theirs(z, **getattr(module, "_sg_params", {}))
-    raise NoOracle(f"the surrogate {type(module).__name__} tells no primitive")
-
-
-def _is_surrogate(module: nn.Module) -> bool:
-    return callable(getattr(module, "primitive", None)) or callable(getattr(module, "primitive_function", None))
+    return (lambda z: theirs(z, **getattr(module, "_sg_params", {}))) if callable(theirs) else None
 
 
 def _firing(model: nn.Module) -> list[nn.Module]:
@@ -246,14 +239,10 @@ def _firing(model: nn.Module) -> list[nn.Module]:
     inner: set[int] = set()
     firing = []
     for module in model.modules():
-        if id(module) not in inner and _is_surrogate(module):
+        if id(module) not in inner and _primitive_of(module) is not None:
             firing.append(module)
             inner.update(id(each) for each in module.modules() if each is not module)
     return firing
-
-
-def _ours(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if hasattr(module, "backend_in_use")]
 
 
 def _spikes_of_fused(node: Any, out: Tensor) -> Sequence[Tensor]:

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import TrainingStep
@@ -35,8 +36,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST = 2**31 - 1  # what its int holds
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One forward and one backward, in seconds, and how long the process was kept from running meanwhile."""
 
     forward_s: float
@@ -44,8 +44,7 @@ class Sample:
     delay_s: float
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     """The step and the reference, timed one right after the other; one sample where they are the same."""
 
     step: Sample
@@ -101,12 +100,12 @@ def measure_time(
         )
     load_before = psutil.getloadavg()[0]
     with quiet_gc(), frozen_heap():
-        copy = _Copy(step)
-        first = _run_round(step, reference, copy, step_first=True)
+        touched = step.source.detach().clone()
+        first = _run_round(step, reference, touched, step_first=True)
         for _ in range(max(warm_rounds, 2) - 1):
-            warm = _run_round(step, reference, copy, step_first=False)
+            warm = _run_round(step, reference, touched, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
-        rounds = _run_rounds(step, reference, copy, target)
+        rounds = _run_rounds(step, reference, touched, target)
     step.prepare()
     kept = select_rounds(rounds, min_rounds)
     return TimeRecord(
@@ -154,40 +153,33 @@ def set_steady_state_malloc(keep_all: bool = False) -> bool:
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, mapped) and libc.mallopt(_M_TRIM_THRESHOLD, trimmed))
 
 
-class _Copy:
-    """Copies the input to memory that has been touched before: one read and one write, and nothing else."""
-
-    def __init__(self, step: TrainingStep) -> None:
-        self._source = step.source.detach()
-        self._target = self._source.clone()
-
-    def time_s(self) -> float:
-        """Seconds of one copy."""
-        synchronize(self._source.device)
-        start = time.perf_counter_ns()
-        self._target.copy_(self._source)
-        synchronize(self._source.device)
-        return (time.perf_counter_ns() - start) / 1e9
-
-
-def _run_rounds(step: TrainingStep, reference: TrainingStep | None, copy: _Copy, target: int) -> list[Round]:
+def _run_rounds(step: TrainingStep, reference: TrainingStep | None, touched: Tensor, target: int) -> list[Round]:
     """Runs until `target` rounds were left alone, at most twice as many."""
     rounds: list[Round] = []
     alone = 0
     while alone < target and len(rounds) < 2 * target:
-        rounds.append(_run_round(step, reference, copy, step_first=len(rounds) % 2 == 0))
+        rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
         alone += not is_contended(rounds[-1])
     return rounds
 
 
-def _run_round(step: TrainingStep, reference: TrainingStep | None, copy: _Copy, step_first: bool) -> Round:
+def _run_round(step: TrainingStep, reference: TrainingStep | None, touched: Tensor, step_first: bool) -> Round:
     if reference is None:
-        sample = _time(step)
-        return Round(sample, sample, copy.time_s())
-    if step_first:
-        return Round(step=_time(step), reference=_time(reference), copy_s=copy.time_s())
-    sample = _time(reference)
-    return Round(step=_time(step), reference=sample, copy_s=copy.time_s())
+        of_step = of_reference = _time(step)
+    elif step_first:
+        of_step, of_reference = _time(step), _time(reference)
+    else:
+        of_reference, of_step = _time(reference), _time(step)
+    return Round(of_step, of_reference, _copy_s(step.source.detach(), touched))
+
+
+def _copy_s(source: Tensor, touched: Tensor) -> float:
+    """Seconds of a copy to memory that has been touched before: one read and one write, and nothing else."""
+    synchronize(source.device)
+    start = time.perf_counter_ns()
+    touched.copy_(source)
+    synchronize(source.device)
+    return (time.perf_counter_ns() - start) / 1e9
 
 
 def _time(step: TrainingStep) -> Sample:

@@ -13,9 +13,8 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +31,10 @@ OUTSIDE = "step"
 """Where code of the training step outside of any module is booked."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """One storage: its bytes, and the phase, module and autograd node (-1: none) in which it was made."""
+class Block(NamedTuple):
+    """One storage: its bytes, and the module and autograd node (-1: none) in which it was made."""
 
     nbytes: int
-    phase: str
     module: str
     node: int
 
@@ -114,16 +111,14 @@ class StorageTracker(TorchDispatchMode):
         scratch: from an operator, its arguments and its result, the bytes that it takes inside of itself.
     Attributes:
         blocks: what was made, by serial number.
-        log: +(serial + 1) where a block was made and -(serial + 1) where it died, in order.
-        phase: label for blocks made from now on; the caller sets it.
+        log: +(serial + 1) where a block was made and -(serial + 1) where it died, in order; and what callers put there.
     """
 
     def __init__(self, model: nn.Module, scratch: Scratch | None = None) -> None:
         super().__init__()
         self._scratch = scratch
         self.blocks: list[Block] = []
-        self.log: list[int] = []
-        self.phase = "forward"
+        self.log: list[Any] = []
         self._clock = ModuleClock(model)
         self._serials: Any = WeakIdKeyDictionary()  # UntypedStorage -> serial, or None for what is older
         self._finalizers: list[Any] = []
@@ -141,14 +136,6 @@ class StorageTracker(TorchDispatchMode):
         found: int | None = self._serials.get(storage_of(tensor))
         return found
 
-    def live(self) -> set[int]:
-        """Serial numbers of the blocks that are alive now."""
-        self._settle()
-        alive: set[int] = set()
-        for entry in self.log:
-            (alive.add if entry > 0 else alive.remove)(abs(entry) - 1)
-        return alive
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._settle()
         for leaf in tree_leaves((args, kwargs)):
@@ -163,7 +150,7 @@ class StorageTracker(TorchDispatchMode):
                 self._book(storage_of(leaf), module, node, replaced)
         if self._scratch is not None and (nbytes := self._scratch(func, args, out)):
             serial = len(self.blocks)
-            self.blocks.append(Block(nbytes, self.phase, module, _sequence(node)))
+            self.blocks.append(Block(nbytes, module, _sequence(node)))
             self.log += [serial + 1, -(serial + 1)]
         return out
 
@@ -171,7 +158,7 @@ class StorageTracker(TorchDispatchMode):
         if storage.nbytes() == 0:
             return
         serial = len(self.blocks)
-        self.blocks.append(Block(storage.nbytes(), self.phase, module, _sequence(node)))
+        self.blocks.append(Block(storage.nbytes(), module, _sequence(node)))
         if replaced is not None:
             self._serials[storage] = serial
             self._awaiting = (replaced, weakref.ref(storage), len(self.log))

@@ -351,7 +351,7 @@ class _Recorded:
         """Segment `number` starts; -1 ends forward, and the last segment goes on in backward."""
         if number >= 0:
             if self.kept:
-                self.ends[self.segment] = self.ledger.now
+                self.ends[self.segment] = self.ledger.live_bytes
             else:
                 self.starts.append(len(self.ledger.sizes))
             self.segment = number
@@ -365,7 +365,7 @@ class _Recorded:
     def now(self) -> None:
         """Looks at the bytes that are alive."""
         key = bool(self.kept), self.segment
-        self.highest[key] = max(self.highest.get(key, 0), self.ledger.now)
+        self.highest[key] = max(self.highest.get(key, 0), self.ledger.live_bytes)
 
     def costs(self) -> list[Cost]:
         """Of every segment."""

@@ -54,13 +54,12 @@ def watched(item: pytest.Item) -> Iterator[None]:
     """Runs the test's body under the allocator's timeline, which gives the peak and the rest of its host tensors."""
     from revsnn_bench.meters.allocator import watch_timeline
 
-    with watch_timeline() as watch:
+    with watch_timeline() as ledger:
         yield
-    timeline = watch.timeline
-    found = {"peak": timeline.peak_bytes, "retained": timeline.live_bytes}
-    blocks = {"peak": timeline.peak_blocks, "retained": timeline.live_blocks}
+    found = {"peak": ledger.peak_bytes, "retained": ledger.live_bytes}
+    blocks = {"peak": ledger.at_peak, "retained": ledger.live.values()}
     for name, limit in limits(item).items():
-        sizes = sorted(blocks[name].values(), reverse=True)
+        sizes = sorted((ledger.sizes[number] for number in blocks[name]), reverse=True)
         _hold(item.name, name, found[name], limit, {f"block {i + 1}": size for i, size in enumerate(sizes)})
 
 
