@@ -19,7 +19,7 @@ import inspect
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -164,16 +164,14 @@ def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Cont
 
 
 def _put_in_carriers(model: nn.Module) -> None:
-    lif = {
-        name: module
-        for name, module in model.named_modules()
-        if name and isinstance(module, StandardLIF) and not isinstance(module, StandardIF | StandardParametricLIF)
-    }
-    if not lif:
+    found = False
+    for name, module in list(model.named_modules()):
+        if name and isinstance(module, StandardLIF) and not isinstance(module, StandardIF | StandardParametricLIF):
+            model.set_submodule(name, module.fresh(CarrierLIF))
+            found = True
+    if not found:
         kinds = ", ".join(sorted({type(neuron).__name__ for neuron in neurons_of(model)}))
         raise SkipCase(f"lif-carrier takes the place of LIF neurons, and the model has none, but {kinds}")
-    for name, module in lif.items():
-        model.set_submodule(name, module.fresh(CarrierLIF))
 
 
 def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
@@ -235,7 +233,9 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     """Model, inputs and loss of the user's callable."""
     make = load_callable(case.workload)
     file = _source_file(make)
-    names = _parameters(make)
+    names: Collection[str] = ()
+    with suppress(ValueError):  # some of C have no signature
+        names = inspect.signature(make).parameters
     arguments = {name: getattr(case, name) for name in ("timesteps", "batch") if name in names}
     torch.manual_seed(case.seed)
     random.seed(case.seed)
@@ -285,13 +285,6 @@ def _require_new(model: Any, make: Callable[..., Any], workload: str) -> None:
             "the model in the function, or return copy.deepcopy(model)."
         )
     _handed_out.update((id(module), module) for module in modules)
-
-
-def _parameters(make: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(make).parameters)
-    except ValueError:
-        return set()
 
 
 def _check_neurons(model: nn.Module, case: Case) -> None:
@@ -424,10 +417,8 @@ def _raised(what: str, error: BaseException, file: str) -> ModelError:
     """The error of a user's code, with the line of the user's file where it arose."""
     first = str(error).strip().partition("\n")[0]
     if isinstance(error, SystemExit):
-        first += (
-            ". It must not end the process when it is imported or called. Put what is a program of its own under `if "
-        )
-        first += "__name__ == '__main__':`."
+        first += ". It must not end the process when it is imported or called. Put what is a program of its own under "
+        first += "`if __name__ == '__main__':`."
     line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
     if isinstance(error, SyntaxError):
         line, first = f"{Path(error.filename or '').name}, line {error.lineno}: ", error.msg

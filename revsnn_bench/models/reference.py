@@ -15,10 +15,9 @@ from revsnn_bench.case import AS_IS, Case, is_own
 from revsnn_bench.meters.fidelity import Reconstruction, Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
-from revsnn_bench.models.methods import is_approximate
+from revsnn_bench.models.methods import Stepwise, is_approximate
 from revsnn_bench.models.reversible import RevChain
 from revsnn_bench.models.step import WorkloadStep
-from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import NoOracle
 
@@ -51,7 +50,11 @@ def subject_of(case: Case) -> Subject:
     if is_own(case.workload):
         reference = _as_is(case, step.model)
     else:
-        reference = _same_parameters(reference_of((plain or step).model), step.model)
+        reference = reference_of((plain or step).model)
+        if reference and [p.shape for p in reference.parameters()] != [p.shape for p in step.model.parameters()]:
+            reference = None  # it has other gradients than those to be judged
+    bare = copy.copy(step)
+    bare.around = nullcontext
     return Subject(
         step=step,
         reference=reference,
@@ -60,17 +63,10 @@ def subject_of(case: Case) -> Subject:
         whole=None if part == case else build(case),
         recovered_steps=partial(recovered_steps, step.model) if isinstance(step.model, InvertingNode) else None,
         plain=plain,
-        bare=_bare(step),
+        bare=bare,
         itself=build(_plain(case)).model if case.node == IN_REMAT else None,
         approximate=is_approximate(case.node),
     )
-
-
-def _bare(step: WorkloadStep) -> WorkloadStep:
-    """The step without the context around its forward, which would be around the reference as well."""
-    bare = copy.copy(step)
-    bare.around = nullcontext
-    return bare
 
 
 def _as_is(case: Case, model: nn.Module) -> nn.Module | None:
@@ -98,13 +94,6 @@ def _as_is(case: Case, model: nn.Module) -> nn.Module | None:
 def _weights_differ(one: nn.Module, other: nn.Module) -> bool:
     theirs = dict(other.named_parameters())
     return any(not torch.equal(p, theirs[name]) for name, p in one.named_parameters() if name in theirs)
-
-
-def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:
-    """The reference, unless the model has other parameters, whose gradients it could not judge."""
-    if reference is None or [p.shape for p in reference.parameters()] != [p.shape for p in model.parameters()]:
-        return None
-    return reference
 
 
 def reference_of(model: nn.Module) -> nn.Module | None:

@@ -70,6 +70,23 @@ class WorkloadStep(TrainingStep):
         return [neuron.v for neuron in neurons_of(self.model) if isinstance(neuron.v, Tensor)]
 
 
+class StepwiseStep(WorkloadStep):
+    """The training step of a `methods.Stepwise` network, which takes the labels.
+
+    Its input takes no gradient, and is alive before the step.
+    """
+
+    def make_input(self) -> Tensor:
+        """The source: nothing is written to it, and no gradient leads to it."""
+        return self.source
+
+    def run(self, x: Tensor) -> Tensor:
+        """The loss, by the model's method."""
+        with self.around():
+            loss: Tensor = self.model(x, self.labels)
+        return loss
+
+
 def reset_states(model: nn.Module) -> None:
     """Resets every neuron of a model, those of snnTorch with hidden states and layers of sinabs as well."""
     for module in model.modules():

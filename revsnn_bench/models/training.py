@@ -6,22 +6,22 @@ initial weights and the same order of samples for the same seed.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.coupled import CoupledNode
-from revsnn_nodes.plan import is_neuron, neurons_of
+from revsnn_nodes.plan import neurons_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
+from revsnn_bench.meters.step import hooked
 from revsnn_bench.models.data import Split, digits_of, encoded
-from revsnn_bench.models.stepwise import Stepwise
+from revsnn_bench.models.methods import Stepwise
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import network
 from revsnn_bench.records import AccuracyRecord
@@ -106,19 +106,16 @@ class Trainer:
     @torch.no_grad()
     def firing_rates(self) -> dict[str, float]:
         """Share of neurons and steps that fire on the test images, by layer; carriers carry, coupled nodes couple."""
+        names = {module: name for name, module in self.model.named_modules()}
         counts: dict[str, list[int]] = {}
 
-        def count(name: str, node: Any, args: tuple[Any, ...], y: Tensor) -> None:
+        def count(node: Any, args: tuple[Any, ...], y: Tensor) -> None:
             spikes = node.spikes(args[0], y) if isinstance(node, CoupledNode) else y > 0.5
-            counts.setdefault(name, [0, 0])
-            counts[name][0] += int(spikes.sum())
-            counts[name][1] += spikes.numel()
+            of_layer = counts.setdefault(names[node], [0, 0])
+            of_layer[0] += int(spikes.sum())
+            of_layer[1] += spikes.numel()
 
-        with ExitStack() as stack:
-            for name, module in self.model.named_modules():
-                if is_neuron(module):
-                    stack.enter_context(module.register_forward_hook(partial(count, name)))
-            stack.enter_context(self._carrying())
+        with hooked(neurons_of(self.model), count), self._carrying():
             self.accuracy()
         return {name: fired / of for name, (fired, of) in counts.items()}
 
@@ -176,9 +173,9 @@ class Trainer:
         return int(torch.randint(1 << 62, (), generator=self.order))
 
     def _loss(self, x_seq: Tensor, labels: Tensor) -> Tensor:
-        if not isinstance(self.model, Stepwise):
-            return cross_entropy(self._from_rest(x_seq), labels)
-        return self._from_rest(x_seq, labels)
+        if isinstance(self.model, Stepwise):
+            return self._from_rest(x_seq, labels)
+        return cross_entropy(self._from_rest(x_seq), labels)
 
     def _from_rest(self, *given: Tensor) -> Tensor:
         for neuron in neurons_of(self.model):
