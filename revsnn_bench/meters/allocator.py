@@ -129,10 +129,8 @@ def watch_timeline() -> Iterator[Ledger]:
 
 
 def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, Ledger]:
-    """Runs `work` under the profiler.
+    """Runs `work` under the profiler, which tells of the blocks of one type of device.
 
-    Args:
-        device: type of the device whose blocks are meant.
     Returns:
         What `work` returned, still alive at the end of the ledger, and the ledger. Frees of blocks that
         are older than the call are not in it: drop what may be freed before.

@@ -50,11 +50,7 @@ class Attribution:
 class _Replay:
     """The blocks of a step, as they were made and freed, and what marks tell of them on the way.
 
-    Fields:
-        parts: which part a block plays, by its number; the first that is told stays.
-        stack: the running modules, innermost last.
-        forward_events: events of the ledger in forward.
-        retained: numbers of the blocks that were alive at its end.
+    A block, by its number, plays the first part that is told of it; `retained` were alive at the end of forward.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
@@ -96,7 +92,6 @@ class _Marks:
     """What is told of a training step while it runs, as actions that its replay does at the same places.
 
     Fields:
-        put: adds an action where the step is now.
         key_of: what the ledger of the replay calls the block of a tensor.
         last_of_forward: sequence number of the first graph node made after forward.
     """

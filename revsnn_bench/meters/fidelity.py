@@ -164,35 +164,29 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
     """Output and gradients of a model in the place of the step's own, call after call from its prepared state."""
-    own_model, own_source = step.model, step.source
     parameters = learned(model)
     known = set(map(id, parameters))
-    of_another = [parameter for parameter in learned(own_model) if id(parameter) not in known]
+    of_another = [parameter for parameter in learned(step.model) if id(parameter) not in known]
     states: list[Tensor] = []
     calls = []
-    try:
-        step.model = model
-        step.prepare()
-        for number in range(CALLS):
-            step.source = source if not number else shifted(source)
-            with same_draws(step.source.device, number):
-                output = step.run(step.make_input())
-            inputs = [step.source] if step.source.requires_grad else []
-            given = [*inputs, *parameters, *states]
-            arriving = step.output_gradient(output).to(output.dtype)
-            found = torch.autograd.grad(output, [*given, *of_another], arriving, allow_unused=True)
-            if any(g is not None for g in found[len(given) :]):
-                raise NoOracle(
-                    "its loss reads the model's parameters by itself, and no reference can take its place there"
-                )
-            grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=False)]
-            first, last = len(inputs), len(inputs) + len(parameters)
-            call = {"input": grads[:first], "parameters": grads[first:last], "states": grads[last:]}
-            calls.append({"output": [output.detach()], **call})
-            states = cut_states(model)
-        step.prepare()
-    finally:
-        step.model, step.source = own_model, own_source
+    for number in range(CALLS):
+        moved = step.replaced(model, shifted(source) if number else source)
+        if not number:
+            moved.prepare()
+        with same_draws(source.device, number):
+            output = moved.run(moved.make_input())
+        inputs = [moved.source] if moved.source.requires_grad else []
+        given = [*inputs, *parameters, *states]
+        arriving = moved.output_gradient(output).to(output.dtype)
+        found = torch.autograd.grad(output, [*given, *of_another], arriving, allow_unused=True)
+        if any(g is not None for g in found[len(given) :]):
+            raise NoOracle("its loss reads the model's parameters by itself, and no reference can take its place there")
+        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=False)]
+        first, last = len(inputs), len(inputs) + len(parameters)
+        call = {"input": grads[:first], "parameters": grads[first:last], "states": grads[last:]}
+        calls.append({"output": [output.detach()], **call})
+        states = cut_states(model)
+    moved.prepare()
     return calls
 
 
@@ -265,12 +259,7 @@ def _larger(a: float | None, b: float | None) -> float | None:
 
 
 def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -> dict[str, float]:
-    """Errors of output and input gradient over all samples, against the reference in the same precision.
-
-    Args:
-        whole: a step of one layer, whose samples are independent.
-        reference: on `samples` of them at a time.
-    """
+    """Errors of a layer's output and input gradient, against the reference in its precision, some samples at a time."""
     whole.prepare()
     output = whole.run(whole.make_input())
     arriving = whole.output_gradient(output)

@@ -175,19 +175,15 @@ def _times(per_result: int, factor: str = "") -> Formula:
     return lambda call: written(call) * (per_result + (call.arguments.get(factor, 1) != 1))
 
 
-def _window(call: Call, dimensions: int) -> int:
-    sizes = [int(size) for size in call["kernel_size"]]
-    return prod(sizes * dimensions if len(sizes) == 1 else sizes)
-
-
 def _pool(dimensions: int) -> Formula:
-    """One addition or comparison per element of each window; windows over the border count in full."""
-    return lambda call: next(tensors_in(call.out)).numel() * _window(call, dimensions)
+    """One addition or comparison per element of each window, over the border too; backward, of an average, as many."""
 
+    def formula(call: Call) -> int:
+        sizes = [int(size) for size in call["kernel_size"]]
+        outputs: Tensor = call.arguments.get("grad_output", next(tensors_in(call.out)))
+        return outputs.numel() * prod(sizes * dimensions if len(sizes) == 1 else sizes)
 
-def _average_pool_backward(dimensions: int) -> Formula:
-    """Each output gradient is added to every element of its window."""
-    return lambda call: call["grad_output"].numel() * _window(call, dimensions)
+    return formula
 
 
 def _interpolation(inputs: int) -> Formula:
@@ -236,15 +232,13 @@ _BY_NAMES: dict[str, Formula] = {
     "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward "
     "miopen_batch_norm_backward": _batch_norm_backward,
     "native_layer_norm_backward native_group_norm_backward": _row_norm_backward,
-    "avg_pool2d max_pool2d_with_indices fractional_max_pool2d": _pool(2),
-    "avg_pool3d max_pool3d_with_indices fractional_max_pool3d": _pool(3),
+    "avg_pool2d avg_pool2d_backward max_pool2d_with_indices fractional_max_pool2d": _pool(2),
+    "avg_pool3d avg_pool3d_backward max_pool3d_with_indices fractional_max_pool3d": _pool(3),
     "upsample_linear1d upsample_linear1d_backward": _interpolation(2),
     "upsample_bilinear2d upsample_bilinear2d_backward": _interpolation(4),
     "upsample_trilinear3d upsample_trilinear3d_backward": _interpolation(8),
     "upsample_bicubic2d upsample_bicubic2d_backward": _interpolation(16),
     "log_sigmoid_forward": _first(1),
-    "avg_pool2d_backward": _average_pool_backward(2),
-    "avg_pool3d_backward": _average_pool_backward(3),
     # One addition per gradient that is scattered to the input
     "max_pool2d_with_indices_backward max_pool3d_with_indices_backward upsample_nearest1d_backward "
     "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward col2im "

@@ -57,7 +57,7 @@ def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
     Args:
         model: run once under `torch.no_grad`; neurons keep the state of that run.
     Returns:
-        2 per multiply-accumulate; None where fvcore cannot trace the model.
+        None where fvcore cannot trace the model.
     """
     with warnings.catch_warnings():
         # So does torch's tracer.
@@ -195,11 +195,7 @@ class _Counter(TorchDispatchMode):
 
 
 def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> PhaseFlops:
-    """Operations of one call of `func`, which returned `out`.
-
-    Raises:
-        UnknownOperation: there is no formula for `func`.
-    """
+    """Operations of one call of `func`, which returned `out`; raises `UnknownOperation` without a formula."""
     if (registered := _registered.get(func._schema.name)) is not None:
         return _as_flops(registered(*args, out=out, **kwargs))
     if (formula := _formula(func)) is not None:
@@ -210,7 +206,7 @@ def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         return PhaseFlops(pointwise=0, multiply_accumulate=macs)
     raise UnknownOperation(
-        f"`{_name(func)}` must have a FLOPs formula; got none. Without it work would go uncounted. "
+        f"`{func.name()}` must have a FLOPs formula; got none. Without it work would go uncounted. "
         f"Register one: revsnn_bench.meters.flops.register_flop_formula({func._schema.name!r}, "
         "lambda *args, out, **kwargs: out.numel())."
     )
@@ -246,12 +242,7 @@ def _is_pointwise(name: str) -> bool:
 def _is_composite(func: OpOverload, name: str) -> bool:
     """Composites reach the counter only where autograd is bypassed (inference mode)."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return name not in _registered and torch._C._dispatch_has_kernel_for_dispatch_key(_name(func), key)
-
-
-def _name(func: OpOverload) -> str:
-    schema = func._schema
-    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else str(schema.name)
+    return name not in _registered and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
 
 def _as_flops(flops: PhaseFlops | int) -> PhaseFlops:

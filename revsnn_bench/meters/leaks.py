@@ -187,8 +187,7 @@ def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object])
 
     Args:
         older: read just before.
-        rehearse: runs an equal step, of another model, so that what is loaded and compiled once is not held against
-            this one. Tensors that it leaves count.
+        rehearse: see `measure_memory`; tensors that it leaves count.
     Returns:
         By how many bytes the process grew for good beyond tensors; None where the system does not say.
     """

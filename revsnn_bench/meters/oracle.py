@@ -256,13 +256,9 @@ def _spikes_of_fused(node: Any, out: Tensor) -> Sequence[Tensor]:
 
 def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
     """Runs the step with another model and source; the state of the model is kept."""
-    own_model, own_source = step.model, step.source
-    step.model, step.source = model, source
-    try:
-        with same_draws(source.device, 0):
-            return step.run(step.make_input())
-    finally:
-        step.model, step.source = own_model, own_source
+    moved = step.replaced(model, source)
+    with same_draws(source.device, 0):
+        return moved.run(moved.make_input())
 
 
 def _in_double(model: nn.Module) -> nn.Module:

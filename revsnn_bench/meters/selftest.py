@@ -51,14 +51,7 @@ class SigmoidNode(nn.Module):
 
 
 class SelfTestStep(TrainingStep):
-    """A `TrainingStep` whose every measured quantity is known in closed form.
-
-    Args:
-        units: g, features of the output; large enough that the peak is in the sigmoid's backward.
-
-    Attributes:
-        expected: every measured quantity by its name.
-    """
+    """A `TrainingStep` whose every measured quantity is known in closed form, by its name in `expected`."""
 
     def __init__(self, rows: int = 24, features: int = 16, units: int = 40, device: str = "cpu") -> None:
         a, b, w = (_ITEMSIZE * size for size in (rows * features, rows * units, features * units))
@@ -70,7 +63,8 @@ class SelfTestStep(TrainingStep):
         generator = torch.Generator().manual_seed(0)
         linear = nn.Linear(features, units, bias=False, device=device)
         source = torch.randn(rows, features, generator=generator).to(device).requires_grad_()
-        super().__init__(nn.Sequential(linear, SigmoidNode(), nn.ReLU()), source)
+        self.node = SigmoidNode()
+        super().__init__(nn.Sequential(linear, self.node, nn.ReLU()), source)
         macs, outputs = rows * features * units, rows * units
         categories = {"input": a, "output": b, "output gradient": b, "state": b, "retained": b, "temporary": 3 * b}
         self.expected: dict[str, Any] = {
@@ -87,27 +81,17 @@ class SelfTestStep(TrainingStep):
             "recompute_flops": outputs,
         }
 
-    @property
-    def _node(self) -> SigmoidNode:
-        node = self.model.get_submodule("1")
-        assert isinstance(node, SigmoidNode)
-        return node
-
     def reset_state(self) -> None:
         """Drops the carried state."""
-        self._node.state = None
+        self.node.state = None
 
     def state_tensors(self) -> list[Tensor]:
         """The carried state, [n, g]."""
-        return [] if self._node.state is None else [self._node.state]
+        return [] if self.node.state is None else [self.node.state]
 
 
 def run_selftest(device: str = "cpu") -> list[tuple[str, object, object]]:
-    """Measures bytes and operations of the self-test step on a device.
-
-    Returns:
-        (quantity, expected, measured) for each; the meters are right when all pairs are equal.
-    """
+    """(quantity, expected, measured) of the self-test step; the meters are right when all pairs are equal."""
     step = SelfTestStep(device=device)
     memory, flops = measure_memory(step), measure_flops(step)
     measured = {f"{phase}_flops": getattr(flops, phase).total for phase in ("forward", "backward", "recompute")}

@@ -1,5 +1,6 @@
 """One training step, cut where the meters look, and the bytes of tensors by their storages."""
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,12 @@ class TrainingStep:
     def __init__(self, model: nn.Module, source: Tensor) -> None:
         self.model = model
         self.source = source
+
+    def replaced(self, model: nn.Module, source: Tensor) -> "TrainingStep":
+        """The same step of another model, from another source."""
+        other = copy.copy(self)
+        other.model, other.source = model, source
+        return other
 
     def prepare(self) -> None:
         """Drops the state and clears every gradient: the state in which a step begins."""

@@ -221,8 +221,7 @@ def measure_compile_time(case: Case, build: str) -> float:
     That is compiling, and loading the compiler; torch and what its first backward imports are loaded before.
 
     Args:
-        case: built anew in the other process, which knows registered nodes by their entry points alone.
-        build: what makes a step of a case there, as `module:function`.
+        build: what makes a step of the case there, as `module:function`; nodes are known by their entry points alone.
     Raises:
         RuntimeError: the case fails there; with the end of what it printed.
     """

@@ -40,9 +40,6 @@ def _theirs(name: str) -> Any:
 
     Its networks import torchvision for downloads. A torchvision that was built for another torch fails to load its
     operators, and then to describe two of them: these are declared, and it is imported once more.
-
-    Raises:
-        SkipCase: the package, or torchvision, is not installed.
     """
     name = f"spikingjelly.activation_based.{name}"
     try:
@@ -111,9 +108,6 @@ def field_network(case: Case, x_seq: Tensor) -> nn.Module:
     Args:
         case: the workload is a name of `NETWORKS`; parameters of the LIF among its options go to every neuron.
         x_seq: an input; where blocks are checkpointed, it shows which of their inputs are binary.
-    Raises:
-        SkipCase: SpikingJelly is not installed.
-        ValueError: a node that `swap_neurons` does not put in.
     """
     node, _, kind = case.node.partition("+")
     of_lif = {name: value for name, value in case.options.items() if name in LIF_FIELDS}

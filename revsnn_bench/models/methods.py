@@ -67,13 +67,7 @@ class Stepwise(nn.Module):
         return Stepwise(self.net).train(self.training)
 
     def steps(self, x_seq: Tensor, labels: Tensor, of: int, *states: State) -> tuple[Any, ...]:
-        """Runs some steps from given membranes.
-
-        Args:
-            x_seq: their inputs, `[t, B, *]`.
-        Returns:
-            The share of these steps in the loss, and the membranes after them.
-        """
+        """Runs steps `[t, B, *]` from given membranes; returns their share in the loss, and membranes after them."""
         set_states(self.net, states)
         logits = self.net(x_seq).flatten(0, 1)
         loss = cross_entropy(logits, labels.repeat(len(x_seq)), reduction="sum") / (of * len(labels))
@@ -91,13 +85,10 @@ class Stepwise(nn.Module):
 
 
 def mlp(make_node: NodeMaker, features: int, depth: int, classes: int, width: float = 1.0) -> Stepwise:
-    """Hidden layers of weights and neurons and a linear read-out at every step: `[T, B, *]`.
+    """Hidden layers of weights and `width HIDDEN` neurons, and a linear read-out at every step: `[T, B, *]`.
 
-    Hidden layers have no bias, so that each weight is one of the equations above.
-
-    Args:
-        make_node: makes one node layer; a `Strategy` also says how the gradient is got.
-        width: factor of the `HIDDEN` neurons per layer.
+    Hidden layers have no bias, so that each weight is one of the equations above. A `Strategy` in the place of
+    `make_node` also says how the gradient is got.
     """
     layers: list[nn.Module] = [nn.Flatten(2)]
     hidden = max(1, round(HIDDEN * width))
@@ -111,10 +102,8 @@ def mlp(make_node: NodeMaker, features: int, depth: int, classes: int, width: fl
 
 
 def tbptt(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
-    """Truncated backpropagation: v[t-1] <- sg(v[t-1]) where K divides t, counted from 0; backward window by window.
+    """Truncated backpropagation: v[t-1] <- sg(v[t-1]) where K, the number, divides t from 0 on; backward by windows.
 
-    Args:
-        number: K, steps per window.
     Keeps for backward: the parameters' gradients. Transient: what BPTT keeps of K steps. Constant in T.
     Exactness: none; BPTT where K = T.
     Source: Williams and Peng 1990, with windows that do not overlap.
@@ -135,12 +124,10 @@ def sltt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
 
 
 def sltt_k(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
-    """SLTT with a backward pass at K of the T steps, drawn anew for each call: dW_l sums over these alone.
+    """SLTT with a backward pass at K, the number, of the T steps, drawn anew for each call: dW_l sums over these alone.
 
     Nothing makes up for the steps left out: the authors' training script divides every step's loss by T, as here.
 
-    Args:
-        number: K, steps with a backward pass.
     Keeps for backward: as `sltt`.
     Source: Meng et al. 2023, arXiv 2302.14311, section on SLTT-K, and their train_SLTTK script.
     """
@@ -167,10 +154,8 @@ def ottt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
 
 
 def chunks(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
-    """Temporal checkpoints: runs K steps at a time, and each chunk but the last again in the backward pass.
+    """Temporal checkpoints: runs K, the number, steps at a time, and each chunk but the last again in backward.
 
-    Args:
-        number: K, steps per chunk.
     Keeps for backward: the membranes where a chunk begins, but for the first; what BPTT keeps of the last chunk.
     Exactness: the gradient of BPTT, but for the order of sums.
     Source: Chen et al. 2016, arXiv 1604.06174, along time.
@@ -289,8 +274,7 @@ class _Schedule:
     Fields:
         net, labels, of: as `Stepwise.steps` takes them.
         kept: how many steps are run at a time, and kept where they are the last.
-        cut: after how many of some steps the next checkpoint is, by their number and that of free checkpoints; all of
-            them where they are kept.
+        cut: after how many steps the next checkpoint is, by their number and that of free checkpoints; all where kept.
     """
 
     net: Stepwise
@@ -318,8 +302,7 @@ class _Schedule:
     ) -> list[Tensor]:
         """Runs steps again, adds to the gradients of the parameters, and returns those of the membranes at the start.
 
-        Args:
-            arriving: gradients of the loss, and of the membranes at the end.
+        `arriving` are those of the loss, and of the membranes at the end.
         """
         checkpoints = []
         with record_function("recompute"):

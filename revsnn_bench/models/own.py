@@ -51,11 +51,7 @@ class ModelError(ValueError):
 
 
 class OwnStep(WorkloadStep):
-    """The training step of a user's model.
-
-    Args:
-        loss: of the model's output; None for a fixed random gradient at the output.
-    """
+    """The training step of a user's model; without a loss a fixed random gradient arrives at its output."""
 
     def __init__(
         self, model: nn.Module, source: Tensor, loss: Loss | None = None, around: Context = nullcontext
@@ -70,11 +66,7 @@ class OwnStep(WorkloadStep):
             return output if self.loss is None else _scalar(self.loss, output)
 
     def backward(self, output: Tensor) -> None:
-        """Runs backward.
-
-        Raises:
-            ModelError: the graph goes on into one that an earlier step has freed.
-        """
+        """Runs backward; raises `ModelError` where the graph goes on into one that an earlier step has freed."""
         try:
             super().backward(output)
         except RuntimeError as error:
@@ -112,10 +104,7 @@ def leaf(inputs: Tensor) -> Tensor:
 
 
 def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Context]:
-    """Model after its method, inputs and loss where the user gives them, and the context of the forward: nothing ran.
-
-    Raises: as `build_own`.
-    """
+    """Model after its method, inputs and loss where the user gives them, and the forward's context: nothing ran."""
     require_method(case.node)
     refuse_offload(case)
     model, inputs, loss = _made(case)
@@ -175,11 +164,7 @@ def _put_in_carriers(model: nn.Module) -> None:
 
 
 def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
-    """The callable of `package.module:callable`; the working folder is searched, too.
-
-    Raises:
-        ModelError: there is none, or its module raises.
-    """
+    """The callable of `package.module:callable`, the working folder searched too; raises `ModelError` without one."""
     module_name, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -195,7 +180,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
                 f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
                 f"or among the installed packages. {fix}"
             ) from None
-        raise _raised(f"the module {module_name}", error, _file_of(module_name, error)) from error
+        raise _raised(f"the module {module_name}", error, _file_of(module_name)) from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -208,11 +193,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
 
 
 def load_class(path: str) -> type[nn.Module]:
-    """The class of modules of `package.module:Class`.
-
-    Raises:
-        ModelError: there is none.
-    """
+    """The class of modules of `package.module:Class`; raises `ModelError` without one."""
     found: Any = load_callable(path, "--blocks")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ModelError(
@@ -222,11 +203,11 @@ def load_class(path: str) -> type[nn.Module]:
     return found
 
 
-def _file_of(module_name: str, error: BaseException) -> str:
+def _file_of(module_name: str) -> str:
     spec = importlib.util.find_spec(module_name.partition(".")[0])
     with suppress(Exception):  # the module's package may be what raised
         spec = importlib.util.find_spec(module_name)
-    return error.filename or "" if isinstance(error, SyntaxError) else (spec.origin or "" if spec else "")
+    return spec.origin or "" if spec else ""
 
 
 def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:

@@ -51,7 +51,8 @@ def subject_of(case: Case) -> Subject:
         reference = _as_is(case, step.model)
     else:
         reference = reference_of((plain or step).model)
-        if reference and [p.shape for p in reference.parameters()] != [p.shape for p in step.model.parameters()]:
+        shapes = [p.shape for p in step.model.parameters()]
+        if reference is not None and [p.shape for p in reference.parameters()] != shapes:
             reference = None  # it has other gradients than those to be judged
     bare = copy.copy(step)
     bare.around = nullcontext
@@ -72,12 +73,8 @@ def subject_of(case: Case) -> Subject:
 def _as_is(case: Case, model: nn.Module) -> nn.Module | None:
     """What a user's model is held against: itself as it is, every neuron its reference; carriers have their own.
 
-    None where a neuron names no reference: the model's own gradient would be what it is held against.
-
-    Args:
-        model: what is judged, which has not run yet.
-    Raises:
-        NoOracle: the model is another one every time that it is made.
+    None where a neuron names no reference: the model's own gradient would be what it is held against. Raises `NoOracle`
+    where the model, which has not run yet, is another one every time that it is made.
     """
     changes = {"node_options": ()} | ({} if case.node == "lif-carrier" else {"node": AS_IS})
     as_is = case.model_copy(update=changes)
@@ -126,8 +123,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
 
 
 def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
-    named = getattr(neuron, "reference", None)
-    if callable(named):
+    if callable(named := getattr(neuron, "reference", None)):
         found: nn.Module = named()
         itself = type(found) is type(neuron) and not type(neuron).__module__.startswith("revsnn_nodes.")
         return None if itself else found
@@ -142,8 +138,7 @@ def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
     """Inverts step by step from the last one, and holds each against stored activations with `torch.allclose`.
 
     Args:
-        node: at rest before the first step of `y_seq`.
-        x_seq, y_seq: an input and its output, `[T, N, *]`.
+        x_seq, y_seq: an input and its output from rest, `[T, N, *]`.
     Returns:
         For how many steps both the input and the membrane before the step come back, to `STEP_TOLERANCE`.
     """
@@ -154,16 +149,13 @@ def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
         stepping(x)
         assert isinstance(stepping.v, Tensor)
         stored.append(stepping.v)
-    steps = len(x_seq)
-    v = stored[steps]
-    for t in range(steps - 1, -1, -1):
+    v = stored[-1]
+    for recovered, t in enumerate(reversed(range(len(x_seq)))):
         x_back, _, v = node.invert(y_seq[t : t + 1], v)
-        if not all(
-            torch.allclose(back, kept, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
-            for back, kept in ((x_back[0], x_seq[t]), (v, stored[t]))
-        ):
-            return steps - 1 - t
-    return steps
+        for back, kept in ((x_back[0], x_seq[t]), (v, stored[t])):
+            if not torch.allclose(back, kept, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE):
+                return recovered
+    return len(x_seq)
 
 
 def _plain(case: Case) -> Case:

@@ -90,16 +90,10 @@ class StepwiseStep(WorkloadStep):
 def reset_states(model: nn.Module) -> None:
     """Resets every neuron of a model, those of snnTorch with hidden states and layers of sinabs as well."""
     for module in model.modules():
-        if reset := _reset_of(module):
+        hidden = getattr(module, "init_hidden", False) is True
+        name = "reset" if is_neuron(module) else "reset_mem" if hidden else "reset_states"
+        if callable(reset := getattr(module, name, None)):
             reset()
-
-
-def _reset_of(module: nn.Module) -> Callable[[], object] | None:
-    """What resets the state that a module carries from call to call; None where it is known to carry none."""
-    hidden = getattr(module, "init_hidden", False) is True
-    name = "reset" if is_neuron(module) else "reset_mem" if hidden else "reset_states"
-    found = getattr(module, name, None)
-    return found if callable(found) else None
 
 
 def copy_to_try(model: nn.Module) -> nn.Module:

@@ -48,7 +48,6 @@ class CheckpointConvBlock(ConvBlock):
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
         """See `ConvBlock`."""
-        assert self.node is not None
         y: Tensor = self.node(self.checkpointed(self.current, x_seq, skip))
         return y
 
@@ -68,21 +67,17 @@ class CheckpointBlock(CheckpointConvBlock):
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
         """See `ConvBlock`."""
-        assert self.node is not None
         y: Tensor
         y, self.node.v = self.checkpointed(self._from_state, x_seq, skip, self.node.v)
         return y
 
     def _from_state(self, x_seq: Tensor, skip: Tensor | None, v: Any) -> tuple[Tensor, Any]:
-        assert self.node is not None
         self.node.v = v
         return ConvBlock.forward(self, x_seq, skip), self.node.v
 
 
 class BitPackBlock(CheckpointBlock):
-    """A checkpointed block whose inputs are kept at one bit per spike where they are binary.
-
-    Whether they are is looked at in every forward pass; inputs that are not, such as images, are kept as they are.
+    """A checkpointed block whose inputs are kept at one bit per spike where they are binary, looked at in every pass.
 
     Keeps for backward: N T / 8 bytes per binary input.
     Attributes:

@@ -36,11 +36,7 @@ PROGRESS = ("epoch", "loss_by_epoch", "accuracy_by_epoch", "train_time_s")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train.
-
-    Args:
-        learning_rate: highest learning rate of the schedule.
-    """
+    """How long and how fast to train; the learning rate is the highest of the schedule."""
 
     epochs: int
     batch: int = 64
@@ -72,11 +68,7 @@ class Trainer:
         self.train_time_s = 0.0
 
     def run_epoch(self, on_batch: Callable[[], object] = lambda: None) -> None:
-        """One pass over the training data, then one over the test data.
-
-        Args:
-            on_batch: called after each training step, such as to move a progress bar.
-        """
+        """One pass over the training data, `on_batch` called after each step, then one over the test data."""
         start, total = time.perf_counter(), 0.0
         self.model.train()
         for batch in torch.randperm(len(self.data.train_labels), generator=self.order).split(self.recipe.batch):
@@ -147,11 +139,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken.
-
-        Raises:
-            ValueError: it was taken of another case, recipe or data set.
-        """
+        """Goes on where `state` was taken; raises `ValueError` for one of another case, recipe or data set."""
         if state["made_for"] != self._made_for():
             raise ValueError(
                 f"`state` must be of the same training; got {state['made_for']}, this is {self._made_for()}. Another "

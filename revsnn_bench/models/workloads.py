@@ -136,11 +136,7 @@ WITHOUT_BLOCKS = ("layer", "linear-blocks", "rev-blocks", "mlp", "pixels", "vgg1
 
 
 def network(case: Case, classes: int) -> nn.Module:
-    """The network of a case, for images of any data set, with parameters set by its seed.
-
-    Raises:
-        ValueError: the workload is no network; and what `build` raises.
-    """
+    """The network of a case, for images of any data set, with parameters set by its seed; raises as `build`."""
     name = case.workload.partition("@")[0]
     if name not in NETWORKS:
         raise ValueError(
@@ -151,13 +147,11 @@ def network(case: Case, classes: int) -> nn.Module:
 
 
 def require_workload(workload: str) -> str:
-    """The registered name of a workload, without its width: `vgg11` of `vgg11@0.25`.
-
-    Raises:
-        ValueError: there is none of that name; says which are near.
-    """
+    """The registered name of a workload, without its width: `vgg11` of `vgg11@0.25`; or a `ValueError`."""
     name, at, width = workload.partition("@")
-    if name not in WORKLOADS or (at and not _is_width(name, width)):
+    digits = width.replace(".", "", 1)
+    is_width = name in NETWORKS and digits.isascii() and digits.isdigit() and float(width) > 0
+    if name not in WORKLOADS or (at and not is_width):
         near = get_close_matches(workload, WORKLOADS, 3) or list(WORKLOADS)
         raise ValueError(
             f"`workload` must be a registered name; got {workload!r}. It says what the node is put into. "
@@ -179,12 +173,7 @@ def build(case: Case) -> WorkloadStep:
 
 
 def _strategy(case: Case) -> Strategy:
-    """The strategy of a case, once the workload is known to take it and its encoding; sets the seed of parameters.
-
-    Raises:
-        ValueError: an encoding or a strategy that the workload cannot take.
-        SkipCase: offload on the CPU.
-    """
+    """The strategy of a case, once the workload is known to take it and its encoding; sets the seed of parameters."""
     name = case.workload.partition("@")[0]
     refuse_encoding(case, _encodings(name))
     refuse_offload(case)
@@ -216,9 +205,3 @@ def _encodings(name: str) -> tuple[str, ...]:
     if name not in NETWORKS or name == "pixels":
         return ("direct",)
     return ("direct", "poisson", "pixels") if name in STEPWISE else ("direct", "poisson")
-
-
-def _is_width(workload: str, width: str) -> bool:
-    """Whether a workload is a network, and what follows its @ a positive number."""
-    digits_and_point = width.replace(".", "", 1).isascii() and width.replace(".", "", 1).isdigit()
-    return workload.partition("@")[0] in NETWORKS and digits_and_point and float(width) > 0
