@@ -31,8 +31,6 @@ Of a step that computes in several, as under `torch.autocast`, the largest holds
 Call = dict[str, list[Tensor]]
 """What one call gives: `output`, and the gradients of `input`, `parameters` and carried `states`."""
 
-Reconstruction = tuple[Tensor, Tensor, Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -41,12 +39,10 @@ class Subject:
     Args:
         reference: a model of the same function and parameters, by plain autograd; None where the model names none,
             which is then judged by differences of its own forward.
-        reconstruct: from an input and its output, the input and the spikes as the backward pass recovers them, and
-            the input and the spikes that were: four tensors of the input's shape. None where nothing is recovered.
+        recover: from an input and its output, fields of the record on what the backward pass recovers; None where it
+            recovers nothing.
         predicted_error: what the model predicts of its own gradient error; None where it predicts nothing.
         whole: the step at full size, where `step` is a part of its samples; None where it is the whole.
-        recovered_steps: from an input and its output, how many steps the inverse recovers, from the last one back. None
-            where nothing is inverted.
         plain: the step of the same network without its strategy, whose bits it should have; None where there is none.
         bare: the step without what a method puts around its forward, in which the reference runs; None where that is
             the step itself.
@@ -57,10 +53,9 @@ class Subject:
 
     step: TrainingStep
     reference: nn.Module | None
-    reconstruct: Callable[[Tensor, Tensor], Reconstruction] | None = None
+    recover: Callable[[Tensor, Tensor], dict[str, Any]] | None = None
     predicted_error: float | None = None
     whole: TrainingStep | None = None
-    recovered_steps: Callable[[Tensor, Tensor], int] | None = None
     plain: TrainingStep | None = None
     bare: TrainingStep | None = None
     itself: nn.Module | None = None
@@ -280,19 +275,13 @@ def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -
 
 
 def _recovered(subject: Subject) -> dict[str, Any]:
-    """Worst error of the recovered input, spikes recovered wrongly, steps inverted; leaves the step prepared."""
-    if subject.reconstruct is None:
+    """What `Subject.recover` finds for the input of a step; leaves the step prepared."""
+    if subject.recover is None:
         return {}
     step = subject.step
     step.prepare()
     with torch.no_grad():
         x = step.make_input()
-        y = step.run(x)
-        x_recovered, spikes_recovered, x_true, spikes_true = subject.reconstruct(x, y)
-        found = {
-            "reconstruction_error": (x_recovered - x_true).abs().max().item(),
-            "flipped_spikes": int((spikes_recovered != spikes_true).sum().item()),
-            "recovered_steps": None if subject.recovered_steps is None else subject.recovered_steps(x, y),
-        }
+        found = subject.recover(x, step.run(x))
     step.prepare()
     return found

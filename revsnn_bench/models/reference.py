@@ -1,9 +1,9 @@
 """What the fidelity of a case is judged by: its reference model, and how its node recovers its input."""
 
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from revsnn_nodes import CarrierLIF
@@ -12,7 +12,7 @@ from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
 
 from revsnn_bench.case import AS_IS, Case, is_own
-from revsnn_bench.meters.fidelity import Reconstruction, Subject
+from revsnn_bench.meters.fidelity import Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import Stepwise, is_approximate
@@ -59,10 +59,9 @@ def subject_of(case: Case) -> Subject:
     return Subject(
         step=step,
         reference=reference,
-        reconstruct=_reconstruction(step.model),
+        recover=partial(_recover, step.model) if isinstance(step.model, InvertingNode | CarrierLIF) else None,
         predicted_error=_predicted_error(step),
         whole=None if part == case else build(case),
-        recovered_steps=partial(recovered_steps, step.model) if isinstance(step.model, InvertingNode) else None,
         plain=plain,
         bare=bare,
         itself=build(_plain(case)).model if case.node == IN_REMAT else None,
@@ -174,11 +173,17 @@ def _predicted_error(step: WorkloadStep) -> float | None:
     return max((node.predicted_error(len(step.source), step.source.dtype) for node in guarded), default=None)
 
 
-def _reconstruction(node: nn.Module) -> Callable[[Tensor, Tensor], Reconstruction] | None:
-    """See `Subject.reconstruct`."""
+def _recover(node: InvertingNode | CarrierLIF, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Worst error of the input that the backward pass recovers, spikes that it gets wrong, steps that it inverts."""
+    steps: int | None = None
     if isinstance(node, InvertingNode):
-        return lambda x, y: (*node.invert(y)[:2], x, node.spikes(x, y))
-    if isinstance(node, CarrierLIF):
-        clamp = node.neuron.clamp
-        return lambda x, y: (*node.decode(y), x.clamp(-clamp, clamp), node.reference().eval()(x))
-    return None
+        x_back, spikes_back, _ = node.invert(y)
+        spikes, steps = node.spikes(x, y), recovered_steps(node, x, y)
+    else:
+        x_back, spikes_back = node.decode(y)
+        spikes, x = node.reference().eval()(x), x.clamp(-node.neuron.clamp, node.neuron.clamp)
+    return {
+        "reconstruction_error": (x_back - x).abs().max().item(),
+        "flipped_spikes": int((spikes_back != spikes).sum().item()),
+        "recovered_steps": steps,
+    }
