@@ -25,15 +25,6 @@ from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, Scratch, StorageTr
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
 
-INPUT = "input"
-OUTPUT = "output"
-STATE = "state"
-PARAMETER_GRADIENT = "parameter gradient"
-INPUT_GRADIENT = "input gradient"
-OUTPUT_GRADIENT = "output gradient"
-RETAINED = "retained"
-TEMPORARY = "temporary"
-
 
 @dataclass(frozen=True)
 class Attribution:
@@ -76,7 +67,7 @@ class _Replay:
         self.phase = "backward"
 
     def category(self, number: int) -> str:
-        return self.parts.get(number, RETAINED if number in self.retained else TEMPORARY)
+        return self.parts.get(number, "retained" if number in self.retained else "temporary")
 
     def attribution(self, phase: str, module: str) -> Attribution:
         sizes: dict[str, int] = {}
@@ -108,23 +99,23 @@ class _Marks:
     def note_inputs(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
-                self.note(INPUT, value)
+                self.note("input", value)
                 if value.requires_grad:
-                    value.register_hook(partial(self.note, INPUT_GRADIENT))
+                    value.register_hook(partial(self.note, "input gradient"))
 
     def run(self, step: TrainingStep) -> None:
         """Runs one forward and backward pass and notes what is seen from outside of the model."""
         output = step.forward()
-        self.note(OUTPUT, output)
-        self.note(STATE, *step.state_tensors())
+        self.note("output", output)
+        self.note("state", *step.state_tensors())
         self.put(_Replay.end_forward)
         self.last_of_forward = torch._C._autograd._get_sequence_nr()
         if output.requires_grad:
-            output.register_hook(partial(self.note, OUTPUT_GRADIENT))
+            output.register_hook(partial(self.note, "output gradient"))
         step.backward(output)
-        self.note(PARAMETER_GRADIENT, *(parameter.grad for parameter in step.model.parameters()))
-        self.note(INPUT_GRADIENT, step.source.grad)
-        self.note(STATE, *step.state_tensors())
+        self.note("parameter gradient", *(parameter.grad for parameter in step.model.parameters()))
+        self.note("input gradient", step.source.grad)
+        self.note("state", *step.state_tensors())
 
 
 @contextmanager
@@ -192,7 +183,7 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
             continue
         block = tracker.blocks[serial]
         nbytes = block.nbytes - (own_bytes(output) if serial == of_output else 0)
-        module = INPUT if replay.parts.get(number) == INPUT else block.module
+        module = "input" if replay.parts.get(number) == "input" else block.module
         if nbytes:
             sizes[module] = sizes.get(module, 0) + nbytes
     del output

@@ -39,15 +39,13 @@ class Subject:
     Args:
         reference: a model of the same function and parameters, by plain autograd; None where the model names none,
             which is then judged by differences of its own forward.
-        recover: from an input and its output, fields of the record on what the backward pass recovers; None where it
-            recovers nothing.
-        predicted_error: what the model predicts of its own gradient error; None where it predicts nothing.
-        whole: the step at full size, where `step` is a part of its samples; None where it is the whole.
-        plain: the step of the same network without its strategy, whose bits it should have; None where there is none.
-        bare: the step without what a method puts around its forward, in which the reference runs; None where that is
-            the step itself.
+        recover: from an input and its output, fields of the record on what the backward pass recovers, if anything.
+        predicted_error: what the model predicts of its own gradient error, if anything.
+        whole: the step at full size, where `step` is a part of its samples.
+        plain: the step of the same network without its strategy, whose bits it should have.
+        bare: the step without what a method puts around its forward, in which the reference runs.
         itself: the model without its method, the reference where there is no other and no difference can judge:
-            it tells of the method, not of the model. None where that is not what is asked.
+            it tells of the method, not of the model.
         approximate: whether the step's gradient is not meant to be that of backpropagation: its bias is measured.
     """
 

@@ -51,13 +51,8 @@ _PRODUCTS = ("conv", "linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "einsu
 def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
     """Operations that fvcore finds in the convolutions and matrix products of one forward pass, 2 per MAC.
 
-    fvcore traces the model and counts 1 per multiply-accumulate. It sees nothing inside an autograd Function:
-    a product in there is missing here.
-
-    Args:
-        model: run once under `torch.no_grad`; neurons keep the state of that run.
-    Returns:
-        None where fvcore cannot trace the model.
+    It traces the model once under `torch.no_grad`, and neurons keep the state of that run; None where it cannot. A
+    product inside an autograd Function is missing here, since it sees nothing in there.
     """
     with warnings.catch_warnings():
         # So does torch's tracer.
@@ -118,9 +113,6 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
 
     Args:
         cross_check: whether to ask fvcore, which cannot trace fake tensors.
-
-    Returns:
-        Operations by phase; identical in every run.
     Raises:
         UnknownOperation: an operator ran that has no formula; the message says how to register one.
     """

@@ -154,9 +154,6 @@ def _saved(tensor: Tensor, seen: set[Any]) -> Iterator[Tensor]:
                 continue
 
 
-_IMPORTED_BY_BACKWARD = ("torch._dynamo", "torch.distributed.fsdp")
-
-
 class Older:
     """The tensors that Python knows now, before the first step, and the bytes of their storages.
 
@@ -183,16 +180,13 @@ class Older:
 
 
 def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object]) -> int | None:
-    """Runs the first forward and backward of a step and prepares it again.
+    """Runs the first forward and backward of a step, just after `older` was read, and prepares it again.
 
-    Args:
-        older: read just before.
-        rehearse: see `measure_memory`; tensors that it leaves count.
-    Returns:
-        By how many bytes the process grew for good beyond tensors; None where the system does not say.
+    Returns by how many bytes the process grew for good beyond tensors; None where the system does not say. Tensors that
+    `rehearse` leaves count, see `measure_memory`.
     """
-    for name in _IMPORTED_BY_BACKWARD:
-        importlib.import_module(name)
+    for imported_by_backward in ("torch._dynamo", "torch.distributed.fsdp"):
+        importlib.import_module(imported_by_backward)
     step.prepare()
     with quiet_gc():
         rehearse()

@@ -16,7 +16,6 @@ Two calls in a row are judged: the second from the membrane that the first one l
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -40,15 +39,11 @@ LEAST_SHARE = 0.01
 """A parameter's gradient counts by its own norm, from this share of the norm of all on."""
 
 
-@dataclass(frozen=True)
-class OracleErrors:
-    """Estimated relative L2 errors, the worst of the calls.
+class OracleErrors(NamedTuple):
+    """Estimated relative L2 errors of gradients, the worst of the calls, and the types that the step computes in.
 
-    Fields:
-        input: of the input's gradient; of the parameters' where the input is of integers.
-        parameters: of all parameter gradients together, each by its own norm; None without parameters.
-        states: of the gradients of the membranes that the second call starts from; None where none is carried.
-        dtypes: the floating-point types that the step under test computes in.
+    Of an input of integers the error is that of the parameters, which count each by its own norm; None where there are
+    none. States are the membranes that the second call starts from.
     """
 
     input: float

@@ -43,6 +43,11 @@ class Sample(NamedTuple):
     backward_s: float
     delay_s: float
 
+    @property
+    def wall_s(self) -> float:
+        """Timed seconds."""
+        return self.forward_s + self.backward_s
+
 
 class Round(NamedTuple):
     """The step and the reference, timed one right after the other; one sample where they are the same."""
@@ -59,7 +64,7 @@ class Round(NamedTuple):
     @property
     def wall_s(self) -> float:
         """Timed seconds."""
-        return sum(sample.forward_s + sample.backward_s for sample in self.samples)
+        return sum(sample.wall_s for sample in self.samples)
 
     @property
     def delay_share(self) -> float:
@@ -78,15 +83,13 @@ def measure_time(
 ) -> TimeRecord:
     """Times forward and backward apart, in rounds; the step is left prepared.
 
-    Some rounds come first and are not counted: the first pays for compilation and first use, the last sets the number
-    of rounds. Rounds in which other work held the processor (see `contention`) are rejected and run again, up to
-    twice the number of rounds in all.
+    Some rounds, at least 2, come first and are not counted: the first pays for compilation and first use, the last sets
+    the number of rounds. Rounds in which other work held the processor (see `is_contended`) are rejected and run again,
+    up to twice the number of rounds in all.
 
     Args:
         reference: what ratios are taken against; None where `step` is it.
         target_s: timed seconds to aim for, step and reference together.
-        min_rounds, max_rounds: bounds on the number of rounds.
-        warm_rounds: how many come first, at least 2.
     Returns:
         One sample per accepted round, in seconds. Where fewer than `min_rounds` passed, the least contended of
         the others fill up to it; `rounds_contended` counts them.
@@ -114,7 +117,7 @@ def measure_time(
         lif_forward_time_s=tuple(each.reference.forward_s for each in kept),
         lif_backward_time_s=tuple(each.reference.backward_s for each in kept),
         copy_time_s=tuple(each.copy_s for each in kept),
-        first_step_time_s=first.step.forward_s + first.step.backward_s,
+        first_step_time_s=first.step.wall_s,
         rounds_rejected=len(rounds) - len(kept),
         rounds_contended=sum(is_contended(each) for each in kept),
         load_before=load_before,
@@ -141,10 +144,9 @@ def set_steady_state_malloc(keep_all: bool = False) -> bool:
     A low `MALLOC_MMAP_THRESHOLD_`, which memory passes need, would make every block a fresh mapping, and the page
     faults of its first touch would be what is timed.
 
-    Args:
-        keep_all: keep larger ones too, as caching allocators such as jemalloc do; by itself glibc gives them back.
-    Returns:
-        Whether it was done; False where the C library is not glibc.
+    With `keep_all` it keeps larger ones too, as caching allocators such as jemalloc do; by itself it gives them back.
+
+    Returns whether it was done: not where the C library is another.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -239,15 +241,5 @@ def main(case: str, build: str) -> None:
     for name in METERS:
         import_module(name)
     step = resolve_name(build)(Case.model_validate_json(case))
-    first = _step_s(step)
-    print(max(0.0, first - min(_step_s(step) for _ in range(_LATER_STEPS))))
-
-
-def _step_s(step: TrainingStep) -> float:
-    """One forward and backward, made alone; on a device, until it is done with both."""
-    step.prepare()
-    x = step.make_input()
-    start = time.perf_counter()
-    step.backward(step.run(x))
-    synchronize(step.source.device)
-    return time.perf_counter() - start
+    first = _time(step).wall_s
+    print(max(0.0, first - min(_time(step).wall_s for _ in range(_LATER_STEPS))))

@@ -40,10 +40,9 @@ class Block(NamedTuple):
 
 
 def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> list[Any]:
-    """Calls `enter` with its name before each module's forward and `leave` after it, also where it raises.
+    """Calls `enter` with its name, the model's own is its class, before each module's forward and `leave` after it.
 
-    Returns:
-        The handles of the hooks. The model itself goes by its class.
+    It is left also where it raises. Returns the handles of the hooks.
     """
     handles: list[Any] = []
     for name, module in model.named_modules():

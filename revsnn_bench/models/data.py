@@ -135,7 +135,6 @@ def read_cifar(folder: str | Path, layout: CifarFormat = CIFAR10) -> Split:
 
     Args:
         folder: holds the archive, or the unpacked folder, or is the unpacked folder.
-        layout: `CIFAR10` or `CIFAR100`.
     Returns:
         Images `[n, 3, 32, 32]` in [0, 1] and labels `[n]` (CIFAR-100: fine labels).
     Raises:

@@ -11,7 +11,7 @@ An input that decays, of weight 1 / tau, has this factor in W. sg(z) is z with n
 this file with its equations and its source, and a row of `METHODS`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -102,13 +102,15 @@ def mlp(make_node: NodeMaker, features: int, depth: int, classes: int, width: fl
 
 
 def tbptt(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
-    """Truncated backpropagation: v[t-1] <- sg(v[t-1]) where K, the number, divides t from 0 on; backward by windows.
+    """Truncated backpropagation: v[t-1] <- sg(v[t-1]) where K divides t, counted from 0; backward window by window.
 
+    Args:
+        number: K, steps per window.
     Keeps for backward: the parameters' gradients. Transient: what BPTT keeps of K steps. Constant in T.
     Exactness: none; BPTT where K = T.
     Source: Williams and Peng 1990, with windows that do not overlap.
     """
-    return _in_forward(net, partial(_windows, net, x_seq, labels, number))
+    return _in_forward(net, x_seq, labels, number)
 
 
 def sltt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
@@ -124,15 +126,17 @@ def sltt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
 
 
 def sltt_k(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
-    """SLTT with a backward pass at K, the number, of the T steps, drawn anew for each call: dW_l sums over these alone.
+    """SLTT with a backward pass at K of the T steps, drawn anew for each call: dW_l sums over these alone.
 
     Nothing makes up for the steps left out: the authors' training script divides every step's loss by T, as here.
 
+    Args:
+        number: K, steps with a backward pass.
     Keeps for backward: as `sltt`.
     Source: Meng et al. 2023, arXiv 2302.14311, section on SLTT-K, and their train_SLTTK script.
     """
-    drawn = set(torch.randperm(len(x_seq))[:number].tolist())
-    return _in_forward(net, partial(_windows, net, x_seq, labels, 1, drawn.__contains__))
+    drawn = torch.randperm(len(x_seq))[:number].tolist()
+    return _in_forward(net, x_seq, labels, 1, frozenset(drawn))
 
 
 def ottt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
@@ -150,12 +154,14 @@ def ottt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
         ValueError: a bias in front of a neuron, or a neuron without a leak `tau`.
     """
     with _traced(net):
-        return _in_forward(net, partial(_windows, net, x_seq, labels, 1))
+        return _in_forward(net, x_seq, labels, 1)
 
 
 def chunks(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
-    """Temporal checkpoints: runs K, the number, steps at a time, and each chunk but the last again in backward.
+    """Temporal checkpoints: runs K steps at a time, and each chunk but the last again in the backward pass.
 
+    Args:
+        number: K, steps per chunk.
     Keeps for backward: the membranes where a chunk begins, but for the first; what BPTT keeps of the last chunk.
     Exactness: the gradient of BPTT, but for the order of sums.
     Source: Chen et al. 2016, arXiv 1604.06174, along time.
@@ -212,8 +218,9 @@ METHODS: dict[str, Method] = {
 def method_of(kind: str) -> Method | None:
     """The method of a name such as `sltt` or `tbptt-4`; None where there is none."""
     name, _, number = kind.rpartition("-")
-    if number.isascii() and number.isdecimal() and int(number) and f"{name}-K" in METHODS:
-        return replace(METHODS[f"{name}-K"], number=int(number))
+    method = METHODS.get(f"{name}-K")
+    if method is not None and number.isascii() and number.isdecimal() and int(number):
+        return replace(method, number=int(number))
     return None if kind.endswith("-K") else METHODS.get(kind)
 
 
@@ -246,21 +253,24 @@ class _GradientInForward(torch.autograd.Function):
         return None, *(arriving * gradient for gradient in ctx.saved_tensors)
 
 
-def _in_forward(net: Stepwise, losses: Callable[[], Iterator[Tensor]]) -> Tensor:
-    loss: Tensor = _GradientInForward.apply(losses, *learned(net))
-    return loss
+def _in_forward(
+    net: Stepwise, x_seq: Tensor, labels: Tensor, every: int, learning: Container[int] | None = None
+) -> Tensor:
+    """The sum of the losses of windows, whose membranes are cut from the window before.
 
+    Backward goes through those windows alone whose numbers are `learning`; all where it is None.
+    """
 
-def _windows(
-    net: Stepwise, x_seq: Tensor, labels: Tensor, every: int, learns: Callable[[int], bool] = lambda number: True
-) -> Iterator[Tensor]:
-    """The loss of every window, whose membranes are cut from the window before; with a graph where it learns."""
-    for number, window in enumerate(x_seq.split(every)):
-        states = _cut(states_of(net))
-        with torch.set_grad_enabled(learns(number)):
-            loss, *states = net.steps(window, labels, len(x_seq), *states)
-        set_states(net, _cut(states))
-        yield loss
+    def losses() -> Iterator[Tensor]:
+        for number, window in enumerate(x_seq.split(every)):
+            states = _cut(states_of(net))
+            with torch.set_grad_enabled(learning is None or number in learning):
+                loss, *states = net.steps(window, labels, len(x_seq), *states)
+            set_states(net, _cut(states))
+            yield loss
+
+    total: Tensor = _GradientInForward.apply(losses, *learned(net))
+    return total
 
 
 def _cut(states: Sequence[State]) -> list[State]:
@@ -272,7 +282,7 @@ class _Schedule:
     """Which steps run again, and from where.
 
     Fields:
-        net, labels, of: as `Stepwise.steps` takes them.
+        of: T.
         kept: how many steps are run at a time, and kept where they are the last.
         cut: after how many steps the next checkpoint is, by their number and that of free checkpoints; all where kept.
     """

@@ -88,10 +88,8 @@ def build_own(case: Case) -> OwnStep:
     """The training step of a case whose workload is a user's model and whose node is a method.
 
     Raises:
-        ModelError: the model cannot be measured.
-        ValueError: no such method.
-        SkipCase: `lif+offload` on the CPU, `lif-carrier` where no neuron is a LIF, or a method that exchanges neurons
-            where the model has none.
+        ValueError: no such method; a `ModelError` where the model cannot be measured.
+        SkipCase: `lif+offload` on the CPU, `lif-carrier` where no neuron is a LIF, or no neuron to exchange.
     """
     model, inputs, loss, around = own_parts(case)
     source = input_noise(case) if inputs is None else leaf(inputs.to(case.device))

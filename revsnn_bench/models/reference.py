@@ -17,7 +17,6 @@ from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import Stepwise, is_approximate
 from revsnn_bench.models.reversible import RevChain
-from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import NoOracle
 
@@ -54,13 +53,14 @@ def subject_of(case: Case) -> Subject:
         shapes = [p.shape for p in step.model.parameters()]
         if reference is not None and [p.shape for p in reference.parameters()] != shapes:
             reference = None  # it has other gradients than those to be judged
+    inverting = [module for module in step.model.modules() if isinstance(module, InvertingNode)]
     bare = copy.copy(step)
     bare.around = nullcontext
     return Subject(
         step=step,
         reference=reference,
         recover=partial(_recover, step.model) if isinstance(step.model, InvertingNode | CarrierLIF) else None,
-        predicted_error=_predicted_error(step),
+        predicted_error=max((n.predicted_error(len(step.source), step.source.dtype) for n in inverting), default=None),
         whole=None if part == case else build(case),
         plain=plain,
         bare=bare,
@@ -97,10 +97,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
 
     SpikingJelly's LIF, IF and parametric LIF are held against ours of the same function. A node of another package
     names its reference by a method `reference()`, which returns a fresh module of the same function and parameters; its
-    own copy never stands for it.
-
-    Returns:
-        The reference; None where a neuron of the model names none, or where nothing in it is known for a neuron.
+    own copy never stands for it. None where a neuron names none, or where nothing is known for a neuron.
     """
     if is_neuron(model):
         return _reference_of_neuron(model)
@@ -134,12 +131,9 @@ def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
 
 
 def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
-    """Inverts step by step from the last one, and holds each against stored activations with `torch.allclose`.
+    """For how many steps, from the last one back, the inverse gives input and membrane to `STEP_TOLERANCE`.
 
-    Args:
-        x_seq, y_seq: an input and its output from rest, `[T, N, *]`.
-    Returns:
-        For how many steps both the input and the membrane before the step come back, to `STEP_TOLERANCE`.
+    Input and output from rest, `[T, N, *]`; each step is held against stored activations with `torch.allclose`.
     """
     stepping = node.reference()
     stepping.step_mode = "s"
@@ -166,11 +160,6 @@ def _slice(case: Case) -> Case:
         return case
     per_sample = case.timesteps * torch.Size(case.shape).numel()
     return case.model_copy(update={"batch": max(1, min(case.batch, LARGEST_REFERENCE // per_sample))})
-
-
-def _predicted_error(step: WorkloadStep) -> float | None:
-    guarded = (module for module in step.model.modules() if isinstance(module, InvertingNode))
-    return max((node.predicted_error(len(step.source), step.source.dtype) for node in guarded), default=None)
 
 
 def _recover(node: InvertingNode | CarrierLIF, x: Tensor, y: Tensor) -> dict[str, Any]:

@@ -21,10 +21,8 @@ class WorkloadStep(TrainingStep):
     """The training step of a spiking model: neurons carry state, and the output's gradient is fixed noise.
 
     Args:
-        model: takes `[T, B, *]`.
         source: leaf input, `[T, B, *]`.
-        labels: class of each sample, `[B]`; the output is then the cross-entropy loss. None for the model's own
-            output, with a fixed random gradient.
+        labels: class of each sample, `[B]`; the output is then the cross-entropy loss.
         around: makes the context that model and loss run in.
     """
 

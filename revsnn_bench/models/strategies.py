@@ -77,7 +77,9 @@ class CheckpointBlock(CheckpointConvBlock):
 
 
 class BitPackBlock(CheckpointBlock):
-    """A checkpointed block whose inputs are kept at one bit per spike where they are binary, looked at in every pass.
+    """A checkpointed block whose inputs are kept at one bit per spike where they are binary.
+
+    Whether they are is looked at in every forward pass; inputs that are not, such as images, are kept as they are.
 
     Keeps for backward: N T / 8 bytes per binary input.
     Attributes:

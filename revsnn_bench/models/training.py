@@ -46,9 +46,7 @@ class Recipe:
 class Trainer:
     """A network in training; `run_epoch` until `epoch` reaches the recipe's, then `record`.
 
-    Args:
-        case: network, node, T, seed, dtype and device. Its batch does not matter here.
-        data: images to train and test on; None for digits of the case's size.
+    Of the case the batch does not matter here. Without data it learns digits, in the case's size.
     """
 
     def __init__(self, case: Case, recipe: Recipe, data: Split | None = None, data_name: str = "digits") -> None:
