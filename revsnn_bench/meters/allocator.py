@@ -116,16 +116,16 @@ class Ledger:
 
 
 @contextmanager
-def watch_timeline() -> Iterator[Ledger]:
+def watch_timeline(device: str = "cpu") -> Iterator[Ledger]:
     """Watches the code of a `with` block; objects that are alive where it ends count as live.
 
-    The ledger has the blocks of host tensors that were allocated inside, once the block has ended.
+    The ledger has the blocks that were allocated inside on devices of a type, once the block has ended.
     """
     ledger = Ledger()
     with quiet_gc():
         with profile(profile_memory=True) as prof:
             yield ledger
-        ledger.replay(_events_of(prof))
+        ledger.replay(_events_of(prof, device))
 
 
 def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, Ledger]:
@@ -135,9 +135,8 @@ def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Re
         What `work` returned, still alive at the end of the ledger, and the ledger. Frees of blocks that
         are older than the call are not in it: drop what may be freed before.
     """
-    result, events = profiled_events(work, device)
-    ledger = Ledger()
-    ledger.replay(events)
+    with watch_timeline(device) as ledger:
+        result = work()
     return result, ledger
 
 
@@ -162,7 +161,7 @@ def replay_event(ledger: Ledger, event: Any, where: Any = None) -> None:
         ledger.free(block.ptr)
 
 
-def _events_of(prof: profile, device: str = "cpu") -> list[Any]:
+def _events_of(prof: profile, device: str) -> list[Any]:
     """The profiler's events in order of time; blocks of other devices are left out."""
     assert prof.kineto_results is not None
     found: list[Any] = []

@@ -81,17 +81,19 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     bit_equal = None if subject.plain is None else _count_equal(step, tested, subject.plain)
     recovered = _recovered(subject)
     same, exact, dtypes = _reference_calls(subject)
-    errors = _worst_errors(tested, same, exact)
     tolerance = _tolerance(dtypes)
-    half = tolerance >= TOLERANCE[torch.float16]  # rounding alone is wrong by a per cent of one parameter
-    errors["largest"] = None if half else _largest_error(tested, exact, tolerance)
+    by_call = [_errors_of_call(*each, tolerance) for each in zip(tested, same, exact, strict=True)]
+    names = ("output", "input", "parameters", "largest", "states")
+    errors = {name: _worst(each.get(name) for each in by_call) for name in names}
+    if tolerance >= TOLERANCE[torch.float16]:
+        errors["largest"] = None  # rounding alone is wrong by a per cent of one parameter
     if errors["input"] in (None, 0.0) and not any(x.any() for call in exact for x in call["input"]):
         # Integers, or values that are drawn from, as in an encoding by spikes: no gradient comes to the input.
         errors["input"] = errors["parameters"]
     neurons = step.source[0].numel()
     if subject.whole is not None:
         whole = _errors_of_blocks(subject.whole, subject.reference, step.source.shape[1])
-        errors = {name: _larger(error, whole.get(name)) for name, error in errors.items()}
+        errors = {name: _worst((error, whole.get(name))) for name, error in errors.items()}
         neurons = subject.whole.source[0].numel()
     return FidelityRecord(
         gradient_error=errors["input"] or 0.0,
@@ -214,41 +216,32 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torc
         return same_calls, _calls(step, double, in_double), dtypes
 
 
-def _worst_errors(tested: list[Call], same: list[Call], exact: list[Call]) -> dict[str, float | None]:
-    """The worst error of the calls, by what it is of; None where there is nothing of the kind."""
-    worst: dict[str, float | None] = {}
-    for name in ("output", "input", "parameters", "states"):
-        for mine, expected in zip(tested, same if name == "output" else exact, strict=True):
-            # A model of another structure may carry other states: they cannot be held against each other.
-            alike = [x.shape for x in mine[name]] == [x.shape for x in expected[name]]
-            error = relative_error(mine[name], expected[name]) if mine[name] and alike else None
-            worst[name] = _larger(worst.get(name), error)
-    return worst
+def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> dict[str, float | None]:
+    """Errors of a call by what they are of, that of the worst parameter as `largest`; none where there is nothing.
 
-
-def _largest_error(tested: list[Call], exact: list[Call], least_share: float) -> float | None:
-    """The worst error of one parameter's gradient, which a large one beside it would hide; NaN is the worst.
-
-    A gradient of nearly nothing, such as that of a bias before a batch norm, is all rounding: what is below a share of
-    the norm of all is held against that.
+    A model of another structure may carry other states, or have other parameters: these cannot be held against each
+    other. The gradient of one parameter may be nearly nothing, such as that of a bias before a batch norm, and all
+    rounding: what is below a share of the norm of all is held against that.
     """
-    worst: float | None = None
-    for mine, expected in zip(tested, exact, strict=True):
-        if [x.shape for x in mine["parameters"]] != [x.shape for x in expected["parameters"]]:
-            continue
-        norms = [float(each.double().norm()) for each in expected["parameters"]]
+    errors: dict[str, float | None] = {}
+    for name, values in mine.items():
+        expected = (same if name == "output" else exact)[name]
+        if values and [x.shape for x in values] == [x.shape for x in expected]:
+            errors[name] = relative_error(values, expected)
+    if "parameters" in errors:
+        norms = [float(each.double().norm()) for each in exact["parameters"]]
         least = least_share * float(torch.tensor(norms, dtype=torch.float64).norm())
-        for got, right, norm in zip(mine["parameters"], expected["parameters"], norms, strict=True):
+        of_each = []
+        for got, right, norm in zip(mine["parameters"], exact["parameters"], norms, strict=True):
             wrong = float((got.double() - right.double()).norm())
-            worst = _larger(worst, wrong / max(norm, least) if norm or least else float(wrong > 0))
-    return worst
+            of_each.append(wrong / max(norm, least) if norm or least else float(wrong > 0))
+        errors["largest"] = _worst(of_each)
+    return errors
 
 
-def _larger(a: float | None, b: float | None) -> float | None:
-    """The larger of two errors; NaN is larger than any number, None smaller."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a if a != a or b <= a else b
+def _worst(errors: Iterable[float | None]) -> float | None:
+    """The largest error there is; NaN is larger than any number."""
+    return max((each for each in errors if each is not None), key=lambda each: (each != each, each), default=None)
 
 
 def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -> dict[str, float]:

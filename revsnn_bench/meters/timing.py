@@ -108,7 +108,11 @@ def measure_time(
         for _ in range(max(warm_rounds, 2) - 1):
             warm = _run_round(step, reference, touched, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
-        rounds = _run_rounds(step, reference, touched, target)
+        rounds: list[Round] = []
+        alone = 0
+        while alone < target and len(rounds) < 2 * target:
+            rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
+            alone += not is_contended(rounds[-1])
     step.prepare()
     kept = select_rounds(rounds, min_rounds)
     return TimeRecord(
@@ -153,16 +157,6 @@ def set_steady_state_malloc(keep_all: bool = False) -> bool:
     libc = ctypes.CDLL(None)
     mapped, trimmed = (_MOST, _MOST) if keep_all else (32 << 20, 64 << 20)
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, mapped) and libc.mallopt(_M_TRIM_THRESHOLD, trimmed))
-
-
-def _run_rounds(step: TrainingStep, reference: TrainingStep | None, touched: Tensor, target: int) -> list[Round]:
-    """Runs until `target` rounds were left alone, at most twice as many."""
-    rounds: list[Round] = []
-    alone = 0
-    while alone < target and len(rounds) < 2 * target:
-        rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
-        alone += not is_contended(rounds[-1])
-    return rounds
 
 
 def _run_round(step: TrainingStep, reference: TrainingStep | None, touched: Tensor, step_first: bool) -> Round:

@@ -268,16 +268,3 @@ def encoded(case: Case, images: Tensor, seed: int = 0) -> Tensor:
 def is_sequence(case: Case) -> bool:
     """Whether the network reads an image pixel by pixel: `pixels` always, another where the encoding says so."""
     return "pixels" in (case.workload.partition("@")[0], case.encoding)
-
-
-def refuse_encoding(case: Case, choices: tuple[str, ...]) -> None:
-    """Raises `ValueError` for an encoding that is none of a workload's: `direct` alone where nothing is encoded."""
-    if case.encoding in choices:
-        return
-    rule, why = repr(choices[0]), "It reads noise, or each pixel once, and encodes no image"
-    if choices[1:]:
-        rule, why = f"one of {', '.join(map(repr, choices))}", "It reads whole images at every step"
-    raise ValueError(
-        f"`encoding` must be {rule} in the workload {case.workload!r}; got {case.encoding!r}. {why}. Leave it out, or "
-        "pass mlp, which reads any."
-    )

@@ -12,6 +12,7 @@ too: `+remat` and `+save-on-cpu` are contexts around the forward, `+checkpoint` 
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,14 +76,9 @@ def _vgg11(case: Case, options: dict[str, Any]) -> Made:
     return nn.Sequential(*(Stage(*each) for each in stages), *head), (Stage,)
 
 
-def _sew_resnet18(case: Case, options: dict[str, Any]) -> Made:
-    sew = _theirs("model.sew_resnet")
-    return sew.sew_resnet18(cnf="ADD", num_classes=CLASSES, **_neuron(options)), (sew.BasicBlock,)
-
-
-def _resnet18(case: Case, options: dict[str, Any]) -> Made:
-    resnet = _theirs("model.spiking_resnet")
-    return resnet.spiking_resnet18(num_classes=CLASSES, **_neuron(options)), (resnet.BasicBlock,)
+def _resnet18(kind: str, case: Case, options: dict[str, Any], **more: Any) -> Made:
+    resnet = _theirs(f"model.{kind}")
+    return getattr(resnet, f"{kind}18")(num_classes=CLASSES, **more, **_neuron(options)), (resnet.BasicBlock,)
 
 
 def _spikformer(case: Case, options: dict[str, Any]) -> Made:
@@ -95,8 +91,8 @@ def _spikformer(case: Case, options: dict[str, Any]) -> Made:
 
 NETWORKS: dict[str, Callable[[Case, dict[str, Any]], Made]] = {
     "sj-vgg11": _vgg11,
-    "sj-sew-resnet18": _sew_resnet18,
-    "sj-resnet18": _resnet18,
+    "sj-sew-resnet18": partial(_resnet18, "sew_resnet", cnf="ADD"),
+    "sj-resnet18": partial(_resnet18, "spiking_resnet"),
     "sj-spikformer": _spikformer,
 }
 """Their networks by the name of the workload: `[T, B, 3, H, W]` to `[T, B, 10]`."""

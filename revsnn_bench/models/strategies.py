@@ -173,9 +173,10 @@ def strategy(name: str, **options: Any) -> Strategy:
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
     node, plus, kind = name.partition("+")
-    kinds = [*BLOCKS, *CONTEXTS, REV_BLOCK, *METHODS]
+    kinds = [*BLOCKS, *CONTEXTS, REV_BLOCK]
     method = method_of(kind)
-    if plus and kind not in {*BLOCKS, *CONTEXTS, REV_BLOCK} and method is None:
+    if plus and kind not in kinds and method is None:
+        kinds += METHODS
         near = get_close_matches(kind, kinds, 3) or kinds
         raise ValueError(
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps, or how the "

@@ -22,6 +22,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.meters.step import hooked
 from revsnn_bench.models.data import Split, digits_of, encoded
 from revsnn_bench.models.methods import Stepwise
+from revsnn_bench.models.step import reset_states
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import network
 from revsnn_bench.records import AccuracyRecord
@@ -164,8 +165,7 @@ class Trainer:
         return cross_entropy(self._from_rest(x_seq), labels)
 
     def _from_rest(self, *given: Tensor) -> Tensor:
-        for neuron in neurons_of(self.model):
-            neuron.reset()
+        reset_states(self.model)
         with self.around():
             y: Tensor = self.model(*given)
         return y

@@ -12,7 +12,7 @@ from torch import nn
 from revsnn_bench.case import Case, is_own
 from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
-from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
+from revsnn_bench.models.data import digits_of, encoded, is_sequence, shape_of
 from revsnn_bench.models.methods import Stepwise, mlp
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
 from revsnn_bench.models.own import build_own, refuse_offload
@@ -49,11 +49,10 @@ def _conv_blocks(case: Case, make: Strategy) -> nn.Module:
     return _placed(nn.Sequential(*[conv_block(channels, channels, make) for _ in range(case.depth)]), case)
 
 
-def _field(case: Case, make: Strategy) -> WorkloadStep:
-    """A network of SpikingJelly on noise."""
+def _field(case: Case, make: Strategy) -> nn.Module:
+    """A network of SpikingJelly."""
     shape_of(case, "3 channels, height and width, such as (3, 64, 64)", 3)
-    source = input_noise(case)
-    return WorkloadStep(field.field_network(case, source), source, around=make.around)
+    return field.field_network(case, input_noise(case))
 
 
 def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
@@ -126,7 +125,7 @@ WORKLOADS: dict[str, Build] = {
     "linear-blocks": partial(_on_noise, _linear_blocks),
     "conv-blocks": partial(_on_noise, _conv_blocks),
     "rev-blocks": partial(_on_noise, _rev_blocks),
-    **dict.fromkeys(field.NETWORKS, _field),
+    **dict.fromkeys(field.NETWORKS, partial(_on_noise, _field)),
     **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
 }
 """Workloads by name: what a node is put into."""
@@ -175,7 +174,7 @@ def build(case: Case) -> WorkloadStep:
 def _strategy(case: Case) -> Strategy:
     """The strategy of a case, once the workload is known to take it and its encoding; sets the seed of parameters."""
     name = case.workload.partition("@")[0]
-    refuse_encoding(case, _encodings(name))
+    _refuse_encoding(case, name)
     refuse_offload(case)
     make = strategy(case.node, **case.options)
     if make.inverts and name != "rev-blocks":
@@ -200,8 +199,16 @@ def _strategy(case: Case) -> Strategy:
     return make
 
 
-def _encodings(name: str) -> tuple[str, ...]:
-    """What a workload may be shown: a network whole images, and one with a loss at every step their pixels, too."""
-    if name not in NETWORKS or name == "pixels":
-        return ("direct",)
-    return ("direct", "poisson", "pixels") if name in STEPWISE else ("direct", "poisson")
+def _refuse_encoding(case: Case, name: str) -> None:
+    """A network may be shown whole images, and one with a loss at every step their pixels, too."""
+    choices, why = ["direct"], "It reads noise, or each pixel once, and encodes no image"
+    if name in NETWORKS and name != "pixels":
+        choices, why = ["direct", "poisson"], "It reads whole images at every step"
+    if name in STEPWISE:
+        choices.append("pixels")
+    if case.encoding not in choices:
+        rule = f"{'one of ' if choices[1:] else ''}{', '.join(map(repr, choices))}"
+        raise ValueError(
+            f"`encoding` must be {rule} in the workload {case.workload!r}; got {case.encoding!r}. {why}. Leave it out, "
+            "or pass mlp, which reads any."
+        )

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
+from revsnn_bench.meters.attribution import Scratch, StorageTracker
 from revsnn_bench.meters.step import TrainingStep
-from revsnn_bench.meters.tracker import Scratch, StorageTracker
 from revsnn_bench.system.process import frozen_heap, quiet_gc
 
 Pair = tuple[str, str]
@@ -289,7 +289,7 @@ def record_fake_step(step: TrainingStep, names: Sequence[str], scratch: Scratch 
     """`record_step` on fake tensors, in the context of `revsnn_bench.plan.predict.fake_step`, from a tracker's log.
 
     Args:
-        scratch: see `revsnn_bench.meters.tracker.StorageTracker`.
+        scratch: see `revsnn_bench.meters.attribution.StorageTracker`.
     """
     blocks = _planned(step, names, choice)
     tracker = StorageTracker(step.model, scratch)

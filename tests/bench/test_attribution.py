@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
+from revsnn_bench.meters.attribution import StorageTracker, attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
 from revsnn_bench.meters.step import TrainingStep
-from revsnn_bench.meters.tracker import StorageTracker
 
 WRAPPED_NUMBERS_BYTES = 250
 
