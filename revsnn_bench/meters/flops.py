@@ -26,8 +26,6 @@ indexing data is 0. Where one kernel fuses several of these, it counts what the 
 the N elements of its input: so `add(alpha=a)` is 2, as a product and a sum are. Work per channel or per
 row beside that (the square root of a variance, the last division of a mean) is left out, and so is a bias
 inside a matrix product or a convolution, where the accumulation starts. N is input elements, R reduction.
-
-Operators go by their name without overload. `MOVEMENT`, `POINTWISE` and `REDUCTIONS` name those that need no formula.
 """
 
 import logging
@@ -82,55 +80,6 @@ def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
     return 2 * int(sum(counts[name] for name in _PRODUCTS))
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-MOVEMENT = _names(
-    """
-    alias arange as_strided_ as_strided_scatter cat cauchy_ channel_shuffle clone constant_pad_nd copy copy_ detach
-    detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
-    empty_strided exponential exponential_ eye fill fill_ flip full full_like gather geometric_ im2col index
-    index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh lift_fresh_copy linspace
-    log_normal_ masked_scatter masked_scatter_ masked_scatter_backward masked_select narrow_copy new_empty
-    new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle
-    pixel_unshuffle rand rand_like randint randint_like randn randn_like random_ randperm record_stream
-    reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
-    replication_pad2d replication_pad3d resize_ resize_as_ roll rot90 scalar_tensor scatter scatter_
-    select_backward select_scatter set_ slice_backward slice_scatter split_copy split_with_sizes_copy
-    squeeze_ stack t_ take transpose_ tril tril_ triu triu_ unbind_copy uniform_ unsafe_split
-    unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d upsample_nearest3d zero zero_
-    zeros zeros_like _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
-    _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
-    _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
-    _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
-    """
-)
-"""aten operators that move, make or index data: 0. Random data is data; `bernoulli` is in `POINTWISE`."""
-
-POINTWISE = _names(
-    """
-    bernoulli bernoulli_ poisson rrelu_with_noise rrelu_with_noise_ rrelu_with_noise_backward elu_backward
-    glu hardshrink_backward hardsigmoid_backward hardswish hardswish_backward hardtanh_backward
-    huber_loss_backward leaky_relu_backward log_sigmoid_backward mish_backward mse_loss_backward
-    smooth_l1_loss_backward soft_margin_loss_backward softplus_backward softshrink_backward
-    binary_cross_entropy_backward glu_backward _prelu_kernel_backward _prelu_kernel
-    """
-)
-"""aten operators that compute elementwise without carrying torch's tag; `bernoulli` and `poisson` compare each draw."""
-
-REDUCTIONS = _names(
-    """
-    all amax amin aminmax any argmax argmin count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_ dist
-    equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
-    nansum nonzero norm prod std std_mean sum topk trace var var_mean adaptive_max_pool2d
-    adaptive_max_pool3d _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm _is_all_true
-    _is_any_true
-    """
-)
-"""aten reductions, scans and selections: as many operations as input elements, whatever is computed of each."""
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of an operator: arguments by their names in the schema, defaults filled in, and its result."""
@@ -176,6 +125,10 @@ def elements(value: Any) -> int:
 
 def _macs(count: int, pointwise: int = 0) -> PhaseFlops:
     return PhaseFlops(pointwise=pointwise, multiply_accumulate=2 * count)
+
+
+def _nothing(call: Call) -> int:
+    return 0
 
 
 def _first(per_element: int) -> Formula:
@@ -273,6 +226,41 @@ def _with_forms(names: str) -> str:
 
 
 _BY_NAMES: dict[str, Formula] = {
+    # Moving, making or indexing data. Random data is data.
+    """
+    alias arange as_strided_ as_strided_scatter cat cauchy_ channel_shuffle clone constant_pad_nd copy copy_ detach
+    detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
+    empty_strided exponential exponential_ eye fill fill_ flip full full_like gather geometric_ im2col index
+    index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh lift_fresh_copy linspace
+    log_normal_ masked_scatter masked_scatter_ masked_scatter_backward masked_select narrow_copy new_empty
+    new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle
+    pixel_unshuffle rand rand_like randint randint_like randn randn_like random_ randperm record_stream
+    reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d resize_ resize_as_ roll rot90 scalar_tensor scatter scatter_
+    select_backward select_scatter set_ slice_backward slice_scatter split_copy split_with_sizes_copy
+    squeeze_ stack t_ take transpose_ tril tril_ triu triu_ unbind_copy uniform_ unsafe_split
+    unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d upsample_nearest3d zero zero_
+    zeros zeros_like _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
+    _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
+    _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
+    _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
+    """: _nothing,
+    # Elementwise, but without torch's tag; `bernoulli` and `poisson` compare each draw
+    """
+    bernoulli bernoulli_ poisson rrelu_with_noise rrelu_with_noise_ rrelu_with_noise_backward elu_backward
+    glu hardshrink_backward hardsigmoid_backward hardswish hardswish_backward hardtanh_backward
+    huber_loss_backward leaky_relu_backward log_sigmoid_backward mish_backward mse_loss_backward
+    smooth_l1_loss_backward soft_margin_loss_backward softplus_backward softshrink_backward
+    binary_cross_entropy_backward glu_backward _prelu_kernel_backward _prelu_kernel
+    """: written,
+    # Reductions, scans and selections, whatever is computed of each element
+    """
+    all amax amin aminmax any argmax argmin count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_ dist
+    equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
+    nansum nonzero norm prod std std_mean sum topk trace var var_mean adaptive_max_pool2d
+    adaptive_max_pool3d _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm _is_all_true
+    _is_any_true
+    """: _first(1),
     # Sums of products, and derivatives that come as one operator: s (1 - s) g and (1 - t^2) g
     _with_forms("add sub rsub"): _times(1, "alpha"),
     _with_forms("addcmul addcdiv"): _times(2, "value"),
@@ -323,7 +311,7 @@ _BY_NAMES: dict[str, Formula] = {
 }
 
 FORMULAS: dict[str, Formula] = {name: formula for names, formula in _BY_NAMES.items() for name in names.split()}
-"""aten operators, by name without overload, whose count is neither their output nor their input elements."""
+"""aten operators by name without overload; others that carry torch's tag as pointwise count what they write."""
 
 
 Phase = Literal["forward", "backward", "recompute"]
@@ -463,16 +451,12 @@ def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
 def _formula(func: OpOverload) -> Formula | None:
     namespace, name = func._schema.name.split("::")
     if func.is_view:
-        return lambda _: 0
+        return _nothing
     if namespace != "aten":
         return None
-    if name in FORMULAS:
-        return FORMULAS[name]
-    if name in MOVEMENT:
-        return lambda _: 0
     # `max` and `equal` carry the pointwise tag on some overloads only, so reductions are known by name.
-    if name in REDUCTIONS and not (name in ("max", "min") and torch.Tag.pointwise in func.tags):
-        return lambda call: elements(call.first)
+    if name in FORMULAS and not (name in ("max", "min") and torch.Tag.pointwise in func.tags):
+        return FORMULAS[name]
     return written if _is_pointwise(name) else None
 
 
@@ -481,7 +465,7 @@ def _is_pointwise(name: str) -> bool:
     plain = name.removeprefix("_foreach_")
     plain = plain[:-1] if plain.endswith("_") and not plain.endswith("__") else plain
     packet = getattr(torch.ops.aten, plain, None)
-    return plain in POINTWISE or (
+    return FORMULAS.get(plain) is written or (
         packet is not None
         and any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
     )
