@@ -53,9 +53,9 @@ class Block(NamedTuple):
 
 
 def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> list[Any]:
-    """Calls `enter` with its name, the model's own is its class, before each module's forward and `leave` after it.
+    """Calls `enter` with its name before each module's forward and `leave` after it, also where it raises.
 
-    It is left also where it raises. Returns the handles of the hooks.
+    The model itself goes by its class. Returns the handles of the hooks.
     """
     handles: list[Any] = []
     for name, module in model.named_modules():
@@ -66,10 +66,7 @@ def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable
 
 
 class ModuleClock:
-    """Which module is running, in forward by hooks and in backward by the module that made the graph node.
-
-    A node's sequence number tells when it was made; the numbers at which the running module changed are kept.
-    """
+    """Which module is running, in forward by hooks; in backward by the sequence number of the graph node it made."""
 
     def __init__(self, model: nn.Module) -> None:
         self._stack = [OUTSIDE]
@@ -298,9 +295,7 @@ class _Replay:
 class _Marks:
     """What is told of a training step while it runs, as actions that its replay does at the same places.
 
-    Fields:
-        key_of: what the ledger of the replay calls the block of a tensor.
-        last_of_forward: sequence number of the first graph node made after forward.
+    `key_of` is what the replay's ledger calls the block of a tensor, `last_of_forward` the next node's sequence number.
     """
 
     put: Callable[[Callable[[_Replay], None]], None]
@@ -365,10 +360,8 @@ def _replayed(tracker: StorageTracker, unit_bytes: int = 1) -> _Replay:
 def attribute_peak(step: TrainingStep, scratch: Scratch | None = None, unit_bytes: int = 1) -> Attribution:
     """Tracks one forward and backward pass; the step is left prepared. For `scratch` see `StorageTracker`.
 
-    Each block counts as the next multiple of `unit_bytes`.
-
-    Parameters and the source are alive before the step and are in no category. `retained` is what was alive
-    at the end of forward and plays no other part; `temporary` is the rest.
+    Each block counts as the next multiple of `unit_bytes`. Parameters and the source are alive before the step and are
+    in no category. `retained` is what was alive at the end of forward and plays no other part; `temporary` is the rest.
     """
     step.prepare()
     with _tracked(step, scratch) as (tracker, marks):
@@ -379,11 +372,10 @@ def attribute_peak(step: TrainingStep, scratch: Scratch | None = None, unit_byte
 
 
 def retained_by_module(step: TrainingStep) -> dict[str, int]:
-    """Bytes retained after forward by the module that made them; the step is left prepared.
+    """Bytes retained after forward by the name of the module that made them; the step is left prepared.
 
-    Returns:
-        Bytes by qualified module name. The root goes by its class, an input that is kept alive by `input`,
-        and code of the step outside of modules by `step`. The sum is the tracker's retained bytes.
+    The root goes by its class, an input that is kept alive by `input`, and code of the step outside of modules by
+    `step`. The sum is the tracker's retained bytes.
     """
     step.prepare()
     with _tracked(step) as (tracker, marks):
@@ -414,9 +406,8 @@ _ENGINE_RANGE = "autograd::engine::evaluate_function"
 def attribute_host_peak(step: TrainingStep) -> Attribution:
     """Profiles one forward and backward pass; the step is left prepared.
 
-    Returns:
-        Categories as of `attribute_peak`, which sum to the allocator's peak to the byte. In backward the
-        module is the one whose forward made the graph node that allocates.
+    Categories, as of `attribute_peak`, sum to the allocator's peak to the byte. In backward the module is the one whose
+    forward made the graph node that allocates.
     """
     actions: list[Callable[[_Replay], None]] = []
 

@@ -315,7 +315,6 @@ FORMULAS: dict[str, Formula] = {name: formula for names, formula in _BY_NAMES.it
 
 
 Phase = Literal["forward", "backward", "recompute"]
-Operator = str | OpOverload | OpOverloadPacket | CustomOpDef
 
 Count = Callable[..., PhaseFlops | int]
 _registered: dict[str, Count] = {}
@@ -325,7 +324,7 @@ class UnknownOperation(LookupError):
     """An operator ran that has no FLOPs formula."""
 
 
-def register_flop_formula(operator: Operator, formula: Count) -> None:
+def register_flop_formula(operator: str | OpOverload | OpOverloadPacket | CustomOpDef, formula: Count) -> None:
     """Gives an operator its count; needed once for every fused kernel, and overrides a formula of ours.
 
     Args:

@@ -5,11 +5,9 @@ all earlier ones. The growth comes from the allocator and is exact; the module i
 memory can be reached.
 
 The memory meter reads a later step than the first, so a buffer that the first one made and keeps would cost nothing;
-here it is found among all tensors that Python knows. Arrays, bytes, mappings, files and other processes are seen by
-what malloc, the kernel and `write` say, beyond what live tensors explain; arrays that come and go within a step by
-`tracemalloc`; and that operators ran in other threads, whose blocks the profiler does not see, by their names. That
-is not exact, so it is no part of any quantity: it decides whether the quantities can be believed. docs/limits.md
-lists what this cannot see.
+here it is found among all tensors that Python knows. Other memory is what malloc, the kernel, `write` and, within a
+step, `tracemalloc` say beyond live tensors; operators of other threads, whose blocks the profiler does not see, are
+known by their names. That is not exact: it decides whether the quantities can be believed. See docs/limits.md.
 """
 
 import gc
@@ -30,8 +28,6 @@ from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.step import TrainingStep, storage_of
 from revsnn_bench.records import UntrackedBytes
 from revsnn_bench.system.process import HostUse, all_tensors, host_use, quiet_gc, tensors_among
-
-_SECOND_BACKWARD = "backward through the graph a second time"
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def find_leaks(model: nn.Module, train_step: Callable[[], object]) -> Leaks:
         by_module = _grown_modules(model, before)
         _, twice = record_timeline(lambda: (train_step(), train_step()))
     except RuntimeError as error:
-        if _SECOND_BACKWARD not in str(error):
+        if "backward through the graph a second time" not in str(error):
             raise
         return Leaks(0, {}, _carried_graphs(model), stopped=True)
     growth = max(0, twice.live_bytes - once.live_bytes)
@@ -157,8 +153,8 @@ def _saved(tensor: Tensor, seen: set[Any]) -> Iterator[Tensor]:
 class Older:
     """The tensors that Python knows now, before the first step, and the bytes of their storages.
 
-    The weak references to storages keep an address from being used again. Those to tensors serve to ask each again, for
-    the first step may resize it or give it another storage, and within `frozen_heap` no search of objects finds it.
+    Weak references to storages keep an address from being used again. By those to tensors each is asked again: the
+    first step may resize it or give it another storage, and within `frozen_heap` no search of objects finds it.
     """
 
     def __init__(self) -> None:
@@ -217,10 +213,7 @@ def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
 
 
 def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
-    """Storages with memory.
-
-    The wrappers of `torch.func` have none, nor have the fake tensors that a compiler keeps, which claim a device.
-    """
+    """Storages with memory: not wrappers of `torch.func`, nor a compiler's fake tensors, which claim a device."""
     for each in tensors:
         if not torch._C._has_storage(each) or each.layout != torch.strided:
             continue
@@ -231,10 +224,9 @@ def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
 def measure_untracked(
     step: TrainingStep, older: Older, grown: int | None, live_bytes: int
 ) -> tuple[int, int, UntrackedBytes | None]:
-    """Reads what is held beyond the blocks of one step; leaves the step prepared.
+    """Reads what is held beyond the blocks of one step, whose `first_step` took `older` and returned `grown`.
 
     Args:
-        older, grown: as its `first_step` took and returned them.
         live_bytes: of the host tensors that its forward makes and leaves alive, the output among them.
     Returns:
         Bytes of older tensors of the step that are alive before it, and those of them that are so after forward; and

@@ -64,7 +64,7 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
 
 
 def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: None) -> MemoryRecord:
-    """Measures one training step; the step is left prepared, with every gradient cleared.
+    """Measures one training step, which is left prepared.
 
     The first forward and backward are not measured: caches and thread pools that are made once belong to the process.
     Tensors that they leave for good count as retained, in every category the `lasting` ones. The process's high-water
@@ -74,8 +74,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
         rehearse: runs an equal step, of another model, so that what is loaded and compiled once counts for nobody.
     Returns:
         The record. Its categories sum to `peak_bytes`, its modules to `retained_bytes`; on CUDA, where both come from a
-        dispatch mode, the entry `unattributed` is what that does not see. Host readings repeat to the byte, except
-        `process_peak_bytes`.
+        dispatch mode, `unattributed` is what that does not see. All but `process_peak_bytes` repeat to the byte on CPU.
     Raises:
         ValueError: the source is neither on the CPU nor on a CUDA device.
     """

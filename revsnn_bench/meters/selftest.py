@@ -17,8 +17,6 @@ from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import SavedBytes
 
-_ITEMSIZE = 4
-
 
 class _RecomputedSigmoid(torch.autograd.Function):
     """Keeps its input and computes its output again in backward."""
@@ -39,9 +37,7 @@ class _RecomputedSigmoid(torch.autograd.Function):
 class SigmoidNode(nn.Module):
     """A sigmoid that keeps its input, computes its output again, and carries its last output as state."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: Tensor | None = None
+    state: Tensor | None = None
 
     def forward(self, charge: Tensor) -> Tensor:
         """[n, g] -> [n, g], the sigmoid."""
@@ -54,7 +50,7 @@ class SelfTestStep(TrainingStep):
     """A `TrainingStep` whose every measured quantity is known in closed form, by its name in `expected`."""
 
     def __init__(self, rows: int = 24, features: int = 16, units: int = 40, device: str = "cpu") -> None:
-        a, b, w = (_ITEMSIZE * size for size in (rows * features, rows * units, features * units))
+        a, b, w = (4 * size for size in (rows * features, rows * units, features * units))
         if 3 * b <= a + w:
             raise ValueError(
                 f"`units` must make 3 n g > n f + f g; got n={rows}, f={features}, g={units}. Otherwise the "

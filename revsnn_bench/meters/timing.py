@@ -1,10 +1,9 @@
 """Wall time of one training step, interleaved round by round with that of a reference.
 
-That is the standard LIF at the same point, or for a method on a user's model that model as it is.
-
-A round runs the step and then the reference, in the next round the other way round, so that whatever drifts
-(clock, temperature, page cache) meets both alike. Every backward follows a fresh forward. Preparation, making
-the input and the output's gradient, garbage collection and the meter itself are outside of the clock.
+That is the standard LIF at the same point, or for a method on a user's model that model as it is. The next round runs
+them the other way round, so that whatever drifts (clock, temperature, page cache) meets both alike. Every backward
+follows a fresh forward. Preparation, making the input and the output's gradient, garbage collection and the meter
+itself are outside of the clock.
 
 What compilation costs is a pass of its own, in a process of its own that finds nothing compiled on disk.
 """
@@ -84,8 +83,7 @@ def measure_time(
     """Times forward and backward apart, in rounds; the step is left prepared.
 
     Some rounds, at least 2, come first and are not counted: the first pays for compilation and first use, the last sets
-    the number of rounds. Rounds in which other work held the processor (see `is_contended`) are rejected and run again,
-    up to twice the number of rounds in all.
+    the number of rounds. Those in which other work held the processor are rejected and run again, up to twice in all.
 
     Args:
         reference: what ratios are taken against; None where `step` is it.
@@ -207,7 +205,6 @@ def synchronize(device: torch.device) -> None:
 CACHES = ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Environment variables that say where compilers keep what they compiled: numba, torch.compile and triton."""
 
-_LATER_STEPS = 3
 _BOOT = "import sys; sys.path[:] = {path!r}; from revsnn_bench.meters.timing import main; main({case!r}, {build!r})"
 
 
@@ -236,4 +233,4 @@ def main(case: str, build: str) -> None:
         import_module(name)
     step = resolve_name(build)(Case.model_validate_json(case))
     first = _time(step).wall_s
-    print(max(0.0, first - min(_time(step).wall_s for _ in range(_LATER_STEPS))))
+    print(max(0.0, first - min(_time(step).wall_s for _ in range(3))))

@@ -51,7 +51,7 @@ def over_time(x_seq: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
 class ConvBlock(nn.Module):
     """Pooling, convolution, norm, shortcut, node: `[T, B, C, H, W]` in and out; keeps what autograd keeps.
 
-    Subclasses compute the same and keep less; state_dict keys are the same in all of them.
+    Subclasses compute the same and keep less; their state_dict keys are the same.
 
     Args:
         pool: what the input passes first; None for nothing.

@@ -26,9 +26,6 @@ from revsnn_bench.case import Case
 SIDE = 8
 """Height and width of a digit as it ships."""
 
-TEST_SHARE = 0.2
-"""Share of the digits that is held out."""
-
 
 class Split(NamedTuple):
     """Images `[n, channels, height, width]` in [0, 1] and labels `[n]`, for training and for testing."""
@@ -40,7 +37,7 @@ class Split(NamedTuple):
 
 
 def digits(size: int = SIDE, channels: int = 1) -> Split:
-    """The digits, shuffled and split once; the same on every machine.
+    """The digits, shuffled and split once, a fifth for testing; the same on every machine.
 
     Args:
         size: height and width to enlarge the images to; below 8 raises `ValueError`.
@@ -51,7 +48,7 @@ def digits(size: int = SIDE, channels: int = 1) -> Split:
     labels = rows[:, -1].long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = upsampled(images[order], size).expand(-1, channels, -1, -1), labels[order]
-    first = round(len(labels) * TEST_SHARE)
+    first = round(len(labels) * 0.2)
     return Split(images[first:], labels[first:], images[:first], labels[:first])
 
 

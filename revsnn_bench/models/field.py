@@ -23,8 +23,6 @@ from revsnn_bench.case import Case
 from revsnn_bench.models.peers import theirs
 
 CLASSES = 10
-FUSED = {"backend": "fused"}
-"""Whole networks are compared as users run them; the reference backend where a case names it."""
 
 LIF_FIELDS = frozenset(field.name for field in fields(LIFParameters))
 
@@ -113,7 +111,8 @@ def field_network(case: Case, x_seq: Tensor) -> nn.Module:
         from revsnn_nodes.spikingjelly import swap_neurons
 
         of_node = {name: value for name, value in case.options.items() if name not in LIF_FIELDS}
-        swap_neurons(net, to=node, **(FUSED | of_node))
+        # Whole networks are compared as users run them, unless a case names the reference backend.
+        swap_neurons(net, to=node, **({"backend": "fused"} | of_node))
     net.to(case.device, getattr(torch, case.dtype))
     if kind in ("checkpoint", "bitpack"):
         with torch.no_grad():

@@ -35,9 +35,6 @@ HIDDEN = 256
 GAIN = 4.0
 """Spread of a hidden layer's initial weights, times the root of its inputs: spikes are few, and a membrane leaks."""
 
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
-"""Layers whose weights OTTT gives a trace of their input."""
-
 
 class Stepwise(nn.Module):
     """A network in which nothing but its neurons knows time, trained on the mean of one loss per step:
@@ -49,8 +46,6 @@ class Stepwise(nn.Module):
     Args:
         net: `[t, B, *]` to logits `[t, B, classes]`, for any number of steps t, from the membranes that it carries.
         method: how it gets its gradient; None for backpropagation through time.
-    Raises:
-        ValueError: a batch norm, whose statistics span all steps that it sees at once.
     """
 
     def __init__(self, net: nn.Module, method: Method | None = None) -> None:
@@ -379,10 +374,10 @@ def _traced(net: Stepwise) -> Iterator[None]:
     last: nn.Module | None = None
     try:
         for module in net.modules():
-            if isinstance(module, WEIGHTED):
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 last = module
             elif is_neuron(module) and last is not None:
-                setattr(last, "forward", _Traced(last, module))  # noqa: B010  (mypy takes no method for a variable)
+                setattr(last, "forward", _traced_forward(last, module))  # noqa: B010  (mypy takes no method for a variable)
                 layers.append(last)
                 last = None
         yield
@@ -391,29 +386,28 @@ def _traced(net: Stepwise) -> Iterator[None]:
             delattr(layer, "forward")
 
 
-class _Traced:
+def _traced_forward(layer: nn.Module, neuron: nn.Module) -> Callable[[Tensor], Tensor]:
     """The forward of a weighted layer that saves a trace of its inputs in the place of its input.
 
     The gradient of the weight is a product with what was saved, that of the input one with the weight alone.
     """
+    tau: Any = getattr(neuron, "tau", None)
+    if getattr(layer, "bias", None) is not None or not isinstance(tau, float | int):
+        raise ValueError(
+            "`ottt` must have layers without bias in front of neurons with a leak `tau`; got "
+            f"{layer} before {type(neuron).__name__}. A trace is that of a weight's input. Pass bias=False."
+        )
+    run, leak, before = layer.forward, 1.0 - 1.0 / tau, None
 
-    def __init__(self, layer: nn.Module, neuron: nn.Module) -> None:
-        tau: Any = getattr(neuron, "tau", None)
-        if getattr(layer, "bias", None) is not None or not isinstance(tau, float | int):
-            raise ValueError(
-                "`ottt` must have layers without bias in front of neurons with a leak `tau`; got "
-                f"{layer} before {type(neuron).__name__}. A trace is that of a weight's input. Pass bias=False."
-            )
-        self._run, self._leak = layer.forward, 1.0 - 1.0 / tau
-        self._trace: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        trace = x.detach() if self._trace is None else self._leak * self._trace + x.detach()
-        self._trace = trace
+    def forward(x: Tensor) -> Tensor:
+        nonlocal before
+        trace = before = x.detach() if before is None else leak * before + x.detach()
 
         def pack(saved: Tensor) -> Tensor:
             return trace if saved.data_ptr() == x.data_ptr() and saved.shape == x.shape else saved
 
         with saved_tensors_hooks(pack, lambda saved: saved):
-            y: Tensor = self._run(x)
+            y: Tensor = run(x)
         return y
+
+    return forward

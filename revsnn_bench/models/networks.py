@@ -80,9 +80,6 @@ def vgg(
 Stages = tuple[tuple[int, int], ...]
 """Number of residual blocks and of channels, stage by stage; every stage but the first starts with stride 2."""
 
-RESNET19: Stages = ((3, 128), (3, 256), (2, 512))
-HIDDEN = 256
-
 
 class Residual(nn.Module):
     """Two convolution blocks and a shortcut, whose sum enters the second node: `[T, B, C, H, W]` in and out."""
@@ -109,8 +106,8 @@ def resnet19(
 
     Two hidden layers of the literature's classifier: 256 features with a node, then the classes.
     """
-    body, channels = _body(RESNET19, make_node, shape[0], width)
-    hidden = _scaled(HIDDEN, width)
+    body, channels = _body(((3, 128), (3, 256), (2, 512)), make_node, shape[0], width)
+    hidden = _scaled(256, width)
     head = (nn.Flatten(2), linear_block(channels, hidden, make_node), ReadOut(hidden, classes))
     return nn.Sequential(*body, *head)
 
@@ -118,10 +115,7 @@ def resnet19(
 def resnet_cifar(
     depth: int, make_node: NodeMaker, shape: Shape = (3, 32, 32), classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
-    """A ResNet of 6 n + 2 layers for CIFAR: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time.
-
-    Raises `ValueError` for a depth that is not 6 n + 2.
-    """
+    """A ResNet of 6 n + 2 layers for CIFAR: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time."""
     blocks, left = divmod(depth - 2, 6)
     if left or blocks < 1:
         raise ValueError(
@@ -186,10 +180,7 @@ class LastStep(nn.Module):
 def sequence_net(
     timesteps: int, make_node: NodeMaker, features: int, classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
-    """Classifies a sequence `[T, B, 1]` from its last step alone: `[B, classes]`.
-
-    As many layers as it takes for the last step to see the first: 3 for 64 steps, 5 for 1024.
-    """
+    """Classifies a sequence `[T, B, 1]` from its last step, which sees the first: 3 layers for 64 steps, 5 for 1024."""
     neurons = _scaled(features, width)
     depth = max(1, math.ceil(math.log(timesteps, TAPS) - 1e-9))
     layers: list[nn.Module] = []

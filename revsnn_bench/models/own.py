@@ -1,8 +1,8 @@
 """The user's own model as a workload: `package.module:callable`, what its neurons become, and what is wrong with it.
 
 The callable returns an `nn.Module` that takes `[T, B, *]`, or an object with `model`, `inputs()` and `loss(output)`.
-Integers (tokens) are inputs too, and with a loss the output may be anything.
-One that takes arguments named `timesteps` and `batch` gets those of the case. The node of such a case is a method:
+Integers (tokens) are inputs too, and with a loss the output may be anything. Its arguments named `timesteps` and
+`batch`, if any, are those of the case. The node of such a case is a method:
 
     as-is            the model, untouched
     as-is+remat      the same, inside `remat`; these two for a model without neurons that can be told, too
@@ -339,10 +339,7 @@ def _trial(step: OwnStep) -> torch.Size:
 
 @contextmanager
 def _counted_calls(model: nn.Module, source: Tensor) -> Iterator[None]:
-    """Refuses a neuron that runs more often than once per step, or a single-step one that gets all steps at once.
-
-    A second call would start from the first's end; the other one would take time for a batch.
-    """
+    """Refuses a neuron that runs more often than once per step, or a single-step one that gets all steps at once."""
     calls: dict[nn.Module, int] = {}
     names = {module: name for name, module in model.named_modules()}
     steps = source.shape[0]

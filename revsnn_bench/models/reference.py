@@ -23,28 +23,23 @@ from revsnn_bench.records import NoOracle
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
 
-IN_REMAT = "as-is+remat"
-"""The method whose claim is that a user's model stays what it is, whatever its neurons are."""
-
 STEP_TOLERANCE = 1e-4
 """`rtol` and `atol` of `torch.allclose` for an inverted step, in units of the threshold."""
 
 
 def subject_of(case: Case) -> Subject:
-    """Builds the step and its reference.
+    """Builds the step and its reference; raises `NoOracle` where a peer's equations are none of ours.
 
     A single layer that is too large is judged on a slice of its samples, which are independent, and as a whole against
     the reference in its own precision.
-
-    Raises:
-        NoOracle: a peer's equations are none of ours.
     """
     part = _slice(case)
     step = build(part)
     if differs := next((found for m in step.model.modules() if (found := getattr(m, "differs", ""))), ""):
         raise NoOracle(differs)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
-    wrapped = case.workload in FIELD or case.node == IN_REMAT
+    in_remat = case.node == "as-is+remat"  # claims that a user's model stays what it is, whatever its neurons are
+    wrapped = case.workload in FIELD or in_remat
     plain = build(_plain(case)) if wrapped and case != _plain(case) else None
     if is_own(case.workload):
         reference = _as_is(case, step.model)
@@ -64,7 +59,7 @@ def subject_of(case: Case) -> Subject:
         whole=None if part == case else build(case),
         plain=plain,
         bare=bare,
-        itself=build(_plain(case)).model if case.node == IN_REMAT else None,
+        itself=build(_plain(case)).model if in_remat else None,
         approximate=is_approximate(case.node),
     )
 

@@ -127,11 +127,8 @@ def _undo(
         added = part(given)
         before = summed - added.detach()
     tensors = [v for v in leaves if isinstance(v, Tensor)]
-    found = torch.autograd.grad([added, *states_of(part)], [given, *tensors, *parameters], [d_summed, *d_states])
-    of_states = iter(found[1 : 1 + len(tensors)])
-    return (
-        before,
-        d_argument + found[0],
-        [next(of_states) if isinstance(v, Tensor) else None for v in leaves],
-        [*found[1 + len(tensors) :]],
+    of_argument, *found = torch.autograd.grad(
+        [added, *states_of(part)], [given, *tensors, *parameters], [d_summed, *d_states]
     )
+    of_states = [found.pop(0) if isinstance(v, Tensor) else None for v in leaves]
+    return before, d_argument + of_argument, of_states, found

@@ -69,10 +69,7 @@ class WorkloadStep(TrainingStep):
 
 
 class StepwiseStep(WorkloadStep):
-    """The training step of a `methods.Stepwise` network, which takes the labels.
-
-    Its input takes no gradient, and is alive before the step.
-    """
+    """The training step of a `methods.Stepwise` network, which takes the labels; its input is alive before it."""
 
     def make_input(self) -> Tensor:
         """The source: nothing is written to it, and no gradient leads to it."""
@@ -95,7 +92,7 @@ def reset_states(model: nn.Module) -> None:
 
 
 def copy_to_try(model: nn.Module) -> nn.Module:
-    """A copy that may run before the model is measured: what a first call makes and keeps is the model's first step's.
+    """A copy that may run before the model is measured, for what a first call makes is the model's first step's.
 
     The model itself where it cannot be copied, or gets its parameters from its first call.
     """

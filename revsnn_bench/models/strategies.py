@@ -164,8 +164,8 @@ def strategy(name: str, **options: Any) -> Strategy:
 
     Args:
         options: keywords of the node. It takes sequences, `step_mode="m"`, and its backend is the reference unless they
-            name another: what a case measures must not depend on which compilers happen to be installed. `surrogate`
-            and `slope` stand for its `surrogate_function`, by the name of the class and its sharpness alpha.
+            name another: a case must not depend on which compilers happen to be installed. `surrogate` and `slope`,
+            its sharpness alpha, stand for its `surrogate_function`.
     Raises:
         ValueError: no such strategy or surrogate; an unknown node is refused by its registry.
     """

@@ -27,9 +27,6 @@ from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import network
 from revsnn_bench.records import AccuracyRecord
 
-WARM_UP = 0.2
-"""Share of the steps in which the learning rate rises."""
-
 STATEFUL = ("model", "optimizer", "schedule")
 PROGRESS = ("epoch", "loss_by_epoch", "accuracy_by_epoch", "train_time_s")
 """Attributes of a trainer that a checkpoint holds: with a state_dict, and plain."""
@@ -45,10 +42,7 @@ class Recipe:
 
 
 class Trainer:
-    """A network in training; `run_epoch` until `epoch` reaches the recipe's, then `record`.
-
-    Of the case the batch does not matter here. Without data it learns digits, in the case's size.
-    """
+    """A network in training, on digits without other data; `run_epoch` until `epoch` is the recipe's, then `record`."""
 
     def __init__(self, case: Case, recipe: Recipe, data: Split | None = None, data_name: str = "digits") -> None:
         self.case, self.recipe, self.data_name = case, recipe, data_name
@@ -58,7 +52,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
         self.batches = -(-len(self.data.train_labels) // recipe.batch)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.learning_rate, total_steps=max(1, recipe.epochs * self.batches), pct_start=WARM_UP
+            self.optimizer, recipe.learning_rate, total_steps=max(1, recipe.epochs * self.batches), pct_start=0.2
         )
         self.order = torch.Generator().manual_seed(case.seed)
         self.epoch = 0

@@ -21,7 +21,6 @@ from revsnn_bench.models.step import StepwiseStep, WorkloadStep, input_noise
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.records import SkipCase
 
-Build = Callable[[Case, Strategy], WorkloadStep]
 Network = Callable[..., nn.Module]
 
 
@@ -120,7 +119,7 @@ NETWORKS: dict[str, Network] = {
 }
 """Networks that classify, by name. The name may be followed by @ and a factor of its channels: `vgg11@0.25`."""
 
-WORKLOADS: dict[str, Build] = {
+WORKLOADS: dict[str, Callable[[Case, Strategy], WorkloadStep]] = {
     "layer": partial(_on_noise, _layer),
     "linear-blocks": partial(_on_noise, _linear_blocks),
     "conv-blocks": partial(_on_noise, _conv_blocks),
@@ -163,8 +162,8 @@ def build(case: Case) -> WorkloadStep:
     """The training step of a case, with parameters and data set by its seed.
 
     Raises:
-        ValueError: no such workload, node or strategy, a shape or an encoding that the workload cannot read, or
-            options that the node refuses, or a model of the user that cannot be measured.
+        ValueError: no such workload, node, strategy or option, a shape or an encoding that the workload cannot read, or
+            a model of the user that cannot be measured.
     """
     if is_own(case.workload):
         return build_own(case)
