@@ -27,7 +27,6 @@ Result = TypeVar("Result")
 # The profiler's own log would print two lines per profile on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-
 MOST_EVENTS = 128
 """Events kept of one step: more than a figure shows, few enough for every record of a sweep."""
 

@@ -224,9 +224,10 @@ def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
 def measure_untracked(
     step: TrainingStep, older: Older, grown: int | None, live_bytes: int
 ) -> tuple[int, int, UntrackedBytes | None]:
-    """Reads what is held beyond the blocks of one step, whose `first_step` took `older` and returned `grown`.
+    """Reads what is held beyond the blocks of one step; leaves it prepared.
 
     Args:
+        older, grown: as its `first_step` took and returned them.
         live_bytes: of the host tensors that its forward makes and leaves alive, the output among them.
     Returns:
         Bytes of older tensors of the step that are alive before it, and those of them that are so after forward; and

@@ -30,8 +30,7 @@ DIRECTIONS = 12
 
 STEP = 1e-7
 """Half width of the central difference, for directions of unit variance per element; so small that hardly a value
-crosses a kink by it. Only maxima and `relu`, where values tie exactly, are held on their side.
-"""
+crosses a kink by it. Only maxima and `relu`, where values tie exactly, are held on their side."""
 
 CALLS = 2
 

@@ -18,7 +18,6 @@ class TrainingStep:
     input alive is charged for it. Gradients arrive in `source.grad` and in the parameters.
 
     Args:
-        model: takes one tensor and returns one.
         source: leaf that the input is made from; alive before the step, so never charged to it.
     """
 

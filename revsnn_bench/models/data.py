@@ -61,7 +61,7 @@ def _digits_file() -> Path:
 
 
 def upsampled(images: Tensor, size: int) -> Tensor:
-    """Images `[n, c, h, w]` enlarged to `[n, c, size, size]`, bilinear; as they are where the size is theirs."""
+    """Images `[n, c, h, w]` enlarged to `[n, c, size, size]`, bilinear, or as they are; `ValueError` if it is less."""
     if size < images.shape[-1]:
         raise ValueError(
             f"`size` must be at least {images.shape[-1]}, the image's own; got {size}. Digits are enlarged, never "

@@ -99,9 +99,8 @@ NETWORKS: dict[str, Callable[[Case, dict[str, Any]], Made]] = {
 def field_network(case: Case, x_seq: Tensor) -> nn.Module:
     """The network of a case, with the case's node in the place of every neuron, and what its strategy wraps.
 
-    Args:
-        case: the workload is a name of `NETWORKS`; parameters of the LIF among its options go to every neuron.
-        x_seq: an input; where blocks are checkpointed, it shows which of their inputs are binary.
+    Parameters of the LIF among the options of the case go to every neuron. Where blocks are checkpointed, the input
+    shows which of theirs are binary. Raises `SkipCase` without SpikingJelly, and `ValueError` as `swap_neurons` does.
     """
     node, _, kind = case.node.partition("+")
     of_lif = {name: value for name, value in case.options.items() if name in LIF_FIELDS}

@@ -44,7 +44,8 @@ class Stepwise(nn.Module):
     which is TET (Deng et al. 2022, arXiv 2202.11946) without its second term.
 
     Args:
-        net: `[t, B, *]` to logits `[t, B, classes]`, for any number of steps t, from the membranes that it carries.
+        net: `[t, B, *]` to logits `[t, B, classes]`, for any number of steps t, from the membranes that it carries; a
+            batch norm in it, whose statistics span all steps that it sees at once, raises `ValueError`.
         method: how it gets its gradient; None for backpropagation through time.
     """
 

@@ -115,7 +115,10 @@ def resnet19(
 def resnet_cifar(
     depth: int, make_node: NodeMaker, shape: Shape = (3, 32, 32), classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
-    """A ResNet of 6 n + 2 layers for CIFAR: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time."""
+    """A ResNet of 6 n + 2 layers for CIFAR: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time.
+
+    Another depth raises `ValueError`.
+    """
     blocks, left = divmod(depth - 2, 6)
     if left or blocks < 1:
         raise ValueError(

@@ -88,7 +88,7 @@ def build_own(case: Case) -> OwnStep:
     """The training step of a case whose workload is a user's model and whose node is a method.
 
     Raises:
-        ValueError: no such method; a `ModelError` where the model cannot be measured.
+        ValueError: no such method; one that is a `ModelError`: the model cannot be measured.
         SkipCase: `lif+offload` on the CPU, `lif-carrier` where no neuron is a LIF, or no neuron to exchange.
     """
     model, inputs, loss, around = own_parts(case)

@@ -159,7 +159,7 @@ def _slice(case: Case) -> Case:
 
 def _recover(node: InvertingNode | CarrierLIF, x: Tensor, y: Tensor) -> dict[str, Any]:
     """Worst error of the input that the backward pass recovers, spikes that it gets wrong, steps that it inverts."""
-    steps: int | None = None
+    steps = None
     if isinstance(node, InvertingNode):
         x_back, spikes_back, _ = node.invert(y)
         spikes, steps = node.spikes(x, y), recovered_steps(node, x, y)
