@@ -11,7 +11,7 @@ once (0.3 s a pass).
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -27,7 +27,6 @@ Result = TypeVar("Result")
 # The profiler's own log would print two lines per profile on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-
 MOST_EVENTS = 128
 """Events kept of one step: more than a figure shows, few enough for every record of a sweep."""
 
@@ -42,7 +41,7 @@ class Ledger:
         keys, sizes: key and bytes of each block.
         log: number of the block of each event, and the bytes by which it changed what is alive.
         live: number of each block that is alive, by key.
-        now, peak: bytes alive, and the highest that they were.
+        live_bytes, peak_bytes: bytes alive, and the highest that they were.
         at_peak: numbers of the blocks that were alive then; complete after `settle`.
         where: what the caller said of the place of the allocation that reached the peak.
     """
@@ -51,8 +50,8 @@ class Ledger:
     sizes: list[int] = field(default_factory=list)
     log: list[tuple[int, int]] = field(default_factory=list)
     live: dict[Any, int] = field(default_factory=dict)
-    now: int = 0
-    peak: int = 0
+    live_bytes: int = 0
+    peak_bytes: int = 0
     at_peak: set[int] = field(default_factory=set)
     where: Any = None
     rising: bool = False
@@ -63,9 +62,9 @@ class Ledger:
         self.log.append((len(self.sizes), nbytes))
         self.keys.append(key)
         self.sizes.append(nbytes)
-        self.now += nbytes
-        if self.now > self.peak:
-            self.peak, self.where, self.rising = self.now, where, True
+        self.live_bytes += nbytes
+        if self.live_bytes > self.peak_bytes:
+            self.peak_bytes, self.where, self.rising = self.live_bytes, where, True
 
     def free(self, key: Any) -> None:
         """A block was freed; one that is older than the ledger is passed over."""
@@ -73,7 +72,13 @@ class Ledger:
             self.settle()
             number = self.live.pop(key)
             self.log.append((number, -self.sizes[number]))
-            self.now -= self.sizes[number]
+            self.live_bytes -= self.sizes[number]
+
+    def replay(self, events: Iterable[Any]) -> None:
+        """Books those events of the profiler that are allocations."""
+        for event in filter(is_allocation, events):
+            replay_event(self, event)
+        self.settle()
 
     def settle(self) -> None:
         """Copies the set of live blocks where a rise ended: once per rise, not at every allocation."""
@@ -109,60 +114,33 @@ class Ledger:
         return kept
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """What a stretch of code did to host tensor memory.
-
-    Fields:
-        peak_bytes: highest live bytes among the blocks that were allocated in it.
-        live_bytes: bytes of those blocks that are still alive at its end.
-        live_blocks: the same, by address.
-        peak_blocks: bytes of the blocks that were alive at the peak, by address.
-    """
-
-    peak_bytes: int
-    live_bytes: int
-    live_blocks: dict[int, int]
-    peak_blocks: dict[int, int]
-
-
-class Watch:
-    """What `watch_timeline` saw, once its block has ended."""
-
-    timeline: Timeline
-
-
 @contextmanager
-def watch_timeline() -> Iterator[Watch]:
-    """Watches the code of a `with` block; objects that are alive where it ends count as live."""
-    watch = Watch()
+def watch_timeline(device: str = "cpu") -> Iterator[Ledger]:
+    """Watches the code of a `with` block; objects that are alive where it ends count as live.
+
+    The ledger has the blocks that were allocated inside on devices of a type, once the block has ended.
+    """
+    ledger = Ledger()
     with quiet_gc():
         with profile(profile_memory=True) as prof:
-            yield watch
-        watch.timeline = _timeline(_events_of(prof))
+            yield ledger
+        ledger.replay(_events_of(prof, device))
 
 
-def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, Timeline]:
-    """Runs `work` under the profiler.
+def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, Ledger]:
+    """Runs `work` under the profiler, which tells of the blocks of one type of device.
 
-    Args:
-        device: type of the device whose blocks are meant.
     Returns:
-        What `work` returned, still alive at the end of the timeline, and the timeline. Frees of blocks that
+        What `work` returned, still alive at the end of the ledger, and the ledger. Frees of blocks that
         are older than the call are not in it: drop what may be freed before.
     """
-    result, events = profiled_events(work, device)
-    return result, _timeline(events)
+    with watch_timeline(device) as ledger:
+        result = work()
+    return result, ledger
 
 
 def profiled_events(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, list[Any]]:
-    """Runs `work` under the profiler.
-
-    Args:
-        device: type of the device whose blocks are meant.
-    Returns:
-        What `work` returned, and the profiler's events in order of time: ops, marks, and the device's blocks.
-    """
+    """What `record_timeline` reads: the profiler's events in order of time, ops, marks, and the device's blocks."""
     with quiet_gc(), profile(profile_memory=True) as prof:
         result = work()
     return result, _events_of(prof, device)
@@ -182,7 +160,7 @@ def replay_event(ledger: Ledger, event: Any, where: Any = None) -> None:
         ledger.free(block.ptr)
 
 
-def _events_of(prof: profile, device: str = "cpu") -> list[Any]:
+def _events_of(prof: profile, device: str) -> list[Any]:
     """The profiler's events in order of time; blocks of other devices are left out."""
     assert prof.kineto_results is not None
     found: list[Any] = []
@@ -194,13 +172,3 @@ def _events_of(prof: profile, device: str = "cpu") -> list[Any]:
             found.append(event)
     found.sort(key=lambda event: event.start_time_ns)
     return found
-
-
-def _timeline(events: list[Any]) -> Timeline:
-    ledger = Ledger()
-    for event in filter(is_allocation, events):
-        replay_event(ledger, event)
-    ledger.settle()
-    at_peak = {ledger.keys[number]: ledger.sizes[number] for number in ledger.at_peak}
-    live = {key: ledger.sizes[number] for key, number in ledger.live.items()}
-    return Timeline(ledger.peak, ledger.now, live, at_peak)

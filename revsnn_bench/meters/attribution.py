@@ -2,37 +2,241 @@
 
 `attribute_host_peak` reads the allocator's events, exact and with kernel scratch: marks (empty `record_function`
 ranges) tie what Python knows, which tensor plays which part and which module runs, to the clock of the profiler.
-`attribute_peak` and `retained_by_module` answer for any device, from what a dispatch mode sees (`tracker.py`);
-their peak agrees with the allocator's except for kernel scratch and wrapped Python numbers.
+`attribute_peak` and `retained_by_module` answer for any device, from the log of a `StorageTracker`: a dispatch mode
+sees every storage that an op returns, and a finalizer sees it die. It does not see scratch inside kernels nor wrapped
+Python numbers; apart from these its peak agrees with the allocator's.
+
+An active dispatch mode changes what it watches: autograd's engine adds gradients in place only while none is
+active (`can_accumulate_inplace` in torch/csrc/autograd/input_buffer.cpp). Such an `add` is recognised by
+its caller and its operand (`_engine_accumulates`); if the operand dies before the next op, then the sum is
+booked in the operand's block, as the engine would have placed it.
 """
 
 from __future__ import annotations
 
+import sys
+import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
 from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of
-from revsnn_bench.meters.tracker import OUTSIDE, ModuleClock, Scratch, StorageTracker, hook_modules
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
 
-INPUT = "input"
-OUTPUT = "output"
-STATE = "state"
-PARAMETER_GRADIENT = "parameter gradient"
-INPUT_GRADIENT = "input gradient"
-OUTPUT_GRADIENT = "output gradient"
-RETAINED = "retained"
-TEMPORARY = "temporary"
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+_TORCH = str(Path(torch.__file__).parent)
+
+OUTSIDE = "step"
+"""Where code of the training step outside of any module is booked."""
+
+
+class Block(NamedTuple):
+    """One storage: its bytes, and the module and autograd node (-1: none) in which it was made."""
+
+    nbytes: int
+    module: str
+    node: int
+
+
+def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> list[Any]:
+    """Calls `enter` with its name before each module's forward and `leave` after it, also where it raises.
+
+    The model itself goes by its class. Returns the handles of the hooks.
+    """
+    handles: list[Any] = []
+    for name, module in model.named_modules():
+        label = name or type(model).__name__
+        handles.append(module.register_forward_pre_hook(lambda *_, label=label: enter(label), prepend=True))
+        handles.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
+    return handles
+
+
+class ModuleClock:
+    """Which module is running, in forward by hooks; in backward by the sequence number of the graph node it made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._stack = [OUTSIDE]
+        self._starts = [-1]
+        self._names = [OUTSIDE]
+        self._last_in_backward = OUTSIDE
+        self._handles = hook_modules(model, self._enter, self._leave)
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def now(self, node: Any) -> str:
+        """The module that runs now, given the autograd node that runs now (None in forward)."""
+        name = self._stack[-1]
+        if name == OUTSIDE and node is not None:
+            sequence, following = _sequence(node), torch._C._autograd._get_sequence_nr()
+            if sequence < following:  # gradient accumulators have no number of their own
+                self._last_in_backward = self.at(sequence)
+            name = self._last_in_backward
+            if torch.is_grad_enabled():  # nodes made by recomputation belong where the recomputing node does
+                self._mark(following - 1, name)
+        return name
+
+    def at(self, sequence: int) -> str:
+        """The module that made the graph node with this sequence number."""
+        return self._names[bisect_right(self._starts, sequence) - 1]
+
+    def _enter(self, label: str) -> None:
+        self._stack.append(label)
+        self._mark(torch._C._autograd._get_sequence_nr(), label)
+
+    def _leave(self) -> None:
+        self._stack.pop()
+        self._mark(torch._C._autograd._get_sequence_nr(), self._stack[-1])
+
+    def _mark(self, sequence: int, name: str) -> None:
+        if name != self._names[-1] and sequence >= self._starts[-1]:
+            self._starts.append(sequence)
+            self._names.append(name)
+
+
+Scratch = Callable[[Any, tuple[Any, ...], Any], int]
+
+
+class StorageTracker(TorchDispatchMode):
+    """Logs the life of every storage made while it is active.
+
+    Args:
+        scratch: from an operator, its arguments and its result, the bytes that it takes inside of itself.
+    Attributes:
+        blocks: what was made, by serial number.
+        log: +(serial + 1) where a block was made and -(serial + 1) where it died, in order; and what callers put there.
+    """
+
+    def __init__(self, model: nn.Module, scratch: Scratch | None = None) -> None:
+        super().__init__()
+        self._scratch = scratch
+        self.blocks: list[Block] = []
+        self.log: list[Any] = []
+        self._clock = ModuleClock(model)
+        self._serials: Any = WeakIdKeyDictionary()  # UntypedStorage -> serial, or None for what is older
+        self._finalizers: list[Any] = []
+        self._awaiting: tuple[int, weakref.ref[Any], int] | None = None
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._settle()
+        self._clock.close()
+        for finalizer in self._finalizers:
+            finalizer.detach()
+
+    def serial(self, tensor: Tensor) -> int | None:
+        """The number of the tensor's storage; None if it is older than the tracker or unseen."""
+        found: int | None = self._serials.get(storage_of(tensor))
+        return found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._settle()
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._serials.setdefault(storage_of(leaf), None)
+        out = func(*args, **(kwargs or {}))
+        node = torch._C._current_autograd_node()
+        replaced = self._engine_accumulates(func, args, node)
+        module = self._clock.now(node)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and storage_of(leaf) not in self._serials:
+                self._book(storage_of(leaf), module, node, replaced)
+        if self._scratch is not None and (nbytes := self._scratch(func, args, out)):
+            serial = len(self.blocks)
+            self.blocks.append(Block(nbytes, module, _sequence(node)))
+            self.log += [serial + 1, -(serial + 1)]
+        return out
+
+    def _book(self, storage: torch.UntypedStorage, module: str, node: Any, replaced: int | None) -> None:
+        if storage.nbytes() == 0:
+            return
+        serial = len(self.blocks)
+        self.blocks.append(Block(storage.nbytes(), module, _sequence(node)))
+        if replaced is not None:
+            self._serials[storage] = serial
+            self._awaiting = (replaced, weakref.ref(storage), len(self.log))
+        else:
+            self.log.append(serial + 1)
+            self._watch(storage, serial)
+
+    def _watch(self, storage: torch.UntypedStorage, serial: int) -> None:
+        self._serials[storage] = serial
+        self._finalizers.append(weakref.finalize(storage, self._died, serial))
+
+    def _died(self, serial: int) -> None:
+        if self._awaiting is not None and self._awaiting[0] == serial:
+            _, result, _ = self._awaiting
+            self._awaiting = None
+            storage = result()
+            if storage is not None:
+                self._watch(storage, serial)  # the sum lives on in the operand's block
+                return
+        self.log.append(-(serial + 1))
+
+    def _settle(self) -> None:
+        """The operand of the last engine `add` outlived it: the engine would have made a new block too."""
+        if self._awaiting is None:
+            return
+        _, result, position = self._awaiting
+        self._awaiting = None
+        storage = result()
+        if storage is not None:
+            serial: int = self._serials[storage]
+            self.log.insert(position, serial + 1)
+            self._watch(storage, serial)
+
+    def _engine_accumulates(self, func: Any, args: tuple[Any, ...], node: Any) -> int | None:
+        """The block to which the engine would have added in place; None if this op is no such addition.
+
+        The engine adds right after a node ran, while that node still counts as the current one. Its
+        addition comes from no Python code, and its left operand comes from another node, or from this one
+        if it feeds one input twice. A node's own addition to its incoming gradient looks the same, but that
+        gradient outlives it. To a view, such as the gradient of a linear layer's weight, which comes transposed, the
+        engine does not add in place: what it is a view of holds the block too.
+        """
+        if node is None or func is not torch.ops.aten.add.Tensor or not _called_by_engine():
+            return None
+        left, right = args[:2]
+        serial = None if left._is_view() else self.serial(left)
+        if serial is None or not isinstance(right, Tensor) or storage_of(left) is storage_of(right):
+            return None
+        if self.blocks[serial].node == _sequence(node):
+            fed = [edge for edge in node.next_functions if edge[0] is not None]
+            if len(set(fed)) == len(fed):
+                return None
+        return serial
+
+
+def _sequence(node: Any) -> int:
+    return -1 if node is None else int(node._sequence_nr())
+
+
+def _called_by_engine() -> bool:
+    """Whether no Python code but torch's own lies between the running backward pass and the op."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is _ENGINE:
+            return True
+        if not frame.f_code.co_filename.startswith((_TORCH, __file__)):
+            return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -46,123 +250,148 @@ class Attribution:
     timeline: MemoryTimeline
 
 
-class _Notes:
-    """What is noted of a training step while it runs: which part its tensors play, and where forward ends."""
+@dataclass
+class _Replay:
+    """The blocks of a step, as they were made and freed, and what marks tell of them on the way.
 
-    def note(self, category: str, *tensors: Tensor | None) -> None:
-        """Tells the part of tensors that are alive now; the first part that is noted of a block stays."""
-        raise NotImplementedError
+    A block, by its number, plays the first part that is told of it; `retained` were alive at the end of forward.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    parts: dict[int, str] = field(default_factory=dict)
+    stack: list[str] = field(default_factory=lambda: [OUTSIDE])
+    phase: str = "forward"
+    forward_events: int = 0
+    retained: set[int] = field(default_factory=set)
+
+    def play(self, key: Any, category: str) -> None:
+        if key in self.ledger.live:
+            self.parts.setdefault(self.ledger.live[key], category)
+
+    def enter(self, label: str) -> None:
+        self.stack.append(label)
+
+    def leave(self) -> None:
+        self.stack.pop()
 
     def end_forward(self) -> None:
-        raise NotImplementedError
+        self.retained = set(self.ledger.live.values())
+        self.forward_events = len(self.ledger.log)
+        self.phase = "backward"
+
+    def category(self, number: int) -> str:
+        return self.parts.get(number, "retained" if number in self.retained else "temporary")
+
+    def attribution(self, phase: str, module: str) -> Attribution:
+        sizes: dict[str, int] = {}
+        for number in self.ledger.at_peak:
+            category = self.category(number)
+            sizes[category] = sizes.get(category, 0) + self.ledger.sizes[number]
+        timeline = self.ledger.timeline(self.category, self.forward_events)
+        return Attribution(self.ledger.peak_bytes, dict(sorted(sizes.items())), phase, module, timeline)
+
+
+@dataclass
+class _Marks:
+    """What is told of a training step while it runs, as actions that its replay does at the same places.
+
+    `key_of` is what the replay's ledger calls the block of a tensor, `last_of_forward` the next node's sequence number.
+    """
+
+    put: Callable[[Callable[[_Replay], None]], None]
+    key_of: Callable[[Tensor], Any]
+    last_of_forward: int = 0
+
+    def note(self, category: str, *tensors: Tensor | None) -> None:
+        """Tells the part of tensors that are alive now."""
+        for key in [self.key_of(tensor) for tensor in tensors if tensor is not None]:
+            self.put(partial(_Replay.play, key=key, category=category))
 
     def note_inputs(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
-                self.note(INPUT, value)
+                self.note("input", value)
                 if value.requires_grad:
-                    value.register_hook(partial(self.note, INPUT_GRADIENT))
+                    value.register_hook(partial(self.note, "input gradient"))
 
     def run(self, step: TrainingStep) -> None:
         """Runs one forward and backward pass and notes what is seen from outside of the model."""
         output = step.forward()
-        self.note(OUTPUT, output)
-        self.note(STATE, *step.state_tensors())
-        self.end_forward()
+        self.note("output", output)
+        self.note("state", *step.state_tensors())
+        self.put(_Replay.end_forward)
+        self.last_of_forward = torch._C._autograd._get_sequence_nr()
         if output.requires_grad:
-            output.register_hook(partial(self.note, OUTPUT_GRADIENT))
+            output.register_hook(partial(self.note, "output gradient"))
         step.backward(output)
-        self.note(PARAMETER_GRADIENT, *(parameter.grad for parameter in step.model.parameters()))
-        self.note(INPUT_GRADIENT, step.source.grad)
-        self.note(STATE, *step.state_tensors())
+        self.note("parameter gradient", *(parameter.grad for parameter in step.model.parameters()))
+        self.note("input gradient", step.source.grad)
+        self.note("state", *step.state_tensors())
 
 
-def _attribution(
-    ledger: Ledger, category: Callable[[int], str], phase: str, module: str, forward_events: int
-) -> Attribution:
-    sizes: dict[str, int] = {}
-    for number in ledger.at_peak:
-        sizes[category(number)] = sizes.get(category(number), 0) + ledger.sizes[number]
-    timeline = ledger.timeline(category, forward_events)
-    return Attribution(ledger.peak, dict(sorted(sizes.items())), phase, module, timeline)
+@contextmanager
+def _tracked(step: TrainingStep, scratch: Scratch | None = None) -> Iterator[tuple[StorageTracker, _Marks]]:
+    """Watches the code of a `with` block; marks are entries of the tracker's log.
+
+    On CUDA, autograd would run backward in a thread of its own, with sequence numbers and a stack of its own.
+    """
+    tracker = StorageTracker(step.model, scratch)
+    marks = _Marks(tracker.log.append, tracker.serial)
+    hook = step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True)
+    with hook, quiet_gc(), torch.autograd.set_multithreading_enabled(False), tracker:
+        yield tracker, marks
 
 
-class _TrackerNotes(_Notes):
-    """Notes by the serial numbers of a tracker, which is active for `watching`."""
-
-    def __init__(self, step: TrainingStep, scratch: Scratch | None = None) -> None:
-        self.tracker = StorageTracker(step.model, scratch)
-        self.parts: dict[int, str] = {}
-        self.retained: set[int] = set()
-        self.forward_events = 0
-
-    @contextmanager
-    def watching(self, step: TrainingStep) -> Iterator[None]:
-        """Watches the code of a `with` block.
-
-        On CUDA, autograd would run backward in a thread of its own, with sequence numbers and a stack of its own.
-        """
-        hook = step.model.register_forward_pre_hook(self.note_inputs, with_kwargs=True)
-        with hook, quiet_gc(), torch.autograd.set_multithreading_enabled(False), self.tracker:
-            yield
-
-    def note(self, category: str, *tensors: Tensor | None) -> None:
-        for tensor in tensors:
-            serial = None if tensor is None else self.tracker.serial(tensor)
-            if serial is not None:
-                self.parts.setdefault(serial, category)
-
-    def end_forward(self) -> None:
-        self.retained, self.forward_events = self.tracker.live(), len(self.tracker.log)
-        self.tracker.phase = "backward"
-
-    def category(self, serial: int) -> str:
-        return self.parts.get(serial, RETAINED if serial in self.retained else TEMPORARY)
+def _replayed(tracker: StorageTracker, unit_bytes: int = 1) -> _Replay:
+    replay = _Replay()
+    for entry in tracker.log:
+        if callable(entry):
+            entry(replay)
+        elif entry > 0:
+            block = tracker.blocks[entry - 1]
+            nbytes = -(-block.nbytes // unit_bytes) * unit_bytes
+            replay.ledger.allocate(entry - 1, nbytes, (replay.phase, block.module))
+        else:
+            replay.ledger.free(-entry - 1)
+    replay.ledger.settle()
+    return replay
 
 
 def attribute_peak(step: TrainingStep, scratch: Scratch | None = None, unit_bytes: int = 1) -> Attribution:
     """Tracks one forward and backward pass; the step is left prepared. For `scratch` see `StorageTracker`.
 
-    Each block counts as the next multiple of `unit_bytes`.
-
-    Parameters and the source are alive before the step and are in no category. `retained` is what was alive
-    at the end of forward and plays no other part; `temporary` is the rest.
+    Each block counts as the next multiple of `unit_bytes`. Parameters and the source are alive before the step and are
+    in no category. `retained` is what was alive at the end of forward and plays no other part; `temporary` is the rest.
     """
     step.prepare()
-    notes = _TrackerNotes(step, scratch)
-    with notes.watching(step):
-        notes.run(step)
+    with _tracked(step, scratch) as (tracker, marks):
+        marks.run(step)
     step.prepare()
-    ledger, blocks = Ledger(), notes.tracker.blocks
-    for entry in notes.tracker.log:
-        serial = abs(entry) - 1
-        nbytes = -(-blocks[serial].nbytes // unit_bytes) * unit_bytes
-        ledger.allocate(serial, nbytes, blocks[serial]) if entry > 0 else ledger.free(serial)
-    ledger.settle()
-    phase, module = (ledger.where.phase, ledger.where.module) if ledger.where else ("forward", OUTSIDE)
-    return _attribution(ledger, lambda number: notes.category(ledger.keys[number]), phase, module, notes.forward_events)
+    replay = _replayed(tracker, unit_bytes)
+    return replay.attribution(*(replay.ledger.where or ("forward", OUTSIDE)))
 
 
 def retained_by_module(step: TrainingStep) -> dict[str, int]:
-    """Bytes retained after forward by the module that made them; the step is left prepared.
+    """Bytes retained after forward by the name of the module that made them; the step is left prepared.
 
-    Returns:
-        Bytes by qualified module name. The root goes by its class, an input that is kept alive by `input`,
-        and code of the step outside of modules by `step`. The sum is the tracker's retained bytes.
+    The root goes by its class, an input that is kept alive by `input`, and code of the step outside of modules by
+    `step`. The sum is the tracker's retained bytes.
     """
     step.prepare()
-    notes = _TrackerNotes(step)
-    with notes.watching(step):
+    with _tracked(step) as (tracker, marks):
         output = step.forward()
-        alive, kept_for_output = notes.tracker.live(), notes.tracker.serial(output)
-        states = {notes.tracker.serial(tensor) for tensor in step.state_tensors()}
+        marks.put(_Replay.end_forward)
+        states, of_output = set(map(tracker.serial, step.state_tensors())), tracker.serial(output)
         step.reset_state()
-        carried = states - notes.tracker.live()
+    replay = _replayed(tracker)
     sizes: dict[str, int] = {}
-    for serial in sorted(alive - carried):
-        block = notes.tracker.blocks[serial]
-        nbytes = block.nbytes - (own_bytes(output) if serial == kept_for_output else 0)
-        module = INPUT if notes.parts.get(serial) == INPUT else block.module
+    for number in sorted(replay.retained):
+        serial = replay.ledger.keys[number]
+        if serial in states and serial not in replay.ledger.live:
+            continue
+        block = tracker.blocks[serial]
+        nbytes = block.nbytes - (own_bytes(output) if serial == of_output else 0)
+        module = "input" if replay.parts.get(number) == "input" else block.module
         if nbytes:
             sizes[module] = sizes.get(module, 0) + nbytes
     del output
@@ -174,81 +403,30 @@ _MARK = "revsnn_bench:"
 _ENGINE_RANGE = "autograd::engine::evaluate_function"
 
 
-class _Marks(_Notes):
-    """Notes as marks on the profiler's clock, each with an action for the replay.
-
-    Attributes:
-        last_of_forward: sequence number of the first graph node made after forward.
-    """
-
-    last_of_forward = 0
-
-    def __init__(self) -> None:
-        self._actions: list[Callable[[_Replay], None]] = []
-
-    def put(self, action: Callable[[_Replay], None]) -> None:
-        with record_function(f"{_MARK}{len(self._actions)}"):
-            self._actions.append(action)
-
-    def note(self, category: str, *tensors: Tensor | None) -> None:
-        for address in [storage_of(tensor).data_ptr() for tensor in tensors if tensor is not None]:
-            self.put(partial(_Replay.play, address=address, category=category))
-
-    def end_forward(self) -> None:
-        self.put(_Replay.end_forward)
-        self.last_of_forward = torch._C._autograd._get_sequence_nr()
-
-    def enter(self, label: str) -> None:
-        self.put(lambda replay: replay.stack.append(label))
-
-    def leave(self) -> None:
-        self.put(_Replay.leave)
-
-    def action(self, name: str) -> Callable[[_Replay], None] | None:
-        return self._actions[int(name.removeprefix(_MARK))] if name.startswith(_MARK) else None
-
-
-@dataclass
-class _Replay:
-    """The allocator's blocks beside what the marks say: parts of blocks, the running module, the phase."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    parts: dict[int, str] = field(default_factory=dict)
-    stack: list[str] = field(default_factory=lambda: [OUTSIDE])
-    phase: str = "forward"
-    forward_events: int = 0
-    retained: set[int] = field(default_factory=set)
-
-    def play(self, address: int, category: str) -> None:
-        if address in self.ledger.live:
-            self.parts.setdefault(self.ledger.live[address], category)
-
-    def leave(self) -> None:
-        self.stack.pop()
-
-    def end_forward(self) -> None:
-        self.retained = set(self.ledger.live.values())
-        self.forward_events = len(self.ledger.log)
-        self.phase = "backward"
-
-    def category(self, number: int) -> str:
-        return self.parts.get(number, RETAINED if number in self.retained else TEMPORARY)
-
-
 def attribute_host_peak(step: TrainingStep) -> Attribution:
     """Profiles one forward and backward pass; the step is left prepared.
 
-    Returns:
-        Categories as of `attribute_peak`, which sum to the allocator's peak to the byte. In backward the
-        module is the one whose forward made the graph node that allocates.
+    Categories, as of `attribute_peak`, sum to the allocator's peak to the byte. In backward the module is the one whose
+    forward made the graph node that allocates.
     """
-    marks = _Marks()
+    actions: list[Callable[[_Replay], None]] = []
+
+    def put(action: Callable[[_Replay], None]) -> None:
+        with record_function(f"{_MARK}{len(actions)}"):
+            actions.append(action)
+
+    def enter(label: str) -> None:
+        put(partial(_Replay.enter, label=label))
+
+    marks = _Marks(put, lambda tensor: storage_of(tensor).data_ptr())
     step.prepare()
     clock = ModuleClock(step.model)
     with ExitStack() as hooks:
         hooks.callback(clock.close)
         hooks.enter_context(step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True))
-        for hook in hook_modules(step.model, marks.enter, marks.leave):
+        for hook in hook_modules(
+            step.model, lambda label: put(partial(_Replay.enter, label=label)), lambda: put(_Replay.leave)
+        ):
             hooks.enter_context(hook)
         _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
     step.prepare()
@@ -256,13 +434,13 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     for event in events:
         if is_allocation(event):
             replay_event(replay.ledger, event, (replay.phase, replay.stack[-1], event))
-        elif (action := marks.action(event.name)) is not None:
-            action(replay)
+        elif event.name.startswith(_MARK):
+            actions[int(event.name.removeprefix(_MARK))](replay)
     replay.ledger.settle()
     phase, module, event = replay.ledger.where or ("forward", OUTSIDE, None)
     if module == OUTSIDE and phase == "backward":
         module = _module_of_node(event, clock, marks.last_of_forward)
-    return _attribution(replay.ledger, replay.category, phase, module, replay.forward_events)
+    return replay.attribution(phase, module)
 
 
 def _module_of_node(event: Any, clock: ModuleClock, last_of_forward: int) -> str:

@@ -33,7 +33,6 @@ RANDOM = {
 SIDE_BY_VALUE = {"threshold_backward", "hardtanh_backward", "leaky_relu_backward"}
 """Derivatives that read their second argument for its side of a kink alone."""
 
-
 _NARROWER = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -134,10 +133,7 @@ class Decisions(TorchDispatchMode):
 
 
 def _values_at(name: str, given: Mapping[str, Any], places: Tensor) -> Tensor:
-    """The values of the input of a pooling, of a maximum over a dimension or of a sorting at given places.
-
-    Those of a dropout, at the places that its mask leaves.
-    """
+    """Values of the input of a pooling, a maximum or a sorting at given places; of a dropout, what its mask leaves."""
     if name == "native_dropout":
         kept: Tensor = given["input"] * places / (1 - given["p"])
         return kept

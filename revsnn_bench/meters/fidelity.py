@@ -13,6 +13,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,6 @@ Of a step that computes in several, as under `torch.autocast`, the largest holds
 Call = dict[str, list[Tensor]]
 """What one call gives: `output`, and the gradients of `input`, `parameters` and carried `states`."""
 
-Reconstruction = tuple[Tensor, Tensor, Tensor, Tensor]
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -40,26 +39,21 @@ class Subject:
     Args:
         reference: a model of the same function and parameters, by plain autograd; None where the model names none,
             which is then judged by differences of its own forward.
-        reconstruct: from an input and its output, the input and the spikes as the backward pass recovers them, and
-            the input and the spikes that were: four tensors of the input's shape. None where nothing is recovered.
-        predicted_error: what the model predicts of its own gradient error; None where it predicts nothing.
-        whole: the step at full size, where `step` is a part of its samples; None where it is the whole.
-        recovered_steps: from an input and its output, how many steps the inverse recovers, from the last one back. None
-            where nothing is inverted.
-        plain: the step of the same network without its strategy, whose bits it should have; None where there is none.
-        bare: the step without what a method puts around its forward, in which the reference runs; None where that is
-            the step itself.
+        recover: from an input and its output, fields of the record on what the backward pass recovers, if anything.
+        predicted_error: what the model predicts of its own gradient error, if anything.
+        whole: the step at full size, where `step` is a part of its samples.
+        plain: the step of the same network without its strategy, whose bits it should have.
+        bare: the step without what a method puts around its forward, in which the reference runs.
         itself: the model without its method, the reference where there is no other and no difference can judge:
-            it tells of the method, not of the model. None where that is not what is asked.
+            it tells of the method, not of the model.
         approximate: whether the step's gradient is not meant to be that of backpropagation: its bias is measured.
     """
 
     step: TrainingStep
     reference: nn.Module | None
-    reconstruct: Callable[[Tensor, Tensor], Reconstruction] | None = None
+    recover: Callable[[Tensor, Tensor], dict[str, Any]] | None = None
     predicted_error: float | None = None
     whole: TrainingStep | None = None
-    recovered_steps: Callable[[Tensor, Tensor], int] | None = None
     plain: TrainingStep | None = None
     bare: TrainingStep | None = None
     itself: nn.Module | None = None
@@ -85,19 +79,21 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         warnings.simplefilter("always")
         tested = _calls(step, step.model, step.source)
     bit_equal = None if subject.plain is None else _count_equal(step, tested, subject.plain)
-    recovered = _recover(subject)
+    recovered = _recovered(subject)
     same, exact, dtypes = _reference_calls(subject)
-    errors = _worst_errors(tested, same, exact)
     tolerance = _tolerance(dtypes)
-    half = tolerance >= TOLERANCE[torch.float16]  # rounding alone is wrong by a per cent of one parameter
-    errors["largest"] = None if half else _largest_error(tested, exact, tolerance)
+    by_call = [_errors_of_call(*each, tolerance) for each in zip(tested, same, exact, strict=True)]
+    names = ("output", "input", "parameters", "largest", "states")
+    errors = {name: _worst(each.get(name) for each in by_call) for name in names}
+    if tolerance >= TOLERANCE[torch.float16]:
+        errors["largest"] = None  # rounding alone is wrong by a per cent of one parameter
     if errors["input"] in (None, 0.0) and not any(x.any() for call in exact for x in call["input"]):
         # Integers, or values that are drawn from, as in an encoding by spikes: no gradient comes to the input.
         errors["input"] = errors["parameters"]
     neurons = step.source[0].numel()
     if subject.whole is not None:
         whole = _errors_of_blocks(subject.whole, subject.reference, step.source.shape[1])
-        errors = {name: _larger(error, whole.get(name)) for name, error in errors.items()}
+        errors = {name: _worst((error, whole.get(name))) for name, error in errors.items()}
         neurons = subject.whole.source[0].numel()
     return FidelityRecord(
         gradient_error=errors["input"] or 0.0,
@@ -106,9 +102,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         state_gradient_error=None if subject.approximate else errors["states"],
         output_error=errors["output"],
         tolerance=tolerance,
-        reconstruction_error=recovered and recovered[0],
-        flipped_spikes=recovered and recovered[1],
-        recovered_steps=recovered and recovered[2],
+        **recovered,
         predicted_error=subject.predicted_error,
         bit_equal=bit_equal,
         warning="\n".join(dict.fromkeys(str(w.message) for w in caught if w.category is not DeprecationWarning))
@@ -165,35 +159,29 @@ def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 
 def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
     """Output and gradients of a model in the place of the step's own, call after call from its prepared state."""
-    own_model, own_source = step.model, step.source
     parameters = learned(model)
     known = set(map(id, parameters))
-    of_another = [parameter for parameter in learned(own_model) if id(parameter) not in known]
+    of_another = [parameter for parameter in learned(step.model) if id(parameter) not in known]
     states: list[Tensor] = []
     calls = []
-    try:
-        step.model = model
-        step.prepare()
-        for number in range(CALLS):
-            step.source = source if not number else shifted(source)
-            with same_draws(step.source.device, number):
-                output = step.run(step.make_input())
-            inputs = [step.source] if step.source.requires_grad else []
-            given = [*inputs, *parameters, *states]
-            arriving = step.output_gradient(output).to(output.dtype)
-            found = torch.autograd.grad(output, [*given, *of_another], arriving, allow_unused=True)
-            if any(g is not None for g in found[len(given) :]):
-                raise NoOracle(
-                    "its loss reads the model's parameters by itself, and no reference can take its place there"
-                )
-            grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=False)]
-            first, last = len(inputs), len(inputs) + len(parameters)
-            call = {"input": grads[:first], "parameters": grads[first:last], "states": grads[last:]}
-            calls.append({"output": [output.detach()], **call})
-            states = cut_states(model)
-        step.prepare()
-    finally:
-        step.model, step.source = own_model, own_source
+    for number in range(CALLS):
+        moved = step.replaced(model, shifted(source) if number else source)
+        if not number:
+            moved.prepare()
+        with same_draws(source.device, number):
+            output = moved.run(moved.make_input())
+        inputs = [moved.source] if moved.source.requires_grad else []
+        given = [*inputs, *parameters, *states]
+        arriving = moved.output_gradient(output).to(output.dtype)
+        found = torch.autograd.grad(output, [*given, *of_another], arriving, allow_unused=True)
+        if any(g is not None for g in found[len(given) :]):
+            raise NoOracle("its loss reads the model's parameters by itself, and no reference can take its place there")
+        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=False)]
+        first, last = len(inputs), len(inputs) + len(parameters)
+        call = {"input": grads[:first], "parameters": grads[first:last], "states": grads[last:]}
+        calls.append({"output": [output.detach()], **call})
+        states = cut_states(model)
+    moved.prepare()
     return calls
 
 
@@ -228,50 +216,36 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torc
         return same_calls, _calls(step, double, in_double), dtypes
 
 
-def _worst_errors(tested: list[Call], same: list[Call], exact: list[Call]) -> dict[str, float | None]:
-    """The worst error of the calls, by what it is of; None where there is nothing of the kind."""
-    worst: dict[str, float | None] = {}
-    for name in ("output", "input", "parameters", "states"):
-        for mine, expected in zip(tested, same if name == "output" else exact, strict=True):
-            # A model of another structure may carry other states: they cannot be held against each other.
-            alike = [x.shape for x in mine[name]] == [x.shape for x in expected[name]]
-            error = relative_error(mine[name], expected[name]) if mine[name] and alike else None
-            worst[name] = _larger(worst.get(name), error)
-    return worst
+def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> dict[str, float | None]:
+    """Errors of a call by what they are of, that of the worst parameter as `largest`; none where there is nothing.
 
-
-def _largest_error(tested: list[Call], exact: list[Call], least_share: float) -> float | None:
-    """The worst error of one parameter's gradient, which a large one beside it would hide; NaN is the worst.
-
-    A gradient of nearly nothing, such as that of a bias before a batch norm, is all rounding: what is below a share of
-    the norm of all is held against that.
+    A model of another structure may carry other states, or have other parameters: these cannot be held against each
+    other. The gradient of one parameter may be nearly nothing, such as that of a bias before a batch norm, and all
+    rounding: what is below a share of the norm of all is held against that.
     """
-    worst: float | None = None
-    for mine, expected in zip(tested, exact, strict=True):
-        if [x.shape for x in mine["parameters"]] != [x.shape for x in expected["parameters"]]:
-            continue
-        norms = [float(each.double().norm()) for each in expected["parameters"]]
+    errors: dict[str, float | None] = {}
+    for name, values in mine.items():
+        expected = (same if name == "output" else exact)[name]
+        if values and [x.shape for x in values] == [x.shape for x in expected]:
+            errors[name] = relative_error(values, expected)
+    if "parameters" in errors:
+        norms = [float(each.double().norm()) for each in exact["parameters"]]
         least = least_share * float(torch.tensor(norms, dtype=torch.float64).norm())
-        for got, right, norm in zip(mine["parameters"], expected["parameters"], norms, strict=True):
+        of_each = []
+        for got, right, norm in zip(mine["parameters"], exact["parameters"], norms, strict=True):
             wrong = float((got.double() - right.double()).norm())
-            worst = _larger(worst, wrong / max(norm, least) if norm or least else float(wrong > 0))
-    return worst
+            of_each.append(wrong / max(norm, least) if norm or least else float(wrong > 0))
+        errors["largest"] = _worst(of_each)
+    return errors
 
 
-def _larger(a: float | None, b: float | None) -> float | None:
-    """The larger of two errors; NaN is larger than any number, None smaller."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a if a != a or b <= a else b
+def _worst(errors: Iterable[float | None]) -> float | None:
+    """The largest error there is; NaN is larger than any number."""
+    return max((each for each in errors if each is not None), key=lambda each: (each != each, each), default=None)
 
 
 def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -> dict[str, float]:
-    """Errors of output and input gradient over all samples, against the reference in the same precision.
-
-    Args:
-        whole: a step of one layer, whose samples are independent.
-        reference: on `samples` of them at a time.
-    """
+    """Errors of a layer's output and input gradient, against the reference in its precision, some samples at a time."""
     whole.prepare()
     output = whole.run(whole.make_input())
     arriving = whole.output_gradient(output)
@@ -291,18 +265,14 @@ def _errors_of_blocks(whole: TrainingStep, reference: nn.Module, samples: int) -
     return {name: (wrong[name] / scale[name]) ** 0.5 if scale[name] else float(wrong[name] > 0) for name in wrong}
 
 
-def _recover(subject: Subject) -> tuple[float, int, int | None] | None:
-    """Worst error of the recovered input, spikes recovered wrongly, steps inverted; leaves the step prepared."""
-    if subject.reconstruct is None:
-        return None
+def _recovered(subject: Subject) -> dict[str, Any]:
+    """What `Subject.recover` finds for the input of a step; leaves the step prepared."""
+    if subject.recover is None:
+        return {}
     step = subject.step
     step.prepare()
     with torch.no_grad():
         x = step.make_input()
-        y = step.run(x)
-        x_recovered, spikes_recovered, x_true, spikes_true = subject.reconstruct(x, y)
-        error = (x_recovered - x_true).abs().max().item()
-        flipped = int((spikes_recovered != spikes_true).sum().item())
-        steps = None if subject.recovered_steps is None else subject.recovered_steps(x, y)
+        found = subject.recover(x, step.run(x))
     step.prepare()
-    return error, flipped, steps
+    return found

@@ -2,7 +2,7 @@
 
 A dispatch mode sees every operator below autograd, so composites are counted once, in the pieces that really
 run, and the code inside an autograd Function is counted like any other. An operator without a formula raises:
-a count that silently misses work would flatter whoever fuses most. The rule is in `flop_rules.py`.
+a count that silently misses work would flatter whoever fuses most.
 
 The phases are those that the timing meter times, with recomputation taken out of backward:
 
@@ -19,12 +19,22 @@ seen: wrap it as a `torch.library` operator and register its formula.
 Gradient accumulation is an addition per element, first gradients excepted, which autograd only moves. Under
 `create_graph=True` all of backward has grad mode on, and reads as recomputation. fvcore's count of the convolutions
 and matrix products in forward is taken beside all this, as a cross-check.
+
+The rule: 1 per output element of a pointwise operator, whatever function it computes of an element (comparison and
+select included); 2 per multiply-accumulate; a reduction or a scan counts its input elements; moving, making or
+indexing data is 0. Where one kernel fuses several of these, it counts what the same work written out would count over
+the N elements of its input: so `add(alpha=a)` is 2, as a product and a sum are. Work per channel or per
+row beside that (the square root of a variance, the last division of a mean) is left out, and so is a bias
+inside a matrix product or a convolution, where the accumulation starts. N is input elements, R reduction.
 """
 
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -35,7 +45,6 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from revsnn_bench.meters.flop_rules import FORMULAS, MOVEMENT, POINTWISE, REDUCTIONS, Call, Formula, elements, written
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import FlopsRecord, PhaseFlops
 
@@ -50,13 +59,8 @@ _PRODUCTS = ("conv", "linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "einsu
 def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
     """Operations that fvcore finds in the convolutions and matrix products of one forward pass, 2 per MAC.
 
-    fvcore traces the model and counts 1 per multiply-accumulate. It sees nothing inside an autograd Function:
-    a product in there is missing here.
-
-    Args:
-        model: run once under `torch.no_grad`; neurons keep the state of that run.
-    Returns:
-        2 per multiply-accumulate; None where fvcore cannot trace the model.
+    It traces the model once under `torch.no_grad`, and neurons keep the state of that run; None where it cannot. A
+    product inside an autograd Function is missing here, since it sees nothing in there.
     """
     with warnings.catch_warnings():
         # So does torch's tracer.
@@ -76,8 +80,241 @@ def fvcore_forward_flops(model: nn.Module, input: Tensor) -> int | None:
     return 2 * int(sum(counts[name] for name in _PRODUCTS))
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator: arguments by their names in the schema, defaults filled in, and its result."""
+
+    arguments: dict[str, Any]
+    out: Any
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def has(self, *names: str) -> int:
+        """How many of these optional arguments the operator has and was given."""
+        return sum(self.arguments.get(name) is not None for name in names)
+
+    @property
+    def first(self) -> Any:
+        """The first argument: the input, or the gradient of the output."""
+        return next(iter(self.arguments.values()))
+
+
+Formula = Callable[[Call], PhaseFlops | int]
+"""Operations of one call; a plain int is pointwise work."""
+
+
+def written(call: Call) -> int:
+    """Elements of the result; an operator that returns nothing writes its first argument."""
+    return elements(call.first if call.out is None else call.out)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors in a result or an argument: a tensor, or any nesting of lists and tuples of them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def elements(value: Any) -> int:
+    """Elements of all tensors in `value`."""
+    return sum(tensor.numel() for tensor in tensors_in(value))
+
+
+def _macs(count: int, pointwise: int = 0) -> PhaseFlops:
+    return PhaseFlops(pointwise=pointwise, multiply_accumulate=2 * count)
+
+
+def _nothing(call: Call) -> int:
+    return 0
+
+
+def _first(per_element: int) -> Formula:
+    return lambda call: per_element * elements(call.first)
+
+
+def _per_element_of(argument: str) -> Formula:
+    return lambda call: elements(call[argument])
+
+
+def _convolution_macs(call: Call, output: Tensor) -> int:
+    """Every weight meets every position once: output positions, or the input's when transposed."""
+    positions = call["input"] if call["transposed"] else output
+    macs: int = positions.shape[0] * prod(positions.shape[2:]) * call["weight"].numel()
+    return macs
+
+
+def _convolution_backward(call: Call) -> PhaseFlops:
+    """As many multiply-accumulates as the forward for input and for weight; the bias gradient is R."""
+    grad = call["grad_output"]
+    for_input, for_weight, for_bias = call["output_mask"]
+    return _macs(_convolution_macs(call, grad) * (for_input + for_weight), grad.numel() if for_bias else 0)
+
+
+def _norm(call: Call) -> int:
+    """Mean R and variance R where they are taken, centre N, scale N; weight N and bias N where present."""
+    statistics = 2 if call.arguments.get("training", True) else 0
+    return (statistics + 2 + call.has("weight", "bias")) * elements(call["input"])
+
+
+def _norm_with_constants(call: Call) -> int:
+    return (2 + call.has("weight", "bias")) * elements(call["input"])
+
+
+def _batch_norm_backward(call: Call) -> int:
+    """Normalised input 2 N, its product with the gradient N + R, sum of the gradient R; then the input's
+    gradient: 4 N (two corrections, their difference, scale), or N where the statistics are constants."""
+    train = call.arguments.get("train", call.arguments.get("update", True))
+    for_input, for_weight, for_bias = call.arguments.get("output_mask", (True, True, True))
+    corrected = for_input and train
+    per_element: int = 4 * (corrected or for_weight) + (corrected or for_bias)
+    per_element += (4 if train else 1) * for_input
+    return per_element * elements(call["input"])
+
+
+def _row_norm_backward(call: Call) -> int:
+    """Normalised input 2 N; weight N + R, bias R; the input's gradient: weight N where present, product
+    N + R, sum R, then 4 N as in batch norm. For norms whose statistics mix elements of several weights."""
+    for_input, for_weight, for_bias = call["output_mask"]
+    per_element: int = 2 * (for_input or for_weight) + 2 * for_weight + for_bias
+    per_element += (7 + call.has("weight")) * for_input
+    return per_element * elements(call["input"])
+
+
+def _times(per_result: int, factor: str = "") -> Formula:
+    """So many operations per result, and one more where its factor, a number, is not 1."""
+    return lambda call: written(call) * (per_result + (call.arguments.get(factor, 1) != 1))
+
+
+def _pool(dimensions: int) -> Formula:
+    """One addition or comparison per element of each window, over the border too; backward, of an average, as many."""
+
+    def formula(call: Call) -> int:
+        sizes = [int(size) for size in call["kernel_size"]]
+        outputs: Tensor = call.arguments.get("grad_output", next(tensors_in(call.out)))
+        return outputs.numel() * prod(sizes * dimensions if len(sizes) == 1 else sizes)
+
+    return formula
+
+
+def _interpolation(inputs: int) -> Formula:
+    """Every output is the sum of so many weighted inputs, and its gradient is added to as many."""
+    return lambda call: _macs(inputs * elements(call.arguments.get("grad_output", call.out)))
+
+
+def _loss(call: Call) -> int:
+    """The loss of each element N, and R where it is reduced (reduction is 0 for none)."""
+    return elements(call["self"]) * (2 if call["reduction"] else 1)
+
+
+def _index_put(call: Call) -> int:
+    """Writing is movement; accumulating adds every value."""
+    return elements(call["values"]) if call["accumulate"] else 0
+
+
+def _as_torch(name: str) -> Formula:
+    """torch's formula for a kernel that takes the same tensors in the same order."""
+    formula = flop_registry[getattr(torch.ops.aten, name)]
+    return lambda call: _macs(formula(*call.arguments.values(), out_val=call.out) // 2)
+
+
+def _with_forms(names: str) -> str:
+    """Names, and those of the in-place and the foreach form of each."""
+    return " ".join(f"{name} {name}_ _foreach_{name} _foreach_{name}_" for name in names.split())
+
+
+_BY_NAMES: dict[str, Formula] = {
+    # Moving, making or indexing data. Random data is data.
+    """
+    alias arange as_strided_ as_strided_scatter cat cauchy_ channel_shuffle clone constant_pad_nd copy copy_ detach
+    detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
+    empty_strided exponential exponential_ eye fill fill_ flip full full_like gather geometric_ im2col index
+    index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh lift_fresh_copy linspace
+    log_normal_ masked_scatter masked_scatter_ masked_scatter_backward masked_select narrow_copy new_empty
+    new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle
+    pixel_unshuffle rand rand_like randint randint_like randn randn_like random_ randperm record_stream
+    reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
+    replication_pad2d replication_pad3d resize_ resize_as_ roll rot90 scalar_tensor scatter scatter_
+    select_backward select_scatter set_ slice_backward slice_scatter split_copy split_with_sizes_copy
+    squeeze_ stack t_ take transpose_ tril tril_ triu triu_ unbind_copy uniform_ unsafe_split
+    unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d upsample_nearest3d zero zero_
+    zeros zeros_like _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
+    _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
+    _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
+    _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
+    """: _nothing,
+    # Elementwise, but without torch's tag; `bernoulli` and `poisson` compare each draw
+    """
+    bernoulli bernoulli_ poisson rrelu_with_noise rrelu_with_noise_ rrelu_with_noise_backward elu_backward
+    glu hardshrink_backward hardsigmoid_backward hardswish hardswish_backward hardtanh_backward
+    huber_loss_backward leaky_relu_backward log_sigmoid_backward mish_backward mse_loss_backward
+    smooth_l1_loss_backward soft_margin_loss_backward softplus_backward softshrink_backward
+    binary_cross_entropy_backward glu_backward _prelu_kernel_backward _prelu_kernel
+    """: written,
+    # Reductions, scans and selections, whatever is computed of each element
+    """
+    all amax amin aminmax any argmax argmin count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_ dist
+    equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
+    nansum nonzero norm prod std std_mean sum topk trace var var_mean adaptive_max_pool2d
+    adaptive_max_pool3d _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm _is_all_true
+    _is_any_true
+    """: _first(1),
+    # Sums of products, and derivatives that come as one operator: s (1 - s) g and (1 - t^2) g
+    _with_forms("add sub rsub"): _times(1, "alpha"),
+    _with_forms("addcmul addcdiv"): _times(2, "value"),
+    _with_forms("lerp"): _times(3),
+    "sigmoid_backward tanh_backward": _times(3),
+    "convolution": lambda call: _macs(_convolution_macs(call, call.out)),
+    "convolution_backward": _convolution_backward,
+    "dot vdot mv": lambda call: _macs(elements(call["self"])),
+    "addmv": lambda call: _macs(elements(call["mat"])),
+    "addr": lambda call: _macs(elements(call.out)),
+    "addbmm": lambda call: _macs(elements(call["batch1"]) * call["batch2"].shape[-1]),
+    "_scaled_dot_product_flash_attention_for_cpu": _as_torch("_scaled_dot_product_flash_attention"),
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _as_torch("_scaled_dot_product_flash_attention_backward"),
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update "
+    "native_layer_norm native_group_norm": _norm,
+    "_native_batch_norm_legit_no_training _batch_norm_no_update": _norm_with_constants,
+    "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward "
+    "miopen_batch_norm_backward": _batch_norm_backward,
+    "native_layer_norm_backward native_group_norm_backward": _row_norm_backward,
+    "avg_pool2d avg_pool2d_backward max_pool2d_with_indices fractional_max_pool2d": _pool(2),
+    "avg_pool3d avg_pool3d_backward max_pool3d_with_indices fractional_max_pool3d": _pool(3),
+    "upsample_linear1d upsample_linear1d_backward": _interpolation(2),
+    "upsample_bilinear2d upsample_bilinear2d_backward": _interpolation(4),
+    "upsample_trilinear3d upsample_trilinear3d_backward": _interpolation(8),
+    "upsample_bicubic2d upsample_bicubic2d_backward": _interpolation(16),
+    "log_sigmoid_forward": _first(1),
+    # One addition per gradient that is scattered to the input
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward upsample_nearest1d_backward "
+    "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward col2im "
+    "fractional_max_pool2d_backward fractional_max_pool3d_backward adaptive_max_pool2d_backward "
+    "adaptive_max_pool3d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
+    "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward": _first(1),
+    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward": _per_element_of("self"),
+    # Maximum R, difference N, exponential N, sum R, and a difference or quotient N
+    "_softmax _safe_softmax _log_softmax": _first(5),
+    # Product or exponential N, sum R, product N, difference N
+    "_softmax_backward_data _log_softmax_backward_data": _first(4),
+    "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward": _per_element_of("target"),
+    "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits": _loss,
+    # Norm R and product N; backward: product N, sum R, the share of v N, difference N, scaled N
+    "_weight_norm_interface": _first(2),
+    "_weight_norm_interface_backward": _first(5),
+    # Draw and compare N, scale the mask N, multiply N: what dropout written out counts
+    "native_dropout": _first(3),
+    "index_put index_put_ _index_put_impl_ _unsafe_index_put": _index_put,
+    "index_add index_add_": _per_element_of("source"),
+    "scatter_add scatter_add_ scatter_reduce scatter_reduce_": _per_element_of("src"),
+}
+
+FORMULAS: dict[str, Formula] = {name: formula for names, formula in _BY_NAMES.items() for name in names.split()}
+"""aten operators by name without overload; others that carry torch's tag as pointwise count what they write."""
+
+
 Phase = Literal["forward", "backward", "recompute"]
-Operator = str | OpOverload | OpOverloadPacket | CustomOpDef
 
 Count = Callable[..., PhaseFlops | int]
 _registered: dict[str, Count] = {}
@@ -87,7 +324,7 @@ class UnknownOperation(LookupError):
     """An operator ran that has no FLOPs formula."""
 
 
-def register_flop_formula(operator: Operator, formula: Count) -> None:
+def register_flop_formula(operator: str | OpOverload | OpOverloadPacket | CustomOpDef, formula: Count) -> None:
     """Gives an operator its count; needed once for every fused kernel, and overrides a formula of ours.
 
     Args:
@@ -117,9 +354,6 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
 
     Args:
         cross_check: whether to ask fvcore, which cannot trace fake tensors.
-
-    Returns:
-        Operations by phase; identical in every run.
     Raises:
         UnknownOperation: an operator ran that has no formula; the message says how to register one.
     """
@@ -139,22 +373,15 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     return FlopsRecord(**phases, fvcore_forward_flops=check)
 
 
-class _OpenRanges(threading.local):
-    """Open ranges of the current thread, innermost last: is each a recomputation?"""
-
-    def __init__(self) -> None:
-        self.recompute: list[bool] = []
-
-
 class _Counter(TorchDispatchMode):
     """Adds up operations by phase; on devices, autograd's own threads call it too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stage: Phase = "forward"
-        self._pointwise: dict[Phase, int] = {"forward": 0, "backward": 0, "recompute": 0}
-        self._multiply_accumulate = dict(self._pointwise)
-        self._ranges = _OpenRanges()
+        self._counts: dict[Phase, list[int]] = {"forward": [0, 0], "backward": [0, 0], "recompute": [0, 0]}
+        # Open ranges of each thread, innermost last: is it a recomputation?
+        self._ranges: dict[int, list[bool]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def __torch_dispatch__(
@@ -167,7 +394,9 @@ class _Counter(TorchDispatchMode):
         if name.startswith("profiler::"):
             self._follow_range(name, args)
             return func(*args, **kwargs)
-        if _is_composite(func, name):
+        composite = torch._C.DispatchKey.CompositeImplicitAutograd
+        if name not in _registered and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
+            # Composites reach the counter only where autograd is bypassed (inference mode).
             with self:
                 pieces = func.decompose(*args, **kwargs)
             if pieces is not NotImplemented:
@@ -176,46 +405,43 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **kwargs)
         flops = count(func, args, kwargs, out)
         with self._lock:
-            self._pointwise[phase] += flops.pointwise
-            self._multiply_accumulate[phase] += flops.multiply_accumulate
+            self._counts[phase][0] += flops.pointwise
+            self._counts[phase][1] += flops.multiply_accumulate
         return out
 
     def phases(self) -> dict[Phase, PhaseFlops]:
         return {
-            phase: PhaseFlops(pointwise=self._pointwise[phase], multiply_accumulate=self._multiply_accumulate[phase])
-            for phase in self._pointwise
+            phase: PhaseFlops(pointwise=pointwise, multiply_accumulate=multiply_accumulate)
+            for phase, (pointwise, multiply_accumulate) in self._counts.items()
         }
 
     def _follow_range(self, name: str, args: tuple[Any, ...]) -> None:
+        ranges = self._ranges[threading.get_ident()]
         if "_record_function_enter" in name:
-            self._ranges.recompute.append("recompute" in args[0])
-        elif self._ranges.recompute:
-            self._ranges.recompute.pop()
+            ranges.append("recompute" in args[0])
+        elif ranges:
+            ranges.pop()
 
     def _phase(self) -> Phase:
         in_graph_task = torch._C._current_graph_task_id() != -1
-        if any(self._ranges.recompute) or (in_graph_task and torch.is_grad_enabled()):
+        if any(self._ranges[threading.get_ident()]) or (in_graph_task and torch.is_grad_enabled()):
             return "recompute"
         return "backward" if in_graph_task else self.stage
 
 
 def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> PhaseFlops:
-    """Operations of one call of `func`, which returned `out`.
-
-    Raises:
-        UnknownOperation: there is no formula for `func`.
-    """
-    registered = _registered.get(func._schema.name)
-    if registered is not None:
+    """Operations of one call of `func`, which returned `out`; raises `UnknownOperation` without a formula."""
+    if (registered := _registered.get(func._schema.name)) is not None:
         return _as_flops(registered(*args, out=out, **kwargs))
-    formula = _formula(func)
-    if formula is not None:
-        return _as_flops(formula(_bind(func, args, kwargs, out)))
+    if (formula := _formula(func)) is not None:
+        values = {argument.name: argument.default_value for argument in func._schema.arguments}
+        values.update(zip(values, args, strict=False))
+        return _as_flops(formula(Call(values | kwargs, out)))
     if func.overloadpacket in flop_registry:
         macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         return PhaseFlops(pointwise=0, multiply_accumulate=macs)
     raise UnknownOperation(
-        f"`{_name(func)}` must have a FLOPs formula; got none. Without it work would go uncounted. "
+        f"`{func.name()}` must have a FLOPs formula; got none. Without it work would go uncounted. "
         f"Register one: revsnn_bench.meters.flops.register_flop_formula({func._schema.name!r}, "
         "lambda *args, out, **kwargs: out.numel())."
     )
@@ -224,16 +450,12 @@ def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
 def _formula(func: OpOverload) -> Formula | None:
     namespace, name = func._schema.name.split("::")
     if func.is_view:
-        return lambda _: 0
+        return _nothing
     if namespace != "aten":
         return None
-    if name in FORMULAS:
-        return FORMULAS[name]
-    if name in MOVEMENT:
-        return lambda _: 0
     # `max` and `equal` carry the pointwise tag on some overloads only, so reductions are known by name.
-    if name in REDUCTIONS and not (name in ("max", "min") and torch.Tag.pointwise in func.tags):
-        return lambda call: elements(call.first)
+    if name in FORMULAS and not (name in ("max", "min") and torch.Tag.pointwise in func.tags):
+        return FORMULAS[name]
     return written if _is_pointwise(name) else None
 
 
@@ -242,27 +464,10 @@ def _is_pointwise(name: str) -> bool:
     plain = name.removeprefix("_foreach_")
     plain = plain[:-1] if plain.endswith("_") and not plain.endswith("__") else plain
     packet = getattr(torch.ops.aten, plain, None)
-    return plain in POINTWISE or (
+    return FORMULAS.get(plain) is written or (
         packet is not None
         and any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())
     )
-
-
-def _is_composite(func: OpOverload, name: str) -> bool:
-    """Composites reach the counter only where autograd is bypassed (inference mode)."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return name not in _registered and torch._C._dispatch_has_kernel_for_dispatch_key(_name(func), key)
-
-
-def _name(func: OpOverload) -> str:
-    schema = func._schema
-    return f"{schema.name}.{schema.overload_name}" if schema.overload_name else str(schema.name)
-
-
-def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
-    values = {argument.name: argument.default_value for argument in func._schema.arguments}
-    values.update(zip(values, args, strict=False))
-    return Call(values | kwargs, out)
 
 
 def _as_flops(flops: PhaseFlops | int) -> PhaseFlops:

@@ -5,11 +5,9 @@ all earlier ones. The growth comes from the allocator and is exact; the module i
 memory can be reached.
 
 The memory meter reads a later step than the first, so a buffer that the first one made and keeps would cost nothing;
-here it is found among all tensors that Python knows. Arrays, bytes, mappings, files and other processes are seen by
-what malloc, the kernel and `write` say, beyond what live tensors explain; arrays that come and go within a step by
-`tracemalloc`; and that operators ran in other threads, whose blocks the profiler does not see, by their names. That
-is not exact, so it is no part of any quantity: it decides whether the quantities can be believed. docs/limits.md
-lists what this cannot see.
+here it is found among all tensors that Python knows. Other memory is what malloc, the kernel, `write` and, within a
+step, `tracemalloc` say beyond live tensors; operators of other threads, whose blocks the profiler does not see, are
+known by their names. That is not exact: it decides whether the quantities can be believed. See docs/limits.md.
 """
 
 import gc
@@ -30,8 +28,6 @@ from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.step import TrainingStep, storage_of
 from revsnn_bench.records import UntrackedBytes
 from revsnn_bench.system.process import HostUse, all_tensors, host_use, quiet_gc, tensors_among
-
-_SECOND_BACKWARD = "backward through the graph a second time"
 
 
 @dataclass(frozen=True)
@@ -81,14 +77,12 @@ def find_leaks(model: nn.Module, train_step: Callable[[], object]) -> Leaks:
         train_step()
         before = held_by_module(model)
         _, once = record_timeline(train_step)
-        after = held_by_module(model)
+        by_module = _grown_modules(model, before)
         _, twice = record_timeline(lambda: (train_step(), train_step()))
     except RuntimeError as error:
-        if _SECOND_BACKWARD not in str(error):
+        if "backward through the graph a second time" not in str(error):
             raise
         return Leaks(0, {}, _carried_graphs(model), stopped=True)
-    grown = {name: nbytes - before.get(name, 0) for name, nbytes in after.items()}
-    by_module = dict(sorted(((n, b) for n, b in grown.items() if b > 0), key=lambda pair: -pair[1]))
     growth = max(0, twice.live_bytes - once.live_bytes)
     return Leaks(growth, by_module if growth else {}, _carried_graphs(model) if growth else ())
 
@@ -102,7 +96,7 @@ def held_by_module(model: nn.Module) -> dict[str, int]:
     seen_nodes: set[Any] = set()
     sizes: dict[str, int] = {}
     for name, module in model.named_modules():
-        for tensor in _tensors(_attributes(module)):
+        for tensor in _carried(module):
             for reached in (tensor, *_saved(tensor, seen_nodes)):
                 storage = storage_of(reached)
                 if storage._cdata not in seen_storages:
@@ -111,16 +105,21 @@ def held_by_module(model: nn.Module) -> dict[str, int]:
     return sizes
 
 
+def _grown_modules(model: nn.Module, before: dict[str, int]) -> dict[str, int]:
+    """By how many bytes modules hold more than `before`, those that grew most first."""
+    grown = {name: nbytes - before.get(name, 0) for name, nbytes in held_by_module(model).items()}
+    return dict(sorted(((name, more) for name, more in grown.items() if more > 0), key=lambda pair: -pair[1]))
+
+
 def _carried_graphs(model: nn.Module) -> tuple[str, ...]:
     return tuple(
-        name
-        for name, module in model.named_modules()
-        if any(tensor.grad_fn is not None for tensor in _tensors(_attributes(module)))
+        name for name, module in model.named_modules() if any(each.grad_fn is not None for each in _carried(module))
     )
 
 
-def _attributes(module: nn.Module) -> list[Any]:
-    return [value for name, value in vars(module).items() if name not in ("_parameters", "_modules")]
+def _carried(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors in the attributes of a module, without its parameters and submodules."""
+    return _tensors([value for name, value in vars(module).items() if name not in ("_parameters", "_modules")])
 
 
 def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
@@ -151,14 +150,11 @@ def _saved(tensor: Tensor, seen: set[Any]) -> Iterator[Tensor]:
                 continue
 
 
-_IMPORTED_BY_BACKWARD = ("torch._dynamo", "torch.distributed.fsdp")
-
-
 class Older:
     """The tensors that Python knows now, before the first step, and the bytes of their storages.
 
-    The weak references to storages keep an address from being used again. Those to tensors serve to ask each again, for
-    the first step may resize it or give it another storage, and within `frozen_heap` no search of objects finds it.
+    Weak references to storages keep an address from being used again. By those to tensors each is asked again: the
+    first step may resize it or give it another storage, and within `frozen_heap` no search of objects finds it.
     """
 
     def __init__(self) -> None:
@@ -179,27 +175,14 @@ class Older:
         return sum(nbytes for _, nbytes in self.newer_storages())
 
 
-@dataclass(frozen=True)
-class Lasting:
-    """What the first step left for good: what is not `older`, and by how much the process grew beyond tensors.
+def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object]) -> int | None:
+    """Runs the first forward and backward of a step, just after `older` was read, and prepares it again.
 
-    `grown` is None where the system does not say.
+    Returns by how many bytes the process grew for good beyond tensors; None where the system does not say. Tensors that
+    `rehearse` leaves count, see `measure_memory`.
     """
-
-    older: Older
-    grown: int | None
-
-
-def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object]) -> Lasting:
-    """Runs the first forward and backward of a step and prepares it again.
-
-    Args:
-        older: read just before.
-        rehearse: runs an equal step, of another model, so that what is loaded and compiled once is not held against
-            this one. Tensors that it leaves count.
-    """
-    for name in _IMPORTED_BY_BACKWARD:
-        importlib.import_module(name)
+    for imported_by_backward in ("torch._dynamo", "torch.distributed.fsdp"):
+        importlib.import_module(imported_by_backward)
     step.prepare()
     with quiet_gc():
         rehearse()
@@ -211,32 +194,26 @@ def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object])
         gc.collect()
         after = host_use()
         if before is None or after is None:
-            return Lasting(older, None)
-        more = older.newer_bytes() - kept
-        return Lasting(older, _beyond(after - before, more))
+            return None
+        return _beyond(after - before, older.newer_bytes() - kept)
 
 
-def growth(step: TrainingStep, lasting: Lasting) -> tuple[int, str | None]:
+def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
     """Bytes by which the tensors of a step grow when it runs once more, and the module that holds most of them."""
     held = held_by_module(step.model)
     with quiet_gc():
-        before = lasting.older.newer_bytes()
+        before = older.newer_bytes()
     step.backward(step.forward())
     step.prepare()
     with quiet_gc():
-        grown = lasting.older.newer_bytes() - before
+        grown = older.newer_bytes() - before
     if grown <= 0:
         return 0, None
-    more = {name: nbytes - held.get(name, 0) for name, nbytes in held_by_module(step.model).items()}
-    most = max(more, key=more.__getitem__, default=None)
-    return grown, most if most is not None and more[most] > 0 else None
+    return grown, next(iter(_grown_modules(step.model, held)), None)
 
 
 def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
-    """Storages with memory.
-
-    The wrappers of `torch.func` have none, nor have the fake tensors that a compiler keeps, which claim a device.
-    """
+    """Storages with memory: not wrappers of `torch.func`, nor a compiler's fake tensors, which claim a device."""
     for each in tensors:
         if not torch._C._has_storage(each) or each.layout != torch.strided:
             continue
@@ -244,11 +221,13 @@ def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
             yield storage
 
 
-def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> tuple[int, int, UntrackedBytes | None]:
-    """Reads what is held beyond the blocks of one step; leaves the step prepared.
+def measure_untracked(
+    step: TrainingStep, older: Older, grown: int | None, live_bytes: int
+) -> tuple[int, int, UntrackedBytes | None]:
+    """Reads what is held beyond the blocks of one step; leaves it prepared.
 
     Args:
-        lasting: from its first step.
+        older, grown: as its `first_step` took and returned them.
         live_bytes: of the host tensors that its forward makes and leaves alive, the output among them.
     Returns:
         Bytes of older tensors of the step that are alive before it, and those of them that are so after forward; and
@@ -256,7 +235,7 @@ def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> 
     """
     step.prepare()
     with quiet_gc():
-        kept = lasting.older.newer_storages()
+        kept = older.newer_storages()
         before = host_use()
         output = step.forward()
         after = host_use()
@@ -264,7 +243,7 @@ def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> 
     del output
     step.prepare()
     sizes = (sum(nbytes for _, nbytes in kept), after_forward)
-    if before is None or after is None or lasting.grown is None or step.source.device.type != "cpu":
+    if before is None or after is None or grown is None or step.source.device.type != "cpu":
         return *sizes, None
     use = after - before
     # Older tensors that the step lets go make room for new ones.
@@ -273,7 +252,7 @@ def measure_untracked(step: TrainingStep, lasting: Lasting, live_bytes: int) -> 
     record = UntrackedBytes(
         held=max(0, _beyond(use, tensors)),
         written=use.written_bytes,
-        lasting=max(0, lasting.grown),
+        lasting=max(0, grown),
         passing=passing,
         elsewhere=elsewhere,
     )

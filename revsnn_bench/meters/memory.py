@@ -32,7 +32,10 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
     inputs: dict[int, StorageWeakRef] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        _note(packed, tensor)
+        storage = storage_of(tensor)
+        if storage._cdata not in packed:
+            # The weak reference keeps the address from being reused by a later storage, and nothing else.
+            packed[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         # The tensor itself would hold the graph that holds it: a cycle that is never freed.
         return tensor.detach()
 
@@ -60,15 +63,8 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
     return SavedBytes(**sizes)
 
 
-def _note(packed: dict[int, tuple[StorageWeakRef, int]], tensor: Tensor) -> None:
-    # The weak reference keeps the address from being reused by a later storage, and nothing else.
-    storage = storage_of(tensor)
-    if storage._cdata not in packed:
-        packed[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-
-
 def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: None) -> MemoryRecord:
-    """Measures one training step; the step is left prepared, with every gradient cleared.
+    """Measures one training step, which is left prepared.
 
     The first forward and backward are not measured: caches and thread pools that are made once belong to the process.
     Tensors that they leave for good count as retained, in every category the `lasting` ones. The process's high-water
@@ -78,8 +74,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
         rehearse: runs an equal step, of another model, so that what is loaded and compiled once counts for nobody.
     Returns:
         The record. Its categories sum to `peak_bytes`, its modules to `retained_bytes`; on CUDA, where both come from a
-        dispatch mode, the entry `unattributed` is what that does not see. Host readings repeat to the byte, except
-        `process_peak_bytes`.
+        dispatch mode, `unattributed` is what that does not see. All but `process_peak_bytes` repeat to the byte on CPU.
     Raises:
         ValueError: the source is neither on the CPU nor on a CUDA device.
     """
@@ -95,8 +90,14 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
 
 
 def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: Callable[[], object]) -> MemoryRecord:
-    first = first_step(step, older, rehearse)
-    fields = _measure_host(step) if device.type == "cpu" else _measure_cuda(step, device)
+    grown = first_step(step, older, rehearse)
+    fields: dict[str, Any]
+    if device.type == "cpu":
+        with quiet_gc():
+            process = process_peak_bytes(lambda: _forward_backward(step))
+        fields = {"process_peak_bytes": process, **_after_forward(step), "peak_bytes": peak_bytes(step)}
+    else:
+        fields = _measure_cuda(step, device)
     live = fields.pop("live_bytes", 0)
     forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
     saved = measure_saved(step)
@@ -107,8 +108,8 @@ def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: C
     modules = retained_by_module(step)
     if unseen := fields["retained_bytes"] - sum(modules.values()):
         modules["unattributed"] = unseen
-    growth_bytes, growth_module = growth(step, first)
-    lasting, after_forward, untracked = measure_untracked(step, first, live)
+    growth_bytes, growth_module = growth(step, older)
+    lasting, after_forward, untracked = measure_untracked(step, older, grown, live)
     if lasting:
         # What forward lets go of, such as the state of the step before, is not there at a peak in backward.
         peak = max(fields["peak_bytes"] + after_forward, forward_peak + lasting)
@@ -139,11 +140,12 @@ def peak_bytes(step: TrainingStep) -> int:
 
 def retained_bytes(step: TrainingStep) -> tuple[int, int, int]:
     """(retained, state, output) bytes of host tensors after one forward pass; see `_after_forward`."""
-    return _after_forward(step)[:3]
+    sizes = _after_forward(step)
+    return sizes["retained_bytes"], sizes["state_bytes"], sizes["output_bytes"]
 
 
-def _after_forward(step: TrainingStep) -> tuple[int, int, int, int, int]:
-    """(retained, state, output, all) bytes of host tensors after one forward pass, and its peak; exact.
+def _after_forward(step: TrainingStep) -> dict[str, int]:
+    """Bytes of host tensors after one forward pass, and its peak; exact.
 
     Read while the state is carried, as in a training loop that resets after backward: what `reset()` would drop is
     retained, unless it is the state itself. An output that is a view is charged its own elements; the rest of its
@@ -152,10 +154,15 @@ def _after_forward(step: TrainingStep) -> tuple[int, int, int, int, int]:
     step.prepare()
     output, timeline = record_timeline(step.forward)
     state = unique_bytes(step.state_tensors())
-    carried = sum(nbytes for pointer, nbytes in dropped_state(step) if pointer in timeline.live_blocks)
-    made_here = storage_of(output).data_ptr() in timeline.live_blocks
-    retained = timeline.live_bytes - carried - (own_bytes(output) if made_here else 0)
-    sizes = (retained, state, own_bytes(output), timeline.live_bytes, timeline.peak_bytes)
+    carried = sum(nbytes for pointer, nbytes in dropped_state(step) if pointer in timeline.live)
+    made_here = storage_of(output).data_ptr() in timeline.live
+    sizes = {
+        "retained_bytes": timeline.live_bytes - carried - (own_bytes(output) if made_here else 0),
+        "state_bytes": state,
+        "output_bytes": own_bytes(output),
+        "live_bytes": timeline.live_bytes,
+        "forward_peak_bytes": timeline.peak_bytes,
+    }
     del output
     step.prepare()
     return sizes
@@ -168,21 +175,6 @@ def dropped_state(step: TrainingStep) -> list[tuple[int, int]]:
     del storages
     step.reset_state()
     return [(pointer, nbytes) for reference, pointer, nbytes in held.values() if reference.expired()]
-
-
-def _measure_host(step: TrainingStep) -> dict[str, Any]:
-    with quiet_gc():
-        process = process_peak_bytes(lambda: _forward_backward(step))
-    retained, state, output, live, forward_peak = _after_forward(step)
-    return {
-        "live_bytes": live,
-        "forward_peak_bytes": forward_peak,
-        "retained_bytes": retained,
-        "state_bytes": state,
-        "output_bytes": output,
-        "peak_bytes": peak_bytes(step),
-        "process_peak_bytes": process,
-    }
 
 
 def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:

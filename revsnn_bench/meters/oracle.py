@@ -16,8 +16,7 @@ Two calls in a row are judged: the second from the membrane that the first one l
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +30,7 @@ DIRECTIONS = 12
 
 STEP = 1e-7
 """Half width of the central difference, for directions of unit variance per element; so small that hardly a value
-crosses a kink by it. Only maxima and `relu`, where values tie exactly, are held on their side.
-"""
+crosses a kink by it. Only maxima and `relu`, where values tie exactly, are held on their side."""
 
 CALLS = 2
 
@@ -40,15 +38,11 @@ LEAST_SHARE = 0.01
 """A parameter's gradient counts by its own norm, from this share of the norm of all on."""
 
 
-@dataclass(frozen=True)
-class OracleErrors:
-    """Estimated relative L2 errors, the worst of the calls.
+class OracleErrors(NamedTuple):
+    """Estimated relative L2 errors of gradients, the worst of the calls, and the types that the step computes in.
 
-    Fields:
-        input: of the input's gradient; of the parameters' where the input is of integers.
-        parameters: of all parameter gradients together, each by its own norm; None without parameters.
-        states: of the gradients of the membranes that the second call starts from; None where none is carried.
-        dtypes: the floating-point types that the step under test computes in.
+    Of an input of integers the error is that of the parameters, which count each by its own norm; None where there are
+    none. States are the membranes that the second call starts from.
     """
 
     input: float
@@ -84,20 +78,18 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
     return OracleErrors(error, parameters, worst.get("states"), frozenset(tested[0].decisions.dtypes))
 
 
-@dataclass
-class _Call:
-    """One call of the step under test: what went in, what fired, what else was decided, and what came back."""
+class _Call(NamedTuple):
+    """One call of the step under test: its input in float64, what fired, what else was decided, and what came back."""
 
     source: Tensor
     arriving: Tensor
-    gradients: list[Tensor]
+    gradients: dict[str, list[Tensor]]
     spikes: list[Tensor]
     decisions: Decisions
 
 
 def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_Call]:
     step.prepare()
-    parameters = learned(step.model)
     states: list[Tensor] = []
     calls = []
     for number in range(CALLS):
@@ -109,19 +101,23 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         decisions = Decisions(places=True)
 
         def record(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
-            fired.append(out.detach())
+            fired.extend(_spikes_of(module, out.detach()))
 
-        def record_fused(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
-            fired.extend(_spikes_of_fused(module, out.detach()))
-
-        with hooked(_firing(step.model), record), hooked(_ours(step.model), record_fused), decisions:
+        ours = [module for module in step.model.modules() if hasattr(module, "backend_in_use")]
+        with hooked([*_firing(step.model), *ours], record), decisions:
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-        given = [*([source] if source.requires_grad else []), *parameters, *states]
-        found = torch.autograd.grad(output, given, arriving.to(output.dtype).to(output.device), allow_unused=True)
-        gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=True)]
-        detached = [g.detach().double() for g in gradients]
-        calls.append(_Call(source.detach(), arriving, detached, fired, decisions))
+        given: dict[str, list[Tensor]] = {
+            "input": [source] if source.requires_grad else [],
+            "parameters": [*learned(step.model)],
+            "states": states,
+        }
+        tensors = [x for group in given.values() for x in group]
+        found = torch.autograd.grad(output, tensors, arriving.to(output.dtype).to(output.device), allow_unused=True)
+        gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found, strict=True))
+        by_group = {name: [next(gradients).double() for _ in group] for name, group in given.items()}
+        in_double = source.detach().double() if source.requires_grad else source
+        calls.append(_Call(in_double, arriving, by_group, fired, decisions))
         states = cut_states(step.model)
     if not calls[0].spikes:
         raise NoOracle("it does not fire through a surrogate whose primitive is known")
@@ -130,42 +126,30 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
 
 def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
     """Relative errors of the directional derivatives of one call, from the state that `model` carries."""
-    parameters = learned(model)
-    source = _source_in_double(call)
     distances = _replay(step, copy.deepcopy(model), call)
-
-    def loss(of: nn.Module, x: Tensor) -> float:
-        return float((_smooth(step, of, call, distances, x).double() * call.arriving.to(x.device)).sum())
-
-    first = int(source.is_floating_point())
-    first_state = first + len(parameters)
-    groups = {
-        "input": list(range(first)),
-        "parameters": list(range(first, first_state)),
-        "states": list(range(first_state, len(call.gradients))),
-    }
     errors = {}
-    for name, places in groups.items():
-        if not places:
+    for name, gradients in call.gradients.items():
+        if not gradients:
             continue
         wrong = scale = 0.0
-        parts = [call.gradients[i] for i in places]
-        weights = _balanced(parts) if name == "parameters" else [1.0] * len(parts)
+        weights = _balanced(gradients) if name == "parameters" else [1.0] * len(gradients)
         for _ in range(DIRECTIONS):
-            along = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in parts]
-            along = [weight * each.to(source.device) for weight, each in zip(weights, along, strict=True)]
+            along = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in gradients]
+            along = [weight * each.to(call.source.device) for weight, each in zip(weights, along, strict=True)]
             values = []
             for sign in (STEP, -STEP):
-                moved = copy.deepcopy(model)
-                x = source + sign * along[0] if name == "input" else source
-                if name != "input":
+                moved, x = copy.deepcopy(model), call.source
+                if name == "input":
+                    x = x + sign * along[0]
+                else:
+                    moving = learned(moved) if name == "parameters" else cut_states(moved)
                     with torch.no_grad():
-                        moving = learned(moved) if name == "parameters" else cut_states(moved)
                         for tensor, each in zip(moving, along, strict=True):
                             tensor.add_(sign * each)
-                values.append(loss(moved, x))
+                output = _smooth(step, moved, call, distances, x)
+                values.append(float((output.double() * call.arriving.to(x.device)).sum()))
             expected = (values[0] - values[1]) / (2 * STEP)
-            got = sum(float((call.gradients[i] * each).sum()) for i, each in zip(places, along, strict=True))
+            got = sum(float((gradient * each).sum()) for gradient, each in zip(gradients, along, strict=True))
             wrong += (got - expected) ** 2
             scale += expected**2
         errors[name] = (wrong / scale) ** 0.5 if scale else float(wrong > 0)
@@ -198,7 +182,7 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call) -> list[Tensor]:
 
     try:
         with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
-            _run(step, model, _source_in_double(call))
+            _run(step, model, call.source)
     except StopIteration:
         distances.clear()
     if len(distances) != len(call.spikes):
@@ -211,34 +195,22 @@ def _smooth(step: TrainingStep, model: nn.Module, call: _Call, distances: list[T
     spikes, origins = iter(call.spikes), iter(distances)
 
     def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        moved: Tensor = primitive_of(module)(args[0]) - primitive_of(module)(next(origins))
+        primitive = _primitive_of(module)
+        assert primitive is not None
+        moved = primitive(args[0]) - primitive(next(origins))
         return next(spikes).to(moved) + moved
 
     with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
         return _run(step, model, source)
 
 
-def _source_in_double(call: _Call) -> Tensor:
-    return call.source.double() if call.source.is_floating_point() else call.source
-
-
-def primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The function whose derivative a surrogate uses.
-
-    Raises:
-        NoOracle: the module tells none.
-    """
+def _primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The function whose derivative a surrogate uses; None where a module tells none."""
     own: Callable[[Tensor], Tensor] | None = getattr(module, "primitive", None)
     if callable(own):
         return own
     theirs = getattr(module, "primitive_function", None)  # SpikingJelly's
-    if callable(theirs):
-        return lambda z: theirs(z, **getattr(module, "_sg_params", {}))
-    raise NoOracle(f"the surrogate {type(module).__name__} tells no primitive")
-
-
-def _is_surrogate(module: nn.Module) -> bool:
-    return callable(getattr(module, "primitive", None)) or callable(getattr(module, "primitive_function", None))
+    return (lambda z: theirs(z, **getattr(module, "_sg_params", {}))) if callable(theirs) else None
 
 
 def _firing(model: nn.Module) -> list[nn.Module]:
@@ -246,34 +218,28 @@ def _firing(model: nn.Module) -> list[nn.Module]:
     inner: set[int] = set()
     firing = []
     for module in model.modules():
-        if id(module) not in inner and _is_surrogate(module):
+        if id(module) not in inner and _primitive_of(module) is not None:
             firing.append(module)
             inner.update(id(each) for each in module.modules() if each is not module)
     return firing
 
 
-def _ours(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if hasattr(module, "backend_in_use")]
-
-
-def _spikes_of_fused(node: Any, out: Tensor) -> Sequence[Tensor]:
-    """What fired in a fused node, step by step: its surrogate is not called there, but is in float64."""
-    if node.backend_in_use != "fused":
+def _spikes_of(module: Any, out: Tensor) -> Sequence[Tensor]:
+    """What a surrogate gave, or a fused node step by step: its surrogate is not called there, but is in float64."""
+    if not hasattr(module, "backend_in_use"):
+        return (out,)
+    if module.backend_in_use != "fused":
         return ()
     if not bool(((out == 0) | (out == 1)).all()):
-        raise NoOracle(f"a fused {type(node).__name__} in it emits no spikes that could be decided again")
-    return out.unbind(0) if node.step_mode == "m" else (out,)
+        raise NoOracle(f"a fused {type(module).__name__} in it emits no spikes that could be decided again")
+    return out.unbind(0) if module.step_mode == "m" else (out,)
 
 
 def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
     """Runs the step with another model and source; the state of the model is kept."""
-    own_model, own_source = step.model, step.source
-    step.model, step.source = model, source
-    try:
-        with same_draws(source.device, 0):
-            return step.run(step.make_input())
-    finally:
-        step.model, step.source = own_model, own_source
+    moved = step.replaced(model, source)
+    with same_draws(source.device, 0):
+        return moved.run(moved.make_input())
 
 
 def _in_double(model: nn.Module) -> nn.Module:

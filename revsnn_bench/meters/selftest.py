@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import measure_memory
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import SavedBytes
-
-_ITEMSIZE = 4
 
 
 class _RecomputedSigmoid(torch.autograd.Function):
@@ -39,9 +37,7 @@ class _RecomputedSigmoid(torch.autograd.Function):
 class SigmoidNode(nn.Module):
     """A sigmoid that keeps its input, computes its output again, and carries its last output as state."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: Tensor | None = None
+    state: Tensor | None = None
 
     def forward(self, charge: Tensor) -> Tensor:
         """[n, g] -> [n, g], the sigmoid."""
@@ -50,18 +46,11 @@ class SigmoidNode(nn.Module):
         return output
 
 
-class SelfTestStep(ModuleStep):
-    """A `TrainingStep` whose every measured quantity is known in closed form.
-
-    Args:
-        units: g, features of the output; large enough that the peak is in the sigmoid's backward.
-
-    Attributes:
-        expected: every measured quantity by its name.
-    """
+class SelfTestStep(TrainingStep):
+    """A `TrainingStep` whose every measured quantity is known in closed form, by its name in `expected`."""
 
     def __init__(self, rows: int = 24, features: int = 16, units: int = 40, device: str = "cpu") -> None:
-        a, b, w = (_ITEMSIZE * size for size in (rows * features, rows * units, features * units))
+        a, b, w = (4 * size for size in (rows * features, rows * units, features * units))
         if 3 * b <= a + w:
             raise ValueError(
                 f"`units` must make 3 n g > n f + f g; got n={rows}, f={features}, g={units}. Otherwise the "
@@ -70,7 +59,8 @@ class SelfTestStep(ModuleStep):
         generator = torch.Generator().manual_seed(0)
         linear = nn.Linear(features, units, bias=False, device=device)
         source = torch.randn(rows, features, generator=generator).to(device).requires_grad_()
-        super().__init__(nn.Sequential(linear, SigmoidNode(), nn.ReLU()), source)
+        self.node = SigmoidNode()
+        super().__init__(nn.Sequential(linear, self.node, nn.ReLU()), source)
         macs, outputs = rows * features * units, rows * units
         categories = {"input": a, "output": b, "output gradient": b, "state": b, "retained": b, "temporary": 3 * b}
         self.expected: dict[str, Any] = {
@@ -87,27 +77,17 @@ class SelfTestStep(ModuleStep):
             "recompute_flops": outputs,
         }
 
-    @property
-    def _node(self) -> SigmoidNode:
-        node = self.model.get_submodule("1")
-        assert isinstance(node, SigmoidNode)
-        return node
-
     def reset_state(self) -> None:
         """Drops the carried state."""
-        self._node.state = None
+        self.node.state = None
 
     def state_tensors(self) -> list[Tensor]:
         """The carried state, [n, g]."""
-        return [] if self._node.state is None else [self._node.state]
+        return [] if self.node.state is None else [self.node.state]
 
 
 def run_selftest(device: str = "cpu") -> list[tuple[str, object, object]]:
-    """Measures bytes and operations of the self-test step on a device.
-
-    Returns:
-        (quantity, expected, measured) for each; the meters are right when all pairs are equal.
-    """
+    """(quantity, expected, measured) of the self-test step; the meters are right when all pairs are equal."""
     step = SelfTestStep(device=device)
     memory, flops = measure_memory(step), measure_flops(step)
     measured = {f"{phase}_flops": getattr(flops, phase).total for phase in ("forward", "backward", "recompute")}

@@ -1,74 +1,48 @@
 """One training step, cut where the meters look, and the bytes of tensors by their storages."""
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
 
-class TrainingStep(Protocol):
-    """Forward and backward of one case, on fixed data, repeatable any number of times.
+class TrainingStep:
+    """Forward and backward of one case, on fixed data, repeatable any number of times; here of a module without state.
 
     The input is a non-leaf that `forward` makes and drops before it returns, so that a model that keeps its
     input alive is charged for it. Gradients arrive in `source.grad` and in the parameters.
-    """
-
-    model: nn.Module
-    source: Tensor
-    """Leaf that the input is made from; alive before the step, so never charged to it."""
-
-    def prepare(self) -> None:
-        """Resets every neuron and clears every gradient: the state in which a step begins."""
-
-    def make_input(self) -> Tensor:
-        """Returns a fresh non-leaf input with storage of its own, connected to `source`."""
-
-    def run(self, x: Tensor) -> Tensor:
-        """Runs the model, and the loss where there is one, on an input of `make_input`; returns the output."""
-
-    def forward(self) -> Tensor:
-        """Runs on a fresh input, drops the input and returns the output."""
-
-    def output_gradient(self, output: Tensor) -> Tensor:
-        """Makes the gradient that arrives at the output."""
-
-    def backward(self, output: Tensor) -> None:
-        """Makes the output's gradient and runs backward through the step."""
-
-    def reset_state(self) -> None:
-        """Drops the neuron state that is carried between calls, and nothing else."""
-
-    def state_tensors(self) -> list[Tensor]:
-        """The neuron state that is carried to the next call."""
-
-
-class ModuleStep:
-    """The training step of any module that takes one tensor and returns one, without state.
 
     Args:
-        source: leaf that requires a gradient; the input is a copy of it.
+        source: leaf that the input is made from; alive before the step, so never charged to it.
     """
 
     def __init__(self, model: nn.Module, source: Tensor) -> None:
         self.model = model
         self.source = source
 
+    def replaced(self, model: nn.Module, source: Tensor) -> "TrainingStep":
+        """The same step of another model, from another source."""
+        other = copy.copy(self)
+        other.model, other.source = model, source
+        return other
+
     def prepare(self) -> None:
-        """Drops the state and clears every gradient."""
+        """Drops the state and clears every gradient: the state in which a step begins."""
         self.reset_state()
         self.source.grad = None
         self.model.zero_grad(set_to_none=True)
 
     def make_input(self) -> Tensor:
-        """A copy of the source."""
+        """Returns a fresh non-leaf input with storage of its own, connected to `source`."""
         return self.source.clone()
 
     def run(self, x: Tensor) -> Tensor:
-        """Runs the model."""
+        """Runs the model, and the loss where there is one, on an input of `make_input`; returns the output."""
         output: Tensor = self.model(x)
         return output
 
@@ -77,18 +51,18 @@ class ModuleStep:
         return self.run(self.make_input())
 
     def output_gradient(self, output: Tensor) -> Tensor:
-        """A gradient of ones."""
+        """Makes the gradient that arrives at the output: ones."""
         return output.new_ones(output.shape)
 
     def backward(self, output: Tensor) -> None:
-        """Runs backward from `output_gradient`."""
+        """Makes the output's gradient and runs backward through the step."""
         output.backward(self.output_gradient(output))
 
     def reset_state(self) -> None:
-        """Does nothing: there is no state."""
+        """Drops the neuron state that is carried between calls, and nothing else."""
 
     def state_tensors(self) -> list[Tensor]:
-        """Nothing is carried."""
+        """The neuron state that is carried to the next call."""
         return []
 
 

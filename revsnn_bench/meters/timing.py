@@ -1,10 +1,9 @@
 """Wall time of one training step, interleaved round by round with that of a reference.
 
-That is the standard LIF at the same point, or for a method on a user's model that model as it is.
-
-A round runs the step and then the reference, in the next round the other way round, so that whatever drifts
-(clock, temperature, page cache) meets both alike. Every backward follows a fresh forward. Preparation, making
-the input and the output's gradient, garbage collection and the meter itself are outside of the clock.
+That is the standard LIF at the same point, or for a method on a user's model that model as it is. The next round runs
+them the other way round, so that whatever drifts (clock, temperature, page cache) meets both alike. Every backward
+follows a fresh forward. Preparation, making the input and the output's gradient, garbage collection and the meter
+itself are outside of the clock.
 
 What compilation costs is a pass of its own, in a process of its own that finds nothing compiled on disk.
 """
@@ -18,13 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import TrainingStep
@@ -35,17 +35,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST = 2**31 - 1  # what its int holds
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One forward and one backward, in seconds, and how long the process was kept from running meanwhile."""
 
     forward_s: float
     backward_s: float
     delay_s: float
 
+    @property
+    def wall_s(self) -> float:
+        """Timed seconds."""
+        return self.forward_s + self.backward_s
 
-@dataclass(frozen=True)
-class Round:
+
+class Round(NamedTuple):
     """The step and the reference, timed one right after the other; one sample where they are the same."""
 
     step: Sample
@@ -60,7 +63,7 @@ class Round:
     @property
     def wall_s(self) -> float:
         """Timed seconds."""
-        return sum(sample.forward_s + sample.backward_s for sample in self.samples)
+        return sum(sample.wall_s for sample in self.samples)
 
     @property
     def delay_share(self) -> float:
@@ -79,15 +82,12 @@ def measure_time(
 ) -> TimeRecord:
     """Times forward and backward apart, in rounds; the step is left prepared.
 
-    Some rounds come first and are not counted: the first pays for compilation and first use, the last sets the number
-    of rounds. Rounds in which other work held the processor (see `contention`) are rejected and run again, up to
-    twice the number of rounds in all.
+    Some rounds, at least 2, come first and are not counted: the first pays for compilation and first use, the last sets
+    the number of rounds. Those in which other work held the processor are rejected and run again, up to twice in all.
 
     Args:
         reference: what ratios are taken against; None where `step` is it.
         target_s: timed seconds to aim for, step and reference together.
-        min_rounds, max_rounds: bounds on the number of rounds.
-        warm_rounds: how many come first, at least 2.
     Returns:
         One sample per accepted round, in seconds. Where fewer than `min_rounds` passed, the least contended of
         the others fill up to it; `rounds_contended` counts them.
@@ -101,12 +101,16 @@ def measure_time(
         )
     load_before = psutil.getloadavg()[0]
     with quiet_gc(), frozen_heap():
-        copy = _Copy(step)
-        first = _run_round(step, reference, copy, step_first=True)
+        touched = step.source.detach().clone()
+        first = _run_round(step, reference, touched, step_first=True)
         for _ in range(max(warm_rounds, 2) - 1):
-            warm = _run_round(step, reference, copy, step_first=False)
+            warm = _run_round(step, reference, touched, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
-        rounds = _run_rounds(step, reference, copy, target)
+        rounds: list[Round] = []
+        alone = 0
+        while alone < target and len(rounds) < 2 * target:
+            rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
+            alone += not is_contended(rounds[-1])
     step.prepare()
     kept = select_rounds(rounds, min_rounds)
     return TimeRecord(
@@ -115,7 +119,7 @@ def measure_time(
         lif_forward_time_s=tuple(each.reference.forward_s for each in kept),
         lif_backward_time_s=tuple(each.reference.backward_s for each in kept),
         copy_time_s=tuple(each.copy_s for each in kept),
-        first_step_time_s=first.step.forward_s + first.step.backward_s,
+        first_step_time_s=first.step.wall_s,
         rounds_rejected=len(rounds) - len(kept),
         rounds_contended=sum(is_contended(each) for each in kept),
         load_before=load_before,
@@ -142,10 +146,9 @@ def set_steady_state_malloc(keep_all: bool = False) -> bool:
     A low `MALLOC_MMAP_THRESHOLD_`, which memory passes need, would make every block a fresh mapping, and the page
     faults of its first touch would be what is timed.
 
-    Args:
-        keep_all: keep larger ones too, as caching allocators such as jemalloc do; by itself glibc gives them back.
-    Returns:
-        Whether it was done; False where the C library is not glibc.
+    With `keep_all` it keeps larger ones too, as caching allocators such as jemalloc do; by itself it gives them back.
+
+    Returns whether it was done: not where the C library is another.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -154,40 +157,23 @@ def set_steady_state_malloc(keep_all: bool = False) -> bool:
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, mapped) and libc.mallopt(_M_TRIM_THRESHOLD, trimmed))
 
 
-class _Copy:
-    """Copies the input to memory that has been touched before: one read and one write, and nothing else."""
-
-    def __init__(self, step: TrainingStep) -> None:
-        self._source = step.source.detach()
-        self._target = self._source.clone()
-
-    def time_s(self) -> float:
-        """Seconds of one copy."""
-        synchronize(self._source.device)
-        start = time.perf_counter_ns()
-        self._target.copy_(self._source)
-        synchronize(self._source.device)
-        return (time.perf_counter_ns() - start) / 1e9
-
-
-def _run_rounds(step: TrainingStep, reference: TrainingStep | None, copy: _Copy, target: int) -> list[Round]:
-    """Runs until `target` rounds were left alone, at most twice as many."""
-    rounds: list[Round] = []
-    alone = 0
-    while alone < target and len(rounds) < 2 * target:
-        rounds.append(_run_round(step, reference, copy, step_first=len(rounds) % 2 == 0))
-        alone += not is_contended(rounds[-1])
-    return rounds
-
-
-def _run_round(step: TrainingStep, reference: TrainingStep | None, copy: _Copy, step_first: bool) -> Round:
+def _run_round(step: TrainingStep, reference: TrainingStep | None, touched: Tensor, step_first: bool) -> Round:
     if reference is None:
-        sample = _time(step)
-        return Round(sample, sample, copy.time_s())
-    if step_first:
-        return Round(step=_time(step), reference=_time(reference), copy_s=copy.time_s())
-    sample = _time(reference)
-    return Round(step=_time(step), reference=sample, copy_s=copy.time_s())
+        of_step = of_reference = _time(step)
+    elif step_first:
+        of_step, of_reference = _time(step), _time(reference)
+    else:
+        of_reference, of_step = _time(reference), _time(step)
+    return Round(of_step, of_reference, _copy_s(step.source.detach(), touched))
+
+
+def _copy_s(source: Tensor, touched: Tensor) -> float:
+    """Seconds of a copy to memory that has been touched before: one read and one write, and nothing else."""
+    synchronize(source.device)
+    start = time.perf_counter_ns()
+    touched.copy_(source)
+    synchronize(source.device)
+    return (time.perf_counter_ns() - start) / 1e9
 
 
 def _time(step: TrainingStep) -> Sample:
@@ -219,7 +205,6 @@ def synchronize(device: torch.device) -> None:
 CACHES = ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Environment variables that say where compilers keep what they compiled: numba, torch.compile and triton."""
 
-_LATER_STEPS = 3
 _BOOT = "import sys; sys.path[:] = {path!r}; from revsnn_bench.meters.timing import main; main({case!r}, {build!r})"
 
 
@@ -229,8 +214,7 @@ def measure_compile_time(case: Case, build: str) -> float:
     That is compiling, and loading the compiler; torch and what its first backward imports are loaded before.
 
     Args:
-        case: built anew in the other process, which knows registered nodes by their entry points alone.
-        build: what makes a step of a case there, as `module:function`.
+        build: what makes a step of the case there, as `module:function`; nodes are known by their entry points alone.
     Raises:
         RuntimeError: the case fails there; with the end of what it printed.
     """
@@ -248,15 +232,5 @@ def main(case: str, build: str) -> None:
     for name in METERS:
         import_module(name)
     step = resolve_name(build)(Case.model_validate_json(case))
-    first = _step_s(step)
-    print(max(0.0, first - min(_step_s(step) for _ in range(_LATER_STEPS))))
-
-
-def _step_s(step: TrainingStep) -> float:
-    """One forward and backward, made alone; on a device, until it is done with both."""
-    step.prepare()
-    x = step.make_input()
-    start = time.perf_counter()
-    step.backward(step.run(x))
-    synchronize(step.source.device)
-    return time.perf_counter() - start
+    first = _time(step).wall_s
+    print(max(0.0, first - min(_time(step).wall_s for _ in range(3))))

@@ -36,23 +36,22 @@ class TimeDistributed(nn.Module):
         self.inner = modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        """Folds time into the batch, applies the modules, unfolds."""
+        """See `over_time`."""
         return over_time(x_seq, self.inner)
 
 
 def over_time(x_seq: Tensor, *functions: Callable[[Tensor], Tensor]) -> Tensor:
     """Applies functions that know no time, one after the other: `[T, B, *]` in and out."""
-    steps, batch = x_seq.shape[:2]
     y = x_seq.flatten(0, 1)
     for function in functions:
         y = function(y)
-    return y.view(steps, batch, *y.shape[1:])
+    return y.view(*x_seq.shape[:2], *y.shape[1:])
 
 
 class ConvBlock(nn.Module):
     """Pooling, convolution, norm, shortcut, node: `[T, B, C, H, W]` in and out; keeps what autograd keeps.
 
-    Subclasses compute the same and keep less; state_dict keys are the same in all of them.
+    Subclasses compute the same and keep less; their state_dict keys are the same.
 
     Args:
         pool: what the input passes first; None for nothing.
@@ -71,7 +70,7 @@ class ConvBlock(nn.Module):
         self.pool = nn.Identity() if pool is None else pool
         self.conv, self.norm = conv, norm
         self.shortcut = nn.Identity() if shortcut is None else shortcut
-        self.node = node
+        self.node: Any = node
 
     @classmethod
     def assemble(
@@ -90,15 +89,7 @@ class ConvBlock(nn.Module):
         return z_seq if skip is None else z_seq + over_time(skip, self.shortcut)
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Runs the block.
-
-        Args:
-            x_seq: `[T, B, C_in, H, W]`.
-            skip: second input, for blocks that end a residual branch.
-        Returns:
-            `[T, B, C_out, H', W']`.
-        """
-        assert self.node is not None
+        """`[T, B, C_in, H, W]` to `[T, B, C_out, H', W']`; `skip` is given to blocks that end a residual branch."""
         y: Tensor = self.node(self.current(x_seq, skip))
         return y
 
@@ -157,11 +148,9 @@ def conv_block(
     pool: nn.Module | None = None,
     shortcut: nn.Module | None = None,
 ) -> ConvBlock:
-    """3x3 convolution, batch norm, node: `[T, B, C, H, W]`, height and width divided by the stride.
+    """3x3 convolution, batch norm, node: `[T, B, C, H, W]`, height and width divided by the stride; see `ConvBlock`.
 
-    Args:
-        make_node: makes the node; a `Strategy` also says which kind of block it is put into.
-        pool, shortcut: see `ConvBlock`.
+    Where `make_node` is a `Strategy`, it says which kind of block it is.
     """
     conv = nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1, bias=False)
     kind = make_node.block if isinstance(make_node, Strategy) else ConvBlock

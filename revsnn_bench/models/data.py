@@ -12,7 +12,7 @@ import hashlib
 import tarfile
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,9 +26,6 @@ from revsnn_bench.case import Case
 SIDE = 8
 """Height and width of a digit as it ships."""
 
-TEST_SHARE = 0.2
-"""Share of the digits that is held out."""
-
 
 class Split(NamedTuple):
     """Images `[n, channels, height, width]` in [0, 1] and labels `[n]`, for training and for testing."""
@@ -40,20 +37,18 @@ class Split(NamedTuple):
 
 
 def digits(size: int = SIDE, channels: int = 1) -> Split:
-    """The digits, shuffled and split once; the same on every machine.
+    """The digits, shuffled and split once, a fifth for testing; the same on every machine.
 
     Args:
-        size: height and width to enlarge the images to.
+        size: height and width to enlarge the images to; below 8 raises `ValueError`.
         channels: how often to repeat the one channel, for networks that take colour.
-    Raises:
-        ValueError: a size below 8.
     """
     rows = torch.from_numpy(np.loadtxt(_digits_file(), delimiter=","))
     images = rows[:, :-1].float().reshape(-1, 1, SIDE, SIDE) / 16.0
     labels = rows[:, -1].long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = upsampled(images[order], size).expand(-1, channels, -1, -1), labels[order]
-    first = round(len(labels) * TEST_SHARE)
+    first = round(len(labels) * 0.2)
     return Split(images[first:], labels[first:], images[:first], labels[:first])
 
 
@@ -66,11 +61,7 @@ def _digits_file() -> Path:
 
 
 def upsampled(images: Tensor, size: int) -> Tensor:
-    """Images `[n, c, h, w]` enlarged to `[n, c, size, size]`, bilinear; as they are where the size is theirs.
-
-    Raises:
-        ValueError: a size below theirs.
-    """
+    """Images `[n, c, h, w]` enlarged to `[n, c, size, size]`, bilinear, or as they are; `ValueError` if it is less."""
     if size < images.shape[-1]:
         raise ValueError(
             f"`size` must be at least {images.shape[-1]}, the image's own; got {size}. Digits are enlarged, never "
@@ -84,16 +75,14 @@ def upsampled(images: Tensor, size: int) -> Tensor:
 def pixel_sequences(images: Tensor, window: int = 1) -> Tensor:
     """Images `[n, 1, h, w]` as sequences of one more pixel per step, row by row: `[h w, n, window]`.
 
-    Args:
-        images: digits give 64 steps.
-        window: how many of the latest pixels a step shows, oldest first; those before the first are dark.
+    A step shows the latest pixels, oldest first; those before the first are dark.
     """
     pixels = nn.functional.pad(images.flatten(1), (window - 1, 0))
     return pixels.unfold(1, window, 1).transpose(0, 1).contiguous()
 
 
 IMAGE_SHAPE = (3, 32, 32)
-IMAGE_BYTES = 3 * 32 * 32
+IMAGE_BYTES = prod(IMAGE_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -143,7 +132,6 @@ def read_cifar(folder: str | Path, layout: CifarFormat = CIFAR10) -> Split:
 
     Args:
         folder: holds the archive, or the unpacked folder, or is the unpacked folder.
-        layout: `CIFAR10` or `CIFAR100`.
     Returns:
         Images `[n, 3, 32, 32]` in [0, 1] and labels `[n]` (CIFAR-100: fine labels).
     Raises:
@@ -211,12 +199,10 @@ def poisson_encoding(images: Tensor, timesteps: int, seed: int = 0) -> Tensor:
     """Independent spikes at every step, each with the pixel's brightness as its probability.
 
     Args:
-        images: brightness in [0, 1], `[n, *]`.
+        images: brightness in [0, 1], `[n, *]`; another raises `ValueError`.
         seed: of the spikes; the same on every machine and device.
     Returns:
         Zeros and ones, `[T, n, *]`, dtype and device of the images.
-    Raises:
-        ValueError: brightness outside of [0, 1].
     """
     low, high = images.aminmax()
     if not bool((low >= 0) & (high <= 1)):
@@ -231,13 +217,7 @@ def poisson_encoding(images: Tensor, timesteps: int, seed: int = 0) -> Tensor:
 
 
 def shape_of(case: Case, rule: str, sizes: int) -> tuple[int, ...]:
-    """The shape of a case, where it has as many sizes as its workload reads.
-
-    Args:
-        rule: what the shape must be, for the error.
-    Raises:
-        ValueError: another number of sizes.
-    """
+    """The shape of a case; raises `ValueError` with the rule for another number of sizes than its workload reads."""
     if len(case.shape) != sizes:
         raise ValueError(
             f"`shape` must be {rule}; got {case.shape}. The workload {case.workload!r} reads it so. "
@@ -249,8 +229,7 @@ def shape_of(case: Case, rule: str, sizes: int) -> tuple[int, ...]:
 def digits_of(case: Case) -> Split:
     """Digits in the size that a case's network reads; for pixel sequences one pixel per time step.
 
-    Raises:
-        ValueError: a size below that of a digit, or a number of steps that is not that of a square's pixels.
+    Raises `ValueError` for a size below a digit's, or a number of steps that is not that of a square's pixels.
     """
     if is_sequence(case):
         side = isqrt(case.timesteps)
@@ -272,10 +251,7 @@ def digits_of(case: Case) -> Split:
 def encoded(case: Case, images: Tensor, seed: int = 0) -> Tensor:
     """Images `[n, *]` as a case's network reads them, `[T, n, *]`, in its dtype and on its device.
 
-    Args:
-        case: its encoding, T, workload and shape. A sequence shows one pixel more per step, and the shape of one that
-            is encoded so is the number of pixels that a step shows.
-        images: brightness; in [0, 1] for Poisson spikes.
+    A sequence shows one pixel more per step; encoded so, the case's shape is how many pixels a step shows.
     """
     if is_sequence(case):
         x_seq = pixel_sequences(images, case.shape[0] if case.encoding == "pixels" else 1)
@@ -289,25 +265,3 @@ def encoded(case: Case, images: Tensor, seed: int = 0) -> Tensor:
 def is_sequence(case: Case) -> bool:
     """Whether the network reads an image pixel by pixel: `pixels` always, another where the encoding says so."""
     return "pixels" in (case.workload.partition("@")[0], case.encoding)
-
-
-def refuse_encoding(case: Case, choices: tuple[str, ...]) -> None:
-    """Refuses an encoding that a workload cannot read.
-
-    Args:
-        choices: what it reads; `direct` alone where nothing is encoded.
-    Raises:
-        ValueError: another encoding.
-    """
-    if case.encoding in choices:
-        return
-    rule = f"{'one of ' if choices[1:] else ''}{', '.join(map(repr, choices))}"
-    why = (
-        "It reads whole images at every step"
-        if choices[1:]
-        else "It reads noise, or each pixel once, and encodes no image"
-    )
-    raise ValueError(
-        f"`encoding` must be {rule} in the workload {case.workload!r}; got {case.encoding!r}. {why}. Leave it out, or "
-        "pass mlp, which reads any."
-    )

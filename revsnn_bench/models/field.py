@@ -12,6 +12,7 @@ too: `+remat` and `+save-on-cpu` are contexts around the forward, `+checkpoint` 
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,6 @@ from revsnn_bench.case import Case
 from revsnn_bench.models.peers import theirs
 
 CLASSES = 10
-FUSED = {"backend": "fused"}
-"""Whole networks are compared as users run them; the reference backend where a case names it."""
 
 LIF_FIELDS = frozenset(field.name for field in fields(LIFParameters))
 
@@ -40,9 +39,6 @@ def _theirs(name: str) -> Any:
 
     Its networks import torchvision for downloads. A torchvision that was built for another torch fails to load its
     operators, and then to describe two of them: these are declared, and it is imported once more.
-
-    Raises:
-        SkipCase: the package, or torchvision, is not installed.
     """
     name = f"spikingjelly.activation_based.{name}"
     try:
@@ -78,14 +74,9 @@ def _vgg11(case: Case, options: dict[str, Any]) -> Made:
     return nn.Sequential(*(Stage(*each) for each in stages), *head), (Stage,)
 
 
-def _sew_resnet18(case: Case, options: dict[str, Any]) -> Made:
-    sew = _theirs("model.sew_resnet")
-    return sew.sew_resnet18(cnf="ADD", num_classes=CLASSES, **_neuron(options)), (sew.BasicBlock,)
-
-
-def _resnet18(case: Case, options: dict[str, Any]) -> Made:
-    resnet = _theirs("model.spiking_resnet")
-    return resnet.spiking_resnet18(num_classes=CLASSES, **_neuron(options)), (resnet.BasicBlock,)
+def _resnet18(kind: str, case: Case, options: dict[str, Any], **more: Any) -> Made:
+    resnet = _theirs(f"model.{kind}")
+    return getattr(resnet, f"{kind}18")(num_classes=CLASSES, **more, **_neuron(options)), (resnet.BasicBlock,)
 
 
 def _spikformer(case: Case, options: dict[str, Any]) -> Made:
@@ -98,8 +89,8 @@ def _spikformer(case: Case, options: dict[str, Any]) -> Made:
 
 NETWORKS: dict[str, Callable[[Case, dict[str, Any]], Made]] = {
     "sj-vgg11": _vgg11,
-    "sj-sew-resnet18": _sew_resnet18,
-    "sj-resnet18": _resnet18,
+    "sj-sew-resnet18": partial(_resnet18, "sew_resnet", cnf="ADD"),
+    "sj-resnet18": partial(_resnet18, "spiking_resnet"),
     "sj-spikformer": _spikformer,
 }
 """Their networks by the name of the workload: `[T, B, 3, H, W]` to `[T, B, 10]`."""
@@ -108,12 +99,8 @@ NETWORKS: dict[str, Callable[[Case, dict[str, Any]], Made]] = {
 def field_network(case: Case, x_seq: Tensor) -> nn.Module:
     """The network of a case, with the case's node in the place of every neuron, and what its strategy wraps.
 
-    Args:
-        case: the workload is a name of `NETWORKS`; parameters of the LIF among its options go to every neuron.
-        x_seq: an input; where blocks are checkpointed, it shows which of their inputs are binary.
-    Raises:
-        SkipCase: SpikingJelly is not installed.
-        ValueError: a node that `swap_neurons` does not put in.
+    Parameters of the LIF among the options of the case go to every neuron. Where blocks are checkpointed, the input
+    shows which of theirs are binary. Raises `SkipCase` without SpikingJelly, and `ValueError` as `swap_neurons` does.
     """
     node, _, kind = case.node.partition("+")
     of_lif = {name: value for name, value in case.options.items() if name in LIF_FIELDS}
@@ -123,7 +110,8 @@ def field_network(case: Case, x_seq: Tensor) -> nn.Module:
         from revsnn_nodes.spikingjelly import swap_neurons
 
         of_node = {name: value for name, value in case.options.items() if name not in LIF_FIELDS}
-        swap_neurons(net, to=node, **(FUSED | of_node))
+        # Whole networks are compared as users run them, unless a case names the reference backend.
+        swap_neurons(net, to=node, **({"backend": "fused"} | of_node))
     net.to(case.device, getattr(torch, case.dtype))
     if kind in ("checkpoint", "bitpack"):
         with torch.no_grad():

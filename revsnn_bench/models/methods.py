@@ -1,6 +1,7 @@
-"""Methods that get the gradient of a `Stepwise` network over time: two that are exact, and four that are not.
+"""Networks with a loss at every step, and methods that get their gradient over time: two exact ones, four that are not.
 
-The network, layer by layer, with l = 1, 2, ... and s_0 = x:
+A `Stepwise` network runs some steps at a time; each method is made of `Stepwise.steps`. Layer by layer, with
+l = 1, 2, ... and s_0 = x:
 
     h_l[t] = lambda v_l[t-1] + W_l s_(l-1)[t]        lambda = 1 - 1 / tau
     s_l[t] = Theta(h_l[t] - theta)                   its derivative is the surrogate's, phi
@@ -10,11 +11,11 @@ An input that decays, of weight 1 / tau, has this factor in W. sg(z) is z with n
 this file with its equations and its source, and a row of `METHODS`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import comb
+from math import comb, sqrt
 from typing import Any
 
 import torch
@@ -22,14 +23,78 @@ from revsnn_nodes.plan import is_neuron
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 
 from revsnn_bench.meters.step import learned
-from revsnn_bench.models.blocks import Method, State, set_states, states_of
-from revsnn_bench.models.stepwise import Stepwise
+from revsnn_bench.models.blocks import Method, NodeMaker, State, Strategy, TimeDistributed, set_states, states_of
 
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
-"""Layers whose weights OTTT gives a trace of their input."""
+HIDDEN = 256
+
+GAIN = 4.0
+"""Spread of a hidden layer's initial weights, times the root of its inputs: spikes are few, and a membrane leaks."""
+
+
+class Stepwise(nn.Module):
+    """A network in which nothing but its neurons knows time, trained on the mean of one loss per step:
+
+        L = (1 / T) sum_t CE(o[t], y)
+
+    which is TET (Deng et al. 2022, arXiv 2202.11946) without its second term.
+
+    Args:
+        net: `[t, B, *]` to logits `[t, B, classes]`, for any number of steps t, from the membranes that it carries; a
+            batch norm in it, whose statistics span all steps that it sees at once, raises `ValueError`.
+        method: how it gets its gradient; None for backpropagation through time.
+    """
+
+    def __init__(self, net: nn.Module, method: Method | None = None) -> None:
+        super().__init__()
+        if any(isinstance(module, _BatchNorm) for module in net.modules()):
+            raise ValueError(
+                "`net` must have no batch norm; got one. Its statistics span all T steps at once, and a method that "
+                "runs some steps at a time would take others. Leave it out, or standardise the weights."
+            )
+        self.net, self.method = net, method
+
+    def plain(self) -> "Stepwise":
+        """The same network by backpropagation through time, with the same modules."""
+        return Stepwise(self.net).train(self.training)
+
+    def steps(self, x_seq: Tensor, labels: Tensor, of: int, *states: State) -> tuple[Any, ...]:
+        """Runs steps `[t, B, *]` from given membranes; returns their share in the loss, and membranes after them."""
+        set_states(self.net, states)
+        logits = self.net(x_seq).flatten(0, 1)
+        loss = cross_entropy(logits, labels.repeat(len(x_seq)), reduction="sum") / (of * len(labels))
+        return loss, *states_of(self.net)
+
+    def forward(self, x_seq: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The loss of `[T, B, *]`, from the membranes carried; without labels the mean logits `[B, classes]`."""
+        if labels is None:
+            y: Tensor = self.net(x_seq).mean(0)
+            return y
+        if self.method is not None and torch.is_grad_enabled():
+            return self.method.loss(self, x_seq, labels)
+        loss: Tensor = self.steps(x_seq, labels, len(x_seq), *states_of(self.net))[0]
+        return loss
+
+
+def mlp(make_node: NodeMaker, features: int, depth: int, classes: int, width: float = 1.0) -> Stepwise:
+    """Hidden layers of weights and `width HIDDEN` neurons, and a linear read-out at every step: `[T, B, *]`.
+
+    Hidden layers have no bias, so that each weight is one of the equations above. A `Strategy` in the place of
+    `make_node` also says how the gradient is got.
+    """
+    layers: list[nn.Module] = [nn.Flatten(2)]
+    hidden = max(1, round(HIDDEN * width))
+    for _ in range(depth):
+        linear = nn.Linear(features, hidden, bias=False)
+        nn.init.normal_(linear.weight, std=GAIN / sqrt(features))
+        layers += [TimeDistributed(linear), make_node()]
+        features = hidden
+    method = make_node.method if isinstance(make_node, Strategy) else None
+    return Stepwise(nn.Sequential(*layers, TimeDistributed(nn.Linear(features, classes))), method)
 
 
 def tbptt(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
@@ -41,7 +106,7 @@ def tbptt(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
     Exactness: none; BPTT where K = T.
     Source: Williams and Peng 1990, with windows that do not overlap.
     """
-    return _in_forward(net, partial(_windows, net, x_seq, labels, number))
+    return _in_forward(net, x_seq, labels, number)
 
 
 def sltt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
@@ -66,8 +131,8 @@ def sltt_k(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
     Keeps for backward: as `sltt`.
     Source: Meng et al. 2023, arXiv 2302.14311, section on SLTT-K, and their train_SLTTK script.
     """
-    drawn = set(torch.randperm(len(x_seq))[:number].tolist())
-    return _in_forward(net, partial(_windows, net, x_seq, labels, 1, drawn.__contains__))
+    drawn = torch.randperm(len(x_seq))[:number].tolist()
+    return _in_forward(net, x_seq, labels, 1, frozenset(drawn))
 
 
 def ottt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
@@ -85,7 +150,7 @@ def ottt(net: Stepwise, x_seq: Tensor, labels: Tensor) -> Tensor:
         ValueError: a bias in front of a neuron, or a neuron without a leak `tau`.
     """
     with _traced(net):
-        return _in_forward(net, partial(_windows, net, x_seq, labels, 1))
+        return _in_forward(net, x_seq, labels, 1)
 
 
 def chunks(net: Stepwise, x_seq: Tensor, labels: Tensor, number: int) -> Tensor:
@@ -149,8 +214,9 @@ METHODS: dict[str, Method] = {
 def method_of(kind: str) -> Method | None:
     """The method of a name such as `sltt` or `tbptt-4`; None where there is none."""
     name, _, number = kind.rpartition("-")
-    if number.isascii() and number.isdecimal() and int(number) and f"{name}-K" in METHODS:
-        return replace(METHODS[f"{name}-K"], number=int(number))
+    method = METHODS.get(f"{name}-K")
+    if method is not None and number.isascii() and number.isdecimal() and int(number):
+        return replace(method, number=int(number))
     return None if kind.endswith("-K") else METHODS.get(kind)
 
 
@@ -183,21 +249,24 @@ class _GradientInForward(torch.autograd.Function):
         return None, *(arriving * gradient for gradient in ctx.saved_tensors)
 
 
-def _in_forward(net: Stepwise, losses: Callable[[], Iterator[Tensor]]) -> Tensor:
-    loss: Tensor = _GradientInForward.apply(losses, *learned(net))
-    return loss
+def _in_forward(
+    net: Stepwise, x_seq: Tensor, labels: Tensor, every: int, learning: Container[int] | None = None
+) -> Tensor:
+    """The sum of the losses of windows, whose membranes are cut from the window before.
 
+    Backward goes through those windows alone whose numbers are `learning`; all where it is None.
+    """
 
-def _windows(
-    net: Stepwise, x_seq: Tensor, labels: Tensor, every: int, learns: Callable[[int], bool] = lambda number: True
-) -> Iterator[Tensor]:
-    """The loss of every window, whose membranes are cut from the window before; with a graph where it learns."""
-    for number, window in enumerate(x_seq.split(every)):
-        states = _cut(states_of(net))
-        with torch.set_grad_enabled(learns(number)):
-            loss, *states = net.steps(window, labels, len(x_seq), *states)
-        set_states(net, _cut(states))
-        yield loss
+    def losses() -> Iterator[Tensor]:
+        for number, window in enumerate(x_seq.split(every)):
+            states = _cut(states_of(net))
+            with torch.set_grad_enabled(learning is None or number in learning):
+                loss, *states = net.steps(window, labels, len(x_seq), *states)
+            set_states(net, _cut(states))
+            yield loss
+
+    total: Tensor = _GradientInForward.apply(losses, *learned(net))
+    return total
 
 
 def _cut(states: Sequence[State]) -> list[State]:
@@ -209,10 +278,9 @@ class _Schedule:
     """Which steps run again, and from where.
 
     Fields:
-        net, labels, of: as `Stepwise.steps` takes them.
+        of: T.
         kept: how many steps are run at a time, and kept where they are the last.
-        cut: after how many of some steps the next checkpoint is, by their number and that of free checkpoints; all of
-            them where they are kept.
+        cut: after how many steps the next checkpoint is, by their number and that of free checkpoints; all where kept.
     """
 
     net: Stepwise
@@ -240,8 +308,7 @@ class _Schedule:
     ) -> list[Tensor]:
         """Runs steps again, adds to the gradients of the parameters, and returns those of the membranes at the start.
 
-        Args:
-            arriving: gradients of the loss, and of the membranes at the end.
+        `arriving` are those of the loss, and of the membranes at the end.
         """
         checkpoints = []
         with record_function("recompute"):
@@ -308,10 +375,10 @@ def _traced(net: Stepwise) -> Iterator[None]:
     last: nn.Module | None = None
     try:
         for module in net.modules():
-            if isinstance(module, WEIGHTED):
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 last = module
             elif is_neuron(module) and last is not None:
-                setattr(last, "forward", _Traced(last, module))  # noqa: B010  (mypy takes no method for a variable)
+                setattr(last, "forward", _traced_forward(last, module))  # noqa: B010  (mypy takes no method for a variable)
                 layers.append(last)
                 last = None
         yield
@@ -320,29 +387,28 @@ def _traced(net: Stepwise) -> Iterator[None]:
             delattr(layer, "forward")
 
 
-class _Traced:
+def _traced_forward(layer: nn.Module, neuron: nn.Module) -> Callable[[Tensor], Tensor]:
     """The forward of a weighted layer that saves a trace of its inputs in the place of its input.
 
     The gradient of the weight is a product with what was saved, that of the input one with the weight alone.
     """
+    tau: Any = getattr(neuron, "tau", None)
+    if getattr(layer, "bias", None) is not None or not isinstance(tau, float | int):
+        raise ValueError(
+            "`ottt` must have layers without bias in front of neurons with a leak `tau`; got "
+            f"{layer} before {type(neuron).__name__}. A trace is that of a weight's input. Pass bias=False."
+        )
+    run, leak, before = layer.forward, 1.0 - 1.0 / tau, None
 
-    def __init__(self, layer: nn.Module, neuron: nn.Module) -> None:
-        tau: Any = getattr(neuron, "tau", None)
-        if getattr(layer, "bias", None) is not None or not isinstance(tau, float | int):
-            raise ValueError(
-                "`ottt` must have layers without bias in front of neurons with a leak `tau`; got "
-                f"{layer} before {type(neuron).__name__}. A trace is that of a weight's input. Pass bias=False."
-            )
-        self._run, self._leak = layer.forward, 1.0 - 1.0 / tau
-        self._trace: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        trace = x.detach() if self._trace is None else self._leak * self._trace + x.detach()
-        self._trace = trace
+    def forward(x: Tensor) -> Tensor:
+        nonlocal before
+        trace = before = x.detach() if before is None else leak * before + x.detach()
 
         def pack(saved: Tensor) -> Tensor:
             return trace if saved.data_ptr() == x.data_ptr() and saved.shape == x.shape else saved
 
         with saved_tensors_hooks(pack, lambda saved: saved):
-            y: Tensor = self._run(x)
+            y: Tensor = run(x)
         return y
+
+    return forward

@@ -35,11 +35,7 @@ def _scaled(channels: int, width: float) -> int:
 
 
 def digits_net(make_node: NodeMaker, channels: int = 16, size: int = 8, classes: int = CLASSES) -> nn.Sequential:
-    """Two conv-norm-node blocks, average pooling, linear read-out: `[T, B, 1, size, size]` to `[B, classes]`.
-
-    Args:
-        size: height and width of the image; even.
-    """
+    """Two conv-norm-node blocks, average pooling, linear read-out: `[T, B, 1, size, size]`, even, to `[B, classes]`."""
     return nn.Sequential(
         conv_block(1, channels, make_node),
         conv_block(channels, 2 * channels, make_node),
@@ -62,12 +58,9 @@ def vgg(
     that recomputes can start from spikes.
 
     Args:
-        depth: 11, 13, 16 or 19, layers with weights in the original.
+        depth: 11, 13, 16 or 19, layers with weights in the original; another raises `ValueError`.
         make_node: makes one node layer; a `Strategy` also says what blocks keep.
-        shape: channels, height and width of the input.
         width: factor of all numbers of channels.
-    Raises:
-        ValueError: no such depth.
     """
     if depth not in STAGES:
         raise ValueError(f"`depth` must be one of {sorted(STAGES)}; got {depth}. These are the published networks.")
@@ -86,9 +79,6 @@ def vgg(
 
 Stages = tuple[tuple[int, int], ...]
 """Number of residual blocks and of channels, stage by stage; every stage but the first starts with stride 2."""
-
-RESNET19: Stages = ((3, 128), (3, 256), (2, 512))
-HIDDEN = 256
 
 
 class Residual(nn.Module):
@@ -112,15 +102,12 @@ class Residual(nn.Module):
 def resnet19(
     make_node: NodeMaker, shape: Shape = (3, 32, 32), classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
-    """ResNet-19: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time.
+    """ResNet-19: `[T, B, *shape]`, of any size from 4 up, to `[B, classes]`, the mean of the logits over time.
 
     Two hidden layers of the literature's classifier: 256 features with a node, then the classes.
-
-    Args:
-        shape: of the input; any size from 4 up, what is left is averaged.
     """
-    body, channels = _body(RESNET19, make_node, shape[0], width)
-    hidden = _scaled(HIDDEN, width)
+    body, channels = _body(((3, 128), (3, 256), (2, 512)), make_node, shape[0], width)
+    hidden = _scaled(256, width)
     head = (nn.Flatten(2), linear_block(channels, hidden, make_node), ReadOut(hidden, classes))
     return nn.Sequential(*body, *head)
 
@@ -130,10 +117,7 @@ def resnet_cifar(
 ) -> nn.Sequential:
     """A ResNet of 6 n + 2 layers for CIFAR: `[T, B, *shape]` to `[B, classes]`, the mean of the logits over time.
 
-    Args:
-        depth: 20, 32 or another 6 n + 2.
-    Raises:
-        ValueError: a depth that is not 6 n + 2.
+    Another depth raises `ValueError`.
     """
     blocks, left = divmod(depth - 2, 6)
     if left or blocks < 1:
@@ -167,9 +151,7 @@ class DelayedLinear(nn.Module):
     """Sum of linear maps of the present and of `TAPS - 1` past steps: `[T, B, features_in]` to `[T, B, features_out]`.
 
     It reads its input through views and keeps nothing else for backward, so that only the node decides what is kept.
-
-    Args:
-        delay: steps between taps; a tap before the first step reads nothing.
+    Taps are `delay` steps apart; one before the first step reads nothing.
     """
 
     def __init__(self, features_in: int, features_out: int, delay: int) -> None:
@@ -201,10 +183,7 @@ class LastStep(nn.Module):
 def sequence_net(
     timesteps: int, make_node: NodeMaker, features: int, classes: int = CLASSES, width: float = 1.0
 ) -> nn.Sequential:
-    """Classifies a sequence `[T, B, 1]` from its last step alone: `[B, classes]`.
-
-    As many layers as it takes for the last step to see the first: 3 for 64 steps, 5 for 1024.
-    """
+    """Classifies a sequence `[T, B, 1]` from its last step, which sees the first: 3 layers for 64 steps, 5 for 1024."""
     neurons = _scaled(features, width)
     depth = max(1, math.ceil(math.log(timesteps, TAPS) - 1e-9))
     layers: list[nn.Module] = []

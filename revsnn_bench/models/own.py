@@ -1,8 +1,8 @@
 """The user's own model as a workload: `package.module:callable`, what its neurons become, and what is wrong with it.
 
 The callable returns an `nn.Module` that takes `[T, B, *]`, or an object with `model`, `inputs()` and `loss(output)`.
-Integers (tokens) are inputs too, and with a loss the output may be anything.
-One that takes arguments named `timesteps` and `batch` gets those of the case. The node of such a case is a method:
+Integers (tokens) are inputs too, and with a loss the output may be anything. Its arguments named `timesteps` and
+`batch`, if any, are those of the case. The node of such a case is a method:
 
     as-is            the model, untouched
     as-is+remat      the same, inside `remat`; these two for a model without neurons that can be told, too
@@ -19,7 +19,7 @@ import inspect
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -51,11 +51,7 @@ class ModelError(ValueError):
 
 
 class OwnStep(WorkloadStep):
-    """The training step of a user's model.
-
-    Args:
-        loss: of the model's output; None for a fixed random gradient at the output.
-    """
+    """The training step of a user's model; without a loss a fixed random gradient arrives at its output."""
 
     def __init__(
         self, model: nn.Module, source: Tensor, loss: Loss | None = None, around: Context = nullcontext
@@ -70,11 +66,7 @@ class OwnStep(WorkloadStep):
             return output if self.loss is None else _scalar(self.loss, output)
 
     def backward(self, output: Tensor) -> None:
-        """Runs backward.
-
-        Raises:
-            ModelError: the graph goes on into one that an earlier step has freed.
-        """
+        """Runs backward; raises `ModelError` where the graph goes on into one that an earlier step has freed."""
         try:
             super().backward(output)
         except RuntimeError as error:
@@ -96,10 +88,8 @@ def build_own(case: Case) -> OwnStep:
     """The training step of a case whose workload is a user's model and whose node is a method.
 
     Raises:
-        ModelError: the model cannot be measured.
-        ValueError: no such method.
-        SkipCase: `lif+offload` on the CPU, `lif-carrier` where no neuron is a LIF, or a method that exchanges neurons
-            where the model has none.
+        ValueError: no such method; one that is a `ModelError`: the model cannot be measured.
+        SkipCase: `lif+offload` on the CPU, `lif-carrier` where no neuron is a LIF, or no neuron to exchange.
     """
     model, inputs, loss, around = own_parts(case)
     source = input_noise(case) if inputs is None else leaf(inputs.to(case.device))
@@ -112,10 +102,7 @@ def leaf(inputs: Tensor) -> Tensor:
 
 
 def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Context]:
-    """Model after its method, inputs and loss where the user gives them, and the context of the forward: nothing ran.
-
-    Raises: as `build_own`.
-    """
+    """Model after its method, inputs and loss where the user gives them, and the forward's context: nothing ran."""
     require_method(case.node)
     refuse_offload(case)
     model, inputs, loss = _made(case)
@@ -164,24 +151,18 @@ def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Cont
 
 
 def _put_in_carriers(model: nn.Module) -> None:
-    lif = {
-        name: module
-        for name, module in model.named_modules()
-        if name and isinstance(module, StandardLIF) and not isinstance(module, StandardIF | StandardParametricLIF)
-    }
-    if not lif:
+    found = False
+    for name, module in list(model.named_modules()):
+        if name and isinstance(module, StandardLIF) and not isinstance(module, StandardIF | StandardParametricLIF):
+            model.set_submodule(name, module.fresh(CarrierLIF))
+            found = True
+    if not found:
         kinds = ", ".join(sorted({type(neuron).__name__ for neuron in neurons_of(model)}))
         raise SkipCase(f"lif-carrier takes the place of LIF neurons, and the model has none, but {kinds}")
-    for name, module in lif.items():
-        model.set_submodule(name, module.fresh(CarrierLIF))
 
 
 def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
-    """The callable of `package.module:callable`; the working folder is searched, too.
-
-    Raises:
-        ModelError: there is none, or its module raises.
-    """
+    """The callable of `package.module:callable`, the working folder searched too; raises `ModelError` without one."""
     module_name, _, name = path.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -197,7 +178,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
                 f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
                 f"or among the installed packages. {fix}"
             ) from None
-        raise _raised(f"the module {module_name}", error, _file_of(module_name, error)) from error
+        raise _raised(f"the module {module_name}", error, _file_of(module_name)) from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -210,11 +191,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
 
 
 def load_class(path: str) -> type[nn.Module]:
-    """The class of modules of `package.module:Class`.
-
-    Raises:
-        ModelError: there is none.
-    """
+    """The class of modules of `package.module:Class`; raises `ModelError` without one."""
     found: Any = load_callable(path, "--blocks")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ModelError(
@@ -224,18 +201,20 @@ def load_class(path: str) -> type[nn.Module]:
     return found
 
 
-def _file_of(module_name: str, error: BaseException) -> str:
+def _file_of(module_name: str) -> str:
     spec = importlib.util.find_spec(module_name.partition(".")[0])
     with suppress(Exception):  # the module's package may be what raised
         spec = importlib.util.find_spec(module_name)
-    return error.filename or "" if isinstance(error, SyntaxError) else (spec.origin or "" if spec else "")
+    return spec.origin or "" if spec else ""
 
 
 def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     """Model, inputs and loss of the user's callable."""
     make = load_callable(case.workload)
     file = _source_file(make)
-    names = _parameters(make)
+    names: Collection[str] = ()
+    with suppress(ValueError):  # some of C have no signature
+        names = inspect.signature(make).parameters
     arguments = {name: getattr(case, name) for name in ("timesteps", "batch") if name in names}
     torch.manual_seed(case.seed)
     random.seed(case.seed)
@@ -285,13 +264,6 @@ def _require_new(model: Any, make: Callable[..., Any], workload: str) -> None:
             "the model in the function, or return copy.deepcopy(model)."
         )
     _handed_out.update((id(module), module) for module in modules)
-
-
-def _parameters(make: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(make).parameters)
-    except ValueError:
-        return set()
 
 
 def _check_neurons(model: nn.Module, case: Case) -> None:
@@ -367,10 +339,7 @@ def _trial(step: OwnStep) -> torch.Size:
 
 @contextmanager
 def _counted_calls(model: nn.Module, source: Tensor) -> Iterator[None]:
-    """Refuses a neuron that runs more often than once per step, or a single-step one that gets all steps at once.
-
-    A second call would start from the first's end; the other one would take time for a batch.
-    """
+    """Refuses a neuron that runs more often than once per step, or a single-step one that gets all steps at once."""
     calls: dict[nn.Module, int] = {}
     names = {module: name for name, module in model.named_modules()}
     steps = source.shape[0]
@@ -424,10 +393,8 @@ def _raised(what: str, error: BaseException, file: str) -> ModelError:
     """The error of a user's code, with the line of the user's file where it arose."""
     first = str(error).strip().partition("\n")[0]
     if isinstance(error, SystemExit):
-        first += (
-            ". It must not end the process when it is imported or called. Put what is a program of its own under `if "
-        )
-        first += "__name__ == '__main__':`."
+        first += ". It must not end the process when it is imported or called. Put what is a program of its own under "
+        first += "`if __name__ == '__main__':`."
     line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
     if isinstance(error, SyntaxError):
         line, first = f"{Path(error.filename or '').name}, line {error.lineno}: ", error.msg

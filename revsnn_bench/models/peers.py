@@ -61,10 +61,9 @@ Run = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Stepped(nn.Module):
-    """A library's neuron, with its membrane carried as ours is.
+    """A library's neuron, T steps of it, with its membrane carried as ours is.
 
     Args:
-        run: T steps of it.
         matched: arguments of the `StandardLIF` that is the same function; None where there is none.
         differs: which equation is another, where none is the same.
     """
@@ -169,11 +168,7 @@ def _reset_with_gradient(spikes: Tensor, state: dict[str, Tensor], threshold: fl
 
 
 def theirs(name: str) -> Any:
-    """A module of a library.
-
-    Raises:
-        SkipCase: the library is not installed.
-    """
+    """A module of a library; raises `SkipCase` where that is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,9 +1,9 @@
 """What the fidelity of a case is judged by: its reference model, and how its node recovers its input."""
 
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from revsnn_nodes import CarrierLIF
@@ -12,76 +12,63 @@ from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
 
 from revsnn_bench.case import AS_IS, Case, is_own
-from revsnn_bench.meters.fidelity import Reconstruction, Subject
+from revsnn_bench.meters.fidelity import Subject
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
-from revsnn_bench.models.methods import is_approximate
+from revsnn_bench.models.methods import Stepwise, is_approximate
 from revsnn_bench.models.reversible import RevChain
-from revsnn_bench.models.step import WorkloadStep
-from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import NoOracle
 
 LARGEST_REFERENCE = 1 << 21
 """Elements of input, T x B x features, up to which the float64 reference runs on all samples; beyond, on fewer."""
 
-IN_REMAT = "as-is+remat"
-"""The method whose claim is that a user's model stays what it is, whatever its neurons are."""
-
 STEP_TOLERANCE = 1e-4
 """`rtol` and `atol` of `torch.allclose` for an inverted step, in units of the threshold."""
 
 
 def subject_of(case: Case) -> Subject:
-    """Builds the step and its reference.
+    """Builds the step and its reference; raises `NoOracle` where a peer's equations are none of ours.
 
     A single layer that is too large is judged on a slice of its samples, which are independent, and as a whole against
     the reference in its own precision.
-
-    Raises:
-        NoOracle: a peer's equations are none of ours.
     """
     part = _slice(case)
     step = build(part)
     if differs := next((found for m in step.model.modules() if (found := getattr(m, "differs", ""))), ""):
         raise NoOracle(differs)
     # Same seed, same parameters: of a network that a strategy has wrapped, the reference is that of the plain one.
-    wrapped = case.workload in FIELD or case.node == IN_REMAT
+    in_remat = case.node == "as-is+remat"  # claims that a user's model stays what it is, whatever its neurons are
+    wrapped = case.workload in FIELD or in_remat
     plain = build(_plain(case)) if wrapped and case != _plain(case) else None
     if is_own(case.workload):
         reference = _as_is(case, step.model)
     else:
-        reference = _same_parameters(reference_of((plain or step).model), step.model)
+        reference = reference_of((plain or step).model)
+        shapes = [p.shape for p in step.model.parameters()]
+        if reference is not None and [p.shape for p in reference.parameters()] != shapes:
+            reference = None  # it has other gradients than those to be judged
+    inverting = [module for module in step.model.modules() if isinstance(module, InvertingNode)]
+    bare = copy.copy(step)
+    bare.around = nullcontext
     return Subject(
         step=step,
         reference=reference,
-        reconstruct=_reconstruction(step.model),
-        predicted_error=_predicted_error(step),
+        recover=partial(_recover, step.model) if isinstance(step.model, InvertingNode | CarrierLIF) else None,
+        predicted_error=max((n.predicted_error(len(step.source), step.source.dtype) for n in inverting), default=None),
         whole=None if part == case else build(case),
-        recovered_steps=partial(recovered_steps, step.model) if isinstance(step.model, InvertingNode) else None,
         plain=plain,
-        bare=_bare(step),
-        itself=build(_plain(case)).model if case.node == IN_REMAT else None,
+        bare=bare,
+        itself=build(_plain(case)).model if in_remat else None,
         approximate=is_approximate(case.node),
     )
-
-
-def _bare(step: WorkloadStep) -> WorkloadStep:
-    """The step without the context around its forward, which would be around the reference as well."""
-    bare = copy.copy(step)
-    bare.around = nullcontext
-    return bare
 
 
 def _as_is(case: Case, model: nn.Module) -> nn.Module | None:
     """What a user's model is held against: itself as it is, every neuron its reference; carriers have their own.
 
-    None where a neuron names no reference: the model's own gradient would be what it is held against.
-
-    Args:
-        model: what is judged, which has not run yet.
-    Raises:
-        NoOracle: the model is another one every time that it is made.
+    None where a neuron names no reference: the model's own gradient would be what it is held against. Raises `NoOracle`
+    where the model, which has not run yet, is another one every time that it is made.
     """
     changes = {"node_options": ()} | ({} if case.node == "lif-carrier" else {"node": AS_IS})
     as_is = case.model_copy(update=changes)
@@ -100,22 +87,12 @@ def _weights_differ(one: nn.Module, other: nn.Module) -> bool:
     return any(not torch.equal(p, theirs[name]) for name, p in one.named_parameters() if name in theirs)
 
 
-def _same_parameters(reference: nn.Module | None, model: nn.Module) -> nn.Module | None:
-    """The reference, unless the model has other parameters, whose gradients it could not judge."""
-    if reference is None or [p.shape for p in reference.parameters()] != [p.shape for p in model.parameters()]:
-        return None
-    return reference
-
-
 def reference_of(model: nn.Module) -> nn.Module | None:
     """A copy of a model in which every node is its reference by plain autograd, and every block keeps everything.
 
     SpikingJelly's LIF, IF and parametric LIF are held against ours of the same function. A node of another package
     names its reference by a method `reference()`, which returns a fresh module of the same function and parameters; its
-    own copy never stands for it.
-
-    Returns:
-        The reference; None where a neuron of the model names none, or where nothing in it is known for a neuron.
+    own copy never stands for it. None where a neuron names none, or where nothing is known for a neuron.
     """
     if is_neuron(model):
         return _reference_of_neuron(model)
@@ -137,8 +114,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
 
 
 def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
-    named = getattr(neuron, "reference", None)
-    if callable(named):
+    if callable(named := getattr(neuron, "reference", None)):
         found: nn.Module = named()
         itself = type(found) is type(neuron) and not type(neuron).__module__.startswith("revsnn_nodes.")
         return None if itself else found
@@ -150,13 +126,9 @@ def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
 
 
 def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
-    """Inverts step by step from the last one, and holds each against stored activations with `torch.allclose`.
+    """For how many steps, from the last one back, the inverse gives input and membrane to `STEP_TOLERANCE`.
 
-    Args:
-        node: at rest before the first step of `y_seq`.
-        x_seq, y_seq: an input and its output, `[T, N, *]`.
-    Returns:
-        For how many steps both the input and the membrane before the step come back, to `STEP_TOLERANCE`.
+    Input and output from rest, `[T, N, *]`; each step is held against stored activations with `torch.allclose`.
     """
     stepping = node.reference()
     stepping.step_mode = "s"
@@ -165,16 +137,13 @@ def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
         stepping(x)
         assert isinstance(stepping.v, Tensor)
         stored.append(stepping.v)
-    steps = len(x_seq)
-    v = stored[steps]
-    for t in range(steps - 1, -1, -1):
+    v = stored[-1]
+    for recovered, t in enumerate(reversed(range(len(x_seq)))):
         x_back, _, v = node.invert(y_seq[t : t + 1], v)
-        if not all(
-            torch.allclose(back, kept, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
-            for back, kept in ((x_back[0], x_seq[t]), (v, stored[t]))
-        ):
-            return steps - 1 - t
-    return steps
+        for back, kept in ((x_back[0], x_seq[t]), (v, stored[t])):
+            if not torch.allclose(back, kept, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE):
+                return recovered
+    return len(x_seq)
 
 
 def _plain(case: Case) -> Case:
@@ -188,16 +157,17 @@ def _slice(case: Case) -> Case:
     return case.model_copy(update={"batch": max(1, min(case.batch, LARGEST_REFERENCE // per_sample))})
 
 
-def _predicted_error(step: WorkloadStep) -> float | None:
-    guarded = (module for module in step.model.modules() if isinstance(module, InvertingNode))
-    return max((node.predicted_error(len(step.source), step.source.dtype) for node in guarded), default=None)
-
-
-def _reconstruction(node: nn.Module) -> Callable[[Tensor, Tensor], Reconstruction] | None:
-    """See `Subject.reconstruct`."""
+def _recover(node: InvertingNode | CarrierLIF, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Worst error of the input that the backward pass recovers, spikes that it gets wrong, steps that it inverts."""
+    steps = None
     if isinstance(node, InvertingNode):
-        return lambda x, y: (*node.invert(y)[:2], x, node.spikes(x, y))
-    if isinstance(node, CarrierLIF):
-        clamp = node.neuron.clamp
-        return lambda x, y: (*node.decode(y), x.clamp(-clamp, clamp), node.reference().eval()(x))
-    return None
+        x_back, spikes_back, _ = node.invert(y)
+        spikes, steps = node.spikes(x, y), recovered_steps(node, x, y)
+    else:
+        x_back, spikes_back = node.decode(y)
+        spikes, x = node.reference().eval()(x), x.clamp(-node.neuron.clamp, node.neuron.clamp)
+    return {
+        "reconstruction_error": (x_back - x).abs().max().item(),
+        "flipped_spikes": int((spikes_back != spikes).sum().item()),
+        "recovered_steps": steps,
+    }

@@ -24,11 +24,7 @@ from revsnn_bench.models.networks import GAIN
 
 
 class RevBlock(nn.Module):
-    """One block: halves `[T, B, n]` in and out.
-
-    Args:
-        f, g: modules on `[T, B, n]` whose neurons carry membranes.
-    """
+    """One block: halves `[T, B, n]` in and out, by modules F and G whose neurons carry membranes."""
 
     def __init__(self, f: nn.Module, g: nn.Module) -> None:
         super().__init__()
@@ -70,11 +66,7 @@ class RevChain(nn.Module):
 
 
 def rev_chain(make_node: NodeMaker, features: int, depth: int, inverts: bool) -> RevChain:
-    """A chain of `depth` blocks whose F and G are linear, node.
-
-    Raises:
-        ValueError: an odd number of features.
-    """
+    """A chain of `depth` blocks whose F and G are linear, node; raises `ValueError` for an odd number of features."""
     half, odd = divmod(features, 2)
     if odd:
         raise ValueError(f"`shape` must be even; got {features}. A block works on halves. Pass {features + 1}.")
@@ -125,8 +117,7 @@ def _undo(
 ) -> tuple[Tensor, Tensor, list[Any], list[Tensor]]:  # fmt: skip
     """Takes `part(argument)` off a sum, from the membranes at which it started.
 
-    Returns:
-        What it was added to, the gradient of the argument, and those of the membranes and the parameters.
+    Returns what it was added to, the gradient of the argument, and those of the membranes and the parameters.
     """
     leaves = [v.detach().requires_grad_() if isinstance(v, Tensor) else v for v in starts]
     parameters = learned(part)
@@ -136,11 +127,8 @@ def _undo(
         added = part(given)
         before = summed - added.detach()
     tensors = [v for v in leaves if isinstance(v, Tensor)]
-    found = torch.autograd.grad([added, *states_of(part)], [given, *tensors, *parameters], [d_summed, *d_states])
-    of_states = iter(found[1 : 1 + len(tensors)])
-    return (
-        before,
-        d_argument + found[0],
-        [next(of_states) if isinstance(v, Tensor) else None for v in leaves],
-        [*found[1 + len(tensors) :]],
+    of_argument, *found = torch.autograd.grad(
+        [added, *states_of(part)], [given, *tensors, *parameters], [d_summed, *d_states]
     )
+    of_states = [found.pop(0) if isinstance(v, Tensor) else None for v in leaves]
+    return before, d_argument + of_argument, of_states, found

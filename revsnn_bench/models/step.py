@@ -12,19 +12,17 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 
 INPUT_MEAN, INPUT_STD = 0.3, 1.0
 
 
-class WorkloadStep(ModuleStep):
+class WorkloadStep(TrainingStep):
     """The training step of a spiking model: neurons carry state, and the output's gradient is fixed noise.
 
     Args:
-        model: takes `[T, B, *]`.
         source: leaf input, `[T, B, *]`.
-        labels: class of each sample, `[B]`; the output is then the cross-entropy loss. None for the model's own
-            output, with a fixed random gradient.
+        labels: class of each sample, `[B]`; the output is then the cross-entropy loss.
         around: makes the context that model and loss run in.
     """
 
@@ -70,23 +68,31 @@ class WorkloadStep(ModuleStep):
         return [neuron.v for neuron in neurons_of(self.model) if isinstance(neuron.v, Tensor)]
 
 
+class StepwiseStep(WorkloadStep):
+    """The training step of a `methods.Stepwise` network, which takes the labels; its input is alive before it."""
+
+    def make_input(self) -> Tensor:
+        """The source: nothing is written to it, and no gradient leads to it."""
+        return self.source
+
+    def run(self, x: Tensor) -> Tensor:
+        """The loss, by the model's method."""
+        with self.around():
+            loss: Tensor = self.model(x, self.labels)
+        return loss
+
+
 def reset_states(model: nn.Module) -> None:
     """Resets every neuron of a model, those of snnTorch with hidden states and layers of sinabs as well."""
     for module in model.modules():
-        if reset := _reset_of(module):
+        hidden = getattr(module, "init_hidden", False) is True
+        name = "reset" if is_neuron(module) else "reset_mem" if hidden else "reset_states"
+        if callable(reset := getattr(module, name, None)):
             reset()
 
 
-def _reset_of(module: nn.Module) -> Callable[[], object] | None:
-    """What resets the state that a module carries from call to call; None where it is known to carry none."""
-    hidden = getattr(module, "init_hidden", False) is True
-    name = "reset" if is_neuron(module) else "reset_mem" if hidden else "reset_states"
-    found = getattr(module, name, None)
-    return found if callable(found) else None
-
-
 def copy_to_try(model: nn.Module) -> nn.Module:
-    """A copy that may run before the model is measured: what a first call makes and keeps is the model's first step's.
+    """A copy that may run before the model is measured, for what a first call makes is the model's first step's.
 
     The model itself where it cannot be copied, or gets its parameters from its first call.
     """

@@ -48,7 +48,6 @@ class CheckpointConvBlock(ConvBlock):
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
         """See `ConvBlock`."""
-        assert self.node is not None
         y: Tensor = self.node(self.checkpointed(self.current, x_seq, skip))
         return y
 
@@ -68,13 +67,11 @@ class CheckpointBlock(CheckpointConvBlock):
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
         """See `ConvBlock`."""
-        assert self.node is not None
         y: Tensor
         y, self.node.v = self.checkpointed(self._from_state, x_seq, skip, self.node.v)
         return y
 
     def _from_state(self, x_seq: Tensor, skip: Tensor | None, v: Any) -> tuple[Tensor, Any]:
-        assert self.node is not None
         self.node.v = v
         return ConvBlock.forward(self, x_seq, skip), self.node.v
 
@@ -167,8 +164,8 @@ def strategy(name: str, **options: Any) -> Strategy:
 
     Args:
         options: keywords of the node. It takes sequences, `step_mode="m"`, and its backend is the reference unless they
-            name another: what a case measures must not depend on which compilers happen to be installed. `surrogate`
-            and `slope` stand for its `surrogate_function`, by the name of the class and its sharpness alpha.
+            name another: a case must not depend on which compilers happen to be installed. `surrogate` and `slope`,
+            its sharpness alpha, stand for its `surrogate_function`.
     Raises:
         ValueError: no such strategy or surrogate; an unknown node is refused by its registry.
     """
@@ -176,9 +173,10 @@ def strategy(name: str, **options: Any) -> Strategy:
     if name == NORM_CARRIER:
         return Strategy(partial(CarrierLIF, **(REFERENCE | options)), NormCarrierBlock)
     node, plus, kind = name.partition("+")
-    kinds = [*BLOCKS, *CONTEXTS, REV_BLOCK, *METHODS]
+    kinds = [*BLOCKS, *CONTEXTS, REV_BLOCK]
     method = method_of(kind)
-    if plus and kind not in {*BLOCKS, *CONTEXTS, REV_BLOCK} and method is None:
+    if plus and kind not in kinds and method is None:
+        kinds += METHODS
         near = get_close_matches(kind, kinds, 3) or kinds
         raise ValueError(
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps, or how the "

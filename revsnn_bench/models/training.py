@@ -6,28 +6,26 @@ initial weights and the same order of samples for the same seed.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.coupled import CoupledNode
-from revsnn_nodes.plan import is_neuron, neurons_of
+from revsnn_nodes.plan import neurons_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from revsnn_bench.case import Case
+from revsnn_bench.meters.step import hooked
 from revsnn_bench.models.data import Split, digits_of, encoded
-from revsnn_bench.models.stepwise import Stepwise
+from revsnn_bench.models.methods import Stepwise
+from revsnn_bench.models.step import reset_states
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import network
 from revsnn_bench.records import AccuracyRecord
-
-WARM_UP = 0.2
-"""Share of the steps in which the learning rate rises."""
 
 STATEFUL = ("model", "optimizer", "schedule")
 PROGRESS = ("epoch", "loss_by_epoch", "accuracy_by_epoch", "train_time_s")
@@ -36,11 +34,7 @@ PROGRESS = ("epoch", "loss_by_epoch", "accuracy_by_epoch", "train_time_s")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train.
-
-    Args:
-        learning_rate: highest learning rate of the schedule.
-    """
+    """How long and how fast to train; the learning rate is the highest of the schedule."""
 
     epochs: int
     batch: int = 64
@@ -48,12 +42,7 @@ class Recipe:
 
 
 class Trainer:
-    """A network in training; `run_epoch` until `epoch` reaches the recipe's, then `record`.
-
-    Args:
-        case: network, node, T, seed, dtype and device. Its batch does not matter here.
-        data: images to train and test on; None for digits of the case's size.
-    """
+    """A network in training, on digits without other data; `run_epoch` until `epoch` is the recipe's, then `record`."""
 
     def __init__(self, case: Case, recipe: Recipe, data: Split | None = None, data_name: str = "digits") -> None:
         self.case, self.recipe, self.data_name = case, recipe, data_name
@@ -63,7 +52,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=recipe.learning_rate)
         self.batches = -(-len(self.data.train_labels) // recipe.batch)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, recipe.learning_rate, total_steps=max(1, recipe.epochs * self.batches), pct_start=WARM_UP
+            self.optimizer, recipe.learning_rate, total_steps=max(1, recipe.epochs * self.batches), pct_start=0.2
         )
         self.order = torch.Generator().manual_seed(case.seed)
         self.epoch = 0
@@ -72,11 +61,7 @@ class Trainer:
         self.train_time_s = 0.0
 
     def run_epoch(self, on_batch: Callable[[], object] = lambda: None) -> None:
-        """One pass over the training data, then one over the test data.
-
-        Args:
-            on_batch: called after each training step, such as to move a progress bar.
-        """
+        """One pass over the training data, `on_batch` called after each step, then one over the test data."""
         start, total = time.perf_counter(), 0.0
         self.model.train()
         for batch in torch.randperm(len(self.data.train_labels), generator=self.order).split(self.recipe.batch):
@@ -106,19 +91,16 @@ class Trainer:
     @torch.no_grad()
     def firing_rates(self) -> dict[str, float]:
         """Share of neurons and steps that fire on the test images, by layer; carriers carry, coupled nodes couple."""
+        names = {module: name for name, module in self.model.named_modules()}
         counts: dict[str, list[int]] = {}
 
-        def count(name: str, node: Any, args: tuple[Any, ...], y: Tensor) -> None:
+        def count(node: Any, args: tuple[Any, ...], y: Tensor) -> None:
             spikes = node.spikes(args[0], y) if isinstance(node, CoupledNode) else y > 0.5
-            counts.setdefault(name, [0, 0])
-            counts[name][0] += int(spikes.sum())
-            counts[name][1] += spikes.numel()
+            of_layer = counts.setdefault(names[node], [0, 0])
+            of_layer[0] += int(spikes.sum())
+            of_layer[1] += spikes.numel()
 
-        with ExitStack() as stack:
-            for name, module in self.model.named_modules():
-                if is_neuron(module):
-                    stack.enter_context(module.register_forward_hook(partial(count, name)))
-            stack.enter_context(self._carrying())
+        with hooked(neurons_of(self.model), count), self._carrying():
             self.accuracy()
         return {name: fired / of for name, (fired, of) in counts.items()}
 
@@ -150,11 +132,7 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken.
-
-        Raises:
-            ValueError: it was taken of another case, recipe or data set.
-        """
+        """Goes on where `state` was taken; raises `ValueError` for one of another case, recipe or data set."""
         if state["made_for"] != self._made_for():
             raise ValueError(
                 f"`state` must be of the same training; got {state['made_for']}, this is {self._made_for()}. Another "
@@ -176,13 +154,12 @@ class Trainer:
         return int(torch.randint(1 << 62, (), generator=self.order))
 
     def _loss(self, x_seq: Tensor, labels: Tensor) -> Tensor:
-        if not isinstance(self.model, Stepwise):
-            return cross_entropy(self._from_rest(x_seq), labels)
-        return self._from_rest(x_seq, labels)
+        if isinstance(self.model, Stepwise):
+            return self._from_rest(x_seq, labels)
+        return cross_entropy(self._from_rest(x_seq), labels)
 
     def _from_rest(self, *given: Tensor) -> Tensor:
-        for neuron in neurons_of(self.model):
-            neuron.reset()
+        reset_states(self.model)
         with self.around():
             y: Tensor = self.model(*given)
         return y

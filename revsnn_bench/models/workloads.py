@@ -2,77 +2,72 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain, repeat
 
 import torch
-from revsnn_nodes.parameters import LIFParameters
 from torch import nn
 
 from revsnn_bench.case import Case, is_own
 from revsnn_bench.models import field
 from revsnn_bench.models.blocks import ConvBlock, Strategy, conv_block, linear_block
-from revsnn_bench.models.data import digits_of, encoded, is_sequence, refuse_encoding, shape_of
+from revsnn_bench.models.data import digits_of, encoded, is_sequence, shape_of
+from revsnn_bench.models.methods import Stepwise, mlp
 from revsnn_bench.models.networks import CLASSES, digits_net, resnet19, resnet_cifar, sequence_net, vgg
 from revsnn_bench.models.own import build_own, refuse_offload
 from revsnn_bench.models.reversible import rev_chain
-from revsnn_bench.models.step import WorkloadStep, input_noise
-from revsnn_bench.models.stepwise import Stepwise, StepwiseStep, mlp
+from revsnn_bench.models.step import StepwiseStep, WorkloadStep, input_noise
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.records import SkipCase
 
-Build = Callable[[Case, Strategy], "WorkloadStep"]
 Network = Callable[..., nn.Module]
-LIF_OPTIONS = frozenset({*(field.name for field in fields(LIFParameters)), "backend"})
 
 
-def _layer(case: Case, make: Strategy) -> WorkloadStep:
-    _refuse_blocks(case, make)
-    return WorkloadStep(make(), input_noise(case), around=make.around)
+def _on_noise(make_model: Callable[[Case, Strategy], nn.Module], case: Case, make: Strategy) -> WorkloadStep:
+    return WorkloadStep(make_model(case, make), input_noise(case), around=make.around)
 
 
-def _linear_blocks(case: Case, make: Strategy) -> WorkloadStep:
-    _refuse_blocks(case, make)
+def _layer(case: Case, make: Strategy) -> nn.Module:
+    return make()
+
+
+def _linear_blocks(case: Case, make: Strategy) -> nn.Module:
     (features,) = shape_of(case, "one size, such as (256,)", 1)
-    model = nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)])
-    return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
+    return _placed(nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)]), case)
 
 
-def _rev_blocks(case: Case, make: Strategy) -> WorkloadStep:
+def _rev_blocks(case: Case, make: Strategy) -> nn.Module:
     """A chain of reversible blocks; `node+rev-block` inverts them, any other node keeps what autograd keeps."""
-    _refuse_blocks(case, make)
     (features,) = shape_of(case, "one even size, such as (256,)", 1)
-    model = rev_chain(make, features, case.depth, make.inverts)
-    return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
+    return _placed(rev_chain(make, features, case.depth, make.inverts), case)
 
 
-def _conv_blocks(case: Case, make: Strategy) -> WorkloadStep:
+def _conv_blocks(case: Case, make: Strategy) -> nn.Module:
     channels, _, _ = shape_of(case, "channels, height and width, such as (16, 8, 8)", 3)
-    model = nn.Sequential(*[conv_block(channels, channels, make) for _ in range(case.depth)])
-    return WorkloadStep(_placed(model, case), input_noise(case), around=make.around)
+    return _placed(nn.Sequential(*[conv_block(channels, channels, make) for _ in range(case.depth)]), case)
 
 
-def _field(case: Case, make: Strategy) -> WorkloadStep:
-    """A network of SpikingJelly on noise."""
+def _field(case: Case, make: Strategy) -> nn.Module:
+    """A network of SpikingJelly."""
     shape_of(case, "3 channels, height and width, such as (3, 64, 64)", 3)
-    source = input_noise(case)
-    return WorkloadStep(field.field_network(case, source), source, around=make.around)
+    return field.field_network(case, input_noise(case))
 
 
 def _on_digits(make_network: Network, case: Case, make: Strategy) -> WorkloadStep:
     """A network on digits, in the case's size; `name@width` scales its channels."""
     data = digits_of(case)
-    source = encoded(case, data.train_images[: case.batch], case.seed).contiguous().requires_grad_()
-    model = _placed(_made(make_network, case, make, CLASSES), case)
-    step = StepwiseStep if isinstance(model, Stepwise) else WorkloadStep
-    return step(model, source, data.train_labels[: case.batch].to(case.device), make.around)
+    source = encoded(case, data.train_images[: case.batch], case.seed).contiguous()
+    model = _made(make_network, case, make, CLASSES)
+    stepwise = isinstance(model, Stepwise)
+    step = StepwiseStep if stepwise else WorkloadStep
+    labels = data.train_labels[: case.batch].to(case.device)
+    return step(model, source.requires_grad_(not stepwise), labels, make.around)
 
 
 def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn.Module:
     width = float(case.workload.partition("@")[2] or 1.0)
-    return make_network(case=case, make_node=make, classes=classes, width=width)
+    return _placed(make_network(case=case, make_node=make, classes=classes, width=width), case)
 
 
 def _small(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
@@ -81,7 +76,6 @@ def _small(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Mo
 
 
 def _stepwise(case: Case, make_node: Strategy, classes: int, width: float) -> Stepwise:
-    _refuse_blocks(case, make_node)
     number = None if make_node.method is None else make_node.method.number
     if number is not None and number >= case.timesteps:
         raise SkipCase(f"{case.node} must have a number below T = {case.timesteps}: there is nothing to cut")
@@ -97,28 +91,18 @@ def _published(make_network: Network, case: Case, make_node: Strategy, classes: 
 
 def _one_swapped(make_network: Network, case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
     """A network of standard LIF, with the case's node in its first layer alone."""
-    _refuse_blocks(case, make_node)
-    shared = {name: option for name, option in case.options.items() if name in LIF_OPTIONS}
+    shared = {name: option for name, option in case.options.items() if name in {*field.LIF_FIELDS, "backend"}}
     makers = chain([make_node.make_node], repeat(strategy("lif", **shared).make_node))
     return _published(make_network, case, Strategy(lambda: next(makers)()), classes, width)
 
 
 def _pixels(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
-    _refuse_blocks(case, make_node)
     (features,) = shape_of(case, "one size, the neurons per layer, such as (64,)", 1)
     return sequence_net(case.timesteps, make_node, features, classes, width)
 
 
 def _placed(model: nn.Module, case: Case) -> nn.Module:
     return model.to(case.device, getattr(torch, case.dtype))
-
-
-def _refuse_blocks(case: Case, make: Strategy) -> None:
-    if make.block is not ConvBlock:
-        raise ValueError(
-            f"`node` must be a plain node in the workload {case.workload!r}; got {case.node!r}. It names what "
-            "convolution blocks keep, and there are none. Pass conv-blocks, digits-net or a network."
-        )
 
 
 STEPWISE = ("mlp",)
@@ -135,43 +119,37 @@ NETWORKS: dict[str, Network] = {
 }
 """Networks that classify, by name. The name may be followed by @ and a factor of its channels: `vgg11@0.25`."""
 
-WORKLOADS: dict[str, Build] = {
-    "layer": _layer,
-    "linear-blocks": _linear_blocks,
-    "conv-blocks": _conv_blocks,
-    "rev-blocks": _rev_blocks,
-    **dict.fromkeys(field.NETWORKS, _field),
+WORKLOADS: dict[str, Callable[[Case, Strategy], WorkloadStep]] = {
+    "layer": partial(_on_noise, _layer),
+    "linear-blocks": partial(_on_noise, _linear_blocks),
+    "conv-blocks": partial(_on_noise, _conv_blocks),
+    "rev-blocks": partial(_on_noise, _rev_blocks),
+    **dict.fromkeys(field.NETWORKS, partial(_on_noise, _field)),
     **{name: partial(_on_digits, make_network) for name, make_network in NETWORKS.items()},
 }
 """Workloads by name: what a node is put into."""
 
+WITHOUT_BLOCKS = ("layer", "linear-blocks", "rev-blocks", "mlp", "pixels", "vgg11-one")
+"""Workloads that take plain nodes alone, since a strategy for convolution blocks finds none in them, or not its own."""
+
 
 def network(case: Case, classes: int) -> nn.Module:
-    """The network of a case, for images of any data set, with parameters set by its seed.
-
-    Raises:
-        ValueError: the workload is no network; and what `build` raises.
-    """
+    """The network of a case, for images of any data set, with parameters set by its seed; raises as `build`."""
     name = case.workload.partition("@")[0]
     if name not in NETWORKS:
         raise ValueError(
             f"`workload` must be a network that classifies; got {case.workload!r}. Only these can be trained. Pass "
             f"one of {', '.join(NETWORKS)}."
         )
-    refuse_encoding(case, _encodings(name))
-    make = _strategy(case)
-    torch.manual_seed(case.seed)
-    return _placed(_made(NETWORKS[name], case, make, classes), case)
+    return _made(NETWORKS[name], case, _strategy(case), classes)
 
 
 def require_workload(workload: str) -> str:
-    """The registered name of a workload, without its width: `vgg11` of `vgg11@0.25`.
-
-    Raises:
-        ValueError: there is none of that name; says which are near.
-    """
+    """The registered name of a workload, without its width: `vgg11` of `vgg11@0.25`; or a `ValueError`."""
     name, at, width = workload.partition("@")
-    if name not in WORKLOADS or (at and not _is_width(name, width)):
+    digits = width.replace(".", "", 1)
+    is_width = name in NETWORKS and digits.isascii() and digits.isdigit() and float(width) > 0
+    if name not in WORKLOADS or (at and not is_width):
         near = get_close_matches(workload, WORKLOADS, 3) or list(WORKLOADS)
         raise ValueError(
             f"`workload` must be a registered name; got {workload!r}. It says what the node is put into. "
@@ -184,54 +162,52 @@ def build(case: Case) -> WorkloadStep:
     """The training step of a case, with parameters and data set by its seed.
 
     Raises:
-        ValueError: no such workload, node or strategy, a shape or an encoding that the workload cannot read, or
-            options that the node refuses, or a model of the user that cannot be measured.
+        ValueError: no such workload, node, strategy or option, a shape or an encoding that the workload cannot read, or
+            a model of the user that cannot be measured.
     """
     if is_own(case.workload):
         return build_own(case)
-    name = require_workload(case.workload)
-    refuse_encoding(case, _encodings(name))
-    make = _strategy(case)
-    torch.manual_seed(case.seed)
-    return WORKLOADS[name](case, make)
+    return WORKLOADS[require_workload(case.workload)](case, _strategy(case))
 
 
 def _strategy(case: Case) -> Strategy:
-    """The strategy of a case.
-
-    Raises:
-        ValueError: a method over time in a workload that cannot run some steps at a time.
-        SkipCase: offload on the CPU.
-    """
+    """The strategy of a case, once the workload is known to take it and its encoding; sets the seed of parameters."""
+    name = case.workload.partition("@")[0]
+    _refuse_encoding(case, name)
     refuse_offload(case)
-    make, name = strategy(case.node, **case.options), case.workload.partition("@")[0]
+    make = strategy(case.node, **case.options)
     if make.inverts and name != "rev-blocks":
         raise ValueError(
             f"`node` must not be {case.node!r} in the workload {case.workload!r}. It has no blocks that add one half "
             "of the features to the other, and others cannot be inverted. Pass the workload rev-blocks."
         )
-    if make.method is None or name in STEPWISE:
-        return make
-    networks = {*NETWORKS, "conv-blocks", *field.NETWORKS} - {"pixels"}
-    why = (
-        "Its batch norms take their statistics over all T steps at once, and some steps at a time have others"
-        if name in networks
-        else "It has no loss at every step"
-    )
-    raise ValueError(
-        f"`node` must not name a method over time in the workload {case.workload!r}; got {case.node!r}. {why}. Pass "
-        f"the workload {' or '.join(STEPWISE)}."
-    )
+    if make.method is not None and name not in STEPWISE:
+        why = "It has no loss at every step"
+        if name in {*NETWORKS, "conv-blocks", *field.NETWORKS} - {"pixels"}:
+            why = "Its batch norms take their statistics over all T steps at once, and some steps at a time have others"
+        raise ValueError(
+            f"`node` must not name a method over time in the workload {case.workload!r}; got {case.node!r}. {why}. "
+            f"Pass the workload {' or '.join(STEPWISE)}."
+        )
+    if make.block is not ConvBlock and name in WITHOUT_BLOCKS:
+        raise ValueError(
+            f"`node` must be a plain node in the workload {case.workload!r}; got {case.node!r}. It names what "
+            "convolution blocks keep, and there are none. Pass conv-blocks, digits-net or a network."
+        )
+    torch.manual_seed(case.seed)
+    return make
 
 
-def _encodings(name: str) -> tuple[str, ...]:
-    """What a workload may be shown: a network whole images, and one with a loss at every step their pixels, too."""
-    if name not in NETWORKS or name == "pixels":
-        return ("direct",)
-    return ("direct", "poisson", "pixels") if name in STEPWISE else ("direct", "poisson")
-
-
-def _is_width(workload: str, width: str) -> bool:
-    """Whether a workload is a network, and what follows its @ a positive number."""
-    digits_and_point = width.replace(".", "", 1).isascii() and width.replace(".", "", 1).isdigit()
-    return workload.partition("@")[0] in NETWORKS and digits_and_point and float(width) > 0
+def _refuse_encoding(case: Case, name: str) -> None:
+    """A network may be shown whole images, and one with a loss at every step their pixels, too."""
+    choices, why = ["direct"], "It reads noise, or each pixel once, and encodes no image"
+    if name in NETWORKS and name != "pixels":
+        choices, why = ["direct", "poisson"], "It reads whole images at every step"
+    if name in STEPWISE:
+        choices.append("pixels")
+    if case.encoding not in choices:
+        rule = f"{'one of ' if choices[1:] else ''}{', '.join(map(repr, choices))}"
+        raise ValueError(
+            f"`encoding` must be {rule} in the workload {case.workload!r}; got {case.encoding!r}. {why}. Leave it out, "
+            "or pass mlp, which reads any."
+        )

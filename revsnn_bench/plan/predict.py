@@ -1,6 +1,6 @@
 """Bytes and operations of a training step without running it: on fake tensors, which have shapes and no memory.
 
-A dispatch mode logs the life of every storage (`revsnn_bench.meters.tracker`). What it cannot see is the scratch memory
+A dispatch mode logs the life of every storage (`meters/attribution.py`). What it cannot see is the scratch memory
 inside of convolutions, and of matrix products in half precision: oneDNN reorders tensors to layouts of its own. Each
 distinct one is therefore run once for real. Scratch of a convolution grows in a line with the batch, which two runs of
 at most `PROBE_ELEMENTS` elements give; that of a product stays the same from some size on. For a GPU blocks are rounded

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
+from revsnn_bench.meters.attribution import Scratch, StorageTracker
 from revsnn_bench.meters.step import TrainingStep
-from revsnn_bench.meters.tracker import Scratch, StorageTracker
 from revsnn_bench.system.process import frozen_heap, quiet_gc
 
 Pair = tuple[str, str]
@@ -321,7 +321,7 @@ class _Recorded:
         """Segment `number` starts; -1 ends forward, and the last segment goes on in backward."""
         if number >= 0:
             if self.kept:
-                self.ends[self.segment] = self.ledger.now
+                self.ends[self.segment] = self.ledger.live_bytes
             else:
                 self.starts.append(len(self.ledger.sizes))
             self.segment = number
@@ -335,7 +335,7 @@ class _Recorded:
     def now(self) -> None:
         """Looks at the bytes that are alive."""
         key = bool(self.kept), self.segment
-        self.highest[key] = max(self.highest.get(key, 0), self.ledger.now)
+        self.highest[key] = max(self.highest.get(key, 0), self.ledger.live_bytes)
 
     def costs(self) -> list[Cost]:
         """Of every segment."""

@@ -383,13 +383,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
     from revsnn_bench.meters.allocator import watch_timeline
 
-    with watch_timeline() as watch:
+    with watch_timeline() as ledger:
         result = yield
-    timeline = watch.timeline
-    found = {"peak": timeline.peak_bytes, "retained": timeline.live_bytes}
-    blocks = {"peak": timeline.peak_blocks, "retained": timeline.live_blocks}
+    found = {"peak": ledger.peak_bytes, "retained": ledger.live_bytes}
+    blocks = {"peak": ledger.at_peak, "retained": ledger.live.values()}
     for name, limit in limits.items():
-        sizes = sorted(blocks[name].values(), reverse=True)
+        sizes = sorted((ledger.sizes[number] for number in blocks[name]), reverse=True)
         _hold(item.name, name, found[name], limit, {f"block {i}": size for i, size in enumerate(sizes, 1)})
     return result
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
+from revsnn_bench.meters.attribution import StorageTracker, attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
-from revsnn_bench.meters.step import ModuleStep
-from revsnn_bench.meters.tracker import StorageTracker
+from revsnn_bench.meters.step import TrainingStep
 
 WRAPPED_NUMBERS_BYTES = 250
 
@@ -115,8 +114,8 @@ class _Residual(nn.Module):
         return x + self.inner(x)
 
 
-def _step(model: nn.Module, *shape: int) -> ModuleStep:
-    return ModuleStep(model, torch.rand(*shape).requires_grad_())
+def _step(model: nn.Module, *shape: int) -> TrainingStep:
+    return TrainingStep(model, torch.rand(*shape).requires_grad_())
 
 
 MODELS = {
@@ -134,29 +133,29 @@ MODELS = {
 
 
 @pytest.fixture(params=MODELS, name="step")
-def _step_of_each_model(request: pytest.FixtureRequest) -> ModuleStep:
+def _step_of_each_model(request: pytest.FixtureRequest) -> TrainingStep:
     model, shape = MODELS[request.param]
     return _step(model, *shape)
 
 
-def test_peak_agrees_with_the_profiler(step: ModuleStep) -> None:
+def test_peak_agrees_with_the_profiler(step: TrainingStep) -> None:
     """The tracker is off by wrapped Python numbers at most, under plain and nested autograd alike."""
     assert abs(attribute_peak(step).peak_bytes - peak_bytes(step)) <= WRAPPED_NUMBERS_BYTES
 
 
-def test_categories_sum_to_the_trackers_peak(step: ModuleStep) -> None:
+def test_categories_sum_to_the_trackers_peak(step: TrainingStep) -> None:
     """Every byte of the peak is in exactly one category."""
     found = attribute_peak(step)
     assert sum(found.peak_by_category_bytes.values()) == found.peak_bytes
 
 
-def test_retained_by_module_sums_to_retained(step: ModuleStep) -> None:
+def test_retained_by_module_sums_to_retained(step: TrainingStep) -> None:
     """The modules' shares add up to what the allocator retains."""
     difference = sum(retained_by_module(step).values()) - retained_bytes(step)[0]
     assert abs(difference) <= WRAPPED_NUMBERS_BYTES
 
 
-def test_host_attribution_is_exact(step: ModuleStep) -> None:
+def test_host_attribution_is_exact(step: TrainingStep) -> None:
     """From the allocator's events, the categories sum to the peak to the byte, and name a module of the model."""
     found = attribute_host_peak(step)
     assert found.peak_bytes == sum(found.peak_by_category_bytes.values()) == peak_bytes(step)
@@ -164,7 +163,7 @@ def test_host_attribution_is_exact(step: ModuleStep) -> None:
     assert found.peak_module in names
 
 
-def test_repeats_are_identical(step: ModuleStep) -> None:
+def test_repeats_are_identical(step: TrainingStep) -> None:
     """Two attributions of one step are equal."""
     assert attribute_peak(step) == attribute_peak(step)
     assert attribute_host_peak(step) == attribute_host_peak(step)

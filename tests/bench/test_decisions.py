@@ -10,7 +10,7 @@ from torch import nn
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.fidelity import Subject, measure_fidelity, relative_error
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import Status
 
 
@@ -63,7 +63,7 @@ DECISIONS = {
 
 
 def step_of(model):
-    return ModuleStep(model, torch.ones(2, 1, 4, 4, 4, requires_grad=True))
+    return TrainingStep(model, torch.ones(2, 1, 4, 4, 4, requires_grad=True))
 
 
 @pytest.mark.parametrize("decide", DECISIONS.values(), ids=list(DECISIONS))

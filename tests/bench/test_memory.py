@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.memory import measure_memory, peak_bytes, retained_bytes
 from revsnn_bench.meters.selftest import SelfTestStep, run_selftest
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 
 ROWS, FEATURES = 6, 50
 SIZE = 4 * ROWS * FEATURES
@@ -56,9 +56,9 @@ class _Cycle(nn.Module):
         return x.relu()
 
 
-def _step(model: nn.Module, *shape: int) -> ModuleStep:
+def _step(model: nn.Module, *shape: int) -> TrainingStep:
     source = torch.randn(*(shape or (ROWS, FEATURES)), generator=torch.Generator().manual_seed(1))
-    return ModuleStep(model, source.requires_grad_())
+    return TrainingStep(model, source.requires_grad_())
 
 
 def test_selftest_is_exact() -> None:
@@ -170,7 +170,7 @@ def test_device_fields_are_absent_on_cpu() -> None:
 
 def test_unknown_device_is_refused() -> None:
     """A device without an exact reading is an error, never a zero."""
-    step = ModuleStep(nn.Sigmoid(), torch.empty(3, device="meta", requires_grad=True))
+    step = TrainingStep(nn.Sigmoid(), torch.empty(3, device="meta", requires_grad=True))
     with pytest.raises(ValueError, match=r"`step.source` must be on cpu or cuda; got meta"):
         measure_memory(step)
 
@@ -191,10 +191,10 @@ import json, sys
 import torch
 from torch import nn
 from revsnn_bench.meters.memory import measure_memory
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 
 source = torch.rand(4096, 2048).requires_grad_()
-step = ModuleStep(nn.Sequential(nn.Sigmoid(), nn.ReLU()), source)
+step = TrainingStep(nn.Sequential(nn.Sigmoid(), nn.ReLU()), source)
 record = measure_memory(step)
 found = {"peak": record.peak_bytes, "process": record.process_peak_bytes}
 if sys.argv[1:]:

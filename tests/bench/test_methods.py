@@ -15,8 +15,8 @@ from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.meters.fidelity import measure_fidelity, relative_error
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
 from revsnn_bench.models import methods
+from revsnn_bench.models.methods import Stepwise
 from revsnn_bench.models.reference import subject_of
-from revsnn_bench.models.stepwise import Stepwise
 from revsnn_bench.models.training import Recipe, Trainer
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import SkipCase, Status

@@ -11,13 +11,13 @@ from torch import nn
 
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.oracle import measure_oracle_errors
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import NoOracle, Status
 
 TOLERANCE = 1e-3
 
 
-class NodeStep(ModuleStep):
+class NodeStep(TrainingStep):
     """A step whose nodes are reset before it."""
 
     def reset_state(self) -> None:

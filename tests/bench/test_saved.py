@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.memory import measure_saved, retained_bytes
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import SavedBytes
 
 SIZE = 4 * 6 * 50
@@ -46,8 +46,8 @@ class _SavesAConstantOfTheSource(nn.Module):
         return x * self.scale * self.source.detach()
 
 
-def _step(model: nn.Module) -> ModuleStep:
-    return ModuleStep(model, torch.rand(6, 50).requires_grad_())
+def _step(model: nn.Module) -> TrainingStep:
+    return TrainingStep(model, torch.rand(6, 50).requires_grad_())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ BLOCKS = (*RECOMPUTING, "norm-carrier")
 STRATEGIES = (*BLOCKS, "lif+remat")
 SAME_AS_LIF = ("lif+checkpoint", "lif+bitpack", "lif+checkpoint-conv", "lif+remat", "lif+save-on-cpu")
 NORM_OPERATIONS = 6
-"""Of a batch norm in training, per element: see `flop_rules`."""
+"""Of a batch norm in training, per element: see `meters/flops.py`."""
 TIGHT = 1e-5
 
 

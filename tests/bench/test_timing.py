@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench import Case, Settings, measure
-from revsnn_bench.meters.step import ModuleStep
+from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.meters.timing import (
     Round,
     Sample,
@@ -27,7 +27,7 @@ from revsnn_bench.system import process
 from revsnn_bench.system.process import RunDelay
 
 
-class Step(ModuleStep):
+class Step(TrainingStep):
     """A training step that runs two given functions and writes down what was called."""
 
     def __init__(
