@@ -22,10 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from revsnn_bench.case import Case, is_own
 from revsnn_bench.meters.allocator import record_timeline
-from revsnn_bench.meters.attribution import attribute_peak, retained_by_module
+from revsnn_bench.meters.attribution import Scratch, attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import unique_bytes
-from revsnn_bench.meters.tracker import Scratch
 from revsnn_bench.models.own import OwnStep, own_parts
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build
