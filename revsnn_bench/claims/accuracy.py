@@ -47,12 +47,12 @@ def rises_with_groups(records: list[Record]) -> Judged:
         f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
         for variant, each in _scores(records).items()
     )
-    measured = f"{shown}; {slope.in_points()} per doubling"
+    verdict, why = Verdict.UNDECIDED, "Its interval holds zero."
     if slope.low > 0:
-        return Judged(_trained(records), measured, Verdict.REPRODUCED, "Its interval lies above zero.")
-    if slope.high <= 0:
-        return Judged(_trained(records), measured, Verdict.NOT, "Its interval lies at or below zero.")
-    return Judged(_trained(records), measured, Verdict.UNDECIDED, "Its interval holds zero.")
+        verdict, why = Verdict.REPRODUCED, "Its interval lies above zero."
+    elif slope.high <= 0:
+        verdict, why = Verdict.NOT, "Its interval lies at or below zero."
+    return Judged(_trained(records), f"{shown}; {slope.in_points()} per doubling", verdict, why)
 
 
 def one_node_swapped(records: list[Record]) -> Judged:

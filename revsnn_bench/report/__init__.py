@@ -23,7 +23,7 @@ def write_reports(
         reports_dir: folder to write to; made if absent.
         formats: any of `md`, `csv` (wide, long and the data dictionary), `json`, `html` (one self-contained
             page, and one more of a study) and `svg` (one file per figure, which the Markdown report then shows).
-        claims: the section of the paper's claims for the page, see `claims/report.py`.
+        claims: the section of the paper's claims for the page, see `revsnn_bench.claims`.
     Returns:
         The files written; their content is the same, byte for byte, whenever the run is the same.
     Raises:

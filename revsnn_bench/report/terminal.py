@@ -173,7 +173,7 @@ class Grid:
         title: str,
         headings: Sequence[str],
         numbers: Sequence[bool] = (),
-        rows: Iterable[Sequence[str]] = (),
+        rows: Iterable[Sequence[str | Text]] = (),
         style: str = "",
     ) -> None:
         self.title, self.headings = units.one_line(title), headings

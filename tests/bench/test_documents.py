@@ -12,8 +12,7 @@ from scipy.special import stdtrit
 from typer.testing import CliRunner
 
 import revsnn_bench
-from revsnn_bench.claims import Plan, Verdict, judge
-from revsnn_bench.claims.report import claims_markdown
+from revsnn_bench.claims import Plan, Verdict, claims_markdown, judge
 from revsnn_bench.cli import app
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Status

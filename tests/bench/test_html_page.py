@@ -9,8 +9,7 @@ from collections import Counter
 import html5lib
 import pytest
 
-from revsnn_bench.claims import Plan, cases_of, judge
-from revsnn_bench.claims.report import claims_section
+from revsnn_bench.claims import Plan, cases_of, claims_section, judge
 from revsnn_bench.records import FidelityRecord, Status
 from revsnn_bench.report import units, write_reports
 from revsnn_bench.report.comparison import render_comparison_html

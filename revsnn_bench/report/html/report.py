@@ -88,7 +88,7 @@ def render_html(
         run: header and records.
         figures: what `draw_figures(run)` returned, where that was called already.
         refresh_s: seconds after which an open page loads itself again, while a run goes on; None for never.
-        claims: the section of the paper's claims, see `claims/report.py`; None for none.
+        claims: the section of the paper's claims, see `revsnn_bench.claims`; None for none.
     """
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
