@@ -128,13 +128,6 @@ def variants(records: Iterable[Record]) -> list[str]:
     return sorted(found, key=lambda variant: variant not in ("lif", AS_IS))
 
 
-def variants_by_node(records: Iterable[Record]) -> dict[str, str]:
-    """Returns the node of each variant, in the order of `variants`."""
-    found = list(records)
-    nodes = {record.case.variant: record.case.node for record in found}
-    return {variant: nodes[variant] for variant in variants(found)}
-
-
 Shared = tuple[tuple[tuple[str, Option], tuple[str, ...]], ...]
 """Options that several nodes have, each with the nodes that have it; none for all of them."""
 

@@ -5,7 +5,7 @@ that changed at some commit. Times are ratios to the reference of the same round
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -171,17 +171,17 @@ def _value(metric: Metric, record: Record) -> Number | None:
 
 def _figures(histories: Sequence[History], runs: Sequence[Run]) -> tuple[list[canvas.Figure], list[canvas.Figure]]:
     """One figure for each metric of which some case was measured twice: those that ever moved, then the others."""
-    known = canvas.looks(runs[0].model_copy(update={"records": tuple(r for run in runs for r in run)})) if runs else {}
+    looks = canvas.Looks(record for run in runs for record in run)
     moved, still = list[canvas.Figure](), list[canvas.Figure]()
     for metric in METRICS:
         lines = [history for history in histories if history.metric is metric and len(history.values) > 1]
         if lines:
             moves = any(value != 1 for history in lines for _, value in history.over_baseline())
-            (moved if moves else still).append(_drawn(metric, lines, known))
+            (moved if moves else still).append(_drawn(metric, lines, looks))
     return moved, still
 
 
-def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.Look]) -> canvas.Figure:
+def _drawn(metric: Metric, lines: Sequence[History], looks: canvas.Looks) -> canvas.Figure:
     """A line per case over the runs that measured any, in order of commit; those that end furthest away are named."""
     runs = sorted({run.header.run_id: run for history in lines for run in history.runs}.values(), key=_age)
     place = {run.header.run_id: number for number, run in enumerate(runs)}
@@ -190,11 +190,11 @@ def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.
     far = sorted(drawn, key=lambda history: -abs(math.log(points[history.case_id][-1][1])))
     named = {h.case_id: canvas.plain(h.case_id) for h in far[:_MOST_NAMED] if points[h.case_id][-1][1] != 1}
     height, right = names_room([*named.values(), "baseline"])
-    with canvas.panel(plot_height=height, right=right) as axes:
+    with canvas.panels(height, right=right) as (axes,):
         axes.axhline(1, color=canvas.INK, linewidth=1, linestyle=(0, (6, 3)))
         ends = []
         for history in drawn:
-            look, found = known[history.node], points[history.case_id]
+            look, found = looks[history.node], points[history.case_id]
             at = [(place[run.header.run_id], value) for run, value in found]
             axes.plot(*zip(*at, strict=True), color=look.colour, linewidth=1.2, marker=look.marker, markersize=4)
             if history.case_id in named:
@@ -202,14 +202,13 @@ def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.
         _scale(axes, [value for found in points.values() for _, value in found], runs)
         name_lines(axes, ends)
         axes.set_ylabel(f"{metric.label}{' × reference' if metric.samples else ''}, over the baseline")
-        svg = canvas.to_svg(axes)
-    moved = sum(any(value != 1 for _, value in points[history.case_id]) for history in drawn)
-    with_baseline = sum(history.baseline is not None for history in drawn)
-    caption = (
-        f"{len(drawn)} cases, a line each, {moved} of them ever off 1. {with_baseline} are held over the gate's "
-        "baseline, the others over their first run. Runs are in order of commit."
-    )
-    return canvas.Figure(f"history-{metric.name}", f"{metric.label.capitalize()} across commits", caption, svg)
+        moved = sum(any(value != 1 for _, value in points[history.case_id]) for history in drawn)
+        with_baseline = sum(history.baseline is not None for history in drawn)
+        caption = (
+            f"{len(drawn)} cases, a line each, {moved} of them ever off 1. {with_baseline} are held over the gate's "
+            "baseline, the others over their first run. Runs are in order of commit."
+        )
+        return canvas.finish(axes, f"history-{metric.name}", f"{metric.label.capitalize()} across commits", caption)
 
 
 def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:

@@ -58,14 +58,18 @@ def _course(rows: Sequence[tuple[int, Mapping[str, int]]]) -> list[tuple[float, 
 def _drawn(
     name: str, lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, budget: int | None = None
 ) -> canvas.Figure:
-    with canvas.panel(canvas.legend_rows(len(lines) + (budget is not None))) as axes:
-        looks = _LOOKS[-len(lines) :]
-        for (label, points), (colour, dash) in zip(lines.items(), looks, strict=True):
-            axes.step(*zip(*points, strict=True), dash, color=colour, label=label, where="post", linewidth=1.6)
+    drawn = list(zip(lines.items(), _LOOKS[-len(lines) :], strict=True))
+    legend = [
+        canvas.entry(label, color=colour, linestyle=dash, linewidth=1.6, drawstyle="steps-post")
+        for (label, _), (colour, dash) in drawn
+    ]
+    if budget is not None:
+        legend.append(canvas.entry("budget", color=_LOOKS[0][0], linestyle=":"))
+    with canvas.panels(legend=legend) as (axes,):
+        for (_, points), (colour, dash) in drawn:
+            axes.step(*zip(*points, strict=True), dash, color=colour, where="post", linewidth=1.6)
         if budget is not None:
-            axes.axvline(budget / _MIB, color=_LOOKS[0][0], linestyle=":", label="budget")
+            axes.axvline(budget / _MIB, color=_LOOKS[0][0], linestyle=":")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        canvas.legend(axes, axes.get_legend_handles_labels()[0])
-        svg = canvas.to_svg(axes)
-    return canvas.Figure(f"plan-{name}", name, "", svg)
+        return canvas.finish(axes, f"plan-{name}", name)
