@@ -9,7 +9,6 @@ Whether a difference is a regression is decided by the gate.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from rich.text import Text
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status, incomparable_fields, one_host
 from revsnn_bench.report import markdown, units
-from revsnn_bench.report.points import Ratio, ratio_of
+from revsnn_bench.report.points import ratio_of
 from revsnn_bench.report.terminal import Grid
 
 ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
@@ -54,11 +53,9 @@ def ratio_name(metric: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """One value of a case in two runs, equal or not.
+    """One value of a case in two runs, equal or not; None where a run has none.
 
-    Fields:
-        name: of the metric; `ratio_name` of a time; `status` for how the case ended.
-        before, after: exact values, or statuses; None where a run has none.
+    The name is that of the metric, `ratio_name` of a time, or `status` for how the case ended.
     """
 
     name: str
@@ -131,10 +128,10 @@ class CasePair:
         before, after = _values(self.before), _values(self.after)
         return tuple(Difference(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after]))
 
-    def changed(self) -> Iterator[Difference]:
+    def changed(self) -> list[Difference]:
         """What differs; of a case that only one run has, the status alone."""
         shown = self.differences if self.before and self.after else self.differences[:1]
-        return (found for found in shown if found.differs)
+        return [found for found in shown if found.differs]
 
     @property
     def two_hosts(self) -> str:
@@ -144,10 +141,12 @@ class CasePair:
         before, after = (record.host or "a machine without a cluster" for record in (self.before, self.after))
         return f"timed on {before} before and on {after} after"
 
-    def ratios(self, metric: Metric) -> tuple[Ratio | None, Ratio | None]:
-        """The ratios of a time to the reference in both runs, with their intervals."""
-        first, second = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
-        return first, second
+    def times_apart(self, metric: Metric) -> bool | None:
+        """Whether the intervals of a time's ratios do not overlap; None where that cannot be told."""
+        left, right = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
+        if self.two_hosts or left is None or right is None or left.low is None or right.low is None:
+            return None
+        return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
 
     def rounds(self, metric: Metric) -> tuple[list[float], list[float]]:
         """The ratio of each round in both runs; empty where a time, or the reference's, was not measured."""
@@ -193,9 +192,10 @@ class Comparison:
         return [FieldDifference(EXTENT, self.before.extent, self.after.extent)]
 
     @cached_property
-    def exact_is_comparable(self) -> bool:
-        """Whether bytes and operations of the two environments can be judged."""
-        return not self.incomparable_fields()
+    def incomparable_fields(self) -> list[FieldDifference]:
+        """Fields of the environment that must agree before exact values are compared, and differ."""
+        found = incomparable_fields(self.before.header.environment, self.after.header.environment)
+        return [FieldDifference(*difference) for difference in found]
 
     def verdict(self, pair: CasePair, found: Difference) -> str:
         """The key of `VERDICTS` that describes a difference."""
@@ -210,19 +210,14 @@ class Comparison:
         if metric is None or metric.better is None:
             return CHANGED
         if found.is_ratio:
-            apart = None if pair.two_hosts else _apart(*pair.ratios(metric))
+            apart = pair.times_apart(metric)
             if not apart:
                 return UNJUDGED if apart is None else VARIES
         elif not metric.deterministic:
             return VARIES
-        elif not self.exact_is_comparable:
+        elif self.incomparable_fields:
             return UNJUDGED
         return BETTER if (found.change < 0) == (metric.better == "lower") else WORSE
-
-    def incomparable_fields(self) -> list[FieldDifference]:
-        """Fields of the environment that must agree before exact values are compared, and differ."""
-        found = incomparable_fields(self.before.header.environment, self.after.header.environment)
-        return [FieldDifference(*difference) for difference in found]
 
     def judged(self) -> list["Change"]:
         """What differs with its verdict, what is gone or worse first."""
@@ -243,13 +238,6 @@ def compare(before: Run, after: Run) -> Comparison:
     left, right = ({record.case.id: record for record in run} for run in (before, after))
     ids = dict.fromkeys([*left, *right])
     return Comparison(before, after, tuple(CasePair(name, left.get(name), right.get(name)) for name in ids))
-
-
-def _apart(left: Ratio | None, right: Ratio | None) -> bool | None:
-    """Whether two intervals do not overlap; None where a ratio has no interval, which tells nothing."""
-    if left is None or right is None or left.low is None or right.low is None:
-        return None
-    return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
 
 
 def render_comparison(before: Run, after: Run, console: Console | None = None) -> str:
@@ -284,13 +272,7 @@ def render_comparison(before: Run, after: Run, console: Console | None = None) -
 
 
 def render_comparison_html(before: Run, after: Run) -> str:
-    """Returns the comparison of a run before and a run after as one self-contained page.
-
-    Only what differs is listed, at most 5000 rows, what is gone or worse first; the page counts all of it. Exact
-    quantities of comparable environments count as better or worse at any difference, times where the 95 % intervals of
-    their ratios to the reference do not overlap; nothing else is judged. Whether a change is a regression is decided
-    by the gate.
-    """
+    """Returns the comparison as one self-contained page that lists at most 5000 differences and counts all of them."""
     from revsnn_bench.report.html import Cell, Column, make_table, render_page
 
     def cell(text: str, value: Number | str | None) -> Cell:
@@ -322,7 +304,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
         fields=[(name.replace("_", " "), *values) for name, *values in comparison.fields()],
         counts=[(kind, counts[kind], meaning) for kind, meaning in VERDICTS.items() if counts[kind]],
         compared=comparison.values_compared,
-        incomparable=units.listing([found.field.replace("_", " ") for found in comparison.incomparable_fields()]),
+        incomparable=units.listing([found.field.replace("_", " ") for found in comparison.incomparable_fields]),
         left_out=len(rows) - len(shown),
         table=make_table("changes", "What changed", columns, shown, kind=lambda row: row.verdict.replace(" ", "-")),
     )
@@ -334,8 +316,8 @@ def _counted(comparison: Comparison, verdicts: list[str]) -> str:
     text = f"{comparison.values_compared} values compared: {', '.join(counts) or 'none that can be judged differs'}."
     if varying := verdicts.count(VARIES):
         text += f" {varying} more are never exact or differ within their noise, and are not listed."
-    if not comparison.exact_is_comparable:
-        fields = units.listing([found.field for found in comparison.incomparable_fields()])
+    if comparison.incomparable_fields:
+        fields = units.listing([found.field for found in comparison.incomparable_fields])
         text += f" Bytes and operations are not judged, because the runs differ in {fields}."
     return text
 
@@ -347,8 +329,7 @@ def _values(record: Record | None) -> dict[str, Number | str]:
     found: dict[str, Number | str] = {STATUS: record.status.value}
     for metric in METRICS:
         if metric.samples is not None:
-            ratio = ratio_of(metric.name, record)
-            if ratio is not None:
+            if ratio := ratio_of(metric.name, record):
                 found[ratio_name(metric.name)] = ratio.value
         elif metric.unit != "s" and (value := metric.read(record)) is not None:
             found[metric.name] = value
