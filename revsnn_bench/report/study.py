@@ -16,7 +16,7 @@ from revsnn_bench.case import Case, Option
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status, TrialRecord
 from revsnn_bench.report import units
-from revsnn_bench.report.points import CONFIDENCE, Interval, interval_of_mean
+from revsnn_bench.report.points import CONFIDENCE, Interval, interval_of_mean, pareto_front
 
 LEAST_TRIALS = 6
 """Trials of a node below which nothing is said about its parameters."""
@@ -94,13 +94,10 @@ def values(record: Record, objective: Sequence[str]) -> tuple[float, ...]:
 
 def front(run: Run) -> list[Record]:
     """Finished trials that no other beats in every objective, as measured; best accuracy first."""
-    found = {record.case: values(record, run.header.settings["objective"]) for record in finished(run)}
-
-    def beaten(own: tuple[float, ...]) -> bool:
-        return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in found.values())
-
-    best = [record for record in finished(run) if not beaten(found[record.case])]
-    return sorted(best, key=lambda record: (-_score(record), known(record).number))
+    objective = run.header.settings["objective"]
+    best = {*pareto_front({record.case: values(record, objective) for record in finished(run)})}
+    found = [record for record in finished(run) if record.case in best]
+    return sorted(found, key=lambda record: (-_score(record), known(record).number))
 
 
 def baseline(run: Run) -> Record | None:

@@ -13,8 +13,8 @@ from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.report.canvas import _NODES, INK, LogRange, Looks, binary_tick
 from revsnn_bench.report.figures import draw_figures
-from revsnn_bench.report.figures.tradeoff import front
 from revsnn_bench.report.labels import apart
+from revsnn_bench.report.points import pareto_front
 
 HOSTILE = "a$\\frac{1$<script>alert(1)</script>\"'&;]]> \U0001f600\x07" + "x" * 500
 
@@ -158,7 +158,7 @@ def test_options_that_all_nodes_share_are_said_once(make_record, make_run):
 def test_front_keeps_what_no_other_beats():
     """Less memory at the same cost beats; equal points both stay; the order is by memory."""
     points = {"a": (4, 1), "b": (2, 2), "c": (4, 2), "d": (2, 2), "e": (1, 9)}
-    assert front(points) == ["e", "b", "d", "a"]
+    assert pareto_front(points) == ["e", "b", "d", "a"]
 
 
 def test_front_takes_operations_where_no_time_was_measured(make_record, make_run):

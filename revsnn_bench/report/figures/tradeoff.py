@@ -12,10 +12,10 @@ from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, one_host
 from revsnn_bench.report import canvas
-from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
 from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Looks
 from revsnn_bench.report.labels import name_points
-from revsnn_bench.report.points import contended, fixed_part, points_by_setting, work
+from revsnn_bench.report.points import contended, fixed_part, pareto_front, points_by_setting, work
+from revsnn_bench.report.tables import LEAST_COPIES, bandwidth_shares, compared_nodes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,24 +45,6 @@ def pareto_figures(run: Run, looks: Looks) -> list[Figure]:
     return figures
 
 
-def front(points: Mapping[str, tuple[Number, Number]]) -> list[str]:
-    """Returns the names that no other beats: less memory at most the same cost, or the reverse.
-
-    Args:
-        points: memory and cost by name.
-    Returns:
-        By increasing memory; of equal points all.
-    """
-
-    def beaten(name: str) -> bool:
-        memory, cost = points[name]
-        return any(
-            m <= memory and c <= cost and (m, c) != (memory, cost) for other, (m, c) in points.items() if other != name
-        )
-
-    return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
-
-
 def _costs(records: Mapping[str, Record], cost: str) -> Costs:
     found = {variant: (BY_NAME["peak_bytes"].read(r), BY_NAME[cost].read(r)) for variant, r in records.items()}
     return {v: (peak, spent) for v, (peak, spent) in found.items() if peak is not None and spent is not None}
@@ -76,7 +58,7 @@ def _ranked(records: Mapping[str, Record], cost: str) -> Costs:
 
 def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str, looks: Looks) -> Figure:
     found, sure = _costs(records, cost), _ranked(records, cost)
-    best = front(sure)
+    best = pareto_front(sure)
     across = canvas.LogRange((peak for peak, _ in found.values()), base=2)
     labels, note = looks.labels([records[variant] for variant in found])
     with canvas.panels(left=_LEFT_IN, right=_BESIDE_IN) as (axes,):
@@ -119,8 +101,8 @@ def _draw_roofline(name: str, place: Case, found: Mapping[str, Record], looks: L
     with canvas.named_rows([*shown.values()], _ROW_IN * len(shown) + 0.15, phases) as axes:
         axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
         for row, variant in enumerate(shown):
-            _draw_row(axes, row, shares(found[variant]), looks.url(found[variant]))
-        _scale_percents(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
+            _draw_row(axes, row, bandwidth_shares(found[variant]), looks.url(found[variant]))
+        _scale_percents(axes, [100 * share for variant in shown for share in bandwidth_shares(found[variant]).values()])
         axes.set_xlabel("share of the copy's bandwidth (%)")
         caption = (
             "100 % is the time in which the input could be copied: once for forward, one and a half times for "
@@ -134,7 +116,7 @@ def _marker(phase: str) -> dict[str, Any]:
     return {"linestyle": "none", "markersize": 7, "markeredgecolor": INK, "markeredgewidth": 1.2, **_STYLES[phase]}
 
 
-def _draw_row(axes: "Axes", row: int, found: Shares, url: str) -> None:
+def _draw_row(axes: "Axes", row: int, found: Mapping[str, float], url: str) -> None:
     """Both phases of one node on a line, with their numbers at the right."""
     places = [100 * share for share in found.values()]
     axes.plot(places, [row] * len(places), color=MUTED, linewidth=0.8, zorder=1)

@@ -8,7 +8,6 @@ from revsnn_bench.case import Case
 from revsnn_bench.metrics import Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.figures.tradeoff import front
 from revsnn_bench.report.findings import costs
 from revsnn_bench.report.points import (
     Naming,
@@ -17,6 +16,7 @@ from revsnn_bench.report.points import (
     ended,
     exact,
     naming,
+    pareto_front,
     ratio_of,
     reference_for,
     references,
@@ -192,4 +192,4 @@ def _steps(right: list[Candidate]) -> list[Candidate]:
     """The candidates that no other beats in both memory and cost, by increasing memory."""
     known = {c.node: c for c in right}
     places = {c.node: (c.peak_bytes, c.cost) for c in right if c.peak_bytes is not None and c.cost is not None}
-    return [known[name] for name in front(places)]
+    return [known[name] for name in pareto_front(places)]
