@@ -151,12 +151,7 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
     was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
     or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
-    approximate now counts as newly wrong.
-
-    Args:
-        run: what was measured now.
-        baseline: what it is held against.
-        policy: what is tolerated; by default nothing, and time is left out.
+    approximate now counts as newly wrong. By default nothing is tolerated, and time is left out.
     """
     policy = policy or Policy()
     comparison = compare(baseline, run)
@@ -335,11 +330,8 @@ class BaselineRefused(ValueError):
 
 
 def load_baseline(path: Path, run: str = "latest") -> Run:
-    """Reads a baseline.
+    """Reads a baseline; `run` is how the command in the message names the run.
 
-    Args:
-        path: the file.
-        run: the run as the command in the message names it.
     Raises:
         MissingBaseline: no such file.
         DamagedFile, UnknownSchema: see `load_run`.
@@ -357,12 +349,9 @@ def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: boo
     """Makes a run the baseline: the only way to replace one.
 
     Args:
-        run: the run that becomes the baseline.
-        path: where the baseline is, or will be.
+        path: replaced in one step as seen by readers, and returned.
         verdict: of `gate` on this run and the baseline that it replaces; None where there is none yet.
         force: replaces the baseline although the run did not pass.
-    Returns:
-        The path, replaced in one step as seen by readers.
     Raises:
         BaselineRefused: without `force`, for a run that did not pass; for a first baseline, for a run in which
             a case failed or which has no case, and for a run that is not complete.

@@ -19,7 +19,6 @@ def write_reports(
     """Writes the reports of a run, replacing older ones of the same run.
 
     Args:
-        run: header and records.
         reports_dir: folder to write to; made if absent.
         formats: any of `md`, `csv` (wide, long and the data dictionary), `json`, `html` (one self-contained
             page, and one more of a study) and `svg` (one file per figure, which the Markdown report then shows).
@@ -29,7 +28,11 @@ def write_reports(
     Raises:
         ValueError: an unknown format, or a run id that is not a plain file name.
     """
-    _require_known(formats)
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(
+            f"`formats` must name formats among {', '.join(FORMATS)}; got {', '.join(unknown)}. Nothing was "
+            "written. Leave the others out."
+        )
     figures: list[Figure] = []
     if {"html", "svg"} & set(formats):
         from revsnn_bench.report.figures import draw_figures
@@ -47,11 +50,16 @@ def write_texts(run: Run, folder: Path, texts: Mapping[str, str]) -> list[Path]:
     Raises:
         ValueError: the run id is not a plain file name.
     """
-    _require_plain(run.header.run_id)
+    run_id = run.header.run_id
+    if run_id in ("", "..") or Path(run_id).name != run_id:
+        raise ValueError(
+            f"`run_id` must be a plain file name; got {run_id!r}. The reports would land outside of "
+            "`reports_dir`. Rename the run."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
-        (folder / f"{run.header.run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
-    return [folder / f"{run.header.run_id}{suffix}" for suffix in texts]
+        (folder / f"{run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
+    return [folder / f"{run_id}{suffix}" for suffix in texts]
 
 
 def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "Markup | None") -> dict[str, str]:
@@ -70,20 +78,3 @@ def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "
 
     page = {".html": render_html(run, figures, claims=claims)}
     return page | {"-study.html": study_page(run)} if is_study(run) else page
-
-
-def _require_known(formats: Sequence[str]) -> None:
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(
-            f"`formats` must name formats among {', '.join(FORMATS)}; got {', '.join(unknown)}. Nothing was "
-            "written. Leave the others out."
-        )
-
-
-def _require_plain(run_id: str) -> None:
-    if run_id in ("", "..") or Path(run_id).name != run_id:
-        raise ValueError(
-            f"`run_id` must be a plain file name; got {run_id!r}. The reports would land outside of "
-            "`reports_dir`. Rename the run."
-        )

@@ -109,12 +109,10 @@ _PLAIN_GROUP = re.compile(r"<g>([^<]*(?:<(?!/?g\b)[^<]*)*)</g>")
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture.
+    """One picture: title and caption may hold foreign characters.
 
     Fields:
         name: unique within a run, fit for a file name: `retained_bytes-timesteps-1`.
-        title: what is shown, of which sweep; may hold foreign characters.
-        caption: how to read it, and what it leaves out.
         svg: the drawing; points link to `case:<index of the record in the run>`.
     """
 
@@ -136,11 +134,8 @@ class Figure:
         return re.sub(r"(<svg\b[^>]*>)", lambda found: f"{found[1]}{title}{style}", without_links, count=1)
 
     def inline(self, labels: list[str]) -> str:
-        """The drawing for use inside HTML: ids unique to it, points linked to `#case-<index>`.
-
-        Args:
-            labels: names the case of each record, in order; shown as tooltip and read by screen readers.
-        """
+        """The drawing for use inside HTML: ids unique to it, points linked to `#case-<index>`, with the labels of these
+        records as tooltips, which screen readers read."""
 
         def link(found: re.Match[str]) -> str:
             label = escape(units.one_line(labels[int(found[1])]))
@@ -362,9 +357,7 @@ def _free(node: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
 class LogRange:
     """Where values stand on a logarithmic axis; 0 and what is not finite get places beyond its two ends.
 
-    Args:
-        values: everything that will be placed.
-        base: 2 for bytes, 10 for errors and times.
+    The base is 2 for bytes, 10 for errors and times.
     """
 
     def __init__(self, values: Iterable[Number], base: int) -> None:
@@ -429,11 +422,8 @@ def positions(axes: "Axes", at: Sequence[int]) -> None:
 
 
 def from_zero(axes: "Axes", values: Sequence[Number], unit: str) -> tuple[float, str]:
-    """Gives the y axis a linear scale from 0, for costs that lie within a few times of each other.
-
-    Returns:
-        What to divide values by, and the name of the unit that they are in then.
-    """
+    """Gives the y axis a linear scale from 0, for costs that lie within a few times of each other; returns what to
+    divide values by, and the unit that they are in then."""
     largest = max(values, default=0) or 1
     steps = [(10.0 ** (3 * power), prefix) for power, prefix in zip(range(-3, 6), "nµm kMGTP", strict=True)]
     scale, prefix = next(((s, p) for s, p in reversed(steps) if largest >= s), steps[0])

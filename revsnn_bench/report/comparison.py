@@ -241,11 +241,8 @@ def compare(before: Run, after: Run) -> Comparison:
 
 
 def render_comparison(before: Run, after: Run, console: Console | None = None) -> str:
-    """Returns the comparison as Markdown, and prints it as tables where a console is given.
-
-    What differs is shown with its verdict, what is gone or worse first; what only varies is counted, like all that was
-    compared.
-    """
+    """Returns the comparison as Markdown, and prints it as tables where a console is given: what differs with its
+    verdict, what is gone or worse first; what only varies is counted."""
     comparison = compare(before, after)
     judged = comparison.judged()
     rows = [

@@ -324,6 +324,12 @@ def ratio_of(name: str, record: Record, known: Mapping[Case, Record] = MappingPr
     return found if left_alone else Ratio(found.value, decided=False)
 
 
+def decided_ratio(name: str, record: Record, known: Mapping[Case, Record] = MappingProxyType({})) -> float | None:
+    """Returns the value of `ratio_of` where it can be believed."""
+    found = ratio_of(name, record, known)
+    return found.value if found and found.decided else None
+
+
 def contended(record: Record) -> bool:
     """Whether other work held the processor in rounds of its times that were kept: these are shown, and not ranked."""
     return record.time is not None and record.time.rounds_contended > 0

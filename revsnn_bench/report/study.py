@@ -33,7 +33,6 @@ class Retrained:
     """One of the best, trained again.
 
     Fields:
-        first: its trial.
         fresh: accuracy by seed.
         to_first: mean of these less the accuracy of the trial: how far it came back to the mean.
         to_baseline: less the baseline, seed by seed; None of the baseline itself.
@@ -155,7 +154,11 @@ def _below(fresh: Mapping[int, float], best: Mapping[int, float]) -> bool:
 def command(record: Record) -> str:
     """The command that trains the setting of a record."""
     case = record.case
-    options = " ".join(f"--option {name}={_typed(value)}" for name, value in case.node_options)
+
+    def typed(value: Option) -> str:
+        return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    options = " ".join(f"--option {name}={typed(value)}" for name, value in case.node_options)
     more = f"--shape {case.features}" + ("" if case.encoding == "direct" else f" --encoding {case.encoding}")
     return (
         f"revsnn-bench train --network {case.workload} --node {case.node} {options} --timesteps {case.timesteps} "
@@ -272,7 +275,3 @@ def _score(record: Record) -> float:
 
 def _names(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in known(record).params))
-
-
-def _typed(value: Option) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -392,14 +392,8 @@ def value_cell(name: str, record: Record) -> str:
 
 
 def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> list[Column]:
-    """Returns the columns of a sweep table.
-
-    Args:
-        run: gives the cases that ratios are taken against.
-        names: of the nodes in this table.
-        axis: the axis of the sweep; None for cases outside of all sweeps, which show their whole point.
-        compact: at most 100 characters wide, for a terminal.
-    """
+    """Returns the columns of a sweep table, at most 100 characters wide if `compact`; with no axis, those of cases
+    outside of all sweeps, which show their whole point."""
     known, base = references(run), reference_name(run)
 
     def value(name: str) -> Column:

@@ -8,12 +8,7 @@ from revsnn_bench.report.figures.tradeoff import pareto_figures, roofline_figure
 
 
 def draw_figures(run: Run) -> list[Figure]:
-    """Draws every figure for which the run has data; none for an empty run.
-
-    Returns:
-        The front of time against memory first, then methods over time, gradient errors, growth of memory, what the peak
-        is made of, memory over one step, and shares of the memory bandwidth. The same run gives the same bytes.
-    """
+    """Draws every figure for which the run has data, none for an empty run; the same run gives the same bytes."""
     looks = Looks(run)
     return [
         *pareto_figures(run, looks),

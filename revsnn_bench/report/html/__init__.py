@@ -46,10 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Column(Generic[T]):
-    """A column: its title, what it shows of an item, what the title means, and how the column is used.
-
-    A number that `show` returns is shown as it is and sorted by its value.
-    """
+    """A column: its title, what it shows of an item, and what the title means."""
 
     title: str
     show: Callable[[T], Cell | str | int]
@@ -58,7 +55,7 @@ class Column(Generic[T]):
     is_filter: bool = False
 
     def cell(self, item: T) -> Cell:
-        """The cell of an item."""
+        """The cell of an item; a number is shown as it is and sorted by its value."""
         shown = self.show(item)
         return shown if isinstance(shown, Cell) else Cell(str(shown), shown if isinstance(shown, int) else None)
 
@@ -106,11 +103,10 @@ def make_table(
     anchor: Callable[[T], str | None] = lambda item: None,
     drop_same: bool = False,
 ) -> Table:
-    """Builds a table with a filter for each column that is meant to have one and holds several values.
+    """Builds a table of one row per item, with a filter for each column that is to have one and holds several values.
 
     Args:
         name, label: for the script and for screen readers.
-        columns, items: in order; one row per item.
         kind, anchor: of the row of an item.
         drop_same: leave out filter columns that say the same everywhere, and report them as `same`; columns
             without any value are left out as well.
@@ -135,10 +131,7 @@ def make_table(
 def render_page(template: str, *, refresh_s: int | None = None, **values: object) -> str:
     """Fills the template of a page; every value is escaped and kept on one line, unless it is `Markup`.
 
-    Args:
-        template: name without extension, such as `report`.
-        refresh_s: seconds after which an open page loads itself again; None for never.
-        values: for the template.
+    With `refresh_s` an open page loads itself again after so many seconds.
     """
     script = _asset("page.js")
     return render_part(

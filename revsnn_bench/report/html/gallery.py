@@ -18,7 +18,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.labels import name_lines, names_room
-from revsnn_bench.report.points import ended, ratio_of
+from revsnn_bench.report.points import decided_ratio, ended
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,14 +90,11 @@ class History:
 def render_gallery(runs: Iterable[Run], unread: Sequence[str] = (), baselines: Sequence[Run] = ()) -> str:
     """Returns the gallery of runs as one page, in order of commit date; a run is never left out.
 
+    Where the commit is not known, the date of the run stands for it. Each run links to `<run id>.html` beside the page.
+
     Args:
-        runs: all runs.
         unread: a sentence about each file that could not be read as a run.
         baselines: the gate's; of a case that several have, the first one counts.
-
-    Where the commit is not known, the date of the run stands for it. Each run links to `<run id>.html` beside the
-    page. Every metric of which a case was measured twice is drawn. Exact quantities whose value changed at some commit
-    are listed with every turn, at most 4000 of them; the others with the value that they kept.
     """
     ordered = sorted(runs, key=_age)
     histories = _histories(ordered, baselines)
@@ -163,8 +160,7 @@ def _latest(run: Run) -> dict[str, Record]:
 def _value(metric: Metric, record: Record) -> Number | None:
     """What is compared across runs: a time as its ratio to the reference, and only where that is decided."""
     if metric.samples is not None:
-        ratio = ratio_of(metric.name, record)
-        return ratio.value if ratio and ratio.decided and record.case != record.case.point else None
+        return None if record.case == record.case.point else decided_ratio(metric.name, record)
     value = metric.read(record)
     return value if value is not None and math.isfinite(value) else None
 

@@ -14,12 +14,7 @@ _LOOKS = ((canvas.MUTED, "--"), (canvas.INK, "-"))
 
 
 def plan_page(plan: Mapping[str, Any], title: str) -> str:
-    """Returns one self-contained page, which needs no script.
-
-    Args:
-        plan: what the planner's `as_dict` gives.
-        title: the model and its input.
-    """
+    """Returns what the planner's `as_dict` gives as one self-contained page, which needs no script."""
     frontier = [(peak, seconds, seconds / plan["plain_s"]) for peak, seconds in plan["frontier"]]
     kept = sum(row["kept_bytes"] for row in plan["blocks"]) or 1
     return render_page(
@@ -42,17 +37,14 @@ def plan_page(plan: Mapping[str, Any], title: str) -> str:
 def plan_figures(plan: Mapping[str, Any]) -> list[canvas.Figure]:
     """The frontier, and the live bytes over a step; the latter only where the step was run."""
     points = [(peak / _MIB, seconds * 1e3) for peak, seconds in plan["frontier"]]
-    lines = {name: _course(rows) for name, rows in plan["timelines"].items()}
     figures = [_drawn("frontier", {"least time": points}, "peak (MiB)", "time of a step (ms)", plan["budget_bytes"])]
+    lines = {}
+    for name, rows in plan["timelines"].items():
+        last = rows[-1][0] or 1
+        lines[name] = [(100 * event / last, sum(live.values()) / _MIB) for event, live in rows]
     if lines:
         figures.append(_drawn("live", lines, "share of the step's events (%)", "live bytes (MiB)"))
     return figures
-
-
-def _course(rows: Sequence[tuple[int, Mapping[str, int]]]) -> list[tuple[float, float]]:
-    """Live MiB by share of the events of a step."""
-    last = rows[-1][0] or 1
-    return [(100 * event / last, sum(live.values()) / _MIB) for event, live in rows]
 
 
 def _drawn(

@@ -22,13 +22,10 @@ _ERRORS = (0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 def study_page(run: Run) -> str:
-    """Returns one self-contained page, which needs no script.
-
-    Args:
-        run: of the tuner, whole or not.
-    """
+    """Returns a run of the tuner, whole or not, as one self-contained page, which needs no script."""
     tried, best = read.trials(run), read.chosen(run)
-    labels = [_label(record) for record in run]
+    scores = ["" if r.accuracy is None else f", {units.percent(r.accuracy.accuracy)}" for r in run]
+    labels = [f"{record.case.variant}{score}" for record, score in zip(run, scores, strict=True)]
     return render_page(
         "study",
         title=f"Study: {run.header.run_id}",
@@ -46,11 +43,6 @@ def study_page(run: Run) -> str:
         trials=[_row(record) for record in tried],
         anchors=[f"case-{run.records.index(record)}" for record in tried],
     )  # fmt: skip
-
-
-def _label(record: Record) -> str:
-    accuracy = "" if record.accuracy is None else f", {units.percent(record.accuracy.accuracy)}"
-    return f"{record.case.variant}{accuracy}"
 
 
 def _again(each: read.Retrained, run: Run) -> tuple[str, ...]:
@@ -135,15 +127,19 @@ def _front(run: Run, done: Sequence[Record], looks: Looks) -> canvas.Figure:
 
 def _parallel(done: Sequence[Record], looks: Looks) -> canvas.Figure:
     """A line per trial over the numbers that it was given, the accuracy last; gaps where a node lacks one."""
-    names = list(dict.fromkeys(name for record in done for name in read.known(record).params if name != "node"))
-    columns: dict[str, Callable[[Record], Any]] = {name: _param(name) for name in names}
-    columns["accuracy"] = lambda record: record.accuracy and record.accuracy.accuracy
-    places = {name: _places([read_of(record) for record in done]) for name, read_of in columns.items()}
+
+    def given(record: Record, name: str) -> Any:
+        params = read.known(record).params
+        return record.accuracy and record.accuracy.accuracy if name == "accuracy" else params.get(name)
+
+    names = dict.fromkeys(name for record in done for name in read.known(record).params if name != "node")
+    columns = [*names, "accuracy"]
+    places = {name: _places([given(record, name) for record in done]) for name in columns}
     ranked = sorted(done, key=lambda record: record.accuracy.accuracy if record.accuracy else 0)
     top = {record.case for record in ranked[-max(1, len(ranked) // 4) :]}
     with canvas.panels(legend=_legend(looks, done)) as (axes,):
         for record in ranked:
-            heights = [places[name].get(str(read_of(record)), float("nan")) for name, read_of in columns.items()]
+            heights = [places[name].get(str(given(record, name)), float("nan")) for name in columns]
             look = looks[record.case.node]
             strong = record.case in top
             axes.plot(range(len(columns)), heights, color=look.colour, alpha=1 if strong else 0.25,
@@ -158,10 +154,6 @@ def _parallel(done: Sequence[Record], looks: Looks) -> canvas.Figure:
             "axis of others."
         )
         return canvas.finish(axes, "study-parallel", "What was tried", caption)
-
-
-def _param(name: str) -> Callable[[Record], Any]:
-    return lambda record: read.known(record).params.get(name)
 
 
 def _places(found: Sequence[Any]) -> dict[str, float]:
@@ -194,11 +186,8 @@ def _curves(curves: Sequence[Record], done: Sequence[Record], looks: Looks) -> c
     with canvas.panels(legend=_legend(looks, curves)) as (axes,):
         for record in curves:
             found = record.accuracy
-            heights = (
-                [100 - 100 * min(each, 1 - 0.5 / found.test_samples) for each in found.accuracy_by_epoch]
-                if found
-                else []
-            )
+            assert found is not None
+            heights = [100 - 100 * min(each, 1 - 0.5 / found.test_samples) for each in found.accuracy_by_epoch]
             axes.plot(
                 range(1, len(heights) + 1), heights, color=looks[record.case.node].colour,
                 linestyle="-" if record.case in ended else ":", linewidth=1.0, alpha=0.7,
