@@ -5,7 +5,7 @@ Two trainings of one seed share initialisation and the order of samples, so a di
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import linear_regression, mean
 
 from revsnn_bench.claims.claim import Judged, Verdict, by, known, label, listed, memory
@@ -26,16 +26,9 @@ def accuracy_maintained(records: list[Record]) -> Judged:
     """Each coupled node against the standard LIF, network by network and seed by seed."""
     parts, verdicts = [], []
     for workload in dict.fromkeys(record.case.workload for record in records):
-        scores = _scores(by(records, workload=workload))
-        lif = _lif_of(scores)
-        shown = [f"{lif} {_shown(scores[lif])}"]
-        for variant, each in scores.items():
-            if variant != lif:
-                loss = _difference(scores[lif], each)
-                shown.append(f"{variant} {_shown(each)}, {loss.in_points()} to lif")
-                if variant.startswith("revlif"):
-                    verdicts.append(_maintained(loss))
+        shown, maintained = _against_lif(by(records, workload=workload), {})
         parts.append(f"{workload}: {listed(shown)}")
+        verdicts += maintained
     return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
 
 
@@ -57,20 +50,24 @@ def rises_with_groups(records: list[Record]) -> Judged:
 
 def one_node_swapped(records: list[Record]) -> Judged:
     """Bytes and accuracy of a network in which one layer's node is another."""
-    scores = _scores(records)
     kept = {label(record.case): memory(record).retained_bytes for record in records}
-    lif = _lif_of(scores)
-    parts, verdicts = [f"{lif} retains {units.size(kept[lif])}, {_shown(scores[lif])}"], []
-    for variant, each in scores.items():
-        if variant != lif:
-            loss, times = _difference(scores[lif], each), units.times(kept[lif] / kept[variant])
-            parts.append(
-                f"{variant} retains {units.size(kept[variant])} ({times} times less), {_shown(each)}, "
-                f"{loss.in_points()} to lif"
-            )
-            if variant.startswith("revlif"):
-                verdicts.append(_maintained(loss) if kept[variant] < kept[lif] else False)
+    parts, verdicts = _against_lif(records, kept)
     return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
+
+
+def _against_lif(records: list[Record], kept: Mapping[str, int]) -> tuple[list[str], list[bool | None]]:
+    """Each node in words, with its bytes where known; of each coupled one whether it maintains accuracy by fewer."""
+    scores = _scores(records)
+    lif = next(variant for variant in scores if variant.partition("[")[0] == "lif")
+    parts, verdicts = [], list[bool | None]()
+    for variant in sorted(scores, key=lambda variant: variant != lif):
+        words, loss = _shown(scores[variant]), _difference(scores[lif], scores[variant])
+        times = f" ({units.times(kept[lif] / kept[variant])} times less)" if kept and variant != lif else ""
+        retains = f"retains {units.size(kept[variant])}{times}, " if kept else ""
+        parts.append(f"{variant} {retains}{words}" + (f", {loss.in_points()} to lif" if variant != lif else ""))
+        if variant.startswith("revlif"):
+            verdicts.append(False if kept and kept[variant] >= kept[lif] else _maintained(loss))
+    return parts, verdicts
 
 
 def _maintained(difference: Interval) -> bool | None:
@@ -120,10 +117,6 @@ def _scores(records: list[Record]) -> Scores:
     for record in records:
         found[label(record.case)][record.case.seed] = known(record.accuracy)
     return found
-
-
-def _lif_of(scores: Scores) -> str:
-    return next(variant for variant in scores if variant.partition("[")[0] == "lif")
 
 
 def _shown(scores: dict[int, AccuracyRecord]) -> str:

@@ -1,9 +1,8 @@
 """The gate: fails a run that needs more bytes or operations than its baseline, or lost a case. Never measures.
 
-A run, its baseline and a policy give a verdict, which is a list of findings and an exit code. Which cases and values
-differ is computed by `report/comparison.py`; here it is decided which differences are regressions. Times are tested as
-ratios to the reference of the same rounds. Baselines are finished runs kept under `results/baselines/`;
-`update_baseline` alone replaces them.
+Which cases and values differ is computed by `report/comparison.py`; here it is decided which differences are
+regressions. Times are tested as ratios to the reference of the same rounds. Baselines are finished runs kept under
+`results/baselines/`; `update_baseline` alone replaces them.
 """
 
 import math
@@ -209,7 +208,7 @@ def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
     values = [found[name] for name in policy.metrics if name in found]
     for value in values:
         if value.differs:
-            findings.append(_judge_value(pair.id, value, policy.tolerance(value.name)))
+            findings.append(_judge_value(pair.id, value, policy.tolerance_percent.get(value.name, 0.0)))
     return findings, sum(value.before is not None and value.after is not None for value in values)
 
 

@@ -67,10 +67,6 @@ class Policy:
         """Names of the gated metrics, in the order of the table of metrics."""
         return tuple(metric.name for metric in METRICS if metric.name in {*GATED, *self.tolerance_percent})
 
-    def tolerance(self, metric: str) -> float:
-        """By how many percent a metric may grow."""
-        return self.tolerance_percent.get(metric, 0.0)
-
     def pattern_for(self, case_id: str) -> str | None:
         """The first of `allow` that names a case, or None."""
         return next((pattern for pattern in self.allow if names(pattern, case_id)), None)

@@ -40,7 +40,23 @@ def write_reports(
         figures = draw_figures(run)
     texts: dict[str, str] = {}
     for name in formats:
-        texts |= _texts(run, name, figures, "svg" in formats, claims)
+        if name == "md":
+            texts[".md"] = markdown.render(run, figures if "svg" in formats else ())
+        elif name == "csv":
+            texts |= {".csv": tables.wide_csv(run), "-long.csv": tables.long_csv(run)}
+            texts["-columns.csv"] = tables.columns_csv()
+        elif name == "json":
+            texts["-wide.json"] = tables.wide_json(run)
+        elif name == "svg":
+            texts |= {figure.suffix: figure.standalone() for figure in figures}
+        else:
+            from revsnn_bench.report.html.report import render_html
+            from revsnn_bench.report.html.study import study_page
+            from revsnn_bench.report.study import is_study
+
+            texts[".html"] = render_html(run, figures, claims=claims)
+            if is_study(run):
+                texts["-study.html"] = study_page(run)
     return write_texts(run, reports_dir, texts)
 
 
@@ -60,21 +76,3 @@ def write_texts(run: Run, folder: Path, texts: Mapping[str, str]) -> list[Path]:
     for suffix, text in texts.items():
         (folder / f"{run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
     return [folder / f"{run_id}{suffix}" for suffix in texts]
-
-
-def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "Markup | None") -> dict[str, str]:
-    """The files of one format, content by suffix."""
-    if name == "md":
-        return {".md": markdown.render(run, figures if pictures else ())}
-    if name == "csv":
-        return {".csv": tables.wide_csv(run), "-long.csv": tables.long_csv(run), "-columns.csv": tables.columns_csv()}
-    if name == "json":
-        return {"-wide.json": tables.wide_json(run)}
-    if name == "svg":
-        return {figure.suffix: figure.standalone() for figure in figures}
-    from revsnn_bench.report.html.report import render_html
-    from revsnn_bench.report.html.study import study_page
-    from revsnn_bench.report.study import is_study
-
-    page = {".html": render_html(run, figures, claims=claims)}
-    return page | {"-study.html": study_page(run)} if is_study(run) else page

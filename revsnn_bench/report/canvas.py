@@ -1,9 +1,8 @@
 """What every figure is drawn with: panels as SVG, logarithmic scales, one look per node, and a smaller SVG.
 
 The layout is fixed in inches and the same content gives the same bytes. Each node has a colour and a marker, from the
-one table `_NODES`, and its name stands beside its line or its points; variants of a node differ in their dash. Scales
-are in the units of the field: binary bytes, powers of two of T, and a place for 0 and for what is not finite. `tidy`
-halves the bytes of matplotlib's SVG.
+one table `_NODES`; variants of a node differ in their dash. Scales are in the units of the field: binary bytes, powers
+of two of T, and a place for 0 and for what is not finite.
 """
 
 import io

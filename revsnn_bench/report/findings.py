@@ -8,8 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
@@ -20,7 +19,7 @@ from revsnn_bench.report.points import (
     by_point,
     by_setting,
     contended,
-    ended,
+    ended_text,
     fixed_part,
     naming,
     namings,
@@ -45,8 +44,7 @@ REST = "rest"
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A row of the table of findings, in plain text that may hold foreign characters."""
 
     topic: str
@@ -71,13 +69,11 @@ def overview(run: Run) -> str:
     """Returns how many cases ended in which way."""
     if not run.records:
         return "No case was recorded."
-    counts = ", ".join(f"{count} {status.value}" for status, count in ended(run).items())
     extent = "" if run.complete else f" Not complete: {run.extent}."
-    return f"{len(run.records)} in all: {counts}.{extent}"
+    return f"{len(run.records)} in all: {ended_text(run)}.{extent}"
 
 
-@dataclass(frozen=True)
-class Least:
+class Least(NamedTuple):
     """Who needs least of a quantity at the point that says most: the records there that share the least value, by node,
     and at how many of the `compared` points these nodes are least, alone or shared."""
 

@@ -14,6 +14,7 @@ from revsnn_bench.report.points import (
     AXES,
     Axis,
     exact,
+    fixed_part,
     growths,
     namings,
     reference_name,
@@ -166,7 +167,7 @@ def _growth_section(run: Run) -> str:
             growth.formula(),
             f"{AXES[axis]} = {', '.join(map(str, growth.at))}",
             ", ".join(map(str, growth.wrong_at)) or units.ABSENT,
-            growth.title,
+            fixed_part(growth.fixed, without=axis),
         )
         for axis in AXES
         for growth in growths(run, axis, _STATED)

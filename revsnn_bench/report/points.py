@@ -1,8 +1,7 @@
 """Points of a run: sweeps along one axis, ratios to the reference at the same point, and growth along an axis.
 
 A point is everything of a case but the node and its options. The reference is the standard LIF; of a user's model it is
-that model as it is. Only a case that ended as `ok` has a ratio. Growth is an exact line where there is one, else a
-fitted power.
+that model as it is. Growth is an exact line where there is one, else a fitted power.
 """
 
 import math
@@ -37,8 +36,7 @@ NOT_DECIDED = "(not decided)"
 CONFIDENCE, _LEAST_COVERAGE = 0.95, 0.9375
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """Records along one axis, with everything else but the node fixed; sorted by the axis, then by node in order of
     first appearance, the reference first."""
 
@@ -129,6 +127,11 @@ def ended(records: Iterable[Record]) -> dict[Status, int]:
     """Returns how many records ended in which way, ways that occur, in the order of `Status`."""
     counts = Counter(record.status for record in records)
     return {status: counts[status] for status in Status if counts[status]}
+
+
+def ended_text(records: Iterable[Record]) -> str:
+    """Returns the same as `3 ok, 1 oom`."""
+    return ", ".join(f"{count} {status.value}" for status, count in ended(records).items())
 
 
 def variants(records: Iterable[Record]) -> list[str]:
@@ -300,8 +303,6 @@ def ratio_of(name: str, record: Record, known: Mapping[Case, Record] = MappingPr
     """Compares one metric of a record with the reference at the same point.
 
     Args:
-        name: of the metric.
-        record: the case.
         known: from `references` of the same run; times do not need it, since each record holds the reference's.
     Returns:
         The ratio; None where the metric has none, something was not measured, the reference failed or
@@ -423,8 +424,7 @@ def _standards(case: Case) -> tuple[Case, ...]:
     return case.point, *(case.model_copy(update={"node": "lif", "node_options": kept}) for kept in subsets)
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """The form of a growth: `constant` and `linear` are exact, without residual, and a line needs three points; `power`
     is a least-squares fit of the logarithms, whose r_squared is None with two points, where every power fits;
     `irregular` is none of these."""
@@ -467,11 +467,6 @@ class Growth:
         constant = self._term(abs(fit.intercept), fixed=True) if fit.intercept else ""
         sign = " - " if fit.intercept < 0 else " + "
         return self._term(fit.slope, fixed=False) + (sign + constant if constant else "")
-
-    @property
-    def title(self) -> str:
-        """The fixed part of the sweep, in words."""
-        return fixed_part(self.fixed, without=self.axis)
 
     def _plain(self, value: Number) -> str:
         return units.number(BY_NAME[self.metric], value)

@@ -8,7 +8,6 @@ mean. It is reported, and only fresh seeds compare.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -28,8 +27,7 @@ _TREES = 5
 """Seeds of the importances, whose mean is shown."""
 
 
-@dataclass(frozen=True)
-class Retrained:
+class Retrained(NamedTuple):
     """One of the best, trained again.
 
     Fields:
@@ -84,11 +82,11 @@ def finished(run: Run) -> list[Record]:
 
 def values(record: Record, objective: Sequence[str]) -> tuple[float, ...]:
     """What was measured of a record, such that less is better."""
-    found = (BY_NAME[COSTS[name]].read(record) for name in objective)
-    return tuple(
-        math.inf if value is None else (-value if name == "accuracy" else value)
-        for name, value in zip(objective, found, strict=True)
-    )
+    found = []
+    for name in objective:
+        value = BY_NAME[COSTS[name]].read(record)
+        found.append(math.inf if value is None else -value if name == "accuracy" else value)
+    return tuple(found)
 
 
 def front(run: Run) -> list[Record]:
@@ -125,12 +123,17 @@ def retrained(run: Run) -> list[Retrained]:
         fresh = scores.get(record.case, {})
         if len(fresh) < 2:
             continue
-        against = None if first is None or record is first else scores.get(first.case, {})
-        pairs = [fresh[seed] - against[seed] for seed in fresh if seed in against] if against else []
+        against = {} if first is None or record is first else scores.get(first.case, {})
         back = interval_of_mean([score - _score(record) for score in fresh.values()])
         judged = by_setting[record.case][min(fresh)]
-        found.append(Retrained(record, fresh, back, interval_of_mean(pairs) if pairs else None, judged))
+        found.append(Retrained(record, fresh, back, _less(fresh, against), judged))
     return sorted(found, key=lambda each: -mean(each.fresh.values()))
+
+
+def _less(scores: Mapping[int, float], others: Mapping[int, float]) -> Interval | None:
+    """The difference, seed by seed; None where no seed is the same."""
+    pairs = [scores[seed] - others[seed] for seed in scores if seed in others]
+    return interval_of_mean(pairs) if pairs else None
 
 
 def chosen(run: Run) -> Record | None:
@@ -141,14 +144,8 @@ def chosen(run: Run) -> Record | None:
     again = retrained(run)
     if not again:
         return next(iter(front(run)), None)
-    best = again[0].fresh
-    even = [each for each in again if not _below(each.fresh, best)]
+    even = [each for each in again if (less := _less(each.fresh, again[0].fresh)) is None or less.high >= 0]
     return min(even, key=lambda each: (BY_NAME["peak_bytes"].read(each.first) or 0, -mean(each.fresh.values()))).first
-
-
-def _below(fresh: Mapping[int, float], best: Mapping[int, float]) -> bool:
-    """Whether the interval of the differences, seed by seed, lies below zero."""
-    return interval_of_mean([fresh[seed] - best[seed] for seed in fresh if seed in best]).high < 0
 
 
 def command(record: Record) -> str:
@@ -223,20 +220,17 @@ def importances(run: Run) -> dict[str, float]:
     space: dict[str, BaseDistribution] = {}
     for name in varied:
         own = [known(record).params[name] for record in records]
-        numbers = [float(value) for value in own if isinstance(value, float)]
-        space[name] = (
-            FloatDistribution(min(numbers), max(numbers))
-            if len(numbers) == len(own)
-            else CategoricalDistribution(tuple(dict.fromkeys(own)))
-        )
+        numbers = [value for value in own if isinstance(value, float)]
+        if len(numbers) == len(own):
+            space[name] = FloatDistribution(min(numbers), max(numbers))
+        else:
+            space[name] = CategoricalDistribution(tuple(dict.fromkeys(own)))
     study = optuna.create_study(direction="maximize")
     for record in records:
         params: dict[str, Any] = {name: known(record).params[name] for name in varied}
         study.add_trial(optuna.trial.create_trial(value=_score(record), params=params, distributions=space))
-    found = [
-        optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed))
-        for seed in range(_TREES)
-    ]
+    forests = [optuna.importance.FanovaImportanceEvaluator(seed=seed) for seed in range(_TREES)]
+    found = [optuna.importance.get_param_importances(study, evaluator=forest) for forest in forests]
     means = {name: float(mean(each[name] for each in found)) for name in varied}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 

@@ -88,10 +88,10 @@ def _headline(least: Least, known: Mapping[Case, Record], names: Naming) -> str:
     best = _quickest(least, known)
     peak, base = ratio_value("peak_bytes", best, known), best.case.reference
     time = ratio_text(ratio_of("step_time_s", best, known))
-    words = [f"Least peak at {_size(best.case)}: {names(best.case)}, {units.measured('peak_bytes', best)}"]
-    words += [f" ({peak} × {base})" if peak != units.ABSENT else ""]
-    words += [f", time {time} × {base}" if time != units.ABSENT else ""]
-    return units.one_line("".join(words) + ".")
+    text = f"Least peak at {_size(best.case)}: {names(best.case)}, {units.measured('peak_bytes', best)}"
+    text += f" ({peak} × {base})" if peak != units.ABSENT else ""
+    text += f", time {time} × {base}" if time != units.ABSENT else ""
+    return units.one_line(f"{text}.")
 
 
 def _size(case: Case) -> str:

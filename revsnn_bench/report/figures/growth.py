@@ -1,14 +1,13 @@
 """Lines of a run over a sweep: gradient error against T, and retained and peak bytes against T, batch and depth.
 
-Where approximate methods were measured, one more figure holds their peak against T, beside the exact ones and apart.
-
 Gradient errors have one figure per dtype, with the largest error that counts as right. Bytes are drawn log-log, and
-beside the name of every node stands its slope.
+beside the name of every node stands its slope; those of approximate methods in a figure of their own.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from statistics import linear_regression
 from typing import Any
 
@@ -74,24 +73,19 @@ def fidelity_figures(run: Run, looks: Looks) -> list[Figure]:
     for record in exact(run):
         if record.fidelity is not None:
             by_dtype[record.case.dtype].append(record)
-    return [_draw_errors(dtype, _over_time(records), looks) for dtype, records in by_dtype.items()]
+    return [_draw_errors(dtype, records, looks) for dtype, records in by_dtype.items()]
 
 
-def _over_time(records: list[Record]) -> list[Record]:
-    """The records of nodes that were compared at several T, where there are any: points of others are no lines."""
-    steps: dict[str, set[int]] = defaultdict(set)
-    for record in records:
-        steps[record.case.variant].add(record.case.timesteps)
-    return [record for record in records if len(steps[record.case.variant]) > 1] or records
-
-
-def _draw_errors(dtype: str, records: list[Record], looks: Looks) -> Figure:
+def _draw_errors(dtype: str, compared: list[Record], looks: Looks) -> Figure:
     worst: dict[str, dict[int, Record]] = defaultdict(dict)
-    for record in records:
+    for record in compared:
         found, t = worst[record.case.variant], record.case.timesteps
         if t not in found or _error(record) > _error(found[t]):
             found[t] = record
-    lines = {v: [_error_point(found[t], looks) for t in sorted(found)] for v, found in worst.items()}
+    # A node that was compared at one T is no line, and left out where others are.
+    over_time = {variant: found for variant, found in worst.items() if len(found) > 1} or worst
+    lines = {v: [_error_point(found[t], looks) for t in sorted(found)] for v, found in over_time.items()}
+    records = [record for record in compared if record.case.variant in lines]
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
     labels, note = looks.labels(records)
     svg = _drawn(lines, labels, looks, "time steps T", "gradient error (relative L2)", tolerances)
@@ -167,14 +161,13 @@ def _bias(record: Record) -> str:
 
 def _chosen(found: Sequence[Sweep]) -> list[Sweep]:
     """Largest first, but every setting before any comes a second time."""
-    ranked = sorted(found, key=lambda sweep: -len(sweep.records))
     turns: Counter[tuple[str, str, str]] = Counter()
-    order = []
-    for sweep in ranked:
+    ranked = []
+    for sweep in sorted(found, key=lambda sweep: -len(sweep.records)):
         place = setting(sweep.records[0].case)
-        order.append(turns[place])
+        ranked.append((turns[place], sweep))
         turns[place] += 1
-    return [sweep for _, sweep in sorted(zip(order, ranked, strict=True), key=lambda pair: pair[0])]
+    return [sweep for _, sweep in sorted(ranked, key=itemgetter(0))]
 
 
 def _draw_sweep(sweep: Sweep, metric: str, looks: Looks, name: str, left_out: int) -> Figure | None:

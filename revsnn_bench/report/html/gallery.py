@@ -18,7 +18,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.labels import name_lines, names_room
-from revsnn_bench.report.points import decided_ratio, ended
+from revsnn_bench.report.points import decided_ratio, ended_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,10 +231,6 @@ def _link(run: Run) -> Cell:
     return Cell(run.header.run_id, link=f"./{quote(run.header.run_id, safe='')}.html")
 
 
-def _ended(run: Run) -> str:
-    return ", ".join(f"{count} {status.value}" for status, count in ended(run).items()) or units.ABSENT
-
-
 def _commit(run: Run) -> str:
     commit = run.header.environment.commit
     changes = " with changes" if run.header.environment.dirty else ""
@@ -249,7 +245,7 @@ _RUNS: list[Column[Run]] = [
     Column("torch", lambda run: run.header.environment.torch, is_filter=True),
     Column("cases", lambda run: len(run.records), is_number=True),
     Column("measured", lambda run: run.extent),
-    Column("ended as", _ended),
+    Column("ended as", lambda run: ended_text(run) or units.ABSENT),
 ]
 _MOVES: list[Column[History]] = [
     Column("case", lambda each: each.case_id),

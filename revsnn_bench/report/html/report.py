@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -145,8 +145,7 @@ def _ratio(found: Ratio | None) -> str | Markup:
     return _unsure(ratio_text(found), bool(found and not found.decided))
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One node at one point: its record with the record's index, and for a right one its peak and its cost.
 
     The cost is against the reference, in time where a time is decided at the point, else in operations; one taken
@@ -160,8 +159,7 @@ class Candidate:
     cost: Number | None
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """Every node at one size, and the answer in sentences.
 
     Fields:

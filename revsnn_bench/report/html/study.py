@@ -33,7 +33,7 @@ def study_page(run: Run) -> str:
         settings=run.header.settings,
         summary=read.summary(run),
         command="" if best is None else read.command(best),
-        again=[_again(each, run) for each in read.retrained(run)],
+        again=[_again(each) for each in read.retrained(run)],
         effects=[
             (each.node, each.name, str(each.trials), f"{each.correlation.mean:+.2f}",
              f"{each.correlation.low:+.2f} to {each.correlation.high:+.2f}")
@@ -45,7 +45,7 @@ def study_page(run: Run) -> str:
     )  # fmt: skip
 
 
-def _again(each: read.Retrained, run: Run) -> tuple[str, ...]:
+def _again(each: read.Retrained) -> tuple[str, ...]:
     error = BY_NAME["parameter_gradient_error"].read(each.judged)
     first = each.first.accuracy
     return (
