@@ -6,7 +6,6 @@ Two trainings of one seed share initialisation and the order of samples, so a di
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import linear_regression, mean
 
 from revsnn_bench.claims.claim import Judged, Verdict, by, known, label, listed, memory
 from revsnn_bench.records import AccuracyRecord, Record
@@ -97,12 +96,13 @@ def _difference(lif: dict[int, AccuracyRecord], other: dict[int, AccuracyRecord]
 
 def _slope(points: Sequence[tuple[float, float]]) -> Interval:
     """Least-squares slope, with Student's interval from its standard error."""
-    x, y = zip(*points, strict=True)
-    slope, start = linear_regression(x, y)
+    from scipy.stats import linregress  # not above: it takes longer to load than all that is judged without it
+
+    found = linregress(*zip(*points, strict=True))
+    slope = float(found.slope)
     if len(points) < 3:
         return Interval(slope, -math.inf, math.inf)
-    left = sum((b - start - slope * a) ** 2 for a, b in points) / (len(points) - 2)
-    half = student(len(points) - 2, 1 - ERROR) * math.sqrt(left / sum((a - mean(x)) ** 2 for a in x))
+    half = student(len(points) - 2, 1 - ERROR) * float(found.stderr)
     return Interval(slope, slope - half, slope + half)
 
 

@@ -1,10 +1,9 @@
 """A verdict in the formats of people, CI servers and benchmark services, by name in `RENDERERS`.
 
-`table` and `markdown` show headline, findings and advice. `junit` is one test case per benchmark case, in the schema of
-the Jenkins xUnit plugin as pytest writes it. `github` are workflow commands that the runner of GitHub Actions turns
-into annotations, with the escapes of @actions/core; GitHub shows the first ten errors of a step. `bencher`
-(Bencher Metric Format) and `customSmallerIsBetter` (github-action-benchmark) hold the gated values without the verdict,
-for services that keep a history and have thresholds of their own.
+`junit` is one test case per benchmark case, in the schema of the Jenkins xUnit plugin as pytest writes it. `github` are
+workflow commands that the runner of GitHub Actions turns into annotations, with the escapes of @actions/core; GitHub
+shows the first ten errors of a step. `bencher` (Bencher Metric Format) and `customSmallerIsBetter`
+(github-action-benchmark) hold the gated values without the verdict, for services that keep a history.
 """
 
 import json

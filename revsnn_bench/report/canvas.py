@@ -392,23 +392,24 @@ class LogRange:
         places = [float(self.base**exponent) * part for exponent, part in ticks]
         names = [binary_tick(exponent, part) if self.base == 2 else _decimal(exponent) for exponent, part in ticks]
         low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
-        draw = axes.axhline if axis is axes.yaxis else axes.axvline
+        up = axis is axes.yaxis
+        draw = axes.axhline if up else axes.axvline
         if self.has_zero:
             places, names, low = [self.place(0), *places], [zero, *names], self.first - 1.35 * self._gap
             draw(self.base ** (self.first - 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         if self.has_lost:
             places, names, high = [*places, self.place(math.nan)], [*names, lost], self.last + 1.35 * self._gap
             draw(self.base ** (self.last + 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        _logarithmic(axes, axis, self.base)
+        (axes.set_yscale if up else axes.set_xscale)("log", base=self.base)
         axis.set_ticks(places, names)
         axis.set_ticks([], minor=True)
-        (axes.set_ylim if axis is axes.yaxis else axes.set_xlim)(float(self.base) ** low, float(self.base) ** high)
+        (axes.set_ylim if up else axes.set_xlim)(float(self.base) ** low, float(self.base) ** high)
 
 
 def positions(axes: "Axes", at: Sequence[int]) -> None:
     """Marks the x axis at the positions that were measured, spaced by their logarithm, as far as there is room."""
     shown = sorted(set(at))
-    _logarithmic(axes, axes.xaxis, 2)
+    axes.set_xscale("log", base=2)
     spread = (shown[-1] / shown[0]) ** 0.05 if shown[0] != shown[-1] else 1.5
     axes.set_xlim(shown[0] / spread, shown[-1] * spread)
     octave = axes.get_position().width * WIDTH_IN / math.log2(shown[-1] / shown[0] * spread**2)
@@ -430,10 +431,6 @@ def from_zero(axes: "Axes", values: Sequence[Number], unit: str) -> tuple[float,
     return scale, f"{prefix.strip()}{unit}"
 
 
-def _logarithmic(axes: "Axes", axis: "Axis", base: int) -> None:
-    (axes.set_yscale if axis is axes.yaxis else axes.set_xscale)("log", base=base)
-
-
 def _decimal(exponent: int) -> str:
     return f"1e{exponent}" if abs(exponent) > 2 else f"{10.0**exponent:g}"
 
@@ -450,10 +447,8 @@ def tidy(svg: str) -> str:
     svg = _NO_ROTATION.sub("", svg)
     svg = re.sub(r"font-family: [^;\"]+; ?", "", svg)
     svg = svg.replace("<svg ", f'<svg font-family="{FONT}" ', 1)
-    tags, texts = re.split(r"(>[^<]*)", svg), []
-    for part in tags:
-        texts.append(part if part.startswith(">") else _LONG_NUMBER.sub(_short, part))
-    svg = "".join(texts)
+    parts = re.split(r"(>[^<]*)", svg)
+    svg = "".join(part if part.startswith(">") else _LONG_NUMBER.sub(_short, part) for part in parts)
     used = set(_REFERENCES.findall(svg))
     svg = _IDS.sub(lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r">\s+<", "><", re.sub(r"[ \t]*\n[ \t]*", " ", svg))

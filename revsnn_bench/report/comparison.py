@@ -2,9 +2,8 @@
 
 Cases are matched by id; of a case recorded twice in one run, the last record counts. Bytes and operations are
 compared exactly. Seconds of two runs are never compared, since load and clocks differ even on one machine: each time is
-taken as a ratio to the reference, which was timed in the same process, round by round. `Comparison.verdict` says which
-way a value went, and judges only what can be judged: exact values of comparable environments, and times with intervals.
-Whether a difference is a regression is decided by the gate.
+taken as a ratio to the reference, which was timed in the same process, round by round. `Comparison.verdict` judges only
+exact values of comparable environments, and times with intervals; what is a regression is decided by the gate.
 """
 
 import math
@@ -22,7 +21,6 @@ from revsnn_bench.report import markdown, units
 from revsnn_bench.report.points import ratio_of
 from revsnn_bench.report.terminal import Grid
 
-ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
 STATUS, EXTENT = "status", "measured"
 _SUFFIX = "_ratio_to_lif"
 _HEADINGS = ("case", "metric", "before", "after", "change", "verdict")
@@ -76,10 +74,10 @@ class Difference:
     def note(self) -> str:
         """Which run alone has a value, or that the status differs; else empty."""
         if self.before is None:
-            return ONLY_AFTER
+            return "only after"
         if self.after is None:
-            return ONLY_BEFORE
-        return STATUS_DIFFERS if self.name == STATUS and self.before != self.after else ""
+            return "only before"
+        return "status differs" if self.name == STATUS and self.before != self.after else ""
 
     @property
     def differs(self) -> bool:
@@ -199,11 +197,9 @@ class Comparison:
 
     def verdict(self, pair: CasePair, found: Difference) -> str:
         """The key of `VERDICTS` that describes a difference."""
-        if found.note in (ONLY_BEFORE, ONLY_AFTER):
-            lacking = self.after if found.note == ONLY_BEFORE else self.before
-            if not lacking.complete and found.name == STATUS:
-                return UNJUDGED
-            return GONE if found.note == ONLY_BEFORE else NEW
+        if found.before is None or found.after is None:
+            lacking, verdict = (self.before, NEW) if found.before is None else (self.after, GONE)
+            return UNJUDGED if found.name == STATUS and not lacking.complete else verdict
         if found.name == STATUS:
             return BETTER if found.after == Status.OK.value else WORSE if found.before == Status.OK.value else CHANGED
         metric = found.metric

@@ -157,10 +157,8 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
 
 
 def _trust(run: Run) -> list[Finding]:
-    """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true.
-
-    And one for a user's model as it is that nothing could judge.
-    """
+    """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true; one
+    for a user's model as it is that nothing could judge."""
     names, order = naming(run), variants(run)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(run, key=lambda record: order.index(record.case.variant)):

@@ -83,10 +83,8 @@ def name_points(
 ) -> None:
     """Writes the name of each point beside it, where no other point or name is; call it when the scales are set.
 
-    Args:
-        points: place, height, name, and colour of the name.
-        right: inches beside the plot that names may reach into.
-        line: corners of a staircase that names should not cross.
+    A point is its place, height, name, and the name's colour. Names may reach so many inches beyond the plot at its
+    right, and should not cross the line, a staircase given by its corners.
     """
     wide, high = _inches(axes)
     spots = [(x * wide, y * high) for x, y in (_fraction(axes, x, y) for x, y, *_ in points)]

@@ -114,10 +114,8 @@ def best_points(points: Points, rank: Callable[[Case], tuple[int, ...]]) -> Poin
 
 
 def points_by_setting(run: Run) -> Points:
-    """Returns the point with most nodes that are right, then the largest one, of each setting; most nodes first.
-
-    Only cases that ended as `ok` and whose memory was measured take part.
-    """
+    """Returns the point with most nodes that are right and have their memory measured, then the largest one, of each
+    setting; most nodes first."""
     points = by_point(record for record in run if record.status is Status.OK and record.memory is not None)
     best = best_points(points, lambda point: (len(points[point]), work(point)))
     return dict(sorted(best.items(), key=lambda item: -len(item[1])))
@@ -202,10 +200,8 @@ def naming(records: Iterable[Record]) -> Naming:
 
 
 def _shared(records: Iterable[Record]) -> Shared:
-    """Options with one value in all names that have them, of nodes that are not there both with and without them.
-
-    One that a single name of several has stays in that name.
-    """
+    """Options with one value in all names that have them, of nodes that are not there both with and without them; one
+    that a single name of several has stays in that name."""
     cases = {record.case.variant: record.case for record in records}.values()
     values: dict[str, set[Option]] = defaultdict(set)
     for case in cases:
@@ -222,10 +218,7 @@ def _shared(records: Iterable[Record]) -> Shared:
 
 
 def sweeps(run: Run, axis: Axis) -> list[Sweep]:
-    """Returns every sweep along an axis: at least two positions with all else but the node equal.
-
-    Approximate methods take no part: they stand beside no exact one, see `approximate`.
-    """
+    """Returns every sweep along an axis, of exact methods: at least two positions with all else but the node equal."""
     rank = {variant: index for index, variant in enumerate(variants(run))}
     groups: dict[Case, list[Record]] = defaultdict(list)
     for record in exact(run):
@@ -271,10 +264,8 @@ class Ratio:
 
 
 def references(run: Run) -> dict[Case, Record]:
-    """Returns the cases that ratios are taken against, of those that ended well; the latest record of each counts.
-
-    Every standard LIF, whatever its options, and every user's model as it is.
-    """
+    """Returns what ratios are taken against: every standard LIF that ended well, whatever its options, and every user's
+    model as it is. The latest record of each counts."""
     return {r.case: r for r in run if r.status is Status.OK and r.case.node == r.case.reference}
 
 

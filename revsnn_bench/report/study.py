@@ -28,11 +28,10 @@ _TREES = 5
 
 
 class Retrained(NamedTuple):
-    """One of the best, trained again.
+    """One of the best, trained again, with accuracy by seed.
 
     Fields:
-        fresh: accuracy by seed.
-        to_first: mean of these less the accuracy of the trial: how far it came back to the mean.
+        to_first: their mean less the accuracy of the trial: how far it came back to the mean.
         to_baseline: less the baseline, seed by seed; None of the baseline itself.
         judged: the record that holds bytes and gradient error.
     """
@@ -137,10 +136,8 @@ def _less(scores: Mapping[int, float], others: Mapping[int, float]) -> Interval 
 
 
 def chosen(run: Run) -> Record | None:
-    """Of what fresh seeds cannot tell from the highest mean, the setting that takes the fewest bytes.
-
-    Before anything was trained again, the first of the front.
-    """
+    """Of what fresh seeds cannot tell from the highest mean, the setting that takes the fewest bytes; before anything
+    was trained again, the first of the front."""
     again = retrained(run)
     if not again:
         return next(iter(front(run)), None)

@@ -1,7 +1,6 @@
 """Pages from records, and what they share: templates, style, script, tables that a reader can search, filter and sort.
 
-A page is one file that works without a server or a network; its content security policy allows nothing but its own
-script.
+A page is one file that works without a server or a network, and may run nothing but its own script.
 """
 
 import base64

@@ -95,8 +95,8 @@ def render_html(
 
     Args:
         figures: what `draw_figures(run)` returned, where that was called already.
-        refresh_s: seconds after which an open page loads itself again, while a run goes on; None for never.
-        claims: the section of the paper's claims, see `revsnn_bench.claims`; None for none.
+        refresh_s: seconds after which an open page loads itself again, while a run goes on.
+        claims: the section of the paper's claims, see `revsnn_bench.claims`.
     """
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
@@ -184,10 +184,8 @@ class Point(NamedTuple):
 
 
 def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
-    """Returns every point in order of setting, T and B, and which of them to show first.
-
-    The first one shown has most nodes that are right; of several such points the largest.
-    """
+    """Returns every point in order of setting, T and B, and which to show first: that with most nodes that are right,
+    of several such points the largest."""
     points = by_point(exact(run))
     backends: dict[str, set[object]] = defaultdict(set)
     for point in points:
