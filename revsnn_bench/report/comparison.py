@@ -126,11 +126,6 @@ class CasePair:
         before, after = _values(self.before), _values(self.after)
         return tuple(Difference(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after]))
 
-    def changed(self) -> list[Difference]:
-        """What differs; of a case that only one run has, the status alone."""
-        shown = self.differences if self.before and self.after else self.differences[:1]
-        return [found for found in shown if found.differs]
-
     @property
     def two_hosts(self) -> str:
         """On which two hosts of a cluster the case was timed, in words; "" where times of one machine are compared."""
@@ -173,8 +168,12 @@ class Comparison:
         return sum(len(pair.differences) for pair in self.cases)
 
     def changed(self) -> list[tuple[CasePair, Difference]]:
-        """Every case with each value in which it differs."""
-        return [(pair, found) for pair in self.cases for found in pair.changed()]
+        """Every case with each value in which it differs; of one that only one run has, the status alone."""
+        found = []
+        for pair in self.cases:
+            shown = pair.differences if pair.before and pair.after else pair.differences[:1]
+            found += [(pair, each) for each in shown if each.differs]
+        return found
 
     def fields(self) -> list[FieldDifference]:
         """Fields of header and environment that differ; run id, start and command always do and are left out."""
