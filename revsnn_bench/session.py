@@ -180,7 +180,7 @@ class BenchSession:
         else:
             saved = self._journal.path
             self._journal.close()
-        from revsnn_bench.claims.report import claims_section
+        from revsnn_bench.claims import claims_section
 
         return saved, *write_reports(run, self.options.reports_dir, self.options.formats, claims_section(run))
 
@@ -188,7 +188,7 @@ class BenchSession:
         """Writes the page of a live run, at most every `LIVE_S` seconds and never for more than a tenth of the time."""
         if self._journal is None or not self.options.live or time.monotonic() < self._page_due:
             return
-        from revsnn_bench.claims.report import claims_section
+        from revsnn_bench.claims import claims_section
         from revsnn_bench.report.html.report import render_html
 
         start = time.monotonic()

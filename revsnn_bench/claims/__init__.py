@@ -1,29 +1,43 @@
-"""The paper's claims: which cases each needs, and the findings that follow from the records of a run.
+"""The paper's claims: which cases each needs, the findings that follow from the records of a run, and their table.
 
 A judge is called only when every case of its claim ended and holds what the claim reads, so it takes the parts of a
 record for granted.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from markupsafe import Markup
+from rich.text import Text
 
 from revsnn_bench.case import Case
-from revsnn_bench.claims.accuracy import accuracy_maintained, one_node_swapped, rises_with_groups
+from revsnn_bench.claims import accuracy, costs
 from revsnn_bench.claims.claim import NO_VERDICT, Claim, ClaimFinding, Verdict, listed
-from revsnn_bench.claims.costs import (
-    constant_in_t,
-    fewer_flops,
-    in_the_network,
-    inverse_checked,
-    less_memory,
-    less_memory_right_gradient,
-    less_time,
-    one_tensor_per_block,
-)
 from revsnn_bench.claims.plan import Plan
 from revsnn_bench.measuring import PASSES
-from revsnn_bench.records import Run, Status
+from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import units, write_texts
+from revsnn_bench.report.html import render_part
+from revsnn_bench.report.markdown import bullets, table
+from revsnn_bench.report.terminal import Grid
 
-__all__ = ["CLAIMS", "SOURCE", "ClaimFinding", "Plan", "Verdict", "cases_of", "judge", "passes_of"]
+__all__ = [
+    "CLAIMS",
+    "SOURCE",
+    "ClaimFinding",
+    "Plan",
+    "Verdict",
+    "cases_of",
+    "claims_json",
+    "claims_markdown",
+    "claims_section",
+    "claims_table",
+    "judge",
+    "passes_of",
+    "write_claims",
+]
 
 SOURCE = (
     "Lei et al., Towards Zero Memory Footprint Spiking Neural Network Training, arXiv 2308.08649. The equations "
@@ -31,85 +45,84 @@ SOURCE = (
 )
 """What the claims are of, and what was measured."""
 
-
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "memory",
         "The node takes 58.65 times less memory than the current SNN node.",
         Plan.memory,
         ("memory", "fidelity"),
-        less_memory,
+        costs.less_memory,
     ),
     Claim(
         "memory-right",
         "The same with a right gradient, by lif-carrier, which is not the paper's.",
         Plan.memory,
         ("memory", "fidelity"),
-        less_memory_right_gradient,
+        costs.less_memory_right_gradient,
     ),
     Claim(
         "constant",
         "The node's memory does not grow with T.",
         Plan.memory,
         ("memory", "fidelity"),
-        constant_in_t,
+        costs.constant_in_t,
     ),
     Claim(
         "network",
         "A whole network keeps at most half with the node swapped.",
         Plan.whole_network,
         ("memory",),
-        in_the_network,
+        costs.in_the_network,
     ),
     Claim(
         "flops",
         "Backward takes 23 % fewer FLOPs than classic reversible backprop (old and new method on VGG-11).",
         Plan.saving,
         ("flops", "fidelity"),
-        fewer_flops,
+        costs.fewer_flops,
     ),
     Claim(
         "time",
         "Training takes 23.8 % less time than with classic reversible backprop.",
         Plan.saving,
         ("fidelity", "time"),
-        less_time,
+        costs.less_time,
     ),
-    Claim("accuracy", "Accuracy is maintained.", Plan.accuracy, ("accuracy",), accuracy_maintained),
+    Claim("accuracy", "Accuracy is maintained.", Plan.accuracy, ("accuracy",), accuracy.accuracy_maintained),
     Claim(
         "accuracy-beta",
         "The same at beta = 0.1, which is not the paper's.",
         Plan.small_beta,
         ("accuracy",),
-        accuracy_maintained,
+        accuracy.accuracy_maintained,
     ),
     Claim(
         "groups",
         "Accuracy rises with the number of groups.",
         Plan.group_counts,
         ("accuracy",),
-        rises_with_groups,
+        accuracy.rises_with_groups,
     ),
     Claim(
         "one-node",
         "One node swapped in a small VGG: less memory, the same accuracy.",
         Plan.one_swapped,
         ("memory", "accuracy"),
-        one_node_swapped,
+        accuracy.one_node_swapped,
     ),
     Claim(
         "inverse",
         "The inverse, checked step by step against stored activations with torch.allclose, gives them back.",
         Plan.memory,
         ("fidelity",),
-        inverse_checked,
+        costs.inverse_checked,
     ),
     Claim(
         "remat",
         "One tensor per block with the network unchanged, by remat, which is not the paper's.",
         Plan.unchanged_network,
         ("memory", "fidelity", "time"),
-        one_tensor_per_block,
+        costs.one_tensor_per_block,
     ),
 )
 """The paper's claims, then the experiments that the literature proposes for them."""
@@ -128,7 +141,8 @@ def passes_of(case: Case, plan: Plan, keys: Iterable[str] = ()) -> tuple[str, ..
 
 def judge(run: Run, plan: Plan, keys: Iterable[str] = ()) -> list[ClaimFinding]:
     """The findings on some claims, or on all; a claim stays open where a case is missing, failed or half measured."""
-    return [_judged(claim, run, plan) for claim in _chosen(keys)]
+    found = {record.case: record for record in run}
+    return [_judged(claim, found, plan) for claim in _chosen(keys)]
 
 
 def _chosen(keys: Iterable[str]) -> list[Claim]:
@@ -136,16 +150,72 @@ def _chosen(keys: Iterable[str]) -> list[Claim]:
     return [claim for claim in CLAIMS if claim.key in wanted]
 
 
-def _judged(claim: Claim, run: Run, plan: Plan) -> ClaimFinding:
-    cases, found = claim.cases(plan), {record.case: record for record in run}
+def _judged(claim: Claim, found: Mapping[Case, Record], plan: Plan) -> ClaimFinding:
+    cases = claim.cases(plan)
     records = [found[case] for case in cases if case in found]
     ended = [r for r in records if r.status in (Status.OK, Status.WRONG)]
     failed = [r.case.id for r in records if r not in ended]
-    missing = len(cases) - len(records)
     partial = sum(any(getattr(r, part) is None for part in claim.reads) for r in ended)
-    if missing or failed or partial:
-        lack = [f"{missing} of {len(cases)} cases are not in the run"] if missing else []
-        lack += [f"failed: {listed(failed)}"] if failed else []
-        lack += [f"{partial} cases were measured without {listed(claim.reads)}"] if partial else []
+    lack = []
+    if missing := len(cases) - len(records):
+        lack.append(f"{missing} of {len(cases)} cases are not in the run")
+    if failed:
+        lack.append(f"failed: {listed(failed)}")
+    if partial:
+        lack.append(f"{partial} cases were measured without {listed(claim.reads)}")
+    if lack:
         return ClaimFinding(claim.key, claim.says, "", "; ".join(lack), Verdict.OPEN, NO_VERDICT)
     return ClaimFinding(claim.key, claim.says, *claim.judge(records))
+
+
+_STYLES = {
+    Verdict.REPRODUCED: "green",
+    Verdict.CONDITIONS: "yellow",
+    Verdict.NOT: "red",
+    Verdict.UNDECIDED: "yellow",
+    Verdict.OPEN: "dim",
+}
+
+
+def write_claims(run: Run, findings: Sequence[ClaimFinding], reports_dir: Path) -> list[Path]:
+    """Writes `<run>-claims.md` and `<run>-claims.json`; returns their paths."""
+    texts = {"-claims.md": claims_markdown(run, findings), "-claims.json": claims_json(run, findings)}
+    return write_texts(run, reports_dir, texts)
+
+
+def claims_markdown(run: Run, findings: Sequence[ClaimFinding]) -> str:
+    """The table, and below it how each verdict came about."""
+    environment = run.header.environment
+    rows = [(f.claim, f.conditions, f.measured, f.verdict.value, f.command) for f in findings]
+    rules = bullets(f"**{f.key}**, {f.verdict.value}: {units.markdown(f.why)}" for f in findings)
+    place, torch, start = map(units.markdown, (run.place, environment.torch, run.header.started_at))
+    parts = [
+        f"# The paper's claims, measured: {units.markdown(run.header.run_id)}",
+        f"{SOURCE} Measured on {place} with torch {torch}, {start}.",
+        table(("claim", "measured where", "measured", "verdict", "command"), rows),
+        f"## Why these verdicts\n\n{rules}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def claims_section(run: Run) -> Markup:
+    """The section of a run's page on the claims whose cases it holds; empty where it holds none."""
+    shown = [finding for finding in judge(run, Plan()) if finding.verdict is not Verdict.OPEN]
+    return render_part("claims", claims=shown, source=SOURCE) if shown else Markup("")
+
+
+def claims_json(run: Run, findings: Sequence[ClaimFinding]) -> str:
+    """The findings with their commands, and the run and environment they come from."""
+    document = {
+        "run_id": run.header.run_id,
+        "environment": run.header.environment.model_dump(mode="json"),
+        "claims": [asdict(finding) | {"command": finding.command} for finding in findings],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def claims_table(findings: Sequence[ClaimFinding]) -> Grid:
+    """The table for a terminal."""
+    headings = ("claim", "measured where", "measured", "verdict")
+    rows = [(f.claim, f.conditions, f.measured, Text(f.verdict.value, style=_STYLES[f.verdict])) for f in findings]
+    return Grid("The paper's claims, measured", headings, rows=rows)

@@ -5,8 +5,7 @@ Two trainings of one seed share initialisation and the order of samples, so a di
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from statistics import linear_regression, mean
+from collections.abc import Mapping, Sequence
 
 from revsnn_bench.claims.claim import Judged, Verdict, by, known, label, listed, memory
 from revsnn_bench.records import AccuracyRecord, Record
@@ -26,16 +25,9 @@ def accuracy_maintained(records: list[Record]) -> Judged:
     """Each coupled node against the standard LIF, network by network and seed by seed."""
     parts, verdicts = [], []
     for workload in dict.fromkeys(record.case.workload for record in records):
-        scores = _scores(by(records, workload=workload))
-        lif = _lif_of(scores)
-        shown = [f"{lif} {_shown(scores[lif])}"]
-        for variant, each in scores.items():
-            if variant != lif:
-                loss = _difference(scores[lif], each)
-                shown.append(f"{variant} {_shown(each)}, {loss.in_points()} to lif")
-                if variant.startswith("revlif"):
-                    verdicts.append(_maintained(loss))
+        shown, maintained = _against_lif(by(records, workload=workload), {})
         parts.append(f"{workload}: {listed(shown)}")
+        verdicts += maintained
     return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
 
 
@@ -47,30 +39,34 @@ def rises_with_groups(records: list[Record]) -> Judged:
         f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
         for variant, each in _scores(records).items()
     )
-    measured = f"{shown}; {slope.in_points()} per doubling"
+    verdict, why = Verdict.UNDECIDED, "Its interval holds zero."
     if slope.low > 0:
-        return Judged(_trained(records), measured, Verdict.REPRODUCED, "Its interval lies above zero.")
-    if slope.high <= 0:
-        return Judged(_trained(records), measured, Verdict.NOT, "Its interval lies at or below zero.")
-    return Judged(_trained(records), measured, Verdict.UNDECIDED, "Its interval holds zero.")
+        verdict, why = Verdict.REPRODUCED, "Its interval lies above zero."
+    elif slope.high <= 0:
+        verdict, why = Verdict.NOT, "Its interval lies at or below zero."
+    return Judged(_trained(records), f"{shown}; {slope.in_points()} per doubling", verdict, why)
 
 
 def one_node_swapped(records: list[Record]) -> Judged:
     """Bytes and accuracy of a network in which one layer's node is another."""
-    scores = _scores(records)
     kept = {label(record.case): memory(record).retained_bytes for record in records}
-    lif = _lif_of(scores)
-    parts, verdicts = [f"{lif} retains {units.size(kept[lif])}, {_shown(scores[lif])}"], []
-    for variant, each in scores.items():
-        if variant != lif:
-            loss, times = _difference(scores[lif], each), units.times(kept[lif] / kept[variant])
-            parts.append(
-                f"{variant} retains {units.size(kept[variant])} ({times} times less), {_shown(each)}, "
-                f"{loss.in_points()} to lif"
-            )
-            if variant.startswith("revlif"):
-                verdicts.append(_maintained(loss) if kept[variant] < kept[lif] else False)
+    parts, verdicts = _against_lif(records, kept)
     return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
+
+
+def _against_lif(records: list[Record], kept: Mapping[str, int]) -> tuple[list[str], list[bool | None]]:
+    """Each node in words, with its bytes where known; of each coupled one whether it maintains accuracy by fewer."""
+    scores = _scores(records)
+    lif = next(variant for variant in scores if variant.partition("[")[0] == "lif")
+    parts, verdicts = [], list[bool | None]()
+    for variant in sorted(scores, key=lambda variant: variant != lif):
+        words, loss = _shown(scores[variant]), _difference(scores[lif], scores[variant])
+        times = f" ({units.times(kept[lif] / kept[variant])} times less)" if kept and variant != lif else ""
+        retains = f"retains {units.size(kept[variant])}{times}, " if kept else ""
+        parts.append(f"{variant} {retains}{words}" + (f", {loss.in_points()} to lif" if variant != lif else ""))
+        if variant.startswith("revlif"):
+            verdicts.append(False if kept and kept[variant] >= kept[lif] else _maintained(loss))
+    return parts, verdicts
 
 
 def _maintained(difference: Interval) -> bool | None:
@@ -100,12 +96,13 @@ def _difference(lif: dict[int, AccuracyRecord], other: dict[int, AccuracyRecord]
 
 def _slope(points: Sequence[tuple[float, float]]) -> Interval:
     """Least-squares slope, with Student's interval from its standard error."""
-    x, y = zip(*points, strict=True)
-    slope, start = linear_regression(x, y)
+    from scipy.stats import linregress  # not above: it takes longer to load than all that is judged without it
+
+    found = linregress(*zip(*points, strict=True))
+    slope = float(found.slope)
     if len(points) < 3:
         return Interval(slope, -math.inf, math.inf)
-    left = sum((b - start - slope * a) ** 2 for a, b in points) / (len(points) - 2)
-    half = student(len(points) - 2, 1 - ERROR) * math.sqrt(left / sum((a - mean(x)) ** 2 for a in x))
+    half = student(len(points) - 2, 1 - ERROR) * float(found.stderr)
     return Interval(slope, slope - half, slope + half)
 
 
@@ -120,10 +117,6 @@ def _scores(records: list[Record]) -> Scores:
     for record in records:
         found[label(record.case)][record.case.seed] = known(record.accuracy)
     return found
-
-
-def _lif_of(scores: Scores) -> str:
-    return next(variant for variant in scores if variant.partition("[")[0] == "lif")
 
 
 def _shown(scores: dict[int, AccuracyRecord]) -> str:

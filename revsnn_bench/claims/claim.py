@@ -25,16 +25,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class ClaimFinding:
-    """One row of the table of claims.
-
-    Args:
-        key: short name, as `--only` takes it.
-        claim: what is claimed.
-        conditions: where it was measured here.
-        measured: what was found, with its numbers.
-        verdict: what follows from the numbers.
-        why: the rule that led to the verdict.
-    """
+    """One row of the table of claims: key as `--only` takes it, claim, and what a judge returns."""
 
     key: str
     claim: str
@@ -50,7 +41,7 @@ class ClaimFinding:
 
 
 class Judged(NamedTuple):
-    """What a judge returns; the fields are those of `ClaimFinding`."""
+    """What a judge returns: where it was measured, what was found, the verdict, and the rule that led to it."""
 
     conditions: str
     measured: str
@@ -60,15 +51,8 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: what it says, the cases it needs, and how their records are judged.
-
-    Args:
-        key: short name.
-        says: the claim in words.
-        cases: the cases of a plan that it needs.
-        reads: the parts of their records that it needs.
-        judge: conditions, findings, verdict and rule, from the records of those cases, none of which failed.
-    """
+    """One claim: the cases of a plan and the parts of their records that it needs, and the judge of these records, of
+    which none failed."""
 
     key: str
     says: str

@@ -1,5 +1,7 @@
 """The judges of what is counted and timed: bytes over T and in a network, operations, time, the inverse, `remat`."""
 
+from collections.abc import Callable
+
 from revsnn_bench.claims.claim import (
     NO_VERDICT,
     Judged,
@@ -34,16 +36,16 @@ Sizes = dict[int, int]
 
 def less_memory(records: list[Record]) -> Judged:
     """The ratio to each standard LIF, the T from which on it is as claimed, and whether the gradient is right there."""
-    own = _retained(records, "revlif")
-    conditions = f"{_layer(records)}, float32; T = {listed(own)}; lif over revlif, retained bytes"
-    parts, reached = [], {}
+    own = _retained(by(records, node="revlif", dtype="float32"))
+    conditions = f"{_over_t(records)}; lif over revlif, retained bytes"
+    parts, reached = [], []
     for baseline, lif in _standards(records).items():
         ratios = {t: lif[t] / size for t, size in own.items()}
-        reached[baseline] = _first_reaching(ratios)
-        first = "not reached" if reached[baseline] is None else f"reached at T = {reached[baseline]}"
-        last = max(ratios)
+        t, last = _first_reaching(ratios), max(ratios)
+        reached.append(t)
+        first = "not reached" if t is None else f"reached at T = {t}"
         parts.append(f"to the {baseline} LIF {units.times(ratios[last])} at T = {last}{_line(ratios)}, {first}")
-    found = sorted({t for t in reached.values() if t is not None})
+    found = sorted({t for t in reached if t is not None})
     right = {}
     for dtype in ("float32", "float64"):
         for t in found:
@@ -54,7 +56,7 @@ def less_memory(records: list[Record]) -> Judged:
     measured = "; ".join(parts)
     if not found:
         return Judged(conditions, measured, Verdict.NOT, f"The ratio never reaches {CLAIMED_RATIO}.")
-    if None not in reached.values() and all(right["float32", t] for t in found):
+    if None not in reached and all(right["float32", t] for t in found):
         return Judged(conditions, measured, Verdict.REPRODUCED, "Memory and gradient both hold, to each standard LIF.")
     why = "Memory yes, to the standard LIFs and from the T that are named."
     if not all(right["float32", t] for t in found):
@@ -81,14 +83,13 @@ def less_memory_right_gradient(records: list[Record]) -> Judged:
         f"retains {sizes(carriers)} at every T; with the carried state counted on both sides it takes less by "
         f"{listed(parts)}; largest gradient error {worst:.1e}"
     )
-    conditions = _over_t(records, carriers)
-    if not all(map(is_right, carriers)) or not any(reached):
-        return Judged(conditions, measured, Verdict.NOT, "It does not hold at some T.")
-    if not all(reached):
-        why = f"The gradient is right at every T; the ratio passes {CLAIMED_RATIO} to some standard LIFs alone."
-        return Judged(conditions, measured, Verdict.CONDITIONS, why)
-    why = f"The ratio passes {CLAIMED_RATIO} to each standard LIF, and the gradient is right at every T."
-    return Judged(conditions, measured, Verdict.REPRODUCED, why)
+    verdict, why = of_all(
+        reached if all(map(is_right, carriers)) else [False],
+        f"The ratio passes {CLAIMED_RATIO} to each standard LIF, and the gradient is right at every T.",
+        f"The gradient is right at every T; the ratio passes {CLAIMED_RATIO} to some standard LIFs alone.",
+        "It does not hold at some T.",
+    )
+    return Judged(_over_t(records), measured, verdict, why)
 
 
 def constant_in_t(records: list[Record]) -> Judged:
@@ -96,17 +97,16 @@ def constant_in_t(records: list[Record]) -> Judged:
     nodes, lifs = (by(records, node=node, dtype="float32") for node in ("revlif", "lif"))
     lif = [record for record in lifs if baseline_of(record.case) == "eager"]
     wrong = [record.case.timesteps for record in nodes if not is_right(record)]
-    conditions = _over_t(records, nodes)
     measured = (
         f"revlif retains {sizes(nodes)} at every T; the eager LIF "
         f"{units.measured('retained_bytes', lif[0])} to {units.measured('retained_bytes', lif[-1])}"
     )
     if len({memory(record).retained_bytes for record in nodes}) > 1:
-        return Judged(conditions, measured, Verdict.NOT, "The bytes differ between two T.")
+        return Judged(_over_t(records), measured, Verdict.NOT, "The bytes differ between two T.")
     if wrong:
         measured += f"; its gradient is wrong at T = {listed(wrong)}"
-        return Judged(conditions, measured, Verdict.CONDITIONS, "Bytes are constant, the gradient is not right.")
-    return Judged(conditions, measured, Verdict.REPRODUCED, "One number of bytes, a right gradient at each T.")
+        return Judged(_over_t(records), measured, Verdict.CONDITIONS, "Bytes are constant, the gradient is not right.")
+    return Judged(_over_t(records), measured, Verdict.REPRODUCED, "One number of bytes, a right gradient at each T.")
 
 
 def in_the_network(records: list[Record]) -> Judged:
@@ -119,8 +119,7 @@ def in_the_network(records: list[Record]) -> Judged:
         (record,) = by(whole, node=name)
         own, shown = memory(record), []
         for lif in by(whole, node="lif"):
-            its = memory(lif)
-            times, peak = its.retained_bytes / own.retained_bytes, its.peak_bytes / own.peak_bytes
+            times, peak = memory(lif).retained_bytes / own.retained_bytes, memory(lif).peak_bytes / own.peak_bytes
             shown.append(f"{baseline_of(lif.case)} {units.times(times)} (peak {units.times(peak)})")
             if name == "revlif":
                 halved.append(times >= HALF)
@@ -142,48 +141,35 @@ def in_the_network(records: list[Record]) -> Judged:
 def fewer_flops(records: list[Record]) -> Judged:
     """1 - backward(revlif) / backward(revlif-revnet), recomputation included."""
     name = "backward_recompute_flops"
-    held, parts = [], []
-    for new, old in _pairs(records):
-        if Status.WRONG in (new.status, old.status):
-            held.append(False)
-            parts.append(f"{_place(new)}: its gradient is wrong")
-            continue
-        saving = 1 - known(BY_NAME[name].read(new)) / known(BY_NAME[name].read(old))
-        held.append(saving >= ENOUGH * CLAIMED_FLOPS)
+
+    def saved(new: Record, old: Record) -> tuple[Ratio, str]:
+        share = 1 - known(BY_NAME[name].read(new)) / known(BY_NAME[name].read(old))
         shown = f"{units.measured(name, new)} against {units.measured(name, old)}"
-        parts.append(f"{_place(new)}: {units.percent(saving)} ({shown})")
-    conditions = f"{_compared(records)}; backward with all it runs again, 1 MAC = 2 FLOPs"
-    return Judged(conditions, "; ".join(parts), *_saving(held, CLAIMED_FLOPS))
+        return Ratio(share, share, share), f"{units.percent(share)} ({shown})"
+
+    return _saving(records, "backward with all it runs again, 1 MAC = 2 FLOPs", CLAIMED_FLOPS, saved)
 
 
 def less_time(records: list[Record]) -> Judged:
     """The same in step time, each side divided by the standard LIF of its own rounds."""
-    held, parts = list[bool | None](), []
-    for new, old in _pairs(records):
-        if Status.WRONG in (new.status, old.status):
-            held.append(False)
-            parts.append(f"{_place(new)}: its gradient is wrong")
-            continue
-        saved = _time_saving(new, old)
-        if saved.low is None or saved.high is None:
-            held.append(None)
-            interval = " (not decided)"
-        else:
-            least = ENOUGH * CLAIMED_TIME
-            held.append(True if saved.low >= least else False if saved.high < least else None)
-            interval = f" [{100 * saved.low:.1f}, {100 * saved.high:.1f}]"
-        parts.append(f"{_place(new)}: {units.percent(saved.value)}{interval}")
+
+    def saved(new: Record, old: Record) -> tuple[Ratio, str]:
+        """With the widest interval that the two ratios to lif allow; of two hosts none."""
+        a, b = (known(ratio_of("step_time_s", record)) for record in (new, old))
+        value = 1 - a.value / b.value
+        if not one_host(new, old) or a.low is None or a.high is None or b.low is None or b.high is None:
+            return Ratio(value), f"{units.percent(value)} (not decided)"
+        low, high = 1 - a.high / b.low, 1 - a.low / b.high
+        return Ratio(value, low, high), f"{units.percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
+
     threads = {record.time.threads for record in records if record.time is not None}
-    conditions = f"{_compared(records)}; step time, {listed(threads)} threads, each against lif in the same rounds"
-    if None in held and True not in held:
-        why = f"The intervals do not tell whether {units.percent(ENOUGH * CLAIMED_TIME)} are saved."
-        return Judged(conditions, "; ".join(parts), Verdict.UNDECIDED, why)
-    return Judged(conditions, "; ".join(parts), *_saving([each is True for each in held], CLAIMED_TIME))
+    what = f"step time, {listed(threads)} threads, each against lif in the same rounds"
+    return _saving(records, what, CLAIMED_TIME, saved)
 
 
 def inverse_checked(records: list[Record]) -> Judged:
     """How many steps come back, from the last one, in each dtype and T."""
-    conditions = f"{_layer(records, of='revlif')}; input and membrane, rtol = atol = 1e-4"
+    conditions = f"{_layer(records, of=' of revlif')}; input and membrane, rtol = atol = 1e-4"
     parts, complete = [], []
     for dtype in ("float32", "float64"):
         shown = []
@@ -245,21 +231,22 @@ def one_tensor_per_block(records: list[Record]) -> Judged:
 
 def _layer(records: list[Record], of: str = "") -> str:
     case = records[0].case
-    return f"one layer{' of ' + of if of else ''}, B = {case.batch}, {case.shape[0]} features"
+    return f"one layer{of}, B = {case.batch}, {case.shape[0]} features"
 
 
-def _over_t(records: list[Record], shown: list[Record]) -> str:
-    return f"{_layer(records)}, float32; T = {listed(sorted(record.case.timesteps for record in shown))}"
+def _over_t(records: list[Record]) -> str:
+    steps = sorted({record.case.timesteps for record in records})
+    return f"{_layer(records)}, float32; T = {listed(steps)}"
 
 
-def _retained(records: list[Record], node: str) -> Sizes:
-    return {r.case.timesteps: memory(r).retained_bytes for r in by(records, node=node, dtype="float32")}
+def _retained(records: list[Record]) -> Sizes:
+    return {record.case.timesteps: memory(record).retained_bytes for record in records}
 
 
 def _standards(records: list[Record]) -> dict[str, Sizes]:
     """Retained bytes of each standard LIF, in float32."""
     lifs = by(records, node="lif", dtype="float32")
-    return {name: _retained([r for r in lifs if baseline_of(r.case) == name], "lif") for name in BASELINES}
+    return {name: _retained([r for r in lifs if baseline_of(r.case) == name]) for name in BASELINES}
 
 
 def _line(ratios: dict[int, float]) -> str:
@@ -277,38 +264,41 @@ def _first_reaching(ratios: dict[int, float]) -> int | None:
     return next((t for t in sorted(ratios) if ratios[t] >= CLAIMED_RATIO), None)
 
 
-def _pairs(records: list[Record]) -> list[tuple[Record, Record]]:
-    """revlif and revlif-revnet at each point."""
-    return list(zip(by(records, node="revlif"), by(records, node="revlif-revnet"), strict=True))
+def _saving(
+    records: list[Record], what: str, claimed: float, saved: Callable[[Record, Record], tuple[Ratio, str]]
+) -> Judged:
+    """What revlif saves over revlif-revnet in a layer and in the network, by `saved`, which gives it in words too.
 
-
-def _place(record: Record) -> str:
-    return "one layer" if record.case.workload == "layer" else f"whole {record.case.workload}"
-
-
-def _compared(records: list[Record]) -> str:
-    layer, network = (pair[0].case for pair in _pairs(records))
-    return (
+    Reproduced where both save as much as claimed, to a tenth of it; under conditions where one does.
+    """
+    pairs = list(zip(by(records, node="revlif"), by(records, node="revlif-revnet"), strict=True))
+    held, parts, least = list[bool | None](), [], ENOUGH * claimed
+    for new, old in pairs:
+        place = "one layer" if new.case.workload == "layer" else f"whole {new.case.workload}"
+        if Status.WRONG in (new.status, old.status):
+            held.append(False)
+            parts.append(f"{place}: its gradient is wrong")
+            continue
+        share, shown = saved(new, old)
+        parts.append(f"{place}: {shown}")
+        if share.low is None or share.high is None or share.low < least <= share.high:
+            held.append(None)
+        else:
+            held.append(share.low >= least)
+    layer, network = (new.case for new, _ in pairs)
+    conditions = (
         f"revlif against revlif-revnet, reference backend, float32; one layer T = {layer.timesteps}, "
-        f"B = {layer.batch}, {layer.shape[0]} features; {network.workload} T = {network.timesteps}, B = {network.batch}"
+        f"B = {layer.batch}, {layer.shape[0]} features; {network.workload} T = {network.timesteps}, "
+        f"B = {network.batch}; {what}"
     )
-
-
-def _saving(held: list[bool], claimed: float) -> tuple[Verdict, str]:
-    """Reproduced where every place saves as much as claimed, to a tenth of it; under conditions where one does."""
-    bound = units.percent(ENOUGH * claimed)
-    return of_all(
-        held,
+    measured, bound = "; ".join(parts), units.percent(least)
+    if None in held and True not in held:
+        why = f"The intervals do not tell whether {bound} are saved."
+        return Judged(conditions, measured, Verdict.UNDECIDED, why)
+    verdict, why = of_all(
+        [each is True for each in held],
         f"Each saves at least {bound}.",
         f"Not each place saves at least {bound}; in a network, what the node does not change remains.",
         f"None saves {bound}.",
     )
-
-
-def _time_saving(new: Record, old: Record) -> Ratio:
-    """1 - new / old, each a ratio to its own lif, with the widest interval that the two allow; of two hosts none."""
-    first, second = (known(ratio_of("step_time_s", record)) for record in (new, old))
-    value = 1 - first.value / second.value
-    if not one_host(new, old) or first.low is None or first.high is None or second.low is None or second.high is None:
-        return Ratio(value)
-    return Ratio(value, 1 - first.high / second.low, 1 - first.low / second.high)
+    return Judged(conditions, measured, verdict, why)

@@ -123,55 +123,28 @@ class Plan:
 
     def unchanged_network(self) -> list[Case]:
         """A network of SpikingJelly: eager, by its `memopt`, with our fused LIF, and the same inside `remat`."""
-        return [
-            Case(
-                node=node,
-                workload=self.field,
-                timesteps=self.network_timesteps,
-                batch=self.field_batch,
-                shape=self.field_shape,
-            )
-            for node in ("spikingjelly", "spikingjelly+bitpack", "lif", "lif+remat")
-        ]
+        sizes = {"timesteps": self.network_timesteps, "batch": self.field_batch, "shape": self.field_shape}
+        nodes = ("spikingjelly", "spikingjelly+bitpack", "lif", "lif+remat")
+        return [_case(node, {}, workload=self.field, **sizes) for node in nodes]
 
     def _layer(
         self, node: str, timesteps: int, options: dict[str, Any] = TORCH, features: int = 0, **fields: Any
     ) -> Case:
-        return Case(
-            node=node,
-            timesteps=timesteps,
-            batch=self.batch,
-            shape=(features or self.features,),
-            node_options=_pairs(options),
-            **fields,
-        )
+        shape = (features or self.features,)
+        return _case(node, options, timesteps=timesteps, batch=self.batch, shape=shape, **fields)
 
     def _network(self, node: str, options: dict[str, Any] = TORCH) -> Case:
-        return Case(
-            node=node,
-            workload=self.network,
-            timesteps=self.network_timesteps,
-            batch=self.network_batch,
-            shape=self.network_shape,
-            node_options=_pairs(options),
-        )
+        sizes = {"timesteps": self.network_timesteps, "batch": self.network_batch, "shape": self.network_shape}
+        return _case(node, options, workload=self.network, **sizes)
 
     def _trained(self, workload: str, shape: tuple[int, ...], nodes: Nodes) -> list[Case]:
+        sizes = {"timesteps": 4, "batch": 8, "shape": shape, "epochs": self.epochs}
         return [
-            Case(
-                node=node,
-                workload=workload,
-                timesteps=4,
-                batch=8,
-                shape=shape,
-                node_options=_pairs(options | TORCH),
-                seed=seed,
-                epochs=self.epochs,
-            )
+            _case(node, options | TORCH, workload=workload, seed=seed, **sizes)
             for node, options in nodes
             for seed in self.seeds
         ]
 
 
-def _pairs(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(options.items())
+def _case(node: str, options: dict[str, Any], **fields: Any) -> Case:
+    return Case(node=node, node_options=tuple(options.items()), **fields)

@@ -50,8 +50,7 @@ def claims(
 
     Exit code 5 where a claim could not be judged because a case failed.
     """
-    from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, judge, passes_of
-    from revsnn_bench.claims.report import claims_table, write_claims
+    from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, claims_table, judge, passes_of, write_claims
 
     known, keys = [claim.key for claim in CLAIMS], listed(only)
     for key in keys:

@@ -55,7 +55,7 @@ def report(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the files alone, not the tables.")] = False,
 ) -> None:
     """Write the reports of saved runs, and show them in the terminal."""
-    from revsnn_bench.claims.report import claims_section
+    from revsnn_bench.claims import claims_section
 
     written: list[Path] = []
     for name in runs or ["latest"]:

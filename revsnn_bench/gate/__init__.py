@@ -1,24 +1,22 @@
 """The gate: fails a run that needs more bytes or operations than its baseline, or lost a case. Never measures.
 
-A run, its baseline and a policy give a verdict, which is a list of findings and an exit code. Which cases and values
-differ is computed by `report/comparison.py`; here it is decided which differences are regressions. Times are tested as
-ratios to the reference of the same rounds. Baselines are finished runs kept under `results/baselines/`;
-`update_baseline` alone replaces them.
+Which cases and values differ is computed by `report/comparison.py`; here it is decided which differences are
+regressions. Times are tested as ratios to the reference of the same rounds. Baselines are finished runs kept under
+`results/baselines/`; `update_baseline` alone replaces them.
 """
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import Policy, names
 from revsnn_bench.metrics import BY_NAME, Number
-from revsnn_bench.records import Run, Status
+from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report.comparison import STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
 from revsnn_bench.runs import load_run, write_run
 
@@ -60,7 +58,6 @@ class Finding:
     """One thing that differs between run and baseline.
 
     Fields:
-        kind: what happened.
         case: id of the case, or empty where it is about the whole run.
         metric: name of the metric; `status` for how a case ended.
         before, after: values in the metric's own unit, or the statuses; None where absent.
@@ -87,8 +84,6 @@ class Verdict:
     """What the gate found, in the order of the baseline.
 
     Fields:
-        run_id, baseline_id: what was compared.
-        policy: what was tolerated.
         findings: everything that differs; empty when the two are not comparable.
         incomparable: fields that forbid the comparison.
         allowed_differences: fields that differ and were allowed to.
@@ -146,7 +141,6 @@ FALSE_DISCOVERY_RATE = 0.05
 
 _MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED, Status.APPROXIMATE)
 _FINE = (Status.OK, Status.APPROXIMATE)
-_MAY_BE_ALLOWED = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
 
 
 def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
@@ -156,16 +150,11 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
     was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
     or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
-    approximate now counts as newly wrong.
-
-    Args:
-        run: what was measured now.
-        baseline: what it is held against.
-        policy: what is tolerated; by default nothing, and time is left out.
+    approximate now counts as newly wrong. By default nothing is tolerated, and time is left out.
     """
     policy = policy or Policy()
     comparison = compare(baseline, run)
-    differing = comparison.incomparable_fields()
+    differing = comparison.incomparable_fields
     forbidden = tuple(found for found in differing if found.field not in policy.allow_environment)
     partial = tuple(comparison.extents())
     if not (run.complete or policy.allow_partial):
@@ -184,7 +173,11 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
             values += compared
         if policy.time_ratio_percent is not None:
             findings += time_findings(comparison.cases, policy.time_ratio_percent)
-        findings += _idle_patterns(policy, cases)
+        findings += [
+            Finding(Kind.NOTE, "", "allow", detail=f"{pattern!r} names no case of either run")
+            for pattern in policy.allow
+            if not any(names(pattern, case_id) for case_id in cases)
+        ]
     return Verdict(
         run_id=run.header.run_id,
         baseline_id=baseline.header.run_id,
@@ -203,35 +196,27 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
 def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
     """Findings on one case, and how many pairs of values were compared."""
     before, after = pair.before, pair.after
-    if before is None or after is None:
-        return [_lonely(pair)], 0
-    findings = _judge_status(pair)
+    if after is None:
+        return [Finding(Kind.REMOVED, pair.id, STATUS, pair.differences[0].before)], 0
+    if before is None:
+        kind = Kind.FAILED if after.status in FAILED else Kind.ADDED
+        return [Finding(kind, pair.id, STATUS, None, after.status.value, after.reason or "")], 0
+    findings = _judge_status(pair.id, before, after)
     if before.status not in _MEASURED or after.status not in _MEASURED:
         return findings, 0
     found = {difference.name: difference for difference in pair.differences}
     values = [found[name] for name in policy.metrics if name in found]
     for value in values:
         if value.differs:
-            findings.append(_judge_value(pair.id, value, policy.tolerance(value.name)))
+            findings.append(_judge_value(pair.id, value, policy.tolerance_percent.get(value.name, 0.0)))
     return findings, sum(value.before is not None and value.after is not None for value in values)
 
 
-def _lonely(pair: CasePair) -> Finding:
-    """The finding on a case that only one run has."""
-    status, record = pair.differences[0], pair.after
-    if record is None:
-        return Finding(Kind.REMOVED, pair.id, STATUS, status.before, None)
-    kind = Kind.FAILED if record.status in FAILED else Kind.ADDED
-    return Finding(kind, pair.id, STATUS, None, status.after, record.reason or "")
-
-
-def _judge_status(pair: CasePair) -> list[Finding]:
-    assert pair.before is not None
-    assert pair.after is not None
-    old, new = pair.before.status, pair.after.status
+def _judge_status(case_id: str, before: Record, after: Record) -> list[Finding]:
+    old, new = before.status, after.status
     if old is new and new in _FINE:
         return []
-    detail = pair.after.reason or ""
+    detail = after.reason or ""
     if old is new:
         kind, detail = Kind.NOTE, f"the same in the baseline; {detail}"
     elif new in FAILED:
@@ -242,7 +227,7 @@ def _judge_status(pair: CasePair) -> list[Finding]:
         kind = Kind.SKIPPED if old in _MEASURED else Kind.NOTE
     else:
         kind = Kind.IMPROVED
-    return [Finding(kind, pair.id, STATUS, old.value, new.value, detail)]
+    return [Finding(kind, case_id, STATUS, old.value, new.value, detail)]
 
 
 def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
@@ -250,27 +235,16 @@ def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
     before, after = value.before, value.after
     assert not isinstance(before, str)
     assert not isinstance(after, str)
+    kind, detail = Kind.GREW, ""
     if after is None:
-        kind, detail = Kind.UNMEASURED, ""
+        kind = Kind.UNMEASURED
     elif before is None:
         kind, detail = Kind.NOTE, "not measured in the baseline"
     elif after < before:
-        kind, detail = Kind.IMPROVED, ""
+        kind = Kind.IMPROVED
     elif (after - before) * 100 <= tolerance * before:
         kind, detail = Kind.NOTE, f"within the tolerance of {tolerance:g} %"
-    else:
-        kind, detail = Kind.GREW, ""
     return Finding(kind, case_id, value.name, before, after, detail)
-
-
-class _Slowdown(NamedTuple):
-    """A slower phase with the p-value of its test."""
-
-    case: str
-    metric: str
-    before: float
-    after: float
-    p_value: float
 
 
 def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
@@ -280,80 +254,62 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
     percentage: what is tested is not whether the case is slower, but whether it is slower by more than that.
     Benjamini and Hochberg's procedure keeps the rate of false alarms over all cases and phases.
 
-    Args:
-        pairs: the cases of both runs.
-        percent: growth of the ratio that is tolerated.
     Returns:
-        Findings `slower` with the median ratios, `no longer measured`, and notes on what could not be judged.
+        Notes on what could not be judged and `no longer measured`, then `slower`, each with the median ratios.
     """
     findings: list[Finding] = []
-    tests: list[_Slowdown] = []
+    tests: list[tuple[Finding, float]] = []
     for pair in pairs:
         if pair.before is None or pair.after is None or pair.after.case == pair.after.case.point:
             continue
         if pair.before.status is pair.after.status is Status.OK:
-            judged = [_judge_time(pair, name, percent) for name in TIMES]
-            tests += [found for found in judged if isinstance(found, _Slowdown)]
-            findings += [found for found in judged if isinstance(found, Finding)]
-    return findings + _significant(tests, percent)
+            for name in TIMES:
+                old, new = pair.rounds(BY_NAME[name])
+                if not old and not new:
+                    continue
+                found = _judge_time(pair, ratio_name(name), old, new)
+                if found.kind is Kind.SLOWER:
+                    tests.append((found, _p_value(old, new, percent)))
+                else:
+                    findings.append(found)
+    if tests:
+        from scipy.stats import false_discovery_control
+
+        adjusted = false_discovery_control([p_value for _, p_value in tests])
+        for (found, _), p_value in zip(tests, adjusted, strict=True):
+            if p_value <= FALSE_DISCOVERY_RATE:
+                detail = f"more than {percent:g} % slower than the baseline, p = {p_value:.2g}"
+                findings.append(replace(found, detail=detail))
+    return findings
 
 
-def _judge_time(pair: CasePair, name: str, percent: float) -> _Slowdown | Finding | None:
-    """The test of one phase; a finding where it cannot be made; None where neither run timed it."""
-    old, new = pair.rounds(BY_NAME[name])
-    metric = ratio_name(name)
+def _judge_time(pair: CasePair, metric: str, old: list[float], new: list[float]) -> Finding:
+    """The finding on one phase: `slower` where a test may say so, else why none can."""
+    kind, detail = Kind.NOTE, ""
+    contended = sum(r.time.rounds_contended for r in (pair.before, pair.after) if r is not None and r.time)
     if not old:
         detail = "not measured in the baseline"
-        return Finding(Kind.NOTE, pair.id, metric, None, median(new), detail) if new else None
-    if not new:
-        return Finding(Kind.UNMEASURED, pair.id, metric, median(old), None)
-    if pair.two_hosts:
-        return Finding(Kind.NOTE, pair.id, metric, median(old), median(new), f"not judged: {pair.two_hosts}")
-    contended = sum(r.time.rounds_contended for r in (pair.before, pair.after) if r is not None and r.time)
-    if contended:
+    elif not new:
+        kind = Kind.UNMEASURED
+    elif pair.two_hosts:
+        detail = f"not judged: {pair.two_hosts}"
+    elif contended:
         detail = f"not judged: {contended} rounds were timed while other work held the processor"
-        return Finding(Kind.NOTE, pair.id, metric, median(old), median(new), detail)
+    else:
+        kind = Kind.SLOWER
+    return Finding(kind, pair.id, metric, median(old) if old else None, median(new) if new else None, detail)
+
+
+def _p_value(old: list[float], new: list[float], percent: float) -> float:
     from scipy.stats import mannwhitneyu
 
     raised = [math.log(ratio * (1 + percent / 100)) for ratio in old]
-    p_value = mannwhitneyu([math.log(ratio) for ratio in new], raised, alternative="greater").pvalue
-    return _Slowdown(pair.id, metric, median(old), median(new), float(p_value))
-
-
-def _significant(tests: Sequence[_Slowdown], percent: float) -> list[Finding]:
-    if not tests:
-        return []
-    from scipy.stats import false_discovery_control
-
-    adjusted = false_discovery_control([test.p_value for test in tests])
-    return [
-        Finding(
-            Kind.SLOWER,
-            test.case,
-            test.metric,
-            test.before,
-            test.after,
-            f"more than {percent:g} % slower than the baseline, p = {p_value:.2g}",
-        )
-        for test, p_value in zip(tests, adjusted, strict=True)
-        if p_value <= FALSE_DISCOVERY_RATE
-    ]
-
-
-def _idle_patterns(policy: Policy, cases: tuple[str, ...]) -> list[Finding]:
-    """Notes on patterns that name no case: a typing error or a leftover, which fails nothing."""
-    return [
-        Finding(Kind.NOTE, "", "allow", detail=f"{pattern!r} names no case of either run")
-        for pattern in policy.allow
-        if not any(names(pattern, case_id) for case_id in cases)
-    ]
+    return float(mannwhitneyu([math.log(ratio) for ratio in new], raised, alternative="greater").pvalue)
 
 
 def _excused(finding: Finding, policy: Policy) -> Finding:
-    pattern = policy.pattern_for(finding.case)
-    if finding.kind not in _MAY_BE_ALLOWED or pattern is None:
-        return finding
-    return replace(finding, allowed_by=pattern)
+    may_be = finding.kind in (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
+    return replace(finding, allowed_by=policy.pattern_for(finding.case)) if may_be else finding
 
 
 DEFAULT_BASELINE = Path("results/baselines/default.json")
@@ -373,11 +329,8 @@ class BaselineRefused(ValueError):
 
 
 def load_baseline(path: Path, run: str = "latest") -> Run:
-    """Reads a baseline.
+    """Reads a baseline; `run` is how the command in the message names the run.
 
-    Args:
-        path: the file.
-        run: the run as the command in the message names it.
     Raises:
         MissingBaseline: no such file.
         DamagedFile, UnknownSchema: see `load_run`.
@@ -395,12 +348,9 @@ def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: boo
     """Makes a run the baseline: the only way to replace one.
 
     Args:
-        run: the run that becomes the baseline.
-        path: where the baseline is, or will be.
+        path: replaced in one step as seen by readers, and returned.
         verdict: of `gate` on this run and the baseline that it replaces; None where there is none yet.
         force: replaces the baseline although the run did not pass.
-    Returns:
-        The path, replaced in one step as seen by readers.
     Raises:
         BaselineRefused: without `force`, for a run that did not pass; for a first baseline, for a run in which
             a case failed or which has no case, and for a run that is not complete.

@@ -1,10 +1,9 @@
 """A verdict in the formats of people, CI servers and benchmark services, by name in `RENDERERS`.
 
-`table` and `markdown` show headline, findings and advice. `junit` is one test case per benchmark case, in the schema of
-the Jenkins xUnit plugin as pytest writes it. `github` are workflow commands that the runner of GitHub Actions turns
-into annotations, with the escapes of @actions/core; GitHub shows the first ten errors of a step. `bencher`
-(Bencher Metric Format) and `customSmallerIsBetter` (github-action-benchmark) hold the gated values without the verdict,
-for services that keep a history and have thresholds of their own.
+`junit` is one test case per benchmark case, in the schema of the Jenkins xUnit plugin as pytest writes it. `github` are
+workflow commands that the runner of GitHub Actions turns into annotations, with the escapes of @actions/core; GitHub
+shows the first ten errors of a step. `bencher` (Bencher Metric Format) and `customSmallerIsBetter`
+(github-action-benchmark) hold the gated values without the verdict, for services that keep a history.
 """
 
 import json
@@ -34,8 +33,6 @@ NUMBERS = (False, False, True, True, True, False)
 MOST_ROWS = 200
 """Rows of one Markdown table; GitHub drops a summary of more than 1 MiB as a whole."""
 
-_SUITE = "revsnn-bench gate"
-_WIDTH = 160
 _UNITS = {"B": "bytes", "FLOP": "FLOP"}
 
 
@@ -72,13 +69,11 @@ def _change(finding: Finding) -> str:
 
 def sentence(finding: Finding) -> str:
     """Returns a finding as `case: metric before -> after (change), what it is: detail`."""
-    place = finding.case or WHOLE_RUN
-    values = f"{_value(finding.metric, finding.before)} -> {_value(finding.metric, finding.after)}"
-    shown = "" if finding.before is None and finding.after is None else f" {values}"
-    difference = _change(finding)
-    if difference != units.ABSENT:
-        shown += f", {difference}"
-    return f"{place}: {finding.metric}{shown}; {_label(finding)}"
+    place, metric, before, after, change, what = _cells(finding)
+    shown = "" if finding.before is None and finding.after is None else f" {before} -> {after}"
+    if change != units.ABSENT:
+        shown += f", {change}"
+    return f"{place}: {metric}{shown}; {what}"
 
 
 def _label(finding: Finding) -> str:
@@ -150,7 +145,7 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 def render_table(verdict: Verdict, run: Run) -> str:
     """Returns the same without colour, 160 columns wide."""
     text = StringIO()
-    print_verdict(verdict, Console(file=text, width=_WIDTH, color_system=None))
+    print_verdict(verdict, Console(file=text, width=160, color_system=None))
     return text.getvalue()
 
 
@@ -183,15 +178,14 @@ def _sections(verdict: Verdict) -> tuple[tuple[str, Sequence[Finding]], ...]:
 
 def _cells(finding: Finding) -> list[str]:
     """A finding as the cells of a table with `HEADINGS`."""
-    name = finding.metric
-    values = _value(name, finding.before), _value(name, finding.after)
-    return [finding.case or WHOLE_RUN, name, *values, _change(finding), _label(finding)]
+    values = [_value(finding.metric, amount) for amount in (finding.before, finding.after)]
+    return [finding.case or WHOLE_RUN, finding.metric, *values, _change(finding), _label(finding)]
 
 
 def render_junit(verdict: Verdict, run: Run) -> str:
     """Returns one test suite; a run that is not comparable has one test case more, which is an error."""
     records = {record.case.id: record for record in run}
-    suite = ElementTree.Element("testsuite", name=_SUITE)
+    suite = ElementTree.Element("testsuite", name="revsnn-bench gate")
     for found in verdict.incomparable:
         case = ElementTree.SubElement(suite, "testcase", classname="environment", name=found.field, time="0")
         ElementTree.SubElement(case, "error", message=units.one_line(_difference(found)), type="not comparable")
@@ -210,20 +204,17 @@ def render_junit(verdict: Verdict, run: Run) -> str:
 def _add_case(
     suite: ElementTree.Element, case_id: str, record: Record | None, findings: Sequence[Finding], *, compared: bool
 ) -> None:
-    group, _, name = case_id.partition("/")
+    group, _, name = map(units.one_line, case_id.partition("/"))
     seconds = f"{record.duration_s:.3f}" if record else "0"
-    case = ElementTree.SubElement(suite, "testcase", classname=units.one_line(group), name=units.one_line(name))
-    case.set("time", seconds)
+    case = ElementTree.SubElement(suite, "testcase", classname=group, name=name, time=seconds)
     failing = [finding for finding in findings if finding.fails]
     if failing:
-        broken = any(finding.kind is Kind.FAILED for finding in failing)
-        element = ElementTree.SubElement(case, "error" if broken else "failure")
-        element.set("message", units.one_line(sentence(failing[0])))
-        element.set("type", failing[0].kind.value)
-        element.text = _lines(failing)
+        tag = "error" if any(finding.kind is Kind.FAILED for finding in failing) else "failure"
+        message, kind = units.one_line(sentence(failing[0])), failing[0].kind.value
+        ElementTree.SubElement(case, tag, message=message, type=kind).text = _lines(failing)
     elif not compared or record is None or any(finding.kind in FAILING for finding in findings):
-        element = ElementTree.SubElement(case, "skipped")
-        element.set("message", units.one_line("; ".join(map(sentence, findings)) or "not compared"))
+        message = units.one_line("; ".join(map(sentence, findings)) or "not compared")
+        ElementTree.SubElement(case, "skipped", message=message)
     if rest := [finding for finding in findings if not finding.fails]:
         ElementTree.SubElement(case, "system-out").text = _lines(rest)
 
@@ -262,11 +253,10 @@ def _data(text: str) -> str:
 class _Measure(NamedTuple):
     """One value of one case; `low` and `high` bound it where it varies."""
 
-    case: str
+    record: Record
     metric: str
     value: Number
     unit: str
-    status: str
     low: float | None = None
     high: float | None = None
 
@@ -280,14 +270,12 @@ def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
         for name in verdict.policy.metrics:
             value = BY_NAME[name].read(record)
             if value is not None:
-                yield _Measure(record.case.id, name, value, _UNITS[BY_NAME[name].unit], record.status.value)
+                yield _Measure(record, name, value, _UNITS[BY_NAME[name].unit])
         for name in TIMES:
             ratio = ratio_of(name, record)
             if ratio is not None:
-                place = (record.case.id, ratio_name(name))
-                yield _Measure(
-                    *place, ratio.value, f"x {record.case.reference}", record.status.value, ratio.low, ratio.high
-                )
+                unit = f"x {record.case.reference}"
+                yield _Measure(record, ratio_name(name), ratio.value, unit, ratio.low, ratio.high)
 
 
 def render_bencher(verdict: Verdict, run: Run) -> str:
@@ -297,25 +285,24 @@ def render_bencher(verdict: Verdict, run: Run) -> str:
         metric: dict[str, float] = {"value": measure.value}
         if measure.low is not None and measure.high is not None:
             metric |= {"lower_value": measure.low, "upper_value": measure.high}
-        document.setdefault(measure.case, {})[measure.metric] = metric
+        document.setdefault(measure.record.case.id, {})[measure.metric] = metric
     return json.dumps(document, indent=1) + "\n"
 
 
 def render_customsmaller(verdict: Verdict, run: Run) -> str:
     """Returns a list of name, unit and value as JSON."""
-    return json.dumps([_entry(measure) for measure in _measures(verdict, run)], indent=1) + "\n"
-
-
-def _entry(measure: _Measure) -> dict[str, object]:
-    entry: dict[str, object] = {
-        "name": f"{measure.case} {measure.metric}",
-        "unit": measure.unit,
-        "value": measure.value,
-        "extra": f"status: {measure.status}",
-    }
-    if measure.low is not None and measure.high is not None:
-        entry["range"] = f"± {(measure.high - measure.low) / 2:.3g}"
-    return entry
+    entries = []
+    for measure in _measures(verdict, run):
+        entry: dict[str, object] = {
+            "name": f"{measure.record.case.id} {measure.metric}",
+            "unit": measure.unit,
+            "value": measure.value,
+            "extra": f"status: {measure.record.status.value}",
+        }
+        if measure.low is not None and measure.high is not None:
+            entry["range"] = f"± {(measure.high - measure.low) / 2:.3g}"
+        entries.append(entry)
+    return json.dumps(entries, indent=1) + "\n"
 
 
 RENDERERS: dict[Format, Callable[[Verdict, Run], str]] = {

@@ -44,22 +44,28 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name, percent in self.tolerance_percent.items():
-            _require_deterministic(name)
+            if name not in BY_NAME:
+                raise ValueError(f"`tolerance` must name a metric; got {name!r}. {_near(name, BY_NAME)}")
+            if not BY_NAME[name].deterministic:
+                raise ValueError(
+                    f"`tolerance` must name a metric that repeats exactly; got {name!r}. It varies from run to run on "
+                    "an unchanged program. Gate times with a time ratio, and leave the others to reports."
+                )
             _require_percentage(f"tolerance of {name}", percent)
         if self.time_ratio_percent is not None:
             _require_percentage("time_ratio_percent", self.time_ratio_percent)
         for name in self.allow_environment:
-            _require_field(name)
+            if name not in Environment.model_fields:
+                raise ValueError(
+                    f"`allow_environment` must name a field of the environment; got {name!r}. "
+                    f"{_near(name, Environment.model_fields)}"
+                )
         object.__setattr__(self, "tolerance_percent", MappingProxyType(dict(self.tolerance_percent)))
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the gated metrics, in the order of the table of metrics."""
         return tuple(metric.name for metric in METRICS if metric.name in {*GATED, *self.tolerance_percent})
-
-    def tolerance(self, metric: str) -> float:
-        """By how many percent a metric may grow."""
-        return self.tolerance_percent.get(metric, 0.0)
 
     def pattern_for(self, case_id: str) -> str | None:
         """The first of `allow` that names a case, or None."""
@@ -71,30 +77,11 @@ def names(pattern: str, case_id: str) -> bool:
     return pattern == case_id or fnmatchcase(case_id, pattern)
 
 
-def _require_deterministic(name: str) -> None:
-    metric = BY_NAME.get(name)
-    if metric is None:
-        raise ValueError(f"`tolerance` must name a metric; got {name!r}. {_near(name, BY_NAME)}")
-    if not metric.deterministic:
-        raise ValueError(
-            f"`tolerance` must name a metric that repeats exactly; got {name!r}. It varies from run to run on "
-            "an unchanged program. Gate times with a time ratio, and leave the others to reports."
-        )
-
-
 def _require_percentage(name: str, percent: float) -> None:
     if not (math.isfinite(percent) and percent >= 0):
         raise ValueError(
             f"`{name}` must be a percentage of at least 0; got {percent}. It bounds how much a value may grow. "
             "Pass for example 5 for 5 %."
-        )
-
-
-def _require_field(name: str) -> None:
-    if name not in Environment.model_fields:
-        raise ValueError(
-            f"`allow_environment` must name a field of the environment; got {name!r}. "
-            f"{_near(name, Environment.model_fields)}"
         )
 
 

@@ -19,17 +19,20 @@ def write_reports(
     """Writes the reports of a run, replacing older ones of the same run.
 
     Args:
-        run: header and records.
         reports_dir: folder to write to; made if absent.
         formats: any of `md`, `csv` (wide, long and the data dictionary), `json`, `html` (one self-contained
             page, and one more of a study) and `svg` (one file per figure, which the Markdown report then shows).
-        claims: the section of the paper's claims for the page, see `claims/report.py`.
+        claims: the section of the paper's claims for the page, see `revsnn_bench.claims`.
     Returns:
         The files written; their content is the same, byte for byte, whenever the run is the same.
     Raises:
         ValueError: an unknown format, or a run id that is not a plain file name.
     """
-    _require_known(formats)
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(
+            f"`formats` must name formats among {', '.join(FORMATS)}; got {', '.join(unknown)}. Nothing was "
+            "written. Leave the others out."
+        )
     figures: list[Figure] = []
     if {"html", "svg"} & set(formats):
         from revsnn_bench.report.figures import draw_figures
@@ -37,7 +40,23 @@ def write_reports(
         figures = draw_figures(run)
     texts: dict[str, str] = {}
     for name in formats:
-        texts |= _texts(run, name, figures, "svg" in formats, claims)
+        if name == "md":
+            texts[".md"] = markdown.render(run, figures if "svg" in formats else ())
+        elif name == "csv":
+            texts |= {".csv": tables.wide_csv(run), "-long.csv": tables.long_csv(run)}
+            texts["-columns.csv"] = tables.columns_csv()
+        elif name == "json":
+            texts["-wide.json"] = tables.wide_json(run)
+        elif name == "svg":
+            texts |= {figure.suffix: figure.standalone() for figure in figures}
+        else:
+            from revsnn_bench.report.html.report import render_html
+            from revsnn_bench.report.html.study import study_page
+            from revsnn_bench.report.study import is_study
+
+            texts[".html"] = render_html(run, figures, claims=claims)
+            if is_study(run):
+                texts["-study.html"] = study_page(run)
     return write_texts(run, reports_dir, texts)
 
 
@@ -47,43 +66,13 @@ def write_texts(run: Run, folder: Path, texts: Mapping[str, str]) -> list[Path]:
     Raises:
         ValueError: the run id is not a plain file name.
     """
-    _require_plain(run.header.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, text in texts.items():
-        (folder / f"{run.header.run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
-    return [folder / f"{run.header.run_id}{suffix}" for suffix in texts]
-
-
-def _texts(run: Run, name: str, figures: list[Figure], pictures: bool, claims: "Markup | None") -> dict[str, str]:
-    """The files of one format, content by suffix."""
-    if name == "md":
-        return {".md": markdown.render(run, figures if pictures else ())}
-    if name == "csv":
-        return {".csv": tables.wide_csv(run), "-long.csv": tables.long_csv(run), "-columns.csv": tables.columns_csv()}
-    if name == "json":
-        return {"-wide.json": tables.wide_json(run)}
-    if name == "svg":
-        return {figure.suffix: figure.standalone() for figure in figures}
-    from revsnn_bench.report.html.report import render_html
-    from revsnn_bench.report.html.study import study_page
-    from revsnn_bench.report.study import is_study
-
-    page = {".html": render_html(run, figures, claims=claims)}
-    return page | {"-study.html": study_page(run)} if is_study(run) else page
-
-
-def _require_known(formats: Sequence[str]) -> None:
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise ValueError(
-            f"`formats` must name formats among {', '.join(FORMATS)}; got {', '.join(unknown)}. Nothing was "
-            "written. Leave the others out."
-        )
-
-
-def _require_plain(run_id: str) -> None:
+    run_id = run.header.run_id
     if run_id in ("", "..") or Path(run_id).name != run_id:
         raise ValueError(
             f"`run_id` must be a plain file name; got {run_id!r}. The reports would land outside of "
             "`reports_dir`. Rename the run."
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in texts.items():
+        (folder / f"{run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
+    return [folder / f"{run_id}{suffix}" for suffix in texts]

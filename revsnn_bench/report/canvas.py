@@ -1,9 +1,8 @@
 """What every figure is drawn with: panels as SVG, logarithmic scales, one look per node, and a smaller SVG.
 
 The layout is fixed in inches and the same content gives the same bytes. Each node has a colour and a marker, from the
-one table `_NODES`, and its name stands beside its line or its points; variants of a node differ in their dash. Scales
-are in the units of the field: binary bytes, powers of two of T, and a place for 0 and for what is not finite. `tidy`
-halves the bytes of matplotlib's SVG.
+one table `_NODES`; variants of a node differ in their dash. Scales are in the units of the field: binary bytes, powers
+of two of T, and a place for 0 and for what is not finite.
 """
 
 import io
@@ -11,7 +10,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,9 +18,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.metrics import Number
-from revsnn_bench.records import Record, Run
+from revsnn_bench.records import Record
 from revsnn_bench.report import units
-from revsnn_bench.report.points import Naming, variants_by_node
+from revsnn_bench.report.points import naming, variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,12 +108,10 @@ _PLAIN_GROUP = re.compile(r"<g>([^<]*(?:<(?!/?g\b)[^<]*)*)</g>")
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture.
+    """One picture: title and caption may hold foreign characters.
 
     Fields:
         name: unique within a run, fit for a file name: `retained_bytes-timesteps-1`.
-        title: what is shown, of which sweep; may hold foreign characters.
-        caption: how to read it, and what it leaves out.
         svg: the drawing; points link to `case:<index of the record in the run>`.
     """
 
@@ -136,11 +133,8 @@ class Figure:
         return re.sub(r"(<svg\b[^>]*>)", lambda found: f"{found[1]}{title}{style}", without_links, count=1)
 
     def inline(self, labels: list[str]) -> str:
-        """The drawing for use inside HTML: ids unique to it, points linked to `#case-<index>`.
-
-        Args:
-            labels: names the case of each record, in order; shown as tooltip and read by screen readers.
-        """
+        """The drawing for use inside HTML: ids unique to it, points linked to `#case-<index>`, with the labels of these
+        records as tooltips, which screen readers read."""
 
         def link(found: re.Match[str]) -> str:
             label = escape(units.one_line(labels[int(found[1])]))
@@ -161,32 +155,31 @@ def dark_rules(media: str) -> str:
 
 
 @contextmanager
-def panel(
-    legend_rows: int = 0, plot_height: float = PLOT_HEIGHT_IN, left: float = _LEFT_IN, right: float = _RIGHT_IN
-) -> Iterator["Axes"]:
-    """Gives axes with room for a legend of so many rows below; draw inside, then take `to_svg(axes)`."""
-    with panels(1, legend_rows, plot_height, left, right=right) as (axes,):
-        yield axes
-
-
-@contextmanager
 def panels(
-    count: int,
-    legend_rows: int,
-    plot_height: float,
+    plot_height: float = PLOT_HEIGHT_IN,
     left: float = _LEFT_IN,
-    between: float = 0.0,
     right: float = _RIGHT_IN,
+    *,
+    legend: Sequence[Any] = (),
+    columns: int = 2,
+    count: int = 1,
+    between: float = 0.0,
 ) -> Iterator[list["Axes"]]:
-    """Gives axes one above the other, with so many inches between them, which share both axes; the first on top.
+    """Gives axes one above the other, the first on top, which share both axes; draw inside, then `finish`.
 
-    What is between them has room for a title, and half of it is above the first. The layout is fixed in inches, which
-    is faster than a fitted one and the same everywhere.
+    The layout is fixed in inches, which is faster than a fitted one and the same everywhere.
+
+    Args:
+        plot_height, left, right: of each, and the margins beside them.
+        legend: entries of a legend below, in so many `columns`.
+        count: how many axes.
+        between: room between two of them, for a title; half of it is above the first.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure as Drawing
 
-    below = _BOTTOM_IN + (_ROW_IN * legend_rows + 0.06 if legend_rows else 0)
+    rows = -(-len(legend) // columns)
+    below = _BOTTOM_IN + (_ROW_IN * rows + 0.06 if rows else 0)
     height = max(_TOP_IN, between / 2) + count * plot_height + (count - 1) * between + below
     made: list[Axes] = []
     with mpl.rc_context(_RC):
@@ -197,67 +190,62 @@ def panels(
             place = (left / WIDTH_IN, bottom / height, 1 - (left + right) / WIDTH_IN, plot_height / height)
             first = made[0] if made else None
             made.append(drawing.add_axes(place, facecolor="none", sharex=first, sharey=first))
+        if legend:
+            made[-1].legend(
+                handles=legend,
+                ncols=columns,
+                loc="upper left",
+                bbox_to_anchor=(0.1 / WIDTH_IN, made[-1].get_position().y0 - (_BOTTOM_IN - 0.02) / height),
+                bbox_transform=drawing.transFigure,
+                borderpad=0,
+                borderaxespad=0,
+                handlelength=3.2,
+                columnspacing=1.6,
+                labelspacing=0.35,
+            )
         yield made
+
+
+@contextmanager
+def named_rows(
+    names: Sequence[str], plot_height: float, legend: Sequence[Any] = (), columns: int = 2
+) -> Iterator["Axes"]:
+    """Gives axes for horizontal bars or dots: row 0 is on top, and each row has its name at the left."""
+    left = min(2.4, 0.35 + 0.078 * max(map(len, names)))
+    with panels(plot_height, left, legend=legend, columns=columns) as (axes,):
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        yield axes
 
 
 def to_svg(axes: "Axes") -> str:
     """Returns the drawing, the label of the y axis halfway up; the same content gives the same bytes."""
-    text = io.StringIO()
-    places = [each.get_position() for each in drawing_of(axes).axes]
+    text, drawing = io.StringIO(), drawing_of(axes)
+    places = [each.get_position() for each in drawing.axes]
     middle = (min(place.y0 for place in places) + max(place.y1 for place in places)) / 2
-    axes.yaxis.set_label_coords(0.2 / WIDTH_IN, middle, _whole(axes))
-    drawing_of(axes).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    axes.yaxis.set_label_coords(0.2 / WIDTH_IN, middle, drawing.transFigure)
+    drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return tidy(text.getvalue())
 
 
-def legend(axes: "Axes", handles: list[Any], columns: int = 2) -> None:
-    """Puts a legend below the axis label, in the room that `panel` reserved."""
-    below = axes.get_position().y0 - (_BOTTOM_IN - 0.02) / drawing_of(axes).get_figheight()
-    axes.legend(
-        handles=handles,
-        ncols=columns,
-        loc="upper left",
-        bbox_to_anchor=(0.1 / WIDTH_IN, below),
-        bbox_transform=_whole(axes),
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=3.2,
-        columnspacing=1.6,
-        labelspacing=0.35,
-    )
+def finish(axes: "Axes", name: str, title: str, *caption: str) -> Figure:
+    """Returns the figure drawn in a panel, or in several with the first one, its caption in sentences of which some may
+    be empty."""
+    return Figure(name, title, " ".join(filter(None, caption)), to_svg(axes))
+
+
+def entry(label: str, **style: Any) -> Any:
+    """Returns a line or a marker as the entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **style)
 
 
 def drawing_of(axes: "Axes") -> Any:
     """The figure that holds the axes."""
     return axes.figure
-
-
-def _whole(axes: "Axes") -> Any:
-    return drawing_of(axes).transFigure
-
-
-def name_rows(axes: "Axes", names: Sequence[str]) -> None:
-    """Names the rows of a panel of horizontal bars or dots, the first on top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-
-
-def draw_line(axes: "Axes", look: "Look", points: Sequence[tuple[int, float, int, bool]]) -> None:
-    """Draws the line of one node: place, height, index of the record, and whether its gradient is right, by point."""
-    axes.plot([x for x, *_ in points], [y for _, y, *_ in points], **look.line())
-    for x, y, index, right in points:
-        axes.plot([x], [y], url=f"case:{index}", **look.point(filled=right))
-
-
-def legend_rows(entries: int, columns: int = 2) -> int:
-    """Returns how many rows `legend` takes."""
-    return -(-entries // columns)
-
-
-def label_room(labels: Iterable[str]) -> float:
-    """Inches to the left of a panel that the longest of some names takes, at most 2.4."""
-    return min(2.4, 0.35 + 0.078 * max(map(len, labels)))
 
 
 @cache
@@ -279,15 +267,8 @@ def _glyphs() -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Look:
-    """How one node with its options is drawn.
-
-    Fields:
-        label: the node's name with its options, fit to be drawn.
-        node: its name alone.
-        colour, marker: of the node, in matplotlib's terms.
-        dash: of the variant, see `dashed`.
-        weight: 1 for the first node, less for later ones, so that lines on top of each other all show.
-    """
+    """How one node with its options is drawn, in matplotlib's terms: colour and marker are the node's, the dash is the
+    variant's. `weight` is 1 for the first node and less for later ones, so that lines on top of each other all show."""
 
     label: str
     node: str
@@ -312,38 +293,52 @@ class Look:
         """Keywords of a line."""
         return {"color": self.colour, "linestyle": self.dash, "linewidth": 1.1 + 1.3 * self.weight}
 
-    def handle(self) -> Any:
-        """Returns a legend entry: the marker and the name."""
-        from matplotlib.lines import Line2D
 
-        return Line2D([], [], label=self.label, **self.point())
-
-
-def looks(run: Run) -> dict[str, Look]:
-    """Returns the look of every node with its options in a run, the standard LIF first.
+class Looks(dict[str, Look]):
+    """The look of every node with its options in some records, the standard LIF first, and links to the records.
 
     A node of `_NODES` looks alike in every run. Another one has a colour and a marker that follow from its name, the
     next ones that are free where the run has them already; never those of `lif`.
     """
-    own: dict[str, tuple[str, str]] = {}
-    found: dict[str, Look] = {}
-    for name, node in variants_by_node(run).items():
-        if node not in own:
-            own[node] = _NODES.get(node) or _free(node, {*own.values(), *_NODES.values()})
-        rank = list(_NODES).index(node) if node in _NODES else len(_NODES)
-        found[name] = Look(plain(name), node, *own[node], _DASHES[0], 1 - min(rank, 6) / 6)
-    return found
 
+    def __init__(self, records: Iterable[Record]) -> None:
+        found = list(records)
+        self._index = {record.case: number for number, record in enumerate(found)}
+        nodes = {record.case.variant: record.case.node for record in found}
+        own: dict[str, tuple[str, str]] = {}
+        for variant in variants(found):
+            node = nodes[variant]
+            if node not in own:
+                own[node] = _NODES.get(node) or _free(node, {*own.values(), *_NODES.values()})
+            rank = list(_NODES).index(node) if node in _NODES else len(_NODES)
+            self[variant] = Look(plain(variant), node, *own[node], _DASHES[0], 1 - min(rank, 6) / 6)
 
-def dashed(known: Mapping[str, Look], names: Iterable[str]) -> dict[str, Look]:
-    """Returns the looks for one figure: the first variant of a node has a solid line, further ones a dash each."""
-    dashes: Counter[str] = Counter()
-    found = {}
-    for name in names:
-        node = known[name].node
-        found[name] = replace(known[name], dash=_DASHES[dashes[node] % len(_DASHES)])
-        dashes[node] += 1
-    return found
+    def url(self, record: Record) -> str:
+        """What a point of a record links to, until `Figure.inline` knows the page."""
+        return f"case:{self._index[record.case]}"
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """The names that occur, in the order of the looks."""
+        found = set(names)
+        return [name for name in self if name in found]
+
+    def labels(self, records: Collection[Record], only: Iterable[str] | None = None) -> tuple[dict[str, str], str]:
+        """What each variant of some records is called in a figure, of all or of those named, and which options all
+        share, see `Naming.note`."""
+        cases = {record.case.variant: record.case for record in records}
+        names = naming(records)
+        shown = self.in_order(cases if only is None else only)
+        return {variant: plain(names(cases[variant])) for variant in shown}, names.note
+
+    def dashed(self, names: Iterable[str]) -> dict[str, Look]:
+        """The looks for one figure: the first variant of a node has a solid line, further ones a dash each."""
+        dashes: Counter[str] = Counter()
+        found = {}
+        for name in names:
+            node = self[name].node
+            found[name] = replace(self[name], dash=_DASHES[dashes[node] % len(_DASHES)])
+            dashes[node] += 1
+        return found
 
 
 def _free(node: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
@@ -358,24 +353,10 @@ def _free(node: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
     return _COLOURS[start % len(_COLOURS)], _MARKERS[start % len(_MARKERS)]
 
 
-def in_order(known: Mapping[str, Look], names: Iterable[str]) -> list[str]:
-    """Returns the names that occur, in the order of the looks."""
-    found = set(names)
-    return [name for name in known if name in found]
-
-
-def labels(known: Mapping[str, Look], records: Iterable[Record], names: Naming) -> dict[str, str]:
-    """Returns what each variant of some records is called in a figure, in the order of the looks."""
-    cases = {record.case.variant: record.case for record in records}
-    return {variant: plain(names(cases[variant])) for variant in in_order(known, cases)}
-
-
 class LogRange:
     """Where values stand on a logarithmic axis; 0 and what is not finite get places beyond its two ends.
 
-    Args:
-        values: everything that will be placed.
-        base: 2 for bytes, 10 for errors and times.
+    The base is 2 for bytes, 10 for errors and times.
     """
 
     def __init__(self, values: Iterable[Number], base: int) -> None:
@@ -411,23 +392,24 @@ class LogRange:
         places = [float(self.base**exponent) * part for exponent, part in ticks]
         names = [binary_tick(exponent, part) if self.base == 2 else _decimal(exponent) for exponent, part in ticks]
         low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
-        draw = axes.axhline if axis is axes.yaxis else axes.axvline
+        up = axis is axes.yaxis
+        draw = axes.axhline if up else axes.axvline
         if self.has_zero:
             places, names, low = [self.place(0), *places], [zero, *names], self.first - 1.35 * self._gap
             draw(self.base ** (self.first - 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         if self.has_lost:
             places, names, high = [*places, self.place(math.nan)], [*names, lost], self.last + 1.35 * self._gap
             draw(self.base ** (self.last + 0.5 * self._gap), color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        _logarithmic(axes, axis, self.base)
+        (axes.set_yscale if up else axes.set_xscale)("log", base=self.base)
         axis.set_ticks(places, names)
         axis.set_ticks([], minor=True)
-        (axes.set_ylim if axis is axes.yaxis else axes.set_xlim)(float(self.base) ** low, float(self.base) ** high)
+        (axes.set_ylim if up else axes.set_xlim)(float(self.base) ** low, float(self.base) ** high)
 
 
 def positions(axes: "Axes", at: Sequence[int]) -> None:
     """Marks the x axis at the positions that were measured, spaced by their logarithm, as far as there is room."""
     shown = sorted(set(at))
-    _logarithmic(axes, axes.xaxis, 2)
+    axes.set_xscale("log", base=2)
     spread = (shown[-1] / shown[0]) ** 0.05 if shown[0] != shown[-1] else 1.5
     axes.set_xlim(shown[0] / spread, shown[-1] * spread)
     octave = axes.get_position().width * WIDTH_IN / math.log2(shown[-1] / shown[0] * spread**2)
@@ -440,20 +422,13 @@ def positions(axes: "Axes", at: Sequence[int]) -> None:
 
 
 def from_zero(axes: "Axes", values: Sequence[Number], unit: str) -> tuple[float, str]:
-    """Gives the y axis a linear scale from 0, for costs that lie within a few times of each other.
-
-    Returns:
-        What to divide values by, and the name of the unit that they are in then.
-    """
+    """Gives the y axis a linear scale from 0, for costs that lie within a few times of each other; returns what to
+    divide values by, and the unit that they are in then."""
     largest = max(values, default=0) or 1
     steps = [(10.0 ** (3 * power), prefix) for power, prefix in zip(range(-3, 6), "nµm kMGTP", strict=True)]
     scale, prefix = next(((s, p) for s, p in reversed(steps) if largest >= s), steps[0])
     axes.set_ylim(0, 1.12 * largest / scale)
     return scale, f"{prefix.strip()}{unit}"
-
-
-def _logarithmic(axes: "Axes", axis: "Axis", base: int) -> None:
-    (axes.set_yscale if axis is axes.yaxis else axes.set_xscale)("log", base=base)
 
 
 def _decimal(exponent: int) -> str:
@@ -472,10 +447,8 @@ def tidy(svg: str) -> str:
     svg = _NO_ROTATION.sub("", svg)
     svg = re.sub(r"font-family: [^;\"]+; ?", "", svg)
     svg = svg.replace("<svg ", f'<svg font-family="{FONT}" ', 1)
-    tags, texts = re.split(r"(>[^<]*)", svg), []
-    for part in tags:
-        texts.append(part if part.startswith(">") else _LONG_NUMBER.sub(_short, part))
-    svg = "".join(texts)
+    parts = re.split(r"(>[^<]*)", svg)
+    svg = "".join(part if part.startswith(">") else _LONG_NUMBER.sub(_short, part) for part in parts)
     used = set(_REFERENCES.findall(svg))
     svg = _IDS.sub(lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r">\s+<", "><", re.sub(r"[ \t]*\n[ \t]*", " ", svg))

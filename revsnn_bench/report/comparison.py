@@ -2,14 +2,12 @@
 
 Cases are matched by id; of a case recorded twice in one run, the last record counts. Bytes and operations are
 compared exactly. Seconds of two runs are never compared, since load and clocks differ even on one machine: each time is
-taken as a ratio to the reference, which was timed in the same process, round by round. `Comparison.verdict` says which
-way a value went, and judges only what can be judged: exact values of comparable environments, and times with intervals.
-Whether a difference is a regression is decided by the gate.
+taken as a ratio to the reference, which was timed in the same process, round by round. `Comparison.verdict` judges only
+exact values of comparable environments, and times with intervals; what is a regression is decided by the gate.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,10 +18,9 @@ from rich.text import Text
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status, incomparable_fields, one_host
 from revsnn_bench.report import markdown, units
-from revsnn_bench.report.points import Ratio, ratio_of
+from revsnn_bench.report.points import ratio_of
 from revsnn_bench.report.terminal import Grid
 
-ONLY_BEFORE, ONLY_AFTER, STATUS_DIFFERS = "only before", "only after", "status differs"
 STATUS, EXTENT = "status", "measured"
 _SUFFIX = "_ratio_to_lif"
 _HEADINGS = ("case", "metric", "before", "after", "change", "verdict")
@@ -54,11 +51,9 @@ def ratio_name(metric: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """One value of a case in two runs, equal or not.
+    """One value of a case in two runs, equal or not; None where a run has none.
 
-    Fields:
-        name: of the metric; `ratio_name` of a time; `status` for how the case ended.
-        before, after: exact values, or statuses; None where a run has none.
+    The name is that of the metric, `ratio_name` of a time, or `status` for how the case ended.
     """
 
     name: str
@@ -79,10 +74,10 @@ class Difference:
     def note(self) -> str:
         """Which run alone has a value, or that the status differs; else empty."""
         if self.before is None:
-            return ONLY_AFTER
+            return "only after"
         if self.after is None:
-            return ONLY_BEFORE
-        return STATUS_DIFFERS if self.name == STATUS and self.before != self.after else ""
+            return "only before"
+        return "status differs" if self.name == STATUS and self.before != self.after else ""
 
     @property
     def differs(self) -> bool:
@@ -131,11 +126,6 @@ class CasePair:
         before, after = _values(self.before), _values(self.after)
         return tuple(Difference(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after]))
 
-    def changed(self) -> Iterator[Difference]:
-        """What differs; of a case that only one run has, the status alone."""
-        shown = self.differences if self.before and self.after else self.differences[:1]
-        return (found for found in shown if found.differs)
-
     @property
     def two_hosts(self) -> str:
         """On which two hosts of a cluster the case was timed, in words; "" where times of one machine are compared."""
@@ -144,10 +134,12 @@ class CasePair:
         before, after = (record.host or "a machine without a cluster" for record in (self.before, self.after))
         return f"timed on {before} before and on {after} after"
 
-    def ratios(self, metric: Metric) -> tuple[Ratio | None, Ratio | None]:
-        """The ratios of a time to the reference in both runs, with their intervals."""
-        first, second = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
-        return first, second
+    def times_apart(self, metric: Metric) -> bool | None:
+        """Whether the intervals of a time's ratios do not overlap; None where that cannot be told."""
+        left, right = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
+        if self.two_hosts or left is None or right is None or left.low is None or right.low is None:
+            return None
+        return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
 
     def rounds(self, metric: Metric) -> tuple[list[float], list[float]]:
         """The ratio of each round in both runs; empty where a time, or the reference's, was not measured."""
@@ -176,8 +168,12 @@ class Comparison:
         return sum(len(pair.differences) for pair in self.cases)
 
     def changed(self) -> list[tuple[CasePair, Difference]]:
-        """Every case with each value in which it differs."""
-        return [(pair, found) for pair in self.cases for found in pair.changed()]
+        """Every case with each value in which it differs; of one that only one run has, the status alone."""
+        found = []
+        for pair in self.cases:
+            shown = pair.differences if pair.before and pair.after else pair.differences[:1]
+            found += [(pair, each) for each in shown if each.differs]
+        return found
 
     def fields(self) -> list[FieldDifference]:
         """Fields of header and environment that differ; run id, start and command always do and are left out."""
@@ -193,36 +189,30 @@ class Comparison:
         return [FieldDifference(EXTENT, self.before.extent, self.after.extent)]
 
     @cached_property
-    def exact_is_comparable(self) -> bool:
-        """Whether bytes and operations of the two environments can be judged."""
-        return not self.incomparable_fields()
+    def incomparable_fields(self) -> list[FieldDifference]:
+        """Fields of the environment that must agree before exact values are compared, and differ."""
+        found = incomparable_fields(self.before.header.environment, self.after.header.environment)
+        return [FieldDifference(*difference) for difference in found]
 
     def verdict(self, pair: CasePair, found: Difference) -> str:
         """The key of `VERDICTS` that describes a difference."""
-        if found.note in (ONLY_BEFORE, ONLY_AFTER):
-            lacking = self.after if found.note == ONLY_BEFORE else self.before
-            if not lacking.complete and found.name == STATUS:
-                return UNJUDGED
-            return GONE if found.note == ONLY_BEFORE else NEW
+        if found.before is None or found.after is None:
+            lacking, verdict = (self.before, NEW) if found.before is None else (self.after, GONE)
+            return UNJUDGED if found.name == STATUS and not lacking.complete else verdict
         if found.name == STATUS:
             return BETTER if found.after == Status.OK.value else WORSE if found.before == Status.OK.value else CHANGED
         metric = found.metric
         if metric is None or metric.better is None:
             return CHANGED
         if found.is_ratio:
-            apart = None if pair.two_hosts else _apart(*pair.ratios(metric))
+            apart = pair.times_apart(metric)
             if not apart:
                 return UNJUDGED if apart is None else VARIES
         elif not metric.deterministic:
             return VARIES
-        elif not self.exact_is_comparable:
+        elif self.incomparable_fields:
             return UNJUDGED
         return BETTER if (found.change < 0) == (metric.better == "lower") else WORSE
-
-    def incomparable_fields(self) -> list[FieldDifference]:
-        """Fields of the environment that must agree before exact values are compared, and differ."""
-        found = incomparable_fields(self.before.header.environment, self.after.header.environment)
-        return [FieldDifference(*difference) for difference in found]
 
     def judged(self) -> list["Change"]:
         """What differs with its verdict, what is gone or worse first."""
@@ -245,19 +235,9 @@ def compare(before: Run, after: Run) -> Comparison:
     return Comparison(before, after, tuple(CasePair(name, left.get(name), right.get(name)) for name in ids))
 
 
-def _apart(left: Ratio | None, right: Ratio | None) -> bool | None:
-    """Whether two intervals do not overlap; None where a ratio has no interval, which tells nothing."""
-    if left is None or right is None or left.low is None or right.low is None:
-        return None
-    return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
-
-
 def render_comparison(before: Run, after: Run, console: Console | None = None) -> str:
-    """Returns the comparison as Markdown, and prints it as tables where a console is given.
-
-    What differs is shown with its verdict, what is gone or worse first; what only varies is counted, like all that was
-    compared.
-    """
+    """Returns the comparison as Markdown, and prints it as tables where a console is given: what differs with its
+    verdict, what is gone or worse first; what only varies is counted."""
     comparison = compare(before, after)
     judged = comparison.judged()
     rows = [
@@ -284,13 +264,7 @@ def render_comparison(before: Run, after: Run, console: Console | None = None) -
 
 
 def render_comparison_html(before: Run, after: Run) -> str:
-    """Returns the comparison of a run before and a run after as one self-contained page.
-
-    Only what differs is listed, at most 5000 rows, what is gone or worse first; the page counts all of it. Exact
-    quantities of comparable environments count as better or worse at any difference, times where the 95 % intervals of
-    their ratios to the reference do not overlap; nothing else is judged. Whether a change is a regression is decided
-    by the gate.
-    """
+    """Returns the comparison as one self-contained page that lists at most 5000 differences and counts all of them."""
     from revsnn_bench.report.html import Cell, Column, make_table, render_page
 
     def cell(text: str, value: Number | str | None) -> Cell:
@@ -322,7 +296,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
         fields=[(name.replace("_", " "), *values) for name, *values in comparison.fields()],
         counts=[(kind, counts[kind], meaning) for kind, meaning in VERDICTS.items() if counts[kind]],
         compared=comparison.values_compared,
-        incomparable=units.listing([found.field.replace("_", " ") for found in comparison.incomparable_fields()]),
+        incomparable=units.listing([found.field.replace("_", " ") for found in comparison.incomparable_fields]),
         left_out=len(rows) - len(shown),
         table=make_table("changes", "What changed", columns, shown, kind=lambda row: row.verdict.replace(" ", "-")),
     )
@@ -334,8 +308,8 @@ def _counted(comparison: Comparison, verdicts: list[str]) -> str:
     text = f"{comparison.values_compared} values compared: {', '.join(counts) or 'none that can be judged differs'}."
     if varying := verdicts.count(VARIES):
         text += f" {varying} more are never exact or differ within their noise, and are not listed."
-    if not comparison.exact_is_comparable:
-        fields = units.listing([found.field for found in comparison.incomparable_fields()])
+    if comparison.incomparable_fields:
+        fields = units.listing([found.field for found in comparison.incomparable_fields])
         text += f" Bytes and operations are not judged, because the runs differ in {fields}."
     return text
 
@@ -347,8 +321,7 @@ def _values(record: Record | None) -> dict[str, Number | str]:
     found: dict[str, Number | str] = {STATUS: record.status.value}
     for metric in METRICS:
         if metric.samples is not None:
-            ratio = ratio_of(metric.name, record)
-            if ratio is not None:
+            if ratio := ratio_of(metric.name, record):
                 found[ratio_name(metric.name)] = ratio.value
         elif metric.unit != "s" and (value := metric.read(record)) is not None:
             found[metric.name] = value

@@ -8,8 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
@@ -20,7 +19,7 @@ from revsnn_bench.report.points import (
     by_point,
     by_setting,
     contended,
-    ended,
+    ended_text,
     fixed_part,
     naming,
     namings,
@@ -42,15 +41,11 @@ KINDS = {
 """Parts of a block by the name of the module that made the bytes; anything else is the rest."""
 
 REST = "rest"
-
-
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A row of the table of findings: what it is about, where it holds, and a sentence or two of plain text; all may
-    hold foreign characters."""
+class Finding(NamedTuple):
+    """A row of the table of findings, in plain text that may hold foreign characters."""
 
     topic: str
     where: str
@@ -74,20 +69,13 @@ def overview(run: Run) -> str:
     """Returns how many cases ended in which way."""
     if not run.records:
         return "No case was recorded."
-    counts = ", ".join(f"{count} {status.value}" for status, count in ended(run).items())
     extent = "" if run.complete else f" Not complete: {run.extent}."
-    return f"{len(run.records)} in all: {counts}.{extent}"
+    return f"{len(run.records)} in all: {ended_text(run)}.{extent}"
 
 
-@dataclass(frozen=True)
-class Least:
-    """Who needs least of a quantity at the point that says most.
-
-    Fields:
-        point: the reference of that point.
-        winners: the records there that share the least value, by node.
-        often: at how many of the `compared` points these nodes are least, alone or shared.
-    """
+class Least(NamedTuple):
+    """Who needs least of a quantity at the point that says most: the records there that share the least value, by node,
+    and at how many of the `compared` points these nodes are least, alone or shared."""
 
     point: Case
     winners: dict[str, Record]
@@ -102,14 +90,21 @@ def least_of(run: Run, name: str) -> list[Least]:
 
 def _least_in(records: list[Record], name: str) -> Least | None:
     """Ranks the cases that are `ok` at each point; tells the longest with a reference, then the largest one."""
-    points = by_point(r for r in records if r.status is Status.OK and BY_NAME[name].read(r) is not None)
-    ranked = {point: _winners(name, found) for point, found in points.items() if len(found) > 1}
+    read = BY_NAME[name].read
+    points = by_point(r for r in records if r.status is Status.OK and read(r) is not None)
+    ranked: dict[Case, dict[str, Record]] = {}
+    for point, found in points.items():
+        if len(found) > 1:
+            least = min(value for record in found.values() if (value := read(record)) is not None)
+            ranked[point] = {variant: record for variant, record in found.items() if read(record) == least}
     if not ranked:
         return None
-    compared = {
-        point: any(record.case.node == point.reference for record in points[point].values()) for point in ranked
-    }
-    point = max(ranked, key=lambda p: (compared[p], p.timesteps, work(p)))
+
+    def tells(point: Case) -> tuple[bool, int, int]:
+        nodes = {record.case.node for record in points[point].values()}
+        return point.reference in nodes, point.timesteps, work(point)
+
+    point = max(ranked, key=tells)
     often = sum(set(ranked[point]) <= set(other) for other in ranked.values())
     return Least(point, ranked[point], often, len(ranked))
 
@@ -121,22 +116,13 @@ def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Findi
     first = next(iter(found.winners.values()))
     names = naming(record for record in records if record.case.point == found.point)
     winners = units.listing([names(record.case) for record in found.winners.values()])
-    text = f"{winners} with {units.measured(name, first)} ({_standard(run, first, name, names)}). "
-    text += " ".join(_cost(run, record, names) for record in found.winners.values())
+    text = f"{winners} with {units.measured(name, first)} ({_standard(run, first, name, names)})."
+    for record in found.winners.values():
+        cost = costs(record, ("step_flops", "step_time_s"), references(run))
+        text += f" Cost of {names(record.case)}: {cost or f'not known against {record.case.reference}'}."
     if found.compared > 1:
         text += f" Least, alone or shared, at {found.often} of the {found.compared} points compared."
-    return [Finding(topic, _place(found.point, names), text)]
-
-
-def _place(point: Case, names: Naming) -> str:
-    """A point in words, with the options that all its nodes share."""
-    return f"{fixed_part(point)}. {names.note}".removesuffix(". ")
-
-
-def _winners(name: str, found: dict[str, Record]) -> dict[str, Record]:
-    values = {variant: BY_NAME[name].read(record) for variant, record in found.items()}
-    least = min(value for value in values.values() if value is not None)
-    return {variant: found[variant] for variant, value in values.items() if value == least}
+    return [Finding(topic, f"{fixed_part(found.point)}. {names.note}".removesuffix(". "), text)]
 
 
 def _standard(run: Run, record: Record, name: str, names: Naming) -> str:
@@ -146,12 +132,6 @@ def _standard(run: Run, record: Record, name: str, names: Naming) -> str:
         return f"{names(reference.case)}: {units.measured(name, reference)}"
     at_point = [other for other in run if other.case == record.case.point]
     return f"{base} ended as {at_point[-1].status.value} there" if at_point else f"{base} not measured there"
-
-
-def _cost(run: Run, record: Record, names: Naming) -> str:
-    found = costs(record, ("step_flops", "step_time_s"), references(run))
-    known = found or f"not known against {record.case.reference}"
-    return f"Cost of {names(record.case)}: {known}."
 
 
 def costs(record: Record, names: Sequence[str], known: Mapping[Case, Record]) -> str:
@@ -169,19 +149,16 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
         for record in sorted(records, key=lambda record: record.case.timesteps)
         if record.case.node == "revlif" and (found := ratio_of("retained_bytes", record, known)) and found.value
     }
-    if not ratios:
-        return []
     shown = ", ".join(f"{units.times(times)} times at T = {t}" for t, times in ratios.items())
     case = records[0].case
     where = f"{case.workload}, {case.dtype}, {case.device}"
-    return [Finding("Memory ratio", where, f"lif's retained bytes over revlif's: {shown}; each holds at its T only.")]
+    text = f"lif's retained bytes over revlif's: {shown}; each holds at its T only."
+    return [Finding("Memory ratio", where, text)] if ratios else []
 
 
 def _trust(run: Run) -> list[Finding]:
-    """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true.
-
-    And one for a user's model as it is that nothing could judge.
-    """
+    """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true; one
+    for a user's model as it is that nothing could judge."""
     names, order = naming(run), variants(run)
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in sorted(run, key=lambda record: order.index(record.case.variant)):
@@ -194,32 +171,27 @@ def _trust(run: Run) -> list[Finding]:
     found = []
     for (dtype, *_), members in alike.items():
         records = [record for _, own in members for record in own]
-        parts = [
-            _errors(word, [record for record in records if record.status is status])
-            for word, status in (("right", Status.OK), ("wrong", Status.WRONG))
-        ]
-        text = "; ".join(part for part in parts if part)
-        if text:
-            found.append(Finding("Gradient", f"{', '.join(name for name, _ in members)}; {dtype}", f"{text}."))
+        parts = [_errors("right", records, Status.OK), _errors("wrong", records, Status.WRONG)]
+        if any(parts):
+            where = f"{', '.join(name for name, _ in members)}; {dtype}"
+            found.append(Finding("Gradient", where, f"{'; '.join(filter(None, parts))}."))
     unjudged = {(names(r.case), r.case.dtype): r.reason for r in run if r.status is Status.OK and r.reason}
-    return found + [
-        Finding(
-            "Gradient", f"{name}; {dtype}", f"{reason}. What is done to the model is held against the model itself."
-        )
-        for (name, dtype), reason in unjudged.items()
-    ]
+    for (name, dtype), reason in unjudged.items():
+        text = f"{reason}. What is done to the model is held against the model itself."
+        found.append(Finding("Gradient", f"{name}; {dtype}", text))
+    return found
 
 
 def _steps(records: Iterable[Record], status: Status) -> tuple[int, ...]:
     return tuple(sorted({record.case.timesteps for record in records if record.status is status}))
 
 
-def _errors(word: str, records: list[Record]) -> str:
+def _errors(word: str, records: list[Record], status: Status) -> str:
     """Such as `right at T = 4, 8 (worst error 6.0e-06, tolerance 1.0e-03)`."""
-    known = [record.fidelity for record in records if record.fidelity is not None]
+    known = [record.fidelity for record in records if record.fidelity is not None and record.status is status]
     if not known:
         return ""
-    at = ", ".join(str(t) for t in sorted({record.case.timesteps for record in records}))
+    at = ", ".join(map(str, _steps(records, status)))
     error, limit = max(map(_shown_error, known), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
     shown = units.number(BY_NAME["gradient_error"], error)
     return f"{word} at T = {at} (worst error {shown}, tolerance {limit:.1e})"
@@ -247,18 +219,13 @@ def _saving(run: Run) -> list[Finding]:
         sure = one_host(record, revnet) and not (contended(record) or contended(revnet))
         if took[0] and took[1] and sure:
             of_time.append(1 - took[0].value / took[1].value)
-    claims = ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif"))
-    parts = [f"{_range(saved)} of {what} ({len(saved)} points)" for saved, what in claims if saved]
-    if not parts:
-        return []
+    parts = []
+    for saved, what in ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif")):
+        if saved:
+            span = dict.fromkeys([units.percent(min(saved)), units.percent(max(saved))])
+            parts.append(f"{' to '.join(span)} of {what} ({len(saved)} points)")
     text = f"1 - revlif / revlif-revnet: {units.listing(parts)}."
-    return [Finding("Inverse gradient", "revlif against revlif-revnet", text)]
-
-
-def _range(fractions: Iterable[float]) -> str:
-    shown = list(fractions)
-    least, most = units.percent(min(shown)), units.percent(max(shown))
-    return least if least == most else f"{least} to {most}"
+    return [Finding("Inverse gradient", "revlif against revlif-revnet", text)] if parts else []
 
 
 def _accuracy(run: Run) -> list[Finding]:
@@ -274,22 +241,19 @@ def _accuracy(run: Run) -> list[Finding]:
             scores[names(record.case)].append(BY_NAME["accuracy"].read(record) or 0.0)
         seeds = {name: f" ({len(values)} seeds)" if len(values) > 1 else "" for name, values in scores.items()}
         text = ", ".join(f"{name} {units.spread(values)}{seeds[name]}" for name, values in scores.items())
-        found.append(Finding("Accuracy", place, " ".join([f"{text}.", names.note]).strip()))
+        found.append(Finding("Accuracy", place, f"{text}. {names.note}".strip()))
     return found
 
 
 def _contention(run: Run) -> list[Finding]:
     """Says where times were taken while other work held the processor."""
     timed = [record.time for record in run if record.time is not None]
-    kept = [time for time in timed if time.rounds_contended]
-    if not kept:
-        return []
-    rounds = sum(time.rounds_contended for time in kept)
+    kept = [time.rounds_contended for time in timed if time.rounds_contended]
     text = (
-        f"other work held the processor in {rounds} rounds that were kept: these times are shown as not decided, and "
-        "ranked nowhere."
+        f"other work held the processor in {sum(kept)} rounds that were kept: these times are shown as not decided, "
+        "and ranked nowhere."
     )
-    return [Finding("Contention", f"{len(kept)} of {len(timed)} timed cases", text)]
+    return [Finding("Contention", f"{len(kept)} of {len(timed)} timed cases", text)] if kept else []
 
 
 def _warnings(run: Run) -> list[Finding]:
@@ -345,10 +309,7 @@ def node_and_network(run: Run) -> list[tuple[str, str]]:
     parts: dict[str, list[str]] = defaultdict(list)
     for (name, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
         if (name, t) in alone:
+            over = units.times(1 / alone[name, t]) if alone[name, t] else "retains 0 B"
             shown = units.listing(list(dict.fromkeys(places)))
-            parts[name].append(f"{_over(alone[name, t])} by itself, {shown} (T = {t})")
+            parts[name].append(f"{over} by itself, {shown} (T = {t})")
     return [(name, f"lif's retained bytes over its own: {'; '.join(texts)}.") for name, texts in parts.items()]
-
-
-def _over(ratio: float) -> str:
-    return units.times(1 / ratio) if ratio else "retains 0 B"

@@ -26,11 +26,9 @@ def names_room(labels: Iterable[str]) -> tuple[float, float]:
 
 def name_lines(axes: "Axes", ends: Sequence[tuple[float, float, str, Look]]) -> None:
     """Writes the name of each line to the right of the plot, at the height where the line ends or as near as there is
-    room; call it when the scales are set.
+    room; call it when the scales are set, in a panel whose right margin is that of `names_room`.
 
-    Args:
-        axes: in a panel whose right margin is that of `names_room`.
-        ends: place and height of the last point of each line, its name, and its look.
+    `ends` are place and height of the last point of each line, its name, and its look.
     """
     wide, high = _inches(axes)
     at = [_fraction(axes, x, y) for x, y, *_ in ends]
@@ -85,11 +83,8 @@ def name_points(
 ) -> None:
     """Writes the name of each point beside it, where no other point or name is; call it when the scales are set.
 
-    Args:
-        axes: in a panel.
-        points: place, height, name, and colour of the name.
-        right: inches beside the plot that names may reach into.
-        line: corners of a staircase that names should not cross.
+    A point is its place, height, name, and the name's colour. Names may reach so many inches beyond the plot at its
+    right, and should not cross the line, a staircase given by its corners.
     """
     wide, high = _inches(axes)
     spots = [(x * wide, y * high) for x, y in (_fraction(axes, x, y) for x, y, *_ in points)]

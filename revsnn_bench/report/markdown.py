@@ -8,14 +8,13 @@ from tabulate import tabulate
 from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.bandwidth import HEADINGS, READING, about_pages, bandwidth_rows
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
 from revsnn_bench.report.points import (
     AXES,
     Axis,
-    Naming,
     exact,
+    fixed_part,
     growths,
     namings,
     reference_name,
@@ -26,7 +25,11 @@ from revsnn_bench.report.points import (
 from revsnn_bench.report.tables import (
     APPROXIMATE,
     APPROXIMATE_HEADINGS,
+    BANDWIDTH,
+    BANDWIDTH_HEADINGS,
+    about_pages,
     approximate_rows,
+    bandwidth_rows,
     columns,
     environment_rows,
     environment_text,
@@ -40,25 +43,26 @@ _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
 
 def render(run: Run, pictures: Sequence[Figure] = ()) -> str:
     """Returns the report, with the figures whose files lie beside it; the same run always gives the same text."""
+    found = [(each.topic, each.where, each.text) for each in findings(run)]
     sections = [
         f"# Benchmark report {units.markdown(run.header.run_id)}",
         _intro(run),
-        "## Findings\n\n"
-        + table(("about", "where", "what was found"), [(f.topic, f.where, f.text) for f in findings(run)]),
-        *_pictures(run, pictures),
-        *_failures(run),
-        *_section("Approximate gradients", APPROXIMATE, APPROXIMATE_HEADINGS, approximate_rows(run)),
-        *_sweep_sections(run),
-        *_rest_section(run),
-        *_bandwidth_section(run),
-        *_growth_section(run),
-        *_accuracy_section(run),
-        *_module_section(run),
-        *_peak_section(run),
+        _section("Findings", [], ("about", "where", "what was found"), found),
+        _pictures(run, pictures),
+        _failures(run),
+        _section("Approximate gradients", [APPROXIMATE], APPROXIMATE_HEADINGS, approximate_rows(run)),
+        *(_sweep_section(run, axis) for axis in AXES),
+        _rest_section(run),
+        _bandwidth_section(run),
+        _growth_section(run),
+        _accuracy_section(run),
+        _module_section(run),
+        _peak_section(run),
         _reading(run),
-        _environment(run),
+        f"## Environment\n\n{units.markdown(environment_text(run))}\n\n"
+        + table(("field", "value"), environment_rows(run)),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -79,13 +83,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], numbers: Se
     )
 
 
-def _pictures(run: Run, pictures: Sequence[Figure]) -> list[str]:
+def _pictures(run: Run, pictures: Sequence[Figure]) -> str:
     """The figures, each with its caption; they follow the reader's light or dark setting by themselves."""
-    shown = []
+    shown = ["## Figures"] if pictures else []
     for each in pictures:
         title, file = units.markdown(each.title), quote(f"{run.header.run_id}{each.suffix}")
         shown.append(f"### {title}\n\n![{title}]({file})\n\n{units.markdown(each.caption)}")
-    return ["\n\n".join(["## Figures", *shown])] if shown else []
+    return "\n\n".join(shown)
 
 
 def _record_table(run: Run, axis: Axis | None, records: Sequence[Record]) -> str:
@@ -93,11 +97,8 @@ def _record_table(run: Run, axis: Axis | None, records: Sequence[Record]) -> str
     names = namings(records)
     shown = columns(run, axis, names, compact=False)
     rows = [[column.cell(record) for column in shown] for record in records]
-    return _noted(names) + table([column.heading for column in shown], rows, [column.is_number for column in shown])
-
-
-def _noted(names: Naming) -> str:
-    return f"{units.markdown(names.note)}\n\n" if names.note else ""
+    made = table([column.heading for column in shown], rows, [column.is_number for column in shown])
+    return f"{units.markdown(names.note)}\n\n{made}" if names.note else made
 
 
 def _intro(run: Run) -> str:
@@ -111,15 +112,18 @@ def _intro(run: Run) -> str:
 
 
 def _section(
-    title: str, text: str, headings: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[bool] = ()
-) -> list[str]:
-    """A section with a table; nothing where the table has no row."""
-    parts = [f"## {title}", *([text] if text else []), table(headings, rows, numbers)]
-    return ["\n\n".join(parts)] if rows else []
+    title: str,
+    texts: Sequence[str],
+    headings: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    numbers: Sequence[bool] = (),
+) -> str:
+    """A section with a table below some paragraphs, of which some may be empty; nothing where the table has no row."""
+    return "\n\n".join([f"## {title}", *filter(None, texts), table(headings, rows, numbers)]) if rows else ""
 
 
-def _failures(run: Run) -> list[str]:
-    """Every case that did not end as `ok`, with its reason; left out where there is none."""
+def _failures(run: Run) -> str:
+    """Every case that did not end as `ok`, with its reason."""
     failed = [record for record in exact(run) if record.status is not Status.OK]
     names = namings(failed)
     rows = [
@@ -131,37 +135,29 @@ def _failures(run: Run) -> list[str]:
         )
         for record in failed
     ]
-    text = (
-        f"{_noted(names)}They take part in no ranking and have no ratio; raw values of wrong cases are in the CSV and "
-        "JSON files."
-    )
-    return _section("Cases that did not end well", text, ("case", "status", "gradient error", "reason"), rows)
+    text = "They take part in no ranking and have no ratio; raw values of wrong cases are in the CSV and JSON files."
+    texts, headings = (units.markdown(names.note), text), ("case", "status", "gradient error", "reason")
+    return _section("Cases that did not end well", texts, headings, rows)
 
 
-def _sweep_sections(run: Run) -> list[str]:
-    sections = []
-    for axis in AXES:
-        tables = [
-            f"### {units.markdown(sweep.title)}\n\n{_record_table(run, axis, sweep.records)}"
-            for sweep in sweeps(run, axis)
-        ]
-        if tables:
-            sections.append("\n\n".join([f"## {_TITLES[axis]}", *tables]))
-    return sections
+def _sweep_section(run: Run, axis: Axis) -> str:
+    found = sweeps(run, axis)
+    parts = [f"### {units.markdown(sweep.title)}\n\n{_record_table(run, axis, sweep.records)}" for sweep in found]
+    return "\n\n".join([f"## {_TITLES[axis]}", *parts]) if parts else ""
 
 
-def _rest_section(run: Run) -> list[str]:
+def _rest_section(run: Run) -> str:
     records = rest(run)
-    return [f"## Single points\n\n{_record_table(run, None, records)}"] if records else []
+    return f"## Single points\n\n{_record_table(run, None, records)}" if records else ""
 
 
-def _bandwidth_section(run: Run) -> list[str]:
-    numbers = [heading != "node" for heading in HEADINGS]
-    text = f"{READING} {about_pages(run)}"
-    return _section("Against a copy of the input", text, HEADINGS, bandwidth_rows(run), numbers)
+def _bandwidth_section(run: Run) -> str:
+    numbers = [heading != "node" for heading in BANDWIDTH_HEADINGS]
+    text = f"{BANDWIDTH} {about_pages(run)}"
+    return _section("Against a copy of the input", [text], BANDWIDTH_HEADINGS, bandwidth_rows(run), numbers)
 
 
-def _growth_section(run: Run) -> list[str]:
+def _growth_section(run: Run) -> str:
     """Retained and peak memory, FLOPs and time of a step; the other metrics follow from the files."""
     names = namings(run)
     rows = [
@@ -171,7 +167,7 @@ def _growth_section(run: Run) -> list[str]:
             growth.formula(),
             f"{AXES[axis]} = {', '.join(map(str, growth.at))}",
             ", ".join(map(str, growth.wrong_at)) or units.ABSENT,
-            growth.title,
+            fixed_part(growth.fixed, without=axis),
         )
         for axis in AXES
         for growth in growths(run, axis, _STATED)
@@ -183,10 +179,10 @@ def _growth_section(run: Run) -> list[str]:
     )
     text = f"{text} {units.markdown(names.note)}".strip()
     headings = ("metric", "node", "growth", "measured over", "gradient wrong at", "fixed")
-    return _section("Growth", text, headings, rows)
+    return _section("Growth", [text], headings, rows)
 
 
-def _accuracy_section(run: Run) -> list[str]:
+def _accuracy_section(run: Run) -> str:
     shown = [metric for metric in METRICS if metric.family == "accuracy"]
     names = namings(record for record in run if record.accuracy is not None)
     rows = [
@@ -202,18 +198,18 @@ def _accuracy_section(run: Run) -> list[str]:
         if (known := record.accuracy) is not None
     ]
     headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
-    return _section("Accuracy", units.markdown(names.note), headings, rows)
+    return _section("Accuracy", [units.markdown(names.note)], headings, rows)
 
 
-def _module_section(run: Run) -> list[str]:
+def _module_section(run: Run) -> str:
     """What each network retains, by the kind of module that made it; the kinds sum to the total."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     headings = ("case", "retained", *KINDS, REST)
-    title, numbers = "Where the retained bytes come from", [heading != "case" for heading in headings]
-    return _section(title, f"{_noted(namings(run))}{kinds}.", headings, module_rows(run), numbers)
+    texts, numbers = (units.markdown(namings(run).note), f"{kinds}."), [heading != "case" for heading in headings]
+    return _section("Where the retained bytes come from", texts, headings, module_rows(run), numbers)
 
 
-def _peak_section(run: Run) -> list[str]:
+def _peak_section(run: Run) -> str:
     names = namings(run)
     rows = [
         (
@@ -221,16 +217,13 @@ def _peak_section(run: Run) -> list[str]:
             value_cell("peak_bytes", record),
             record.memory.peak_phase,
             record.memory.peak_module,
-            ", ".join(
-                f"{name} {units.size(size)}" for name, size in record.memory.peak_by_category_bytes.items() if size
-            ),
+            ", ".join(f"{kind} {units.size(n)}" for kind, n in record.memory.peak_by_category_bytes.items() if n),
         )
         for record in run
         if record.memory is not None and record.status is Status.OK
     ]
-    return _section(
-        "Where the peak is", units.markdown(names.note), ("case", "peak", "phase", "module", "made of"), rows
-    )
+    headings = ("case", "peak", "phase", "module", "made of")
+    return _section("Where the peak is", [units.markdown(names.note)], headings, rows)
 
 
 def _reading(run: Run) -> str:
@@ -243,11 +236,4 @@ def _reading(run: Run) -> str:
         "interval, over several processes where the case was timed in several. What was timed beside other work, or "
         "too seldom, is not decided. A ratio in memory holds at its T only.\n\n"
         + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))
-    )
-
-
-def _environment(run: Run) -> str:
-    """Every field of the environment and of the run, so that nothing about the place has to be guessed."""
-    return f"## Environment\n\n{units.markdown(environment_text(run))}\n\n" + table(
-        ("field", "value"), environment_rows(run)
     )

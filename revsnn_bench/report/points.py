@@ -1,8 +1,7 @@
 """Points of a run: sweeps along one axis, ratios to the reference at the same point, and growth along an axis.
 
 A point is everything of a case but the node and its options. The reference is the standard LIF; of a user's model it is
-that model as it is. Only a case that ended as `ok` has a ratio. Growth is an exact line where there is one, else a
-fitted power.
+that model as it is. Growth is an exact line where there is one, else a fitted power.
 """
 
 import math
@@ -14,10 +13,10 @@ from functools import lru_cache
 from itertools import combinations
 from statistics import correlation, linear_regression, mean, median, stdev
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from revsnn_bench.case import AS_IS, Case, Option, is_own
-from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number, Samples
+from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status, one_host
 from revsnn_bench.report import units
 
@@ -37,14 +36,9 @@ NOT_DECIDED = "(not decided)"
 CONFIDENCE, _LEAST_COVERAGE = 0.95, 0.9375
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Records along one axis, with everything else but the node fixed.
-
-    Fields:
-        axis: the field of `Case` that varies.
-        records: sorted by the axis, then by node in order of first appearance, the reference first.
-    """
+class Sweep(NamedTuple):
+    """Records along one axis, with everything else but the node fixed; sorted by the axis, then by node in order of
+    first appearance, the reference first."""
 
     axis: Axis
     records: tuple[Record, ...]
@@ -100,6 +94,19 @@ def by_point(records: Iterable[Record]) -> Points:
     return points
 
 
+Key = TypeVar("Key")
+
+
+def pareto_front(points: Mapping[Key, tuple[Number, ...]]) -> list[Key]:
+    """Returns what no other beats, by increasing values: beaten is what another needs at most as much of everything as,
+    and less of something. Of equal points all are there."""
+
+    def beaten(own: tuple[Number, ...]) -> bool:
+        return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in points.values())
+
+    return sorted((key for key, own in points.items() if not beaten(own)), key=lambda key: points[key])
+
+
 def best_points(points: Points, rank: Callable[[Case], tuple[int, ...]]) -> Points:
     """Returns the highest-ranked point of each setting, where it has several nodes."""
     best = {setting(point): point for point in sorted(points, key=rank)}
@@ -107,10 +114,8 @@ def best_points(points: Points, rank: Callable[[Case], tuple[int, ...]]) -> Poin
 
 
 def points_by_setting(run: Run) -> Points:
-    """Returns the point with most nodes that are right, then the largest one, of each setting; most nodes first.
-
-    Only cases that ended as `ok` and whose memory was measured take part.
-    """
+    """Returns the point with most nodes that are right and have their memory measured, then the largest one, of each
+    setting; most nodes first."""
     points = by_point(record for record in run if record.status is Status.OK and record.memory is not None)
     best = best_points(points, lambda point: (len(points[point]), work(point)))
     return dict(sorted(best.items(), key=lambda item: -len(item[1])))
@@ -122,17 +127,15 @@ def ended(records: Iterable[Record]) -> dict[Status, int]:
     return {status: counts[status] for status in Status if counts[status]}
 
 
+def ended_text(records: Iterable[Record]) -> str:
+    """Returns the same as `3 ok, 1 oom`."""
+    return ", ".join(f"{count} {status.value}" for status, count in ended(records).items())
+
+
 def variants(records: Iterable[Record]) -> list[str]:
     """Returns the nodes with their options, what ratios are taken against first, then by first appearance."""
     found = dict.fromkeys(record.case.variant for record in records)
     return sorted(found, key=lambda variant: variant not in ("lif", AS_IS))
-
-
-def variants_by_node(records: Iterable[Record]) -> dict[str, str]:
-    """Returns the node of each variant, in the order of `variants`."""
-    found = list(records)
-    nodes = {record.case.variant: record.case.node for record in found}
-    return {variant: nodes[variant] for variant in variants(found)}
 
 
 Shared = tuple[tuple[tuple[str, Option], tuple[str, ...]], ...]
@@ -143,8 +146,7 @@ Shared = tuple[tuple[tuple[str, Option], tuple[str, ...]], ...]
 class Naming:
     """What nodes are called in one table or figure: options that they share are said once, beside it.
 
-    Fields:
-        shared: options that are said once, by `setting` where each has its own, else under None.
+    `shared` has these options by `setting` where each has its own, else under None.
     """
 
     shared: Mapping[Setting | None, Shared]
@@ -198,10 +200,8 @@ def naming(records: Iterable[Record]) -> Naming:
 
 
 def _shared(records: Iterable[Record]) -> Shared:
-    """Options with one value in all names that have them, of nodes that are not there both with and without them.
-
-    One that a single name of several has stays in that name.
-    """
+    """Options with one value in all names that have them, of nodes that are not there both with and without them; one
+    that a single name of several has stays in that name."""
     cases = {record.case.variant: record.case for record in records}.values()
     values: dict[str, set[Option]] = defaultdict(set)
     for case in cases:
@@ -218,10 +218,7 @@ def _shared(records: Iterable[Record]) -> Shared:
 
 
 def sweeps(run: Run, axis: Axis) -> list[Sweep]:
-    """Returns every sweep along an axis: at least two positions with all else but the node equal.
-
-    Approximate methods take no part: they stand beside no exact one, see `approximate`.
-    """
+    """Returns every sweep along an axis, of exact methods: at least two positions with all else but the node equal."""
     rank = {variant: index for index, variant in enumerate(variants(run))}
     groups: dict[Case, list[Record]] = defaultdict(list)
     for record in exact(run):
@@ -267,10 +264,8 @@ class Ratio:
 
 
 def references(run: Run) -> dict[Case, Record]:
-    """Returns the cases that ratios are taken against, of those that ended well; the latest record of each counts.
-
-    Every standard LIF, whatever its options, and every user's model as it is.
-    """
+    """Returns what ratios are taken against: every standard LIF that ended well, whatever its options, and every user's
+    model as it is. The latest record of each counts."""
     return {r.case: r for r in run if r.status is Status.OK and r.case.node == r.case.reference}
 
 
@@ -299,8 +294,6 @@ def ratio_of(name: str, record: Record, known: Mapping[Case, Record] = MappingPr
     """Compares one metric of a record with the reference at the same point.
 
     Args:
-        name: of the metric.
-        record: the case.
         known: from `references` of the same run; times do not need it, since each record holds the reference's.
     Returns:
         The ratio; None where the metric has none, something was not measured, the reference failed or
@@ -309,21 +302,24 @@ def ratio_of(name: str, record: Record, known: Mapping[Case, Record] = MappingPr
     metric = BY_NAME[name]
     if record.status is not Status.OK or not metric.has_ratio:
         return None
-    if metric.samples is not None:
-        samples = metric.samples(record)
-        return None if samples is None else _ratio_of_samples(record, samples)
-    reference = reference_for(record.case, known)
-    value, base = metric.read(record), None if reference is None else metric.read(reference)
-    return Ratio(value / base) if value is not None and base else None
-
-
-def _ratio_of_samples(record: Record, samples: Samples) -> Ratio | None:
-    assert record.time is not None
+    if metric.samples is None:
+        reference = reference_for(record.case, known)
+        value, base = metric.read(record), None if reference is None else metric.read(reference)
+        return Ratio(value / base) if value is not None and base else None
+    samples = metric.samples(record)
+    if samples is None or record.time is None:
+        return None
     found = ratio_of_times(samples.own, samples.lif, record.time.rounds_by_process)
     if found is None or samples.own == samples.lif:
         return found  # a time over itself
     left_alone = not contended(record) and found.low is not None
     return found if left_alone else Ratio(found.value, decided=False)
+
+
+def decided_ratio(name: str, record: Record, known: Mapping[Case, Record] = MappingProxyType({})) -> float | None:
+    """Returns the value of `ratio_of` where it can be believed."""
+    found = ratio_of(name, record, known)
+    return found.value if found and found.decided else None
 
 
 def contended(record: Record) -> bool:
@@ -350,13 +346,12 @@ def ratio_of_times(own: tuple[float, ...], lif: tuple[float, ...], processes: tu
 
     Over several processes, Student's interval of the logarithm of each one's median ratio, at 95 %: it accounts for
     what differs from process to process. In one process, order statistics of the rounds, at the least coverage from
-    93.75 % on that their number allows (the extremes of five rounds have that), whatever the distribution is.
+    93.75 % on that their number allows (the extremes of five rounds have that), whatever the distribution is. There is
+    no interval from fewer than five rounds of one process, or where rounds do not match.
 
     Args:
         own, lif: seconds of each round.
         processes: how many of the rounds, in order, each process took; empty for a single one.
-    Returns:
-        The ratio, without an interval from fewer than five rounds of one process, or where rounds do not match.
     """
     if not own or not lif or min(*own, *lif) <= 0:
         return None
@@ -420,16 +415,10 @@ def _standards(case: Case) -> tuple[Case, ...]:
     return case.point, *(case.model_copy(update={"node": "lif", "node_options": kept}) for kept in subsets)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """The form of a growth.
-
-    Fields:
-        form: `constant` and `linear` are exact, without residual; a line needs three points. `power` is a
-            least-squares fit of the logarithms. `irregular` fits none of these.
-        slope, intercept: of `constant` and `linear`.
-        exponent, r_squared: of `power`; r_squared is None with two points, where every power fits.
-    """
+class Fit(NamedTuple):
+    """The form of a growth: `constant` and `linear` are exact, without residual, and a line needs three points; `power`
+    is a least-squares fit of the logarithms, whose r_squared is None with two points, where every power fits;
+    `irregular` is none of these."""
 
     form: Form
     slope: Fraction = Fraction(0)
@@ -443,15 +432,12 @@ class Growth:
     """One metric of one node along one axis.
 
     Fields:
-        metric, variant, axis: what grows, of which node, with what.
         fixed: a case of the sweep, whose fields other than the axis hold for all.
         at, values: positions on the axis, increasing, and what was measured there.
-        fit: the form that was found.
         wrong_at: positions where the gradient was wrong; their bytes and FLOPs are still what they are.
     """
 
     metric: str
-    variant: str
     axis: Axis
     fixed: Case
     at: tuple[int, ...]
@@ -473,36 +459,26 @@ class Growth:
         sign = " - " if fit.intercept < 0 else " + "
         return self._term(fit.slope, fixed=False) + (sign + constant if constant else "")
 
-    @property
-    def title(self) -> str:
-        """The fixed part of the sweep, in words."""
-        return fixed_part(self.fixed, without=self.axis)
-
     def _plain(self, value: Number) -> str:
         return units.number(BY_NAME[self.metric], value)
 
     def _term(self, value: Fraction, *, fixed: bool) -> str:
         """Multiples of b N (and T) where one node alone is measured, else plain units."""
-        symbol = AXES[self.axis]
-        unit, name = self._natural_unit(fixed=fixed)
-        if value and unit and abs(value) >= unit / 100:
-            return f"{_decimal(value / unit)} {name}"
-        plain = self._plain(value.numerator if value.denominator == 1 else float(value))
-        return plain if fixed else f"{plain} {symbol}"
-
-    def _natural_unit(self, *, fixed: bool) -> tuple[int | None, str]:
-        metric, case = BY_NAME[self.metric], self.fixed
-        if case.workload != "layer" or metric.unit not in ("B", "FLOP"):
-            return None, ""
-        unit, prefix = (ITEMSIZE[case.dtype], "b ") if metric.unit == "B" else (1, "")
-        if self.axis == "batch":
+        case, n = self.fixed, neurons(self.fixed)
+        size, constant, slope = {
             # Per sample: N holds the batch, so a quantity in proportion to B is written with N.
-            features = neurons(case) // case.batch
-            return (None, "") if fixed else (unit * features * case.timesteps, f"{prefix}N T")
-        if self.axis == "timesteps":
-            return unit * neurons(case), f"{prefix}N" if fixed else f"{prefix}N T"
-        full = unit * neurons(case) * case.timesteps
-        return full, f"{prefix}N T" if fixed else f"{prefix}N T D"
+            "batch": (n // case.batch * case.timesteps, "", "N T"),
+            "timesteps": (n, "N", "N T"),
+            "depth": (n * case.timesteps, "N T", "N T D"),
+        }[self.axis]
+        name = constant if fixed else slope
+        if BY_NAME[self.metric].unit == "B":
+            size, name = size * ITEMSIZE[case.dtype], name and f"b {name}"
+        is_counted = BY_NAME[self.metric].unit in ("B", "FLOP")
+        if value and name and is_counted and case.workload == "layer" and abs(value) >= size / 100:
+            return f"{_decimal(value / size)} {name}"
+        plain = self._plain(value.numerator if value.denominator == 1 else float(value))
+        return plain if fixed else f"{plain} {AXES[self.axis]}"
 
 
 def _decimal(value: Fraction) -> str:
@@ -546,9 +522,7 @@ def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> li
 
 
 def _growth(metric: Metric, axis: Axis, records: Sequence[Record]) -> Growth | None:
-    if not metric.has_ratio:
-        return None
-    if metric.family == "time" and not one_host(*records):
+    if not metric.has_ratio or (metric.family == "time" and not one_host(*records)):
         return None
     usable = (Status.OK, Status.WRONG) if metric.deterministic else (Status.OK,)
     points = {position(r, axis): (r, metric.read(r)) for r in records if r.status in usable}
@@ -557,5 +531,4 @@ def _growth(metric: Metric, axis: Axis, records: Sequence[Record]) -> Growth | N
         return None
     at, values = tuple(known), tuple(known.values())
     wrong = tuple(x for x in at if points[x][0].status is Status.WRONG)
-    case = records[0].case
-    return Growth(metric.name, case.variant, axis, case, at, values, find_fit(at, values), wrong)
+    return Growth(metric.name, axis, records[0].case, at, values, find_fit(at, values), wrong)

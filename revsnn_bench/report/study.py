@@ -8,7 +8,6 @@ mean. It is reported, and only fresh seeds compare.
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from revsnn_bench.case import Case, Option
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status, TrialRecord
 from revsnn_bench.report import units
-from revsnn_bench.report.points import CONFIDENCE, Interval, interval_of_mean
+from revsnn_bench.report.points import CONFIDENCE, Interval, interval_of_mean, pareto_front
 
 LEAST_TRIALS = 6
 """Trials of a node below which nothing is said about its parameters."""
@@ -28,14 +27,11 @@ _TREES = 5
 """Seeds of the importances, whose mean is shown."""
 
 
-@dataclass(frozen=True)
-class Retrained:
-    """One of the best, trained again.
+class Retrained(NamedTuple):
+    """One of the best, trained again, with accuracy by seed.
 
     Fields:
-        first: its trial.
-        fresh: accuracy by seed.
-        to_first: mean of these less the accuracy of the trial: how far it came back to the mean.
+        to_first: their mean less the accuracy of the trial: how far it came back to the mean.
         to_baseline: less the baseline, seed by seed; None of the baseline itself.
         judged: the record that holds bytes and gradient error.
     """
@@ -85,22 +81,19 @@ def finished(run: Run) -> list[Record]:
 
 def values(record: Record, objective: Sequence[str]) -> tuple[float, ...]:
     """What was measured of a record, such that less is better."""
-    found = (BY_NAME[COSTS[name]].read(record) for name in objective)
-    return tuple(
-        math.inf if value is None else (-value if name == "accuracy" else value)
-        for name, value in zip(objective, found, strict=True)
-    )
+    found = []
+    for name in objective:
+        value = BY_NAME[COSTS[name]].read(record)
+        found.append(math.inf if value is None else -value if name == "accuracy" else value)
+    return tuple(found)
 
 
 def front(run: Run) -> list[Record]:
     """Finished trials that no other beats in every objective, as measured; best accuracy first."""
-    found = {record.case: values(record, run.header.settings["objective"]) for record in finished(run)}
-
-    def beaten(own: tuple[float, ...]) -> bool:
-        return any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in found.values())
-
-    best = [record for record in finished(run) if not beaten(found[record.case])]
-    return sorted(best, key=lambda record: (-_score(record), known(record).number))
+    objective = run.header.settings["objective"]
+    best = {*pareto_front({record.case: values(record, objective) for record in finished(run)})}
+    found = [record for record in finished(run) if record.case in best]
+    return sorted(found, key=lambda record: (-_score(record), known(record).number))
 
 
 def baseline(run: Run) -> Record | None:
@@ -129,36 +122,37 @@ def retrained(run: Run) -> list[Retrained]:
         fresh = scores.get(record.case, {})
         if len(fresh) < 2:
             continue
-        against = None if first is None or record is first else scores.get(first.case, {})
-        pairs = [fresh[seed] - against[seed] for seed in fresh if seed in against] if against else []
+        against = {} if first is None or record is first else scores.get(first.case, {})
         back = interval_of_mean([score - _score(record) for score in fresh.values()])
         judged = by_setting[record.case][min(fresh)]
-        found.append(Retrained(record, fresh, back, interval_of_mean(pairs) if pairs else None, judged))
+        found.append(Retrained(record, fresh, back, _less(fresh, against), judged))
     return sorted(found, key=lambda each: -mean(each.fresh.values()))
 
 
-def chosen(run: Run) -> Record | None:
-    """Of what fresh seeds cannot tell from the highest mean, the setting that takes the fewest bytes.
+def _less(scores: Mapping[int, float], others: Mapping[int, float]) -> Interval | None:
+    """The difference, seed by seed; None where no seed is the same."""
+    pairs = [scores[seed] - others[seed] for seed in scores if seed in others]
+    return interval_of_mean(pairs) if pairs else None
 
-    Before anything was trained again, the first of the front.
-    """
+
+def chosen(run: Run) -> Record | None:
+    """Of what fresh seeds cannot tell from the highest mean, the setting that takes the fewest bytes; before anything
+    was trained again, the first of the front."""
     again = retrained(run)
     if not again:
         return next(iter(front(run)), None)
-    best = again[0].fresh
-    even = [each for each in again if not _below(each.fresh, best)]
+    even = [each for each in again if (less := _less(each.fresh, again[0].fresh)) is None or less.high >= 0]
     return min(even, key=lambda each: (BY_NAME["peak_bytes"].read(each.first) or 0, -mean(each.fresh.values()))).first
-
-
-def _below(fresh: Mapping[int, float], best: Mapping[int, float]) -> bool:
-    """Whether the interval of the differences, seed by seed, lies below zero."""
-    return interval_of_mean([fresh[seed] - best[seed] for seed in fresh if seed in best]).high < 0
 
 
 def command(record: Record) -> str:
     """The command that trains the setting of a record."""
     case = record.case
-    options = " ".join(f"--option {name}={_typed(value)}" for name, value in case.node_options)
+
+    def typed(value: Option) -> str:
+        return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    options = " ".join(f"--option {name}={typed(value)}" for name, value in case.node_options)
     more = f"--shape {case.features}" + ("" if case.encoding == "direct" else f" --encoding {case.encoding}")
     return (
         f"revsnn-bench train --network {case.workload} --node {case.node} {options} --timesteps {case.timesteps} "
@@ -223,20 +217,17 @@ def importances(run: Run) -> dict[str, float]:
     space: dict[str, BaseDistribution] = {}
     for name in varied:
         own = [known(record).params[name] for record in records]
-        numbers = [float(value) for value in own if isinstance(value, float)]
-        space[name] = (
-            FloatDistribution(min(numbers), max(numbers))
-            if len(numbers) == len(own)
-            else CategoricalDistribution(tuple(dict.fromkeys(own)))
-        )
+        numbers = [value for value in own if isinstance(value, float)]
+        if len(numbers) == len(own):
+            space[name] = FloatDistribution(min(numbers), max(numbers))
+        else:
+            space[name] = CategoricalDistribution(tuple(dict.fromkeys(own)))
     study = optuna.create_study(direction="maximize")
     for record in records:
         params: dict[str, Any] = {name: known(record).params[name] for name in varied}
         study.add_trial(optuna.trial.create_trial(value=_score(record), params=params, distributions=space))
-    found = [
-        optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed))
-        for seed in range(_TREES)
-    ]
+    forests = [optuna.importance.FanovaImportanceEvaluator(seed=seed) for seed in range(_TREES)]
+    found = [optuna.importance.get_param_importances(study, evaluator=forest) for forest in forests]
     means = {name: float(mean(each[name] for each in found)) for name in varied}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
@@ -275,7 +266,3 @@ def _score(record: Record) -> float:
 
 def _names(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in known(record).params))
-
-
-def _typed(value: Option) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""Records as tables: exact rows for CSV and JSON files, the dictionary of their columns, and columns for people.
+"""Records as tables: exact rows for CSV and JSON files, the dictionary of their columns, and tables for people.
 
 In a file, what was not measured is empty (CSV) or null (JSON), and a measured NaN stays visible; the same run always
 gives the same bytes. `columns` are those of a sweep table in Markdown and in a terminal.
@@ -8,9 +8,10 @@ import csv
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
 from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
@@ -18,10 +19,13 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.points import (
     AXES,
+    ITEMSIZE,
     Axis,
     Naming,
     approximate,
+    naming,
     namings,
+    neurons,
     position,
     ratio_of,
     ratio_text,
@@ -265,8 +269,7 @@ def _flat(value: object) -> str:
     return "not known" if value is None else str(value)
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A heading and what to show of a record; numbers are aligned to the right."""
 
     heading: str
@@ -302,26 +305,93 @@ def approximate_rows(run: Run) -> list[tuple[str, ...]]:
     return rows
 
 
-SHOWN_ALWAYS = ("fidelity",)
-"""Families that a wrong case shows too: they say how wrong it is."""
+LEAST_COPIES = {"forward": 1.0, "backward": 1.5}
+"""Of the input: forward reads the input and writes the output, backward reads output and gradient and writes one."""
+
+BANDWIDTH_HEADINGS = (
+    "T",
+    "input",
+    "node",
+    "copy",
+    "copy, GB/s",
+    *(f"{phase}, {what}" for phase in LEAST_COPIES for what in ("copies", "of the bandwidth")),
+    "compile time",
+)
+BANDWIDTH = (
+    "A copy reads the input once and writes it once, in the same rounds as the node beside it; one copy is the least "
+    "for forward, one and a half for backward, and the share is that over what was taken. Beyond 100 % data came from "
+    "a cache, or other work slowed the copy. Compilation is what the first step of a process takes beyond a later one, "
+    f"with nothing compiled on disk; {units.ABSENT} where nothing is compiled."
+)
+NEW_PAGES = "Results above 32 MiB lie in memory that the system mapped anew in each step, and their times contain that."
+NO_NEW_PAGES = "The process kept the memory that it freed (`--keep-freed`): no time contains the mapping of new pages."
+
+
+def copies(record: Record) -> dict[str, float]:
+    """Returns in how many copies of the input each phase was done, where both were timed."""
+    found = {phase: BY_NAME[f"{phase}_copies"].read(record) for phase in LEAST_COPIES}
+    return {phase: taken for phase, taken in found.items() if taken}
+
+
+def bandwidth_shares(record: Record) -> dict[str, float]:
+    """Returns the least traffic of each phase over what was done in its time, 1 for all of a copy's bandwidth."""
+    return {phase: LEAST_COPIES[phase] / taken for phase, taken in copies(record).items()}
+
+
+def compared_nodes(run: Run) -> dict[Case, dict[str, Record]]:
+    """The nodes timed by themselves, by variant, at every size where one of several was told its backend."""
+    groups: dict[Case, dict[str, Record]] = defaultdict(dict)
+    for record in run:
+        if record.status is Status.OK and record.case.workload == "layer" and copies(record):
+            place = record.case.point.model_copy(update={"node_options": ()})
+            groups[place][record.case.variant] = record
+    return {
+        place: found
+        for place, found in groups.items()
+        if len(found) > 1 and any("backend" in record.case.options for record in found.values())
+    }
+
+
+def bandwidth_rows(run: Run) -> list[tuple[str, ...]]:
+    """Returns one row per node and size, in the order of `BANDWIDTH_HEADINGS`: sizes as they grow, in each the fastest
+    node first."""
+    groups = compared_nodes(run)
+    names = naming(record for found in groups.values() for record in found.values())
+
+    def input_bytes(place: Case) -> int:
+        return place.timesteps * neurons(place) * ITEMSIZE[place.dtype]
+
+    rows = []
+    for place in sorted(groups, key=lambda place: (input_bytes(place), place.timesteps)):
+        for record in sorted(groups[place].values(), key=lambda record: sum(copies(record).values())):
+            assert record.time is not None
+            size, copy_s = input_bytes(place), median(record.time.copy_time_s)
+            row = [str(place.timesteps), units.size(size), names(record.case), units.seconds(copy_s)]
+            row.append(units.times(2 * size / copy_s / 1e9))
+            for phase, taken in copies(record).items():
+                row += [units.times(taken), units.percent(LEAST_COPIES[phase] / taken)]
+            row.append(units.ABSENT if record.compile_time_s is None else units.seconds(record.compile_time_s))
+            rows.append(tuple(row))
+    return rows
+
+
+def about_pages(run: Run) -> str:
+    """Whether the times of `bandwidth_rows` contain the first touch of new pages."""
+    records = [record for found in compared_nodes(run).values() for record in found.values()]
+    kept = {record.time.freed_memory_kept for record in records if record.time is not None}
+    return NO_NEW_PAGES if kept == {True} else NEW_PAGES
 
 
 def value_cell(name: str, record: Record) -> str:
-    """Returns a value for people; memory, FLOPs and time of a case that is not `ok` are withheld."""
-    if record.status is not Status.OK and BY_NAME[name].family not in SHOWN_ALWAYS:
+    """Returns a value for people; of a case that is not `ok` all but its errors is withheld."""
+    if record.status is not Status.OK and BY_NAME[name].family != "fidelity":
         return units.ABSENT
     return units.measured(name, record)
 
 
 def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> list[Column]:
-    """Returns the columns of a sweep table.
-
-    Args:
-        run: gives the cases that ratios are taken against.
-        names: of the nodes in this table.
-        axis: the axis of the sweep; None for cases outside of all sweeps, which show their whole point.
-        compact: at most 100 characters wide, for a terminal.
-    """
+    """Returns the columns of a sweep table, at most 100 characters wide if `compact`; with no axis, those of cases
+    outside of all sweeps, which show their whole point."""
     known, base = references(run), reference_name(run)
 
     def value(name: str) -> Column:
@@ -331,7 +401,7 @@ def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> lis
         return Column(heading, lambda record: ratio_text(ratio_of(name, record, known)))
 
     if axis is None:
-        place = Column("point", _point, is_number=False)
+        place = Column("point", lambda record: " ".join(record.case.place), is_number=False)
     else:
         place = Column(AXES[axis], lambda record: str(position(record, axis)))
     shown = [
@@ -365,7 +435,3 @@ def ratio_value(name: str, record: Record, known: Mapping[Case, Record]) -> str:
     """Returns a ratio to the reference without its interval, which a terminal has no room for."""
     found = ratio_of(name, record, known)
     return units.ABSENT if found is None else units.times(found.value)
-
-
-def _point(record: Record) -> str:
-    return " ".join(record.case.place)

@@ -21,6 +21,7 @@ from revsnn_bench.report.points import (
     Axis,
     Naming,
     approximate,
+    decided_ratio,
     naming,
     ratio_of,
     ratio_text,
@@ -52,11 +53,8 @@ _HEADINGS = ("workload and point", "least peak", "peak", "peak × {0}", "retaine
 
 
 def print_summary(run: Run, console: Console) -> None:
-    """Prints the answer of a run in about a dozen lines; the reports hold the rest.
-
-    A sentence, and where several settings were measured one row for each workload, dtype and device: at the largest T
-    at which the reference and another node are right, whose step has the least peak, and what it costs.
-    """
+    """Prints the answer of a run in about a dozen lines: whose step has the least peak, and what it costs, at the
+    largest T at which the reference and another node are right; a row for each of several settings."""
     console.print(Text(f"Run {units.one_line(run.header.run_id)}: {overview(run)}", style="bold"))
     if found := least_of(run, "peak_bytes"):
         known, names = references(run), naming(run)
@@ -82,12 +80,7 @@ def print_summary(run: Run, console: Console) -> None:
 
 def _quickest(least: Least, known: Mapping[Case, Record]) -> Record:
     """Of several nodes that share the least bytes the one whose time is least, among those whose time is decided."""
-
-    def took(record: Record) -> float:
-        found = ratio_of("step_time_s", record, known)
-        return found.value if found and found.decided else math.inf
-
-    return min(least.winners.values(), key=took)
+    return min(least.winners.values(), key=lambda record: decided_ratio("step_time_s", record, known) or math.inf)
 
 
 def _headline(least: Least, known: Mapping[Case, Record], names: Naming) -> str:
@@ -95,10 +88,10 @@ def _headline(least: Least, known: Mapping[Case, Record], names: Naming) -> str:
     best = _quickest(least, known)
     peak, base = ratio_value("peak_bytes", best, known), best.case.reference
     time = ratio_text(ratio_of("step_time_s", best, known))
-    words = [f"Least peak at {_size(best.case)}: {names(best.case)}, {units.measured('peak_bytes', best)}"]
-    words += [f" ({peak} × {base})" if peak != units.ABSENT else ""]
-    words += [f", time {time} × {base}" if time != units.ABSENT else ""]
-    return units.one_line("".join(words) + ".")
+    text = f"Least peak at {_size(best.case)}: {names(best.case)}, {units.measured('peak_bytes', best)}"
+    text += f" ({peak} × {base})" if peak != units.ABSENT else ""
+    text += f", time {time} × {base}" if time != units.ABSENT else ""
+    return units.one_line(f"{text}.")
 
 
 def _size(case: Case) -> str:
@@ -173,7 +166,7 @@ class Grid:
         title: str,
         headings: Sequence[str],
         numbers: Sequence[bool] = (),
-        rows: Iterable[Sequence[str]] = (),
+        rows: Iterable[Sequence[str | Text]] = (),
         style: str = "",
     ) -> None:
         self.title, self.headings = units.one_line(title), headings

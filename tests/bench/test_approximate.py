@@ -9,8 +9,7 @@ from revsnn_bench.gate import Kind, gate
 from revsnn_bench.records import FidelityRecord, GradientBias, Status
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings, least_of
-from revsnn_bench.report.html.answers import answers
-from revsnn_bench.report.html.report import render_html
+from revsnn_bench.report.html.report import answers, render_html
 from revsnn_bench.report.markdown import render
 from revsnn_bench.report.points import AXES, growths, points_by_setting, ratio_of, references, sweeps
 from revsnn_bench.report.tables import approximate_rows, long_rows, value_cell, wide_rows

@@ -1,22 +1,22 @@
 """Kernels against a copy of the same bytes: the shares, and the table of a report."""
 
 from revsnn_bench.report import markdown
-from revsnn_bench.report.bandwidth import HEADINGS, NEW_PAGES, NO_NEW_PAGES, bandwidth_rows, shares
 from revsnn_bench.report.html.report import render_html
+from revsnn_bench.report.tables import BANDWIDTH_HEADINGS, NEW_PAGES, NO_NEW_PAGES, bandwidth_rows, bandwidth_shares
 
 COPIES_OF_THE_INPUT = 64 * 8 * 4 * 4  # neurons, batch, steps, bytes
 
 
 def test_shares_are_the_least_copies_over_those_taken(kernel_record):
     """Forward in 4 copies has a quarter of the bandwidth, backward in 3 has half: it needs one and a half."""
-    assert shares(kernel_record("lif", "fused", 4.0, 3.0)) == {"forward": 0.25, "backward": 0.5}
+    assert bandwidth_shares(kernel_record("lif", "fused", 4.0, 3.0)) == {"forward": 0.25, "backward": 0.5}
 
 
 def test_rows_tell_the_copy_the_shares_and_what_compilation_took(kernel_record, make_run):
     """The fastest first; 8 KiB copied in 1 s are read and written once; eager code compiles nothing."""
     fused = kernel_record("lif", "fused", 2.0, 3.0, timesteps=4).model_copy(update={"compile_time_s": 5.25})
     rows = bandwidth_rows(make_run([kernel_record("revlif-stored", None, 10.0, 15.0, timesteps=4), fused]))
-    assert [dict(zip(HEADINGS, row, strict=True)) for row in rows] == [
+    assert [dict(zip(BANDWIDTH_HEADINGS, row, strict=True)) for row in rows] == [
         {
             "T": "4",
             "input": "8.00 KiB",

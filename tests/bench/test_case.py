@@ -7,8 +7,7 @@ import pytest
 
 from revsnn_bench.case import CASE_FIELDS, FIELDS, Case, each, parse_shape
 from revsnn_bench.report import tables
-from revsnn_bench.report.html.answers import setting
-from revsnn_bench.report.html.report import render_html
+from revsnn_bench.report.html.report import render_html, setting
 from revsnn_bench.report.markdown import render
 from revsnn_bench.report.points import fixed_part
 

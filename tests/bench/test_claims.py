@@ -10,10 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from revsnn_bench import Settings, measure
-from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, judge, passes_of
+from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, claims_json, claims_markdown, judge, passes_of
 from revsnn_bench.claims.accuracy import MARGIN, _difference, _maintained
 from revsnn_bench.claims.plan import BASELINES, baseline_of
-from revsnn_bench.claims.report import claims_json, claims_markdown
 from revsnn_bench.cli import app
 from revsnn_bench.records import PhaseFlops, Status, TimeRecord
 from revsnn_bench.runs import load_run

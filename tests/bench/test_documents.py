@@ -12,13 +12,12 @@ from scipy.special import stdtrit
 from typer.testing import CliRunner
 
 import revsnn_bench
-from revsnn_bench.claims import Plan, Verdict, judge
-from revsnn_bench.claims.report import claims_markdown
+from revsnn_bench.claims import Plan, Verdict, claims_markdown, judge
 from revsnn_bench.cli import app
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Status
 from revsnn_bench.report import study, units
-from revsnn_bench.report.canvas import looks
+from revsnn_bench.report.canvas import Looks
 from revsnn_bench.report.figures.growth import method_figures
 from revsnn_bench.report.figures.memory import step_figures
 from revsnn_bench.report.html.study import study_figures
@@ -193,7 +192,7 @@ def test_readme_shows_the_field():
 def test_the_picture_of_the_field_is_drawn_from_its_run():
     """The file that docs/methods.md shows, byte for byte."""
     run = OVER_ALL_T
-    (figure,) = method_figures(run, looks(run), {record.case: n for n, record in enumerate(run)})
+    (figure,) = method_figures(run, Looks(run))
     path = ROOT / "reports" / "field-long-methods-1.svg"
     assert path.read_text(encoding="utf-8") == figure.standalone()
     assert path.name in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -344,7 +343,7 @@ def test_the_picture_of_a_step_is_drawn_from_the_run(tmp_path):
     (written,) = tmp_path.glob("sew-resnet18-timeline-1.svg")
     assert written.read_bytes() == (ROOT / "reports" / written.name).read_bytes()
     assert f"](reports/{written.name})" in README
-    (figure,) = step_figures(RUN, looks(RUN))
+    (figure,) = step_figures(RUN, Looks(RUN))
     path = ROOT / "reports" / "sew-resnet18-timeline-1.svg"
     assert path.read_text(encoding="utf-8") == figure.standalone()
     assert min(map(float, re.findall(r'y="([-\d.]+)">[^<]*: peak', figure.svg))) > 9  # room for the title's 9 points

@@ -11,10 +11,10 @@ import pytest
 
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
-from revsnn_bench.report.canvas import _NODES, INK, LogRange, binary_tick, dashed, looks
+from revsnn_bench.report.canvas import _NODES, INK, LogRange, Looks, binary_tick
 from revsnn_bench.report.figures import draw_figures
-from revsnn_bench.report.figures.tradeoff import front
 from revsnn_bench.report.labels import apart
+from revsnn_bench.report.points import pareto_front
 
 HOSTILE = "a$\\frac{1$<script>alert(1)</script>\"'&;]]> \U0001f600\x07" + "x" * 500
 
@@ -158,7 +158,7 @@ def test_options_that_all_nodes_share_are_said_once(make_record, make_run):
 def test_front_keeps_what_no_other_beats():
     """Less memory at the same cost beats; equal points both stay; the order is by memory."""
     points = {"a": (4, 1), "b": (2, 2), "c": (4, 2), "d": (2, 2), "e": (1, 9)}
-    assert front(points) == ["e", "b", "d", "a"]
+    assert pareto_front(points) == ["e", "b", "d", "a"]
 
 
 def test_front_takes_operations_where_no_time_was_measured(make_record, make_run):
@@ -178,21 +178,21 @@ def foreign(make_record, names):
 def test_a_foreign_node_has_a_look_of_its_own(make_record, make_run):
     """Forty nodes from other packages and all of ours: no two share colour and marker, none has the colour of lif."""
     names = [f"node-{i}" for i in range(40)]
-    found = looks(make_run(foreign(make_record, [*names, *_NODES])))
+    found = Looks(make_run(foreign(make_record, [*names, *_NODES])))
     assert len({(look.colour, look.marker) for look in found.values()}) == 40 + len(_NODES)
     assert [name for name, look in found.items() if look.colour == INK] == ["lif"]
 
 
 def test_a_foreign_node_looks_alike_in_every_run(make_record, make_run):
     """Its look follows from its name, whatever other node of the table is there."""
-    alone, beside = (looks(make_run(foreign(make_record, names))) for names in (["mine"], ["lif", "revlif", "mine"]))
+    alone, beside = (Looks(make_run(foreign(make_record, names))) for names in (["mine"], ["lif", "revlif", "mine"]))
     assert alone["mine"] == beside["mine"]
 
 
 def test_variants_of_a_node_share_colour_and_marker(make_record, make_run):
     """They differ in their dash, and their names stand beside them."""
-    known = looks(make_run([make_record(node="lif", node_options={"k": k}) for k in range(6)]))
-    found = dashed(known, known).values()
+    known = Looks(make_run([make_record(node="lif", node_options={"k": k}) for k in range(6)]))
+    found = known.dashed(known).values()
     assert {(look.colour, look.marker) for look in found} == {(INK, "o")}
     assert len({str(look.dash) for look in found}) == 6
 
@@ -234,8 +234,8 @@ def test_small_multiples_have_the_same_scales(make_record, make_run, measured):
 
 def test_known_nodes_look_alike_in_every_run(sweep_run, make_record, make_run):
     """A node keeps its colour and marker whatever else was measured."""
-    alone = looks(make_run([make_record(node="lif-carrier")]))["lif-carrier"]
-    assert alone == looks(sweep_run)["lif-carrier"]
+    alone = Looks(make_run([make_record(node="lif-carrier")]))["lif-carrier"]
+    assert alone == Looks(sweep_run)["lif-carrier"]
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "skipped"])

@@ -9,14 +9,12 @@ from collections import Counter
 import html5lib
 import pytest
 
-from revsnn_bench.claims import Plan, cases_of, judge
-from revsnn_bench.claims.report import claims_section
+from revsnn_bench.claims import Plan, cases_of, claims_section, judge
 from revsnn_bench.records import FidelityRecord, Status
 from revsnn_bench.report import units, write_reports
 from revsnn_bench.report.comparison import render_comparison_html
-from revsnn_bench.report.html.answers import answers
 from revsnn_bench.report.html.gallery import render_gallery
-from revsnn_bench.report.html.report import render_html
+from revsnn_bench.report.html.report import answers, render_html
 from revsnn_bench.report.points import ratio_of_times
 
 HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=alert(1)> \"'`&amp;{{7*7}}\n\x1b[31m"

@@ -24,7 +24,7 @@ from revsnn_bench.report.points import (
 
 
 def found(run, variant, metric, axis="timesteps"):
-    (growth,) = (g for g in growths(run, axis) if (g.variant, g.metric) == (variant, metric))
+    (growth,) = (g for g in growths(run, axis) if (g.fixed.variant, g.metric) == (variant, metric))
     return growth
 
 

@@ -1,14 +1,13 @@
 """Lines of a run over a sweep: gradient error against T, and retained and peak bytes against T, batch and depth.
 
-Where approximate methods were measured, one more figure holds their peak against T, beside the exact ones and apart.
-
 Gradient errors have one figure per dtype, with the largest error that counts as right. Bytes are drawn log-log, and
-beside the name of every node stands its slope.
+beside the name of every node stands its slope; those of approximate methods in a figure of their own.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from statistics import linear_regression
 from typing import Any
 
@@ -16,9 +15,9 @@ from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
-from revsnn_bench.report.canvas import INK, Figure, Look
+from revsnn_bench.report.canvas import INK, Figure, Looks
 from revsnn_bench.report.labels import name_lines, names_room
-from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, naming, position, setting, sweeps
+from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, position, setting, sweeps
 
 _LIMIT = 100
 AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
@@ -26,8 +25,8 @@ _MOST_SWEEPS: dict[Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
 _METRICS = ("retained_bytes", "peak_bytes")
 _SLOPES = "Beside the name: the slope on these two logarithmic scales; 1 is in proportion, 0 independent."
 
-Point = tuple[int, Number, int, bool]
-"""Position on the axis, value, index of the record, and whether its gradient is right."""
+Point = tuple[int, Number, str, bool]
+"""Position on the axis, value, link to the record, and whether its gradient is right."""
 
 Lines = Mapping[str, Sequence[Point]]
 """The points of each variant, in order of position."""
@@ -36,7 +35,7 @@ Lines = Mapping[str, Sequence[Point]]
 def _drawn(
     lines: Lines,
     labels: Mapping[str, str],
-    known: Mapping[str, Look],
+    looks: Looks,
     across: str,
     up: str,
     tolerances: Sequence[float] | None = None,
@@ -47,7 +46,7 @@ def _drawn(
     values = [value for points in lines.values() for _, value, *_ in points]
     places = canvas.LogRange([*values, *limits], base=2 if is_bytes else 10)
     height, right = names_room(labels.values())
-    with canvas.panel(plot_height=height, right=right) as axes:
+    with canvas.panels(height, right=right) as (axes,):
         places.apply(axes, axes.yaxis, *(() if is_bytes else ("exact", f"> {_LIMIT}")))
         for limit in limits:
             axes.axhline(places.place(limit), color=INK, linewidth=1, linestyle=(0, (6, 3)))
@@ -55,10 +54,12 @@ def _drawn(
             text = f"tolerance {limit:.0e}"
             axes.annotate(text, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
         ends = []
-        for variant, look in canvas.dashed(known, labels).items():
-            points = [(x, places.place(y), index, right) for x, y, index, right in lines[variant]]
-            canvas.draw_line(axes, look, points)
-            ends.append((*points[-1][:2], labels[variant], look))
+        for variant, look in looks.dashed(labels).items():
+            points = [(x, places.place(y)) for x, y, *_ in lines[variant]]
+            axes.plot(*zip(*points, strict=True), **look.line())
+            for (x, y), (_, _, url, is_right) in zip(points, lines[variant], strict=True):
+                axes.plot([x], [y], url=url, **look.point(filled=is_right))
+            ends.append((*points[-1], labels[variant], look))
         canvas.positions(axes, [x for points in lines.values() for x, *_ in points])
         name_lines(axes, ends)
         axes.set_xlabel(across)
@@ -66,42 +67,36 @@ def _drawn(
         return canvas.to_svg(axes)
 
 
-def fidelity_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+def fidelity_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one figure per dtype in which a gradient was compared, in order of appearance."""
     by_dtype: dict[str, list[Record]] = defaultdict(list)
     for record in exact(run):
         if record.fidelity is not None:
             by_dtype[record.case.dtype].append(record)
-    return [_draw_errors(dtype, _over_time(records), known, index) for dtype, records in by_dtype.items()]
+    return [_draw_errors(dtype, records, looks) for dtype, records in by_dtype.items()]
 
 
-def _over_time(records: list[Record]) -> list[Record]:
-    """The records of nodes that were compared at several T, where there are any: points of others are no lines."""
-    steps: dict[str, set[int]] = defaultdict(set)
-    for record in records:
-        steps[record.case.variant].add(record.case.timesteps)
-    return [record for record in records if len(steps[record.case.variant]) > 1] or records
-
-
-def _draw_errors(dtype: str, records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int]) -> Figure:
+def _draw_errors(dtype: str, compared: list[Record], looks: Looks) -> Figure:
     worst: dict[str, dict[int, Record]] = defaultdict(dict)
-    for record in records:
+    for record in compared:
         found, t = worst[record.case.variant], record.case.timesteps
         if t not in found or _error(record) > _error(found[t]):
             found[t] = record
-    lines = {v: [_error_point(found[t], index) for t in sorted(found)] for v, found in worst.items()}
-    names = naming(records)
+    # A node that was compared at one T is no line, and left out where others are.
+    over_time = {variant: found for variant, found in worst.items() if len(found) > 1} or worst
+    lines = {v: [_error_point(found[t], looks) for t in sorted(found)] for v, found in over_time.items()}
+    records = [record for record in compared if record.case.variant in lines]
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})
-    labels = canvas.labels(known, records, names)
-    svg = _drawn(lines, labels, known, "time steps T", "gradient error (relative L2)", tolerances)
+    labels, note = looks.labels(records)
+    svg = _drawn(lines, labels, looks, "time steps T", "gradient error (relative L2)", tolerances)
     caption = (
         "Against float64 backpropagation of the same forward; the worst over all workloads and sizes at each T, of "
         "nodes that were compared at several. "
         f"Hollow: above the tolerance, so the gradient is wrong. Errors above {_LIMIT}, and those that are not "
         "finite, stand at the top."
     )
-    caption = f"{caption} {names.note}".strip()
-    return Figure(f"gradient-{units.one_line(dtype)}", f"Gradient error against T, {dtype}", caption, svg)
+    title = f"Gradient error against T, {dtype}"
+    return Figure(f"gradient-{units.one_line(dtype)}", title, f"{caption} {note}".strip(), svg)
 
 
 def _error(record: Record) -> float:
@@ -109,15 +104,15 @@ def _error(record: Record) -> float:
     return math.inf if error is None or math.isnan(error) else error
 
 
-def _error_point(record: Record, index: Mapping[Case, int]) -> Point:
+def _error_point(record: Record, looks: Looks) -> Point:
     """Beyond the limit an error says nothing more, and would take the room of those that do."""
     assert record.fidelity is not None
     error = _error(record)
     shown = error if error <= _LIMIT else math.inf
-    return record.case.timesteps, shown, index[record.case], error <= record.fidelity.tolerance
+    return record.case.timesteps, shown, looks.url(record), error <= record.fidelity.tolerance
 
 
-def scaling_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+def scaling_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws the sweeps with most records, one workload after the other; captions count the others."""
     figures = []
     for axis, limit in _MOST_SWEEPS.items():
@@ -125,37 +120,38 @@ def scaling_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, in
         for number, sweep in enumerate(_chosen(found)[:limit], start=1):
             for metric in _METRICS:
                 left_out = len(found) - min(limit, len(found))
-                figure = _draw_sweep(sweep, metric, known, index, f"{metric}-{axis}-{number}", left_out)
+                figure = _draw_sweep(sweep, metric, looks, f"{metric}-{axis}-{number}", left_out)
                 figures += [figure] if figure else []
     return figures
 
 
-def method_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+def method_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws the peak against T of each place where a method is approximate, with its bias; exact methods for scale."""
     places: dict[Case, list[Record]] = defaultdict(list)
     for record in run:
         if record.status in (Status.OK, Status.APPROXIMATE) and record.memory is not None:
             places[record.case.point.model_copy(update={"timesteps": 1})].append(record)
     shown = [found for found in places.values() if any(r.status is Status.APPROXIMATE for r in found)]
-    return [_draw_methods(found, known, index, number) for number, found in enumerate(shown, start=1)]
+    return [_draw_methods(found, looks, number) for number, found in enumerate(shown, start=1)]
 
 
-def _draw_methods(records: list[Record], known: Mapping[str, Look], index: Mapping[Case, int], number: int) -> Figure:
+def _draw_methods(records: list[Record], looks: Looks, number: int) -> Figure:
     ordered = sorted(records, key=lambda record: record.case.timesteps)
     lines: dict[str, list[Point]] = defaultdict(list)
     for record in ordered:
         peak = BY_NAME["peak_bytes"].read(record) or 0
-        point = (record.case.timesteps, peak, index[record.case], record.status is Status.OK)
+        point = (record.case.timesteps, peak, looks.url(record), record.status is Status.OK)
         lines[record.case.variant].append(point)
-    names, biases = naming(records), {record.case.variant: _bias(record) for record in ordered}
-    labels = {v: f"{label} · {biases[v]}" for v, label in canvas.labels(known, ordered, names).items()}
-    svg = _drawn(lines, labels, known, AXIS_LABELS["timesteps"], "peak bytes")
+    biases = {record.case.variant: _bias(record) for record in ordered}
+    shown, note = looks.labels(ordered)
+    labels = {variant: f"{label} · {biases[variant]}" for variant, label in shown.items()}
+    svg = _drawn(lines, labels, looks, AXIS_LABELS["timesteps"], "peak bytes")
     title = f"Methods over time: {fixed_part(records[0].case, without='timesteps')}"
     caption = (
         "Hollow: an approximate gradient, ranked nowhere. Beside the name: the bias at the largest T, which is the "
         "distance to the gradient of backpropagation in relative L2, all parameters taken as one vector."
     )
-    return Figure(f"methods-{number}", title, f"{caption} {names.note}".strip(), svg)
+    return Figure(f"methods-{number}", title, f"{caption} {note}".strip(), svg)
 
 
 def _bias(record: Record) -> str:
@@ -165,44 +161,40 @@ def _bias(record: Record) -> str:
 
 def _chosen(found: Sequence[Sweep]) -> list[Sweep]:
     """Largest first, but every setting before any comes a second time."""
-    ranked = sorted(found, key=lambda sweep: -len(sweep.records))
     turns: Counter[tuple[str, str, str]] = Counter()
-    order = []
-    for sweep in ranked:
+    ranked = []
+    for sweep in sorted(found, key=lambda sweep: -len(sweep.records)):
         place = setting(sweep.records[0].case)
-        order.append(turns[place])
+        ranked.append((turns[place], sweep))
         turns[place] += 1
-    return [sweep for _, sweep in sorted(zip(order, ranked, strict=True), key=lambda pair: pair[0])]
+    return [sweep for _, sweep in sorted(ranked, key=itemgetter(0))]
 
 
-def _draw_sweep(
-    sweep: Sweep, metric: str, known: Mapping[str, Look], index: Mapping[Case, int], name: str, left_out: int
-) -> Figure | None:
-    lines = _lines(sweep, metric, index)
+def _draw_sweep(sweep: Sweep, metric: str, looks: Looks, name: str, left_out: int) -> Figure | None:
+    lines = _lines(sweep, metric, looks)
     if not lines:
         return None
-    names = naming(sweep.records)
-    shown = canvas.labels(known, (record for record in sweep.records if record.case.variant in lines), names)
-    labels = {v: f"{label} · {_slope(lines[v])}" for v, label in shown.items()}
-    svg = _drawn(lines, labels, known, AXIS_LABELS[sweep.axis], f"{BY_NAME[metric].label} bytes")
+    shown, note = looks.labels(sweep.records, lines)
+    labels = {variant: f"{label} · {_slope(lines[variant])}" for variant, label in shown.items()}
+    svg = _drawn(lines, labels, looks, AXIS_LABELS[sweep.axis], f"{BY_NAME[metric].label} bytes")
     caption = BY_NAME[metric].meaning
     if any(record.status is Status.WRONG for record in sweep.records):
         caption += " Hollow: the gradient there is wrong."
-    caption = " ".join([caption, _SLOPES, names.note]).strip()
+    caption = " ".join([caption, _SLOPES, note]).strip()
     if left_out:
         caption += f" {left_out} more sweeps along this axis are in the table of cases."
     title = f"{BY_NAME[metric].label.capitalize()} memory against {AXIS_LABELS[sweep.axis]}: {sweep.title}"
     return Figure(name, title, caption, svg)
 
 
-def _lines(sweep: Sweep, metric: str, index: Mapping[Case, int]) -> Lines:
+def _lines(sweep: Sweep, metric: str, looks: Looks) -> Lines:
     """Bytes do not depend on the gradient, so wrong cases take part; failed ones have no number."""
     found: dict[str, dict[int, Point]] = defaultdict(dict)
     for record in sweep.records:
         value = BY_NAME[metric].read(record) if record.status in (Status.OK, Status.WRONG) else None
         if value is not None:
             at = position(record, sweep.axis)
-            found[record.case.variant][at] = (at, value, index[record.case], record.status is Status.OK)
+            found[record.case.variant][at] = (at, value, looks.url(record), record.status is Status.OK)
     return {variant: list(points.values()) for variant, points in found.items()}
 
 

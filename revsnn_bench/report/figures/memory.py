@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from revsnn_bench.case import Case
 from revsnn_bench.records import MemoryTimeline, Record, Run, Status
 from revsnn_bench.report import canvas, units
-from revsnn_bench.report.canvas import INK, MUTED, Figure, Look
+from revsnn_bench.report.canvas import INK, MUTED, Figure, Looks
 from revsnn_bench.report.points import Points, best_points, by_point, fixed_part, naming, points_by_setting, work
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def binary_unit(largest: int) -> tuple[int, str]:
     return 1 << (10 * index), units.BINARY[index]
 
 
-def breakdown_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
+def breakdown_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one figure per workload, dtype and device."""
     settings = [(point, records) for point, records in points_by_setting(run).items() if _peaks(records)]
     return [
-        _draw_peak(f"breakdown-{number}", point, records, known)
+        _draw_peak(f"breakdown-{number}", point, records, looks)
         for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1)
     ]
 
@@ -71,18 +71,13 @@ def _peaks(records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
     return {name: parts for name, parts in known.items() if parts}
 
 
-def _draw_peak(name: str, point: Case, records: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
-    from matplotlib.patches import Patch
-
+def _draw_peak(name: str, point: Case, records: Mapping[str, Record], looks: Looks) -> Figure:
     found = _peaks(records)
-    names = naming(records.values())
-    shown = canvas.labels(known, (records[variant] for variant in found), names)
+    shown, note = looks.labels(records.values(), found)
     kinds = kinds_in_order(kind for parts in found.values() for kind, size in parts.items() if size)
     largest = max((sum(parts.values()) for parts in found.values()), default=0)
     scale, unit = binary_unit(largest)
-    rows = canvas.legend_rows(len(kinds), columns=3)
-    with canvas.panel(rows, plot_height=_BAR_IN * len(shown) + 0.15, left=canvas.label_room(shown.values())) as axes:
-        axes.grid(visible=False, axis="y")
+    with canvas.named_rows([*shown.values()], _BAR_IN * len(shown) + 0.15, _entries(kinds), columns=3) as axes:
         for row, variant in enumerate(shown):
             start = 0.0
             for kind in kinds:
@@ -92,21 +87,22 @@ def _draw_peak(name: str, point: Case, records: Mapping[str, Record], known: Map
                     start += width
             total = units.size(sum(found[variant].values()))
             axes.annotate(total, (start, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        canvas.name_rows(axes, list(shown.values()))
         axes.set_xlim(0, 1.25 * largest / scale or 1)
         axes.set_xlabel(f"live bytes at the peak ({unit})")
-        canvas.legend(axes, [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
-        svg = canvas.to_svg(axes)
-    caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
-    caption = f"{caption} {names.note}"
-    return Figure(name, f"What the peak is made of: {fixed_part(point)}", caption.strip(), svg)
+        caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
+        return canvas.finish(axes, name, f"What the peak is made of: {fixed_part(point)}", caption, note)
 
 
-def step_figures(run: Run, known: Mapping[str, Look]) -> list[Figure]:
+def _entries(kinds: Sequence[str]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds]
+
+
+def step_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one point of each setting whose records hold timelines, for the two settings with most nodes."""
     found = sorted(_points(run).items(), key=lambda pair: -len(pair[1]))[:_MOST_FIGURES]
-    numbered = enumerate(found, 1)
-    return [_draw_step(f"timeline-{i}", point, records, known) for i, (point, records) in numbered]
+    return [_draw_step(f"timeline-{i}", *each, looks) for i, each in enumerate(found, 1)]
 
 
 def _points(run: Run) -> Points:
@@ -126,35 +122,34 @@ def _points(run: Run) -> Points:
     return best_points(points, rank)
 
 
-def _draw_step(name: str, point: Case, found: Mapping[str, Record], known: Mapping[str, Look]) -> Figure:
-    from matplotlib.patches import Patch
-
+def _draw_step(name: str, point: Case, found: Mapping[str, Record], looks: Looks) -> Figure:
     first = {node: rank for rank, node in enumerate(_FIRST)}
-    chosen = sorted(canvas.in_order(known, found), key=lambda variant: first.get(found[variant].case.node, len(first)))
+    chosen = sorted(looks.in_order(found), key=lambda variant: first.get(found[variant].case.node, len(first)))
     shown = [found[variant] for variant in chosen[:_MOST_PANELS]]
     timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
     kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)
     largest = max(timeline.peak_bytes for timeline in timelines)
     longest, names = max(timeline.events for timeline in timelines), naming(shown)
     scale, unit = binary_unit(largest)
-    with canvas.panels(len(shown), canvas.legend_rows(len(kinds), 3), _HEIGHT_IN, _LEFT_IN, _BETWEEN_IN) as stack:
+    stacked = canvas.panels(
+        _HEIGHT_IN, _LEFT_IN, legend=_entries(kinds), columns=3, count=len(shown), between=_BETWEEN_IN
+    )
+    with stacked as stack:
         for axes, record, timeline in zip(stack, shown, timelines, strict=True):
             _fill(axes, timeline, kinds, scale, longest)
             axes.set_title(_title(canvas.plain(names(record.case)), record), loc="left", fontsize=9, pad=3)
         stack[0].set_ylim(0, 1.25 * largest / scale)
         stack[-1].set_xlabel("allocation events (blocks allocated or freed so far)")
         stack[0].set_ylabel(f"live bytes ({unit})")
-        canvas.legend(stack[-1], [Patch(label=canvas.plain(kind), **kind_style(kind)) for kind in kinds], columns=3)
-        svg = canvas.to_svg(stack[0])
-    caption = (
-        "Live tensor bytes after each allocation event, on the same scales; the dashed line is where forward ends. The "
-        "highest point of a panel is the node's peak, which does not depend on whether its gradient is right. Of a "
-        "long step some hundred events are drawn, each the highest around it."
-    )
-    if left_out := len(chosen) - len(shown):
-        caption += f" {left_out} more nodes were measured at this point."
-    caption = f"{caption} {names.note}".strip()
-    return Figure(name, f"Memory over one training step: {fixed_part(point)}", caption, svg)
+        caption = (
+            "Live tensor bytes after each allocation event, on the same scales; the dashed line is where forward ends. "
+            "The highest point of a panel is the node's peak, which does not depend on whether its gradient is right. "
+            "Of a long step some hundred events are drawn, each the highest around it."
+        )
+        left_out = len(chosen) - len(shown)
+        more = f"{left_out} more nodes were measured at this point." if left_out else ""
+        title = f"Memory over one training step: {fixed_part(point)}"
+        return canvas.finish(stack[0], name, title, caption, more, names.note)
 
 
 def _title(label: str, record: Record) -> str:

@@ -12,10 +12,10 @@ from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, one_host
 from revsnn_bench.report import canvas
-from revsnn_bench.report.bandwidth import LEAST_COPIES, Shares, compared_nodes, shares
-from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Look
+from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Looks
 from revsnn_bench.report.labels import name_points
-from revsnn_bench.report.points import contended, fixed_part, naming, points_by_setting, work
+from revsnn_bench.report.points import contended, fixed_part, pareto_front, points_by_setting, work
+from revsnn_bench.report.tables import LEAST_COPIES, bandwidth_shares, compared_nodes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ Costs = dict[str, tuple[Number, Number]]
 """Peak and cost, by variant."""
 
 
-def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+def pareto_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one front per workload, dtype and device; operations stand in where times were not taken on one host."""
     settings = list(points_by_setting(run).items())
     figures = []
@@ -41,26 +41,8 @@ def pareto_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int
         fit = [name for name in _COSTS if BY_NAME[name].family != "time" or one_host(*records.values())]
         cost = next((name for name in fit if len(_ranked(records, name)) > 1), None)
         if cost is not None:
-            figures.append(_draw_front(f"pareto-{number}", point, records, cost, known, index))
+            figures.append(_draw_front(f"pareto-{number}", point, records, cost, looks))
     return figures
-
-
-def front(points: Mapping[str, tuple[Number, Number]]) -> list[str]:
-    """Returns the names that no other beats: less memory at most the same cost, or the reverse.
-
-    Args:
-        points: memory and cost by name.
-    Returns:
-        By increasing memory; of equal points all.
-    """
-
-    def beaten(name: str) -> bool:
-        memory, cost = points[name]
-        return any(
-            m <= memory and c <= cost and (m, c) != (memory, cost) for other, (m, c) in points.items() if other != name
-        )
-
-    return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
 
 
 def _costs(records: Mapping[str, Record], cost: str) -> Costs:
@@ -74,90 +56,67 @@ def _ranked(records: Mapping[str, Record], cost: str) -> Costs:
     return {v: both for v, both in found.items() if cost != "step_time_s" or not contended(records[v])}
 
 
-def _draw_front(
-    name: str,
-    point: Case,
-    records: Mapping[str, Record],
-    cost: str,
-    known: Mapping[str, Look],
-    index: Mapping[Case, int],
-) -> Figure:
+def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str, looks: Looks) -> Figure:
     found, sure = _costs(records, cost), _ranked(records, cost)
-    best = front(sure)
+    best = pareto_front(sure)
     across = canvas.LogRange((peak for peak, _ in found.values()), base=2)
-    drawn = [records[variant] for variant in found]
-    names = naming(drawn)
-    with canvas.panel(left=_LEFT_IN, right=_BESIDE_IN) as axes:
+    labels, note = looks.labels([records[variant] for variant in found])
+    with canvas.panels(left=_LEFT_IN, right=_BESIDE_IN) as (axes,):
         across.apply(axes, axes.xaxis)
         scale, unit = canvas.from_zero(axes, [spent for _, spent in found.values()], BY_NAME[cost].unit)
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
         corners = [steps[0]] + [corner for (_, y), after in pairwise(steps) for corner in ((after[0], y), after)]
         axes.plot(*zip(*corners, strict=True), color=MUTED, linewidth=1, zorder=1)
         points = []
-        for variant, label in canvas.labels(known, drawn, names).items():
+        for variant, label in labels.items():
             peak, spent = found[variant]
-            style: dict[str, Any] = known[variant].point() | {"markersize": 8.5}
+            style: dict[str, Any] = looks[variant].point() | {"markersize": 8.5}
             if variant not in sure:
                 style |= {"markerfacecolor": PAPER, "markeredgecolor": MUTED}
             x, y = across.place(peak), spent / scale
             fade = 1.0 if variant in best else 0.45
-            axes.plot([x], [y], alpha=fade, url=f"case:{index[records[variant].case]}", **style)
+            axes.plot([x], [y], alpha=fade, url=looks.url(records[variant]), **style)
             points.append((x, y, label, INK if variant in best else MUTED))
         axes.set_xlabel("peak bytes")
         axes.set_ylabel(f"{BY_NAME[cost].label} ({unit})")
         name_points(axes, points, _BESIDE_IN, corners)
-        svg = canvas.to_svg(axes)
-    caption = (
-        "Lower left is better. The line joins the nodes that no other beats on both counts; the others are "
-        "faded. Only nodes whose gradient is right take part."
-    )
-    if len(sure) < len(found):
-        caption += " Grey and hollow: timed beside other work, so not ranked."
-    return Figure(name, f"{_COSTS[cost]} against memory: {fixed_part(point)}", f"{caption} {names.note}".strip(), svg)
+        caption = (
+            "Lower left is better. The line joins the nodes that no other beats on both counts; the others are "
+            "faded. Only nodes whose gradient is right take part."
+        )
+        grey = "Grey and hollow: timed beside other work, so not ranked." if len(sure) < len(found) else ""
+        return canvas.finish(axes, name, f"{_COSTS[cost]} against memory: {fixed_part(point)}", caption, grey, note)
 
 
-def roofline_figures(run: Run, known: Mapping[str, Look], index: Mapping[Case, int]) -> list[Figure]:
+def roofline_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one figure per size of `compared_nodes`, largest sizes first."""
-    groups = compared_nodes(run)
-    compared = sorted(groups, key=work, reverse=True)
-    return [
-        _draw_roofline(f"roofline-{number}", place, groups[place], known, index)
-        for number, place in enumerate(compared[:_MOST_FIGURES], start=1)
-    ]
+    compared = sorted(compared_nodes(run).items(), key=lambda group: work(group[0]), reverse=True)
+    numbered = enumerate(compared[:_MOST_FIGURES], start=1)
+    return [_draw_roofline(f"roofline-{number}", *group, looks) for number, group in numbered]
 
 
-def _draw_roofline(
-    name: str, place: Case, found: Mapping[str, Record], known: Mapping[str, Look], index: Mapping[Case, int]
-) -> Figure:
-    from matplotlib.lines import Line2D
-
-    names = naming(found.values())
-    shown = canvas.labels(known, found.values(), names)
-    room = canvas.label_room(shown.values())
-    with canvas.panel(canvas.legend_rows(1), _ROW_IN * len(shown) + 0.15, room) as axes:
-        axes.grid(visible=False, axis="y")
+def _draw_roofline(name: str, place: Case, found: Mapping[str, Record], looks: Looks) -> Figure:
+    shown, note = looks.labels(found.values())
+    phases = [canvas.entry(phase, **_marker(phase)) for phase in LEAST_COPIES]
+    with canvas.named_rows([*shown.values()], _ROW_IN * len(shown) + 0.15, phases) as axes:
         axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
         for row, variant in enumerate(shown):
-            _draw_row(axes, row, shares(found[variant]), f"case:{index[found[variant].case]}")
-        _scale_percents(axes, [100 * share for variant in shown for share in shares(found[variant]).values()])
-        canvas.name_rows(axes, list(shown.values()))
+            _draw_row(axes, row, bandwidth_shares(found[variant]), looks.url(found[variant]))
+        _scale_percents(axes, [100 * share for variant in shown for share in bandwidth_shares(found[variant]).values()])
         axes.set_xlabel("share of the copy's bandwidth (%)")
-        canvas.legend(axes, [Line2D([], [], label=phase, **_marker(phase)) for phase in LEAST_COPIES])
-        svg = canvas.to_svg(axes)
-    caption = (
-        "100 % is the time in which the input could be copied: once for forward, one and a half times for backward, "
-        "the least that a node which keeps nothing can do with. Beyond it data came from a cache, or other work slowed "
-        "the copy. Small sizes are bound by calls, not by memory."
-    )
-    caption = f"{caption} {names.note}".strip()
-    return Figure(name, f"Share of the memory bandwidth: {fixed_part(place)}", caption, svg)
+        caption = (
+            "100 % is the time in which the input could be copied: once for forward, one and a half times for "
+            "backward, the least that a node which keeps nothing can do with. Beyond it data came from a cache, or "
+            "other work slowed the copy. Small sizes are bound by calls, not by memory."
+        )
+        return canvas.finish(axes, name, f"Share of the memory bandwidth: {fixed_part(place)}", caption, note)
 
 
 def _marker(phase: str) -> dict[str, Any]:
     return {"linestyle": "none", "markersize": 7, "markeredgecolor": INK, "markeredgewidth": 1.2, **_STYLES[phase]}
 
 
-def _draw_row(axes: "Axes", row: int, found: Shares, url: str) -> None:
+def _draw_row(axes: "Axes", row: int, found: Mapping[str, float], url: str) -> None:
     """Both phases of one node on a line, with their numbers at the right."""
     places = [100 * share for share in found.values()]
     axes.plot(places, [row] * len(places), color=MUTED, linewidth=0.8, zorder=1)

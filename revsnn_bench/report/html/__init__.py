@@ -1,7 +1,6 @@
 """Pages from records, and what they share: templates, style, script, tables that a reader can search, filter and sort.
 
-A page is one file that works without a server or a network; its content security policy allows nothing but its own
-script.
+A page is one file that works without a server or a network, and may run nothing but its own script.
 """
 
 import base64
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -25,8 +24,7 @@ MOST_COLUMNS = 8
 """Columns of a table that are shown at first; the style sheet hides the others."""
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """What a cell shows, and the number by which it is sorted; None sorts by the text, absent ones last."""
 
     text: str | Markup
@@ -46,10 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Column(Generic[T]):
-    """A column: its title, what it shows of an item, what the title means, and how the column is used.
-
-    A number that `show` returns is shown as it is and sorted by its value.
-    """
+    """A column: its title, what it shows of an item, and what the title means."""
 
     title: str
     show: Callable[[T], Cell | str | int]
@@ -58,42 +53,27 @@ class Column(Generic[T]):
     is_filter: bool = False
 
     def cell(self, item: T) -> Cell:
-        """The cell of an item."""
+        """The cell of an item; a number is shown as it is and sorted by its value."""
         shown = self.show(item)
         return shown if isinstance(shown, Cell) else Cell(str(shown), shown if isinstance(shown, int) else None)
 
 
-@dataclass(frozen=True)
-class Row:
-    """Cells in the order of the columns; the kind colours the row, the anchor lets figures link to it."""
+class Table(NamedTuple):
+    """What the template of a table shows; of more than `MOST_COLUMNS` columns the others when they are asked for.
 
-    cells: Sequence[Cell]
-    kind: str = ""
-    anchor: str | None = None
-
-
-@dataclass(frozen=True)
-class Filter:
-    """A choice among the values of one column."""
-
-    title: str
-    column: int
-    options: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns, rows and the filters that make sense for them; `name` tells tables of a page apart.
-
-    Of more than `MOST_COLUMNS` columns the first ones are shown, and the others when they are asked for.
+    Fields:
+        name: tells tables of a page apart.
+        rows: cells in the order of the columns, the kind that colours the row, the anchor that figures link to.
+        filters: title, number and values of columns to choose by.
+        same: title and value of columns that say the same everywhere.
     """
 
     name: str
     label: str
     columns: Sequence[Column[Any]]
-    rows: Sequence[Row]
-    filters: Sequence[Filter]
-    same: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[Sequence[Cell], str, str | None]]
+    filters: Sequence[tuple[str, int, Sequence[str | Markup]]]
+    same: Sequence[tuple[str, str | Markup]]
 
 
 def make_table(
@@ -106,17 +86,15 @@ def make_table(
     anchor: Callable[[T], str | None] = lambda item: None,
     drop_same: bool = False,
 ) -> Table:
-    """Builds a table with a filter for each column that is meant to have one and holds several values.
+    """Builds a table of one row per item, with a filter for each column that is to have one and holds several values.
 
     Args:
         name, label: for the script and for screen readers.
-        columns, items: in order; one row per item.
         kind, anchor: of the row of an item.
-        drop_same: leave out filter columns that say the same everywhere, and report them as `same`; columns
-            without any value are left out as well.
+        drop_same: leave out filter columns that say the same everywhere, and columns without any value.
     """
-    rows = [Row([column.cell(item) for column in columns], kind(item), anchor(item)) for item in items]
-    values = [list(dict.fromkeys(row.cells[i].text for row in rows)) for i in range(len(columns))]
+    rows = [([column.cell(item) for column in columns], kind(item), anchor(item)) for item in items]
+    values = [list(dict.fromkeys(cells[i].text for cells, *_ in rows)) for i in range(len(columns))]
     same, shown = [], []
     for i, column in enumerate(columns):
         if drop_same and column.is_filter and len(rows) > 1 and len(values[i]) == 1:
@@ -124,21 +102,18 @@ def make_table(
         elif not (drop_same and values[i] in ([units.ABSENT], [""])):
             shown.append(i)
     filters = [
-        Filter(columns[i].title, place, values[i])
+        (columns[i].title, place, values[i])
         for place, i in enumerate(shown)
         if columns[i].is_filter and 1 < len(values[i]) <= _MOST_OPTIONS
     ]
-    rows = [Row([row.cells[i] for i in shown], row.kind, row.anchor) for row in rows]
-    return Table(name, label, [columns[i] for i in shown], rows, filters, same)
+    shown_rows = [([cells[i] for i in shown], its_kind, its_anchor) for cells, its_kind, its_anchor in rows]
+    return Table(name, label, [columns[i] for i in shown], shown_rows, filters, same)
 
 
 def render_page(template: str, *, refresh_s: int | None = None, **values: object) -> str:
     """Fills the template of a page; every value is escaped and kept on one line, unless it is `Markup`.
 
-    Args:
-        template: name without extension, such as `report`.
-        refresh_s: seconds after which an open page loads itself again; None for never.
-        values: for the template.
+    With `refresh_s` an open page loads itself again after so many seconds.
     """
     script = _asset("page.js")
     return render_part(

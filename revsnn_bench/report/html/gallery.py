@@ -5,7 +5,7 @@ that changed at some commit. Times are ratios to the reference of the same round
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.labels import name_lines, names_room
-from revsnn_bench.report.points import ended, ratio_of
+from revsnn_bench.report.points import decided_ratio, ended_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,14 +90,11 @@ class History:
 def render_gallery(runs: Iterable[Run], unread: Sequence[str] = (), baselines: Sequence[Run] = ()) -> str:
     """Returns the gallery of runs as one page, in order of commit date; a run is never left out.
 
+    Where the commit is not known, the date of the run stands for it. Each run links to `<run id>.html` beside the page.
+
     Args:
-        runs: all runs.
         unread: a sentence about each file that could not be read as a run.
         baselines: the gate's; of a case that several have, the first one counts.
-
-    Where the commit is not known, the date of the run stands for it. Each run links to `<run id>.html` beside the
-    page. Every metric of which a case was measured twice is drawn. Exact quantities whose value changed at some commit
-    are listed with every turn, at most 4000 of them; the others with the value that they kept.
     """
     ordered = sorted(runs, key=_age)
     histories = _histories(ordered, baselines)
@@ -163,25 +160,24 @@ def _latest(run: Run) -> dict[str, Record]:
 def _value(metric: Metric, record: Record) -> Number | None:
     """What is compared across runs: a time as its ratio to the reference, and only where that is decided."""
     if metric.samples is not None:
-        ratio = ratio_of(metric.name, record)
-        return ratio.value if ratio and ratio.decided and record.case != record.case.point else None
+        return None if record.case == record.case.point else decided_ratio(metric.name, record)
     value = metric.read(record)
     return value if value is not None and math.isfinite(value) else None
 
 
 def _figures(histories: Sequence[History], runs: Sequence[Run]) -> tuple[list[canvas.Figure], list[canvas.Figure]]:
     """One figure for each metric of which some case was measured twice: those that ever moved, then the others."""
-    known = canvas.looks(runs[0].model_copy(update={"records": tuple(r for run in runs for r in run)})) if runs else {}
+    looks = canvas.Looks(record for run in runs for record in run)
     moved, still = list[canvas.Figure](), list[canvas.Figure]()
     for metric in METRICS:
         lines = [history for history in histories if history.metric is metric and len(history.values) > 1]
         if lines:
             moves = any(value != 1 for history in lines for _, value in history.over_baseline())
-            (moved if moves else still).append(_drawn(metric, lines, known))
+            (moved if moves else still).append(_drawn(metric, lines, looks))
     return moved, still
 
 
-def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.Look]) -> canvas.Figure:
+def _drawn(metric: Metric, lines: Sequence[History], looks: canvas.Looks) -> canvas.Figure:
     """A line per case over the runs that measured any, in order of commit; those that end furthest away are named."""
     runs = sorted({run.header.run_id: run for history in lines for run in history.runs}.values(), key=_age)
     place = {run.header.run_id: number for number, run in enumerate(runs)}
@@ -190,11 +186,11 @@ def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.
     far = sorted(drawn, key=lambda history: -abs(math.log(points[history.case_id][-1][1])))
     named = {h.case_id: canvas.plain(h.case_id) for h in far[:_MOST_NAMED] if points[h.case_id][-1][1] != 1}
     height, right = names_room([*named.values(), "baseline"])
-    with canvas.panel(plot_height=height, right=right) as axes:
+    with canvas.panels(height, right=right) as (axes,):
         axes.axhline(1, color=canvas.INK, linewidth=1, linestyle=(0, (6, 3)))
         ends = []
         for history in drawn:
-            look, found = known[history.node], points[history.case_id]
+            look, found = looks[history.node], points[history.case_id]
             at = [(place[run.header.run_id], value) for run, value in found]
             axes.plot(*zip(*at, strict=True), color=look.colour, linewidth=1.2, marker=look.marker, markersize=4)
             if history.case_id in named:
@@ -202,14 +198,13 @@ def _drawn(metric: Metric, lines: Sequence[History], known: Mapping[str, canvas.
         _scale(axes, [value for found in points.values() for _, value in found], runs)
         name_lines(axes, ends)
         axes.set_ylabel(f"{metric.label}{' × reference' if metric.samples else ''}, over the baseline")
-        svg = canvas.to_svg(axes)
-    moved = sum(any(value != 1 for _, value in points[history.case_id]) for history in drawn)
-    with_baseline = sum(history.baseline is not None for history in drawn)
-    caption = (
-        f"{len(drawn)} cases, a line each, {moved} of them ever off 1. {with_baseline} are held over the gate's "
-        "baseline, the others over their first run. Runs are in order of commit."
-    )
-    return canvas.Figure(f"history-{metric.name}", f"{metric.label.capitalize()} across commits", caption, svg)
+        moved = sum(any(value != 1 for _, value in points[history.case_id]) for history in drawn)
+        with_baseline = sum(history.baseline is not None for history in drawn)
+        caption = (
+            f"{len(drawn)} cases, a line each, {moved} of them ever off 1. {with_baseline} are held over the gate's "
+            "baseline, the others over their first run. Runs are in order of commit."
+        )
+        return canvas.finish(axes, f"history-{metric.name}", f"{metric.label.capitalize()} across commits", caption)
 
 
 def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:
@@ -236,10 +231,6 @@ def _link(run: Run) -> Cell:
     return Cell(run.header.run_id, link=f"./{quote(run.header.run_id, safe='')}.html")
 
 
-def _ended(run: Run) -> str:
-    return ", ".join(f"{count} {status.value}" for status, count in ended(run).items()) or units.ABSENT
-
-
 def _commit(run: Run) -> str:
     commit = run.header.environment.commit
     changes = " with changes" if run.header.environment.dirty else ""
@@ -254,7 +245,7 @@ _RUNS: list[Column[Run]] = [
     Column("torch", lambda run: run.header.environment.torch, is_filter=True),
     Column("cases", lambda run: len(run.records), is_number=True),
     Column("measured", lambda run: run.extent),
-    Column("ended as", _ended),
+    Column("ended as", lambda run: ended_text(run) or units.ABSENT),
 ]
 _MOVES: list[Column[History]] = [
     Column("case", lambda each: each.case_id),

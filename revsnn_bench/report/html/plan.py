@@ -14,12 +14,7 @@ _LOOKS = ((canvas.MUTED, "--"), (canvas.INK, "-"))
 
 
 def plan_page(plan: Mapping[str, Any], title: str) -> str:
-    """Returns one self-contained page, which needs no script.
-
-    Args:
-        plan: what the planner's `as_dict` gives.
-        title: the model and its input.
-    """
+    """Returns what the planner's `as_dict` gives as one self-contained page, which needs no script."""
     frontier = [(peak, seconds, seconds / plan["plain_s"]) for peak, seconds in plan["frontier"]]
     kept = sum(row["kept_bytes"] for row in plan["blocks"]) or 1
     return render_page(
@@ -42,30 +37,31 @@ def plan_page(plan: Mapping[str, Any], title: str) -> str:
 def plan_figures(plan: Mapping[str, Any]) -> list[canvas.Figure]:
     """The frontier, and the live bytes over a step; the latter only where the step was run."""
     points = [(peak / _MIB, seconds * 1e3) for peak, seconds in plan["frontier"]]
-    lines = {name: _course(rows) for name, rows in plan["timelines"].items()}
     figures = [_drawn("frontier", {"least time": points}, "peak (MiB)", "time of a step (ms)", plan["budget_bytes"])]
+    lines = {}
+    for name, rows in plan["timelines"].items():
+        last = rows[-1][0] or 1
+        lines[name] = [(100 * event / last, sum(live.values()) / _MIB) for event, live in rows]
     if lines:
         figures.append(_drawn("live", lines, "share of the step's events (%)", "live bytes (MiB)"))
     return figures
 
 
-def _course(rows: Sequence[tuple[int, Mapping[str, int]]]) -> list[tuple[float, float]]:
-    """Live MiB by share of the events of a step."""
-    last = rows[-1][0] or 1
-    return [(100 * event / last, sum(live.values()) / _MIB) for event, live in rows]
-
-
 def _drawn(
     name: str, lines: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, budget: int | None = None
 ) -> canvas.Figure:
-    with canvas.panel(canvas.legend_rows(len(lines) + (budget is not None))) as axes:
-        looks = _LOOKS[-len(lines) :]
-        for (label, points), (colour, dash) in zip(lines.items(), looks, strict=True):
-            axes.step(*zip(*points, strict=True), dash, color=colour, label=label, where="post", linewidth=1.6)
+    drawn = list(zip(lines.items(), _LOOKS[-len(lines) :], strict=True))
+    legend = [
+        canvas.entry(label, color=colour, linestyle=dash, linewidth=1.6, drawstyle="steps-post")
+        for (label, _), (colour, dash) in drawn
+    ]
+    if budget is not None:
+        legend.append(canvas.entry("budget", color=_LOOKS[0][0], linestyle=":"))
+    with canvas.panels(legend=legend) as (axes,):
+        for (_, points), (colour, dash) in drawn:
+            axes.step(*zip(*points, strict=True), dash, color=colour, where="post", linewidth=1.6)
         if budget is not None:
-            axes.axvline(budget / _MIB, color=_LOOKS[0][0], linestyle=":", label="budget")
+            axes.axvline(budget / _MIB, color=_LOOKS[0][0], linestyle=":")
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        canvas.legend(axes, axes.get_legend_handles_labels()[0])
-        svg = canvas.to_svg(axes)
-    return canvas.Figure(f"plan-{name}", name, "", svg)
+        return canvas.finish(axes, f"plan-{name}", name)

@@ -1,30 +1,38 @@
-"""One run as one page: the answer, the findings, the figures, every case, the method, the place."""
+"""One run as one page: which node for which budget, the findings, the figures, every case, the method, the place."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from revsnn_bench.case import CASE_FIELDS, Case, CaseField
-from revsnn_bench.metrics import BY_NAME, measured
-from revsnn_bench.records import Record, Run
+from revsnn_bench.metrics import BY_NAME, Number, measured
+from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.figures import draw_figures
-from revsnn_bench.report.findings import findings
+from revsnn_bench.report.findings import costs, findings
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
-from revsnn_bench.report.html.answers import Point, answers
 from revsnn_bench.report.points import (
     Naming,
     Ratio,
+    by_point,
     contended,
+    decided_ratio,
     ended,
+    exact,
+    naming,
     namings,
+    pareto_front,
     ratio_of,
     ratio_text,
+    reference_for,
     reference_name,
     reference_text,
     references,
+    work,
 )
 from revsnn_bench.report.tables import (
     APPROXIMATE,
@@ -36,10 +44,10 @@ from revsnn_bench.report.tables import (
     value_cell,
 )
 
-_FIRST = (("retained_bytes", False), ("peak_bytes", False), ("step_time_s", True))
-"""Beside the place and the status; of each quantity the value, or its ratio to the standard LIF."""
-
-_THEN = (
+_QUANTITIES = (
+    ("retained_bytes", False),
+    ("peak_bytes", False),
+    ("step_time_s", True),
     ("gradient_error", False),
     ("accuracy", False),
     ("retained_bytes", True),
@@ -55,6 +63,8 @@ _THEN = (
     ("recompute_flops", False),
     ("state_bytes", False),
 )
+"""Of each the value, or its ratio to the standard LIF; the first three are shown at first."""
+
 _PLAIN_FIGURES = 4
 """Figures that are shown at first; the others when they are asked for."""
 
@@ -63,8 +73,7 @@ _MOST_NAMED = 3
 
 
 def headline(run: Run) -> str:
-    """Returns what was measured: quantities, nodes, workloads and time steps, such as `Memory and time of 7 nodes in
-    layer, T = 4 to 64`."""
+    """Returns what was measured, such as `Memory and time of 7 nodes in layer, T = 4 to 64`."""
     found = {BY_NAME[name].family for record in run for name in measured(record)}
     quantities = [word for family, word in _FAMILIES.items() if family in found]
     if not quantities:
@@ -85,10 +94,9 @@ def render_html(
     """Returns the report as one self-contained page; the same run gives the same text.
 
     Args:
-        run: header and records.
         figures: what `draw_figures(run)` returned, where that was called already.
-        refresh_s: seconds after which an open page loads itself again, while a run goes on; None for never.
-        claims: the section of the paper's claims, see `claims/report.py`; None for none.
+        refresh_s: seconds after which an open page loads itself again, while a run goes on.
+        claims: the section of the paper's claims, see `revsnn_bench.claims`.
     """
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
@@ -137,6 +145,149 @@ def _ratio(found: Ratio | None) -> str | Markup:
     return _unsure(ratio_text(found), bool(found and not found.decided))
 
 
+class Candidate(NamedTuple):
+    """One node at one point: its record with the record's index, and for a right one its peak and its cost.
+
+    The cost is against the reference, in time where a time is decided at the point, else in operations; one taken
+    beside other work is none.
+    """
+
+    node: str
+    record: Record
+    case: int
+    peak_bytes: Number | None
+    cost: Number | None
+
+
+class Point(NamedTuple):
+    """Every node at one size, and the answer in sentences.
+
+    Fields:
+        setting: what a reader chooses beside T and B, and the backend where several were measured.
+        winner: the nodes that need least peak memory among those that are right; empty where none is.
+        steps: by increasing budget, the node that is cheapest from there on.
+        candidates: right ones by memory, then wrong ones, then those that failed.
+    """
+
+    setting: str
+    note: str
+    timesteps: int
+    batch: int
+    reference: str
+    winner: str
+    memory: str
+    cost: str
+    trust: str
+    steps: list[Candidate]
+    cost_label: str
+    candidates: list[Candidate]
+
+
+def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
+    """Returns every point in order of setting, T and B, and which to show first: that with most nodes that are right,
+    of several such points the largest."""
+    points = by_point(exact(run))
+    backends: dict[str, set[object]] = defaultdict(set)
+    for point in points:
+        backends[setting(point)].add(point.node_options)
+    order = sorted(points, key=lambda p: (setting(p), p.node_options, p.timesteps, p.batch))
+    if not order:
+        return [], 0
+
+    def tells(point: Case) -> tuple[int, int]:
+        return sum(record.status is Status.OK for record in points[point].values()), work(point)
+
+    known = references(run)
+    made = [
+        _point(point, list(points[point].values()), index, known, len(backends[setting(point)]) > 1) for point in order
+    ]
+    return made, order.index(max(order, key=tells))
+
+
+def setting(case: Case) -> str:
+    """Returns what a reader chooses beside T and B."""
+    depth = [f"depth {case.depth}"] if case.depth > 1 else []
+    return ", ".join([case.workload, f"features {case.features}", *depth, case.dtype, case.device, *case.others])
+
+
+def _point(
+    point: Case, records: list[Record], index: Mapping[Case, int], known: Mapping[Case, Record], several: bool
+) -> Point:
+    right = sorted((r for r in records if r.status is Status.OK and r.memory is not None), key=_need)
+    others = sorted((r for r in records if r not in right), key=lambda r: list(Status).index(r.status))
+    best = [r for r in right if _need(r) == _need(right[0])]
+    names = naming(records)
+    timed = any(decided_ratio("step_time_s", r, known) for r in right)
+    quantity = "step_time_s" if timed else "step_flops"
+    ranked = [Candidate(names(r.case), r, index[r.case], _need(r)[0], decided_ratio(quantity, r, known)) for r in right]
+    backend = [f"{name}={value}" for name, value in point.node_options] if several else []
+    return Point(
+        setting=", ".join([setting(point), *backend]),
+        note=names.note,
+        timesteps=point.timesteps,
+        batch=point.batch,
+        reference=point.reference,
+        winner=units.listing([names(r.case) for r in best]),
+        memory=_memory_text(best, reference_for(best[0].case, known) if best else None, records, names),
+        cost=" ".join(_cost_text(r, known, names) for r in best),
+        trust=_trust_text(best, others, names),
+        steps=_ladder(ranked),
+        cost_label="time" if timed else "FLOPs",
+        candidates=[*ranked, *(Candidate(names(r.case), r, index[r.case], None, None) for r in others)],
+    )
+
+
+def _need(record: Record) -> tuple[Number, Number]:
+    memory = record.memory
+    return (memory.peak_bytes, memory.retained_bytes) if memory else (0, 0)
+
+
+def _memory_text(best: list[Record], lif: Record | None, records: list[Record], names: Naming) -> str:
+    if not best and any(record.status is Status.OK for record in records):
+        return "Memory was not measured here, so no node is ranked by it."
+    if not best:
+        counts = units.listing([f"{count} {status.value}" for status, count in ended(records).items()])
+        return f"No node can be recommended here: of {len(records)} measured, {counts}."
+    record = best[0]
+    text = f"Peak {value_cell('peak_bytes', record)}, retained {value_cell('retained_bytes', record)}"
+    if lif is not None and lif.memory is not None:
+        return f"{text}; {names(lif.case)}: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
+    at_lif = {r.case: r for r in records}.get(record.case.point)
+    why = f"ended as {at_lif.status.value}" if at_lif is not None else "was not measured"
+    return f"{text}; {record.case.reference} {why} here."
+
+
+def _cost_text(record: Record, known: Mapping[Case, Record], names: Naming) -> str:
+    name = names(record.case)
+    if record.case == record.case.point:
+        return f"{name} is the standard: every ratio is taken against it."
+    found = costs(record, ("step_time_s", "step_flops"), known)
+    text = f"{name} costs {found or f'an amount not known against {record.case.reference}'}."
+    unsure = " Other work held the processor in some rounds, so its time is not ranked." if contended(record) else ""
+    return text + unsure
+
+
+def _trust_text(best: list[Record], others: list[Record], names: Naming) -> str:
+    texts = []
+    for record in best:
+        found, name = record.fidelity, names(record.case)
+        if found is None:
+            texts.append(f"The gradient of {name} was not compared.")
+        else:
+            error = units.measured("gradient_error", record)
+            texts.append(f"{name} is right: relative error {error}, tolerance {found.tolerance:.0e}.")
+    if wrong := [names(record.case) for record in others if record.status is Status.WRONG]:
+        texts.append(f"Wrong here, and ranked nowhere: {units.listing(wrong)}.")
+    return " ".join(texts)
+
+
+def _ladder(right: list[Candidate]) -> list[Candidate]:
+    """The candidates that no other beats in both memory and cost, by increasing memory."""
+    known = {c.node: c for c in right}
+    places = {c.node: (c.peak_bytes, c.cost) for c in right if c.peak_bytes is not None and c.cost is not None}
+    return [known[name] for name in pareto_front(places)]
+
+
 def _picks(points: Sequence[Point]) -> list[tuple[str, list[tuple[int, list[tuple[int, int]]]]]]:
     """Every point by setting, T and B, each with its number: what a reader without scripts chooses from."""
     found: dict[str, dict[int, list[tuple[int, int]]]] = {}
@@ -157,7 +308,9 @@ def _label(record: Record, names: Naming) -> str:
 
 def _cases(run: Run, known: Mapping[Case, Record], index: Mapping[Case, int]) -> Table:
     """Node, place, T, B, status and three quantities first; then every other quantity, and the parts of the place."""
-    names, varying = namings(run), _varying(run)
+    names = namings(run)
+    places = [row for row in CASE_FIELDS[1:] if row.name not in ("timesteps", "batch")]
+    varying = [row for row in places if len({record.case.value(row) for record in run}) > 1]
     fields = {row.name: _field(row) for row in CASE_FIELDS[1:]}
     where = Column[Record]("where", lambda record: _where(varying, record), "workload and size, as far as they differ")
 
@@ -174,7 +327,7 @@ def _cases(run: Run, known: Mapping[Case, Record], index: Mapping[Case, int]) ->
             fields.pop("timesteps"),
             fields.pop("batch"),
             Column("status", lambda record: record.status.value, "how the case ended", is_filter=True),
-            *(_column(name, as_ratio, known, reference_name(run)) for name, as_ratio in (*_FIRST, *_THEN)),
+            *(_column(name, as_ratio, known, reference_name(run)) for name, as_ratio in _QUANTITIES),
             *fields.values(),
             *([Column("host", lambda record: record.host or "", "host of the cluster")] if run.hosts else []),
             Column("note", _note, "why the case ended so, and what the node warned of"),
@@ -194,14 +347,8 @@ def _field(row: CaseField) -> Column[Record]:
     return Column(row.title, show, row.meaning, is_number=row.is_number, is_filter=True)
 
 
-def _varying(run: Run) -> list[CaseField]:
-    """Fields of a case beside node, T and B in which the cases of a run differ."""
-    rows = [row for row in CASE_FIELDS[1:] if row.name not in ("timesteps", "batch")]
-    return [row for row in rows if len({record.case.value(row) for record in run}) > 1]
-
-
 def _where(varying: Sequence[CaseField], record: Record) -> str:
-    """Those fields as words: numbers and shapes with what they are."""
+    """Some fields as words: numbers and shapes with what they are."""
     words = []
     for row in varying:
         value = record.case.value(row)
@@ -223,10 +370,10 @@ def _column(name: str, as_ratio: bool, known: Mapping[Case, Record], base: str) 
         found = ratio_of(name, record, known)
         return Cell(_ratio(found), found.value if found else None)
 
-    if as_ratio:
-        meaning = f"{metric.label} over that of {base} at the same point; below 1 is less"
-        return Column(f"{metric.label} × {base}", ratio, meaning, is_number=True)
-    return Column(metric.label, value, metric.meaning, is_number=True)
+    if not as_ratio:
+        return Column(metric.label, value, metric.meaning, is_number=True)
+    meaning = f"{metric.label} over that of {base} at the same point; below 1 is less"
+    return Column(f"{metric.label} × {base}", ratio, meaning, is_number=True)
 
 
 def _unsure(text: str, unsure: bool) -> str | Markup:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
@@ -11,10 +11,8 @@ from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report import study as read
+from revsnn_bench.report.canvas import Looks
 from revsnn_bench.report.html import render_page
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MIB = 2**20
 _FADED = 0.3
@@ -22,17 +20,12 @@ _SHORT = {"timesteps": "T"}
 _ERRORS = (0.1, 0.3, 1, 3, 10, 30, 100)
 """Ticks of an axis of errors, in percent."""
 
-Looks = Mapping[str, canvas.Look]
-
 
 def study_page(run: Run) -> str:
-    """Returns one self-contained page, which needs no script.
-
-    Args:
-        run: of the tuner, whole or not.
-    """
+    """Returns a run of the tuner, whole or not, as one self-contained page, which needs no script."""
     tried, best = read.trials(run), read.chosen(run)
-    labels = [_label(record) for record in run]
+    scores = ["" if r.accuracy is None else f", {units.percent(r.accuracy.accuracy)}" for r in run]
+    labels = [f"{record.case.variant}{score}" for record, score in zip(run, scores, strict=True)]
     return render_page(
         "study",
         title=f"Study: {run.header.run_id}",
@@ -40,7 +33,7 @@ def study_page(run: Run) -> str:
         settings=run.header.settings,
         summary=read.summary(run),
         command="" if best is None else read.command(best),
-        again=[_again(each, run) for each in read.retrained(run)],
+        again=[_again(each) for each in read.retrained(run)],
         effects=[
             (each.node, each.name, str(each.trials), f"{each.correlation.mean:+.2f}",
              f"{each.correlation.low:+.2f} to {each.correlation.high:+.2f}")
@@ -52,12 +45,7 @@ def study_page(run: Run) -> str:
     )  # fmt: skip
 
 
-def _label(record: Record) -> str:
-    accuracy = "" if record.accuracy is None else f", {units.percent(record.accuracy.accuracy)}"
-    return f"{record.case.variant}{accuracy}"
-
-
-def _again(each: read.Retrained, run: Run) -> tuple[str, ...]:
+def _again(each: read.Retrained) -> tuple[str, ...]:
     error = BY_NAME["parameter_gradient_error"].read(each.judged)
     first = each.first.accuracy
     return (
@@ -96,67 +84,63 @@ def _row(record: Record) -> tuple[str, ...]:
 
 def study_figures(run: Run) -> list[canvas.Figure]:
     """The front, parallel coordinates, importances and learning curves; those that the run has data for."""
-    plain = [record.model_copy(update={"case": Case(node=record.case.node)}) for record in read.trials(run)]
-    known = canvas.looks(run.model_copy(update={"records": tuple(plain)}))
-    index = {record.case: number for number, record in enumerate(run)}
+    looks = Looks(record.model_copy(update={"case": Case(node=record.case.node)}) for record in read.trials(run))
     done = read.finished(run)
     figures = []
     if done:
-        figures += [_front(run, done, known, index), _parallel(run, done, known)]
+        figures += [_front(run, done, looks), _parallel(done, looks)]
     shares = read.importances(run)
     if shares:
         figures.append(_importances(shares))
     curves = [record for record in read.trials(run) if record.accuracy is not None]
     if curves:
-        figures.append(_curves(curves, done, known))
+        figures.append(_curves(curves, done, looks))
     return figures
 
 
-def _legend(axes: "Axes", known: Looks, records: Sequence[Record]) -> None:
-    nodes = canvas.in_order(known, {record.case.node for record in records})
-    canvas.legend(axes, [known[node].handle() for node in nodes])
+def _legend(looks: Looks, records: Sequence[Record]) -> list[Any]:
+    nodes = looks.in_order(record.case.node for record in records)
+    return [canvas.entry(looks[node].label, **looks[node].point()) for node in nodes]
 
 
-def _rows(known: Looks, records: Sequence[Record]) -> int:
-    return canvas.legend_rows(len({record.case.node for record in records}))
-
-
-def _front(run: Run, done: Sequence[Record], known: Looks, index: Mapping[Case, int]) -> canvas.Figure:
+def _front(run: Run, done: Sequence[Record], looks: Looks) -> canvas.Figure:
     best = {record.case for record in read.front(run)}
     budget = run.header.settings["budget_bytes"]
-    with canvas.panel(_rows(known, done)) as axes:
+    with canvas.panels(legend=_legend(looks, done)) as (axes,):
         for record in sorted(done, key=lambda record: record.case in best):
             if record.memory is not None and record.accuracy is not None:
-                style: dict[str, Any] = known[record.case.node].point()
+                style: dict[str, Any] = looks[record.case.node].point()
                 axes.plot(
                     [record.memory.peak_bytes / _MIB], [100 * record.accuracy.accuracy],
-                    alpha=1.0 if record.case in best else _FADED, url=f"case:{index[record.case]}", **style,
+                    alpha=1.0 if record.case in best else _FADED, url=f"case:{run.records.index(record)}", **style,
                 )  # fmt: skip
         if budget is not None and any(r.memory and r.memory.peak_bytes > budget / 4 for r in done):
             axes.axvline(budget / _MIB, color=canvas.MUTED, linestyle=":")
         axes.set_xlabel("measured peak of a step (MiB)")
         axes.set_ylabel("test accuracy (%)")
-        _legend(axes, known, done)
-        svg = canvas.to_svg(axes)
-    caption = (
-        "Trials trained to their end. Faded ones are beaten in everything that was asked for; one that is not faded "
-        "and not at the upper left takes less time. The dotted line is the budget."
-    )
-    return canvas.Figure("study-front", "Accuracy against memory", caption, svg)
+        caption = (
+            "Trials trained to their end. Faded ones are beaten in everything that was asked for; one that is not "
+            "faded and not at the upper left takes less time. The dotted line is the budget."
+        )
+        return canvas.finish(axes, "study-front", "Accuracy against memory", caption)
 
 
-def _parallel(run: Run, done: Sequence[Record], known: Looks) -> canvas.Figure:
+def _parallel(done: Sequence[Record], looks: Looks) -> canvas.Figure:
     """A line per trial over the numbers that it was given, the accuracy last; gaps where a node lacks one."""
-    names = list(dict.fromkeys(name for record in done for name in read.known(record).params if name != "node"))
-    columns: dict[str, Callable[[Record], Any]] = {name: _param(name) for name in names}
-    columns["accuracy"] = lambda record: record.accuracy and record.accuracy.accuracy
-    places = {name: _places([read_of(record) for record in done]) for name, read_of in columns.items()}
+
+    def given(record: Record, name: str) -> Any:
+        params = read.known(record).params
+        return record.accuracy and record.accuracy.accuracy if name == "accuracy" else params.get(name)
+
+    names = dict.fromkeys(name for record in done for name in read.known(record).params if name != "node")
+    columns = [*names, "accuracy"]
+    places = {name: _places([given(record, name) for record in done]) for name in columns}
     ranked = sorted(done, key=lambda record: record.accuracy.accuracy if record.accuracy else 0)
     top = {record.case for record in ranked[-max(1, len(ranked) // 4) :]}
-    with canvas.panel(_rows(known, done)) as axes:
+    with canvas.panels(legend=_legend(looks, done)) as (axes,):
         for record in ranked:
-            heights = [places[name].get(str(read_of(record)), float("nan")) for name, read_of in columns.items()]
-            look = known[record.case.node]
+            heights = [places[name].get(str(given(record, name)), float("nan")) for name in columns]
+            look = looks[record.case.node]
             strong = record.case in top
             axes.plot(range(len(columns)), heights, color=look.colour, alpha=1 if strong else 0.25,
                       linewidth=1.6 if strong else 0.8, marker=look.marker, markersize=3.5)  # fmt: skip
@@ -164,17 +148,12 @@ def _parallel(run: Run, done: Sequence[Record], known: Looks) -> canvas.Figure:
             range(len(columns)), [_SHORT.get(name, name).replace("_", "\n") for name in columns], fontsize=6.5
         )
         axes.set_yticks([0, 1], ["lowest", "highest"])
-        _legend(axes, known, done)
-        svg = canvas.to_svg(axes)
-    caption = (
-        "Each line is a trial, each axis goes from the lowest value tried to the highest, numbers that span a decade "
-        "by their logarithm. The quarter with the highest accuracy is strong; a node has no place on an axis of others."
-    )
-    return canvas.Figure("study-parallel", "What was tried", caption, svg)
-
-
-def _param(name: str) -> Callable[[Record], Any]:
-    return lambda record: read.known(record).params.get(name)
+        caption = (
+            "Each line is a trial, each axis goes from the lowest value tried to the highest, numbers that span a "
+            "decade by their logarithm. The quarter with the highest accuracy is strong; a node has no place on an "
+            "axis of others."
+        )
+        return canvas.finish(axes, "study-parallel", "What was tried", caption)
 
 
 def _places(found: Sequence[Any]) -> dict[str, float]:
@@ -193,28 +172,24 @@ def _places(found: Sequence[Any]) -> dict[str, float]:
 
 def _importances(shares: Mapping[str, float]) -> canvas.Figure:
     names = list(shares)
-    with canvas.panel(0, 0.27 * len(names) + 0.3, canvas.label_room(names)) as axes:
-        axes.grid(visible=False, axis="y")
+    with canvas.named_rows(names, 0.27 * len(names) + 0.3) as axes:
         axes.barh(range(len(names)), [100 * share for share in shares.values()], color=canvas.MUTED, height=0.6)
-        canvas.name_rows(axes, names)
         axes.set_xlabel("share of the variance of accuracy (%)")
-        svg = canvas.to_svg(axes)
-    caption = "fANOVA over the parameters that every node has, as Optuna computes it; mean over five random forests."
-    return canvas.Figure("study-importances", "Importances", caption, svg)
+        caption = (
+            "fANOVA over the parameters that every node has, as Optuna computes it; mean over five random forests."
+        )
+        return canvas.finish(axes, "study-importances", "Importances", caption)
 
 
-def _curves(curves: Sequence[Record], done: Sequence[Record], known: Looks) -> canvas.Figure:
+def _curves(curves: Sequence[Record], done: Sequence[Record], looks: Looks) -> canvas.Figure:
     ended = {record.case for record in done}
-    with canvas.panel(_rows(known, curves)) as axes:
+    with canvas.panels(legend=_legend(looks, curves)) as (axes,):
         for record in curves:
             found = record.accuracy
-            heights = (
-                [100 - 100 * min(each, 1 - 0.5 / found.test_samples) for each in found.accuracy_by_epoch]
-                if found
-                else []
-            )
+            assert found is not None
+            heights = [100 - 100 * min(each, 1 - 0.5 / found.test_samples) for each in found.accuracy_by_epoch]
             axes.plot(
-                range(1, len(heights) + 1), heights, color=known[record.case.node].colour,
+                range(1, len(heights) + 1), heights, color=looks[record.case.node].colour,
                 linestyle="-" if record.case in ended else ":", linewidth=1.0, alpha=0.7,
                 marker="" if record.case in ended else "x", markersize=4, markevery=[-1],
             )  # fmt: skip
@@ -226,7 +201,5 @@ def _curves(curves: Sequence[Record], done: Sequence[Record], known: Looks) -> c
         axes.set_yticks([], minor=True)
         axes.set_ylim(0.1, 100)
         axes.set_ylabel("test error (%)")
-        _legend(axes, known, curves)
-        svg = canvas.to_svg(axes)
-    caption = "Dotted lines that end in a cross were stopped there. No error at all is drawn as half an image."
-    return canvas.Figure("study-curves", "Learning curves", caption, svg)
+        caption = "Dotted lines that end in a cross were stopped there. No error at all is drawn as half an image."
+        return canvas.finish(axes, "study-curves", "Learning curves", caption)
