@@ -84,11 +84,12 @@ def swap_neurons(model: nn.Module) -> Swapped:
     Returns:
         What was exchanged and what was left, and why; `print` it.
     Raises:
-        ValueError: a model that is itself a neuron (nothing holds it).
+        ValueError: a model that is itself a neuron (nothing holds it), or no module.
     """
     require(
-        not isinstance(model, snntorch.SpikingNeuron), "model", "be a module that holds neurons",
-        type(model).__name__, "A neuron is exchanged where its parent holds it.", "Wrap it in nn.Sequential.",
+        isinstance(model, nn.Module) and not isinstance(model, snntorch.SpikingNeuron),
+        "model", "be a module that holds neurons", type(model).__name__,
+        "A neuron is exchanged where its parent holds it.", "Wrap it in nn.Sequential.",
     )  # fmt: skip
     return exchange(model, _chosen)
 

@@ -230,7 +230,7 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
     Returns:
         What was exchanged and what was left, and why; `print` it.
     Raises:
-        ValueError: an unknown `to`, or a model that is itself a neuron (nothing holds it).
+        ValueError: an unknown `to`, or a model that is itself a neuron (nothing holds it), or no module.
     """
     require(
         to in KINDS or to == "spikingjelly", "to", f"be one of {', '.join([*KINDS, 'spikingjelly'])}", to,
@@ -238,8 +238,9 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
         'Pass "lif" for the same function on fused kernels.',
     )  # fmt: skip
     require(
-        not isinstance(model, their_neuron.BaseNode | SpikingNode), "model", "be a module that holds neurons",
-        type(model).__name__, "A neuron is exchanged where its parent holds it.",
+        isinstance(model, nn.Module) and not isinstance(model, their_neuron.BaseNode | SpikingNode),
+        "model", "be a module that holds neurons", type(model).__name__,
+        "A neuron is exchanged where its parent holds it.",
         "Wrap it in nn.Sequential, or construct the new node.",
     )  # fmt: skip
     return exchange(model, lambda child: _chosen(child, to, options))

@@ -306,7 +306,8 @@ def as_surrogate(function: Callable[[Tensor], Tensor] | None) -> SurrogateFuncti
     if isinstance(function, SurrogateFunction):
         return function
     require(
-        callable(function), "surrogate_function", "be a surrogate object or a callable on tensors", function,
+        callable(function) and not isinstance(function, type),
+        "surrogate_function", "be a surrogate object or a callable on tensors", function,
         "The neuron fires by calling it.", "Pass for example revsnn_nodes.surrogate.ATan().",
     )  # fmt: skip
     return ForeignSurrogate(function)

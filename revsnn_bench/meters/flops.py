@@ -25,7 +25,8 @@ select included); 2 per multiply-accumulate; a reduction or a scan counts its in
 indexing data is 0. Where one kernel fuses several of these, it counts what the same work written out would count over
 the N elements of its input: so `add(alpha=a)` is 2, as a product and a sum are. Work per channel or per
 row beside that (the square root of a variance, the last division of a mean) is left out, and so is a bias
-inside a matrix product or a convolution, where the accumulation starts. N is input elements, R reduction.
+inside a matrix product or a convolution, where the accumulation starts. A Fourier transform over n values counts
+5 log2 n per complex element and half of that per real one. N is input elements, R reduction.
 """
 
 import logging
@@ -34,7 +35,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
+from math import log2, prod
 from typing import Any, Literal
 
 import torch
@@ -220,6 +221,17 @@ def _as_torch(name: str) -> Formula:
     return lambda call: _macs(formula(*call.arguments.values(), out_val=call.out) // 2)
 
 
+def _fourier(per_element: float) -> Formula:
+    """Of a transform over n values each, log2 n times a number for each of its elements: the convention of FFTW."""
+
+    def formula(call: Call) -> int:
+        """Of the real side, where there is one."""
+        reals = max(call["self"], call.out, key=elements)
+        return round(per_element * elements(reals) * log2(max(1, prod(reals.shape[each] for each in call["dim"]))))
+
+    return formula
+
+
 def _with_forms(names: str) -> str:
     """Names, and those of the in-place and the foreach form of each."""
     return " ".join(f"{name} {name}_ _foreach_{name} _foreach_{name}_" for name in names.split())
@@ -228,8 +240,8 @@ def _with_forms(names: str) -> str:
 _BY_NAMES: dict[str, Formula] = {
     # Moving, making or indexing data. Random data is data.
     """
-    alias arange as_strided_ as_strided_scatter cat cauchy_ channel_shuffle clone constant_pad_nd copy copy_ detach
-    detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
+    alias arange as_strided_ as_strided_scatter cat cauchy_ channel_shuffle clone complex constant_pad_nd copy copy_
+    detach detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
     empty_strided exponential exponential_ eye fill fill_ flip full full_like gather geometric_ im2col index
     index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh lift_fresh_copy linspace
     log_normal_ masked_scatter masked_scatter_ masked_scatter_backward masked_select narrow_copy new_empty
@@ -240,7 +252,8 @@ _BY_NAMES: dict[str, Formula] = {
     select_backward select_scatter set_ slice_backward slice_scatter split_copy split_with_sizes_copy
     squeeze_ stack t_ take transpose_ tril tril_ triu triu_ unbind_copy uniform_ unsafe_split
     unsafe_split_with_sizes unsqueeze_ upsample_nearest1d upsample_nearest2d upsample_nearest3d zero zero_
-    zeros zeros_like _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
+    zeros zeros_like _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
+    _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
     _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
     _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
     _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
@@ -251,13 +264,13 @@ _BY_NAMES: dict[str, Formula] = {
     glu hardshrink_backward hardsigmoid_backward hardswish hardswish_backward hardtanh_backward
     huber_loss_backward leaky_relu_backward log_sigmoid_backward mish_backward mse_loss_backward
     smooth_l1_loss_backward soft_margin_loss_backward softplus_backward softshrink_backward
-    binary_cross_entropy_backward glu_backward _prelu_kernel_backward _prelu_kernel
+    binary_cross_entropy_backward floor_divide glu_backward _prelu_kernel_backward _prelu_kernel
     """: written,
     # Reductions, scans and selections, whatever is computed of each element
     """
-    all amax amin aminmax any argmax argmin count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_ dist
+    all amax amin aminmax any argmax argmin bucketize count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_ dist
     equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
-    nansum nonzero norm prod std std_mean sum topk trace var var_mean adaptive_max_pool2d
+    nansum nonzero norm prod sort std std_mean sum topk trace var var_mean adaptive_max_pool2d
     adaptive_max_pool3d _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm _is_all_true
     _is_any_true
     """: _first(1),
@@ -266,6 +279,8 @@ _BY_NAMES: dict[str, Formula] = {
     _with_forms("addcmul addcdiv"): _times(2, "value"),
     _with_forms("lerp"): _times(3),
     "sigmoid_backward tanh_backward": _times(3),
+    "_fft_c2c": _fourier(5),
+    "_fft_r2c _fft_c2r": _fourier(2.5),
     "convolution": lambda call: _macs(_convolution_macs(call, call.out)),
     "convolution_backward": _convolution_backward,
     "dot vdot mv": lambda call: _macs(elements(call["self"])),
@@ -288,7 +303,8 @@ _BY_NAMES: dict[str, Formula] = {
     "upsample_bicubic2d upsample_bicubic2d_backward": _interpolation(16),
     "log_sigmoid_forward": _first(1),
     # One addition per gradient that is scattered to the input
-    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward upsample_nearest1d_backward "
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward _upsample_nearest_exact1d_backward "
+    "_upsample_nearest_exact2d_backward _upsample_nearest_exact3d_backward upsample_nearest1d_backward "
     "upsample_nearest2d_backward upsample_nearest3d_backward unfold_backward embedding_dense_backward col2im "
     "fractional_max_pool2d_backward fractional_max_pool3d_backward adaptive_max_pool2d_backward "
     "adaptive_max_pool3d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "

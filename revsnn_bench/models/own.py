@@ -31,6 +31,7 @@ import torch
 from revsnn_nodes import CarrierLIF, SpikingNode, StandardIF, StandardLIF, StandardParametricLIF, apply_plan, remat
 from revsnn_nodes.plan import find_blocks, is_neuron, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import AS_IS, Case
@@ -316,6 +317,12 @@ def _trial(step: OwnStep) -> torch.Size:
                 output = model(step.make_input())
         except ModelError:
             raise
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
+            raise ModelError(
+                f"{line}{type(model).__name__} asks for the numbers of a tensor ({error.func}), as `.item()`, `if` and "
+                "a mask of booleans do; a prediction has shapes alone. Measure it: revsnn-bench run."
+            ) from error
         except Exception as error:
             shape = list(step.source.shape)
             raise _raised(f"{type(model).__name__} on an input {shape}", error, file) from error

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -25,8 +26,8 @@ from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import Scratch, attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import unique_bytes
-from revsnn_bench.models.own import OwnStep, own_parts
-from revsnn_bench.models.step import WorkloadStep
+from revsnn_bench.models.own import ModelError, OwnStep, own_parts
+from revsnn_bench.models.step import WorkloadStep, input_noise, reset_states
 from revsnn_bench.models.workloads import build
 
 PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
@@ -73,6 +74,7 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
     mode.cache_enabled = False  # the cache keeps storages alive
     if is_own(case.workload):
         model, inputs, loss, around = own_parts(on_cpu)
+        _make_ready(model, on_cpu)
         features: tuple[int, ...] = case.shape
         dtype = getattr(torch, case.dtype) if inputs is None else inputs.dtype
     else:
@@ -86,6 +88,20 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
             yield OwnStep(model, source, loss, around)
         else:
             yield WorkloadStep(model, source, None if labels is None else torch.zeros(case.batch, dtype=labels.dtype))
+
+
+def _make_ready(model: nn.Module, case: Case) -> None:
+    """Gives lazy modules their parameters; raises `ModelError` for compiled ones, which take real tensors alone."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            raise ModelError(
+                f"{name or 'the model'} is compiled, and what a compiler keeps is known when it has run. Predict the "
+                "model without torch.compile, or measure it: revsnn-bench run."
+            )
+    if any(map(is_lazy, model.parameters())):
+        with torch.no_grad():
+            model(input_noise(case.model_copy(update={"batch": min(case.batch, 2)})))
+        reset_states(model)
 
 
 def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

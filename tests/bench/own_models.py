@@ -43,6 +43,10 @@ def lazy():
     return nn.Sequential(nn.LazyLinear(8), StandardLIF(step_mode="m"))
 
 
+def compiled_part():
+    return nn.Sequential(Plain(), torch.compile(nn.Linear(4, 4), backend="eager"))
+
+
 def made_once():
     """A model around a part that is made once."""
     return nn.Sequential(SHARED, Plain())

@@ -183,6 +183,11 @@ def test_pooling_counts_the_elements_of_its_windows(pool, forward, backward):
         # Of the weights [6, 8]: 2 and 5 per element, and the sum of the bias's gradient
         (weight_norm(nn.Linear(8, 6)), flops(2 * 48, 2 * 8 * 384), flops(5 * 48 + 384, 4 * 8 * 384)),
         (nn.RReLU(), flops(512), flops(512)),
+        # Three bits of index, 8 values: 2.5 x 3 for each real number, 5 x 3 where both sides are complex
+        (Apply(lambda x: torch.fft.irfft(torch.fft.rfft(x))), flops(2 * 3840), flops(3840 + 3 * 64 + 7680)),
+        (Apply(lambda x: torch.fft.fft2(x).real), flops(5 * 6 * 512), flops(5 * 6 * 512)),
+        (Apply(lambda x: x.sort(dim=-1).values), flops(512), flops(0)),
+        (nn.Upsample(scale_factor=2, mode="nearest-exact"), flops(0), flops(2048)),
         (Apply(lambda x: x.topk(2, dim=-1).values), flops(512), flops(0)),
         (Apply(lambda x: x.median(dim=-1).values), flops(512), flops(0)),
         (Apply(lambda x: x + torch.poisson(x.detach().abs())), flops(3 * 512), flops(0)),
@@ -274,22 +279,22 @@ def test_work_in_a_range_labelled_recompute_is_recomputation():
 
 
 def test_an_unknown_operation_is_refused_by_name():
-    with pytest.raises(UnknownOperation, match=r"`aten::sort.*must have a FLOPs formula.*register_flop_formula"):
-        measured(Apply(lambda x: x.sort().values), 10)
+    with pytest.raises(UnknownOperation, match=r"`aten::renorm.*must have a FLOPs formula.*register_flop_formula"):
+        measured(Apply(lambda x: x.renorm(2, 0, 1.0)), 10, 2)
 
 
 def test_an_unknown_operation_in_backward_is_refused_too():
-    class Sorting(torch.autograd.Function):
+    class Renorm(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x: Tensor) -> Tensor:
             return x * 1
 
         @staticmethod
         def backward(ctx, grad: Tensor) -> Tensor:
-            return grad.sort().values
+            return grad.renorm(2, 0, 1.0)
 
-    with pytest.raises(UnknownOperation, match="aten::sort"):
-        measured(Apply(Sorting.apply), 10)
+    with pytest.raises(UnknownOperation, match="aten::renorm"):
+        measured(Apply(Renorm.apply), 10, 2)
 
 
 @torch.library.custom_op("revsnn_test::twice", mutates_args=())

@@ -30,6 +30,7 @@ CASES = [
         Case(node=node, workload="own_models:spikingjelly", timesteps=3, batch=64, shape=(2, 6, 6))
         for node in ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif-carrier")
     ),
+    Case(node="lif", workload="own_models:lazy", timesteps=3, batch=4, shape=(6,)),
     Case(node="lif", workload="own_models:with_loss", timesteps=3, batch=4, shape=(6,)),
 ]
 
@@ -91,7 +92,14 @@ def test_control_flow_that_reads_values_is_named():
     """Fake tensors have none: the line of the user's file that asks for one."""
     case = Case(node="lif", workload="own_models:data_dependent", timesteps=2, batch=3, shape=(6,))
     build(case)
-    with pytest.raises(ModelError, match=r"own_models.py, line \d+: Branch on an input .* raised DataDependent"):
+    with pytest.raises(ModelError, match=r"own_models.py, line \d+: Branch asks for the numbers of a tensor"):
+        predict(case)
+
+
+def test_a_compiled_part_is_named():
+    """A compiler takes real tensors."""
+    case = Case(node="as-is", workload="own_models:compiled_part", timesteps=2, batch=3, shape=(6,))
+    with pytest.raises(ModelError, match=r"^1 is compiled, and what a compiler keeps is known when it has run"):
         predict(case)
 
 

@@ -127,9 +127,11 @@ def test_trainable_surrogates_are_refused():
 
 
 def test_bad_surrogates_are_refused():
-    """Not callable, or a sharpness that is not positive."""
+    """Not callable, a class in place of its object, or a sharpness that is not positive."""
     with pytest.raises(ValueError, match="`surrogate_function` must be a surrogate object or a callable"):
         StandardLIF(surrogate_function="atan", step_mode="m")
+    with pytest.raises(ValueError, match=r"callable on tensors; got <class .*ATan"):
+        StandardLIF(surrogate_function=surrogate.ATan, step_mode="m")
     with pytest.raises(ValueError, match=r"`alpha` must be positive; got -1.*default 2\.0"):
         surrogate.ATan(-1)
     node = StandardLIF(step_mode="m")

@@ -217,11 +217,13 @@ def test_surrogates_have_twins(theirs):
 
 
 def test_bad_arguments_are_refused():
-    """An unknown target and a bare neuron get one clear error each."""
+    """An unknown target, a bare neuron and a list get one clear error each."""
     with pytest.raises(ValueError, match="`to` must be one of"):
         swap_neurons(network(), to="nothing")
     with pytest.raises(ValueError, match="`model` must be a module that holds neurons"):
         swap_neurons(neuron.LIFNode())
+    with pytest.raises(ValueError, match="`model` must be a module that holds neurons; got 'list'"):
+        swap_neurons([network()])
 
 
 def test_integrate_and_fire_and_learned_tau_are_exchanged_and_back():

@@ -122,5 +122,7 @@ def test_a_bare_neuron_and_a_second_membrane_are_refused():
     leaky = snntorch.Leaky(beta=0.5, reset_mechanism="zero", init_hidden=True)
     with pytest.raises(ValueError, match="`model` must be a module that holds neurons; got 'Leaky'"):
         swap_neurons(leaky)
+    with pytest.raises(ValueError, match="`model` must be a module that holds neurons; got 'list'"):
+        swap_neurons([leaky])
     with pytest.raises(TypeError, match="`mem` must be left out"):
         LeakyNode(leaky)(torch.zeros(2, 3), torch.zeros(2, 3))
