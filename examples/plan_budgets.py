@@ -34,7 +34,10 @@ def main(model: str, size: str) -> None:
         start = time.perf_counter()
         plans[share] = solve_plan(profile, int(share * profile.plain_bytes), refine, partial(measure_step, step))
         spent[share] = profiled + time.perf_counter() - start
-    uniform = {option: profile.uniform(option) for option in profile.options[-1]}
+    rest, *blocks = profile.options
+    uniform = {
+        option: profile.plain if option == "plain" else (*rest, *(option for _ in blocks)) for option in blocks[0]
+    }
     planned = {share: tuple(plan.options.values()) for share, plan in plans.items()}
     times: dict = {choice: [] for choice in (*uniform.values(), *planned.values())}
     for number in range(ROUNDS + 1):
