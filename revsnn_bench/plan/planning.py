@@ -326,9 +326,14 @@ def measure_step(step: WorkloadStep, plan: dict[str, str]) -> Measured:
 
 
 def _gradients(step: WorkloadStep) -> list[Tensor]:
+    """Gradients of the parameters; buffers that the forward changes are put back, so that the next step is the same."""
     step.prepare()
     torch.manual_seed(0)
+    buffers = {name: buffer.clone() for name, buffer in step.model.named_buffers()}
     step.backward(step.forward())
     found = [p.grad.clone() for p in step.model.parameters() if p.grad is not None]
     step.prepare()
+    with torch.no_grad():
+        for name, before in buffers.items():
+            step.model.get_buffer(name).copy_(before)
     return found

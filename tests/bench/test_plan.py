@@ -188,6 +188,26 @@ def test_a_plan_for_a_model_in_python(tmp_path):
     assert apply_plan(plan.apply(model), path) is model
 
 
+class Scaled(nn.Module):
+    """Divides by a mean of what came before, which every forward changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(8))
+
+    def forward(self, x):
+        """The input, scaled."""
+        self.scale.lerp_(x.detach().abs().mean((0, 1)), 0.5)
+        return x / self.scale.clone()
+
+
+def test_a_buffer_that_each_forward_changes_does_not_tell_a_plan_from_none():
+    """Both steps that are compared start from the same buffers."""
+    model = nn.Sequential(nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), Scaled())
+    plan = make_plan(model, torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(0)), budget="1 GiB")
+    assert plan.measured.gradient_error == 0
+
+
 def test_a_loop_over_time_is_one_block():
     """Its layers run once per step of time, so that they cannot be ordered."""
     step = build(Case(workload="own_models:loop", node="lif", timesteps=3, batch=2, shape=(6,)))
