@@ -19,7 +19,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.autograd.graph import save_on_cpu
+from torch.nn.modules.batchnorm import _NormBase
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
@@ -323,17 +324,26 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
         if option not in ("checkpoint", "bits"):
             return function(*args, **kwargs)
         inner = [each for module in modules for each in module.modules()]
-        state = _states(inner)
+        start = _states(inner)
+        before = [
+            (module, name, buffer, buffer._version, buffer.clone())
+            for module in inner
+            if not isinstance(module, _NormBase)  # what it returns in training does not depend on its buffers
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
         output = checkpoint(
-            function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), run_again(inner, state)), **kwargs
+            function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), RunAgain(inner, start)), **kwargs
         )
+        for module, name, buffer, version, value in before:
+            if module._buffers.get(name) is not buffer or buffer._version != version:
+                start.append((module, {name: value}))
         if option == "bits" and isinstance(output, Tensor) and (packed := pack_bits(output.detach())) is not None:
             note_recipe(lambda *parts: unpack_bits(Packed(*parts)), tuple(packed), output)
         return output
 
 
-States = Sequence[tuple[nn.Module, dict[str, Any]]]
-"""Neurons, and the membranes that they carry, by name."""
+States = list[tuple[nn.Module, dict[str, Any]]]
+"""Neurons, and the membranes that they carry, by name; likewise modules and buffers that their forward changed."""
 
 
 def _states(modules: Sequence[nn.Module]) -> States:
@@ -342,14 +352,30 @@ def _states(modules: Sequence[nn.Module]) -> States:
     return [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
 
 
+class RunAgain(AbstractContextManager[None]):
+    """A second run of a forward that happened: modules start from `start`, and what it changes is put back.
+
+    Entered anew by each backward pass over a retained graph.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], start: States | None = None) -> None:
+        self.modules, self.start = modules, [] if start is None else start
+
+    def __enter__(self) -> None:
+        self.inside = _running_again(self.modules, self.start)
+        self.inside.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.inside.__exit__(*error)
+
+
 @contextmanager
-def run_again(modules: Sequence[nn.Module], states: States = ()) -> Iterator[None]:
-    """A second run of a forward that happened: neurons start from `states`, and what it changes is put back."""
+def _running_again(modules: Sequence[nn.Module], start: States) -> Iterator[None]:
     after = _states(modules)
     buffers = [(module, name, each) for module in modules for name, each in module.named_buffers(recurse=False)]
-    for module, name, each in buffers:
-        setattr(module, name, each.clone())
-    _set_states(states)
+    _set_states(start)
+    for module, name, _ in buffers:
+        setattr(module, name, getattr(module, name).clone())
     try:
         with record_function("recompute"), putting_back():
             yield

@@ -94,6 +94,41 @@ def test_a_carried_state_goes_through_a_checkpoint():
     assert all(map(torch.equal, *found))
 
 
+class Scaled(nn.Module):
+    """Divides by a mean of what came before, which every forward changes, in place or by another buffer."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("scale", torch.ones(6))
+
+    def forward(self, x):
+        """The input, scaled."""
+        mean = x.detach().abs().mean((0, 1))
+        if self.in_place:
+            self.scale.lerp_(mean, 0.5)
+        else:
+            self.scale = self.scale.lerp(mean, 0.5)
+        return x / self.scale.clone()
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "bits"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_second_run_starts_from_the_buffers_of_the_first(option, in_place):
+    """Of a scale and of a spectral norm, over two forwards before two backward passes."""
+    torch.manual_seed(0)
+    linear = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+    net = nn.Sequential(linear, Scaled(in_place), StandardLIF(step_mode="m"))
+    twin, x, found = copy.deepcopy(net), torch.randn(4, 3, 6), []
+    apply_plan(net, {block.name: option for block in find_blocks(net)})
+    for each in (net, twin):
+        loss = each(x * 3).sum() + (each(x + 0.5) ** 2).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        found.append([*(parameter.grad for parameter in each.parameters()), *each.buffers()])
+    assert all(map(torch.equal, *found))
+
+
 def test_dropout_in_a_checkpoint_draws_the_same():
     """Random numbers of the second run are those of the first."""
     net = nn.Sequential(nn.Linear(6, 6), StandardLIF(step_mode="m"), nn.Dropout(), nn.Linear(6, 6), StandardLIF())
