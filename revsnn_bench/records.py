@@ -293,7 +293,7 @@ class FidelityRecord(_Frozen):
         flipped_spikes: spikes recovered wrongly; None where nothing is inverted.
         recovered_steps: how many steps, from the last one back, the inverse agrees with the stored input and membrane
             by `torch.allclose`; None where no membrane is inverted.
-        predicted_error: what the node's own drift guard predicts; None where there is none.
+        predicted_error: what a node that inverts its membrane predicts of itself; None for others.
         bit_equal: how many outputs and gradients of both calls, and buffers after them, have the bits of the same
             network without its strategy, and how many there are; None where there is no such network to compare with.
         warning: the warning that the node gave, word for word.
@@ -374,7 +374,7 @@ class TrialRecord(_Frozen):
         params: what the sampler chose, by name.
         predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed, or where
             the gradient was refused before.
-        predicted_gradient_error: of the node's drift guard; None for nodes without one.
+        predicted_gradient_error: by a node that inverts its membrane; None for others.
         firing_rate: share of neurons and steps with a spike after the first epoch: mean over the layers, the lowest
             and the highest of them.
     """

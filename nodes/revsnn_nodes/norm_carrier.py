@@ -211,6 +211,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
         ctx: Any, z_seq: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
         v: Tensor | None, layer: NormCarrierNode,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Output `[T, N, C, *]` and the last membrane; enters the batch in the layer's running statistics."""
         neuron: CarrierParameters = layer.neuron
         mean, var, momentum = layer.update_of_statistics()
         flat, _, inverse_std = torch.native_batch_norm(

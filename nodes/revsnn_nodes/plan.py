@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from revsnn_nodes.checkpoints import putting_back
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import remat
-from revsnn_nodes.remat.record import note_recipe, recording
+from revsnn_nodes.remat.record import ManyTimes, note_recipe, recording
 
 REST = "rest"
 WHOLE = "(model)"
@@ -332,7 +332,7 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
             for name, buffer in module.named_buffers(recurse=False)
         ]
         output = checkpoint(
-            function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), RunAgain(inner, start)), **kwargs
+            function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), run_again(inner, start)), **kwargs
         )
         for module, name, buffer, version, value in before:
             if module._buffers.get(name) is not buffer or buffer._version != version:
@@ -352,21 +352,12 @@ def _states(modules: Sequence[nn.Module]) -> States:
     return [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
 
 
-class RunAgain(AbstractContextManager[None]):
+def run_again(modules: Sequence[nn.Module], start: States | None = None) -> AbstractContextManager[None]:
     """A second run of a forward that happened: modules start from `start`, and what it changes is put back.
 
-    Entered anew by each backward pass over a retained graph.
+    Each backward pass over a retained graph enters it anew.
     """
-
-    def __init__(self, modules: Sequence[nn.Module], start: States | None = None) -> None:
-        self.modules, self.start = modules, [] if start is None else start
-
-    def __enter__(self) -> None:
-        self.inside = _running_again(self.modules, self.start)
-        self.inside.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.inside.__exit__(*error)
+    return ManyTimes(partial(_running_again, modules, [] if start is None else start))
 
 
 @contextmanager

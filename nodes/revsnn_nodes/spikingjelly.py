@@ -52,6 +52,7 @@ class MemoryNode(SpikingNode[Any], their_base.MemoryModule):  # type: ignore[mis
 
     @backend.setter
     def backend(self, value: Backend) -> None:
+        """Takes a word that `SpikingNode` has checked."""
         self._backend = value
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:

@@ -60,23 +60,7 @@ def claims(
     if from_run:
         run = find_run(from_run, results)
     else:
-        require_name(run_id, results, resume)
-        with refusing(ValueError, flag="--resume: "):
-            journal = find_journal(resume, results) if resume else None
-        from revsnn_bench.session import BenchSession, RunOptions
-
-        session = BenchSession(
-            RunOptions(
-                settings=Settings(target_s=0.5),
-                run_id=run_id or None,
-                results_dir=results,
-                reports_dir=reports,
-                resume=journal,
-                timeout_s=TIMEOUT_S,
-                threads=int(threads) if threads else None,
-                command=typed_command(),
-            )
-        )
+        session = _session(run_id, resume, threads, results, reports)
         run, files = _measured(session, {case: passes_of(case, plan, keys) for case in cases_of(plan, keys)})
     findings = judge(run, plan, keys)
     Console().print(claims_table(findings))
@@ -84,6 +68,26 @@ def claims(
         typer.echo(path)
     if any(finding.verdict is Verdict.OPEN for finding in findings):
         raise typer.Exit(ExitCode.CASE_FAILED)
+
+
+def _session(run_id: str, resume: str, threads: str, results: Path, reports: Path) -> "BenchSession":
+    require_name(run_id, results, resume)
+    with refusing(ValueError, flag="--resume: "):
+        journal = find_journal(resume, results) if resume else None
+    from revsnn_bench.session import BenchSession, RunOptions
+
+    return BenchSession(
+        RunOptions(
+            settings=Settings(target_s=0.5),
+            run_id=run_id or None,
+            results_dir=results,
+            reports_dir=reports,
+            resume=journal,
+            timeout_s=TIMEOUT_S,
+            threads=int(threads) if threads else None,
+            command=typed_command(),
+        )
+    )
 
 
 def _measured(session: "BenchSession", cases: dict[Case, tuple[str, ...]]) -> tuple[Run, list[Path]]:

@@ -136,14 +136,7 @@ def gate_command(
 
     Exit codes: 0 pass, 1 regression, 2 usage, 3 no baseline, 4 not comparable, 5 some case newly failed.
     """
-    with refusing(ValueError):
-        policy = Policy(
-            tolerance_percent=dict(map(_tolerance, tolerance or ())),
-            allow=tuple(allow or ()),
-            allow_environment=tuple(allow_environment or ()),
-            allow_partial=partial,
-            time_ratio_percent=time_ratio,
-        )
+    policy = _policy(tolerance or [], allow or [], allow_environment or [], time_ratio, partial)
     if force and not update:
         raise failure("--force must come with --update-baseline; it changes nothing else.", ExitCode.USAGE)
     measured, verdict = find_run(run, results), None
@@ -158,6 +151,19 @@ def gate_command(
         raise failure(str(error), error.exit_code) from None
     # Not on standard output, which may be a document.
     typer.echo(f"{baseline} is now the run {measured.header.run_id}. Commit it.", err=True)
+
+
+def _policy(
+    tolerance: list[str], allow: list[str], fields: list[str], time_ratio: float | None, partial: bool
+) -> Policy:
+    with refusing(ValueError):
+        return Policy(
+            tolerance_percent=dict(map(_tolerance, tolerance)),
+            allow=tuple(allow),
+            allow_environment=tuple(fields),
+            allow_partial=partial,
+            time_ratio_percent=time_ratio,
+        )
 
 
 def _tolerance(text: str) -> tuple[str, float]:

@@ -82,14 +82,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     recovered = _recovered(subject)
     same, exact, dtypes = _reference_calls(subject)
     tolerance = _tolerance(dtypes)
-    by_call = [_errors_of_call(*each, tolerance) for each in zip(tested, same, exact, strict=True)]
-    names = ("output", "input", "parameters", "largest", "states")
-    errors = {name: _worst(each.get(name) for each in by_call) for name in names}
-    if tolerance >= TOLERANCE[torch.float16]:
-        errors["largest"] = None  # rounding alone is wrong by a per cent of one parameter
-    if errors["input"] in (None, 0.0) and not any(x.any() for call in exact for x in call["input"]):
-        # Integers, or values that are drawn from, as in an encoding by spikes: no gradient comes to the input.
-        errors["input"] = errors["parameters"]
+    errors = _errors(tested, same, exact, tolerance)
     neurons = step.source[0].numel()
     if subject.whole is not None:
         whole = _errors_of_blocks(subject.whole, subject.reference, step.source.shape[1])
@@ -110,6 +103,21 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
         neurons=neurons,
         gradient_bias=_bias(step.model, tested[0], exact[0]) if subject.approximate else None,
     )
+
+
+def _errors(
+    tested: Sequence[Call], same: Sequence[Call], exact: Sequence[Call], tolerance: float
+) -> dict[str, float | None]:
+    """The worst error over the calls of output, gradients at input and parameters, one parameter's, and states."""
+    by_call = [_errors_of_call(*each, tolerance) for each in zip(tested, same, exact, strict=True)]
+    names = ("output", "input", "parameters", "largest", "states")
+    errors = {name: _worst(each.get(name) for each in by_call) for name in names}
+    if tolerance >= TOLERANCE[torch.float16]:
+        errors["largest"] = None  # rounding alone is wrong by a per cent of one parameter
+    if errors["input"] in (None, 0.0) and not any(x.any() for call in exact for x in call["input"]):
+        # Integers, or values that are drawn from, as in an encoding by spikes: no gradient comes to the input.
+        errors["input"] = errors["parameters"]
+    return errors
 
 
 def _by_differences(step: TrainingStep) -> FidelityRecord:

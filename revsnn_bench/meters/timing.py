@@ -106,11 +106,7 @@ def measure_time(
         for _ in range(max(warm_rounds, 2) - 1):
             warm = _run_round(step, reference, touched, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
-        rounds: list[Round] = []
-        alone = 0
-        while alone < target and len(rounds) < 2 * target:
-            rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
-            alone += not is_contended(rounds[-1])
+        rounds = _run_rounds(step, reference, touched, target)
     step.prepare()
     kept = select_rounds(rounds, min_rounds)
     return TimeRecord(
@@ -126,6 +122,16 @@ def measure_time(
         load_after=psutil.getloadavg()[0],
         threads=torch.get_num_threads(),
     )
+
+
+def _run_rounds(step: TrainingStep, reference: TrainingStep | None, touched: Tensor, target: int) -> list[Round]:
+    """Runs until `target` rounds were left alone, at most twice as many."""
+    rounds: list[Round] = []
+    alone = 0
+    while alone < target and len(rounds) < 2 * target:
+        rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
+        alone += not is_contended(rounds[-1])
+    return rounds
 
 
 def is_contended(each: Round) -> bool:

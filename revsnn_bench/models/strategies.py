@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Self
 
 from revsnn_nodes import CarrierLIF, NormCarrierLIF, make_node, node_factory, remat, surrogate
-from revsnn_nodes.plan import Packed, RunAgain, pack_bits, unpack_bits
+from revsnn_nodes.plan import Packed, pack_bits, run_again, unpack_bits
 from revsnn_nodes.registry import usable_node_names
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -55,7 +55,7 @@ class CheckpointConvBlock(ConvBlock):
         """Calls a function of this block whose intermediates are computed again in the backward pass."""
         return checkpoint(
             function, *args, use_reentrant=False, preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), RunAgain([*self.modules()])),
+            context_fn=lambda: (nullcontext(), run_again([*self.modules()])),
         )  # fmt: skip
 
 

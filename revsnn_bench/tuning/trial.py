@@ -83,7 +83,7 @@ def measure_trial(case: Case, trial: Trial) -> Record:
 
 
 def predicted_drift(case: Case) -> float | None:
-    """What the drift guard of the case's node predicts of its gradient; None for nodes without one."""
+    """The typical gradient error that a node which inverts its membrane predicts of itself; None for others."""
     node = strategy(case.node, **case.options)()
     if not isinstance(node, InvertingNode):
         return None

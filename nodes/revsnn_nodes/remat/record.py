@@ -10,7 +10,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -435,7 +436,32 @@ def fills_its_storage(tensor: Tensor) -> bool:
     return span == tensor.numel() - 1
 
 
-class remat(ContextDecorator):
+class ManyTimes(ContextDecorator, Generic[Result]):
+    """A context that may be entered many times, nested and in several threads; one of `contextmanager` may not.
+
+    Args:
+        open: makes the context of one entry.
+    """
+
+    def __init__(self, open: Callable[[], AbstractContextManager[Result]]) -> None:
+        self._open = open
+        self._entered: dict[int, list[AbstractContextManager[Result]]] = {}  # by thread
+
+    def __enter__(self) -> Result:
+        context = self._open()
+        given = context.__enter__()
+        self._entered.setdefault(threading.get_ident(), []).append(context)
+        return given
+
+    def __exit__(self, *error: Any) -> None:
+        contexts = self._entered[threading.get_ident()]
+        context = contexts.pop()
+        if not contexts:
+            del self._entered[threading.get_ident()]
+        context.__exit__(*error)
+
+
+class remat(ManyTimes[Saved]):
     """Inside, autograd saves how to make a tensor again instead of the tensor, where that is cheap and exact.
 
     `with remat() as saved:` gives a handle that tells, by module, what was kept and what is made again. One object may
@@ -456,21 +482,7 @@ class remat(ContextDecorator):
             "max_passes", "be a whole number, at least 1", max_passes, "It bounds the work for one tensor.",
             "Leave `remat` out to keep everything.",
         )  # fmt: skip
-        self.max_passes, self.verify = max_passes, verify
-        self._entered: dict[int, list[AbstractContextManager[Saved]]] = {}  # by thread
-
-    def __enter__(self) -> Saved:
-        context = _watched(self.max_passes, self.verify)
-        saved = context.__enter__()
-        self._entered.setdefault(threading.get_ident(), []).append(context)
-        return saved
-
-    def __exit__(self, *error: Any) -> None:
-        contexts = self._entered[threading.get_ident()]
-        context = contexts.pop()
-        if not contexts:
-            del self._entered[threading.get_ident()]
-        context.__exit__(*error)
+        super().__init__(partial(_watched, max_passes, verify))
 
 
 @contextmanager
