@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import sys
 import warnings
 from contextlib import nullcontext
@@ -168,11 +169,11 @@ def test_residual_network_keeps_norm_inputs_alone():
 
 
 def test_vgg_keeps_norm_inputs_and_the_linear_layers_output():
-    """VGG: z of both convolutions, their statistics, the output of the linear layer; no indices, no pooled spikes."""
+    """VGG: z of both convolutions, their statistics, a byte for each maximum, the linear layer's output; no spikes."""
     net, x = vgg(), image_sequence(8)
     retained(net, x, remat())
     tb = STEPS * BATCH * 4
-    assert retained(net, x, remat()) == tb * (4 * 64 + 8 * 16 + 6) + 2 * 4 * (4 + 8)
+    assert retained(net, x, remat()) == tb * (4 * 64 + 8 * 16 + 6) + 2 * 4 * (4 + 8) + tb // 4 * (4 * 16 + 8 * 4)
 
 
 def test_two_summed_sources_are_one_tensor_to_keep():
@@ -405,11 +406,66 @@ def test_cheap_functions_are_equal(function):
     assert_same(net, leaf(4, 3, 50))
 
 
-def test_max_pooling_keeps_no_indices():
-    """Its input has a recipe and its indices are made again."""
+@pytest.mark.parametrize(
+    ("pool", "size", "nbytes"),
+    [
+        (lambda x: F.max_pool1d(x, 2), (400,), 1 * 200),
+        (lambda x: F.max_pool2d(x, 3, 2, 1), (20, 20), 1 * 10 * 10),
+        (lambda x: F.max_pool2d(x, (2, 3), dilation=(3, 1), ceil_mode=True), (9, 140), 2 * 4 * 47),  # 422 places on
+        (lambda x: F.max_pool3d(x, 2, 1), (5, 9, 9), 1 * 4 * 8 * 8),
+        (lambda x: F.adaptive_max_pool1d(x, 7), (400,), 1 * 7),
+        (lambda x: F.adaptive_max_pool2d(x, (3, None)), (20, 11), 1 * 3 * 11),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], (20, 20), 1 * 10 * 10),
+        (lambda x: F.max_pool2d(x, 2, 2, 0, 1, False, True)[0], (20, 20), 1 * 10 * 10),
+        (lambda x: torch.max_pool2d(x, 2), (20, 20), 1 * 10 * 10),
+    ],
+)
+def test_max_pooling_keeps_one_or_two_bytes_for_each_maximum(pool, size, nbytes):
+    """Its input and its output have recipes; int64 for each place would be eight."""
+    x = leaf(2, 3, *size)
+    saved = assert_same(lambda x: pool(F.layer_norm(source(x.flatten(2)).view_as(x), size)).tanh(), x)
+    assert saved.kept_bytes == x.nbytes + 2 * 2 * 3 * 4 + 2 * 3 * nbytes
+
+
+def _pools(dims):
+    """Calls of max pooling over so many dimensions, and sizes of what they pool."""
+    one = (1, 2, 3, (3, 2, 2)[:dims]), (None, 1, (1, 3, 2)[:dims]), (0, 1), (1, 2), (False, True)
+    calls = [(f"max_pool{dims}d", call) for call in itertools.product(*one)]
+    calls += [(f"adaptive_max_pool{dims}d", (size,)) for size in (1, 5, 7, (3, 2, 4)[:dims])]
+    return [(*call, size) for call in calls for size in ((9, 11, 7)[:dims], (40, 30, 9)[:dims])]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_places_of_maxima_come_back_and_read_the_maxima(dims):
+    """Over windows, strides, paddings and dilations, with NaN, ties and negative zeros."""
+    tried = 0
+    for name, call, size in _pools(dims):
+        pool = getattr(F, f"{name}_with_indices")
+        x = torch.randint(-1, 2, (2, 3, *size)).float()
+        x[torch.rand(x.shape) < 0.1] = -0.0
+        x[torch.rand(x.shape) < 0.05] = torch.nan
+        try:
+            maxima, places = pool(x, *call, return_indices=True)
+        except RuntimeError:  # padding beyond half of the window
+            continue
+        windows = recipes.PoolWindows(pool, (x, *call), {})
+        short = windows.shorten(places)
+        assert short.dtype is not torch.int64
+        assert torch.equal(windows.places(short), places), (name, call)
+        assert torch.equal(windows.values(x, short).view(torch.int32), maxima.view(torch.int32)), (name, call)
+        tried += 1
+    assert tried > 100
+
+
+def test_what_is_pooled_without_gradient_keeps_no_places():
+    """It is pooled once more."""
+
+    def gated(x):
+        y = source(x)
+        return F.max_pool1d(y.detach().exp(), 2) * F.silu(y)[..., :32]
+
     x = leaf(2, 3, 64)
-    saved = assert_same(lambda x: F.max_pool1d(F.layer_norm(source(x), (64,)), 2), x)
-    assert saved.kept_bytes == 2 * 3 * 64 * 4 + 2 * 2 * 3 * 4
+    assert assert_same(gated, x).kept_bytes == x.nbytes
 
 
 def test_verify_raises_where_a_function_is_not_deterministic(request, monkeypatch):
@@ -463,14 +519,16 @@ def test_fused_neurons_behind_a_norm_make_neither_norm_nor_charges_again(sew):
     assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
 
 
-@pytest.mark.parametrize(("blocks", "calls"), [(0, 1), (2, 2)])
-def test_max_pooling_runs_once_for_its_output_and_its_gradient(blocks, calls):
-    """What follows saved its output; once more only where spikes of a residual block are made from it before."""
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_max_pooling_is_not_run_again(blocks):
+    """Its output is read from its input at the places of the maxima: for what follows, and as a block's residual."""
     net = nn.Sequential(
         *vgg()[:3], *(Residual(4, sew=False) for _ in range(blocks)), conv_norm(4, 2), StandardLIF(step_mode="m")
     )
     x = image_sequence()
-    assert calls_in_backward(net, x)["aten::max_pool2d_with_indices"] == calls
+    counts = calls_in_backward(net, x)
+    assert "aten::max_pool2d_with_indices" not in counts
+    assert counts["aten::gather"] == 1 + (blocks > 0)
     reset(net)
     assert_same_step(net, x, verify=True)
 

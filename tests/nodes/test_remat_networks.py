@@ -44,15 +44,16 @@ def make(models, name):
     return with_our_neurons(net)
 
 
-def norm_bytes(net, x):
-    """Input and two statistics per channel of every batch norm."""
+def norm_and_pool_bytes(net, x):
+    """Input and two statistics per channel of every batch norm; a byte for each maximum of a pooling."""
     total = 0
 
-    def count(norm, inputs, _):
+    def count(module, inputs, output):
         nonlocal total
-        total += inputs[0].nbytes + 2 * norm.num_features * 4
+        total += output.numel() if isinstance(module, nn.MaxPool2d) else inputs[0].nbytes + 2 * module.num_features * 4
 
-    handles = [module.register_forward_hook(count) for module in net.modules() if isinstance(module, _BatchNorm)]
+    counted = [module for module in net.modules() if isinstance(module, _BatchNorm | nn.MaxPool2d)]
+    handles = [module.register_forward_hook(count) for module in counted]
     net(x)
     reset(net)
     for handle in handles:
@@ -67,13 +68,13 @@ REST = {"spikformer": STEPS * BATCH * 4 * (DEPTH * ATTENTION + WIDTH)}
 
 @pytest.mark.parametrize("name", ["sew_resnet18", "spiking_resnet18", "vgg11", "spikformer"])
 def test_bytes_are_the_closed_form_and_gradients_equal(models, name):
-    """One z per convolution, statistics per channel, and the input; by the handle and by the allocator.
+    """One z per convolution, statistics per channel, maxima's places, the input; by the handle and the allocator.
 
     Spikformer keeps the operands of its attention too.
     """
     net, x = make(models, name), torch.randn(STEPS, BATCH, 3, SIZE, SIZE)
     saved = assert_same_step(net, x)
-    expected = norm_bytes(net, x) + REST.get(name, 0)
+    expected = norm_and_pool_bytes(net, x) + REST.get(name, 0)
     assert saved.kept_bytes - x.nbytes == expected
     scales = 8 * DEPTH * (name == "spikformer")  # the attention's factor, a number in float64
     assert retained(net, x) == expected + scales

@@ -348,7 +348,7 @@ def make(target: Value, leaves: tuple[tuple[Value, UntypedStorage], ...] | None 
         base = recipe.overwrites
         if base is not None and (base not in order or base in held or uses[base] > 1):
             available = {**storages, base: storages[base].clone()}
-        storages[value] = recipe.run(available, value is target)
+        storages[value] = recipe.run(available)
         for source in recipe.sources:
             uses[source] -= 1
             if not uses[source]:

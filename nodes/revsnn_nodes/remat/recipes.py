@@ -45,7 +45,6 @@ _COPIES = """
 _ZEROS, _ONES = "zeros zeros_like new_zeros", "ones ones_like new_ones"
 _POOLS = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
 _NORMS = "layer_norm group_norm rms_norm"
-_HIDDEN = "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
 
 
 def _named(names: str) -> Iterator[Function]:
@@ -89,8 +88,15 @@ FILLS: dict[Function, Function] = {
 }
 """Functions that make a tensor for somebody to write to, and what makes the same from its size, type and device."""
 
-HIDDEN: frozenset[Function] = frozenset(_named(_HIDDEN))
-"""Functions that keep tensors which no recipe can make (indices in int64): they are differentiated by running again."""
+MAX_POOLS: dict[Function, Function] = {
+    getattr(module, f"{kind}max_pool{dims}d{places}"): getattr(functional, f"{kind}max_pool{dims}d_with_indices")
+    for dims in (1, 2, 3)
+    for kind, module, places in (
+        *(("", torch, ""), ("", functional, ""), ("adaptive_", functional, "")),
+        *(("", functional, "_with_indices"), ("adaptive_", functional, "_with_indices")),
+    )
+}
+"""Functions that keep the place of each maximum in int64, and what returns it too: `PoolWindows` needs fewer bytes."""
 
 OPENS_MEMORY: frozenset[Function] = frozenset(
     {torch.Tensor.data.__get__, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.set_}  # type: ignore[attr-defined]
@@ -122,7 +128,7 @@ class Treatment(NamedTuple):
     # Whether it may write to its "first" argument, to "any", to running "statistics", or by the argument `inplace` at a
     # place; None for none of these. Any function may write to `out`.
     writes: str | int | None
-    hidden: bool  # whether it is differentiated by running it again
+    is_pool: bool  # whether it keeps the places of maxima: see `MAX_POOLS`
     opens: bool  # whether it hands out the memory of its first argument
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -146,7 +152,7 @@ NOTHING = Treatment(None, None, False, False)
 @lru_cache(4096)
 def treatment(function: Function) -> Treatment:
     """What is done about a function: `NOTHING` itself where that is so, as long as it is not given an `out`."""
-    found = Treatment(CHEAP.get(function), _how_it_writes(function), function in HIDDEN, function in OPENS_MEMORY)
+    found = Treatment(CHEAP.get(function), _how_it_writes(function), function in MAX_POOLS, function in OPENS_MEMORY)
     return NOTHING if found == NOTHING else found
 
 
@@ -362,13 +368,12 @@ class Recipe:
     # gradients, where kernels of other packages write, and for what was made to be filled.
     place: Place | None
     norm: Norm | None = None  # where the function is batch norm
-    for_saved: Function | None = None  # run in place of the function where its result is the saved tensor itself
 
-    def run(self, storages: dict[Value, UntypedStorage], is_saved: bool) -> UntypedStorage:
+    def run(self, storages: dict[Value, UntypedStorage]) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""
         args, kwargs = map_leaves(self.arguments, Ref, lambda ref: ref.view.on(storages[ref.value]))
         with self.autocast.again():
-            made = ((is_saved and self.for_saved) or self.function)(*args, **kwargs)
+            made = self.function(*args, **kwargs)
         if self.overwrites is None and made.stride() != self.view.stride:
             made = made.new_empty_strided(self.view.size, self.view.stride).copy_(made)
         return cast("UntypedStorage", made.untyped_storage())
@@ -390,3 +395,76 @@ def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
         statistics: Tensor | None = given[name]
         refs[name] = None if by_batch or statistics is None else statistics.detach().clone()
     return tuple(refs.values())
+
+
+class _Side(NamedTuple):
+    """One dimension of a pooling: window i begins at `i * step // per - before`."""
+
+    size: int  # of the input
+    step: int
+    per: int
+    before: int
+    reach: int  # from the first to the last element of a window, at most
+
+
+class PoolWindows:
+    """Where the windows of a max pooling lie, to write down the places of its maxima in a byte or two each.
+
+    Torch counts a place through the whole input, in int64; here it is counted from its window's first element.
+
+    Args:
+        pool: one of `torch.nn.functional` that returns places.
+        args, kwargs: those of its call.
+    """
+
+    def __init__(self, pool: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = signature(pool).bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        dims = int(pool.__name__.partition("pool")[2][0])
+        sizes = given["input"].shape[-dims:]
+
+        def of_each_side(name: str) -> tuple[Any, ...]:
+            value = given[name]
+            values = tuple(value) if isinstance(value, tuple | list) else (value,)
+            return values * dims if len(values) == 1 else values
+
+        if "output_size" in given:
+            counts = [each or size for each, size in zip(of_each_side("output_size"), sizes, strict=True)]
+            self.sides = [
+                _Side(size, size, count, 0, -(-size // count)) for size, count in zip(sizes, counts, strict=True)
+            ]
+        else:
+            given["stride"] = given["stride"] or given["kernel_size"]
+            each = map(of_each_side, ("kernel_size", "stride", "padding", "dilation"))
+            self.sides = [
+                _Side(size, stride, 1, padding, (kernel - 1) * dilation)
+                for size, kernel, stride, padding, dilation in zip(sizes, *each, strict=True)
+            ]
+
+    def first(self, counts: torch.Size, device: torch.device) -> Tensor:
+        """The place of the first element of each window, `counts` of them on each side."""
+        first = torch.zeros((), dtype=torch.int64, device=device)
+        for side, count in zip(self.sides, counts, strict=True):
+            begin = torch.arange(count, device=device) * side.step // side.per - side.before
+            first = first[..., None] * side.size + begin
+        return first
+
+    def shorten(self, places: Tensor) -> Tensor:
+        """Places within their windows, in the smallest type that they fit in."""
+        reach = 0
+        for side in self.sides:
+            reach = reach * side.size + side.reach
+        fits = (each for each in (torch.uint8, torch.int16, torch.int32) if reach <= torch.iinfo(each).max)
+        short = torch.empty_like(places, dtype=next(fits, torch.int64))
+        return torch.sub(places, self.first(places.shape[-len(self.sides) :], places.device), out=short)
+
+    def places(self, short: Tensor) -> Tensor:
+        """The places that were shortened."""
+        return short.to(torch.int64).add_(self.first(short.shape[-len(self.sides) :], short.device))
+
+    def values(self, tensor: Tensor, short: Tensor) -> Tensor:
+        """The pooling's result, from its input and shortened places."""
+        dims = len(self.sides)
+        places = self.places(short)
+        return tensor.flatten(-dims).gather(-1, places.flatten(-dims)).view_as(places)

@@ -27,12 +27,14 @@ from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
 from revsnn_nodes.remat.pack import Entry, Kept, Packed, Saved, plan_for
 from revsnn_nodes.remat.recipes import (
     FILLS,
+    MAX_POOLS,
     NORM_PASSES,
     NOTHING,
     Autocast,
     Function,
     Norm,
     Place,
+    PoolWindows,
     Recipe,
     Ref,
     Value,
@@ -45,7 +47,7 @@ from revsnn_nodes.remat.recipes import (
     treatment,
     writes_once,
 )
-from revsnn_nodes.remat.rerun import Hidden, Rerun
+from revsnn_nodes.remat.rerun import Rerun
 from revsnn_nodes.surrogate import in_transform
 
 NOT_CHEAP = "not cheap"
@@ -202,14 +204,13 @@ class Recorder(TorchFunctionMode):
         written = how.written(args, kwargs)
         if written is not None:
             map_leaves(written, Tensor, self.before_write)
-        if not (how.passes or how.hidden) or not self.records():
+        if not (how.passes or how.is_pool) or not self.records():
             return function(*args, **kwargs)
-        if not torch.is_grad_enabled() and (how.hidden or how.writes == "statistics"):
+        is_plain = not torch.is_grad_enabled() and (how.is_pool or how.writes == "statistics")
+        if is_plain or (function is Tensor.__setitem__ and not writes_once(args[1])):
             return function(*args, **kwargs)
-        if function is Tensor.__setitem__ and not writes_once(args[1]):
-            return function(*args, **kwargs)
-        if how.hidden:
-            return self.call_hidden(function, args, kwargs)
+        if how.is_pool:
+            return self.in_one_module(self.call_pool, function, args, kwargs)
         if how.writes == "statistics":
             return self.in_one_module(self.call_norm, function, args, kwargs)
         # What is only read can be referred to afterwards, when it shows that most results are views and need no recipe.
@@ -309,21 +310,24 @@ class Recorder(TorchFunctionMode):
             if kept is not None and kept.untyped_storage()._cdata == address and packed.current:
                 self.decide(packed, value)
 
-    def call_hidden(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls a function of one tensor as one that is run again in the backward pass."""
-        call = self.refer(args, kwargs)
-        if call is None or not args or kwargs.get("return_indices"):
+    def call_pool(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a max pooling; notes how to make its result again, and the places of its maxima from fewer bytes."""
+        call, with_places = self.refer(args[:1], {}), MAX_POOLS[function]
+        if call is None or not call.before:
             return function(*args, **kwargs)
-        source, rest = args[0], args[1:]
-
-        run = Hidden(lambda tensor: function(tensor, *rest, **kwargs))
-        result = Rerun.apply(run, source) if source.requires_grad else run(source)
-        if isinstance(result, Tensor):
-            self.note(run, Call(call.args[:1], {}, call.before), result, 1)
-            recipe = self.value_of(result).recipe
-            if recipe is not None and source.requires_grad:
-                recipe.for_saved = run.again
-        return result
+        if not args[0].requires_grad:  # nobody keeps the places
+            result = function(*args, **kwargs)
+            if isinstance(result, Tensor):
+                self.note(lambda tensor: function(tensor, *args[1:], **kwargs), call, result, 1)
+            return result
+        result, places = with_places(*args, **kwargs)
+        windows = PoolWindows(with_places, args, kwargs)
+        short = windows.shorten(places)
+        read = self.refer((short,), {})
+        if read is not None:
+            self.note(windows.places, read, places, 1)
+            self.note(windows.values, Call(call.args + read.args, {}, call.before | read.before), result, 1)
+        return (result, places) if function is with_places else result
 
     def new_bytes(self, call: Call) -> int:
         """Bytes that saving what a call refers to would keep, beyond what is kept."""

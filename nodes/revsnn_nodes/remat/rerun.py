@@ -1,8 +1,8 @@
 """A function that saves its inputs alone, and is run again under grad in the backward pass.
 
-For functions that keep what no recipe can make (indices of max pooling: `Hidden`), and for neurons: they keep their
-input, which often has a recipe, and not their charges. Contrast: `torch.utils.checkpoint` keeps hold of everything that
-the function refers to, and draws random numbers again; here it is one function without randomness.
+For neurons: they keep their input, which often has a recipe, and not their charges. Contrast: `torch.utils.checkpoint`
+keeps hold of everything that the function refers to, and draws random numbers again; here it is one function without
+randomness.
 """
 
 from collections.abc import Callable
@@ -16,34 +16,6 @@ from revsnn_nodes.remat.pack import LABEL, paused
 from revsnn_nodes.remat.recipes import Autocast
 
 Outputs = Tensor | tuple[Tensor, ...]
-
-
-class Hidden:
-    """A function of one tensor, which runs once in the backward pass for both its output and its gradient.
-
-    What follows it saved its output, and asks for that shortly before its own gradient is wanted: `again` then runs it
-    under grad, and leaves the result to `Rerun`, which would have to run it a second time.
-    """
-
-    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
-        self.call = call
-        self.made: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """The output."""
-        return self.call(tensor)
-
-    def again(self, tensor: Tensor) -> Tensor:
-        """The output, in the backward pass."""
-        leaf = tensor.detach().requires_grad_()
-        with torch.enable_grad(), paused():
-            self.made = leaf, self.call(leaf)
-        return self.made[1].detach()
-
-    def take(self) -> tuple[Tensor, Tensor] | None:
-        """Input and output of the last `again`, once."""
-        made, self.made = self.made, None
-        return made
 
 
 class Rerun(torch.autograd.Function):
@@ -71,12 +43,8 @@ class Rerun(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         with torch._C.DisableTorchFunction(), torch.enable_grad(), paused():
             tensors = ctx.saved_tensors if twice else _apart(ctx.saved_tensors, needs)
-            done = ctx.call.take() if isinstance(ctx.call, Hidden) else None
-            if done is None or twice:
-                with record_function(LABEL), ctx.autocast.again():
-                    made = ctx.call(*tensors)
-            else:
-                tensors, made = done[:1], done[1]
+            with record_function(LABEL), ctx.autocast.again():
+                made = ctx.call(*tensors)
             outputs = made if isinstance(made, tuple) else (made,)
             reached = [pair for pair in zip(outputs, arriving, strict=True) if pair[1] is not None]
             wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
