@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from nodes_cases import ALL, make
 from revsnn_nodes import StandardLIF, surrogate
 from revsnn_nodes.kernels import ops as operators
 from revsnn_nodes.kernels import support as selection
-from revsnn_nodes.kernels.cpu import machine as threads
+from revsnn_nodes.kernels.cpu import machine
 from revsnn_nodes.kernels.layout import numbers
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -203,7 +204,7 @@ def test_fake_tensors_pass_through(name):
 
 def _large_run():
     torch.set_num_threads(2)
-    x = torch.linspace(-1, 3, 4 * threads.SERIAL_ELEMENTS).view(4, 2, -1).requires_grad_()
+    x = torch.linspace(-1, 3, 4 * machine.SERIAL_ELEMENTS).view(4, 2, -1).requires_grad_()
     make("lif-carrier", backend="fused")(x).sum().backward()
     return x.grad
 
@@ -211,7 +212,7 @@ def _large_run():
 def test_forked_children_work_after_the_parent_has():
     """The parent's threads do not exist in a forked child; it starts its own and writes the same bits."""
     torch.set_num_threads(2)
-    x = torch.linspace(-1, 3, 4 * threads.SERIAL_ELEMENTS).view(4, 2, -1)
+    x = torch.linspace(-1, 3, 4 * machine.SERIAL_ELEMENTS).view(4, 2, -1)
     p = numbers(make("lif-carrier").neuron)
 
     def forward():
@@ -244,16 +245,66 @@ def test_threads_may_run_nodes_at_once():
     assert all(torch.equal(grad, expected) for grad in got)
 
 
-def test_error_in_a_kernel_reaches_the_caller():
-    """Also one that happens in a helper thread."""
+@machine.exact_kernel
+def _count_columns(seen, first_to_fail, start, stop, size, threads):
+    """Adds one to each column; fails from a column on."""
+    if machine.shared_out(start, stop, size, threads):
+        return
+    for column in range(start, stop):
+        seen[column] += 1
+    if stop > first_to_fail:
+        raise ZeroDivisionError
+
+
+@pytest.fixture(params=["OpenMP", "pool"])
+def team(request, monkeypatch):
+    """The threads that share a kernel's columns."""
+    if request.param == "pool":
+        monkeypatch.setattr(machine, "_process", 0)
+    return request.param
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("columns", [1, 4_095, 100_001])
+def test_threads_do_each_column_once(team, count, columns):
+    """Whatever their number, and where the last piece is short."""
+    torch.set_num_threads(count)
+    seen = np.zeros(columns)
+    machine.run_columns(_count_columns, (seen, columns), columns, 64, 1 << 20)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("fails_in", [0, 90_000])
+def test_error_in_a_kernel_reaches_the_caller(team, fails_in):
+    """Also one that happens in a helper thread; the next call is as if nothing had been."""
+    torch.set_num_threads(2)
+    with pytest.raises(MemoryError if team == "OpenMP" else ZeroDivisionError):
+        machine.run_columns(_count_columns, (np.zeros(100_000), fails_in), 100_000, 64, 1 << 20)
+    machine.run_columns(_count_columns, (np.zeros(100_000), 100_000), 100_000, 64, 1 << 20)
+
+
+def test_error_in_a_thread_of_the_pool_reaches_the_caller():
+    """Whichever piece it is in."""
 
     def broken(start, stop):
         if start:
             raise ZeroDivisionError
 
-    torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):
-        threads.run_columns(broken, (), 1 << 20, 4096, 1 << 20)
+        machine.in_pool(broken, 1 << 20, 4096, 2)
+
+
+@pytest.mark.skipif(not machine._process, reason="torch runs its loops by something else than GNU OpenMP")
+def test_kernels_run_on_the_threads_of_torch():
+    """A large node starts no thread beyond those that an operator of torch has started."""
+    code = (
+        "import torch, psutil; from revsnn_nodes import StandardLIF; torch.set_num_threads(2);"
+        "node = StandardLIF(step_mode='m', backend='fused'); node(torch.ones(4, 1)); node.reset();"
+        "x = torch.ones(4, 1 << 20); x.exp(); before = psutil.Process().num_threads(); node(x);"
+        "assert psutil.Process().num_threads() == before, (before, psutil.Process().num_threads())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_import_loads_no_compiler():

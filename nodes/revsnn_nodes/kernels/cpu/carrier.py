@@ -46,6 +46,7 @@ from revsnn_nodes.kernels.cpu.machine import (
     read_ahead,
     row_of,
     settle,
+    shared_out,
     stream,
     write_ahead,
 )
@@ -65,9 +66,12 @@ def _carrier_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
 
 @exact_kernel
 def carrier_forward(
-    x: Any, v0: Any, y: Any, v_last: Any, p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int
-) -> None:
+    x: Any, v0: Any, y: Any, v_last: Any, p: Numbers, mode: Mode,
+    piece: int, block: int, start: int, stop: int, size: int, threads: int,
+) -> None:  # fmt: skip
     """Writes the output, spike + epsilon x, and the last membrane."""
+    if shared_out(start, stop, size, threads):
+        return
     v = scratch(block, x)  # membranes of the block
     row = np.empty(piece, x.dtype)  # outputs of a piece, before they are streamed
     steps, columns = x.shape
@@ -156,9 +160,11 @@ def _carrier_product(
 @contracted_kernel
 def carrier_backward(
     y: Any, v0: Any, ybar: Any, vbar: Any, xbar: Any, vbar0: Any, segment: int, p: Numbers, mode: Mode,
-    piece: int, block: int, start: int, stop: int,
+    piece: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes the gradient of the input, and of the first membrane unless an empty array is given for it."""
+    if shared_out(start, stop, size, threads):
+        return
     steps = y.shape[0]
     v, w = scratch(block, y), scratch(block, y)  # membrane, and vbar, of the block
     charge = scratch((min(segment, steps), block), y)  # charges of one segment
@@ -222,8 +228,12 @@ def _moments_row(z: Any, centre: Any, first: Any, second: Any) -> None:
 
 
 @contracted_kernel
-def norm_moments(z: Any, centre: Any, inner: int, sums: Any, unit: int, block: int, start: int, stop: int) -> None:
+def norm_moments(
+    z: Any, centre: Any, inner: int, sums: Any, unit: int, block: int, start: int, stop: int, size: int, threads: int
+) -> None:
     """Adds z - centre and its square to `sums`, `[slots, 2, C]`, in float64; centre, `[C]`, is any value of z."""
+    if shared_out(start, stop, size, threads):
+        return
     channels = centre.shape[0]
     middle = np.empty(block, z.dtype)
     first, second = np.zeros(block), np.zeros(block)
@@ -273,9 +283,11 @@ def _neuron_row(x: Any, v: Any, y: Any, p: Numbers, mode: Mode) -> None:
 @exact_kernel
 def norm_carrier_forward(
     z: Any, v0: Any, mean: Any, scale: Any, gamma: Any, shift: Any, residual: Any, y: Any, v: Any, cut: Any, inner: int,
-    p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
+    p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes the output, spike + epsilon n, the last membrane, and to `cut`, `[slots]`, how often the clamp bit."""
+    if shared_out(start, stop, size, threads):
+        return
     rows = np.empty((5, block), z.dtype)
     means, scales, gammas, shifts, x = rows[0], rows[1], rows[2], rows[3], rows[4]
     for a in range(start, stop, block):
@@ -339,12 +351,15 @@ def _sums_row(y: Any, bar: Any, decoding: Any, plain: Any, sloped: Any) -> None:
 @contracted_kernel
 def norm_carrier_product(
     y: Any, v0: Any, gamma: Any, shift: Any, residual: Any, ybar: Any, vbar: Any, nbar: Any, residual_bar: Any,
-    vbar0: Any, sums: Any, inner: int, p: Numbers, mode: Mode, unit: int, block: int, start: int, stop: int,
+    vbar0: Any, sums: Any, inner: int, p: Numbers, mode: Mode, unit: int, block: int,
+    start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes the gradient at n, and those of residual and first membrane unless empty arrays are given for them.
 
     Adds to `sums`, `[slots, 4, C]`: the gradient at x, the same times n, the gradient at n, the same times n.
     """
+    if shared_out(start, stop, size, threads):
+        return
     decoding = type(p.epsilon)(1) / p.epsilon
     rows = np.empty((3, block), y.dtype)
     gammas, shifts, w = rows[0], rows[1], rows[2]  # the last: membrane, then the gradient at it
@@ -384,9 +399,11 @@ def _through_row(y: Any, scale: Any, mean: Any, slope: Any, decoding: Any, bar: 
 @contracted_kernel
 def norm_gradient(
     y: Any, scale: Any, mean: Any, slope: Any, bar: Any, inner: int, epsilon: Any,
-    unit: int, block: int, start: int, stop: int,
+    unit: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Turns the gradient at n into that at z, in place: bar scale - mean - n slope, with `[C]` numbers."""
+    if shared_out(start, stop, size, threads):
+        return
     decoding = type(epsilon)(1) / epsilon
     rows = np.empty((3, block), y.dtype)
     scales, means, slopes = rows[0], rows[1], rows[2]

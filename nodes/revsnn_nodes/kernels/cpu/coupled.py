@@ -45,6 +45,7 @@ from revsnn_nodes.kernels.cpu.machine import (
     read_ahead,
     row_of,
     settle,
+    shared_out,
     stream,
     write_ahead,
 )
@@ -256,9 +257,11 @@ def _store_block(local: Any, state: Any, first: int, last: int, a: int, b: int) 
 @exact_kernel
 def coupled_forward(
     x: Any, v0: Any, y: Any, v_last: Any, anchors: Any, every: int, p: Numbers, mode: Mode,
-    piece: int, block: int, start: int, stop: int,
+    piece: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes the output, the last membrane, and the membrane before steps every, 2 every, ... into `anchors`."""
+    if shared_out(start, stop, size, threads):
+        return
     groups, inner = x.shape[2], x.shape[3]
     v, rows = scratch((groups, block), x), scratch((groups + SPARE_FORWARD, piece), x)
     column = start
@@ -404,9 +407,11 @@ def _invert_step(
 @exact_kernel
 def inverse_backward(
     y: Any, v_last: Any, ybar: Any, vbar_last: Any, xbar: Any, vbar0: Any, p: Numbers, mode: Mode,
-    piece: int, block: int, start: int, stop: int,
+    piece: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes the gradient of the input, and of the first membrane unless an empty array is given for it."""
+    if shared_out(start, stop, size, threads):
+        return
     groups, inner = y.shape[2], y.shape[3]
     v, vbar, charge = scratch((groups, block), y), scratch((groups, block), y), scratch((groups, block), y)
     spare = scratch((SPARE_BACKWARD, piece), y)
@@ -470,9 +475,11 @@ def _regenerate_step(
 @exact_kernel
 def anchored_backward(
     y: Any, v0: Any, anchors: Any, ybar: Any, vbar_last: Any, xbar: Any, vbar0: Any, every: int, p: Numbers, mode: Mode,
-    piece: int, block: int, start: int, stop: int,
+    piece: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """As `inverse_backward`; the charges of a segment are regenerated forward into scratch, from its anchor."""
+    if shared_out(start, stop, size, threads):
+        return
     steps, groups, inner = y.shape[0], y.shape[2], y.shape[3]
     v, vbar = scratch((groups, block), y), scratch((groups, block), y)
     charge = scratch((min(every, steps), groups, block), y)

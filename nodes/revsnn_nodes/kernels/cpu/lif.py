@@ -1,7 +1,7 @@
 """Fused LIF for the CPU: a block of neurons at a time, with the loop over time inside; alone, and behind a batch norm.
 
 Equations: section "Standard LIF" of nodes/README.md. All arrays are contiguous: sequences `[T, N]`, states `[N]`; one
-call does neurons `start` to `stop`. The neurons are cut twice:
+call does neurons `start` to `stop`, or shares them out among threads. The neurons are cut twice:
 
 - A block of `block` neurons goes through all steps before the next begins, so that its membranes stay in the caches.
 - A row (one step of a block) is done in pieces of `piece` neurons. Where the sequence fits the caches a piece is the
@@ -47,6 +47,7 @@ from revsnn_nodes.kernels.cpu.machine import (
     read_ahead,
     row_of,
     settle,
+    shared_out,
     stream,
     write_ahead,
 )
@@ -68,9 +69,11 @@ def _lif_row(x: Any, v: Any, spike: Any, charge: Any, keeps: Any, p: Numbers, mo
 @exact_kernel
 def lif_forward(
     x: Any, v0: Any, spike: Any, v_last: Any, charge: Any, keeps: Any, p: Numbers, mode: Mode,
-    piece: int, block: int, start: int, stop: int,
+    piece: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes spikes, the last membrane, and the charges unless `keeps`, `sides_of` the threshold, is empty."""
+    if shared_out(start, stop, size, threads):
+        return
     v = scratch(block, x)  # membranes of the block
     rows = np.empty((2, piece), x.dtype)  # spikes and charges of a piece, before they are streamed
     steps, columns = x.shape
@@ -126,12 +129,14 @@ def _membrane_row(charge: Any, v: Any, p: Numbers, mode: Mode) -> None:
 @contracted_kernel
 def lif_backward(
     charge: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, v0: Any, ratebar: Any, sums: Any, p: Numbers, mode: Mode,
-    piece: int, block: int, start: int, stop: int,
+    piece: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes the gradient of the input, and of the first membrane unless an empty array is given for it.
 
     Unless `sums` is an empty tuple, also each neuron's part of the gradient at 1 / tau.
     """
+    if shared_out(start, stop, size, threads):
+        return
     steps, columns = charge.shape
     w = scratch(block, charge)  # vbar of the block
     total = scratch(block if len(sums) else 0, charge)  # sums of the block
@@ -206,9 +211,11 @@ def _charge_row(
 @exact_kernel
 def norm_lif_forward(
     z: Any, v0: Any, scale: Any, shift: Any, residual: Any, spike: Any, v_last: Any, adds: Any, inner: int,
-    p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int,
+    p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes spikes and the last membrane; `adds` is not an empty tuple where there is a residual."""
+    if shared_out(start, stop, size, threads):
+        return
     v, scales, shifts = scratch(block, z), scratch(block, z), scratch(block, z)
     steps, columns = z.shape
     for a in range(start, stop, block):
@@ -232,13 +239,16 @@ def norm_lif_forward(
 @contracted_kernel
 def norm_lif_backward(
     z: Any, v0: Any, scale: Any, shift: Any, residual: Any, sbar: Any, vbar: Any, xbar: Any, vbar0: Any, adds: Any,
-    sides: Any, inner: int, p: Numbers, mode: Mode, piece: int, block: int, start: int, stop: int,
+    sides: Any, inner: int, p: Numbers, mode: Mode, piece: int, block: int,
+    start: int, stop: int, size: int, threads: int,
 ) -> None:  # fmt: skip
     """Writes the gradient at x, and at the first membrane unless an empty array is given for it.
 
     `sides`: `sides_of` the threshold. A block's charges are made into scratch, first step first; then its gradients,
     last step first.
     """
+    if shared_out(start, stop, size, threads):
+        return
     steps, columns = z.shape
     w, scales, shifts = scratch(block, z), scratch(block, z), scratch(block, z)  # w: membrane, then vbar
     charge = scratch((steps, block), z)

@@ -1,8 +1,10 @@
 """The machine below the CPU kernels: how they are compiled and cached, run on threads, and read and write memory.
 
-Threads. Kernels release the interpreter's lock, so plain threads run them side by side. numba's own parallel loops are
-not used: its thread pools either end a process that forks after them (GNU OpenMP) or may not be entered by two threads
-(workqueue).
+Threads. A kernel's columns are shared out among the OpenMP threads that run torch's own operators. These wait for the
+next operator by spinning: they begin at once, and threads of our own would have to share the cores with them, and wait
+for each other at the interpreter's lock. Such threads, a pool, stand in where there is no GNU OpenMP (Windows), and in
+a forked child, which has no threads of the parent's. numba's parallel loops are not used: their pools either end a
+process that forks after them or may not be entered by two threads.
 
 Pages. The first write to a page costs more than the arithmetic of its elements. So large pages are asked for, and
 filled before the kernels run, every page by one thread: two threads that first touch the same large page would both
@@ -16,6 +18,7 @@ the piece that comes a row later (`read_ahead`, `write_ahead`), and a forward pa
 
 import ast
 import ctypes
+import gc
 import hashlib
 import mmap
 import os
@@ -27,7 +30,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import llvmlite
+import llvmlite.binding
 import numba
 import torch
 from llvmlite import ir
@@ -49,6 +52,16 @@ class _Disjoint(Compiler):
         flags = flags.copy()
         flags.noalias = True
         super().__init__(typingctx, targetctx, library, args, returns, flags, local)
+
+    def compile_extra(self, func: Any) -> Any:
+        """Compiles, while the garbage collector rests: going through all that it builds took a quarter of the time."""
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile_extra(func)
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "pipeline_class": _Disjoint}
@@ -125,7 +138,7 @@ class _KernelCache(caching.FunctionCache):
 
 def _cached(function: Callable[..., Any], **options: Any) -> Any:
     kernel = numba.njit(**_OPTIONS, **options)(function)
-    with suppress(RuntimeError, AttributeError):  # no folder to write to, or a cache of another make: not cached
+    with suppress(RuntimeError, AttributeError, ValueError):  # no folder to write to, another numba, another package
         kernel._cache = _KernelCache(function)
     return kernel
 
@@ -133,30 +146,141 @@ def _cached(function: Callable[..., Any], **options: Any) -> Any:
 CALLED: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Of what kernels alone call: an entry from Python for each took a quarter of the time of compiling."""
 
-exact_kernel = partial(_cached, no_cfunc_wrapper=True)
+_CONTRACT: Any = {"fastmath": {"contract"}}
+
+Decorator = Callable[[Callable[..., Any]], Any]
+
+exact_kernel: Decorator = partial(_cached, no_cfunc_wrapper=True)
 """Compiles with IEEE arithmetic, operation by operation: it gives the reference's results, bit for bit."""
 
-contracted_kernel = partial(exact_kernel, fastmath={"contract"})
+contracted_kernel: Decorator = partial(_cached, no_cfunc_wrapper=True, **_CONTRACT)
 """Compiles with multiply-adds fused where that helps: for gradients, which are compared within rounding."""
 
-exact = partial(exact_kernel, no_cpython_wrapper=True)
+exact: Decorator = partial(_cached, **CALLED)
 """As `exact_kernel`, for what kernels call."""
 
-contracted = partial(exact, fastmath={"contract"})
+contracted: Decorator = partial(_cached, **CALLED, **_CONTRACT)
 """As `contracted_kernel`, for what kernels call."""
 
-exact_row = partial(exact, forceinline=True)
+exact_row: Decorator = partial(_cached, **CALLED, forceinline=True)
 """As `exact`, always inlined: for loops over pieces of rows, which take no longer than a call with ten arrays."""
 
-contracted_row = partial(contracted, forceinline=True)
+contracted_row: Decorator = partial(_cached, **CALLED, **_CONTRACT, forceinline=True)
 """As `contracted`, always inlined."""
 
 
-SERIAL_ELEMENTS = 1 << 17
+_BYTE_P, _INT32, _INT64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
+_SHARE = ir.FunctionType(ir.VoidType(), [_BYTE_P]).as_pointer()
+_REGION = "GOMP_parallel"  # void (*)(void (*share)(void *), void *task, unsigned threads, unsigned flags)
+
+
+def _find_region() -> int:
+    """The address of the function of GNU OpenMP, or one of its relatives, by which torch runs its own loops; else 0."""
+    try:
+        return ctypes.cast(getattr(ctypes.CDLL(None), _REGION), ctypes.c_void_p).value or 0
+    except (AttributeError, OSError, TypeError):
+        return 0
+
+
+_region = _find_region()
+_process = os.getpid() if _region else 0  # of which the OpenMP threads are
+llvmlite.binding.add_symbol(_REGION, _region or 1)  # a compiled kernel names it, and does not call it for one thread
+
+
+def _field(builder: Any, task: Any, index: int) -> Any:
+    return builder.gep(task, [_INT32(0), _INT32(index)], inbounds=True)
+
+
+def _share_of(kernel: Any, task_type: Any) -> Any:
+    """A function that each thread runs on a task: it calls the kernel, by one thread, for one piece after the other.
+
+    A task holds the kernel's arguments up to its columns, 1 as the number of threads, the next column, the last one,
+    the size of a piece, and whether a call has failed.
+    """
+    one, following, stop, size, failed = range(len(task_type) - 5, len(task_type))
+    share = ir.Function(kernel.module, _SHARE.pointee, f"{kernel.name}.share")
+    share.linkage = "internal"
+    share.attributes.add("noinline")
+    begin, take, work, end = (share.append_basic_block(name) for name in ("begin", "take", "work", "end"))
+    builder = ir.IRBuilder(begin)
+    task = builder.bitcast(share.args[0], task_type.as_pointer())
+    outcome = [builder.alloca(each.type.pointee) for each in kernel.args[:2]]  # a result and an error, which stay here
+    arguments = [builder.load(_field(builder, task, index)) for index in range(one)]
+    alone, last, count = (builder.load(_field(builder, task, index)) for index in (one, stop, size))
+    builder.branch(take)
+    builder.position_at_end(take)
+    first = builder.atomic_rmw("add", _field(builder, task, following), count, "monotonic")
+    builder.cbranch(builder.icmp_signed("<", first, last), work, end)
+    builder.position_at_end(work)
+    upto = builder.add(first, count)
+    upto = builder.select(builder.icmp_signed("<", upto, last), upto, last)
+    status = builder.call(kernel, [*outcome, *arguments, first, upto, count, alone], attrs=("noinline",))
+    with builder.if_then(builder.icmp_signed("!=", status, status.type(0))):
+        builder.store(_INT32(1), _field(builder, task, failed))
+    builder.branch(take)
+    builder.position_at_end(end)
+    builder.ret_void()
+    return share
+
+
+def _shared_out(typing_context: Any, start: Any, stop: Any, size: Any, threads: Any) -> Any:
+    def _generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kernel = builder.function  # its arguments: where to put result and error, its own, the four numbers
+        values = [*kernel.args[2:-4], _INT64(1), *given[:3], _INT32(0)]
+        task_type = ir.LiteralStructType([value.type for value in values])
+        region_type = ir.FunctionType(ir.VoidType(), [_SHARE, _BYTE_P, _INT32, _INT32])
+        region = cgutils.get_or_insert_function(builder.module, region_type, _REGION)
+        several = builder.icmp_signed(">", given[3], _INT64(1))
+        with builder.if_then(several):
+            task = builder.alloca(task_type)
+            for index, value in enumerate(values):
+                builder.store(value, _field(builder, task, index))
+            team = builder.trunc(given[3], _INT32)
+            builder.call(region, [_share_of(kernel, task_type), builder.bitcast(task, _BYTE_P), team, _INT32(0)])
+            failed = builder.load(_field(builder, task, len(values) - 1))
+            with builder.if_then(builder.icmp_signed("!=", failed, _INT32(0))):
+                context.call_conv.return_user_exc(builder, MemoryError, (_NO_MEMORY,))
+        return several
+
+    return types.boolean(start, stop, size, threads), _generate
+
+
+shared_out: Any = intrinsic(_shared_out)
+"""`(start, stop, size, threads)`, the last arguments of the kernel that asks: whether others have done its columns.
+
+With several threads, each calls the kernel for `size` columns at a time until none are left; one that is held up by
+other work on the machine leaves them to the others. A call by one thread does its columns itself.
+"""
+
+_NO_MEMORY = "a kernel must have memory for a block of neurons; there is none left."
+
+
+SERIAL_ELEMENTS = 1 << 16
 """Elements of a sequence up to which the calling thread does all of the work."""
 
 PIECES_PER_THREAD = 4
-"""So that a thread that is held up by other work on the machine leaves its pieces to the others."""
+"""Pieces of columns that a thread finds on average: what is left to the last one is short."""
+
+
+def run_columns(kernel: Any, arguments: tuple[Any, ...], columns: int, unit: int, elements: int) -> None:
+    """Runs a kernel over all columns.
+
+    Args:
+        kernel: compiled, and begins with `shared_out`.
+        unit: pieces are whole multiples of this many columns.
+        elements: of the sequence; decides whether threads are worth their start.
+    Raises:
+        MemoryError: a call of the kernel failed, which happens where there is no memory for a block.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or elements <= SERIAL_ELEMENTS or columns <= unit:
+        kernel(*arguments, 0, columns, columns, 1)
+        return
+    size = max(1, columns // (unit * threads * PIECES_PER_THREAD)) * unit
+    if os.getpid() == _process:
+        kernel(*arguments, 0, columns, size, threads)
+    else:
+        in_pool(lambda start, stop: kernel(*arguments, start, stop, size, 1), columns, size, threads)
 
 
 @lru_cache(maxsize=1)
@@ -168,35 +292,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # which has none of these threads
 
 
-def run_columns(
-    kernel: Callable[..., None], arguments: tuple[Any, ...], columns: int, unit: int, elements: int
-) -> None:
-    """Calls `kernel(*arguments, start, stop)` until all columns are done.
-
-    Args:
-        kernel: compiled, and free to run on several threads where their columns differ.
-        unit: pieces are whole multiples of this many columns.
-        elements: of the sequence; decides whether threads are worth their start.
-    """
-    threads = torch.get_num_threads()
-    if threads == 1 or elements <= SERIAL_ELEMENTS or columns <= unit:
-        kernel(*arguments, 0, columns)
-        return
-    size = max(1, columns // (unit * threads * PIECES_PER_THREAD)) * unit
-    pieces = iter(range(0, columns, size))
+def in_pool(work: Callable[[int, int], None], stop: int, size: int, threads: int) -> None:
+    """Calls `work(first, last)` for `size` numbers at a time up to `stop`, on so many threads of Python's."""
+    pieces = iter(range(0, stop, size))
     # The pool forgets a piece of work a little later than it finishes it, and what the work refers to must not live on.
-    shared = [arguments]
-    del arguments
+    shared = [work]
+    del work
 
-    def work(pieces: Iterator[int]) -> None:
+    def take(pieces: Iterator[int]) -> None:
         """Takes one piece after the other until there is none."""
         for start in pieces:
-            kernel(*shared[0], start, min(start + size, columns))
+            shared[0](start, min(start + size, stop))
 
+    if threads == 1:
+        take(pieces)
+        return
     pool = _helpers(threads - 1)
-    helpers = [pool.submit(work, pieces) for _ in range(threads - 1)]
+    helpers = [pool.submit(take, pieces) for _ in range(threads - 1)]
     try:
-        work(pieces)
+        take(pieces)
     finally:
         for helper in helpers:
             if not helper.cancel():  # one that has not woken up yet has nothing left to do
@@ -248,7 +362,8 @@ def prepare(tensor: Tensor) -> None:
         begin, end = max(start, (origin + first) * _LARGE_PAGE), min(stop, (origin + last) * _LARGE_PAGE)
         madvise(begin, end - begin, _MADV_POPULATE_WRITE)
 
-    run_columns(populate, (), -(-stop // _LARGE_PAGE) - origin, 1, tensor.numel())
+    pages, threads = -(-stop // _LARGE_PAGE) - origin, torch.get_num_threads()
+    in_pool(populate, pages, max(1, pages // (threads * PIECES_PER_THREAD)), threads)
 
 
 PIECE = 128
@@ -258,8 +373,6 @@ LINE_BYTES = 64
 
 VECTOR_BYTES = 32
 """What is streamed was written in vectors of this size a moment ago; a longer read would wait for the cache."""
-
-_INT32, _INT64, _BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 
 
 def _itemsize(context: Any, array: Any) -> int:
@@ -271,10 +384,10 @@ def _ask_ahead(write: bool) -> Any:
         def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             size = _itemsize(context, array)
             start = builder.gep(
-                builder.bitcast(context.make_array(array)(context, builder, arguments[0]).data, _BYTES),
+                builder.bitcast(context.make_array(array)(context, builder, arguments[0]).data, _BYTE_P),
                 [builder.mul(arguments[1], ir.Constant(_INT64, size))],
             )  # fmt: skip
-            takes = ir.FunctionType(ir.VoidType(), [_BYTES, _INT32, _INT32, _INT32])
+            takes = ir.FunctionType(ir.VoidType(), [_BYTE_P, _INT32, _INT32, _INT32])
             function = cgutils.get_or_insert_function(builder.module, takes, "llvm.prefetch.p0")
             level = 3 if write else 2  # into the first or the second level's cache
             how = [ir.Constant(_INT32, value) for value in (int(write), level, 1)]
