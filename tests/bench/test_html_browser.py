@@ -66,8 +66,13 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", asked)
         browser.get_log("performance")
         browser.get(path.as_uri())
+        # Once, on a busy machine, the page was not there yet. The script is its last element.
+        wait.until(
+            lambda page: page.current_url == path.as_uri() and page.find_elements("css selector", "body > script")
+        )
         return browser
 
+    wait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait(browser, 30)
     yield open_page
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     assert [entry["message"] for entry in browser.get_log("browser")] == []
