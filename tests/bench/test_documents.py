@@ -105,6 +105,34 @@ def test_remat_page_shows_what_loops_of_snntorchs_neurons_keep():
     assert f"in {' and '.join(sorted(times))} times the time" in readme
 
 
+def test_remat_page_shows_what_spikingjellys_networks_keep():
+    """Bytes and times of every network, as the example printed them."""
+    names = {
+        "sew_resnet18 --batch 32": ("SEW-ResNet-18", "SEW-ResNet-18, 32"),
+        "sew_resnet18 --batch 16": ("the same, T = 8, batch 16", "SEW-ResNet-18, T = 8, 16"),
+        "sew_resnet18 --batch 8": (None, "SEW-ResNet-18, 8"),
+        "spiking_resnet18 --batch 32": ("spiking ResNet-18", "spiking ResNet-18, 32"),
+        "vgg11 --batch 8": ("VGG-11-BN", "VGG-11-BN, 8"),
+        "spikformer --batch 8": ("Spikformer", "Spikformer, 8"),
+    }
+    page = (ROOT / "docs" / "remat.md").read_text(encoding="utf-8")
+    printed = (ROOT / "results" / "remat-networks.txt").read_text(encoding="utf-8")
+    runs = re.findall(r"^\$ \S+ \S+ (\S+ --batch \d+).* --rounds (\d+)\n((?:[^$].*\n?)+)", printed, flags=re.MULTILINE)
+    assert {call for call, _, _ in runs} == set(names)
+    row = r"^(\S.*?)  +([\d.]+) MiB +([\d.]+) MiB +([\d.]+) ms +(\S+) +(\S+)"
+    for call, rounds, table in runs:
+        found = {name: rest for name, *rest in re.findall(row, table, flags=re.MULTILINE)}
+        eager, memopt, fused, inside = (
+            found.get(name) for name in
+            ("SpikingJelly, as it comes", "SpikingJelly, memopt 1", "StandardLIF, fused", "StandardLIF, remat")
+        )  # fmt: skip
+        bytes_name, times_name = names[call]
+        less = [f"{each[3]}, {each[4]}" if each else "-" for each in (memopt, fused, inside)]
+        assert not bytes_name or f"| {bytes_name} | {eager[0]} / {eager[1]} MiB | {' | '.join(less)} |" in page
+        slower = [f"{float(inside[2]) / float(each[2]):.2f}" if each else "-" for each in (fused, memopt)]
+        assert f"| {times_name}, {rounds} | {' | '.join(slower)} |" in page
+
+
 FIELD = load_run(ROOT / "results" / "field.json")
 OVER_ALL_T = load_run(ROOT / "results" / "field-long.json")
 LONGEST = [r for r in FIELD if r.case.timesteps == 64 and r.status.value != "skipped"]

@@ -425,6 +425,7 @@ class PoolWindows:
         sizes = given["input"].shape[-dims:]
 
         def of_each_side(name: str) -> tuple[Any, ...]:
+            """An argument as one number for each dimension."""
             value = given[name]
             values = tuple(value) if isinstance(value, tuple | list) else (value,)
             return values * dims if len(values) == 1 else values
