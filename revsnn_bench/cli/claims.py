@@ -94,10 +94,12 @@ def _measured(session: "BenchSession", cases: dict[Case, tuple[str, ...]]) -> tu
     """Measures every case by its passes under a progress bar; the run with its files. Ctrl-C keeps what is done."""
     from rich.progress import track
 
+    console = Console(stderr=True)
+    seen = console.is_terminal  # and then drawn once a second: to draw it takes a core that a case may be using
     with refusing(ValueError):
         session.open([case.id for case in cases])
     try:
-        for case in track(cases, "claims", console=Console(stderr=True), transient=True):
+        for case in track(cases, "claims", console=console, refresh_per_second=1, disable=not seen, transient=True):
             session.measure(case, cases[case])
     except KeyboardInterrupt:
         kept = session.finish(complete=False)

@@ -249,21 +249,26 @@ def session_of(config: pytest.Config) -> "BenchSession":
 
 
 class Progress:
-    """Shows progress on stderr while pytest itself stays silent."""
+    """Shows progress on stderr while pytest itself stays silent.
+
+    It is drawn once a second, and not at all where nobody sees it: to draw it takes a core that a case may be using.
+    """
 
     def __init__(self) -> None:
         import rich.progress as rich
         from rich.console import Console
 
+        console = Console(stderr=True)
         self._bar = rich.Progress(
-            rich.SpinnerColumn(),
             rich.TextColumn("{task.description}"),
             rich.BarColumn(bar_width=24),
             rich.MofNCompleteColumn(),
             rich.TimeElapsedColumn(),
             rich.TextColumn("left"),
             rich.TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
+            refresh_per_second=1,
+            disable=not console.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task("collecting", total=None)

@@ -260,7 +260,7 @@ def _count_columns(seen, first_to_fail, start, stop, size, threads):
 def team(request, monkeypatch):
     """The threads that share a kernel's columns."""
     if request.param == "pool":
-        monkeypatch.setattr(machine, "_process", 0)
+        monkeypatch.setattr(machine, "_process", os.getppid())
     return request.param
 
 
@@ -294,7 +294,7 @@ def test_error_in_a_thread_of_the_pool_reaches_the_caller():
         machine.in_pool(broken, 1 << 20, 4096, 2)
 
 
-@pytest.mark.skipif(not machine._process, reason="torch runs its loops by something else than GNU OpenMP")
+@pytest.mark.skipif(not machine._region, reason="torch runs its loops by something else than GNU OpenMP")
 def test_kernels_run_on_the_threads_of_torch():
     """A large node starts no thread beyond those that an operator of torch has started."""
     code = (

@@ -3,8 +3,8 @@
 Threads. A kernel's columns are shared out among the OpenMP threads that run torch's own operators. These wait for the
 next operator by spinning: they begin at once, and threads of our own would have to share the cores with them, and wait
 for each other at the interpreter's lock. Such threads, a pool, stand in where there is no GNU OpenMP (Windows), and in
-a forked child, which has no threads of the parent's. numba's parallel loops are not used: their pools either end a
-process that forks after them or may not be entered by two threads.
+a child that was forked after a kernel had run on several threads: it has none of its parent's. numba's parallel loops
+are not used: their pools either end a process that forks after them or may not be entered by two threads.
 
 Pages. The first write to a page costs more than the arithmetic of its elements. So large pages are asked for, and
 filled before the kernels run, every page by one thread: two threads that first touch the same large page would both
@@ -183,7 +183,7 @@ def _find_region() -> int:
 
 
 _region = _find_region()
-_process = os.getpid() if _region else 0  # of which the OpenMP threads are
+_process = 0  # the first that ran a kernel on OpenMP's threads: it has them, and its forked children do not
 llvmlite.binding.add_symbol(_REGION, _region or 1)  # a compiled kernel names it, and does not call it for one thread
 
 
@@ -258,6 +258,19 @@ _NO_MEMORY = "a kernel must have memory for a block of neurons; there is none le
 SERIAL_ELEMENTS = 1 << 16
 """Elements of a sequence up to which the calling thread does all of the work."""
 
+
+def _has_team() -> bool:
+    """Whether OpenMP's threads may be called: a child of a process that has called them would wait for them forever.
+
+    It does so at torch's own operators too, whoever called the threads. Here only kernels count as callers.
+    """
+    global _process
+    if not _region:
+        return False
+    _process = _process or os.getpid()
+    return _process == os.getpid()
+
+
 PIECES_PER_THREAD = 4
 """Pieces of columns that a thread finds on average: what is left to the last one is short."""
 
@@ -277,7 +290,7 @@ def run_columns(kernel: Any, arguments: tuple[Any, ...], columns: int, unit: int
         kernel(*arguments, 0, columns, columns, 1)
         return
     size = max(1, columns // (unit * threads * PIECES_PER_THREAD)) * unit
-    if os.getpid() == _process:
+    if _has_team():
         kernel(*arguments, 0, columns, size, threads)
     else:
         in_pool(lambda start, stop: kernel(*arguments, start, stop, size, 1), columns, size, threads)
