@@ -223,8 +223,9 @@ class TimeRecord(_Frozen):
         first_step_time_s: forward and backward of the very first round, before any was timed; what other passes or
             caches on disk hold compiled is not compiled again (see `Record.compile_time_s`).
         rounds_by_process: how many of the rounds, in order, each process took that ran the case; empty for one process.
-        rounds_rejected: rounds thrown away because other work held the processor.
+        rounds_rejected: rounds thrown away because their threads had to wait for a core.
         rounds_contended: rounds kept in spite of that, because too few were left alone.
+        others_cores: cores that other processes took meanwhile, rejected rounds included; None in records from before.
         load_before, load_after: load average over one minute.
         freed_memory_kept: whether the process kept all that it freed, at any size, so that no page was new.
     """
@@ -239,6 +240,7 @@ class TimeRecord(_Frozen):
     rounds_by_process: tuple[int, ...] = ()
     rounds_rejected: int
     rounds_contended: int = 0
+    others_cores: float | None = None
     load_before: float
     load_after: float
     threads: int
@@ -248,10 +250,12 @@ class TimeRecord(_Frozen):
 def joined(times: Sequence[TimeRecord]) -> TimeRecord:
     """The times of one case in several processes, one after the other."""
     samples = ("forward_time_s", "backward_time_s", "lif_forward_time_s", "lif_backward_time_s", "copy_time_s")
+    others = [each.others_cores for each in times if each.others_cores is not None]
     return times[0].model_copy(
         update={name: tuple(chain.from_iterable(getattr(each, name) for each in times)) for name in samples}
         | {name: sum(getattr(each, name) for each in times) for name in ("rounds_rejected", "rounds_contended")}
         | {"rounds_by_process": tuple(len(each.forward_time_s) for each in times), "load_after": times[-1].load_after}
+        | {"others_cores": sum(others) / len(others) if others else None}
     )
 
 

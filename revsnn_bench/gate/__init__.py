@@ -294,7 +294,7 @@ def _judge_time(pair: CasePair, metric: str, old: list[float], new: list[float])
     elif pair.two_hosts:
         detail = f"not judged: {pair.two_hosts}"
     elif contended:
-        detail = f"not judged: {contended} rounds were timed while other work held the processor"
+        detail = f"not judged: {contended} rounds were timed while threads had to wait for a core"
     else:
         kind = Kind.SLOWER
     return Finding(kind, pair.id, metric, median(old) if old else None, median(new) if new else None, detail)

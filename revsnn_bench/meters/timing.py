@@ -29,7 +29,7 @@ from torch import Tensor
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import TimeRecord
-from revsnn_bench.system.process import CONTENDED_SHARE, METERS, RunDelay, frozen_heap, quiet_gc
+from revsnn_bench.system.process import CONTENDED_SHARE, METERS, OtherWork, RunDelay, frozen_heap, quiet_gc
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST = 2**31 - 1  # what its int holds
@@ -83,7 +83,7 @@ def measure_time(
     """Times forward and backward apart, in rounds; the step is left prepared.
 
     Some rounds, at least 2, come first and are not counted: the first pays for compilation and first use, the last sets
-    the number of rounds. Those in which other work held the processor are rejected and run again, up to twice in all.
+    the number of rounds. Those in which threads had to wait for a core are rejected and run again, up to twice in all.
 
     Args:
         reference: what ratios are taken against; None where `step` is it.
@@ -106,7 +106,9 @@ def measure_time(
         for _ in range(max(warm_rounds, 2) - 1):
             warm = _run_round(step, reference, touched, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
+        others = OtherWork()
         rounds = _run_rounds(step, reference, touched, target)
+        others_cores = others.cores()
     step.prepare()
     kept = select_rounds(rounds, min_rounds)
     return TimeRecord(
@@ -118,6 +120,7 @@ def measure_time(
         first_step_time_s=first.step.wall_s,
         rounds_rejected=len(rounds) - len(kept),
         rounds_contended=sum(is_contended(each) for each in kept),
+        others_cores=others_cores,
         load_before=load_before,
         load_after=psutil.getloadavg()[0],
         threads=torch.get_num_threads(),
@@ -135,7 +138,7 @@ def _run_rounds(step: TrainingStep, reference: TrainingStep | None, touched: Ten
 
 
 def is_contended(each: Round) -> bool:
-    """Whether other work held the processor for more than `CONTENDED_SHARE` of the round."""
+    """Whether threads of this process waited for a core for more than `CONTENDED_SHARE` of the round."""
     return each.delay_share > CONTENDED_SHARE
 
 

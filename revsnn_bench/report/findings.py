@@ -30,6 +30,7 @@ from revsnn_bench.report.points import (
     variants,
     work,
 )
+from revsnn_bench.system.process import CONTENDED_SHARE
 
 KINDS = {
     "conv": "convolution outputs, the norms' inputs",
@@ -246,13 +247,20 @@ def _accuracy(run: Run) -> list[Finding]:
 
 
 def _contention(run: Run) -> list[Finding]:
-    """Says where times were taken while other work held the processor."""
+    """Says where threads had to wait for a core while they were timed, and whether other work can be the reason."""
     timed = [record.time for record in run if record.time is not None]
-    kept = [time.rounds_contended for time in timed if time.rounds_contended]
-    text = (
-        f"other work held the processor in {sum(kept)} rounds that were kept: these times are shown as not decided, "
-        "and ranked nowhere."
-    )
+    kept = [time for time in timed if time.rounds_contended]
+    alone = [time for time in kept if time.others_cores is not None and time.others_cores < CONTENDED_SHARE]
+    texts = []
+    if others := sum(time.rounds_contended for time in kept if time not in alone):
+        texts.append(f"other work held the processor in {others} rounds that were kept")
+    if own := sum(time.rounds_contended for time in alone):
+        most = max(time.others_cores or 0.0 for time in alone)
+        texts.append(
+            f"threads waited for a core in {own} rounds that were kept, while other processes took at most {most:.2g} "
+            "cores: the case's own threads are more than the cores"
+        )
+    text = f"{'; '.join(texts)}. These times are shown as not decided, and ranked nowhere."
     return [Finding("Contention", f"{len(kept)} of {len(timed)} timed cases", text)] if kept else []
 
 

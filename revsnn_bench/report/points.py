@@ -31,7 +31,7 @@ Setting = tuple[str, str, str]
 
 Form = Literal["constant", "linear", "power", "irregular"]
 NOT_DECIDED = "(not decided)"
-"""Beside a ratio of times from too few rounds, or from rounds in which other work held the processor."""
+"""Beside a ratio of times from too few rounds, or from rounds in which threads had to wait for a core."""
 
 CONFIDENCE, _LEAST_COVERAGE = 0.95, 0.9375
 
@@ -323,7 +323,7 @@ def decided_ratio(name: str, record: Record, known: Mapping[Case, Record] = Mapp
 
 
 def contended(record: Record) -> bool:
-    """Whether other work held the processor in rounds of its times that were kept: these are shown, and not ranked."""
+    """Whether threads had to wait for a core in rounds of its times that were kept: these are shown, and not ranked."""
     return record.time is not None and record.time.rounds_contended > 0
 
 

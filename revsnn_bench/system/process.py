@@ -21,6 +21,7 @@ import gc
 import os
 import re
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -81,6 +82,23 @@ def _delays_ns() -> dict[str, int]:
 
 def _steal_s() -> float:
     return float(getattr(psutil.cpu_times(), "steal", 0.0)) / (psutil.cpu_count() or 1)
+
+
+class OtherWork:
+    """How many cores all other processes took since the object was made; tells their work from threads of our own."""
+
+    def __init__(self) -> None:
+        self._start, self._taken = time.perf_counter(), _taken_by_others_s()
+
+    def cores(self) -> float:
+        """The mean over the time since then; the system counts in ticks of 10 ms, so that seconds must have passed."""
+        return max(0.0, _taken_by_others_s() - self._taken) / (time.perf_counter() - self._start)
+
+
+def _taken_by_others_s() -> float:
+    times = psutil.cpu_times()  # where there are "guest" times, "user" has them too
+    kinds = ("user", "nice", "system", "irq", "softirq", "steal")
+    return sum(getattr(times, kind, 0.0) for kind in kinds) - time.process_time()
 
 
 @contextmanager

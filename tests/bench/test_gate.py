@@ -266,7 +266,7 @@ def test_noise_over_many_cases_gives_no_alarm(make_run, timed):
 
 
 def test_contended_rounds_are_not_judged(make_run, timed):
-    """Where other work held the processor the slowdown is shown and fails nothing."""
+    """Where threads had to wait for a core the slowdown is shown and fails nothing."""
     verdict = gate(make_run([timed(3.0, seed=1, rounds_contended=7)]), make_run([timed(2.0, seed=2)]), TIMED)
     assert verdict.passed
     assert any("not judged: 7 rounds" in finding.detail for finding in verdict.remarks)

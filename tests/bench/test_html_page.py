@@ -155,7 +155,7 @@ def test_contended_time_is_named_beside_the_cost(make_record, make_run):
     busy = busy.model_copy(update={"time": busy.time.model_copy(update={"rounds_contended": 2})})
     run = make_run([make_record(node="lif"), busy])
     (point,), _ = answers(run, indexed(run))
-    assert point.cost.endswith("Other work held the processor in some rounds, so its time is not ranked.")
+    assert point.cost.endswith("Its threads had to wait for a core in some rounds, so its time is not ranked.")
     assert [step.node for step in point.steps] == ["lif"]
     assert '<span class="unsure">1.53 (not decided)</span>' in page_of(run)
 

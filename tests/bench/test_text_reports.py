@@ -252,11 +252,19 @@ def test_accuracy_is_shown_where_it_was_measured(make_record, make_run, make_acc
 
 
 def test_contended_rounds_are_told(make_record, make_run):
-    """Times taken while other work held the processor are named as such; quiet runs say nothing."""
+    """Times for which threads waited for a core are named, and what they waited for; quiet runs say nothing."""
     quiet = make_record(node="lif")
-    busy = quiet.model_copy(update={"time": quiet.time.model_copy(update={"rounds_contended": 3})})
-    (text,) = told(make_run([quiet, busy]), "Contention")
-    assert text.startswith("1 of 2 timed cases: other work held the processor in 3 rounds that were kept")
+
+    def waited(others_cores):
+        time = quiet.time.model_copy(update={"rounds_contended": 3, "others_cores": others_cores})
+        return quiet.model_copy(update={"time": time})
+
+    for others_cores in (None, 0.5):
+        (text,) = told(make_run([quiet, waited(others_cores)]), "Contention")
+        assert text.startswith("1 of 2 timed cases: other work held the processor in 3 rounds that were kept. These")
+    (text,) = told(make_run([waited(0.5), waited(0.012), waited(0.02)]), "Contention")
+    assert "other work held the processor in 3 rounds that were kept; threads waited for a core in 6 rounds" in text
+    assert "while other processes took at most 0.02 cores: the case's own threads are more than the cores." in text
     assert told(make_run([quiet]), "Contention") == []
 
 

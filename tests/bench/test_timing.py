@@ -1,11 +1,13 @@
 """The timing meter on steps whose time and order are known."""
 
 import gc
+import hashlib
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -24,7 +26,7 @@ from revsnn_bench.meters.timing import (
     select_rounds,
 )
 from revsnn_bench.system import process
-from revsnn_bench.system.process import RunDelay
+from revsnn_bench.system.process import OtherWork, RunDelay
 
 
 class Step(TrainingStep):
@@ -181,6 +183,18 @@ def spin() -> None:
 def test_rounds_that_shared_their_core_are_rejected_and_counted():
     record = measure_time(Step(spin), None, target_s=0.0, min_rounds=2, max_rounds=2)
     assert record.rounds_rejected == record.rounds_contended == len(record.forward_time_s) == 2
+    assert record.others_cores > 0.2
+
+
+def test_threads_of_our_own_are_not_other_work():
+    """Two of them are at work: what others took is at most what these left of the cores."""
+    data = bytes(1 << 23)
+    threads = [threading.Thread(target=lambda: [hashlib.sha256(data) for _ in range(20)]) for _ in range(2)]
+    others, start, own = OtherWork(), time.perf_counter(), time.process_time()
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    taken = (time.process_time() - own) / (time.perf_counter() - start)
+    assert 0 <= others.cores() <= os.cpu_count() - taken + 0.2
 
 
 def test_sleeping_is_not_contention():

@@ -155,6 +155,29 @@ def test_the_table_leaves_out_a_result_that_was_dropped():
     assert y.shape == z.shape
 
 
+@pytest.mark.parametrize("kind", ["new", "in place", "gone"])
+def test_a_small_tensor_may_come_from_any_number_of_steps(kind):
+    """A schedule or threshold that is carried on: it is kept as it is, or where it is gone what was made with it is."""
+    x = torch.linspace(-1, 1, 5000, requires_grad=True)
+
+    def forward(steps=2000):
+        hidden, factor = torch.relu(x * 2), torch.ones(1)
+        for _ in range(steps):
+            factor = factor.mul_(0.999) if kind == "in place" else factor * 0.999
+        y = hidden + factor
+        if kind == "gone":
+            del factor
+        return (torch.exp(y) * torch.sin(y)).sum()
+
+    (expected,) = torch.autograd.grad(forward(), x)
+    with remat() as saved:
+        loss = forward()
+    (grad,) = torch.autograd.grad(loss, x)
+    assert torch.equal(grad, expected)
+    assert saved.kept_bytes == (2 * x.nbytes if kind == "gone" else torch.ones(1).nbytes)
+    assert ("max_passes" in saved.because()) == (kind == "gone")
+
+
 @pytest.mark.parametrize("use", ["again", "nested", "copied", "pickled", "decorator", "in threads", "after an error"])
 def test_one_object_is_entered_many_times(use):
     """As `torch.no_grad()` is; each entry has a handle of its own."""

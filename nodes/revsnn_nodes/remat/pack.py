@@ -134,6 +134,13 @@ class Plan:
     places: tuple[Place, ...] = ()  # of recipes that hold only where they come out as the forward did: `Recipe.place`
 
 
+MOST_RECIPES = 256
+"""Functions that are run for one tensor at most: each takes its time, however small what it makes."""
+
+_SMALL = 1024
+"""What is smaller than a tensor by this factor is kept for it where it is there, and not made again."""
+
+
 def plan_for(target: Value, max_passes: int) -> Plan:
     """How to make a value again from storages that are kept, alive, or parameters."""
     if target.recipe is None:
@@ -141,16 +148,19 @@ def plan_for(target: Value, max_passes: int) -> Plan:
     work, copied, leaves, seen, ahead, places = 0, 0, {}, {target}, [target], []
     while ahead:
         value = ahead.pop()
-        if value.recipe is None or (value.keepers and value is not target and value.counter.current):
+        is_source = value.recipe is None or (value.keepers and value is not target and value.counter.current)
+        if is_source or value.nbytes * _SMALL <= target.nbytes:
             storage = value.storage()
             open_to_others = value.opened and not value.copied and value.keepers == value.readers
-            if storage is None or open_to_others:
+            if storage is not None and not open_to_others:
+                leaves[value] = storage
+                continue
+            if is_source:
                 return Plan("source gone" if value.counter.current and not open_to_others else "source changed")
-            leaves[value] = storage
-            continue
+        assert value.recipe is not None
         work += value.recipe.passes * min(value.nbytes, target.nbytes)
         copied += value.recipe.nbytes
-        if work > max_passes * target.nbytes:
+        if work > max_passes * target.nbytes or len(seen) > MOST_RECIPES:
             return Plan("max_passes")
         if value.recipe.place is not None:
             places.append(value.recipe.place)

@@ -263,7 +263,9 @@ def _cost_text(record: Record, known: Mapping[Case, Record], names: Naming) -> s
         return f"{name} is the standard: every ratio is taken against it."
     found = costs(record, ("step_time_s", "step_flops"), known)
     text = f"{name} costs {found or f'an amount not known against {record.case.reference}'}."
-    unsure = " Other work held the processor in some rounds, so its time is not ranked." if contended(record) else ""
+    unsure = (
+        " Its threads had to wait for a core in some rounds, so its time is not ranked." if contended(record) else ""
+    )
     return text + unsure
 
 
