@@ -140,6 +140,26 @@ def test_answer_names_the_node_its_cost_and_its_gradient(sweep_run):
     assert point.trust == "lif-carrier is right: relative error 4.0e-08, tolerance 1e-03."
 
 
+def test_a_point_with_an_answer_comes_first(sweep_run):
+    """Larger ones, and ones with more nodes that are right, have none where neither time nor operations were measured."""
+    bare = [
+        record.model_copy(
+            update={
+                "case": record.case.model_copy(update={"timesteps": 6}),
+                "status": Status.OK,
+                "time": None,
+                "flops": None,
+            }
+        )
+        for record in sweep_run
+        if record.case.timesteps == 32
+    ]
+    run = sweep_run.model_copy(update={"records": (*sweep_run.records, *bare)})
+    points, first = answers(run, indexed(run))
+    assert [(point.timesteps, bool(point.steps)) for point in points][:3] == [(4, True), (6, False), (8, True)]
+    assert points[first].timesteps == 8
+
+
 def test_answer_never_recommends_a_wrong_node(sweep_run):
     """At T = 32 revlif keeps little and is wrong: it is listed after all right ones, and named as wrong."""
     point = answers(sweep_run, indexed(sweep_run))[0][-1]

@@ -184,8 +184,8 @@ class Point(NamedTuple):
 
 
 def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
-    """Returns every point in order of setting, T and B, and which to show first: that with most nodes that are right,
-    of several such points the largest."""
+    """Returns every point in order of setting, T and B, and which to show first: of those where something is cheapest
+    within a budget that with most nodes that are right, of several such points the largest."""
     points = by_point(exact(run))
     backends: dict[str, set[object]] = defaultdict(set)
     for point in points:
@@ -194,14 +194,16 @@ def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
     if not order:
         return [], 0
 
-    def tells(point: Case) -> tuple[int, int]:
-        return sum(record.status is Status.OK for record in points[point].values()), work(point)
-
     known = references(run)
     made = [
         _point(point, list(points[point].values()), index, known, len(backends[setting(point)]) > 1) for point in order
     ]
-    return made, order.index(max(order, key=tells))
+
+    def tells(number: int) -> tuple[bool, int, int]:
+        right = sum(record.status is Status.OK for record in points[order[number]].values())
+        return bool(made[number].steps), right, work(order[number])
+
+    return made, max(range(len(order)), key=tells)
 
 
 def setting(case: Case) -> str:
