@@ -86,7 +86,7 @@ def _summands(value: Value) -> tuple[Value | None, Ref | None]:
         return None, None
     if value.recipe.norm is not None:
         return value, None
-    args, kwargs = value.recipe.arguments
+    args, kwargs = value.recipe.args, value.recipe.kwargs
     if value.recipe.function in _ADDITIONS and not kwargs and all(isinstance(each, Ref) for each in args):
         for one, other in (args, args[::-1]):
             if one.value.recipe is not None and one.value.recipe.norm is not None and one.view == other.view:

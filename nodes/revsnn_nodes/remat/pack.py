@@ -276,7 +276,7 @@ class Packed(Kept):
         self.entry.kept_bytes, self.entry.passes = plan.new_bytes, plan.passes
         for leaf, storage in plan.leaves:
             leaf.pin(storage)
-        value.asks.add(id(self))
+        value.asks |= {id(self)}
 
     def __del__(self) -> None:
         if self.kept is not None:

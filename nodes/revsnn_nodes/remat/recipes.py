@@ -12,13 +12,12 @@ from functools import cache, lru_cache
 from inspect import signature
 from numbers import Number
 from types import EllipsisType, NoneType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
 Function = Callable[..., Any]
@@ -177,6 +176,20 @@ def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write and not argument.is_out
 
 
+_MOST_KNOWN = 10_000
+_known: dict[Any, Any] = {}
+
+Fixed = TypeVar("Fixed")
+
+
+def _one_of(fixed: Fixed) -> Fixed:
+    """The same object for all that are equal."""
+    if len(_known) > _MOST_KNOWN:
+        _known.clear()
+    found: Fixed = _known.setdefault(fixed, fixed)
+    return found
+
+
 class View(NamedTuple):
     """Where a tensor lies in its storage."""
 
@@ -188,8 +201,9 @@ class View(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
-        """The place of a tensor."""
-        return cls(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
+        """The place of a tensor; one object for many tensors in the same."""
+        view = cls(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
+        return _one_of(view)
 
     def on(self, storage: UntypedStorage) -> Tensor:
         """The tensor in this place of another storage."""
@@ -210,7 +224,7 @@ class Counter:
 
     def __init__(self, tensor: Tensor, version: int | None = None) -> None:
         alias = tensor.detach()  # shares the counter; assigning `data` leaves it and drops the memory
-        self.shape = tensor.shape
+        self.shape = _one_of(tensor.shape)
         self.version = tensor._version if version is None else version
         alias.data = _empty(tensor.dtype, tensor.device) if type(tensor) is not FakeTensor else tensor.new_empty(0)
         self.tensor = alias
@@ -232,14 +246,26 @@ class Counter:
             )
 
 
+_NOBODY: frozenset[int] = frozenset()
+
+
 class Value:
-    """The contents of a storage, until it is next changed."""
+    """The contents of a storage, until it is next changed.
+
+    A loop over time makes thousands of these: Python's garbage collector goes through whatever each of them holds.
+    """
+
+    __slots__ = (
+        *("address", "asks", "copied", "counter", "held", "keepers", "nbytes", "opened", "persistent", "pinned"),
+        *("readers", "recipe", "weak"),
+    )
 
     def __init__(self, tensor: Tensor, recipe: "Recipe | None" = None) -> None:
         storage = tensor.untyped_storage()
         base = tensor._base
         base = tensor if base is None else base
-        self.weak, self.address = StorageWeakRef(storage), storage._cdata
+        self.weak = cast("int", storage._weak_ref())  # keeps the address from reuse, and nothing else
+        self.address: int = storage._cdata
         self.counter = Counter(tensor)  # version of the storage when it had these contents
         self.nbytes = storage.nbytes()  # of the whole storage
         self.persistent = base.is_leaf and base.requires_grad  # a parameter's or a norm's statistics, which live anyway
@@ -251,8 +277,16 @@ class Value:
         # Whether its memory was handed out, so that it may have changed unseen. Numpy's memory cannot be resized, nor
         # can what our kernels made, which they read by way of numpy.
         self.opened = not (storage.resizable() or storage.is_shared() or tensor.requires_grad)
-        self.asks: set[int] = set()  # saved tensors that were replaced by its recipe and not asked for yet
+        self.asks = _NOBODY  # saved tensors that were replaced by its recipe and not asked for yet
         self.held: UntypedStorage | None = None  # contents made again before the next ask
+
+    def __del__(self, free: Callable[[int], None] = UntypedStorage._free_weak_ref) -> None:  # bound: torch may go first
+        free(self.weak)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the storage is gone."""
+        return bool(UntypedStorage._expired(self.weak))
 
     def storage(self) -> UntypedStorage | None:
         """The storage, if it is alive with these contents or was made again."""
@@ -262,7 +296,7 @@ class Value:
             return self.pinned
         if not self.counter.current or (self.opened and not self.keepers):
             return None
-        return cast("UntypedStorage | None", UntypedStorage._new_with_weak_ptr(self.weak.cdata))
+        return cast("UntypedStorage | None", UntypedStorage._new_with_weak_ptr(self.weak))
 
     def tensor(self, view: View) -> Tensor | None:
         """An alias of the storage, if it is there, with the version counter that the contents are checked by."""
@@ -301,7 +335,7 @@ class Value:
 
     def forget(self, packed: Any) -> None:
         """Counts a saved tensor as asked for, or as gone; drops what was held for the last one."""
-        self.asks.discard(id(packed))
+        self.asks -= {id(packed)}
         if not self.asks:
             self.held = None
 
@@ -335,29 +369,36 @@ class Norm:
     running: tuple[Tensor, Tensor, float] | None = None  # mean, variance and eps, in evaluation
 
 
-class Autocast:
-    """The autocast state of the forward, to enter once more."""
+class Autocast(NamedTuple):
+    """A state of autocast, to enter once more."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.state = self._now()
+    device: str
+    enabled: bool
+    dtype: torch.dtype
 
-    def _now(self) -> tuple[bool, torch.dtype]:
-        return torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device)
+    @classmethod
+    def now(cls, device: str) -> "Autocast":
+        """That of a kind of device in the running forward; one object for all recipes of the same."""
+        return _autocast(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
 
     def again(self) -> AbstractContextManager[Any]:
         """A context with that state."""
-        if self._now() == self.state or not (self.state[0] or self._now()[0]):
+        now = Autocast.now(self.device)
+        if now is self or not (self.enabled or now.enabled):
             return nullcontext()
-        return torch.autocast(self.device, enabled=self.state[0], dtype=self.state[1], cache_enabled=False)
+        return torch.autocast(self.device, enabled=self.enabled, dtype=self.dtype, cache_enabled=False)
 
 
-@dataclass(eq=False)
+_autocast = cache(Autocast)
+
+
+@dataclass(eq=False, slots=True)
 class Recipe:
     """A function, its arguments with references in place of tensors, and the layout of its result."""
 
     function: Function  # returns one tensor
-    arguments: tuple[Any, Any]  # positional and by keyword
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     sources: tuple[Value, ...]  # the values that they refer to
     nbytes: int  # of tensors that stand among them as they are
     view: View  # of what it returned in the forward
@@ -371,7 +412,7 @@ class Recipe:
 
     def run(self, storages: dict[Value, UntypedStorage]) -> UntypedStorage:
         """The result's storage, from those of the sources; the one that it overwrites must be free to change."""
-        args, kwargs = map_leaves(self.arguments, Ref, lambda ref: ref.view.on(storages[ref.value]))
+        args, kwargs = map_leaves((self.args, self.kwargs), Ref, lambda ref: ref.view.on(storages[ref.value]))
         with self.autocast.again():
             made = self.function(*args, **kwargs)
         if self.overwrites is None and made.stride() != self.view.stride:

@@ -56,6 +56,8 @@ NOT_CHEAP = "not cheap"
 _MANY = 10_000
 """Values and saved tensors that are noted before those that are gone are looked for."""
 
+_NO_KWARGS: dict[str, Any] = {}  # shared by all calls without any
+
 _active = threading.local()
 
 Result = TypeVar("Result")
@@ -160,7 +162,7 @@ class Recorder(TorchFunctionMode):
         packing.count(lines, there)
         self.saved.entries[:] = lines
         self.packed = [weakref.ref(packed) for packed in there]
-        self.values = {address: value for address, value in self.values.items() if not value.weak.expired()}
+        self.values = {address: value for address, value in self.values.items() if not value.expired}
         if self.in_backward:
             needed = packing.values_to_make(there)
             for value in self.values.values():
@@ -191,7 +193,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.compiler.is_compiling():
             return func(*args, **(kwargs or {}))
-        return self.call(func, args, kwargs or {})
+        return self.call(func, args, kwargs or _NO_KWARGS)
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a function, and notes how to make its result again if it is cheap."""
@@ -264,28 +266,27 @@ class Recorder(TorchFunctionMode):
     def refer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """A call with references in place of its tensors; None where no recipe can refer to one of its arguments."""
         before: dict[int, Value] = {}
-
-        def refer_to(leaf: Any) -> Any:
-            """An argument with a reference in place of each tensor."""
-            kind: Any = type(leaf)
-            if is_fixed_type(kind):
-                return leaf
-            if kind is tuple or kind is list:
-                return kind([refer_to(each) for each in leaf])
-            if kind is dict:
-                return {name: refer_to(each) for name, each in leaf.items()}
-            if kind is slice:
-                return slice(refer_to(leaf.start), refer_to(leaf.stop), refer_to(leaf.step))
-            if not (isinstance(leaf, Tensor) and recordable(leaf)):
-                raise _Unrecorded
-            value = self.value_of(leaf)
-            before[value.address] = value
-            return Ref(value, View.of(leaf))
-
         try:
-            return Call(refer_to(args), refer_to(kwargs) if kwargs else kwargs, before)
+            return Call(self.refer_to(args, before), self.refer_to(kwargs, before) if kwargs else kwargs, before)
         except _Unrecorded:
             return None
+
+    def refer_to(self, leaf: Any, before: dict[int, Value]) -> Any:
+        """An argument with a reference in place of each tensor, whose values are added to `before`."""
+        kind: Any = type(leaf)
+        if is_fixed_type(kind):
+            return leaf
+        if kind is tuple or kind is list:
+            return kind([self.refer_to(each, before) for each in leaf])
+        if kind is dict:
+            return {name: self.refer_to(each, before) for name, each in leaf.items()}
+        if kind is slice:
+            return slice(*(self.refer_to(each, before) for each in (leaf.start, leaf.stop, leaf.step)))
+        if not (isinstance(leaf, Tensor) and recordable(leaf)):
+            raise _Unrecorded
+        value = self.value_of(leaf)
+        before[value.address] = value
+        return Ref(value, View.of(leaf))
 
     def note(self, run: Function, call: Call, result: Tensor, passes: int, place: Place | None = None) -> None:
         """Notes the recipe of a new storage, or of one that was changed in place; a view needs none."""
@@ -301,10 +302,9 @@ class Recorder(TorchFunctionMode):
             return
         if len(self.values) > self.most:
             self.forget_what_is_gone()
-        arguments, sources = (call.args, call.kwargs), tuple(call.before.values())
-        view, autocast = View.of(result), Autocast(result.device.type)
-        value = Value(result, Recipe(run, arguments, sources, call.copied, view, autocast, passes, overwrites, place))
-        self.values[address] = value
+        args, kwargs, before, copied = call
+        how = View.of(result), Autocast.now(result.device.type), passes, overwrites, place
+        value = self.values[address] = Value(result, Recipe(run, args, kwargs, tuple(before.values()), copied, *how))
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
             if kept is not None and kept.untyped_storage()._cdata == address and packed.current:

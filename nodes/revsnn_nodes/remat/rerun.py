@@ -30,7 +30,7 @@ class Rerun(torch.autograd.Function):
         """The outputs of `call`."""
         ctx.call = call
         given = next(tensor for tensor in tensors if tensor is not None)
-        ctx.autocast = Autocast(given.device.type)
+        ctx.autocast = Autocast.now(given.device.type)
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         with torch._C.DisableTorchFunction():
