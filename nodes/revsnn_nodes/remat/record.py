@@ -90,7 +90,6 @@ class Recorder(TorchFunctionMode):
         self.most = _MANY
         self.names: dict[int, str] = {}
         self.name: str | None = None  # of the module, inside `in_one_module`; "" where it was not needed yet
-        self.hook = self.pack
 
     def records(self) -> bool:
         """Whether what is saved now comes to this recorder and may be made again."""
@@ -99,7 +98,7 @@ class Recorder(TorchFunctionMode):
     def decides(self) -> bool:
         """Whether what is saved now comes to this recorder."""
         top = torch._C._autograd._top_saved_tensors_default_hooks(False)
-        return top is not None and top[0] is self.hook
+        return top is not None and getattr(top[0], "__self__", None) is self  # its `pack`
 
     def value_of(self, tensor: Tensor) -> Value:
         """The contents of a tensor's storage: noted before, or a source."""
@@ -499,7 +498,7 @@ def _watched(max_passes: int, verify: bool) -> Iterator[Saved]:
         return
     _active.recorder = recorder = Recorder(max_passes, verify, saved)
     try:
-        with saved_tensors_hooks(recorder.hook, recorder.unpack), recorder:
+        with saved_tensors_hooks(recorder.pack, recorder.unpack), recorder:
             yield saved
     finally:
         _active.recorder = None
