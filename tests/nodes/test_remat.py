@@ -30,7 +30,9 @@ from revsnn_nodes import CarrierLIF, CheckpointedLIF, StandardLIF, remat
 from revsnn_nodes.remat import recipes
 from revsnn_nodes.remat.record import recordable
 from torch import nn
+from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -853,3 +855,15 @@ def test_only_plain_memory_is_recorded_however_often_it_was_asked():
     for _ in range(2):
         assert all(map(recordable, [plain, complex_ones, nn.Parameter(plain), fakes[0]]))
         assert not any(map(recordable, others))
+
+
+def test_sizes_may_be_symbols():
+    """As where a step is traced for sizes that are not known yet."""
+    fake = FakeTensorMode(shape_env=ShapeEnv())
+    dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * 2)
+    x = fake.from_tensor(torch.zeros(6, 5), symbolic_context=dynamic, source=ConstantSource("x"))
+    with fake, remat():
+        y = (F.relu(x.requires_grad_() * 2) * 3).exp().sum()
+    y.backward()
+    assert isinstance(x.shape[0], torch.SymInt)
+    assert x.grad.shape == x.shape

@@ -183,11 +183,13 @@ Fixed = TypeVar("Fixed")
 
 
 def _one_of(fixed: Fixed) -> Fixed:
-    """The same object for all that are equal."""
+    """The same object for all that are equal; sizes that are symbols have no hash, and stay as they are."""
     if len(_known) > _MOST_KNOWN:
         _known.clear()
-    found: Fixed = _known.setdefault(fixed, fixed)
-    return found
+    try:
+        return cast("Fixed", _known.setdefault(fixed, fixed))
+    except TypeError:
+        return fixed
 
 
 class View(NamedTuple):
