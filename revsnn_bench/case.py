@@ -370,12 +370,18 @@ class Sweep:
             preset: "smoke" shrinks every case, trains nothing, and takes one value per axis; "quick" and "full" are
                 as declared.
             overrides: values by axis that the user gave. They replace the values of a swept axis; of an axis that
-                this suite keeps fixed, the first is taken.
+                this suite keeps fixed, the first is taken. Shapes are those that this suite's workload reads; where
+                it reads none of them there is no case.
             all_nodes: for sweeps that name none.
             nodes: nodes that the user asked for; of these, a sweep that names its nodes takes the ones it names.
             takes: whether a node, by name, takes a value that the user gave for an option; where it does not, the
                 node is measured once, without that option.
         """
+        overrides = {**overrides}
+        if "shape" in overrides and "workload" not in overrides:
+            overrides["shape"] = [each for each in overrides["shape"] if self.reads(each)]
+            if not overrides["shape"]:
+                return []
         axes = {**self.quick, **(self.full if preset == "full" else {})}
         axes |= {name: values for name, values in overrides.items() if name in axes}
         fixed = {**self.fixed, **{name: values[0] for name, values in overrides.items() if name not in axes}}
@@ -395,6 +401,11 @@ class Sweep:
 
         cases = list(dict.fromkeys(case(node, point) for point in points for node in chosen))
         return [_shrunk(each) for each in cases] if preset == "smoke" else cases
+
+    def reads(self, shape: Sequence[int]) -> bool:
+        """Whether the workload takes so many sizes as a shape has: any by a layer, as many as its own by another."""
+        own = self.fixed.get("shape") or next(iter(self.quick.get("shape", ())), shape)
+        return self.workload == "layer" or len(own) == len(shape)
 
 
 def _shrunk(case: Case) -> Case:

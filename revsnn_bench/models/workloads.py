@@ -71,7 +71,12 @@ def _made(make_network: Network, case: Case, make: Strategy, classes: int) -> nn
 
 
 def _small(case: Case, make_node: Strategy, classes: int, width: float) -> nn.Module:
-    _, size, _ = shape_of(case, "(1, 8, 8), the shape of a digit", 3)
+    channels, size, _ = shape_of(case, "(1, 8, 8), the shape of a digit", 3)
+    if channels != 1:
+        raise ValueError(
+            f"`shape` must have one channel, such as (1, 8, 8); got {case.shape}. The workload {case.workload!r} reads "
+            "grey digits. Pass --shape 1x8x8, or take a network that reads colours, such as --workload vgg11."
+        )
     return digits_net(make_node, channels=round(16 * width), size=size, classes=classes)
 
 

@@ -142,6 +142,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not any(map(_measures, session.items)):
         return
     own = _planned(session.items)
+    if own == []:
+        raise pytest.UsageError(
+            "no sweep has a case of what was asked for. One that names its nodes takes of these alone, and a workload "
+            "other than `layer` takes shapes of as many sizes as its own. Ask for other nodes, another shape or suite."
+        )
     cases = [case for item in session.items if _measures(item) and (case := _case_of(item)) is not None]
     try:
         session_of(session.config).open(session.config.stash.get(PLANNED, own), own, cases)

@@ -246,6 +246,7 @@ WITHOUT_TORCH = [
 WITH_TORCH = [
     (("run", "--workload=nothing"), "--workload: `workload` must be a registered name; got 'nothing'"),
     (("run", "--node=lif\udcff"), "--node: `node` must be a registered name; got 'lif\\udcff'"),
+    (("run", "--suite=depth", "--shape=512"), "no sweep has a case of what was asked for"),
     (("run", "--node=revlfi"), "--node: `node` must be a registered name; got 'revlfi'"),
     (("largest", "--budget=1 MiB", "--node=lif+chekpoint"), "Did you mean lif+checkpoint"),
     (("nodes", "lif-carier"), "Did you mean lif-carrier"),

@@ -114,6 +114,7 @@ def test_norm_carrier_leaves_no_ordinary_norm_but_in_shortcuts():
     ({"workload": "conv-blocks@2"}, "`workload` must be a registered name; got 'conv-blocks@2'"),
     ({"shape": (8, 8)}, "`shape` must be channels, height and width"),
     ({"shape": (3, 8, 16)}, "`shape` must be square with a side of 8 or more"),
+    ({"workload": "digits-net", "shape": (3, 8, 8)}, "`shape` must have one channel"),
     ({"node": "lif+checkpont"}, r"Did you mean lif\+checkpoint "),
     ({"node": "lif+checkpoint", "workload": "layer"}, "`node` must be a plain node in the workload 'layer'"),
     ({"node": "norm-carrier", "workload": "linear-blocks", "shape": (4,)}, "`node` must be a plain node"),

@@ -43,6 +43,17 @@ def test_values_given_replace_a_swept_axis_and_fix_another():
     assert [(case.timesteps, case.batch) for case in cases] == [(2, 5), (3, 5)]
 
 
+def test_a_shape_is_given_to_the_suites_that_read_it():
+    """A layer reads any; another workload as many sizes as its suite has, unless it was asked for by name."""
+    images = Sweep(quick={"depth": (1, 2)}, workload="conv-blocks", shape=(16, 8, 8))
+    given = {"shape": ((512,), (3, 4, 4))}
+    assert [case.shape for case in images.cases("quick", given, ["lif"])] == [(3, 4, 4)] * 2
+    assert images.cases("quick", {"shape": ((512,),)}, ["lif"]) == []
+    assert [case.shape for case in timesteps_sweep().cases("quick", given, ["lif"])] == [(512,)] * 2
+    named = images.cases("quick", {"shape": ((512,),), "workload": ("layer",)}, ["lif"])
+    assert {(case.workload, case.shape) for case in named} == {("layer", (512,))}
+
+
 def test_other_axes_are_options_of_the_node():
     """An axis that is no field of a case becomes a constructor argument."""
     sweep = Sweep(quick={"groups": (2, 4)}, nodes=("revlif",), shape=(8,))
