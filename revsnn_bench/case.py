@@ -363,6 +363,7 @@ class Sweep:
         all_nodes: Sequence[str],
         nodes: Sequence[str] | None = None,
         takes: Callable[[str, str, Any], bool] = lambda node, option, value: True,
+        stacks: Callable[[str], bool] = lambda workload: True,
     ) -> list[Case]:
         """Every case, point by point, the nodes of one point next to each other.
 
@@ -376,6 +377,8 @@ class Sweep:
             nodes: nodes that the user asked for; of these, a sweep that names its nodes takes the ones it names.
             takes: whether a node, by name, takes a value that the user gave for an option; where it does not, the
                 node is measured once, without that option.
+            stacks: whether a workload is made of so many blocks; one that the user gave and that is not is measured
+                once where this suite sweeps the depth.
         """
         overrides = {**overrides}
         if "shape" in overrides and "workload" not in overrides:
@@ -397,7 +400,9 @@ class Sweep:
                 for name, value in point.items()
                 if name not in fields and (name not in overrides or takes(node, name, value))
             }
-            return Case.model_validate({"node": node, "workload": self.workload, "node_options": options, **fields})
+            made = Case.model_validate({"node": node, "workload": self.workload, "node_options": options, **fields})
+            is_swept = "depth" in axes and "depth" not in overrides
+            return made.model_copy(update={"depth": 1}) if is_swept and not stacks(made.workload) else made
 
         cases = list(dict.fromkeys(case(node, point) for point in points for node in chosen))
         return [_shrunk(each) for each in cases] if preset == "smoke" else cases

@@ -134,6 +134,9 @@ WORKLOADS: dict[str, Callable[[Case, Strategy], WorkloadStep]] = {
 }
 """Workloads by name: what a node is put into."""
 
+STACKED = ("linear-blocks", "conv-blocks", "rev-blocks", "mlp")
+"""Workloads of `Case.depth` blocks; the depth of any other is its own."""
+
 WITHOUT_BLOCKS = ("layer", "linear-blocks", "rev-blocks", "mlp", "pixels", "vgg11-one")
 """Workloads that take plain nodes alone, since a strategy for convolution blocks finds none in them, or not its own."""
 
@@ -163,13 +166,23 @@ def require_workload(workload: str) -> str:
     return name
 
 
+def stacks(workload: str) -> bool:
+    """Whether a workload is made of as many blocks as the case says."""
+    return workload.partition("@")[0] in STACKED
+
+
 def build(case: Case) -> WorkloadStep:
     """The training step of a case, with parameters and data set by its seed.
 
     Raises:
-        ValueError: no such workload, node, strategy or option, a shape or an encoding that the workload cannot read, or
-            a model of the user that cannot be measured.
+        ValueError: no such workload, node, strategy or option, a shape, depth or encoding that the workload cannot
+            read, or a model of the user that cannot be measured.
     """
+    if case.depth > 1 and not stacks(case.workload):
+        raise ValueError(
+            f"`depth` must be 1 in the workload {case.workload!r}; got {case.depth}. It has a depth of its own, and "
+            f"would be measured under a name that promises another. Leave it out, or pass {', '.join(STACKED)}."
+        )
     if is_own(case.workload):
         return build_own(case)
     return WORKLOADS[require_workload(case.workload)](case, _strategy(case))

@@ -72,12 +72,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     config = metafunc.config
     from revsnn_bench.models.peers import takes
+    from revsnn_bench.models.workloads import stacks
 
     sweep = Sweep(*marker.args, **marker.kwargs)
     asked = config.getoption("sweep_node")
     if asked and options.has_own_model(config):
         sweep.nodes = None  # those of a suite are its own network's; a model of the user takes every method
-    cases = sweep.cases(options.preset(config), options.axes(config), _usual_nodes(config), asked, takes)
+    cases = sweep.cases(options.preset(config), options.axes(config), _usual_nodes(config), asked, takes, stacks)
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 

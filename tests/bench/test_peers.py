@@ -23,8 +23,8 @@ FIDELITY = Settings(passes=("fidelity",))
 def test_spikes_and_gradients_are_those_of_our_lif(name, workload):
     """In two calls in a row with the carried membrane: float32, against float64, by itself and in a network."""
     pytest.importorskip(name, reason="the peer is not installed")
-    shape = {"layer": (512,), "conv-blocks": (4, 6, 6), "mlp@0.125": (1, 8, 8)}[workload]
-    record = measure(Case(node=name, workload=workload, timesteps=8, batch=4, shape=shape, depth=2), FIDELITY)
+    shape, depth = {"layer": ((512,), 1), "conv-blocks": ((4, 6, 6), 2), "mlp@0.125": ((1, 8, 8), 2)}[workload]
+    record = measure(Case(node=name, workload=workload, timesteps=8, batch=4, shape=shape, depth=depth), FIDELITY)
     assert record.status is Status.OK, record.reason
     assert record.fidelity.judged_by == "reference"
     assert record.fidelity.output_error == 0

@@ -4,6 +4,7 @@ import pytest
 
 from revsnn_bench.case import Sweep, parse_size
 from revsnn_bench.models.peers import takes
+from revsnn_bench.models.workloads import build, stacks
 
 NODES = ["lif", "revlif", "lif-carrier"]
 
@@ -52,6 +53,17 @@ def test_a_shape_is_given_to_the_suites_that_read_it():
     assert [case.shape for case in timesteps_sweep().cases("quick", given, ["lif"])] == [(512,)] * 2
     named = images.cases("quick", {"shape": ((512,),), "workload": ("layer",)}, ["lif"])
     assert {(case.workload, case.shape) for case in named} == {("layer", (512,))}
+
+
+def test_a_depth_that_a_workload_has_of_its_own_is_measured_once():
+    """Unless the user asks for one, which the workload then refuses."""
+    blocks = Sweep(quick={"depth": (1, 2)}, workload="conv-blocks", shape=(3, 8, 8))
+    given = {"workload": ("vgg11",)}
+    assert [case.depth for case in blocks.cases("quick", {}, ["lif"], stacks=stacks)] == [1, 2]
+    assert [case.depth for case in blocks.cases("quick", given, ["lif"], stacks=stacks)] == [1]
+    (asked,) = blocks.cases("quick", given | {"depth": (4,)}, ["lif"], stacks=stacks)
+    with pytest.raises(ValueError, match="`depth` must be 1 in the workload 'vgg11'; got 4"):
+        build(asked)
 
 
 def test_other_axes_are_options_of_the_node():
