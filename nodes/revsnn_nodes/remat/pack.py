@@ -134,7 +134,7 @@ class Plan:
     places: tuple[Place, ...] = ()  # of recipes that hold only where they come out as the forward did: `Recipe.place`
 
 
-MOST_RECIPES = 256
+_MOST_RECIPES = 256
 """Functions that are run for one tensor at most: each takes its time, however small what it makes."""
 
 _SMALL = 1024
@@ -160,7 +160,7 @@ def plan_for(target: Value, max_passes: int) -> Plan:
         assert value.recipe is not None
         work += value.recipe.passes * min(value.nbytes, target.nbytes)
         copied += value.recipe.nbytes
-        if work > max_passes * target.nbytes or len(seen) > MOST_RECIPES:
+        if work > max_passes * target.nbytes or len(seen) > _MOST_RECIPES:
             return Plan("max_passes")
         if value.recipe.place is not None:
             places.append(value.recipe.place)
