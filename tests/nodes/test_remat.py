@@ -15,6 +15,7 @@ from nodes_remat import (
     BATCH,
     NETWORKS,
     STEPS,
+    PerStep,
     Residual,
     assert_equal,
     assert_same_step,
@@ -548,6 +549,56 @@ def test_channels_last_and_running_statistics_fuse_too(sew, training):
     counts = calls_in_backward(net, x)
     assert counts["revsnn::norm_lif_backward"] == 5
     assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
+
+
+POOLS = {
+    "halved": nn.MaxPool2d(2),
+    "padded": nn.MaxPool2d(3, 2, 1),
+    "dilated": nn.MaxPool2d(2, 1, dilation=2, ceil_mode=True),
+    "adaptive": nn.AdaptiveMaxPool2d((3, 5)),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("training", [True, False])
+def test_pooling_between_norm_and_neuron_fuses_too(pool, format, training):
+    """The neuron keeps the places of the maxima and reads the norm's input there: the norm is not run again."""
+    pytest.importorskip("numba")
+    layers = conv_norm(2, 4), PerStep(POOLS[pool]), StandardLIF(step_mode="m"), conv_norm(4, 4)
+    net = nn.Sequential(*layers, StandardLIF(step_mode="m")).to(memory_format=format)
+    nn.init.normal_(net[0][1].weight)  # of both signs
+    x = image_sequence()
+    if format == torch.channels_last:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    net(x)
+    reset(net.train(training))
+    assert_same_step(net, x, verify=True)
+    counts = calls_in_backward(net, x)
+    assert counts["revsnn::norm_lif_backward"] == 2
+    assert counts["aten::gather"] == 1
+    assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
+
+
+@pytest.mark.parametrize("kind", ["over channels", "of a part", "behind an activation"])
+def test_pooling_of_something_else_than_a_norm_runs_the_norm_again(kind):
+    """Where the elements of the output are not those of the norm's input, channel for channel."""
+    pools = {
+        "over channels": nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(4), nn.MaxPool2d((2, 1))),
+        "of a part": nn.Sequential(nn.BatchNorm2d(4), Part(), nn.MaxPool2d(2)),
+        "behind an activation": nn.Sequential(nn.BatchNorm2d(4), nn.LeakyReLU(-0.5), nn.MaxPool2d(2)),
+    }
+    net = nn.Sequential(PerStep(nn.Conv2d(2, 4, 3)), PerStep(pools[kind]), StandardLIF(step_mode="m"))
+    x = image_sequence()
+    assert_same_step(net, x, verify=True)
+    assert "revsnn::norm_lif_backward" not in calls_in_backward(net, x)
+
+
+class Part(nn.Module):
+    """The first of two rows."""
+
+    def forward(self, x):
+        return x[:, :, ::2]
 
 
 def test_where_the_kernels_round_otherwise_norm_and_neuron_run_one_by_one(monkeypatch):

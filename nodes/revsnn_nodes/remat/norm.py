@@ -7,7 +7,7 @@ neuron are run again one after the other.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,15 +19,24 @@ from torch.nn import functional
 from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.layout import FORMS, numbers
 from revsnn_nodes.parameters import LIFParameters
-from revsnn_nodes.remat.recipes import Ref, Value
+from revsnn_nodes.remat.pack import Leaf
+from revsnn_nodes.remat.recipes import (
+    Call,
+    Function,
+    PoolWindows,
+    Recipe,
+    Ref,
+    Value,
+    backward_reads_no_input,
+)
 
 _ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__})
 
 
 class NormedInput(NamedTuple):
-    """A neuron's input as a batch norm's output, plus a residual."""
+    """A neuron's input as a batch norm's output, plus a residual, or those elements of it that a max pooling took."""
 
-    z_seq: Tensor  # the norm's input in the shape of the neuron's, [T, N, *], contiguous
+    z_seq: Tensor  # the norm's input, or its pooled elements, in the shape of the neuron's, [T, N, *], contiguous
     mean: Tensor  # of the batch, or the running one in evaluation, [C]
     inverse_std: Tensor  # as mean
     weight: Tensor | None  # the norm's, [C]
@@ -37,12 +46,13 @@ class NormedInput(NamedTuple):
     form: int  # how the norm is rounded, an index of `layout.FORMS`
 
 
-def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
+def normed_input(value: Value, x_seq: Tensor, note: Callable[..., None]) -> NormedInput | None:
     """What a neuron's input `[T, N, *]` was made from, if it is a batch norm's output that the kernels make to the bit.
 
-    `value`: the contents of its storage.
+    `value`: the contents of its storage; `note`: a recorder's, for the elements that a pooling took.
     """
-    normed, residual = _summands(value)
+    pool = _pooling_of_norm(value)
+    normed, residual = _summands(value) if pool is None else (pool.args[0].value, None)
     recipe = None if normed is None else normed.recipe
     norm = None if recipe is None else recipe.norm
     if recipe is None or norm is None or not x_seq.is_contiguous():
@@ -57,7 +67,8 @@ def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
         return None
     # Memory is read in its own order, which the norm's result and the residual must share: batch outermost.
     same = recipe.view.stride == z.stride() and (added is None or _is_dense(added))
-    if not same or z.numel() != x_seq.numel() or z.shape[0] % x_seq.shape[0] or z.dtype != x_seq.dtype:
+    pooled = math.prod((recipe if pool is None else pool).view.size)
+    if not same or pooled != x_seq.numel() or z.shape[0] % x_seq.shape[0] or z.dtype != x_seq.dtype:
         return None
     if not (z.is_contiguous() or z.movedim(1, -1).is_contiguous()):
         return None
@@ -67,9 +78,14 @@ def normed_input(value: Value, x_seq: Tensor) -> NormedInput | None:
     form = exact_form(NormKind(z.dtype, types, shape, z.stride()[1:], norm.running is None, z.device, cudnn))
     if form is None:
         return None
+    if pool is not None:
+        z = _taken(pool, norm.z, z, note)
+    if z is None:
+        return None
+    inner = _between_channels(z.stride(), z.shape)
     z, added = (None if each is None else each.as_strided(x_seq.shape, x_seq.stride()) for each in (z, added))
     assert z is not None
-    return NormedInput(z, mean, inverse_std, weight, bias, added, _between_channels(norm.z.view.stride, shape), form)
+    return NormedInput(z, mean, inverse_std, weight, bias, added, inner, form)
 
 
 _is_dense: Any = torch.ops.aten.is_non_overlapping_and_dense
@@ -92,6 +108,49 @@ def _summands(value: Value) -> tuple[Value | None, Ref | None]:
             if one.value.recipe is not None and one.value.recipe.norm is not None and one.view == other.view:
                 return one.value, other
     return None, None
+
+
+def _pooling_of_norm(value: Value) -> Recipe | None:
+    """How a value was made, if that is a max pooling of a batch norm's whole output, within its channels."""
+    pool = value.recipe
+    if pool is None or getattr(pool.function, "__func__", None) is not PoolWindows.values:
+        return None
+    windows: PoolWindows = pool.function.__self__  # type: ignore[attr-defined]
+    x: Ref = pool.args[0]
+    norm = x.value.recipe
+    if norm is None or norm.norm is None or x.view != norm.view or len(x.view.size) != len(windows.sides) + 2:
+        return None
+    return pool
+
+
+def _taken(pool: Recipe, z_ref: Ref, z: Tensor, note: Callable[..., None]) -> Tensor | None:
+    """Those elements of a norm's input whose outputs a max pooling took, laid out as its result, with their recipe."""
+    short: Ref = pool.args[1]
+    places = short.value.tensor(short.view)
+    if places is None:
+        return None
+    taken: Tensor = pool.function(z, places)
+    if taken.stride() != pool.view.stride:
+        taken = taken.new_empty_strided(pool.view.size, pool.view.stride).copy_(taken)
+    refs = (z_ref, short)
+    note(pool.function, Call(refs, {}, {each.value.address: each.value for each in refs}), taken, 1)
+    return taken
+
+
+def layout_of_norm(
+    x: Value, pool: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Value, Leaf] | None:
+    """For a max pooling that saves its input x: x, and the norm's input that can stand for it, if x is a norm's output.
+
+    That one has the size of x, and is kept anyway.
+    """
+    norm = None if x.recipe is None else x.recipe.norm
+    if norm is None or not norm.z.value.keepers or norm.z.value.nbytes != x.nbytes:
+        return None
+    storage = norm.z.value.storage()
+    if storage is None or not backward_reads_no_input(pool, args, kwargs):
+        return None
+    return x, (norm.z.value, storage)
 
 
 _NEVER_FIRES = LIFParameters(decay_input=False, v_threshold=1e30, v_reset=None)

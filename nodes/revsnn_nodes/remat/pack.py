@@ -122,12 +122,16 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
+Leaf = tuple[Value, UntypedStorage]
+"""What is kept alive to make something from it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What making a value again takes."""
 
     obstacle: str = ""  # why it cannot be used; empty where it can
-    leaves: tuple[tuple[Value, UntypedStorage], ...] = ()  # to keep alive
+    leaves: tuple[Leaf, ...] = ()
     new_bytes: int = 0  # of those that nothing keeps yet, and `copied_bytes`
     copied_bytes: int = 0  # of tensors that stand among the arguments of its recipes
     passes: int = 0  # over the tensor; a recipe for a part of it counts as that part
@@ -342,7 +346,7 @@ def values_to_make(packed: list[Packed]) -> set[Value]:
     return needed
 
 
-def make(target: Value, leaves: tuple[tuple[Value, UntypedStorage], ...] | None = None) -> UntypedStorage:
+def make(target: Value, leaves: tuple[Leaf, ...] | None = None) -> UntypedStorage:
     """Runs the recipes from what is there to a value; holds what another saved tensor asks for next.
 
     A trial begins from `leaves`, whatever else is there, and holds nothing.

@@ -5,6 +5,7 @@ again: a convolution, anything random) or has a `Recipe`: a cheap function, and 
 to storages weakly, so that recording keeps nothing alive. A view is a value with a size, stride, offset and dtype.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, UntypedStorage
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 Function = Callable[..., Any]
 Place = tuple[Any, ...]
@@ -349,6 +351,15 @@ class Ref(NamedTuple):
     view: View
 
 
+class Call(NamedTuple):
+    """A function's arguments, with a `Ref` in place of each tensor."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    before: dict[int, Value]  # what it refers to, as it is before the call, by the address of the storage
+    copied: int = 0  # bytes of tensors that stand among the arguments themselves
+
+
 def map_leaves(structure: Any, kind: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
     """Replaces the leaves of some types in nested tuples, lists and dicts."""
     what = type(structure)
@@ -512,3 +523,34 @@ class PoolWindows:
         dims = len(self.sides)
         places = self.places(short)
         return tensor.flatten(-dims).gather(-1, places.flatten(-dims)).view_as(places)
+
+
+_reads_none: dict[str, bool] = {}
+
+
+def backward_reads_no_input(pool: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a max pooling's backward pass takes of its saved input the layout alone, and no number.
+
+    Tried with other numbers in its place, once for each pooling and layout.
+    """
+    x, *rest = args
+    how = repr((pool, rest, kwargs, x.shape[1:], x.stride()[1:], x.dtype, x.device))
+    if how in _reads_none:
+        return _reads_none[how]
+    frame = x.shape[1:]
+    with torch.enable_grad(), _disable_current_modes():
+        tried = torch.empty_strided((1, *frame), (math.prod(frame), *x.stride()[1:]), dtype=x.dtype, device=x.device)
+        tried.copy_(torch.randn(1, *frame, generator=torch.Generator().manual_seed(0))).requires_grad_()
+
+        def gradient(read: Callable[[Tensor], Tensor]) -> Tensor:
+            """Of the input, where saved tensors are read in some way."""
+            with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, read):
+                y = pool(tried, *rest, **kwargs)[0]
+                return torch.autograd.grad(y, tried, 1 + y.detach().cos())[0]
+
+        def spoiled(saved: Tensor) -> Tensor:
+            """Other numbers in the same layout, where it has numbers."""
+            return torch.full_like(saved, math.nan) if saved.is_floating_point() else saved
+
+        _reads_none[how] = torch.equal(gradient(Tensor.detach), gradient(spoiled))
+    return _reads_none[how]

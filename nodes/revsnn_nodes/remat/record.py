@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,15 @@ from torch.overrides import TorchFunctionMode
 from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
-from revsnn_nodes.remat.norm import NormedInput, normed_input, saved_statistics
-from revsnn_nodes.remat.pack import Entry, Kept, Packed, Saved, plan_for
+from revsnn_nodes.remat.norm import NormedInput, layout_of_norm, normed_input, saved_statistics
+from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, plan_for
 from revsnn_nodes.remat.recipes import (
     FILLS,
     MAX_POOLS,
     NORM_PASSES,
     NOTHING,
     Autocast,
+    Call,
     Function,
     Norm,
     Place,
@@ -67,15 +68,6 @@ class _Unrecorded(Exception):
     """An argument that no recipe can refer to."""
 
 
-class Call(NamedTuple):
-    """A function's arguments, with a `Ref` in place of each tensor."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    before: dict[int, Value]  # what it refers to, as it is before the call, by the address of the storage
-    copied: int = 0  # bytes of tensors that stand among the arguments themselves
-
-
 class Recorder(TorchFunctionMode):
     """Values of the storages that a forward has touched, and the saved tensors of its current call."""
 
@@ -89,6 +81,7 @@ class Recorder(TorchFunctionMode):
         self.in_backward = False
         self.most = _MANY
         self.names: dict[int, str] = {}
+        self.instead: tuple[Value, Leaf] | None = None  # what a call saves for its layout alone, and what serves for it
         self.name: str | None = None  # of the module, inside `in_one_module`; "" where it was not needed yet
 
     def records(self) -> bool:
@@ -183,6 +176,8 @@ class Recorder(TorchFunctionMode):
         if value.keepers > (packed.value is value):
             return
         plan = plan_for(value, self.max_passes)
+        if self.instead is not None and value is self.instead[0]:
+            value, plan = self.instead[1][0], Plan(leaves=self.instead[1:])
         obstacle = plan.obstacle or ("" if packing.proves(plan, value, packed) else packing.UNSEEN)
         if obstacle:
             packed.entry.because = obstacle
@@ -319,7 +314,11 @@ class Recorder(TorchFunctionMode):
             if isinstance(result, Tensor):
                 self.note(lambda tensor: function(tensor, *args[1:], **kwargs), call, result, 1)
             return result
-        result, places = with_places(*args, **kwargs)
+        self.instead = None if self.verify else layout_of_norm(call.args[0].value, with_places, args, kwargs)
+        try:
+            result, places = with_places(*args, **kwargs)
+        finally:
+            self.instead = None
         windows = PoolWindows(with_places, args, kwargs)
         short = windows.shorten(places)
         read = self.refer((short,), {})
@@ -551,7 +550,7 @@ def run_node(
         return run(x_seq, v)
     with torch._C.DisableTorchFunction():
         fuses = node.fuses_batch_norm and run.__name__ == "fused_sequence" and x_seq.requires_grad
-        normed = normed_input(recorder.value_of(x_seq), x_seq) if fuses else None
+        normed = normed_input(recorder.value_of(x_seq), x_seq, recorder.note) if fuses else None
         if normed is None:
             call, again, sources = _of_input(node, run, x_seq, v, parameters)
         else:
