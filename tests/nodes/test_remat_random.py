@@ -30,6 +30,7 @@ LAYERS = {
     "neuron": lambda: StandardLIF(step_mode="m"),
     "soft neuron, reference": lambda: StandardLIF(step_mode="m", v_reset=None, backend="torch"),
     "max pool": lambda: nn.MaxPool1d(3, 1, 1),
+    "norm, max pool": lambda: nn.Sequential(nn.BatchNorm1d(CHANNELS), nn.MaxPool1d(3, 1, 1)),
     "avg pool": lambda: nn.AvgPool1d(3, 1, 1),
 }
 FUNCTIONS = {

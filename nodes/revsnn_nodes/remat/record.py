@@ -209,6 +209,8 @@ class Recorder(TorchFunctionMode):
             return self.in_one_module(self.call_pool, function, args, kwargs)
         if how.writes == "statistics":
             return self.in_one_module(self.call_norm, function, args, kwargs)
+        if how.writes == "first" and self.is_source(args[0]):
+            return function(*args, **kwargs)
         # What is only read can be referred to afterwards, when it shows that most results are views and need no recipe.
         call = None if written is None else self.refer(args, kwargs)
         result = made = function(*args, **kwargs)
@@ -224,6 +226,11 @@ class Recorder(TorchFunctionMode):
                 doubted = function is torch.zeros or function is torch.ones or not torch.is_grad_enabled()
                 self.note(function, call, made, how.passes or 1, _place(function, made) if doubted else None)
         return result
+
+    def is_source(self, tensor: Any) -> bool:
+        """Whether a tensor has no recipe, and then has none after a change in place either."""
+        value = self.values.get(tensor.untyped_storage()._cdata) if isinstance(tensor, Tensor) else None
+        return value is None or value.recipe is None
 
     def call_norm(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls a norm that changes running statistics, and notes how to make its result again with those of now."""
