@@ -97,7 +97,10 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         with warnings.catch_warnings():
             # What a node warns of is recorded by the fidelity pass; here it would only be repeated.
             warnings.simplefilter("ignore")
-            parts = {each.field: each.meter(case, settings) for name, each in PASSES.items() if name in settings.passes}
+            parts: dict[str, Any] = {}
+            for each in (each for name, each in PASSES.items() if name in settings.passes):
+                torch.compiler.reset()  # a function is compiled so many times, and left eager from there on
+                parts[each.field] = each.meter(case, settings)
             accuracy = _accuracy(case, settings)
     finally:
         switched = restore_switches(switches)
@@ -192,14 +195,11 @@ def _without_tf32() -> Iterator[None]:
 
 def _time(case: Case, settings: Settings) -> TimeRecord:
     """The times of a case beside the standard LIF, or beside the user's model as it is."""
-    import torch
 
     from revsnn_bench.meters.timing import measure_time, set_steady_state_malloc
     from revsnn_bench.models.workloads import build
 
     kept = set_steady_state_malloc(settings.keep_freed)
-    # torch.compile leaves a function eager for good once it ran under a dispatch mode, as attribution uses.
-    torch.compiler.reset()
     record = measure_time(
         build(case),
         None if case == case.point else build(case.point),

@@ -28,12 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
-from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of
+from revsnn_bench.meters.step import EagerMode, TrainingStep, own_bytes, storage_of, watched
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
 
@@ -55,13 +54,23 @@ class Block(NamedTuple):
 def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> list[Any]:
     """Calls `enter` with its name before each module's forward and `leave` after it, also where it raises.
 
-    The model itself goes by its class. Returns the handles of the hooks.
+    The model itself goes by its class. Inside of a compiled function none is called, and it is compiled as without.
+    Returns the handles of the hooks.
     """
+
+    def before(label: str) -> None:
+        if not torch.compiler.is_compiling():
+            enter(label)
+
+    def after() -> None:
+        if not torch.compiler.is_compiling():
+            leave()
+
     handles: list[Any] = []
     for name, module in model.named_modules():
         label = name or type(model).__name__
-        handles.append(module.register_forward_pre_hook(lambda *_, label=label: enter(label), prepend=True))
-        handles.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
+        handles.append(module.register_forward_pre_hook(lambda *_, label=label: before(label), prepend=True))
+        handles.append(module.register_forward_hook(lambda *_: after(), always_call=True))
     return handles
 
 
@@ -113,7 +122,7 @@ class ModuleClock:
 Scratch = Callable[[Any, tuple[Any, ...], Any], int]
 
 
-class StorageTracker(TorchDispatchMode):
+class StorageTracker(EagerMode):
     """Logs the life of every storage made while it is active.
 
     Args:
@@ -337,8 +346,7 @@ def _tracked(step: TrainingStep, scratch: Scratch | None = None) -> Iterator[tup
     """
     tracker = StorageTracker(step.model, scratch)
     marks = _Marks(tracker.log.append, tracker.serial)
-    hook = step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True)
-    with hook, quiet_gc(), torch.autograd.set_multithreading_enabled(False), tracker:
+    with watched(step.model, marks.note_inputs), quiet_gc(), torch.autograd.set_multithreading_enabled(False), tracker:
         yield tracker, marks
 
 
@@ -423,7 +431,7 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     clock = ModuleClock(step.model)
     with ExitStack() as hooks:
         hooks.callback(clock.close)
-        hooks.enter_context(step.model.register_forward_pre_hook(marks.note_inputs, with_kwargs=True))
+        hooks.enter_context(watched(step.model, marks.note_inputs))
         for hook in hook_modules(
             step.model, lambda label: put(partial(_Replay.enter, label=label)), lambda: put(_Replay.leave)
         ):

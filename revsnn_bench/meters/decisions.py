@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from revsnn_bench.meters.step import EagerMode
 
 JUMPS = {
     *("ge", "gt", "le", "lt", "eq", "ne", "sign", "sgn", "heaviside"),
@@ -42,7 +43,7 @@ def _name_of(operator: Any) -> str:
     return str(operator._schema.name).rpartition("::")[2].rstrip("_")
 
 
-class Decisions(TorchDispatchMode):
+class Decisions(EagerMode):
     """Inside, what operators decide is recorded; inside `repeated()`, operators of the same name decide the same.
 
     A decision is a result that jumps where an input moves by a rounding: a comparison, the place of a maximum, a

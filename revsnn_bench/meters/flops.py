@@ -43,10 +43,9 @@ from revsnn_nodes.kernels.support import equations_written_out
 from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.step import EagerMode, TrainingStep
 from revsnn_bench.records import FlopsRecord, PhaseFlops
 
 with warnings.catch_warnings():
@@ -389,7 +388,7 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     return FlopsRecord(**phases, fvcore_forward_flops=check)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(EagerMode):
     """Adds up operations by phase; on devices, autograd's own threads call it too."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ beside the allocator's reading and never in its place: the hooks do not see tens
 context or inside other objects, and they do count graphs that die early.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.leaks import Older, first_step, growth, measure_untracked
-from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes
+from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes, watched
 from revsnn_bench.records import MemoryRecord, SavedBytes
 from revsnn_bench.system.gpu import process_gpu_bytes
 from revsnn_bench.system.process import frozen_heap, process_peak_bytes, quiet_gc
@@ -47,8 +47,11 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
     step.prepare()
     older = (step.source, *step.model.parameters(), *step.model.buffers())
     alive_before = {storage_of(tensor)._cdata for tensor in older}
-    watched = step.model.register_forward_pre_hook(note_inputs, with_kwargs=True)
-    with watched, quiet_gc(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        watched(step.model, note_inputs),
+        quiet_gc(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         output = step.forward()
     sizes = {"own": 0, "input": 0, "output": 0}
     for key, (_, nbytes) in packed.items():
@@ -102,12 +105,8 @@ def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: C
     forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
     saved = measure_saved(step)
     attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
-    categories = dict(attribution.peak_by_category_bytes)
-    if unseen := fields["peak_bytes"] - attribution.peak_bytes:
-        categories["unattributed"] = unseen
-    modules = retained_by_module(step)
-    if unseen := fields["retained_bytes"] - sum(modules.values()):
-        modules["unattributed"] = unseen
+    categories = _parts_of(fields["peak_bytes"], attribution.peak_by_category_bytes)
+    modules = _parts_of(fields["retained_bytes"], retained_by_module(step))
     growth_bytes, growth_module = growth(step, older)
     lasting, after_forward, untracked = measure_untracked(step, older, grown, live)
     if lasting:
@@ -128,6 +127,15 @@ def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: C
         retained_by_module_bytes=modules,
         timeline=attribution.timeline,
     )
+
+
+def _parts_of(whole: int, parts: Mapping[str, int]) -> dict[str, int]:
+    """Parts that sum to the whole: what is unseen is `unattributed`.
+
+    All of it is where they exceed it: what is compiled is taken apart as it is written, which may keep more.
+    """
+    unseen = whole - sum(parts.values())
+    return {"unattributed": whole} if unseen < 0 else dict(parts) | ({"unattributed": unseen} if unseen else {})
 
 
 def peak_bytes(step: TrainingStep) -> int:

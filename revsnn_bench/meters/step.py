@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class TrainingStep:
@@ -66,6 +67,25 @@ class TrainingStep:
         return []
 
 
+class EagerMode(TorchDispatchMode):
+    """A mode that sees operators, under which functions of `torch.compile` run as they are written.
+
+    They are what they were afterwards: by itself a mode leaves a function eager for good that it makes compile anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entered: list[Any] = []  # what ends each entry's effect on the compiler: it may be entered inside itself
+
+    def __enter__(self) -> Any:
+        self._entered.append(torch.compiler.set_stance("force_eager"))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered.pop().__exit__(*error)
+
+
 def learned(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that get a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -115,3 +135,23 @@ def unique_bytes(tensors: Iterable[Tensor]) -> int:
 def own_bytes(tensor: Tensor) -> int:
     """Bytes of the tensor's elements; never more than its storage, which a view may share with others."""
     return min(tensor.numel() * tensor.element_size(), storage_of(tensor).nbytes())
+
+
+@contextmanager
+def watched(model: nn.Module, note: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """Inside, each call of a model is noted with its arguments, outside of what `model.compile()` compiled."""
+    compiled = model._compiled_call_impl
+    if compiled is None:
+        with model.register_forward_pre_hook(note, with_kwargs=True):
+            yield
+        return
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        note(model, args, kwargs)
+        return compiled(*args, **kwargs)
+
+    model._compiled_call_impl = call
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled

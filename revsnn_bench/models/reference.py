@@ -100,6 +100,11 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     if not neurons or any(_reference_of_neuron(neuron) is None for neuron in neurons):
         return None
     reference = copy.deepcopy(model)
+    if name := _calls_another(reference):
+        raise NoOracle(
+            f"a copy of it, which it is held against, would run the model itself: `{name}` is a compiled method of "
+            "that. Call `model.compile()`, or compile the whole model by `torch.compile(model)`"
+        )
     if isinstance(reference, ConvBlock | RevChain | Stepwise):
         reference = reference.plain()
     for name, module in list(reference.named_modules()):
@@ -111,6 +116,17 @@ def reference_of(model: nn.Module) -> nn.Module | None:
             assert replacement is not None
             reference.set_submodule(name, replacement)
     return reference
+
+
+def _calls_another(model: nn.Module) -> str | None:
+    """The name of an attribute that is a method of another model: a copy of a compiled method calls the original."""
+    inside = set(model.modules())
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            of_it = getattr(getattr(value, "_torchdynamo_orig_callable", value), "__self__", None)
+            if isinstance(of_it, nn.Module) and of_it not in inside:
+                return f"{path}.{name}" if path else name
+    return None
 
 
 def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:

@@ -1,6 +1,7 @@
 """Models as users write them, good and bad, for the tests of `--model`."""
 
 import random
+from functools import cache
 from types import SimpleNamespace
 
 import numpy
@@ -45,6 +46,42 @@ def lazy():
 
 def compiled_part():
     return nn.Sequential(Plain(), torch.compile(nn.Linear(4, 4), backend="eager"))
+
+
+@cache
+def wrong_backend():
+    """A backend of `torch.compile` whose backward pass is three times what it must be."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def tripled(graph, _):
+        return make_boxed_func(lambda *args: tuple(None if each is None else 3 * each for each in graph(*args)))
+
+    return aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=tripled)
+
+
+def compiled_wrongly():
+    return torch.compile(Eager(), backend=wrong_backend())
+
+
+def compiled_in_place():
+    model = Eager()
+    model.compile(backend=wrong_backend())
+    return model
+
+
+def compiled_method():
+    model = Eager()
+    model.forward = torch.compile(model.forward, backend="aot_eager")
+    return model
+
+
+class Eager(Plain):
+    """`Plain`, by operators that a compiler sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.first.backend = self.second.backend = "torch"
 
 
 def made_once():

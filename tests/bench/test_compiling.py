@@ -1,4 +1,4 @@
-"""The pass that times compilation, in a process of its own with empty caches."""
+"""The pass that times compilation, in a process with empty caches; and what is compiled is what is judged."""
 
 import subprocess
 import sys
@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from revsnn_bench import Case, Settings
+from revsnn_bench.measuring import measure
 from revsnn_bench.meters.timing import measure_compile_time
+from revsnn_bench.records import Status
 from revsnn_bench.session import BenchSession, RunOptions
 from revsnn_bench.system.process import METERS
 
@@ -41,3 +43,36 @@ def test_only_a_suite_that_asks_for_compilation_gets_it():
     assert (usual.compile_time_s, usual.memory is not None) == (None, True)
     assert asked.compile_time_s >= 0
     assert asked.memory is not None
+
+
+def own(model, node="as-is"):
+    return Case(workload=f"own_models:{model}", node=node, timesteps=2, batch=3, shape=(6,))
+
+
+@pytest.mark.parametrize("model", ["compiled_wrongly", "compiled_in_place"])
+def test_passes_before_do_not_hide_a_wrong_gradient_of_compiled_code(model):
+    """Counting runs a function as it is written; the gradient that is judged is that of the compiled one."""
+    record = measure(own(model), Settings(passes=("memory", "flops", "fidelity")))
+    assert record.status is Status.WRONG
+    assert record.fidelity.gradient_error > 1
+
+
+def test_a_compiled_method_of_a_model_is_named():
+    """A copy of the model would run the model itself; everything else is measured."""
+    record = measure(own("compiled_method"), Settings(passes=("memory", "fidelity")))
+    assert record.status is Status.OK
+    assert "`forward` is a compiled method of that" in record.reason
+    assert record.memory.peak_bytes > 0
+
+
+def test_compiled_spikingjelly_keeps_one_tensor_and_its_memory_is_believed():
+    """All of what a compiled step keeps is counted, though its modules are taken apart as they are written."""
+    record = measure(
+        Case(node="spikingjelly-compiled", timesteps=8, batch=1, shape=(1 << 17,)), Settings(passes=("memory",))
+    )
+    memory, output = record.memory, 8 * (1 << 17) * 4
+    assert record.status is Status.OK, record.reason
+    assert output <= memory.retained_bytes < 1.001 * output
+    assert memory.untracked_bytes.held < 1 << 20
+    assert sum(memory.retained_by_module_bytes.values()) == memory.retained_bytes
+    assert min(memory.retained_by_module_bytes.values()) >= 0
