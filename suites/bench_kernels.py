@@ -64,5 +64,5 @@ def test_unfused(case, measure_case):
     batch=1,
 )
 def test_peers(case, measure_case, passes_of):
-    """Their operators have no FLOPs formula here, and their own copy in float64 would be their only reference."""
-    measure_case(case, passes=passes_of(case, ("memory", "time")))
+    """SpikingJelly's LIF, operator by operator and as compiled code."""
+    measure_case(case, passes=passes_of(case, USUAL))
