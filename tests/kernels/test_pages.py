@@ -48,6 +48,22 @@ def test_pages_of_a_large_result_are_there_before_it_is_written(threads):
     assert met[True] < 16 < met[False] + 8
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the advice is Linux's")
+def test_pages_are_asked_for_on_the_threads_of_torchs_operators(monkeypatch):
+    """Those wait by spinning: a thread of Python's beside them would be one more than there are cores."""
+    calls = []
+    monkeypatch.setattr(pages, "_has_team", lambda: True)
+    monkeypatch.setattr(pages, "_populate", lambda *given: calls.append(given))
+    monkeypatch.setattr(pages, "in_pool", None)
+    torch.set_num_threads(2)
+    tensor = new_pages(LARGE)
+    pages.prepare(tensor)
+    ((begin, end, first, last, size, threads),) = calls
+    assert begin <= tensor.data_ptr() < tensor.data_ptr() + tensor.nbytes <= end
+    assert (first, threads) == (0, 2)
+    assert size < last == -(-end // (2 << 20)) - begin // (2 << 20)
+
+
 @pytest.mark.parametrize("elements", [0, 1, pages.LARGE_BYTES // 4, LARGE])
 def test_preparing_changes_no_value(elements):
     """Also of memory that was written before, and of a part of it."""

@@ -354,6 +354,19 @@ def _madvise() -> Any:
     return function
 
 
+_advise: Any = types.ExternalFunction("madvise", types.int32(types.int64, types.int64, types.int32))
+
+
+@exact_kernel
+def _populate(begin: int, end: int, start: int, stop: int, size: int, threads: int) -> None:
+    """Asks the system for the pages of the memory from `begin` to `end`; its large pages are the columns."""
+    if shared_out(start, stop, size, threads):
+        return
+    origin = begin - begin % _LARGE_PAGE
+    first = max(begin, origin + start * _LARGE_PAGE)
+    _advise(first, min(end, origin + stop * _LARGE_PAGE) - first, _MADV_POPULATE_WRITE)
+
+
 def prepare(tensor: Tensor) -> None:
     """Backs a new CPU tensor by pages of 2 MiB where the system has them, and gets the pages of a large one now.
 
@@ -368,15 +381,8 @@ def prepare(tensor: Tensor) -> None:
     madvise(start, stop - start, _MADV_HUGEPAGE)
     if tensor.nbytes <= FRESH_BYTES:
         return
-    origin = start // _LARGE_PAGE
-
-    def populate(first: int, last: int) -> None:
-        """Asks the kernel for some of the pages."""
-        begin, end = max(start, (origin + first) * _LARGE_PAGE), min(stop, (origin + last) * _LARGE_PAGE)
-        madvise(begin, end - begin, _MADV_POPULATE_WRITE)
-
-    pages, threads = -(-stop // _LARGE_PAGE) - origin, torch.get_num_threads()
-    in_pool(populate, pages, max(1, pages // (threads * PIECES_PER_THREAD)), threads)
+    pages = -(-stop // _LARGE_PAGE) - start // _LARGE_PAGE
+    run_columns(_populate, (start, stop), pages, 1, tensor.numel())
 
 
 PIECE = 128
