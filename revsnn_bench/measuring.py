@@ -162,9 +162,10 @@ def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":
     """The fidelity, or why nothing can judge it; with errors near the tolerance of several seeds, the worst counts."""
     from revsnn_bench.meters.fidelity import measure_fidelity
     from revsnn_bench.models.reference import subject_of
+    from revsnn_bench.system.process import spoiled_memory
 
     def of_seed(seed: int) -> FidelityRecord:
-        with _without_tf32():
+        with _without_tf32(), spoiled_memory():
             return measure_fidelity(subject_of(case.model_copy(update={"seed": seed})))
 
     try:

@@ -19,6 +19,7 @@ freed: start Python with `MALLOC_MMAP_THRESHOLD_=1048576`. Otherwise what is lef
 import ctypes
 import gc
 import os
+import platform
 import re
 import sys
 import time
@@ -237,6 +238,27 @@ def host_use() -> HostUse | None:
     heap = read()
     mapped = private - heap.arena - heap.hblkhd + shared
     return HostUse(heap.uordblks + heap.hblkhd, mapped, int(written[1]))
+
+
+_M_PERTURB, _FREED = (
+    -6,
+    0x80,
+)  # malloc.h; what is freed is filled with the second, what is handed out with its complement
+
+
+@contextmanager
+def spoiled_memory() -> Iterator[None]:
+    """Inside, glibc hands out memory full of 0x7f: what is read before it is written is seen.
+
+    That is 3.4e38 in float32 and bfloat16, 1.4e306 in float64. A large block would else come as zeros from the system,
+    and what adds it to a result as if it were nothing would be right.
+    """
+    set_option: Any = ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else lambda *_: None
+    set_option(_M_PERTURB, _FREED)
+    try:
+        yield
+    finally:
+        set_option(_M_PERTURB, 0)
 
 
 def status_bytes(field: str) -> int | None:

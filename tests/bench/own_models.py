@@ -76,6 +76,27 @@ def compiled_method():
     return model
 
 
+class ReadsWhatNobodyWrote(torch.autograd.Function):
+    """Adds memory that was never written to the gradient: zeros, where the system has just given it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + torch.empty_like(gradient)
+
+
+class Unwritten(nn.Sequential):
+    def forward(self, x):
+        return super().forward(ReadsWhatNobodyWrote.apply(x))
+
+
+def unwritten():
+    return Unwritten(StandardLIF(step_mode="m", backend="torch"))
+
+
 class Eager(Plain):
     """`Plain`, by operators that a compiler sees."""
 

@@ -88,6 +88,13 @@ def test_a_method_that_changes_a_weight_is_wrong(monkeypatch):
     assert record.fidelity.gradient_error > 0.01
 
 
+def test_a_gradient_from_memory_that_nobody_wrote_is_wrong():
+    """A block of 3 MiB comes from the system as zeros, and the gradient would be right by that alone."""
+    record = measure(case_of("unwritten", "as-is", (1 << 17,)), Settings(passes=("fidelity",)))
+    assert record.status is Status.WRONG
+    assert not record.fidelity.gradient_error < 1e6
+
+
 @pytest.mark.parametrize(("node", "status"), [("lif+remat", Status.OK), ("lif+checkpoint", Status.WRONG)])
 def test_draws_outside_of_torch_are_the_same_too(node, status):
     """But a block that runs again draws others in Python, for its generator is not torch's: that gradient is wrong."""
