@@ -69,6 +69,18 @@ def rounds_of(*shares: float) -> list[Round]:
     return [Round(Sample(0.25, 0.25, share), Sample(0.25, 0.25, 0.0), 0.1) for share in shares]
 
 
+@pytest.mark.parametrize("source", [torch.ones(3, requires_grad=True), torch.arange(12)], ids=["floats", "tokens"])
+def test_no_two_steps_have_the_same_input(source):
+    """So a model that gives back what it remembers of an input is timed like any other."""
+    seen = []
+    step = Step()
+    step.source = source
+    step.run = lambda x: (seen.append(tuple(x.tolist())), torch.ones((), requires_grad=True) * 1)[1]
+    record = measure_time(step, None, target_s=0.0)
+    assert len(seen) == 2 + len(record.forward_time_s) + record.rounds_rejected
+    assert len(set(seen)) == len(seen)
+
+
 def test_a_known_time_comes_out_with_forward_and_backward_apart():
     """The fastest sample of each is the sleep and what waking up costs: forward takes twice what backward does."""
     step = Step(lambda: time.sleep(0.02), lambda: time.sleep(0.01))
