@@ -29,7 +29,7 @@ from nodes_remat import (
 from nodes_tolerances import ALIKE_RTOL
 from revsnn_nodes import CarrierLIF, CheckpointedLIF, StandardLIF, remat
 from revsnn_nodes.remat import recipes
-from revsnn_nodes.remat.record import recordable
+from revsnn_nodes.remat.pack import recordable
 from torch import nn
 from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
@@ -574,10 +574,30 @@ def test_pooling_between_norm_and_neuron_fuses_too(pool, format, training):
     net(x)
     reset(net.train(training))
     assert_same_step(net, x, verify=True)
+    assert_same_step(net, x)
+    reset(net)
     counts = calls_in_backward(net, x)
     assert counts["revsnn::norm_lif_backward"] == 2
     assert counts["aten::gather"] == 1
     assert not {"aten::native_batch_norm", "revsnn::lif_forward", "revsnn::lif_backward"} & counts.keys()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pool", [nn.MaxPool3d(2), nn.AdaptiveMaxPool3d(3), nn.MaxPool3d(3, 1, return_indices=True)])
+def test_pooling_that_autocast_casts_is_equal(pool, half):
+    """On the CPU it computes max pooling over volumes in float32, but not where places are asked for as well."""
+    net = nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), First(pool), nn.ReLU(), nn.Conv3d(4, 4, 1))
+    x = torch.randn(2, 2, 8, 8, 8)
+    with torch.autocast("cpu", half):
+        assert_same_step(net, x)
+
+
+class First(nn.Sequential):
+    """The first result of a layer that may have two."""
+
+    def forward(self, x):
+        result = super().forward(x)
+        return result[0] if isinstance(result, tuple) else result
 
 
 @pytest.mark.parametrize("kind", ["over channels", "of a part", "behind an activation"])

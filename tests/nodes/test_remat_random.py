@@ -173,16 +173,17 @@ def step(net, x, context):
 
 
 @settings(max_examples=80, deadline=None)
-@given(plans({**LAYERS, **FUNCTIONS}), st.booleans(), st.sampled_from([2, 5, 16]))
-def test_gradients_are_equal(plan, training, max_passes):
-    """Any network, in training and in evaluation: every gradient and buffer, to the bit."""
+@given(plans({**LAYERS, **FUNCTIONS}), st.booleans(), st.sampled_from([2, 5, 16]), st.booleans(), st.booleans())
+def test_gradients_are_equal(plan, training, max_passes, half, verify):
+    """Any network, in training and in evaluation, under autocast and not: every gradient and buffer, to the bit."""
     torch.manual_seed(0)
     net = Network(plan).train(training)
     twin = copy.deepcopy(net)
     x = torch.randn(STEPS * 2, CHANNELS, LENGTH)
     xs = [x.clone().requires_grad_() for _ in range(2)]
-    expected = step(twin, xs[0], nullcontext())
-    got = step(net, xs[1], remat(max_passes=max_passes, verify=True))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        expected = step(twin, xs[0], nullcontext())
+        got = step(net, xs[1], remat(max_passes=max_passes, verify=verify))
     assert expected is not None
     assert got is not None
     assert_equal(got, expected)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, nn
 from torch._subclasses import FakeTensor
 from torch.profiler import record_function
 from torch.utils._python_dispatch import _disable_current_modes
@@ -40,6 +40,36 @@ def paused() -> Iterator[None]:
 def is_paused() -> bool:
     """Whether this thread is inside `paused`."""
     return getattr(_local, "paused", False)
+
+
+_PLAIN: dict[tuple[type, int], bool] = {}
+"""Verdicts of `recordable` by type and dispatch keys, which tell of everything that it asks."""
+
+
+def recordable(tensor: Tensor) -> bool:
+    """Whether a tensor is plain memory with a version counter: no subclass, no transform, no conjugate view."""
+    kind = type(tensor), torch._C._dispatch_keys(tensor).raw_repr()
+    found = _PLAIN.get(kind)
+    if found is None:
+        found = (
+            kind[0] in (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
+            and tensor.layout is torch.strided
+            and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+            and tensor.device.type != "meta"
+        )
+        if kind[0] is not FakeTensor:  # its device is not among its keys
+            _PLAIN[kind] = found
+    return found
+
+
+def fills_its_storage(tensor: Tensor) -> bool:
+    """Whether a new tensor and its storage have the same elements, in whatever order."""
+    if tensor.storage_offset() or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.itemsize:
+        return False
+    if tensor.is_contiguous():
+        return True
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return span == tensor.numel() - 1
 
 
 @dataclass(slots=True)
@@ -276,7 +306,7 @@ class Packed(Kept):
         self.kept = None
         self.value.keepers -= 1
         self.value, self.leaves, self.copied = value, tuple(leaf for leaf, _ in plan.leaves), plan.copied_bytes
-        self.entry.remade_bytes = 0 if value.asks else value.nbytes
+        self.entry.remade_bytes = 0 if value.asks or value in self.leaves else value.nbytes
         self.entry.kept_bytes, self.entry.passes = plan.new_bytes, plan.passes
         for leaf, storage in plan.leaves:
             leaf.pin(storage)
@@ -326,7 +356,7 @@ def count(entries: list[Entry], alive: Sequence[Packed | None]) -> None:
         held = {packed.value} if packed.kept is not None else set(packed.leaves)
         entry.kept_bytes = packed.copied + sum(value.nbytes for value in held - kept if not value.persistent)
         kept |= held
-        if packed.kept is None and packed.value not in remade:
+        if packed.kept is None and packed.value not in remade and packed.value not in packed.leaves:
             remade.add(packed.value)
             entry.remade_bytes = packed.value.nbytes
 

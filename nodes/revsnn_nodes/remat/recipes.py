@@ -428,6 +428,7 @@ class Recipe:
         args, kwargs = map_leaves((self.args, self.kwargs), Ref, lambda ref: ref.view.on(storages[ref.value]))
         with self.autocast.again():
             made = self.function(*args, **kwargs)
+        assert made.dtype is self.view.dtype, "a function gives its type again"
         if self.overwrites is None and made.stride() != self.view.stride:
             made = made.new_empty_strided(self.view.size, self.view.stride).copy_(made)
         return cast("UntypedStorage", made.untyped_storage())
@@ -449,6 +450,21 @@ def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
         statistics: Tensor | None = given[name]
         refs[name] = None if by_batch or statistics is None else statistics.detach().clone()
     return tuple(refs.values())
+
+
+def keeps_type(pool: Function, tensor: Tensor) -> bool:
+    """Whether a max pooling's result has its input's type, with places too: autocast casts what it reads of some."""
+    autocast = Autocast.now(tensor.device.type)
+    return not autocast.enabled or _keeps_type(pool, tensor.dtype, tensor.device, autocast)
+
+
+@cache
+def _keeps_type(pool: Function, dtype: torch.dtype, device: torch.device, autocast: Autocast) -> bool:
+    with _disable_current_modes(), autocast.again():
+        one = torch.ones((1,) * 5, dtype=dtype, device=device)[(0,) * (3 - int(pool.__name__.partition("pool")[2][0]))]
+        results = (each(one, 1) for each in (pool, MAX_POOLS[pool]))
+        types = {(each[0] if isinstance(each, tuple) else each).dtype for each in results}
+    return types == {dtype}
 
 
 class _Side(NamedTuple):

@@ -15,7 +15,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -24,7 +23,7 @@ from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
 from revsnn_nodes.remat.norm import NormedInput, layout_of_norm, normed_input, saved_statistics
-from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, plan_for
+from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, fills_its_storage, plan_for, recordable
 from revsnn_nodes.remat.recipes import (
     FILLS,
     MAX_POOLS,
@@ -42,6 +41,7 @@ from revsnn_nodes.remat.recipes import (
     View,
     arguments_of,
     is_fixed_type,
+    keeps_type,
     map_leaves,
     norm_again,
     set_item,
@@ -316,7 +316,7 @@ class Recorder(TorchFunctionMode):
         call, with_places = self.refer(args[:1], {}), MAX_POOLS[function]
         if call is None or not call.before:
             return function(*args, **kwargs)
-        if not args[0].requires_grad:  # nobody keeps the places
+        if not args[0].requires_grad or not keeps_type(function, args[0]):  # else nobody keeps the places
             result = function(*args, **kwargs)
             if isinstance(result, Tensor):
                 self.note(lambda tensor: function(tensor, *args[1:], **kwargs), call, result, 1)
@@ -405,26 +405,6 @@ def _place(function: Function, result: Tensor) -> Place:
     return (function, result.shape, result.dtype, result.device, *calls)
 
 
-_PLAIN: dict[tuple[type, int], bool] = {}
-"""Verdicts of `recordable` by type and dispatch keys, which tell of everything that it asks."""
-
-
-def recordable(tensor: Tensor) -> bool:
-    """Whether a tensor is plain memory with a version counter: no subclass, no transform, no conjugate view."""
-    kind = type(tensor), torch._C._dispatch_keys(tensor).raw_repr()
-    found = _PLAIN.get(kind)
-    if found is None:
-        found = (
-            kind[0] in (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
-            and tensor.layout is torch.strided
-            and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
-            and tensor.device.type != "meta"
-        )
-        if kind[0] is not FakeTensor:  # its device is not among its keys
-            _PLAIN[kind] = found
-    return found
-
-
 def _nbytes(arguments: tuple[Any, ...]) -> int:
     return sum(each.nbytes for each in arguments if isinstance(each, Tensor))
 
@@ -433,16 +413,6 @@ def _is_view_of(tensor: Any, result: Tensor) -> bool:
     """Whether a result is a view that autograd knows of what a function was given."""
     base = result._base
     return base is not None and (base is tensor or (isinstance(tensor, Tensor) and base is tensor._base))
-
-
-def fills_its_storage(tensor: Tensor) -> bool:
-    """Whether a new tensor and its storage have the same elements, in whatever order."""
-    if tensor.storage_offset() or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.itemsize:
-        return False
-    if tensor.is_contiguous():
-        return True
-    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return span == tensor.numel() - 1
 
 
 class ManyTimes(ContextDecorator, Generic[Result]):
