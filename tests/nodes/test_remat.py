@@ -586,7 +586,7 @@ def test_pooling_between_norm_and_neuron_fuses_too(pool, format, training):
 @pytest.mark.parametrize("pool", [nn.MaxPool3d(2), nn.AdaptiveMaxPool3d(3), nn.MaxPool3d(3, 1, return_indices=True)])
 def test_pooling_that_autocast_casts_is_equal(pool, half):
     """On the CPU it computes max pooling over volumes in float32, but not where places are asked for as well."""
-    net = nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), First(pool), nn.ReLU(), nn.Conv3d(4, 4, 1))
+    net = nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), First(pool), nn.SiLU())
     x = torch.randn(2, 2, 8, 8, 8)
     with torch.autocast("cpu", half):
         assert_same_step(net, x)
