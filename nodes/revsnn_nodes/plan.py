@@ -84,8 +84,11 @@ def unpack_bits(packed: Packed) -> Tensor:
 
 
 def is_neuron(module: Any) -> bool:
-    """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do."""
-    return callable(getattr(module, "reset", None)) and hasattr(module, "v")
+    """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do.
+
+    What `torch.compile` makes of one answers for it, and is none: that one is inside of it.
+    """
+    return callable(getattr(type(module), "reset", None)) and hasattr(module, "v")
 
 
 def neurons_of(model: nn.Module) -> list[Any]:

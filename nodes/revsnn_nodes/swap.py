@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+COMPILED = "_orig_mod"
+"""The attribute under which `torch.compile(module)` holds the module; what it calls was bound when it was made."""
+
 
 class Exchange(NamedTuple):
     """What takes the place of a neuron, and how the table shows both."""
@@ -52,6 +55,8 @@ def exchange(model: nn.Module, choose: Callable[[nn.Module], Exchange | str | No
             if id(child) not in chosen:
                 chosen[id(child)] = choose(child)
             found, full = chosen[id(child)], f"{parent_name}.{name}".removeprefix(".")
+            if name == COMPILED and isinstance(found, Exchange):
+                found = "compiled by itself, which would go on running: swap neurons before `torch.compile`"
             if isinstance(found, str):
                 left[full] = found
             elif found is not None:

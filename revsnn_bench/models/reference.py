@@ -9,6 +9,7 @@ import torch
 from revsnn_nodes import CarrierLIF
 from revsnn_nodes.coupled import InvertingNode
 from revsnn_nodes.plan import is_neuron, neurons_of
+from revsnn_nodes.swap import COMPILED
 from torch import Tensor, nn
 
 from revsnn_bench.case import AS_IS, Case, is_own
@@ -99,7 +100,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     neurons = neurons_of(model)
     if not neurons or any(_reference_of_neuron(neuron) is None for neuron in neurons):
         return None
-    reference = copy.deepcopy(model)
+    reference = _as_written(copy.deepcopy(model))
     if name := _calls_another(reference):
         raise NoOracle(
             f"a copy of it, which it is held against, would run the model itself: `{name}` is a compiled method of "
@@ -114,8 +115,23 @@ def reference_of(model: nn.Module) -> nn.Module | None:
         if is_neuron(module):
             replacement = _reference_of_neuron(module)
             assert replacement is not None
-            reference.set_submodule(name, replacement)
+            place = ".".join(part for part in name.split(".") if part != COMPILED)
+            if not place:
+                return replacement
+            reference.set_submodule(place, replacement)
     return reference
+
+
+def _as_written(model: nn.Module) -> nn.Module:
+    """A model without `torch.compile` around it or its parts: what is put in one is not what that calls."""
+    while COMPILED in model._modules:
+        model = model.get_submodule(COMPILED)
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            while child is not None and COMPILED in child._modules:
+                child = child.get_submodule(COMPILED)
+            module._modules[name] = child
+    return model
 
 
 def _calls_another(model: nn.Module) -> str | None:

@@ -64,6 +64,10 @@ def compiled_wrongly():
     return torch.compile(Eager(), backend=wrong_backend())
 
 
+def compiled_neuron():
+    return nn.Sequential(nn.Linear(6, 4), torch.compile(Eager().first, backend=wrong_backend()))
+
+
 def compiled_in_place():
     model = Eager()
     model.compile(backend=wrong_backend())

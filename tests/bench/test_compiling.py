@@ -49,7 +49,7 @@ def own(model, node="as-is"):
     return Case(workload=f"own_models:{model}", node=node, timesteps=2, batch=3, shape=(6,))
 
 
-@pytest.mark.parametrize("model", ["compiled_wrongly", "compiled_in_place"])
+@pytest.mark.parametrize("model", ["compiled_wrongly", "compiled_in_place", "compiled_neuron"])
 def test_passes_before_do_not_hide_a_wrong_gradient_of_compiled_code(model):
     """Counting runs a function as it is written; the gradient that is judged is that of the compiled one."""
     record = measure(own(model), Settings(passes=("memory", "flops", "fidelity")))

@@ -193,6 +193,21 @@ def test_a_shared_neuron_stays_one():
     assert list(done.swapped) == ["a.0", "a.2", "b.0"]
 
 
+def test_a_neuron_that_is_compiled_by_itself_is_left():
+    """What it calls was bound when it was compiled: a neuron put there would not run, nor the old one be reset."""
+    torch.compiler.reset()
+    net = nn.Sequential(torch.compile(neuron.LIFNode(step_mode="m"), backend="eager"), neuron.LIFNode(step_mode="m"))
+    done = swap_neurons(net)
+    assert set(done.swapped) == {"1"}
+    assert "0._orig_mod: left, compiled by itself" in str(done)
+    whole = torch.compile(copy.deepcopy(nn.Sequential(neuron.LIFNode(step_mode="m"))), backend="eager")
+    assert set(swap_neurons(whole).swapped) == {"_orig_mod.0"}
+    ran = []
+    whole.get_submodule("_orig_mod.0").register_forward_hook(lambda *_: ran.append(True))
+    whole(torch.randn(2, 3))
+    assert ran == [True]
+
+
 def test_what_is_left_says_why():
     """Other neurons and hooked ones stay, with the reason in the printed table."""
     hooked = neuron.LIFNode()
