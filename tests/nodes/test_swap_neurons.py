@@ -193,6 +193,7 @@ def test_a_shared_neuron_stays_one():
     assert list(done.swapped) == ["a.0", "a.2", "b.0"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
 def test_a_neuron_that_is_compiled_by_itself_is_left():
     """What it calls was bound when it was compiled: a neuron put there would not run, nor the old one be reset."""
     torch.compiler.reset()
