@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 from functools import partial
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -139,7 +140,7 @@ def _calls_another(model: nn.Module) -> str | None:
     inside = set(model.modules())
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            of_it = getattr(getattr(value, "_torchdynamo_orig_callable", value), "__self__", None)
+            of_it = getattr(unwrap(value) if callable(value) else value, "__self__", None)
             if isinstance(of_it, nn.Module) and of_it not in inside:
                 return f"{path}.{name}" if path else name
     return None

@@ -60,22 +60,28 @@ def wrong_backend():
     return aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=tripled)
 
 
+def in_operators():
+    """A model by operators that a compiler sees."""
+    return nn.Sequential(nn.Linear(6, 4), StandardLIF(step_mode="m", backend="torch"))
+
+
 def compiled_wrongly():
-    return torch.compile(Eager(), backend=wrong_backend())
+    return torch.compile(in_operators(), backend=wrong_backend())
 
 
 def compiled_neuron():
-    return nn.Sequential(nn.Linear(6, 4), torch.compile(Eager().first, backend=wrong_backend()))
+    layer, neuron = in_operators()
+    return nn.Sequential(layer, torch.compile(neuron, backend=wrong_backend()))
 
 
 def compiled_in_place():
-    model = Eager()
+    model = in_operators()
     model.compile(backend=wrong_backend())
     return model
 
 
 def compiled_method():
-    model = Eager()
+    model = in_operators()
     model.forward = torch.compile(model.forward, backend="aot_eager")
     return model
 
@@ -99,14 +105,6 @@ class Unwritten(nn.Sequential):
 
 def unwritten():
     return Unwritten(StandardLIF(step_mode="m", backend="torch"))
-
-
-class Eager(Plain):
-    """`Plain`, by operators that a compiler sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.first.backend = self.second.backend = "torch"
 
 
 def made_once():
