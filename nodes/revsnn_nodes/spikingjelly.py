@@ -220,7 +220,8 @@ def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
 
     Parameters, surrogate, step mode, training mode and membrane are kept; a learned `w` moves, so that optimizers have
     it still; a neuron used in several places stays one. A neuron with hooks is left, since what they expect is not
-    known. Those of snnTorch are for `revsnn_nodes.snntorch.swap_neurons`.
+    known, and so is one that `torch.compile` wraps by itself: exchange neurons first. Those of snnTorch are for
+    `revsnn_nodes.snntorch.swap_neurons`.
 
     Args:
         model: any module; its neurons are exchanged wherever they are: every `LIFNode`, and to "lif" every `IFNode` and
