@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.step import TrainingStep, hooked, learned, same_draws
+from revsnn_bench.meters.step import TrainingStep, hooked, is_compiled, learned, same_draws
 from revsnn_bench.records import NoOracle
 
 DIRECTIONS = 12
@@ -93,10 +93,7 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
     states: list[Tensor] = []
     calls = []
     for number in range(CALLS):
-        source = step.source.detach()
-        if number and source.is_floating_point():
-            source = source.roll(1, 0)
-        source.requires_grad_(source.is_floating_point())
+        source = _source(step, number)
         fired: list[Tensor] = []
         decisions = Decisions(places=True)
 
@@ -107,21 +104,49 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         with hooked([*_firing(step.model), *ours], record), decisions:
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-        given: dict[str, list[Tensor]] = {
-            "input": [source] if source.requires_grad else [],
-            "parameters": [*learned(step.model)],
-            "states": states,
-        }
-        tensors = [x for group in given.values() for x in group]
-        found = torch.autograd.grad(output, tensors, arriving.to(output.dtype).to(output.device), allow_unused=True)
-        gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found, strict=True))
-        by_group = {name: [next(gradients).double() for _ in group] for name, group in given.items()}
         in_double = source.detach().double() if source.requires_grad else source
-        calls.append(_Call(in_double, arriving, by_group, fired, decisions))
+        gradients = _gradients(step, source, states, output, arriving)
+        calls.append(_Call(in_double, arriving, gradients, fired, decisions))
         states = cut_states(step.model)
     if not calls[0].spikes:
         raise NoOracle("it does not fire through a surrogate whose primitive is known")
-    return calls
+    return _as_compiled(step, calls) if is_compiled(step.model) else calls
+
+
+def _as_compiled(step: TrainingStep, calls: list[_Call]) -> list[_Call]:
+    """The same calls with the gradients of compiled code, which runs as it is written where it is watched."""
+    step.prepare()
+    states: list[Tensor] = []
+    compiled = []
+    for number, call in enumerate(calls):
+        source = _source(step, number)
+        output = _run(step, step.model, source)
+        compiled.append(call._replace(gradients=_gradients(step, source, states, output, call.arriving)))
+        states = cut_states(step.model)
+    return compiled
+
+
+def _source(step: TrainingStep, number: int) -> Tensor:
+    """The input of a call: of a later one the same values, each a step later."""
+    source = step.source.detach()
+    if number and source.is_floating_point():
+        source = source.roll(1, 0)
+    return source.requires_grad_(source.is_floating_point())
+
+
+def _gradients(
+    step: TrainingStep, source: Tensor, states: list[Tensor], output: Tensor, arriving: Tensor
+) -> dict[str, list[Tensor]]:
+    """Gradients in float64 of the input, the parameters and the states that a call began with."""
+    given: dict[str, list[Tensor]] = {
+        "input": [source] if source.requires_grad else [],
+        "parameters": [*learned(step.model)],
+        "states": states,
+    }
+    tensors = [x for group in given.values() for x in group]
+    found = torch.autograd.grad(output, tensors, arriving.to(output.dtype).to(output.device), allow_unused=True)
+    gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found, strict=True))
+    return {name: [next(gradients).double() for _ in group] for name, group in given.items()}
 
 
 def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:

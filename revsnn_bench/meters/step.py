@@ -86,6 +86,17 @@ class EagerMode(TorchDispatchMode):
         self._entered.pop().__exit__(*error)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has made a module of the model, or a method of one, another."""
+    for module in model.modules():
+        own = [value for kind in type(module).__mro__ for value in vars(kind).values()]
+        if module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule):
+            return True
+        if any(hasattr(value, "_torchdynamo_orig_callable") for value in (*own, *vars(module).values())):
+            return True
+    return False
+
+
 def learned(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that get a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -5,7 +5,7 @@ from functools import partial
 import planted_faults
 import pytest
 import torch
-from own_models import per_step
+from own_models import per_step, wrong_backend
 from revsnn_nodes import StandardLIF, registry, surrogate
 from torch import nn
 
@@ -45,6 +45,15 @@ def test_a_planted_fault_is_found(name):
     """No fault passes the tolerance, be it in the input's or the parameter's gradient, in the first call or later."""
     found = errors_of(planted_faults.WRONG[name]())
     assert max(found.input, found.parameters, found.states) > TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_the_gradient_of_compiled_code_is_what_is_judged():
+    """What fires is watched where the model runs as it is written, and its gradient is right there."""
+    wrong = torch.compile(planted_faults.Planted(), backend=wrong_backend())
+    right = torch.compile(planted_faults.Planted(), backend="aot_eager")
+    assert errors_of(wrong).input > 1
+    assert errors_of(right).input < 1e-5
 
 
 def test_the_error_is_estimated_in_size():
