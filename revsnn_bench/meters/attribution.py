@@ -68,6 +68,8 @@ def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable
 
     handles: list[Any] = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # takes no hooks
         label = name or type(model).__name__
         handles.append(module.register_forward_pre_hook(lambda *_, label=label: before(label), prepend=True))
         handles.append(module.register_forward_hook(lambda *_: after(), always_call=True))

@@ -64,8 +64,8 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     """Compares output, gradients and recovered inputs of one step with the reference; leaves the step prepared.
 
     Raises:
-        NoOracle: the model names no reference, and differences of its forward cannot judge it; or its loss reads the
-            model's parameters, where no reference could take its place.
+        NoOracle: the model names no reference, and differences of its forward cannot judge it; it has a scripted
+            part; or its loss reads the model's parameters, where no reference could take its place.
     """
     step = subject.step
     if subject.reference is None:
@@ -213,6 +213,10 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torc
     """The reference in the precision under test, in float64 with the decisions of the first, and the first's dtypes."""
     step, same = subject.bare or subject.step, subject.reference
     assert same is not None
+    if any(isinstance(module, torch.jit.ScriptModule) for module in same.modules()):
+        raise NoOracle(
+            "it has a scripted or traced part, which runs in the precision that it was made for, and in no other"
+        )
     double = copy.deepcopy(same).double()
     source = step.source.detach()
     in_double = (source.double() if source.is_floating_point() else source).requires_grad_(step.source.requires_grad)

@@ -86,6 +86,22 @@ def compiled_method():
     return model
 
 
+def scripted_part():
+    return nn.Sequential(torch.jit.script(nn.Linear(6, 4)), StandardLIF(step_mode="m"))
+
+
+class Hybrid(nn.Module):
+    """Recurrent layers of torch around a neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.lstm = nn.GRU(6, 6), nn.LSTM(6, 4)
+        self.node = StandardLIF(step_mode="m", backend="torch")
+
+    def forward(self, x):
+        return self.lstm(self.node(3 * self.gru(x)[0]))[0]
+
+
 class ReadsWhatNobodyWrote(torch.autograd.Function):
     """Adds memory that was never written to the gradient: zeros, where the system has just given it."""
 

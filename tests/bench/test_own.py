@@ -88,6 +88,22 @@ def test_a_method_that_changes_a_weight_is_wrong(monkeypatch):
     assert record.fidelity.gradient_error > 0.01
 
 
+def test_a_scripted_part_is_measured_and_not_judged():
+    """It takes no hooks, and runs in the precision that it was made for alone."""
+    record = measure(case_of("scripted_part", "as-is"), Settings(passes=("memory", "flops", "fidelity")))
+    assert record.status is Status.OK
+    assert "scripted or traced part" in record.reason
+    assert record.memory.peak_bytes > 0
+
+
+def test_recurrent_layers_of_torch_are_counted_and_judged():
+    """An LSTM is one operator of oneDNN on the CPU, which has no formula: it is counted as products and gates."""
+    record = measure(case_of("Hybrid", "lif+remat"), Settings(passes=("memory", "flops", "fidelity")))
+    assert record.status is Status.OK, record.reason
+    # A product of each input and one of each state, for 3 gates of 6 and 4 of 4, over 2 steps and 3 samples.
+    assert record.flops.forward.multiply_accumulate == 2 * 2 * 3 * (3 * 6 * (6 + 6) + 4 * 4 * (6 + 4))
+
+
 def test_a_gradient_from_memory_that_nobody_wrote_is_wrong():
     """A block of 3 MiB comes from the system as zeros, and the gradient would be right by that alone."""
     record = measure(case_of("unwritten", "as-is", (1 << 17,)), Settings(passes=("fidelity",)))
