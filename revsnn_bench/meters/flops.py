@@ -205,6 +205,25 @@ def _interpolation(inputs: int) -> Formula:
     return lambda call: _macs(inputs * elements(call.arguments.get("grad_output", call.out)))
 
 
+def _grid_sampling(dimensions: int) -> Formula:
+    """As an interpolation of 2, 1 or 4 values in each dimension; backward once for the input, once for the grid."""
+
+    def formula(call: Call) -> PhaseFlops:
+        inputs = (2, 1, 4)[call["interpolation_mode"]] ** dimensions
+        outputs = elements(call.arguments.get("grad_output", call.out))
+        wanted = call.arguments.get("output_mask", ())
+        if inputs > 1:
+            return _macs(inputs * outputs * (sum(wanted) if wanted else 1))
+        return PhaseFlops(pointwise=outputs * any(wanted[:1]), multiply_accumulate=0)  # moved; backward, added up
+
+    return formula
+
+
+def _affine_grid(call: Call) -> PhaseFlops:
+    """Each coordinate is a product of a point, with a 1 behind it, and a row of the matrix."""
+    return _macs(elements(call.out) * (call.out.shape[-1] + 1))
+
+
 def _loss(call: Call) -> int:
     """The loss of each element N, and R where it is reduced (reduction is 0 for none)."""
     return elements(call["self"]) * (2 if call["reduction"] else 1)
@@ -244,7 +263,8 @@ _BY_NAMES: dict[str, Formula] = {
     detach detach_ diag_embed diagonal_backward diagonal_scatter embedding empty empty_like empty_permuted
     empty_strided exponential exponential_ eye fill fill_ flip full full_like gather geometric_ im2col index
     index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh lift_fresh_copy linspace
-    log_normal_ masked_scatter masked_scatter_ masked_scatter_backward masked_select narrow_copy new_empty
+    log_normal_ hann_window hamming_window max_unpool2d max_unpool3d
+    masked_scatter masked_scatter_ masked_scatter_backward masked_select narrow_copy new_empty
     new_empty_strided new_full new_ones new_zeros normal normal_ ones ones_like pixel_shuffle
     pixel_unshuffle rand rand_like randint randint_like randn randn_like random_ randperm record_stream
     reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
@@ -268,8 +288,8 @@ _BY_NAMES: dict[str, Formula] = {
     """: written,
     # Reductions, scans and selections, whatever is computed of each element
     """
-    all amax amin aminmax any argmax argmin bucketize count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_ dist
-    equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
+    multinomial all amax amin aminmax any argmax argmin bucketize count_nonzero cummax cummin cumprod cumprod_ cumsum
+    cumsum_ dist equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
     nansum nonzero norm prod sort std std_mean sum topk trace var var_mean adaptive_max_pool2d
     adaptive_max_pool3d _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm _is_all_true
     _is_any_true
@@ -301,6 +321,9 @@ _BY_NAMES: dict[str, Formula] = {
     "upsample_bilinear2d upsample_bilinear2d_backward": _interpolation(4),
     "upsample_trilinear3d upsample_trilinear3d_backward": _interpolation(8),
     "upsample_bicubic2d upsample_bicubic2d_backward": _interpolation(16),
+    "grid_sampler_2d grid_sampler_2d_backward": _grid_sampling(2),
+    "grid_sampler_3d grid_sampler_3d_backward": _grid_sampling(3),
+    "affine_grid_generator": _affine_grid,
     "log_sigmoid_forward": _first(1),
     # One addition per gradient that is scattered to the input
     "max_pool2d_with_indices_backward max_pool3d_with_indices_backward _upsample_nearest_exact1d_backward "

@@ -40,6 +40,9 @@ class Step:
         return []
 
 
+GRID = torch.zeros(2, 5, 5, 2)
+
+
 class Apply(nn.Module):
     """A function as a module."""
 
@@ -177,6 +180,13 @@ def test_pooling_counts_the_elements_of_its_windows(pool, forward, backward):
         (nn.ReplicationPad2d(1), flops(0), flops(800)),
         (nn.Upsample(scale_factor=2, mode="bilinear"), flops(0, 2 * 4 * 2048), flops(0, 2 * 4 * 2048)),
         (nn.Upsample(scale_factor=2, mode="bicubic"), flops(0, 2 * 16 * 2048), flops(0, 2 * 16 * 2048)),
+        (Apply(lambda x: F.grid_sample(x, GRID, align_corners=False)), flops(0, 2 * 4 * 200), flops(0, 2 * 4 * 200)),
+        (Apply(lambda x: F.grid_sample(x, GRID, "nearest", align_corners=False)), flops(0), flops(200)),
+        (
+            Apply(lambda x: F.affine_grid(x[:, :2, :3, 0], [2, 1, 5, 5], align_corners=False)),
+            flops(0, 2 * 3 * 100),
+            flops(2 * 2 * 5, 2 * 3 * 100),  # torch writes it out: it makes the points of either side again
+        ),
         (nn.ChannelShuffle(2), flops(0), flops(0)),
         (nn.Unfold(2, stride=2), flops(0), flops(512)),
         (nn.LogSigmoid(), flops(512), flops(512)),
