@@ -34,7 +34,11 @@ PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
 """Elements up to which a convolution, of its input, and a product, of all three matrices, are run for their scratch."""
 
 _aten = torch.ops.aten
-_CONVOLUTIONS = {_aten.convolution.default: 1, _aten.convolution_backward.default: 2}
+_BATCHED = {
+    _aten.convolution.default: 1,
+    _aten.convolution_backward.default: 2,
+    _aten.native_batch_norm_backward.default: 2,  # makes its result twice
+}
 """How many of their arguments, the first ones, have a batch."""
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
@@ -122,20 +126,20 @@ _known: dict[str, int] = {}
 
 
 def scratch_bytes(func: Any, args: tuple[Any, ...], out: Any) -> int:
-    """What a call takes beyond what the tracker sees; 0 for all but convolutions and products in half precision."""
+    """What a call takes beyond what the tracker sees; 0 but for those of `_BATCHED`, and products in half."""
     is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)
-    if func not in _CONVOLUTIONS and not is_product:
+    if func not in _BATCHED and not is_product:
         return 0
     layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
     key = str((func, layout))
     if key not in _known:
-        _known[key] = _of_product(func, args) if is_product else _of_convolution(func, args)
+        _known[key] = _of_product(func, args) if is_product else _of_batch(func, args)
     return _known[key]
 
 
-def _of_convolution(func: Any, args: tuple[Any, ...]) -> int:
-    """Scratch of a convolution, of which the first arguments have a batch."""
-    batched = _CONVOLUTIONS[func]
+def _of_batch(func: Any, args: tuple[Any, ...]) -> int:
+    """Scratch of an operator whose first arguments have a batch."""
+    batched = _BATCHED[func]
     shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
     batch: int = shapes[batched - 1][0]
     most: int = max(2, PROBE_ELEMENTS // args[batched - 1][0].numel())

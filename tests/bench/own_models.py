@@ -86,6 +86,15 @@ def compiled_method():
     return model
 
 
+def pooled():
+    """Norms, each with a max pooling between itself and its neuron."""
+    layers = []
+    for inputs, pool in ((2, nn.MaxPool2d(3, 2, 1)), (16, nn.MaxPool2d(2))):
+        conv = nn.Conv2d(inputs, 16, 3, padding=1, bias=False)
+        layers += [per_step(conv, nn.BatchNorm2d(16), pool), StandardLIF(step_mode="m")]
+    return nn.Sequential(*layers)
+
+
 def scripted_part():
     return nn.Sequential(torch.jit.script(nn.Linear(6, 4)), StandardLIF(step_mode="m"))
 

@@ -30,6 +30,10 @@ CASES = [
         Case(node=node, workload="own_models:spikingjelly", timesteps=3, batch=64, shape=(2, 6, 6))
         for node in ("as-is", "lif", "lif+remat", "lif+checkpoint", "lif-carrier")
     ),
+    *(
+        Case(node=node, workload="own_models:pooled", timesteps=4, batch=4, shape=(2, 16, 16))
+        for node in ("lif", "lif+remat")
+    ),
     Case(node="lif", workload="own_models:lazy", timesteps=3, batch=4, shape=(6,)),
     Case(node="lif", workload="own_models:with_loss", timesteps=3, batch=4, shape=(6,)),
 ]
