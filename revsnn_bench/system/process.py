@@ -240,10 +240,9 @@ def host_use() -> HostUse | None:
     return HostUse(heap.uordblks + heap.hblkhd, mapped, int(written[1]))
 
 
-_M_PERTURB, _FREED = (
-    -6,
-    0x80,
-)  # malloc.h; what is freed is filled with the second, what is handed out with its complement
+_M_PERTURB = -6  # malloc.h
+_FREED = 0x80
+"""What glibc then fills freed memory with; what it hands out, with the complement."""
 
 
 @contextmanager
