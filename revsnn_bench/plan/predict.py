@@ -31,7 +31,7 @@ from revsnn_bench.models.step import WorkloadStep, input_noise, reset_states
 from revsnn_bench.models.workloads import build
 
 PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
-"""Elements up to which an operator with a batch, of its input, and a product, of all three, are run for their scratch."""
+"""Elements, of its input, up to which an operator with a batch is run for its scratch; of all three, a product."""
 
 _aten = torch.ops.aten
 _BATCHED = {

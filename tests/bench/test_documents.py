@@ -488,6 +488,20 @@ def test_kernels_page_shows_its_runs(name):
     assert round(record.memory.retained_bytes / record.memory.output_bytes) == int(retained[0])
 
 
+def test_kernels_page_says_what_the_carrier_takes_of_compiled_spikingjelly():
+    """Both steps in copies of the input, with new pages and with memory kept; README has the first, rounded."""
+    shares = []
+    for run in PAGES:
+        copies = {}
+        for record in run:
+            if record.case.variant in ("lif-carrier[backend=fused]", "spikingjelly-compiled"):
+                phases = record.time.forward_time_s, record.time.backward_time_s
+                copies[record.case.node] = sum(map(median, phases)) / median(record.time.copy_time_s)
+        shares.append(copies["lif-carrier"] / copies["spikingjelly-compiled"])
+    assert f"takes {shares[0]:.2f} of its copies, and {shares[1]:.2f} with memory kept" in KERNELS_PAGE
+    assert f"and {shares[0]:.1f} of compiled SpikingJelly's" in README
+
+
 def test_kernels_page_shows_the_lif_of_the_carrier_s_rounds():
     """The fused LIF, as it was timed beside the carrier."""
     cells = " | ".join(in_copies("lif-carrier[backend=fused]", "lif_"))
