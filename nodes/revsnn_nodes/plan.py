@@ -86,7 +86,7 @@ def unpack_bits(packed: Packed) -> Tensor:
 def is_neuron(module: Any) -> bool:
     """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do.
 
-    What `torch.compile` makes of one answers for it, and is none: that one is inside of it.
+    What `torch.compile` wraps around one has both, too, and is none: the neuron is inside of it.
     """
     return callable(getattr(type(module), "reset", None)) and hasattr(module, "v")
 

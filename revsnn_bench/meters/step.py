@@ -70,7 +70,8 @@ class TrainingStep:
 class EagerMode(TorchDispatchMode):
     """A mode that sees operators, under which functions of `torch.compile` run as they are written.
 
-    They are what they were afterwards: by itself a mode leaves a function eager for good that it makes compile anew.
+    Afterwards they are compiled as before. Under a mode of torch's own, a function that must be compiled is left eager,
+    and stays so for the rest of the process.
     """
 
     def __init__(self) -> None:
@@ -87,7 +88,7 @@ class EagerMode(TorchDispatchMode):
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` has made a module of the model, or a method of one, another."""
+    """Whether a module of the model, or a method of one, has gone through `torch.compile`."""
     for module in model.modules():
         own = [value for kind in type(module).__mro__ for value in vars(kind).values()]
         if module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule):

@@ -453,7 +453,7 @@ def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def keeps_type(pool: Function, tensor: Tensor) -> bool:
-    """Whether a max pooling's result has its input's type, with places too: autocast casts what it reads of some."""
+    """Whether a max pooling gives its input's type, with places too: autocast casts the input of some poolings."""
     autocast = Autocast.now(tensor.device.type)
     return not autocast.enabled or _keeps_type(pool, tensor.dtype, tensor.device, autocast)
 

@@ -177,7 +177,8 @@ class Recorder(TorchFunctionMode):
             return
         plan = plan_for(value, self.max_passes)
         if self.instead is not None and value is self.instead[0]:
-            value, plan = self.instead[1][0], Plan(leaves=self.instead[1:])
+            leaf = self.instead[1]
+            value, plan = leaf[0], Plan(leaves=(leaf,))
         obstacle = plan.obstacle or ("" if packing.proves(plan, value, packed) else packing.UNSEEN)
         if obstacle:
             packed.entry.because = obstacle
@@ -316,7 +317,7 @@ class Recorder(TorchFunctionMode):
         call, with_places = self.refer(args[:1], {}), MAX_POOLS[function]
         if call is None or not call.before:
             return function(*args, **kwargs)
-        if not args[0].requires_grad or not keeps_type(function, args[0]):  # else nobody keeps the places
+        if not (args[0].requires_grad and keeps_type(function, args[0])):  # nobody keeps places, or as torch does
             result = function(*args, **kwargs)
             if isinstance(result, Tensor):
                 self.note(lambda tensor: function(tensor, *args[1:], **kwargs), call, result, 1)
