@@ -77,7 +77,9 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     assert [entry["message"] for entry in browser.get_log("browser")] == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    # On a busy machine the browser's own first page is still loading then.
+    asked = {each["request"]["url"] for each in sent if not each["documentURL"].startswith("chrome")}
     assert asked
     assert all(url.startswith(("file:", "data:")) for url in asked), asked
 
