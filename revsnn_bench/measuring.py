@@ -24,6 +24,7 @@ from revsnn_bench.records import (
     SkipCase,
     Status,
     TimeRecord,
+    UnknownOperation,
     utc_now,
 )
 
@@ -104,6 +105,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
             accuracy = _accuracy(case, settings)
     finally:
         switched = restore_switches(switches)
+    if isinstance(parts.get("flops"), UnknownOperation):
+        parts["uncounted"] = str(parts.pop("flops"))
     status, reason = Status.OK, ""
     if isinstance(parts.get("fidelity"), NoOracle):
         # A user's model as it is makes no claim: it is what its methods are held against.
@@ -151,11 +154,15 @@ def _memory(case: Case, settings: Settings) -> MemoryRecord:
     return measure_memory(build(case), rehearse)
 
 
-def _flops(case: Case, settings: Settings) -> FlopsRecord:
+def _flops(case: Case, settings: Settings) -> FlopsRecord | UnknownOperation:
+    """The operations, or which of them has no formula: a part of a count would pass for the whole."""
     from revsnn_bench.meters.flops import measure_flops
     from revsnn_bench.models.workloads import build
 
-    return measure_flops(build(case))
+    try:
+        return measure_flops(build(case))
+    except UnknownOperation as reason:
+        return reason
 
 
 def _fidelity(case: Case, settings: Settings) -> "FidelityRecord | NoOracle":

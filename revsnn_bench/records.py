@@ -406,6 +406,7 @@ class Record(_Frozen):
     Fields:
         compile_time_s: what the first step of a process takes beyond a later one, with nothing compiled on disk; None
             where that was not measured, as for what compiles nothing.
+        uncounted: why operations were not counted: one of them has no formula; None where they were, or should not be.
         host: of the cluster, by its name in `Run.hosts`; None where the run has one machine, or nothing was measured.
     """
 
@@ -414,6 +415,7 @@ class Record(_Frozen):
     reason: Foreign | None = None
     memory: MemoryRecord | None = None
     flops: FlopsRecord | None = None
+    uncounted: Foreign | None = None
     compile_time_s: float | None = None
     time: TimeRecord | None = None
     fidelity: FidelityRecord | None = None
@@ -560,6 +562,10 @@ def without_record(planned: Sequence[str], records: Sequence[Record]) -> tuple[s
 
 class NoOracle(Exception):
     """Nothing can judge the gradient of a case that names no reference; the message says why."""
+
+
+class UnknownOperation(LookupError):
+    """An operator ran that has no FLOPs formula; the message names it, and says how to register one."""
 
 
 class SkipCase(Exception):

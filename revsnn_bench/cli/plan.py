@@ -116,7 +116,7 @@ def predict(
     fields = _fields(model, input, workload, timesteps, batch, shape)
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
-    table = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3])
+    table, uncounted = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3]), ""
     with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
         from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
 
@@ -124,7 +124,10 @@ def predict(
             found = runner.call(predicted, case)
             flops = units.number(BY_NAME["step_flops"], found.flops)
             table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
+            uncounted = found.uncounted or uncounted
     Console().print(table)
+    if uncounted:
+        typer.echo(f"Operations were not counted: {uncounted}")
     if device == "cuda":
         typer.echo(
             "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "

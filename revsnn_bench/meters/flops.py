@@ -47,7 +47,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils.flop_counter import flop_registry
 
 from revsnn_bench.meters.step import EagerMode, TrainingStep
-from revsnn_bench.records import FlopsRecord, PhaseFlops
+from revsnn_bench.records import FlopsRecord, PhaseFlops, UnknownOperation
 
 with warnings.catch_warnings():
     # Its imports warn of deprecations that neither a user nor we can change.
@@ -224,6 +224,34 @@ def _affine_grid(call: Call) -> PhaseFlops:
     return _macs(elements(call.out) * (call.out.shape[-1] + 1))
 
 
+def _trilinear(call: Call) -> PhaseFlops:
+    """A product of three tensors, each with sides of 1 where it is expanded, summed over some sides."""
+    shapes = []
+    for i in "123":
+        shapes.append(list(call[f"i{i}"].shape))
+        for place in sorted(call[f"expand{i}"]):
+            shapes[-1].insert(place, 1)
+    products = prod(map(max, zip(*shapes, strict=True)))
+    return _macs(products, products) if call["sumdim"] else PhaseFlops(pointwise=2 * products, multiply_accumulate=0)
+
+
+def _distances(call: Call) -> int:
+    """Difference, its power or sign, and sum for each feature of each pair; backward for one of the two sides."""
+    return 3 * elements(call.arguments.get("grad", call.out)) * int(call["x1"].shape[-1])
+
+
+def _euclidean_distances(call: Call) -> PhaseFlops:
+    """Products of all rows, each with its square, of R, and a 1 behind it; then the root, of what is not below 0."""
+    x, y = call["x1"], call["x2"]
+    return _macs(elements(call.out) * (x.shape[-1] + 2), 3 * elements(x) + 2 * elements(y) + 2 * elements(call.out))
+
+
+def _bag(call: Call) -> int:
+    """Every row that is looked up is added or compared; backward its gradient."""
+    rows = call["weight"] if "weight" in call.arguments else call["grad"]
+    return elements(call["indices"]) * int(rows.shape[-1])
+
+
 def _loss(call: Call) -> int:
     """The loss of each element N, and R where it is reduced (reduction is 0 for none)."""
     return elements(call["self"]) * (2 if call["reduction"] else 1)
@@ -324,6 +352,11 @@ _BY_NAMES: dict[str, Formula] = {
     "grid_sampler_2d grid_sampler_2d_backward": _grid_sampling(2),
     "grid_sampler_3d grid_sampler_3d_backward": _grid_sampling(3),
     "affine_grid_generator": _affine_grid,
+    "_trilinear": _trilinear,
+    "_cdist_forward _cdist_backward": _distances,
+    "_euclidean_dist": _euclidean_distances,
+    "_embedding_bag _embedding_bag_forward_only _embedding_bag_backward _embedding_bag_dense_backward": _bag,
+    "linalg_cross": _times(3),
     "log_sigmoid_forward": _first(1),
     # One addition per gradient that is scattered to the input
     "max_pool2d_with_indices_backward max_pool3d_with_indices_backward _upsample_nearest_exact1d_backward "
@@ -357,10 +390,6 @@ Phase = Literal["forward", "backward", "recompute"]
 
 Count = Callable[..., PhaseFlops | int]
 _registered: dict[str, Count] = {}
-
-
-class UnknownOperation(LookupError):
-    """An operator ran that has no FLOPs formula."""
 
 
 def register_flop_formula(operator: str | OpOverload | OpOverloadPacket | CustomOpDef, formula: Count) -> None:

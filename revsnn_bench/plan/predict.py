@@ -29,6 +29,7 @@ from revsnn_bench.meters.step import unique_bytes
 from revsnn_bench.models.own import ModelError, OwnStep, own_parts
 from revsnn_bench.models.step import WorkloadStep, input_noise, reset_states
 from revsnn_bench.models.workloads import build
+from revsnn_bench.records import UnknownOperation
 
 PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
 """Elements, of its input, up to which an operator with a batch is run for its scratch; of all three, a product."""
@@ -52,7 +53,8 @@ class Prediction:
 
     peak_bytes: int
     retained_bytes: int
-    flops: int
+    flops: int | None
+    uncounted: str = ""  # why flops are None
 
 
 def predict(case: Case) -> Prediction:
@@ -66,7 +68,10 @@ def predict(case: Case) -> Prediction:
         unit_bytes = CUDA_BLOCK_BYTES if case.device == "cuda" else 1
         peak = attribute_peak(step, probe_for(case), unit_bytes).peak_bytes
         retained = sum(retained_by_module(step).values())
-        flops = measure_flops(step, cross_check=False)
+        try:
+            flops = measure_flops(step, cross_check=False)
+        except UnknownOperation as reason:
+            return Prediction(peak, retained, None, str(reason))
     return Prediction(peak, retained, flops.forward.total + flops.backward.total + flops.recompute.total)
 
 

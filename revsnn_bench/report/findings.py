@@ -63,7 +63,7 @@ def findings(run: Run) -> list[Finding]:
             *_paper_ratio(run, group),
         ]
     found += [Finding("Node and network", where, text) for where, text in node_and_network(run)]
-    return [*found, *_trust(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
+    return [*found, *_trust(run), *uncounted(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
 
 
 def overview(run: Run) -> str:
@@ -181,6 +181,19 @@ def _trust(run: Run) -> list[Finding]:
         text = f"{reason}. What is done to the model is held against the model itself."
         found.append(Finding("Gradient", f"{name}; {dtype}", text))
     return found
+
+
+def uncounted(run: Run) -> list[Finding]:
+    """Why operations were not counted: one finding per reason, with the cases of which it is true."""
+    names, reasons = naming(run), dict.fromkeys(record.uncounted for record in run if record.uncounted)
+    return [
+        Finding(
+            "Operations",
+            ", ".join(dict.fromkeys(names(record.case) for record in run if record.uncounted == reason)),
+            f"not counted: {reason}",
+        )
+        for reason in reasons
+    ]
 
 
 def _steps(records: Iterable[Record], status: Status) -> tuple[int, ...]:

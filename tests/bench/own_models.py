@@ -111,6 +111,11 @@ class Hybrid(nn.Module):
         return self.lstm(self.node(3 * self.gru(x)[0]))[0]
 
 
+class Renormed(Plain):
+    def forward(self, x):
+        return super().forward(x.renorm(2, 0, 1e3))
+
+
 class ReadsWhatNobodyWrote(torch.autograd.Function):
     """Adds memory that was never written to the gradient: zeros, where the system has just given it."""
 

@@ -116,6 +116,26 @@ def test_an_operator_that_sums_products_counts_them_written_out():
     assert counts(lambda x: torch.ops.aten.tanh_backward(x, x)) == counts(lambda x: (1 - x * x) * x)
 
 
+def test_products_of_three_and_distances_count_what_they_count_written_out():
+    """`Bilinear`, `cross`, `cdist` and `EmbeddingBag`, in forward and backward."""
+    weight, other = torch.randn(5, 3, 4), torch.randn(6, 3)
+    record = measured(Apply(lambda x: F.bilinear(x[:, :3], x[:, 3:], weight)), 2, 7)
+    products = 2 * 5 * 3 * 4
+    assert record.forward == flops(products, 2 * products)
+    assert record.backward == flops(2 * products + 2 * 7, 4 * products)  # for both sides, whose gradients are added
+    record = measured(Apply(lambda x: torch.linalg.cross(x, x.detach())), 4, 3)
+    assert record.forward == record.backward == flops(3 * 12)
+    record = measured(Apply(lambda x: torch.cdist(x, other, p=1.0)), 5, 3)
+    assert record.forward == record.backward == flops(5 * 6 * 3 * 3)
+    record = measured(Apply(lambda x: torch.cdist(x, other, compute_mode="use_mm_for_euclid_dist")), 5, 3)
+    assert record.forward == flops(3 * 15 + 2 * 18 + 2 * 30, 2 * 30 * 5)
+    bag = nn.EmbeddingBag(7, 5, mode="sum")
+    places = torch.tensor([[0, 1, 1], [2, 3, 4]])
+    record = measured(Apply(lambda x: x + bag(places), bag), 2, 5)
+    assert record.forward == flops(6 * 5 + 10)
+    assert record.backward == flops(6 * 5)
+
+
 def test_gradient_accumulation_is_an_addition_per_element_and_use():
     record = measured(Apply(lambda x: x + x * 2 + x * 3), 10)
     assert record.forward == flops(40)

@@ -96,6 +96,17 @@ def test_a_scripted_part_is_measured_and_not_judged():
     assert record.memory.peak_bytes > 0
 
 
+def test_an_operator_without_a_formula_costs_the_operations_alone():
+    """No part of the count is shown, everything else is, and reports and the prediction say which operator it was."""
+    record = measure(case_of("Renormed", "lif+remat"), Settings(passes=("memory", "flops", "fidelity")))
+    assert (record.status, record.flops) == (Status.OK, None)
+    assert record.memory.peak_bytes > 0
+    assert "`aten::renorm` must have a FLOPs formula" in record.uncounted
+    foreseen = predict(record.case)
+    assert (foreseen.flops, foreseen.uncounted) == (None, record.uncounted)
+    assert foreseen.retained_bytes == record.memory.retained_bytes
+
+
 def test_recurrent_layers_of_torch_are_counted_and_judged():
     """An LSTM is one operator of oneDNN on the CPU, which has no formula: it is counted as products and gates."""
     record = measure(case_of("Hybrid", "lif+remat"), Settings(passes=("memory", "flops", "fidelity")))

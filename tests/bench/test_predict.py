@@ -55,7 +55,7 @@ def test_predicted_bytes_are_those_measured(case):
 
 
 def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
-    """Within half a percent of the factors; in a line with the batch it would be eight times too large."""
+    """Within two percent of the factors, for any number of threads; in a line with the batch it would be eight times too large."""
     gradient, x = (torch.zeros(6144, 1024, dtype=torch.bfloat16) for _ in range(2))
     assert gradient.numel() + x.numel() > PRODUCT_ELEMENTS
     product = torch.ops.aten.mm.default
@@ -63,7 +63,7 @@ def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
     result, timeline = record_timeline(lambda: product(gradient.t(), x))
     scratch = timeline.peak_bytes - result.nbytes
     found = scratch_bytes(product, (gradient.t(), x), None)
-    assert found == pytest.approx(scratch, abs=0.005 * (x.nbytes + gradient.nbytes))
+    assert found == pytest.approx(scratch, abs=0.02 * (x.nbytes + gradient.nbytes))
 
 
 def test_scratch_of_a_product_of_any_size_is_found_in_little_memory():

@@ -45,6 +45,16 @@ def test_summary_of_a_sweep_names_node_bytes_and_time(sweep_run):
     assert wrong == "Wrong gradient at some points, and ranked at none of them: revlif-revnet and revlif."
 
 
+def test_an_operator_without_a_formula_is_named(make_record, make_run):
+    """By the summary and the table of findings, once for all that it is true of, whatever its text."""
+    records = [make_record(node=node, flops=None, uncounted=HOSTILE) for node in ("lif", "revlif")]
+    run = make_run([*records, make_record(node="lif-carrier")])
+    assert told(run, "Operations") == [f"lif, revlif: not counted: {HOSTILE}"]
+    said = "Operations of lif, revlif: not counted: x | y # z <script>alert(1)</script> [a](http://b) `c` red [bold]d"
+    assert said in " ".join(summed_up(run, 300)).replace("�", "").replace("[31m", "")
+    assert r"<script>" not in row_of(markdown.render(run), "Operations")[2]
+
+
 def test_summary_stays_short_however_much_was_measured(make_record, make_run):
     """Twenty workloads with failures and long reasons take twenty lines of at most 100 columns."""
     pairs = [(node, f"workload-{i}") for i in range(20) for node in ("lif", "lif-carrier")]
