@@ -5,7 +5,8 @@ kink. float64 chooses otherwise wherever two values are closer than a rounding, 
 fault of the one that is judged: among the 131,072 maxima of a pooling there is one such pair, and it was worth 2 %.
 Random numbers are decisions too: a dropout has one mask in both.
 
-A model that names a type itself, as by `.float()` behind a comparison or by `torch.zeros(...)`, gets float64 instead.
+A model that names a type itself, as by `.float()` behind a comparison or by `torch.zeros(...)`, gets float64 instead;
+what it holds beside its parameters and buffers, such as a constant, meets float64 as float64.
 """
 
 from collections import defaultdict
@@ -95,6 +96,8 @@ class Decisions(EagerMode):
         if not found:
             return func(*args, **kwargs)
         self.dtypes |= found
+        if self._repeats and torch.float64 in found and len(found) > 1:
+            args, kwargs = _in_one_type(func, args, kwargs)
         if name in SIDE_BY_VALUE and not self._places:
             side = args[1].clone()
             self._decide(func, [side])
@@ -131,6 +134,21 @@ class Decisions(EagerMode):
         for value, earlier in zip(values, recorded, strict=True):
             value.copy_(earlier)
         return changed
+
+
+def _in_one_type(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of an operator that may refuse to mix types: all float64, or of the type of what it writes to."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    writes = {each.name for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write}
+    written = [x for name, x in given.items() if name in writes and isinstance(x, Tensor)]
+    dtype = written[0].dtype if written else torch.float64
+
+    def cast(x: Any) -> Any:
+        """Every argument of floating point in that type, and what is written to as it is."""
+        is_other = isinstance(x, Tensor) and x.is_floating_point() and all(x is not each for each in written)
+        return x.to(dtype) if is_other else x
+
+    return tuple(map(cast, args)), {name: cast(x) for name, x in kwargs.items()}
 
 
 def _values_at(name: str, given: Mapping[str, Any], places: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.oracle import CALLS, cut_states, measure_oracle_errors
+from revsnn_bench.meters.oracle import CALLS, cut_states, in_float64, measure_oracle_errors
 from revsnn_bench.meters.step import TrainingStep, learned, same_draws
 from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
 
@@ -65,7 +65,8 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
 
     Raises:
         NoOracle: the model names no reference, and differences of its forward cannot judge it; it has a scripted
-            part; or its loss reads the model's parameters, where no reference could take its place.
+            part; it does not run in float64; or its loss reads the model's parameters, where no reference could take
+            its place.
     """
     step = subject.step
     if subject.reference is None:
@@ -217,14 +218,15 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torc
         raise NoOracle(
             "it has a scripted or traced part, which runs in the precision that it was made for, and in no other"
         )
-    double = copy.deepcopy(same).double()
+    with in_float64():
+        double = copy.deepcopy(same).double()
     source = step.source.detach()
     in_double = (source.double() if source.is_floating_point() else source).requires_grad_(step.source.requires_grad)
     decisions = Decisions()
     with decisions:
         same_calls = _calls(step, same, step.source)
     dtypes = set(decisions.dtypes)
-    with decisions.repeated():
+    with in_float64(), decisions.repeated():
         return same_calls, _calls(step, double, in_double), dtypes
 
 

@@ -15,7 +15,8 @@ Two calls in a row are judged: the second from the membrane that the first one l
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -61,21 +62,41 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
     if any(getattr(module, "detach_reset", False) is True for module in step.model.modules()):
         raise NoOracle("its reset is detached, and a difference of values cannot leave out a path")
     generator = torch.Generator().manual_seed(0)
-    double = _in_double(step.model)
+    with in_float64():
+        double = _in_double(step.model)
     tested = _tested_gradients(step, generator)
     worst: dict[str, float] = {}
     for number, call in enumerate(tested):
-        model = copy.deepcopy(double)
-        for earlier in tested[:number]:
-            _replay(step, model, earlier)
-            _cut(model)
-        for name, error in _errors(step, model, call, generator).items():
+        with in_float64():
+            model = copy.deepcopy(double)
+            for earlier in tested[:number]:
+                _replay(step, model, earlier)
+                _cut(model)
+            errors = _errors(step, model, call, generator)
+        for name, error in errors.items():
             # A NaN must stay: it is compared the other way round.
             worst[name] = error if not error <= worst.get(name, 0.0) else worst[name]
     step.prepare()
     parameters = worst.get("parameters")
     error = worst.get("input", parameters or 0.0)
     return OracleErrors(error, parameters, worst.get("states"), frozenset(tested[0].decisions.dtypes))
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Inside, a model that runs as it is fails where it is copied to float64 or runs there: nothing can judge it.
+
+    Raises:
+        NoOracle: whatever it raised, but for an error that speaks of memory.
+    """
+    try:
+        yield
+    except (NoOracle, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "memory" in str(error):
+            raise
+        raise NoOracle(f"it does not run in float64 ({type(error).__name__}: {error})") from error
 
 
 class _Call(NamedTuple):
@@ -268,10 +289,7 @@ def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
 
 
 def _in_double(model: nn.Module) -> nn.Module:
-    try:
-        double = copy.deepcopy(model).double()
-    except Exception as error:  # whatever a foreign module raises
-        raise NoOracle(f"it cannot be copied to float64 ({type(error).__name__}: {error})") from None
+    double = copy.deepcopy(model).double()
     for module in double.modules():
         if callable(getattr(module, "reset", None)):
             module.reset()  # type: ignore[operator]

@@ -96,6 +96,23 @@ def test_a_scripted_part_is_measured_and_not_judged():
     assert record.memory.peak_bytes > 0
 
 
+@pytest.mark.parametrize("method", ["as-is", "lif+remat", "lif-carrier"])
+def test_constants_that_are_no_buffers_meet_float64(method):
+    """A product of two types is an error of torch, and the reference in float64 stopped there."""
+    record = measure(case_of("Constant", method), Settings(passes=("fidelity",)))
+    assert record.status is Status.OK, record.reason
+    assert record.fidelity.judged_by == "reference"
+    assert record.fidelity.gradient_error < 1e-5
+
+
+@pytest.mark.parametrize(("method", "status"), [("as-is", Status.OK), ("lif+remat", Status.UNVERIFIED)])
+def test_a_model_for_one_precision_alone_is_measured_and_not_judged(method, status):
+    record = measure(case_of("Single", method), Settings(passes=("memory", "fidelity")))
+    assert (record.status, record.fidelity) == (status, None)
+    assert "its gradient was not judged: it does not run in float64 (AssertionError" in record.reason
+    assert record.memory.peak_bytes > 0
+
+
 def test_an_operator_without_a_formula_costs_the_operations_alone():
     """No part of the count is shown, everything else is, and reports and the prediction say which operator it was."""
     record = measure(case_of("Renormed", "lif+remat"), Settings(passes=("memory", "flops", "fidelity")))

@@ -55,7 +55,9 @@ def test_predicted_bytes_are_those_measured(case):
 
 
 def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
-    """Within two percent of the factors, for any number of threads; in a line with the batch it would be eight times too large."""
+    """Within two percent of the factors, for any number of threads; in a line with the batch it would be eight times
+    too large.
+    """
     gradient, x = (torch.zeros(6144, 1024, dtype=torch.bfloat16) for _ in range(2))
     assert gradient.numel() + x.numel() > PRODUCT_ELEMENTS
     product = torch.ops.aten.mm.default
