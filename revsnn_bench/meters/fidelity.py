@@ -9,7 +9,6 @@ an error is the worst of both. Where the step is too large for a float64 referen
 whole against the reference in its own precision, block by block.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.oracle import CALLS, cut_states, in_float64, measure_oracle_errors
-from revsnn_bench.meters.step import TrainingStep, learned, same_draws
+from revsnn_bench.meters.step import TrainingStep, copied, learned, same_draws
 from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -219,7 +218,7 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torc
             "it has a scripted or traced part, which runs in the precision that it was made for, and in no other"
         )
     with in_float64():
-        double = copy.deepcopy(same).double()
+        double = copied(same).double()
     source = step.source.detach()
     in_double = (source.double() if source.is_floating_point() else source).requires_grad_(step.source.requires_grad)
     decisions = Decisions()

@@ -14,7 +14,6 @@ that is judged found them, and `relu` on the side it was on: spikes tie, and a d
 Two calls in a row are judged: the second from the membrane that the first one left, cut from its graph.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.step import TrainingStep, hooked, is_compiled, learned, same_draws
+from revsnn_bench.meters.step import TrainingStep, copied, hooked, is_compiled, learned, same_draws
 from revsnn_bench.records import NoOracle
 
 DIRECTIONS = 12
@@ -68,7 +67,7 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
     worst: dict[str, float] = {}
     for number, call in enumerate(tested):
         with in_float64():
-            model = copy.deepcopy(double)
+            model = copied(double)
             for earlier in tested[:number]:
                 _replay(step, model, earlier)
                 _cut(model)
@@ -172,7 +171,7 @@ def _gradients(
 
 def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
     """Relative errors of the directional derivatives of one call, from the state that `model` carries."""
-    distances = _replay(step, copy.deepcopy(model), call)
+    distances = _replay(step, copied(model), call)
     errors = {}
     for name, gradients in call.gradients.items():
         if not gradients:
@@ -184,7 +183,7 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
             along = [weight * each.to(call.source.device) for weight, each in zip(weights, along, strict=True)]
             values = []
             for sign in (STEP, -STEP):
-                moved, x = copy.deepcopy(model), call.source
+                moved, x = copied(model), call.source
                 if name == "input":
                     x = x + sign * along[0]
                 else:
@@ -289,7 +288,7 @@ def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
 
 
 def _in_double(model: nn.Module) -> nn.Module:
-    double = copy.deepcopy(model).double()
+    double = copied(model).double()
     for module in double.modules():
         if callable(getattr(module, "reset", None)):
             module.reset()  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """One training step, cut where the meters look, and the bytes of tensors by their storages."""
 
 import copy
+import io
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from revsnn_bench.records import NoOracle
 
 
 class TrainingStep:
@@ -96,6 +99,37 @@ def is_compiled(model: nn.Module) -> bool:
         if any(hasattr(value, "_torchdynamo_orig_callable") for value in (*own, *vars(module).values())):
             return True
     return False
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy. What has none, such as a lock or an open file, is the model's own; a tensor that belongs to a graph,
+    such as the weight of `weight_norm`, comes without it.
+
+    Raises:
+        NoOracle: there is none, and the model's own would be used up: an iterator.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # whatever a foreign object raises
+        shared = {id(value): own for module in model.modules() for value, own in _without_copy(module)}
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception as error:
+        raise NoOracle(f"it cannot be copied ({type(error).__name__}: {error})") from error
+
+
+def _without_copy(module: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Attributes and buffers of a module itself that have no copy, each with what a copy of the module gets."""
+    parts = ("_modules", "_parameters", "_buffers")
+    attributes = [value for name, value in vars(module).items() if name not in parts]
+    for value in (*attributes, *module._buffers.values()):
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            if isinstance(value, Tensor):
+                yield value, value.detach().clone()
+            elif isinstance(value, io.IOBase) or not hasattr(value, "__next__"):
+                yield value, value
 
 
 def learned(model: nn.Module) -> list[nn.Parameter]:

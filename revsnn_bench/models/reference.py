@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from revsnn_bench.case import AS_IS, Case, is_own
 from revsnn_bench.meters.fidelity import Subject
+from revsnn_bench.meters.step import copied
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import Stepwise, is_approximate
@@ -101,7 +102,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     neurons = neurons_of(model)
     if not neurons or any(_reference_of_neuron(neuron) is None for neuron in neurons):
         return None
-    reference = _as_written(copy.deepcopy(model))
+    reference = _as_written(copied(model))
     if name := _calls_another(reference):
         raise NoOracle(
             f"a copy of it, which it is held against, would run the model itself: `{name}` is a compiled method of "

@@ -1,6 +1,5 @@
 """The training step of a spiking model on fixed data: what every workload is turned into."""
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.step import TrainingStep, copied
 
 INPUT_MEAN, INPUT_STD = 0.3, 1.0
 
@@ -99,7 +98,7 @@ def copy_to_try(model: nn.Module) -> nn.Module:
     if any(map(is_lazy, model.parameters())):
         return model
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception:  # whatever a foreign module raises
         return model
 

@@ -8,7 +8,6 @@ to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's cont
 fragmentation.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from revsnn_bench.case import Case, is_own
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import Scratch, attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
-from revsnn_bench.meters.step import unique_bytes
+from revsnn_bench.meters.step import copied, unique_bytes
 from revsnn_bench.models.own import ModelError, OwnStep, own_parts
 from revsnn_bench.models.step import WorkloadStep, input_noise, reset_states
 from revsnn_bench.models.workloads import build
@@ -116,12 +115,12 @@ def _make_ready(model: nn.Module, case: Case) -> None:
 def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy on fake tensors, where a module copies itself in its own way too, as sinabs' layers do."""
     with FakeCopyMode(mode):
-        fake = copy.deepcopy(model)
+        fake = copied(model)
     for name, module in model.named_modules():
-        copied = fake.get_submodule(name)
+        twin = fake.get_submodule(name)
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if getattr(copied, key).device != tensor.device:
-                held: dict[str, Any] = copied._parameters if key in copied._parameters else copied._buffers
+            if getattr(twin, key).device != tensor.device:
+                held: dict[str, Any] = twin._parameters if key in twin._parameters else twin._buffers
                 held[key] = mode.from_tensor(tensor)
     return fake
 

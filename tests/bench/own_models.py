@@ -1,6 +1,8 @@
 """Models as users write them, good and bad, for the tests of `--model`."""
 
 import random
+import threading
+import warnings
 from functools import cache
 from types import SimpleNamespace
 
@@ -116,6 +118,30 @@ class Constant(Plain):
 
     def forward(self, x):
         return super().forward(x.index_put((torch.tensor(0),), x[1]) @ self.constants)
+
+
+class Holds(Plain):
+    """What cannot be copied: a lock, and a weight that `weight_norm` left in the graph of the last forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.lin = nn.utils.weight_norm(nn.Linear(6, 6))
+
+    def forward(self, x):
+        with self.lock:
+            return super().forward(self.lin(x))
+
+
+class Draws(Plain):
+    def __init__(self):
+        super().__init__()
+        self.numbers = (1 + i for i in range(1_000_000))
+
+    def forward(self, x):
+        return super().forward(x * next(self.numbers))
 
 
 class Single(Plain):

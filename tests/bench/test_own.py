@@ -113,6 +113,18 @@ def test_a_model_for_one_precision_alone_is_measured_and_not_judged(method, stat
     assert record.memory.peak_bytes > 0
 
 
+@pytest.mark.parametrize("method", ["as-is", "lif+remat"])
+def test_what_cannot_be_copied_does_not_stop_a_model(method):
+    """A copy for the reference has the model's own lock, and no graph; an iterator would be used up by it."""
+    record = measure(case_of("Holds", method), Settings(passes=("memory", "fidelity")))
+    assert record.status is Status.OK, record.reason
+    assert record.fidelity.gradient_error < 1e-5
+    record = measure(case_of("Draws", method), Settings(passes=("memory", "fidelity")))
+    assert record.status is (Status.OK if method == "as-is" else Status.UNVERIFIED)
+    assert "its gradient was not judged: it cannot be copied (TypeError: cannot pickle 'generator'" in record.reason
+    assert predict(case_of("Holds", method)).retained_bytes > 0
+
+
 def test_an_operator_without_a_formula_costs_the_operations_alone():
     """No part of the count is shown, everything else is, and reports and the prediction say which operator it was."""
     record = measure(case_of("Renormed", "lif+remat"), Settings(passes=("memory", "flops", "fidelity")))
