@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
-from revsnn_bench.meters.step import EagerMode, TrainingStep, own_bytes, storage_of, watched
+from revsnn_bench.meters.step import EagerMode, TrainingStep, own_bytes, storage_of, storages_of, watched
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
 
@@ -158,16 +158,15 @@ class StorageTracker(EagerMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._settle()
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self._serials.setdefault(storage_of(leaf), None)
+        for storage in storages_of(_tensors_in((args, kwargs))):
+            self._serials.setdefault(storage, None)
         out = func(*args, **(kwargs or {}))
         node = torch._C._current_autograd_node()
         replaced = self._engine_accumulates(func, args, node)
         module = self._clock.now(node)
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and storage_of(leaf) not in self._serials:
-                self._book(storage_of(leaf), module, node, replaced)
+        for storage in storages_of(_tensors_in(out)):
+            if storage not in self._serials:
+                self._book(storage, module, node, replaced)
         if self._scratch is not None and (nbytes := self._scratch(func, args, out)):
             serial = len(self.blocks)
             self.blocks.append(Block(nbytes, module, _sequence(node)))
@@ -232,6 +231,10 @@ class StorageTracker(EagerMode):
             if len(set(fed)) == len(fed):
                 return None
         return serial
+
+
+def _tensors_in(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _sequence(node: Any) -> int:

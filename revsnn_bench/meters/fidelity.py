@@ -12,6 +12,7 @@ whole against the reference in its own precision, block by block.
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.oracle import CALLS, cut_states, in_float64, measure_oracle_errors
-from revsnn_bench.meters.step import TrainingStep, copied, learned, same_draws
+from revsnn_bench.meters.step import TrainingStep, copied, learned, parts_of, same_draws
 from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -197,7 +198,10 @@ def _count_equal(step: TrainingStep, tested: list[Call], plain: TrainingStep) ->
     """How many tensors of the calls, and buffers after them, have the bits of the plain step's, and of how many."""
     expected = _calls(plain, plain.model, plain.source)
     sides = [
-        [*(x for call in calls for values in call.values() for x in values), *model.buffers()]
+        [
+            *(x for call in calls for values in call.values() for x in values),
+            *chain.from_iterable(map(parts_of, model.buffers())),
+        ]
         for calls, model in ((tested, step.model), (expected, plain.model))
     ]
     equal = [torch.equal(a, b) for a, b in zip(*sides, strict=True)]

@@ -46,7 +46,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils.flop_counter import flop_registry
 
-from revsnn_bench.meters.step import EagerMode, TrainingStep
+from revsnn_bench.meters.step import EagerMode, TrainingStep, parts_of
 from revsnn_bench.records import FlopsRecord, PhaseFlops, UnknownOperation
 
 with warnings.catch_warnings():
@@ -224,6 +224,14 @@ def _affine_grid(call: Call) -> PhaseFlops:
     return _macs(elements(call.out) * (call.out.shape[-1] + 1))
 
 
+def _product(call: Call) -> PhaseFlops:
+    """Rows by columns; of a sparse matrix, as many as it has values."""
+    left, right = (call["mat1"] if "mat1" in call.arguments else call["self"]), call["mat2"]
+    if left.layout is not torch.strided:
+        return _macs(elements(parts_of(left)[-1:]) * right.shape[1])
+    return _macs(left.shape[0] * elements(parts_of(right)[-1:]))
+
+
 def _trilinear(call: Call) -> PhaseFlops:
     """A product of three tensors, each with sides of 1 where it is expanded, summed over some sides."""
     shapes = []
@@ -304,6 +312,7 @@ _BY_NAMES: dict[str, Formula] = {
     _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
     _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
     _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
+    _to_dense _to_sparse _to_sparse_csr _to_sparse_csc
     _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
     """: _nothing,
     # Elementwise, but without torch's tag; `bernoulli` and `poisson` compare each draw
@@ -352,6 +361,7 @@ _BY_NAMES: dict[str, Formula] = {
     "grid_sampler_2d grid_sampler_2d_backward": _grid_sampling(2),
     "grid_sampler_3d grid_sampler_3d_backward": _grid_sampling(3),
     "affine_grid_generator": _affine_grid,
+    "mm addmm _sparse_addmm": _product,
     "_trilinear": _trilinear,
     "_cdist_forward _cdist_backward": _distances,
     "_euclidean_dist": _euclidean_distances,

@@ -25,7 +25,7 @@ from torch.autograd.profiler import profile
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from revsnn_bench.meters.allocator import record_timeline
-from revsnn_bench.meters.step import TrainingStep, storage_of
+from revsnn_bench.meters.step import TrainingStep, storages_of
 from revsnn_bench.records import UntrackedBytes
 from revsnn_bench.system.process import HostUse, all_tensors, host_use, quiet_gc, tensors_among
 
@@ -92,13 +92,12 @@ def held_by_module(model: nn.Module) -> dict[str, int]:
 
     Parameters are left out. A storage counts for the first module that reaches it.
     """
-    seen_storages = {storage_of(parameter)._cdata for parameter in model.parameters()}
+    seen_storages = {storage._cdata for storage in storages_of(model.parameters())}
     seen_nodes: set[Any] = set()
     sizes: dict[str, int] = {}
     for name, module in model.named_modules():
         for tensor in _carried(module):
-            for reached in (tensor, *_saved(tensor, seen_nodes)):
-                storage = storage_of(reached)
+            for storage in storages_of((tensor, *_saved(tensor, seen_nodes))):
                 if storage._cdata not in seen_storages:
                     seen_storages.add(storage._cdata)
                     sizes[name] = sizes.get(name, 0) + storage.nbytes()
@@ -214,11 +213,7 @@ def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
 
 def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
     """Storages with memory: not wrappers of `torch.func`, nor a compiler's fake tensors, which claim a device."""
-    for each in tensors:
-        if not torch._C._has_storage(each) or each.layout != torch.strided:
-            continue
-        if (storage := storage_of(each)).device.type != "meta":
-            yield storage
+    return (storage for storage in storages_of(tensors) if storage.device.type != "meta")
 
 
 def measure_untracked(

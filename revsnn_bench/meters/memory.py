@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.leaks import Older, first_step, growth, measure_untracked
-from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, unique_bytes, watched
+from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, storages_of, unique_bytes, watched
 from revsnn_bench.records import MemoryRecord, SavedBytes
 from revsnn_bench.system.gpu import process_gpu_bytes
 from revsnn_bench.system.process import frozen_heap, process_peak_bytes, quiet_gc
@@ -32,21 +32,20 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
     inputs: dict[int, StorageWeakRef] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = storage_of(tensor)
-        if storage._cdata not in packed:
-            # The weak reference keeps the address from being reused by a later storage, and nothing else.
-            packed[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        for storage in storages_of([tensor]):
+            if storage._cdata not in packed:
+                # The weak reference keeps the address from being reused by a later storage, and nothing else.
+                packed[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         # The tensor itself would hold the graph that holds it: a cycle that is never freed.
         return tensor.detach()
 
     def note_inputs(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                inputs.setdefault(storage_of(value)._cdata, StorageWeakRef(storage_of(value)))
+        for storage in storages_of(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)):
+            inputs.setdefault(storage._cdata, StorageWeakRef(storage))
 
     step.prepare()
     older = (step.source, *step.model.parameters(), *step.model.buffers())
-    alive_before = {storage_of(tensor)._cdata for tensor in older}
+    alive_before = {storage._cdata for storage in storages_of(older)}
     with (
         watched(step.model, note_inputs),
         quiet_gc(),
@@ -178,7 +177,7 @@ def _after_forward(step: TrainingStep) -> dict[str, int]:
 
 def dropped_state(step: TrainingStep) -> list[tuple[int, int]]:
     """Resets the state; address and bytes of each of its storages that nothing else holds, neither graph nor output."""
-    storages = [storage_of(tensor) for tensor in step.state_tensors()]
+    storages = [*storages_of(step.state_tensors())]
     held = {storage._cdata: (StorageWeakRef(storage), storage.data_ptr(), storage.nbytes()) for storage in storages}
     del storages
     step.reset_state()

@@ -173,14 +173,35 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
         return tensor.untyped_storage()
 
 
+def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors whose storages a tensor's memory is: itself, of a sparse one its indices and values, else none."""
+    if tensor.layout is torch.strided:
+        return (tensor,) if torch._C._has_storage(tensor) else ()
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return ()
+
+
+def storages_of(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
+    """The storages behind tensors, as often as they are there."""
+    for tensor in tensors:
+        with torch._C.DisableTorchFunction():
+            parts = parts_of(tensor)
+        yield from map(storage_of, parts)
+
+
 def unique_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind `tensors`."""
-    return sum({storage._cdata: storage.nbytes() for storage in map(storage_of, tensors)}.values())
+    return sum({storage._cdata: storage.nbytes() for storage in storages_of(tensors)}.values())
 
 
 def own_bytes(tensor: Tensor) -> int:
     """Bytes of the tensor's elements; never more than its storage, which a view may share with others."""
-    return min(tensor.numel() * tensor.element_size(), storage_of(tensor).nbytes())
+    return sum(min(part.numel() * part.element_size(), storage_of(part).nbytes()) for part in parts_of(tensor))
 
 
 @contextmanager

@@ -63,8 +63,12 @@ class WorkloadStep(TrainingStep):
         reset_states(self.model)
 
     def state_tensors(self) -> list[Tensor]:
-        """The membranes that the neurons carry to the next call."""
-        return [neuron.v for neuron in neurons_of(self.model) if isinstance(neuron.v, Tensor)]
+        """The membranes that the neurons carry to the next call, and what other layers of SpikingJelly carry."""
+        carried: list[Any] = [neuron.v for neuron in neurons_of(self.model)]
+        for layer in self.model.modules():
+            if _has_memory(layer) and not is_neuron(layer):
+                carried += vars(layer)["_memories"].values()
+        return [each for each in carried if isinstance(each, Tensor)]
 
 
 class StepwiseStep(WorkloadStep):
@@ -81,11 +85,16 @@ class StepwiseStep(WorkloadStep):
         return loss
 
 
+def _has_memory(module: Any) -> bool:
+    """Whether a layer of SpikingJelly carries a state until `reset()`, as its neurons, synapses and recurrent ones."""
+    return isinstance(getattr(module, "_memories", None), dict) and callable(getattr(module, "reset", None))
+
+
 def reset_states(model: nn.Module) -> None:
-    """Resets every neuron of a model, those of snnTorch with hidden states and layers of sinabs as well."""
+    """Resets every neuron of a model and layer of SpikingJelly with a state, those of snnTorch and sinabs as well."""
     for module in model.modules():
         hidden = getattr(module, "init_hidden", False) is True
-        name = "reset" if is_neuron(module) else "reset_mem" if hidden else "reset_states"
+        name = "reset" if is_neuron(module) or _has_memory(module) else "reset_mem" if hidden else "reset_states"
         if callable(reset := getattr(module, name, None)):
             reset()
 

@@ -232,6 +232,26 @@ class Recurrent(nn.Module):
         return torch.stack(outputs)
 
 
+class Recurrent(nn.Sequential):
+    """Layers of SpikingJelly that carry a state and are no neurons: a synapse, a recurrent one, a dropout's mask."""
+
+    def __init__(self):
+        from spikingjelly.activation_based import layer, neuron
+
+        again = layer.LinearRecurrentContainer(neuron.LIFNode(), in_features=8, out_features=8, step_mode="m")
+        synapse = layer.SynapseFilter(tau=4.0, learnable=True, step_mode="m")
+        super().__init__(nn.Linear(6, 8), again, layer.Dropout(0.2, step_mode="m"), nn.Linear(8, 4), synapse)
+
+
+class Sparse(Plain):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("adjacency", torch.eye(6).roll(1, 0).to_sparse())
+
+    def forward(self, x):
+        return super().forward(torch.sparse.mm(self.adjacency, x.flatten(0, 1).t()).t().unflatten(0, x.shape[:2]))
+
+
 class Noisy(nn.Sequential):
     """Draws numbers in each forward: noise on the input, and a dropout behind a parametric LIF or another neuron."""
 

@@ -71,6 +71,15 @@ def test_linear_is_two_per_multiply_accumulate_and_its_bias_gradient_a_reduction
     assert record.recompute == flops(0)
 
 
+def test_a_sparse_matrix_is_as_many_multiply_accumulates_as_it_has_values():
+    sparse = torch.eye(6).to_sparse()
+    for product in (torch.sparse.mm, torch.mm):
+        record = measured(Apply(lambda x, product=product: product(sparse, x)), 6, 5)
+        assert record.forward == record.backward == flops(0, 2 * 6 * 5)
+    record = measured(Apply(lambda x: torch.sparse.addmm(x, sparse, x)), 6, 5)
+    assert record.forward == flops(0, 2 * 6 * 5)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_convolution_counts_every_weight_at_every_position(groups, transposed):

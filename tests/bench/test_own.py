@@ -113,6 +113,24 @@ def test_a_model_for_one_precision_alone_is_measured_and_not_judged(method, stat
     assert record.memory.peak_bytes > 0
 
 
+@pytest.mark.parametrize("method", ["as-is", "as-is+remat", "lif+remat"])
+def test_layers_that_carry_a_state_are_reset_between_steps(method):
+    record = measure(case_of("Recurrent", method, batch=5), Settings(target_s=0.01))
+    assert record.status is Status.OK, record.reason
+    # The membranes, the last spikes and the mask, each of 8 features; the synapses' currents, of 4. Floats and samples.
+    assert record.memory.state_bytes == (8 + 8 + 8 + 4) * 4 * 5
+
+
+@pytest.mark.parametrize("method", ["as-is", "as-is+remat", "lif+remat"])
+def test_a_model_with_a_sparse_matrix_is_measured(method):
+    """Its memory is that of indices and values; the product is as many multiply-accumulates as it has values."""
+    record = measure(case_of("Sparse", method), Settings(target_s=0.01))
+    plain = measure(case_of("Plain", method), Settings(passes=("flops",)))
+    assert record.status is Status.OK, record.reason
+    more = record.flops.forward.multiply_accumulate - plain.flops.forward.multiply_accumulate
+    assert more == 2 * 6 * 2 * 3  # values, steps and samples
+
+
 @pytest.mark.parametrize("method", ["as-is", "lif+remat"])
 def test_what_cannot_be_copied_does_not_stop_a_model(method):
     """A copy for the reference has the model's own lock, and no graph; an iterator would be used up by it."""
