@@ -157,10 +157,11 @@ class StandardParametricLIF(StandardLIF):
         return fused_lif(x_seq, v, self.neuron, self.surrogate_function, self._rate())
 
     def reference(self) -> SpikingNode[LIFParameters]:
-        """Another `StandardParametricLIF` with these parameters and a copy of w."""
+        """Another `StandardParametricLIF` with these parameters and a copy of w, which learns if w does."""
         node = self.fresh(StandardParametricLIF).to(self.w)
         with torch.no_grad():
             node.w.copy_(self.w)
+        node.w.requires_grad_(self.w.requires_grad)
         return node
 
 

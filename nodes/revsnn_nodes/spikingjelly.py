@@ -31,7 +31,7 @@ from revsnn_nodes.equations import state_dtype
 from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
 from revsnn_nodes.parameters import require
-from revsnn_nodes.swap import Exchange, Swapped, exchange, is_hooked
+from revsnn_nodes.swap import Exchange, Swapped, exchange, is_hooked, replaced_method
 
 States = tuple[Any, ...]
 """Inputs, outputs or memories of SpikingJelly's functional protocol; a node has one of each."""
@@ -285,7 +285,14 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
         return f"{type(neuron).__name__} is not among {known}, which {to!r} takes"
     if getattr(neuron, "_neuron_precision", None) is not None:
         return "it has a precision of its own"
-    return "it has hooks" if is_hooked(neuron) else ""
+    if name := replaced_method(neuron):
+        return f"it has a {name} of its own"
+    if not getattr(neuron.surrogate_function, "spiking", True):
+        return "its surrogate does not spike"
+    rest = getattr(neuron, "v_reset", None) or 0.0
+    if getattr(neuron, "_memories_rv", {}).get("v", rest) != rest:
+        return "its membrane begins at another value than v_reset"
+    return "it has hooks; remove them, swap, and register them again" if is_hooked(neuron) else ""
 
 
 def _is_snntorchs(module: nn.Module) -> bool:

@@ -67,4 +67,11 @@ def exchange(model: nn.Module, choose: Callable[[nn.Module], Exchange | str | No
 
 def is_hooked(neuron: nn.Module) -> bool:
     """Whether a neuron has hooks: what they expect of it is not known, so it is left."""
-    return bool(neuron._forward_hooks or neuron._forward_pre_hooks or neuron._backward_hooks)
+    backward = neuron._backward_hooks or neuron._backward_pre_hooks
+    return bool(neuron._forward_hooks or neuron._forward_pre_hooks or backward)
+
+
+def replaced_method(neuron: nn.Module) -> str:
+    """The name of a method that a neuron has in place of its class's, such as `forward`; "" without one."""
+    own = [name for name, value in vars(neuron).items() if callable(value)]
+    return next((name for name in own if callable(getattr(type(neuron), name, None))), "")

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.oracle import CALLS, cut_states, in_float64, measure_oracle_errors
-from revsnn_bench.meters.step import TrainingStep, copied, learned, parts_of, same_draws
+from revsnn_bench.meters.step import (
+    TrainingStep,
+    backward_gradients,
+    copied,
+    in_place_of,
+    learned,
+    parts_of,
+    same_draws,
+)
 from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -85,12 +93,14 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     tolerance = _tolerance(dtypes)
     errors = _errors(tested, same, exact, tolerance)
     neurons = step.source[0].numel()
+    if (gradient_error := errors["input"]) is None:
+        raise NoOracle("neither its input nor a parameter of it gets a gradient")
     if subject.whole is not None:
         whole = _errors_of_blocks(subject.whole, subject.reference, step.source.shape[1])
         errors = {name: _worst((error, whole.get(name))) for name, error in errors.items()}
         neurons = subject.whole.source[0].numel()
     return FidelityRecord(
-        gradient_error=errors["input"] or 0.0,
+        gradient_error=gradient_error,
         parameter_gradient_error=errors["parameters"],
         largest_parameter_error=errors["largest"],
         state_gradient_error=None if subject.approximate else errors["states"],
@@ -182,7 +192,7 @@ def _calls(step: TrainingStep, model: nn.Module, source: Tensor) -> list[Call]:
         inputs = [moved.source] if moved.source.requires_grad else []
         given = [*inputs, *parameters, *states]
         arriving = moved.output_gradient(output).to(output.dtype)
-        found = torch.autograd.grad(output, [*given, *of_another], arriving, allow_unused=True)
+        found = backward_gradients(output, arriving, [*given, *of_another])
         if any(g is not None for g in found[len(given) :]):
             raise NoOracle("its loss reads the model's parameters by itself, and no reference can take its place there")
         grads = [torch.zeros_like(x) if g is None else g for x, g in zip(given, found, strict=False)]
@@ -226,24 +236,25 @@ def _reference_calls(subject: Subject) -> tuple[list[Call], list[Call], set[torc
     source = step.source.detach()
     in_double = (source.double() if source.is_floating_point() else source).requires_grad_(step.source.requires_grad)
     decisions = Decisions()
-    with decisions:
-        same_calls = _calls(step, same, step.source)
+    with decisions, in_place_of(step, same) as placed:
+        same_calls = _calls(step, placed, step.source)
     dtypes = set(decisions.dtypes)
-    with in_float64(), decisions.repeated():
-        return same_calls, _calls(step, double, in_double), dtypes
+    with in_float64(), decisions.repeated(), in_place_of(step, double) as placed:
+        return same_calls, _calls(step, placed, in_double), dtypes
 
 
 def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> dict[str, float | None]:
     """Errors of a call by what they are of, that of the worst parameter as `largest`; none where there is nothing.
 
-    A model of another structure may carry other states, or have other parameters: these cannot be held against each
-    other. The gradient of one parameter may be nearly nothing, such as that of a bias before a batch norm, and all
-    rounding: what is below a share of the norm of all is held against that.
+    A model of another structure may carry other states, which cannot be held against each other. The gradient of one
+    parameter may be nearly nothing, such as that of a bias before a batch norm, and all rounding: what is below a share
+    of the norm of all is held against that.
     """
     errors: dict[str, float | None] = {}
     for name, values in mine.items():
         expected = (same if name == "output" else exact)[name]
-        if values and [x.shape for x in values] == [x.shape for x in expected]:
+        alike = [x.shape for x in values] == [x.shape for x in expected]
+        if values and (alike or name != "states"):
             errors[name] = relative_error(values, expected)
     if "parameters" in errors:
         norms = [float(each.double().norm()) for each in exact["parameters"]]

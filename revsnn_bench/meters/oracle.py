@@ -22,7 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.step import TrainingStep, copied, hooked, is_compiled, learned, same_draws
+from revsnn_bench.meters.step import (
+    TrainingStep,
+    backward_gradients,
+    copied,
+    hooked,
+    in_place_of,
+    is_compiled,
+    learned,
+    same_draws,
+)
 from revsnn_bench.records import NoOracle
 
 DIRECTIONS = 12
@@ -164,9 +173,9 @@ def _gradients(
         "states": states,
     }
     tensors = [x for group in given.values() for x in group]
-    found = torch.autograd.grad(output, tensors, arriving.to(output.dtype).to(output.device), allow_unused=True)
-    gradients = iter(torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found, strict=True))
-    return {name: [next(gradients).double() for _ in group] for name, group in given.items()}
+    found = backward_gradients(output, arriving.to(output.dtype).to(output.device), tensors)
+    filled = iter(torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found, strict=True))
+    return {name: [next(filled).double() for _ in group] for name, group in given.items()}
 
 
 def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
@@ -282,8 +291,8 @@ def _spikes_of(module: Any, out: Tensor) -> Sequence[Tensor]:
 
 def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
     """Runs the step with another model and source; the state of the model is kept."""
-    moved = step.replaced(model, source)
-    with same_draws(source.device, 0):
+    with same_draws(source.device, 0), in_place_of(step, model) as placed:
+        moved = step.replaced(placed, source)
         return moved.run(moved.make_input())
 
 

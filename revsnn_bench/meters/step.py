@@ -3,7 +3,7 @@
 import copy
 import io
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -135,6 +135,34 @@ def _without_copy(module: nn.Module) -> Iterator[tuple[Any, Any]]:
 def learned(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that get a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def backward_gradients(output: Tensor, arriving: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of leaves, as `backward()` leaves them in `grad`: after hooks on accumulation. These are cleared."""
+    for tensor in tensors:
+        tensor.grad = None
+    output.backward(arriving)
+    found = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    return found
+
+
+@contextmanager
+def in_place_of(step: TrainingStep, model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, what is given has the parts and attributes of a model: the step's own, which its loss may read.
+
+    The model itself where it is none of the step's class.
+    """
+    own = step.model
+    if type(own) is not type(model) or own is model:
+        yield model
+        return
+    own.__dict__, model.__dict__ = model.__dict__, own.__dict__
+    try:
+        yield own
+    finally:
+        own.__dict__, model.__dict__ = model.__dict__, own.__dict__
 
 
 @contextmanager

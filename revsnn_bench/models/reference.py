@@ -10,12 +10,12 @@ import torch
 from revsnn_nodes import CarrierLIF
 from revsnn_nodes.coupled import InvertingNode
 from revsnn_nodes.plan import is_neuron, neurons_of
-from revsnn_nodes.swap import COMPILED
+from revsnn_nodes.swap import COMPILED, is_hooked, replaced_method
 from torch import Tensor, nn
 
 from revsnn_bench.case import AS_IS, Case, is_own
 from revsnn_bench.meters.fidelity import Subject
-from revsnn_bench.meters.step import copied
+from revsnn_bench.meters.step import copied, learned
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import Stepwise, is_approximate
@@ -44,13 +44,10 @@ def subject_of(case: Case) -> Subject:
     in_remat = case.node == "as-is+remat"  # claims that a user's model stays what it is, whatever its neurons are
     wrapped = case.workload in FIELD or in_remat
     plain = build(_plain(case)) if wrapped and case != _plain(case) else None
-    if is_own(case.workload):
-        reference = _as_is(case, step.model)
-    else:
-        reference = reference_of((plain or step).model)
-        shapes = [p.shape for p in step.model.parameters()]
-        if reference is not None and [p.shape for p in reference.parameters()] != shapes:
-            reference = None  # it has other gradients than those to be judged
+    reference = _as_is(case, step.model) if is_own(case.workload) else reference_of((plain or step).model)
+    shapes = [parameter.shape for parameter in learned(step.model)]
+    if reference is not None and [parameter.shape for parameter in learned(reference)] != shapes:
+        reference = None  # it has other gradients than those to be judged
     inverting = [module for module in step.model.modules() if isinstance(module, InvertingNode)]
     bare = copy.copy(step)
     bare.around = nullcontext
@@ -113,15 +110,27 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     for name, module in list(reference.named_modules()):
         if name and isinstance(module, ConvBlock):
             reference.set_submodule(name, module.plain())
+    shared: dict[nn.Parameter, nn.Parameter] = {}
+    inside: set[nn.Module] = set()  # of a neuron that names its reference as a whole
     for name, module in model.named_modules():
-        if is_neuron(module):
+        if is_neuron(module) and module not in inside:
+            inside.update(module.modules())
             replacement = _reference_of_neuron(module)
             assert replacement is not None
+            _tie(module, replacement, shared)
             place = ".".join(part for part in name.split(".") if part != COMPILED)
             if not place:
                 return replacement
             reference.set_submodule(place, replacement)
     return reference
+
+
+def _tie(neuron: nn.Module, replacement: nn.Module, shared: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Gives a replacement the parameters of earlier ones where its neuron shares them; notes those it brings."""
+    theirs = dict(replacement.named_parameters(recurse=False))
+    for name, parameter in neuron.named_parameters(recurse=False):
+        if name in theirs:
+            setattr(replacement, name, shared.setdefault(parameter, theirs[name]))
 
 
 def _as_written(model: nn.Module) -> nn.Module:
@@ -148,6 +157,8 @@ def _calls_another(model: nn.Module) -> str | None:
 
 
 def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
+    if is_hooked(neuron) or replaced_method(neuron):
+        return None  # a neuron of its class alone is another function
     if callable(named := getattr(neuron, "reference", None)):
         found: nn.Module = named()
         itself = type(found) is type(neuron) and not type(neuron).__module__.startswith("revsnn_nodes.")

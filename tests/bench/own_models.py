@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy
 import torch
-from revsnn_nodes import StandardLIF
+from revsnn_nodes import StandardLIF, StandardParametricLIF
 from torch import nn
 
 
@@ -232,7 +232,7 @@ class Recurrent(nn.Module):
         return torch.stack(outputs)
 
 
-class Recurrent(nn.Sequential):
+class Remembering(nn.Sequential):
     """Layers of SpikingJelly that carry a state and are no neurons: a synapse, a recurrent one, a dropout's mask."""
 
     def __init__(self):
@@ -339,13 +339,115 @@ def dictionary():
     )
 
 
-def regularised():
+def regularised(change=lambda model: model):
     model = Plain()
     return SimpleNamespace(
-        model=model,
+        model=change(model),
         inputs=lambda: torch.rand(4, 3, 6),
         loss=lambda y: y.square().mean() + sum(each.square().sum() for each in model.parameters()),
     )
+
+
+def regularised_and_compiled():
+    return regularised(lambda model: torch.compile(model, backend="aot_eager"))
+
+
+class Rated(Plain):
+    """Tells how often its neurons fired in the last forward."""
+
+    rate = 0.0
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.rate = y.mean()
+        return y
+
+
+def rate_regularised():
+    model = Rated()
+    return SimpleNamespace(
+        model=model, inputs=lambda: torch.rand(4, 3, 6), loss=lambda y: y.square().mean() + 3 * model.rate
+    )
+
+
+def with_a_wrong_weight(*neurons):
+    net = nn.Sequential()
+    for neuron in neurons:
+        net.append(nn.Linear(6, 6)).append(neuron)
+    net[0].weight.register_hook(lambda gradient: -3 * gradient)
+    return net
+
+
+def frozen_tau():
+    neuron = StandardParametricLIF(step_mode="m")
+    neuron.w.requires_grad_(False)
+    return with_a_wrong_weight(neuron)
+
+
+def tied_tau():
+    one, other = StandardParametricLIF(step_mode="m"), StandardParametricLIF(step_mode="m")
+    other.w = one.w
+    return with_a_wrong_weight(one, other)
+
+
+class ToldOfItself(nn.Module):
+    """A neuron that names a reference without its own parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.neuron, self.v = nn.Parameter(torch.ones(6)), StandardLIF(step_mode="m", backend="torch"), 0.0
+        self.gain.register_hook(lambda gradient: 100 * gradient)
+
+    def reset(self):
+        self.neuron.reset()
+        self.v = 0.0
+
+    def reference(self):
+        return StandardLIF(step_mode="m", backend="torch")
+
+    def forward(self, x):
+        y = self.neuron(x * self.gain)
+        self.v = self.neuron.v
+        return y
+
+
+def told_of_itself():
+    return nn.Sequential(nn.Linear(6, 6), ToldOfItself())
+
+
+def tripled(parameter):
+    parameter.grad.mul_(3)
+
+
+def accumulated():
+    net = nn.Sequential(nn.Linear(6, 6), StandardLIF(step_mode="m"))
+    for parameter in net.parameters():
+        parameter.register_post_accumulate_grad_hook(tripled)
+    return net
+
+
+def doubled_by_a_hook():
+    neuron = StandardLIF(step_mode="m")
+    neuron.register_forward_hook(lambda module, args, output: 2 * output)
+    return nn.Sequential(nn.Linear(6, 6), neuron)
+
+
+def doubled_by_its_forward():
+    from spikingjelly.activation_based import neuron
+
+    node = neuron.LIFNode(step_mode="m")
+    forward = node.forward
+    node.forward = lambda x: 2 * forward(x)
+    return nn.Sequential(nn.Linear(6, 6), node)
+
+
+def begins_elsewhere():
+    from spikingjelly.activation_based import neuron
+
+    node = neuron.LIFNode(step_mode="m")
+    node.set_reset_value("v", 0.7)
+    node.reset()
+    return nn.Sequential(nn.Linear(6, 6), node)
 
 
 def klif_and_lif():

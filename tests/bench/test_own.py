@@ -115,7 +115,7 @@ def test_a_model_for_one_precision_alone_is_measured_and_not_judged(method, stat
 
 @pytest.mark.parametrize("method", ["as-is", "as-is+remat", "lif+remat"])
 def test_layers_that_carry_a_state_are_reset_between_steps(method):
-    record = measure(case_of("Recurrent", method, batch=5), Settings(target_s=0.01))
+    record = measure(case_of("Remembering", method, batch=5), Settings(target_s=0.01))
     assert record.status is Status.OK, record.reason
     # The membranes, the last spikes and the mask, each of 8 features; the synapses' currents, of 4. Floats and samples.
     assert record.memory.state_bytes == (8 + 8 + 8 + 4) * 4 * 5
@@ -217,11 +217,39 @@ def test_a_neuron_that_fires_unseen_beside_others_is_told():
     assert record.reason.endswith("it fires another number of times in float64")
 
 
-def test_a_loss_that_reads_parameters_is_not_called_wrong():
-    """The reference has others, which the loss does not read."""
-    record = measure(case_of("regularised", "lif+remat", timesteps=4), Settings(passes=("fidelity",)))
+@pytest.mark.parametrize("model", ["regularised", "rate_regularised"])
+def test_a_loss_that_reads_the_model_is_judged(model):
+    """The reference runs in the model's place, so that the loss reads parameters and attributes of the reference."""
+    for node in ("as-is", "lif+remat"):
+        record = measure(case_of(model, node, timesteps=4), Settings(passes=("fidelity",)))
+        assert record.status is Status.OK, record.reason
+        assert record.fidelity.gradient_error < 1e-5
+
+
+def test_a_loss_that_reads_parameters_of_another_model_is_not_judged():
+    """Inside of a wrapper by `torch.compile` the reference cannot take the model's place."""
+    record = measure(case_of("regularised_and_compiled", "lif+remat", timesteps=4), Settings(passes=("fidelity",)))
     assert record.status is Status.UNVERIFIED
     assert "its loss reads the model's parameters by itself" in record.reason
+
+
+@pytest.mark.parametrize("model", ["frozen_tau", "tied_tau", "accumulated", "told_of_itself"])
+@pytest.mark.parametrize("node", ["as-is", "lif+remat"])
+def test_no_gradient_of_a_parameter_is_left_unjudged(model, node):
+    """A weight's gradient is wrong beside a neuron whose tau is frozen or shared, or has a parameter of its own; or it
+    is changed where it is accumulated."""
+    record = measure(case_of(model, node), Settings(passes=("fidelity",)))
+    assert record.status is Status.WRONG, record.reason
+    assert record.fidelity.parameter_gradient_error > 0.1
+
+
+@pytest.mark.parametrize("model", ["doubled_by_a_hook", "doubled_by_its_forward", "begins_elsewhere"])
+@pytest.mark.parametrize("node", ["as-is", "lif"])
+def test_a_neuron_that_was_changed_is_not_held_against_one_of_its_class(model, node):
+    """Nor exchanged for one: it keeps its hooks, its forward and the membrane that it begins from."""
+    record = measure(case_of(model, node), Settings(passes=("fidelity",)))
+    assert record.status is (Status.OK if node == "as-is" else Status.UNVERIFIED)
+    assert "its gradient was not judged" in record.reason
 
 
 def test_a_model_without_neurons_is_measured_as_it_is():
