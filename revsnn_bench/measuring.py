@@ -107,6 +107,8 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
         switched = restore_switches(switches)
     if isinstance(parts.get("flops"), UnknownOperation):
         parts["uncounted"] = str(parts.pop("flops"))
+    elif parts.get("flops") is not None and (elsewhere := _elsewhere(parts.get("memory"))):
+        parts["uncounted"], parts["flops"] = f"{elsewhere:,} operators ran in other threads, where none is seen", None
     status, reason = Status.OK, ""
     if isinstance(parts.get("fidelity"), NoOracle):
         # A user's model as it is makes no claim: it is what its methods are held against.
@@ -265,6 +267,11 @@ def _bias(fidelity: FidelityRecord | None) -> str:
     return f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
 
 
+def _elsewhere(memory: MemoryRecord | None) -> int:
+    """Operators that a step ran in other threads."""
+    return 0 if memory is None or memory.untracked_bytes is None else memory.untracked_bytes.elsewhere
+
+
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05
 """Memory outside of tensors below one of these, the second as a share of the peak, passes for what Python and the C
 library need."""
@@ -289,6 +296,6 @@ def memory_doubt(case: Case, memory: MemoryRecord | None) -> str:
         "takes {} that are no tensors for a time": beyond.passing,
     }
     parts = [text.format(f"{size:,} B") for text, size in found.items() if size > least]
-    if beyond.elsewhere:
+    if _elsewhere(memory):
         parts.append(f"runs {beyond.elsewhere:,} operators in other threads, whose tensors are not seen")
     return f"its memory was not all counted: it {' and '.join(parts)}" if parts else ""

@@ -154,12 +154,18 @@ class Older:
 
     Weak references to storages keep an address from being used again. By those to tensors each is asked again: the
     first step may resize it or give it another storage, and within `frozen_heap` no search of objects finds it.
+
+    Args:
+        newer: storages that are there, and count as newer: what a trial of the step left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, newer: Iterable[StorageWeakRef] = ()) -> None:
         gc.collect()
-        tensors = all_tensors()
-        self._storages = {each._cdata: (StorageWeakRef(each), each.nbytes()) for each in _storages(tensors)}
+        tensors, keys = all_tensors(), {reference.cdata for reference in newer}
+        self._storages = {
+            each._cdata: (StorageWeakRef(each), 0 if each._cdata in keys else each.nbytes())
+            for each in _storages(tensors)
+        }
         self._tensors = [weakref.ref(tensor) for tensor in tensors]
 
     def newer_storages(self) -> list[tuple[StorageWeakRef, int]]:

@@ -86,7 +86,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
             f"`step.source` must be on cpu or cuda; got {device}. No exact allocator reading is known for "
             "other devices. Move the case to one of these."
         )
-    older = Older()
+    older = Older(step.left_by_trial)
     with frozen_heap():
         return _measure(step, device, older, rehearse)
 

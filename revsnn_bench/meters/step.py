@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revsnn_bench.records import NoOracle
@@ -28,6 +29,7 @@ class TrainingStep:
     def __init__(self, model: nn.Module, source: Tensor) -> None:
         self.model = model
         self.source = source
+        self.left_by_trial: list[StorageWeakRef] = []  # storages that a first run, before the step was ready, left
 
     def replaced(self, model: nn.Module, source: Tensor) -> "TrainingStep":
         """The same step of another model, from another source."""

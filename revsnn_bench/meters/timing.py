@@ -190,16 +190,27 @@ _turns = count()
 
 
 def _change_input(step: TrainingStep) -> None:
-    """Changes one number of the source, another each time: a result that a model remembers is not that of this step."""
-    flat = step.source.detach()
-    if not flat.is_contiguous() or not flat.numel():
+    """Changes one number of the source, another each time: a result that a model remembers is not that of this step.
+
+    Integers change places with another number; there is nothing to change where all are one.
+    """
+    values, turn = step.source.detach(), next(_turns)
+    if not values.numel():
         return
-    flat, turn = flat.view(-1), next(_turns)
-    at, beside = turn % flat.numel(), (turn + 1) % flat.numel()
-    if flat.is_floating_point():
-        flat[at] += 2**-10
-    else:
-        flat[[at, beside]] = flat[[beside, at]]
+    at = _place(turn % values.numel(), values.shape)
+    was = values[at].item()
+    if values.is_floating_point():
+        values[at] += 2 * max(2**-10, torch.finfo(values.dtype).eps) * max(1.0, abs(was))
+        return
+    others = (values != was).flatten().nonzero()
+    if len(others):
+        beside = _place(int(others[turn % len(others)]), values.shape)
+        values[at], values[beside] = values[beside].clone(), was
+
+
+def _place(index: int, shape: torch.Size) -> tuple[int, ...]:
+    """Where the element of a number is, counted row by row."""
+    return tuple(int(each) for each in torch.unravel_index(torch.tensor(index), shape))
 
 
 def _time(step: TrainingStep) -> Sample:

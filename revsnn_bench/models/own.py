@@ -14,6 +14,7 @@ Integers (tokens) are inputs too, and with a loss the output may be anything. It
     lif-carrier      LIF neurons exchanged for `CarrierLIF`, which changes what they emit
 """
 
+import gc
 import importlib.util
 import inspect
 import random
@@ -35,6 +36,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import AS_IS, Case
+from revsnn_bench.meters.leaks import Older
 from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise, reset_states
 from revsnn_bench.records import SkipCase
 
@@ -81,8 +83,12 @@ class OwnStep(WorkloadStep):
             ) from error
 
     def gradient_shape(self) -> torch.Size:
-        """Of the output, found by a trial that checks the model."""
-        return _trial(self)
+        """Of the output, found by a trial that checks the model; notes what that leaves, as in a cache of the class."""
+        before = Older()
+        shape = _trial(self)
+        gc.collect()
+        self.left_by_trial = [storage for storage, _ in before.newer_storages()]
+        return shape
 
 
 def build_own(case: Case) -> OwnStep:

@@ -3,6 +3,7 @@
 import random
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from types import SimpleNamespace
 
@@ -142,6 +143,26 @@ class Draws(Plain):
 
     def forward(self, x):
         return super().forward(x * next(self.numbers))
+
+
+TABLES = {}
+
+
+class Cached(Plain):
+    """Makes a table in the first forward of the process, and keeps it for good."""
+
+    def forward(self, x):
+        if not TABLES:
+            TABLES["zeros"] = torch.zeros(1 << 18)
+        return super().forward(x) + TABLES["zeros"][0]
+
+
+POOL = ThreadPoolExecutor(1)
+
+
+class Threaded(Plain):
+    def forward(self, x):
+        return super().forward(POOL.submit(lambda: x @ torch.eye(6)).result())
 
 
 class Single(Plain):

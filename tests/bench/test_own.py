@@ -143,6 +143,22 @@ def test_what_cannot_be_copied_does_not_stop_a_model(method):
     assert predict(case_of("Holds", method)).retained_bytes > 0
 
 
+def test_what_the_trial_of_a_model_keeps_is_counted():
+    """A table of all models is made by the first forward of all: that of the trial, before the step is there."""
+    own_models.TABLES.clear()
+    record = measure(case_of("Cached", "as-is"), Settings(passes=("memory",)))
+    plain = measure(case_of("Plain", "as-is"), Settings(passes=("memory",)))
+    assert record.memory.lasting_bytes == 4 << 18
+    assert record.memory.peak_bytes == (4 << 18) + plain.memory.peak_bytes
+
+
+def test_operations_of_other_threads_are_not_left_out_of_a_count():
+    record = measure(case_of("Threaded", "as-is"), Settings(passes=("memory", "flops")))
+    assert record.status is Status.UNVERIFIED
+    assert record.flops is None
+    assert "operators ran in other threads, where none is seen" in record.uncounted
+
+
 def test_an_operator_without_a_formula_costs_the_operations_alone():
     """No part of the count is shown, everything else is, and reports and the prediction say which operator it was."""
     record = measure(case_of("Renormed", "lif+remat"), Settings(passes=("memory", "flops", "fidelity")))

@@ -69,13 +69,23 @@ def rounds_of(*shares: float) -> list[Round]:
     return [Round(Sample(0.25, 0.25, share), Sample(0.25, 0.25, 0.0), 0.1) for share in shares]
 
 
-@pytest.mark.parametrize("source", [torch.ones(3, requires_grad=True), torch.arange(12)], ids=["floats", "tokens"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        torch.ones(3, requires_grad=True),
+        torch.ones(3, 2).t().requires_grad_(),
+        torch.full((3,), 5.0, dtype=torch.bfloat16),
+        torch.arange(12),
+        torch.tensor([0, 0, 0, 0, 3, 1, 4, 2, 5, 9, 7, 8, 6]),
+    ],
+    ids=["floats", "transposed", "bfloat16", "tokens", "padded"],
+)
 def test_no_two_steps_have_the_same_input(source):
     """So a model that gives back what it remembers of an input is timed like any other."""
     seen = []
     step = Step()
     step.source = source
-    step.run = lambda x: (seen.append(tuple(x.tolist())), torch.ones((), requires_grad=True) * 1)[1]
+    step.run = lambda x: (seen.append(tuple(x.flatten().tolist())), torch.ones((), requires_grad=True) * 1)[1]
     record = measure_time(step, None, target_s=0.0)
     assert len(seen) == 2 + len(record.forward_time_s) + record.rounds_rejected
     assert len(set(seen)) == len(seen)
