@@ -55,7 +55,51 @@ def remat_work(rank: int, processes: int, folder: str) -> None:
             steps = [nodes_remat.train_step(model, nodes_remat.image_sequence(seed=i), context()) for i in (rank, 7)]
             found.append([(whole(step.gradients), step.buffers) for step in steps])
         torch.save(found, Path(folder) / f"{wrap.__name__}{rank}.pt")
+    collected = [[collective(rank, context()) for collective in COLLECTIVES] for context in (nullcontext, remat)]
+    torch.save(collected, Path(folder) / f"collectives{rank}.pt")
     dist.destroy_process_group()
+
+
+class Adaptive(nn.Module):
+    """A threshold that follows the input, in a buffer that is broadcast before each forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("threshold", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A loss."""
+        with torch.no_grad():
+            self.threshold.lerp_(x.mean(0), 0.5)
+        return self.linear((x - self.threshold).repeat(4, 1)).sin().sum()
+
+
+def broadcast_between(rank: int, context: Any) -> torch.Tensor:
+    """Gradient of two forwards with one backward; the second broadcasts the buffers that the first has read."""
+    torch.manual_seed(1)
+    model = DistributedDataParallel(Adaptive())
+    with context:
+        loss = sum(model(torch.randn(16, 8, generator=torch.Generator().manual_seed(rank + 2 * i))) for i in range(2))
+    loss.backward()
+    return model.module.linear.weight.grad
+
+
+def reduced_in_place(rank: int, context: Any) -> torch.Tensor:
+    """Gradient behind a norm by hand, whose statistics are summed over the processes."""
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(rank))
+    weight = torch.ones(8, 8, requires_grad=True)
+    with context:
+        sums = torch.cat([x.mean(0), x.square().mean(0)])
+        dist.all_reduce(sums)
+        mean, square = (sums / 2).chunk(2)
+        normed = (x - mean) * torch.rsqrt(square - mean**2 + 1e-5)
+        loss = (normed.repeat(4, 1) @ weight).sin().sum()
+    loss.backward()
+    return weight.grad
+
+
+COLLECTIVES = (broadcast_between, reduced_in_place)
 
 
 def whole(gradients: dict[str, Any]) -> dict[str, torch.Tensor]:

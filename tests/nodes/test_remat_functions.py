@@ -1,6 +1,7 @@
 """`remat` and functions of others: surrogates written as `autograd.Function`, and kernels that write unseen."""
 
 import ctypes
+import warnings
 
 import pytest
 import torch
@@ -267,3 +268,50 @@ def test_parts_count_as_parts():
         y = torch.stack(steps) @ torch.ones(8, 2, requires_grad=True)
     assert y.grad_fn is not None
     assert max(entry.passes for entry in saved.entries) == 4
+
+
+def under_vmap():
+    nets = [nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True)) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    x = torch.ones(5, 4)
+    return torch.vmap(lambda p, b: torch.func.functional_call(nets[0], (p, b), (x,)))(parameters, buffers)
+
+
+def nested():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(5, 4)])
+    return torch.relu(parts + parts).to_padded_tensor(0.0)
+
+
+TAKEN_AS_THEY_ARE = {
+    "in place under vmap": under_vmap,
+    "in place under jvp": lambda: torch.func.jvp(lambda a: (a * 2).add_(1), (torch.ones(3),), (torch.ones(3),))[1],
+    "by name": lambda: torch.relu_(input=torch.ones(4) * 2),
+    "nested": nested,
+    "traced": lambda: torch.jit.trace(nn.Sequential(nn.MaxPool1d(2), nn.BatchNorm1d(2)).eval(), torch.ones(1, 2, 4))(
+        torch.ones(1, 2, 4)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", TAKEN_AS_THEY_ARE)
+def test_what_has_no_recipe_runs_as_without(name):
+    torch.manual_seed(0)
+    plain = TAKEN_AS_THEY_ARE[name]()
+    torch.manual_seed(0)
+    with remat():
+        assert torch.equal(TAKEN_AS_THEY_ARE[name](), plain)
+
+
+def test_a_frozen_weight_counts_for_nothing():
+    """It lives anyway, as one that learns."""
+    counts = []
+    for learns in (True, False):
+        net = nn.Sequential(nn.Linear(8, 1024), nn.Linear(1024, 1024))
+        net[1].requires_grad_(learns)
+        with remat() as saved:
+            net(torch.randn(2, 8)).sum()
+        counts.append(saved.kept_bytes)
+    assert counts[1] <= counts[0] < net[1].weight.nbytes

@@ -11,6 +11,7 @@ import torch
 from nodes_remat import image_sequence, reset, residual_net
 from revsnn_nodes import remat
 from revsnn_nodes.remat import record
+from revsnn_nodes.remat.recipes import MOST_RECIPES, Value
 
 STEPS = 8
 
@@ -252,3 +253,20 @@ def test_one_object_is_entered_many_times(use):
         assert second.kept_bytes == first.kept_bytes
     assert all(map(torch.equal, [parameter.grad for parameter in net.parameters()], expected))
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+@pytest.mark.parametrize("carry", [lambda v: v.add_(1), lambda v: v * 0.9 + torch.rand(8)], ids=["in place", "anew"])
+def test_a_chain_without_end_holds_a_bounded_part_of_itself(carry):
+    """A counter of an evaluation, or a state that a stream carries: what no recipe reaches any more is let go of."""
+
+    def values():
+        return sum(type(each) is Value for each in gc.get_objects())
+
+    with remat(), torch.no_grad():
+        v = torch.zeros(8)
+        for _ in range(600):
+            v = carry(v)
+        many = values()
+        for _ in range(3_000):
+            v = carry(v)
+        assert values() <= many + 2 * MOST_RECIPES

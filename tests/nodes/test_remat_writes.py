@@ -151,3 +151,52 @@ def test_what_is_only_read_is_not_copied():
     unused = live(lambda h: None)
     assert live(lambda h: torch.zeros(16, 8).add_(h)) == live(lambda h: F.dropout(h, 0.5, True)) == unused
     assert live(lambda h: h.zero_()) == unused + 256
+
+
+def test_a_write_to_what_was_unpacked_is_refused_as_without():
+    """In the backward pass of a function, and before a second derivative: others read the same memory."""
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            ctx.save_for_backward(h)
+            return h * h
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return ctx.saved_tensors[0].mul_(2) * gradient
+
+    for context in (nullcontext, remat):
+        x, w = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
+        with context():
+            h = torch.cat([x, x])
+            loss = (h @ w).sum() + Square.apply(h).sum()
+        del h
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        with context():
+            y = torch.cat([x, x])
+            loss = y.sin().sum()
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        with torch.no_grad():
+            y.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(first.sum(), x)
+
+
+@pytest.mark.parametrize("norm", [torch.batch_norm, torch.native_batch_norm], ids=["batch_norm", "native_batch_norm"])
+def test_statistics_that_a_native_norm_writes_are_copied_for_what_read_them(norm):
+    """It counts no version of them; a loss that read them before has the gradient of then."""
+    gradients = []
+    for context in (nullcontext, remat):
+        torch.manual_seed(0)
+        mean, var = torch.zeros(8), torch.ones(8)
+        x, w = torch.randn(32, 8), torch.randn(8, 8, requires_grad=True)
+        with context():
+            read = ((x - mean).repeat(4, 1) @ w).sum()
+            rest = (True, 0.1, 1e-5, *((False,) if norm is torch.batch_norm else ()))
+            normed = norm(x @ w, None, None, mean, var, *rest)
+            loss = read + (normed if norm is torch.batch_norm else normed[0]).sin().sum()
+        loss.backward()
+        gradients.append(w.grad)
+    assert torch.equal(*gradients)

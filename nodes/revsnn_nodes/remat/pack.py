@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor
 from torch.profiler import record_function
 from torch.utils._python_dispatch import _disable_current_modes
 
-from revsnn_nodes.remat.recipes import Counter, Place, Value, View
+from revsnn_nodes.remat.recipes import MOST_RECIPES, Counter, Place, Value, View
 
 UNSEEN = "changed unseen"
 """Kept: made again where it was first saved, it came out differently; a kernel that nobody saw wrote to it."""
@@ -55,7 +55,7 @@ def recordable(tensor: Tensor) -> bool:
             kind[0] in (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
             and tensor.layout is torch.strided
             and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
-            and tensor.device.type != "meta"
+            and not (tensor.is_nested or tensor.device.type == "meta")
         )
         if kind[0] is not FakeTensor:  # its device is not among its keys
             _PLAIN[kind] = found
@@ -168,9 +168,6 @@ class Plan:
     places: tuple[Place, ...] = ()  # of recipes that hold only where they come out as the forward did: `Recipe.place`
 
 
-_MOST_RECIPES = 256
-"""Functions that are run for one tensor at most: each takes its time, however small what it makes."""
-
 _SMALL = 1024
 """What is smaller than a tensor by this factor is kept for it where it is there, and not made again."""
 
@@ -194,7 +191,7 @@ def plan_for(target: Value, max_passes: int) -> Plan:
         assert value.recipe is not None
         work += value.recipe.passes * min(value.nbytes, target.nbytes)
         copied += value.recipe.nbytes
-        if work > max_passes * target.nbytes or len(seen) > _MOST_RECIPES:
+        if work > max_passes * target.nbytes or len(seen) > MOST_RECIPES:
             return Plan("max_passes")
         if value.recipe.place is not None:
             places.append(value.recipe.place)
@@ -329,12 +326,14 @@ class Packed(Kept):
             for leaf in self.leaves:
                 if not leaf.copied:
                     leaf.counter.check("`remat` makes another saved tensor again from it. ")
-            storage = self.value.storage()
-            if storage is None:
+            there = self.value.storage()
+            if there is None:
                 with record_function(LABEL):
                     storage = make(self.value)
             self.value.forget(self)
-            made = self.view.on(storage)
+            made = self.view.on(storage if there is None else there)
+            if there is not None or self.value.held is not None:
+                made = self.counter.alias(made)  # a write to what others read, too, is counted for them
             if self.sum is not None and checksum(made) != self.sum:
                 raise RuntimeError(
                     f"a tensor made again in the backward pass must equal the one of the forward; {self.entry.name} "

@@ -16,7 +16,7 @@ from types import EllipsisType, NoneType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor
 from torch.nn import functional
@@ -28,6 +28,9 @@ Place = tuple[Any, ...]
 
 NORM_PASSES = 2
 """Statistics, then normalised values."""
+
+MOST_RECIPES = 256
+"""Functions that are run for one tensor at most: each takes its time, however small what it makes."""
 
 _POINTWISE = """
     add sub subtract mul multiply div divide true_divide rsub neg abs square sqrt rsqrt exp log log1p expm1 reciprocal
@@ -112,6 +115,11 @@ WITH_STATISTICS: dict[Function, dict[str, Any]] = {
 }
 """Norms that change running statistics besides their result: their arguments in order, with defaults."""
 
+_WRITE_UNTOLD = frozenset(
+    {torch.batch_norm, torch.native_batch_norm, torch.instance_norm, torch.fused_moving_avg_obs_fake_quant}
+)
+"""Functions that write to statistics among their arguments, and count no version of them."""
+
 _FIXED = (Number, str, bytes, NoneType, EllipsisType, type, torch.Size, torch.dtype, torch.device, torch.layout)
 """Types of arguments that nobody can change after the call."""
 
@@ -138,7 +146,7 @@ class Treatment(NamedTuple):
         if at == "any":
             return args, kwargs
         if at == "first":
-            return args[:1]
+            return args[:1], kwargs.get("input")
         if at == "statistics":
             return args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")
         if isinstance(at, int) and (kwargs.get("inplace") or (len(args) > at and args[at])):
@@ -160,6 +168,8 @@ def treatment(function: Function) -> Treatment:
 def _how_it_writes(function: Function) -> str | int | None:
     if function in WITH_STATISTICS:
         return "statistics"
+    if function in _WRITE_UNTOLD:
+        return "any"
     name = str(getattr(function, "__name__", ""))
     augmented = name.startswith("__i") and hasattr(torch.Tensor, name.replace("__i", "__", 1))
     if augmented or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
@@ -233,6 +243,12 @@ class Counter:
         alias.data = _empty(tensor.dtype, tensor.device) if type(tensor) is not FakeTensor else tensor.new_empty(0)
         self.tensor = alias
 
+    def alias(self, tensor: Tensor) -> Tensor:
+        """A tensor of the same memory as another, that counts writes to it here."""
+        alias = self.tensor.detach()
+        alias.data = tensor
+        return alias
+
     @property
     def current(self) -> bool:
         """Whether nothing has been written since."""
@@ -272,7 +288,8 @@ class Value:
         self.address: int = storage._cdata
         self.counter = Counter(tensor)  # version of the storage when it had these contents
         self.nbytes = storage.nbytes()  # of the whole storage
-        self.persistent = base.is_leaf and base.requires_grad  # a parameter's or a norm's statistics, which live anyway
+        # A parameter's, frozen or not, or a norm's statistics: it lives anyway.
+        self.persistent = base.is_leaf and (base.requires_grad or isinstance(base, nn.Parameter))
         self.recipe = recipe  # how to make it again; None for a source
         self.keepers = 0  # how many saved tensors hold the storage
         self.readers = 0  # how many of them are recipes that read it
@@ -309,9 +326,7 @@ class Value:
             return None
         if self.copied:
             return view.on(storage)
-        alias = self.counter.tensor.detach()
-        alias.data = view.on(storage)
-        return alias
+        return self.counter.alias(view.on(storage))
 
     def pin(self, storage: UntypedStorage) -> None:
         """Keeps the storage for a recipe that reads it."""
@@ -418,6 +433,7 @@ class Recipe:
     autocast: Autocast
     passes: int  # its cost
     overwrites: Value | None  # the one of the sources that it changes in place
+    depth: int  # how many recipes lie one behind the other, this one included
     # Where it was called, if what follows may change its result unseen: in a custom function or another part without
     # gradients, where kernels of other packages write, and for what was made to be filled.
     place: Place | None

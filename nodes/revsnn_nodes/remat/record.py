@@ -27,6 +27,7 @@ from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, fill
 from revsnn_nodes.remat.recipes import (
     FILLS,
     MAX_POOLS,
+    MOST_RECIPES,
     NORM_PASSES,
     NOTHING,
     Autocast,
@@ -56,6 +57,9 @@ NOT_CHEAP = "not cheap"
 
 _MANY = 10_000
 """Values and saved tensors that are noted before those that are gone are looked for."""
+
+_FEW = 16
+"""What is smaller than a tensor by this factor is copied for it where processes write to each other's tensors."""
 
 _NO_KWARGS: dict[str, Any] = {}  # shared by all calls without any
 
@@ -106,9 +110,9 @@ class Recorder(TorchFunctionMode):
     def pack(self, tensor: Tensor) -> Any:
         """Called by autograd for each tensor that it saves; what lives anyway has no line in the report."""
         with torch._C.DisableTorchFunction():
-            if packing.is_paused() or not recordable(tensor):
+            if packing.is_paused() or not recordable(tensor) or torch._C._get_tracing_state() is not None:
                 return tensor.detach()
-            if tensor.requires_grad and tensor.is_leaf:
+            if tensor.is_leaf and (tensor.requires_grad or type(tensor) is nn.Parameter):
                 return Kept(tensor)
             value = self.value_of(tensor)
             if value.persistent:
@@ -182,11 +186,15 @@ class Recorder(TorchFunctionMode):
         obstacle = plan.obstacle or ("" if packing.proves(plan, value, packed) else packing.UNSEEN)
         if obstacle:
             packed.entry.because = obstacle
-        else:
-            packed.replace(value, plan)
+            return
+        packed.replace(value, plan)
+        if _is_distributed():  # a collective writes to buffers, and counts no version
+            for source, _ in plan.leaves:
+                if not source.persistent and source.nbytes * _FEW <= value.nbytes and source.part_from():
+                    self.values.pop(source.address, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return func(*args, **(kwargs or {}))
         return self.call(func, args, kwargs or _NO_KWARGS)
 
@@ -196,9 +204,9 @@ class Recorder(TorchFunctionMode):
         if how is NOTHING and "out" not in kwargs:
             return function(*args, **kwargs)
         self.fresh.clear()
-        if how.opens:
+        if how.opens and not in_transform():
             self.open_memory(args[0])
-        written = how.written(args, kwargs)
+        written = None if in_transform() else how.written(args, kwargs)
         if written is not None:
             map_leaves(written, Tensor, self.before_write)
         if not (how.passes or how.is_pool) or not self.records():
@@ -210,7 +218,7 @@ class Recorder(TorchFunctionMode):
             return self.in_one_module(self.call_pool, function, args, kwargs)
         if how.writes == "statistics":
             return self.in_one_module(self.call_norm, function, args, kwargs)
-        if how.writes == "first" and self.is_source(args[0]):
+        if how.writes == "first" and self.is_source(args[0] if args else kwargs.get("input")):
             return function(*args, **kwargs)
         # What is only read can be referred to afterwards, when it shows that most results are views and need no recipe.
         call = None if written is None else self.refer(args, kwargs)
@@ -225,6 +233,7 @@ class Recorder(TorchFunctionMode):
                 call = self.refer(args, kwargs)
             if call is not None:
                 doubted = function is torch.zeros or function is torch.ones or not torch.is_grad_enabled()
+                doubted |= _is_distributed() and not made.requires_grad
                 self.note(function, call, made, how.passes or 1, _place(function, made) if doubted else None)
         return result
 
@@ -305,7 +314,11 @@ class Recorder(TorchFunctionMode):
         if len(self.values) > self.most:
             self.forget_what_is_gone()
         args, kwargs, before, copied = call
-        how = View.of(result), Autocast.now(result.device.type), passes, overwrites, place
+        depth = 1 + max((value.recipe.depth for value in before.values() if value.recipe is not None), default=0)
+        if depth > MOST_RECIPES:  # a source: so long a way is not gone, and what is on it would never be let go of
+            self.values.pop(address, None)
+            return
+        how = View.of(result), Autocast.now(result.device.type), passes, overwrites, depth, place
         value = self.values[address] = Value(result, Recipe(run, args, kwargs, tuple(before.values()), copied, *how))
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
@@ -404,6 +417,10 @@ def _place(function: Function, result: Tensor) -> Place:
     while len(calls) < 8 and (frame := frame and frame.f_back) is not None:  # type: ignore[assignment]
         calls += [frame.f_code, frame.f_lasti]
     return (function, result.shape, result.dtype, result.device, *calls)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _nbytes(arguments: tuple[Any, ...]) -> int:
