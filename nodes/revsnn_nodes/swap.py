@@ -47,21 +47,23 @@ def exchange(model: nn.Module, choose: Callable[[nn.Module], Exchange | str | No
     """
     swapped: dict[str, str] = {}
     left: dict[str, str] = {}
-    chosen: dict[int, Exchange | str | None] = {}
-    for parent_name, parent in list(model.named_modules()):
-        for name, child in list(parent._modules.items()):  # `named_children` leaves out a second place of one child
-            if child is None:
-                continue
-            if id(child) not in chosen:
-                chosen[id(child)] = choose(child)
-            found, full = chosen[id(child)], f"{parent_name}.{name}".removeprefix(".")
-            if name == COMPILED and isinstance(found, Exchange):
-                found = "compiled by itself, which would go on running: swap neurons before `torch.compile`"
-            if isinstance(found, str):
-                left[full] = found
-            elif found is not None:
-                setattr(parent, name, found.node)
-                swapped[full] = found.shown
+    places = [
+        (f"{parent_name}.{name}".removeprefix("."), parent, name, child)
+        for parent_name, parent in model.named_modules()
+        for name, child in parent._modules.items()  # `named_children` leaves out a second place of one child
+        if child is not None
+    ]
+    # All are chosen before the first is put in: a choice that raises leaves the model as it was.
+    chosen = {child: choose(child) for child in dict.fromkeys(child for *_, child in places)}
+    for full, parent, name, child in places:
+        found = chosen[child]
+        if name == COMPILED and isinstance(found, Exchange):
+            found = "compiled by itself, which would go on running: swap neurons before `torch.compile`"
+        if isinstance(found, str):
+            left[full] = found
+        elif found is not None:
+            setattr(parent, name, found.node)
+            swapped[full] = found.shown
     return Swapped(swapped, left)
 
 

@@ -204,14 +204,18 @@ def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object])
 
 
 def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
-    """Bytes by which the tensors of a step grow when it runs once more, and the module that holds most of them."""
+    """Bytes by which the tensors of a step grow when it runs once more, and the module that holds most of them.
+
+    The mean of two steps, for what is kept in every second one.
+    """
     held = held_by_module(step.model)
     with quiet_gc():
         before = older.newer_bytes()
-    step.backward(step.forward())
-    step.prepare()
+    for _ in range(2):
+        step.backward(step.forward())
+        step.prepare()
     with quiet_gc():
-        grown = older.newer_bytes() - before
+        grown = (older.newer_bytes() - before) // 2
     if grown <= 0:
         return 0, None
     return grown, next(iter(_grown_modules(step.model, held)), None)

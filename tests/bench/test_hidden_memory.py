@@ -110,6 +110,20 @@ def test_memory_that_grows_is_unverified(measured):
     assert record.reason == f"it holds {SIZE:,} B more after every step, in module ''"
 
 
+@pytest.mark.parametrize("turn", [0, 1])
+def test_what_grows_in_every_second_step_alone_grows(measured, turn):
+    """By half of it in a step."""
+
+    def hoard(node, x, y):
+        kept, node.__dict__["calls"] = node.__dict__.setdefault("history", []), node.__dict__.get("calls", turn) + 1
+        if node.__dict__["calls"] % 2:
+            kept.append(x.clone())
+
+    record = measured(lambda: hidden_memory.Hiding(hoard))
+    assert record.status is Status.UNVERIFIED
+    assert record.memory.growth_bytes == SIZE // 2
+
+
 def test_what_a_step_frees_is_not_held(measured):
     """Arrays that live within forward alone are no memory between forward and backward, but some of its peak."""
     record = measured(lambda: hidden_memory.Hiding(lambda node, x, y: torch.from_numpy(x.numpy() * 2) is None or None))

@@ -220,6 +220,31 @@ def test_what_is_left_says_why():
     assert "1: left, it has hooks" in str(done)
 
 
+def test_neurons_of_another_function_are_left():
+    """One with a forward of its own, one that begins elsewhere than its class, one that does not spike."""
+    changed, elsewhere, smooth = (neuron.LIFNode() for _ in range(3))
+    forward = changed.forward
+    changed.forward = lambda x: 2 * forward(x)
+    elsewhere.set_reset_value("v", 0.7)
+    smooth.surrogate_function = surrogate.Sigmoid(spiking=False)
+    done = swap_neurons(nn.Sequential(changed, elsewhere, smooth, neuron.LIFNode(v_reset=0.3)))
+    assert list(done.swapped) == ["3"]
+    assert done.left == {
+        "0": "it has a forward of its own",
+        "1": "its membrane begins at another value than v_reset",
+        "2": "its surrogate does not spike",
+    }
+
+
+def test_an_exchange_that_fails_changes_nothing(monkeypatch):
+    net = nn.Sequential(neuron.LIFNode(), neuron.LIFNode())
+    before, build = list(net), spikingjelly._node
+    monkeypatch.setattr(spikingjelly, "_node", lambda one, *rest: build(one, *rest) if one is before[0] else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        swap_neurons(net)
+    assert list(net) == before
+
+
 @pytest.mark.parametrize("theirs", SURROGATES, ids=lambda kind: kind.__name__)
 def test_surrogates_have_twins(theirs):
     """Values and slopes of each pair are equal, at its own alpha."""
