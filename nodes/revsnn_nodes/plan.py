@@ -18,6 +18,7 @@ block; it takes `plain` and `remat`. Outputs, gradients and buffers are those of
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
     Args:
         model: changed in place; its parameters, buffers and the names of them stay.
         plan: option by name of the block, or the file that `revsnn-bench plan` wrote, whose neurons are put in, too.
-            Blocks that it does not name are plain.
+            Blocks that it does not name are plain. Warns where the file says that its plan does not fit.
     Returns:
         The model.
     Raises:
@@ -201,12 +202,20 @@ def _read_plan(file: Path) -> tuple[str, dict[str, str]]:
     """The neurons and the options by block in a file that `revsnn-bench plan` wrote."""
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        return str(saved["neurons"]), {str(row["block"]): str(row["option"]) for row in saved["blocks"]}
+        neurons, options = str(saved["neurons"]), {str(row["block"]): str(row["option"]) for row in saved["blocks"]}
+        fits, numbers = saved.get("fits", True), (saved.get("budget_bytes", 0), saved.get("expected_bytes", 0))
+        budget, expected = (f"{number / 2**20:,.2f} MiB" for number in numbers)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"`plan` must be options by block, or a file that `revsnn-bench plan` wrote; got {file}, which is none "
             f"({type(error).__name__}: {str(error)[:80]}). Make the plan again."
         ) from None
+    if not fits:
+        warnings.warn(
+            f"The plan in {file} does not fit its budget of {budget}: a step is expected to take {expected}.",
+            stacklevel=3,
+        )
+    return neurons, options
 
 
 def remove_plan(model: nn.Module) -> None:

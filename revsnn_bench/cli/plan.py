@@ -17,6 +17,7 @@ from revsnn_bench.plan.largest import Axis, largest_that_fits
 from revsnn_bench.records import MemoryRecord
 from revsnn_bench.report import units
 from revsnn_bench.report.terminal import Grid
+from revsnn_bench.runs import require_writable
 
 if TYPE_CHECKING:
     from revsnn_bench.plan.planning import Plan
@@ -43,24 +44,37 @@ def plan(
     """Find the cheapest way to train a model of your own within a memory budget, and measure that it fits.
 
     Every block keeps everything, makes again what is cheap, or runs again. Gradients stay those of the model.
-    Parameters and the input are allocated before the step and are not counted.
+    Parameters and the input are allocated before the step and are not counted. Ends with 5 where nothing fits.
     """
     from revsnn_bench.runner import Runner
 
     case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
+    _require_writable("--output", output)
+    if page is not None:
+        _require_writable("--page", page)
     with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
         from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
 
         curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
         found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
-    output.write_text(found.to_json(), encoding="utf-8")
     _show(found, frontier)
+    output.write_text(found.to_json(), encoding="utf-8")
     typer.echo(f"plan: {output}")
     if page is not None:
         from revsnn_bench.report.html.plan import plan_page
 
         page.write_text(plan_page(found.as_dict(), f"{model}, input {input}"), encoding="utf-8")
         typer.echo(f"page: {page}")
+    if not found.fits:
+        raise typer.Exit(ExitCode.CASE_FAILED)
+
+
+def _require_writable(flag: str, path: Path) -> None:
+    """Ends the command where a file cannot be written, before there is anything to lose; makes its folder."""
+    with refusing(OSError, flag=f"{flag}: "):
+        require_writable(path.parent)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder. Name a file in it.")
 
 
 @contextmanager
@@ -86,6 +100,10 @@ def _show(found: "Plan", frontier: bool) -> None:
         sizes = (units.size(row.kept_bytes), f"{row.kept_bytes / kept:.0%}", units.size(row.peak_bytes))
         table.add_row(row.block, row.option, *sizes, f"{row.extra_s * 1e3:+.1f} ms")
     console.print(table)
+    typer.echo(
+        "rest: what is in no block. [0:3]: the children 0, 1 and 2 of a Sequential. highest: a block's highest bytes "
+        "beyond what the blocks before it keep."
+    )
     if frontier:
         curve = [(units.size(peak), f"{seconds * 1e3:.1f} ms") for peak, seconds in found.frontier]
         console.print(Grid("Least time for every budget", ["budget", "time of a step"], [True, True], curve))

@@ -32,8 +32,14 @@ MOST_REPAIRS = 5
 MEMORY_SHARE = 0.5
 """A step whose predicted peak is beyond this share of the machine's free memory is profiled without running it."""
 
+ALLOWANCE = 0.02
+"""Share by which a measured peak may be above the predicted one before it counts."""
+
 SMALL_BYTES = 64 << 20
 """Peak of the smaller step that gives its seconds."""
+
+_NUMBERS = ("budget_bytes", "fits", "expected_bytes", "predicted_bytes", "step_s", "plain_bytes", "plain_s", "frontier")
+"""Fields and properties of a plan that go into its file."""
 
 Measure = Callable[[dict[str, str]], "Measured"]
 Refine = Callable[[Profile, list[int]], Profile]
@@ -56,10 +62,19 @@ class Smaller:
     predicted_bytes: int
     measured: Measured
 
+    @property
+    def ratio(self) -> float:
+        """How many times the predicted peak was measured; 1 where it was no more than that, and `ALLOWANCE`."""
+        ratio = self.measured.peak_bytes / self.predicted_bytes
+        return ratio if ratio > 1 + ALLOWANCE else 1.0
+
 
 @dataclass(frozen=True)
 class Row:
-    """A block in a plan: what it keeps, its highest bytes beyond what blocks before it keep, seconds beyond plain."""
+    """A block in a plan: what it keeps, its highest bytes beyond what blocks before it keep, seconds beyond plain.
+
+    The seconds are 0 where no more than plain's were measured.
+    """
 
     block: str
     option: str
@@ -73,7 +88,7 @@ class Plan:
     """What each block does, and what that takes.
 
     Fields:
-        fits: whether the measured peak is within it; otherwise this is the plan that takes least.
+        fits: whether `expected_bytes` are within it; otherwise this is the plan that takes least.
         predicted_bytes, step_s: of the step, by the profile, in which it was recorded once.
         plain_bytes, plain_s: of the step without a plan, by the profile.
         measured: the step under the plan in a fresh process; None where it was too large to run.
@@ -96,32 +111,45 @@ class Plan:
     frontier: tuple[tuple[int, float], ...] = ()
 
     @property
+    def expected_bytes(self) -> int:
+        """The measured peak; of a step that did not run the predicted one, times the ratio that a smaller one had."""
+        if self.measured is not None:
+            return self.measured.peak_bytes
+        return round(self.predicted_bytes * (1.0 if self.smaller is None else self.smaller.ratio))
+
+    @property
     def options(self) -> dict[str, str]:
         """Option by block, as `apply_plan` takes them."""
         return {row.block: row.option for row in self.rows}
 
     def summary(self) -> list[str]:
         """What it comes to, in sentences."""
-
-        def size(nbytes: int) -> str:
-            return f"{nbytes / 2**20:,.1f} MiB" if nbytes >= 10 << 20 else f"{nbytes / 2**10:,.1f} KiB"
-
-        peak = f"predicted peak {size(self.predicted_bytes)}"
+        peak = f"Predicted peak {_size(self.predicted_bytes)}"
         if self.measured is not None:
-            peak += f", measured {size(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
-        slower = f"{self.step_s / self.plain_s:.2f} times the time of the model with fused neurons and no plan"
-        verdict = "This plan fits" if self.fits else "Nothing fits; the least that does takes this plan"
-        takes = f"which takes {size(self.plain_bytes)}"
-        lines = [f"{verdict}: budget {size(self.budget_bytes)}, {peak}; {slower}, {takes}."]
+            peak += f", measured {_size(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
+        slower = f"It takes {self.step_s / self.plain_s:.2f} times the time of the model with fused neurons and no plan"
+        lines = [f"{self._verdict()} {peak}. {slower}, whose peak is {_size(self.plain_bytes)}."]
         if self.measured is None:
             lines.append("The step is too large to run here: its seconds are those of a smaller batch, in proportion.")
         if self.smaller is not None:
             found = self.smaller.measured
+            done = "Measured" if self.smaller.ratio > 1 else "Verified"
             lines.append(
-                f"Verified at a batch of {self.smaller.batch:,}: predicted peak {size(self.smaller.predicted_bytes)}, "
-                f"measured {size(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
+                f"{done} at a batch of {self.smaller.batch:,}: predicted peak {_size(self.smaller.predicted_bytes)}, "
+                f"measured {_size(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
             )
+            if self.smaller.ratio > 1:
+                lines.append(
+                    f"The smaller step took {self.smaller.ratio:.2f} times what was predicted, so "
+                    f"{_size(self.expected_bytes)} are expected."
+                )
         return lines
+
+    def _verdict(self) -> str:
+        budget = _size(self.budget_bytes)
+        if self.fits:
+            return f"This plan fits the budget of {budget}."
+        return f"Nothing fits the budget of {budget}. The least found is {_size(self.expected_bytes)}, by this plan."
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, for a page."""
@@ -141,10 +169,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as `apply_plan` reads it from a file."""
         document = {"neurons": "lif", "blocks": [asdict(row) for row in self.rows]}
-        numbers = {
-            name: getattr(self, name)
-            for name in ("budget_bytes", "fits", "predicted_bytes", "step_s", "plain_bytes", "plain_s", "frontier")
-        }
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
         if self.measured is not None:
             numbers |= {"measured_bytes": self.measured.peak_bytes, "gradient_error": self.measured.gradient_error}
         if self.smaller is not None:
@@ -155,6 +180,13 @@ class Plan:
                 "gradient_error": self.smaller.measured.gradient_error,
             }
         return json.dumps(document | numbers, indent=1) + "\n"
+
+
+def _size(nbytes: int) -> str:
+    """Bytes to a tenth of a unit: in KiB up to 10 MiB, where plans differ by little."""
+    if nbytes >= 1 << 30:
+        return f"{nbytes / 2**30:,.1f} GiB"
+    return f"{nbytes / 2**20:,.1f} MiB" if nbytes >= 10 << 20 else f"{nbytes / 2**10:,.1f} KiB"
 
 
 def make_plan(
@@ -219,7 +251,7 @@ def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
     costs = profile.costs_of(choice)
     plain = profile.plain if choice == profile.plain else (*choice[:1], *profile.plain[1:])
     pairs = zip(profile.seconds, choice, plain, strict=True)
-    extra = [known.get(own, 0.0) - known.get(kept, 0.0) for known, own, kept in pairs]
+    extra = [max(0.0, known.get(own, 0.0) - known.get(kept, 0.0)) for known, own, kept in pairs]
     return tuple(
         Row(block, option, cost.kept_bytes, max(cost.forward_bytes, cost.peak_bytes), extra_s)
         for block, option, cost, extra_s in zip(profile.blocks, choice, costs, extra, strict=True)
@@ -251,8 +283,20 @@ def plan_case(
         profile = refine(profile, [budget_bytes, *frontier_budgets(profile)])
     if runs:
         return solve_plan(profile, budget_bytes, refine, partial(call, measure_case, case))
-    found = solve_plan(profile, budget_bytes, refine, None)
-    return replace(found, smaller=call(verify_case, largest, found.options))
+    return _verified(profile, budget_bytes, refine, partial(call, verify_case, largest))
+
+
+def _verified(profile: Profile, budget_bytes: int, refine: Refine, verify: Callable[[dict[str, str]], Smaller]) -> Plan:
+    """Solves, and again for less while a smaller step under the plan shows that more than the budget is expected."""
+    target, repairs = budget_bytes, 0
+    while True:
+        found = solve_plan(profile, target, refine, None)
+        within_target = found.fits
+        found = replace(found, budget_bytes=budget_bytes, smaller=verify(found.options), repairs=repairs)
+        found = replace(found, fits=found.expected_bytes <= budget_bytes)
+        if found.fits or not within_target or found.smaller is None or repairs == MOST_REPAIRS:
+            return found
+        target, repairs = int(budget_bytes / found.smaller.ratio), repairs + 1
 
 
 def profile_case(case: Case, rounds: int, blocks: str, limit_bytes: int) -> tuple[Profile, Case]:

@@ -21,6 +21,7 @@ from revsnn_bench.cli import app
 from revsnn_bench.meters.memory import peak_bytes
 from revsnn_bench.models.own import ModelError, OwnStep
 from revsnn_bench.models.workloads import build
+from revsnn_bench.plan import planning
 from revsnn_bench.plan.planning import (
     Measured,
     make_plan,
@@ -181,7 +182,7 @@ def test_a_plan_for_a_model_in_python(tmp_path):
     model, x = conv_net(3), torch.randn(3, 4, 2, 8, 8)
     plan = make_plan(model, x, budget="1 GiB", rounds=1)
     assert plan.fits
-    takes = f"with fused neurons and no plan, which takes {plan.plain_bytes / 2**10:,.1f} KiB."
+    takes = f"with fused neurons and no plan, whose peak is {plan.plain_bytes / 2**10:,.1f} KiB."
     assert takes in plan.summary()[0]  # in MiB a small plan and no plan would read the same
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json())
@@ -278,7 +279,36 @@ def test_a_step_of_100_gib_is_planned_without_running_it():
     assert found.measured.gradient_error == 0.0
     assert "too large to run here" in plan.summary()[1]
     assert f"Verified at a batch of {found.batch:,}" in plan.summary()[2]
+    assert plan.summary()[0].startswith("This plan fits the budget of 125.0 GiB. Predicted peak 1")
+    assert len(plan.summary()) == 3
+    assert plan.expected_bytes == plan.predicted_bytes
     assert json.loads(plan.to_json())["verified"]["batch"] == found.batch
+
+
+@pytest.mark.parametrize(("share", "fits"), [(1.4, True), (1.1, False)])
+def test_a_smaller_step_that_takes_more_than_predicted_counts(monkeypatch, share, fits):
+    """Its ratio is that of the whole: within 1.4 times the peak without a plan another plan is found, within 1.1 times
+    nothing fits.
+    """
+    true = measure_case
+
+    def half_more(case, options):
+        found = true(case, options)
+        return replace(found, peak_bytes=int(1.5 * predicted_peak(case, options)))
+
+    monkeypatch.setattr(planning, "measure_case", half_more)
+    case = Case(workload="own_models:sequential", node="lif", timesteps=3, batch=20_000, shape=(6,))
+    budget = int(share * predicted_peak(case, {}))
+    plan = plan_case(here, case, budget, rounds=1, limit_bytes=1 << 20)
+    assert plan.fits is fits
+    assert plan.expected_bytes == pytest.approx(1.5 * plan.predicted_bytes, rel=1e-3)
+    assert (plan.expected_bytes <= budget) is fits
+    assert plan.repairs == 1
+    told = f"took 1.50 times what was predicted, so {plan.expected_bytes / 2**20:,.1f} MiB are expected."
+    assert told in plan.summary()[-1]
+    saved = json.loads(plan.to_json())
+    assert (saved["fits"], saved["expected_bytes"]) == (fits, plan.expected_bytes)
+    assert fits or plan.summary()[0].startswith("Nothing fits the budget of ")
 
 
 def test_blocks_are_named_by_their_class():
@@ -296,6 +326,39 @@ def test_largest_says_in_one_sentence_what_is_wrong():
     assert result.exit_code == 5
     assert re.search(r"cpu error: own_models.py, line \d+: forward must return one tensor", result.output)
     assert "Traceback" not in result.output
+
+
+PLAIN = ["plan", "--model", "own_models:sequential", "--input", "2,3,6", "--rounds", "1"]
+
+
+def test_a_command_that_finds_no_plan_that_fits_ends_with_5(tmp_path):
+    """So that what follows `&&` does not start; `apply_plan` warns, and the text explains its words."""
+    path = tmp_path / "made" / "plan.json"
+    result = CliRunner().invoke(app, [*PLAIN, "--budget", "10", "--output", str(path)], env={"COLUMNS": "400"})
+    assert result.exit_code == 5
+    assert re.search(r"Nothing fits the budget of 0.0 KiB. The least found is [\d.]+ KiB, by this plan.", result.output)
+    assert "rest: what is in no block." in result.output
+    assert not re.search(r"-\d+\.\d ms", result.output)
+    with pytest.warns(UserWarning, match=r"does not fit its budget of 0.00 MiB: a step is expected to take"):
+        apply_plan(own_models.sequential(), path)
+
+
+def test_a_plan_that_could_not_be_saved_is_not_made(tmp_path, monkeypatch):
+    """A file that is a folder, or lies in a file, is refused before a worker starts."""
+    monkeypatch.setattr("revsnn_bench.runner.Runner.call", None)
+    (tmp_path / "file").touch()
+    for flag, path in itertools.product(("--output", "--page"), (tmp_path, tmp_path / "file" / "plan.json")):
+        result = CliRunner().invoke(app, [*PLAIN, "--budget", "1 MiB", flag, str(path)])
+        assert result.exit_code == 2
+        assert result.output.startswith(f"Error: {flag}: ")
+
+
+def test_no_block_is_told_to_take_less_time_than_plain():
+    """Noise of a small step times the batch would be seconds."""
+    faster = replace(made_up(), seconds=({"remat": 1.0}, *[{"plain": 9.0, "remat": 2.0, "checkpoint": 1.0}] * 5))
+    plan = solve_plan(faster, 10**7, partial(refined, record=faster.costs_of), None)
+    assert any(row.option != "plain" for row in plan.rows[1:])
+    assert all(row.extra_s == 0 for row in plan.rows)
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,17 @@ def test_a_plan_from_a_file(tmp_path):
     assert "forward" in net[2].__dict__
 
 
+def test_a_plan_that_does_not_fit_warns(tmp_path):
+    """One that fits, or does not say, does not."""
+    path = tmp_path / "plan.json"
+    saved = {"neurons": "as-is", "blocks": [], "budget_bytes": 2**20, "expected_bytes": 3 * 2**19}
+    path.write_text(json.dumps(saved | {"fits": False}))
+    with pytest.warns(UserWarning, match=r"budget of 1.00 MiB: a step is expected to take 1.50 MiB\."):
+        apply_plan(residual_net(), path)
+    path.write_text(json.dumps(saved | {"fits": True}))
+    apply_plan(residual_net(), path)
+
+
 def test_offload_keeps_copies_on_the_host(monkeypatch):
     """Its hooks decide inside of `remat`, gradients keep their bits; the check of the device is left out here."""
     net, x = residual_net(), image_sequence()
