@@ -8,7 +8,7 @@ to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's cont
 fragmentation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +130,9 @@ _known: dict[str, int] = {}
 
 
 def scratch_bytes(func: Any, args: tuple[Any, ...], out: Any) -> int:
-    """What a call takes beyond what the tracker sees; 0 but for those of `_BATCHED`, and products in half."""
+    """What a call takes beyond what the tracker sees; 0 but for `_BATCHED`, products in half, and our own kernels."""
+    if func.namespace == "revsnn":  # which copy what is not contiguous
+        return sum(each.nbytes for each in args if isinstance(each, Tensor) and not each.is_contiguous())
     is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)
     if func not in _BATCHED and not is_product:
         return 0
@@ -178,17 +180,19 @@ def _measured(func: Any, args: tuple[Any, ...], shapes: list[tuple[int, ...]]) -
     """Highest bytes inside of a real call on tensors of these shapes, less its results."""
     ahead = iter(shapes)
 
-    def real(tensor: Tensor) -> Tensor:
-        shape = next(ahead)
-        if len(shape) > 1 and tensor.stride(-2) < tensor.stride(-1):  # transposed
-            return torch.zeros((*shape[:-2], shape[-1], shape[-2]), dtype=tensor.dtype).transpose(-1, -2)
-        return torch.zeros(shape, dtype=tensor.dtype)
-
     with _disable_current_modes(), unset_fake_temporarily(), torch.no_grad():
-        tensors = [real(each) if isinstance(each, Tensor) else each for each in args]
+        tensors = [_real(each, next(ahead)) if isinstance(each, Tensor) else each for each in args]
         func(*tensors)
         results, timeline = record_timeline(lambda: func(*tensors))
         return timeline.peak_bytes - unique_bytes(each for each in tree_leaves(results) if isinstance(each, Tensor))
+
+
+def _real(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of a shape whose dimensions lie in memory in the order of those of a tensor; copies of one where its do."""
+    strides, sizes = tensor.stride(), tensor.shape
+    order = sorted(range(len(shape)), key=lambda dim: (-strides[dim], -sizes[dim]))
+    held = torch.zeros([shape[dim] if strides[dim] else 1 for dim in order], dtype=tensor.dtype)
+    return held.permute([order.index(dim) for dim in range(len(shape))]).expand(*shape)
 
 
 def probe_for(case: Case) -> Scratch | None:

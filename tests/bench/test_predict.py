@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from revsnn_nodes import StandardLIF
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from revsnn_bench.case import Case
@@ -11,6 +13,33 @@ from revsnn_bench.meters.memory import peak_bytes, retained_bytes
 from revsnn_bench.models.own import ModelError
 from revsnn_bench.models.workloads import build
 from revsnn_bench.plan.predict import PRODUCT_ELEMENTS, predict, scratch_bytes
+
+
+class Volumes(nn.Module):
+    """A convolution over three dimensions, one of them time, on a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lif = nn.Conv3d(8, 16, 3, padding=1), StandardLIF(step_mode="m")
+
+    def forward(self, x):
+        """Spikes `[T, B, 16, H, W]`."""
+        return self.lif(self.conv(x.permute(1, 2, 0, 3, 4)).permute(2, 0, 1, 3, 4))
+
+
+class ChannelsLast(nn.Module):
+    """A convolution with the channels innermost in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1).to(memory_format=torch.channels_last)
+        self.lif = StandardLIF(step_mode="m")
+
+    def forward(self, x):
+        """Spikes `[T, B, 8, H, W]`."""
+        images = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.lif(self.conv(images).unflatten(0, x.shape[:2]))
+
 
 CASES = [
     *(
@@ -36,6 +65,9 @@ CASES = [
     ),
     Case(node="lif", workload="own_models:lazy", timesteps=3, batch=4, shape=(6,)),
     Case(node="lif", workload="own_models:with_loss", timesteps=3, batch=4, shape=(6,)),
+    Case(node="lif", workload=f"{__name__}:Volumes", timesteps=8, batch=8, shape=(8, 32, 32)),
+    Case(node="lif", workload=f"{__name__}:Volumes", timesteps=8, batch=24, shape=(8, 32, 32)),
+    Case(node="lif", workload=f"{__name__}:ChannelsLast", timesteps=6, batch=8, shape=(4, 16, 16)),
 ]
 
 
