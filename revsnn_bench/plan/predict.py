@@ -1,14 +1,14 @@
 """Bytes and operations of a training step without running it: on fake tensors, which have shapes and no memory.
 
 A dispatch mode logs the life of every storage (`meters/attribution.py`). What it cannot see is the scratch memory
-inside of convolutions, and of matrix products in half precision: oneDNN reorders tensors to layouts of its own. Each
+inside of convolutions, LSTMs, and products in half precision: oneDNN reorders tensors to layouts of its own. Each
 distinct one is therefore run once for real. Scratch of a convolution grows in a line with the batch, which two runs of
 at most `PROBE_ELEMENTS` elements give; that of a product stays the same from some size on. For a GPU blocks are rounded
 to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's context, workspaces of cuDNN and cuBLAS, and
 fragmentation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ _BATCHED = {
     _aten.native_batch_norm_backward.default: 2,  # makes its result twice
 }
 """How many of their arguments, the first ones, have a batch."""
+_LSTM, _LSTM_BACKWARD = _aten.mkldnn_rnn_layer.default, _aten.mkldnn_rnn_layer_backward.default
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
 CUDA_BLOCK_BYTES = 512
@@ -74,11 +75,23 @@ def predict(case: Case) -> Prediction:
     return Prediction(peak, retained, flops.forward.total + flops.backward.total + flops.recompute.total)
 
 
+class _Fake(FakeTensorMode):
+    """Fake tensors, and what oneDNN's LSTM keeps for backward, which torch gives no bytes."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See `FakeTensorMode`."""
+        out: Any = super().dispatch(func, types, args, kwargs)
+        if func is _LSTM and torch.is_grad_enabled():
+            with self:
+                out = (*out[:3], torch.empty(_lstm_bytes(args)[0], dtype=torch.uint8))
+        return out
+
+
 @contextmanager
 def fake_step(case: Case) -> Iterator[WorkloadStep]:
     """The training step of a case on fake tensors, in a context in which they can be used."""
     on_cpu = case.model_copy(update={"device": "cpu"})
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = (_Fake if case.device == "cpu" else FakeTensorMode)(allow_non_fake_inputs=True)
     mode.cache_enabled = False  # the cache keeps storages alive
     if is_own(case.workload):
         model, inputs, loss, around = own_parts(on_cpu)
@@ -133,14 +146,20 @@ def scratch_bytes(func: Any, args: tuple[Any, ...], out: Any) -> int:
     """What a call takes beyond what the tracker sees; 0 but for `_BATCHED`, products in half, and our own kernels."""
     if func.namespace == "revsnn":  # which copy what is not contiguous
         return sum(each.nbytes for each in args if isinstance(each, Tensor) and not each.is_contiguous())
+    if func in (_LSTM, _LSTM_BACKWARD):
+        return _lstm_bytes(args)[1 if func is _LSTM else 2]
     is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)
     if func not in _BATCHED and not is_product:
         return 0
-    layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
-    key = str((func, layout))
+    key = _key(func, args)
     if key not in _known:
         _known[key] = _of_product(func, args) if is_product else _of_batch(func, args)
     return _known[key]
+
+
+def _key(func: Any, args: tuple[Any, ...]) -> str:
+    layout = tree_map_only(Tensor, lambda tensor: (tuple(tensor.shape), tensor.stride(), tensor.dtype), args)
+    return str((func, layout))
 
 
 def _of_batch(func: Any, args: tuple[Any, ...]) -> int:
@@ -155,8 +174,55 @@ def _of_batch(func: Any, args: tuple[Any, ...]) -> int:
 
     if batch <= most:
         return scratch(batch)
-    half, full = scratch(most // 2), scratch(most)
+    return _on_line(batch, most, scratch(most // 2), scratch(most))
+
+
+def _on_line(batch: int, most: int, half: int, full: int) -> int:
+    """Bytes at a batch, from those at a smaller one and at half of that."""
     return max(0, round(full + (full - half) / (most - most // 2) * (batch - most)))
+
+
+_lstms: dict[str, tuple[int, int, int]] = {}
+"""What `_lstm_bytes` found, by layout."""
+
+
+def _lstm_bytes(args: tuple[Any, ...]) -> tuple[int, int, int]:
+    """What an LSTM of oneDNN keeps, and its scratch in forward and in backward.
+
+    The first seven arguments of both operators are the same, and forward comes first.
+    """
+    key = _key(_LSTM, args[:7])
+    if key not in _lstms:
+        batch, most = args[5].shape[0], max(2, PROBE_ELEMENTS // args[0][:, 0].numel())
+        if batch <= most:
+            _lstms[key] = _of_lstm(args, batch)
+        else:
+            both = zip(_of_lstm(args, most // 2), _of_lstm(args, most), strict=True)
+            kept, forward, backward = (_on_line(batch, most, *each) for each in both)
+            _lstms[key] = kept, forward, backward
+    return _lstms[key]
+
+
+def _of_lstm(args: tuple[Any, ...], batch: int) -> tuple[int, int, int]:
+    """`_lstm_bytes` of a real LSTM with another batch, forward and backward."""
+    x, *weights, h, c = args[:7]
+    reverse, sizes, mode, hidden, layers, biases, both, first, train = args[7:]
+    shapes = [(x.shape[0], batch, x.shape[2]), *(each.shape for each in weights), *[(batch, h.shape[1])] * 2]
+    with _disable_current_modes(), unset_fake_temporarily(), torch.enable_grad():  # without, it keeps nothing
+        given = [_real(*each) for each in zip((x, *weights, h, c), shapes, strict=True)]
+        results, forward = _recorded(lambda: _LSTM(*given, *args[7:]))
+        flags = (reverse, mode, hidden, layers, biases, train, both, sizes, first)
+        arriving = (torch.zeros_like(results[0]), None, None)
+        _, backward = _recorded(lambda: _LSTM_BACKWARD(*given, *results[:3], *arriving, *flags, results[3]))
+    return results[3].nbytes, forward, backward
+
+
+def _recorded(work: Callable[[], Any]) -> tuple[Any, int]:
+    """What a real call returns, and its highest bytes less those; it has run before, to load what it needs."""
+    work()
+    results, timeline = record_timeline(work)
+    tensors = [each for each in tree_leaves(results) if isinstance(each, Tensor)]
+    return results, timeline.peak_bytes - unique_bytes(tensors)
 
 
 def _of_product(func: Any, args: tuple[Any, ...]) -> int:
@@ -182,9 +248,7 @@ def _measured(func: Any, args: tuple[Any, ...], shapes: list[tuple[int, ...]]) -
 
     with _disable_current_modes(), unset_fake_temporarily(), torch.no_grad():
         tensors = [_real(each, next(ahead)) if isinstance(each, Tensor) else each for each in args]
-        func(*tensors)
-        results, timeline = record_timeline(lambda: func(*tensors))
-        return timeline.peak_bytes - unique_bytes(each for each in tree_leaves(results) if isinstance(each, Tensor))
+        return _recorded(lambda: func(*tensors))[1]
 
 
 def _real(tensor: Tensor, shape: Sequence[int]) -> Tensor:

@@ -41,6 +41,18 @@ class ChannelsLast(nn.Module):
         return self.lif(self.conv(images).unflatten(0, x.shape[:2]))
 
 
+class Gated(nn.Module):
+    """An LSTM, which oneDNN computes, in front of a neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.lif = nn.LSTM(256, 64), StandardLIF(step_mode="m")
+
+    def forward(self, x):
+        """Spikes `[T, B, 64]`."""
+        return self.lif(self.lstm(x)[0])
+
+
 CASES = [
     *(
         Case(node=node, timesteps=6, batch=4, shape=(64,))
@@ -67,10 +79,15 @@ CASES = [
     Case(node="lif", workload="own_models:with_loss", timesteps=3, batch=4, shape=(6,)),
     Case(node="lif", workload=f"{__name__}:Volumes", timesteps=8, batch=8, shape=(8, 32, 32)),
     Case(node="lif", workload=f"{__name__}:Volumes", timesteps=8, batch=24, shape=(8, 32, 32)),
+    *(
+        Case(node=node, workload=f"{__name__}:Gated", timesteps=16, batch=batch, shape=(256,))
+        for node, batch in (("lif", 16), ("lif", 300), ("lif+checkpoint", 16))
+    ),
     Case(node="lif", workload=f"{__name__}:ChannelsLast", timesteps=6, batch=8, shape=(4, 16, 16)),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # torch says so where oneDNN is switched off
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.workload}-{case.node}")
 def test_predicted_bytes_are_those_measured(case):
     """Peak within 1 %, retained within 1 % of the peak, for nodes, networks and models of users.
@@ -84,6 +101,28 @@ def test_predicted_bytes_are_those_measured(case):
     generator = 2 * torch.get_rng_state().nbytes if case.node.endswith("+checkpoint") else 0
     assert 0.99 * peak - generator <= found.peak_bytes <= 1.01 * peak
     assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak + generator)
+
+
+class Sorted(nn.Module):
+    """Functions whose backward works in place on real tensors, and makes copies of fake ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.lif = nn.Linear(64, 64), StandardLIF(step_mode="m")
+
+    def forward(self, x):
+        """Spikes `[T, B, 64]`."""
+        return self.lif(self.linear(x).sort(-1)[0].cumprod(-1))
+
+
+def test_the_peak_of_a_sort_and_a_product_is_predicted_too_high():
+    """Never too low; what is retained is right."""
+    case = Case(node="lif", workload=f"{__name__}:Sorted", timesteps=6, batch=64, shape=(64,))
+    step = build(case)
+    step.backward(step.forward())
+    found, peak = predict(case), peak_bytes(step)
+    assert peak <= found.peak_bytes < 2 * peak
+    assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak)
 
 
 def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
