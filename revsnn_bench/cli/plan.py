@@ -79,16 +79,21 @@ def _require_writable(flag: str, path: Path) -> None:
 
 @contextmanager
 def _refusing_workers_errors() -> Iterator[None]:
-    """Ends the command by the first line of a worker's error: the options were wrong, or the model failed."""
+    """Ends the command by the first line of a worker's error."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error).partition("\n")[0]
-        wrong_value = text.startswith("ValueError: ")
-        if wrong_value or text.startswith("revsnn_"):
-            text = text.partition(": ")[2] or text
-        usage = wrong_value or text.startswith("`--")
-        raise failure(text, ExitCode.USAGE if usage else ExitCode.CASE_FAILED) from None
+        raise failure(*_told(error)) from None
+
+
+def _told(error: RuntimeError) -> tuple[str, ExitCode]:
+    """The first line of a worker's error, and how the command ends: the options were wrong, or the model failed."""
+    text = str(error).partition("\n")[0]
+    wrong_value = text.startswith("ValueError: ")
+    if wrong_value or text.startswith("revsnn_"):
+        text = text.partition(": ")[2] or text
+    usage = wrong_value or text.startswith("`--")
+    return text, ExitCode.USAGE if usage else ExitCode.CASE_FAILED
 
 
 def _show(found: "Plan", frontier: bool) -> None:
@@ -128,22 +133,31 @@ def predict(
     shape: Annotated[str, case_option("shape")] = "4096",
     device: Annotated[str, case_option("device")] = "cpu",
 ) -> None:
-    """Predict peak, retained bytes and operations of a training step, without allocating its tensors."""
+    """Predict peak, retained bytes and operations of a training step, without allocating its tensors.
+
+    A node that cannot be predicted is named below those that can.
+    """
     from revsnn_bench.runner import Runner
 
     fields = _fields(model, input, workload, timesteps, batch, shape)
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
     table, uncounted = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3]), ""
-    with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
+    failed: dict[tuple[str, ExitCode], list[str]] = {}
+    with Runner(measure, timeout_s=1800) as runner:
         from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
 
         for case in cases:
-            found = runner.call(predicted, case)
+            try:
+                found = runner.call(predicted, case)
+            except RuntimeError as error:
+                failed.setdefault(_told(error), []).append(case.node)
+                continue
             flops = units.number(BY_NAME["step_flops"], found.flops)
             table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
             uncounted = found.uncounted or uncounted
-    Console().print(table)
+    if table.rows:
+        Console().print(table)
     if uncounted:
         typer.echo(f"Operations were not counted: {uncounted}")
     if device == "cuda":
@@ -151,6 +165,9 @@ def predict(
             "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "
             "fragmentation."
         )
+    errors = [failure(f"{', '.join(nodes)}: {text}", code) for (text, code), nodes in failed.items()]
+    if errors:
+        raise errors[0]
 
 
 def largest(

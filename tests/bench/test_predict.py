@@ -1,12 +1,17 @@
 """Bytes predicted on fake tensors against bytes measured on real ones."""
 
+import re
+
 import pytest
 import torch
 from revsnn_nodes import StandardLIF
+from spikingjelly.activation_based import layer
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from typer.testing import CliRunner
 
 from revsnn_bench.case import Case
+from revsnn_bench.cli import app
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
@@ -171,6 +176,31 @@ def test_control_flow_that_reads_values_is_named():
     build(case)
     with pytest.raises(ModelError, match=r"own_models.py, line \d+: Branch asks for the numbers of a tensor"):
         predict(case)
+
+
+def images():
+    """A convolution over images, in a class of torch."""
+    return nn.Sequential(layer.Conv2d(2, 4, 3, padding=1, step_mode="m"), StandardLIF(step_mode="m"))
+
+
+def test_an_input_without_a_dimension_is_told_with_the_models_name():
+    """A class of torch has no line that the user could mend."""
+    case = Case(node="lif", workload=f"{__name__}:images", timesteps=4, batch=8, shape=(2, 8))
+    told = re.escape(f"{__name__}:images on an input [4, 8, 2, 8] raised ValueError: expected x with shape")
+    with pytest.raises(ModelError, match=f"^{told}"):
+        predict(case)
+
+
+def test_a_method_that_cannot_be_predicted_leaves_the_others_in_the_table():
+    """It is named below them, and the command ends with 5; one sentence where all of them fail alike."""
+    arguments = ["predict", "--input", "2,3,6", "--node", "as-is,lif", "--model"]
+    result = CliRunner().invoke(app, [*arguments, "own_models:no_neuron"], env={"COLUMNS": "200"})
+    assert result.exit_code == 5
+    assert re.search(r"^as-is +[\d.]+ \w+ ", result.output, re.MULTILINE)
+    assert re.search(r"^Error: lif: own_models.py, line \d+: NoNeuron has no neuron", result.output, re.MULTILINE)
+    result = CliRunner().invoke(app, [*arguments, "own_models:raises"], env={"COLUMNS": "200"})
+    assert result.exit_code == 5
+    assert re.fullmatch(r"Error: as-is, lif: own_models.py, line \d+: own_models:raises raised .*\n", result.output)
 
 
 def test_a_compiled_part_is_named():
