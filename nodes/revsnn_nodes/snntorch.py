@@ -17,6 +17,7 @@ from typing import Any
 import snntorch
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from revsnn_nodes import surrogate
 from revsnn_nodes.lif import StandardIF, StandardLIF
@@ -33,10 +34,13 @@ SURROGATES: dict[str, tuple[str, Callable[[float], surrogate.SurrogateFunction]]
 class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
     """snnTorch's `Leaky` whose step is a node's: hidden states, buffers and calls are those of the neuron it replaces.
 
+    Its buffers count, as those of `Leaky` do: a checkpoint that is loaded, and a `beta` or `threshold` that is changed
+    in place, hold from the next step on.
+
     Args:
         leaky: the neuron, one that `obstacle` finds nothing against.
     Attributes:
-        node: the node that takes a step; its parameters are those of the neuron when it was exchanged.
+        node: the node that takes a step; its parameters are those of the neuron at its last step.
     Keeps for backward: the charge of every step, N elements; see `StandardLIF`, fused.
     """
 
@@ -48,12 +52,11 @@ class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
             init_hidden=leaky.init_hidden,
             reset_mechanism=leaky.reset_mechanism,
             output=leaky.output,
+            graded_spikes_factor=leaky.graded_spikes_factor,
             reset_delay=leaky.reset_delay,
         )
-        parameters = _parameters(leaky)
-        assert parameters is not None, "`obstacle` lets no other neuron through"
-        kind = StandardLIF if "tau" in parameters else StandardIF
-        self.node = kind(**parameters, surrogate_function=_surrogate(leaky.spike_grad))
+        self.reset_mechanism_val = leaky.reset_mechanism_val
+        self.node, self._read = _node(self), self._buffers_now()
         self.mem = leaky.mem
         self.train(leaky.training)
 
@@ -62,9 +65,11 @@ class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
 
         Raises:
             TypeError: a membrane beside a hidden one.
+            ValueError: buffers were loaded or changed to those of a neuron that no node computes, such as `beta` = 0.
         """
         if mem is not None and self.init_hidden:
             raise TypeError("`mem` must be left out with `init_hidden=True`; got a tensor. The state is hidden.")
+        self._follow_buffers()
         if mem is not None:
             self.mem = mem
         if self.mem.shape != input_.shape:
@@ -75,11 +80,36 @@ class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
         self.node.reset()
         return spikes if self.init_hidden and not self.output else (spikes, self.mem)
 
+    def _buffers_now(self) -> list[tuple[Tensor, int | None]]:
+        """What decides the dynamics, and torch's count of changes to it: neither makes a GPU wait."""
+        buffers = (self.beta, self.threshold, self.graded_spikes_factor, self.reset_mechanism_val)
+        return [(each, None if each.is_inference() else each._version) for each in buffers]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _follow_buffers(self) -> None:
+        """Makes the node anew where a buffer was changed or exchanged since the last step."""
+        now = self._buffers_now()
+        same = (
+            new is old and at is not None and at == before
+            for (new, at), (old, before) in zip(now, self._read, strict=True)
+        )
+        if all(same) or any(isinstance(each, FakeTensor) or each.is_meta for each, _ in now):
+            return
+        why = _difference(self)
+        require(
+            not why, "neuron", "keep the dynamics of a node", why,
+            "Its buffers were loaded or changed after the exchange.",
+            "Do so before: swap_neurons then leaves it as it is.",
+        )  # fmt: skip
+        backend, self._read = self.node.backend, now
+        self.node = _node(self)
+        self.node.backend = backend
+
 
 def swap_neurons(model: nn.Module) -> Swapped:
     """Exchanges snnTorch's `Leaky` in a model, in place, for `LeakyNode`, wherever it computes the same.
 
-    A neuron used in several places stays one.
+    A neuron used in several places stays one. Checkpoints may be loaded before or after: keys are the same.
 
     Returns:
         What was exchanged and what was left, and why; `print` it.
@@ -113,11 +143,20 @@ def obstacle(neuron: Any) -> str:
         return "it is one already"
     if type(neuron) is not snntorch.Leaky:
         return f"{type(neuron).__name__} is not Leaky"
+    if why := _difference(neuron):
+        return why
+    return "it has hooks" if is_hooked(neuron) else ""
+
+
+def _difference(neuron: Any) -> str:
+    """Why no node has the dynamics of a `Leaky`; "" where one has."""
     for name, plain in {
         "inhibition": False, "state_quant": False, "surrogate_disable": False, "graded_spikes_factor": 1.0,
     }.items():  # fmt: skip
         if getattr(neuron, name) != plain:
             return f"it has {name}"
+    if not neuron.reset_delay and int(neuron.reset_mechanism_val) != neuron.reset_dict[neuron.reset_mechanism]:
+        return "its reset_mechanism_val is that of another reset"
     if any(parameter.requires_grad for parameter in neuron.parameters()):
         return "it learns its beta, threshold or factor"
     if neuron.beta.numel() > 1 or neuron.threshold.numel() > 1:
@@ -128,7 +167,15 @@ def obstacle(neuron: Any) -> str:
         return "it returns the membrane before its reset; pass reset_delay=False, or init_hidden=True without output"
     if _surrogate(neuron.spike_grad) is None:
         return "its spike_grad is neither atan nor sigmoid"
-    return "it has hooks" if is_hooked(neuron) else ""
+    return ""
+
+
+def _node(neuron: Any) -> StandardLIF:
+    """The node with the dynamics of a neuron that `_difference` finds nothing against."""
+    parameters = _parameters(neuron)
+    assert parameters is not None
+    kind = StandardLIF if "tau" in parameters else StandardIF
+    return kind(**parameters, surrogate_function=_surrogate(neuron.spike_grad))
 
 
 def _parameters(neuron: Any) -> dict[str, Any] | None:

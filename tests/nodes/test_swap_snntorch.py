@@ -126,3 +126,58 @@ def test_a_bare_neuron_and_a_second_membrane_are_refused():
         swap_neurons([leaky])
     with pytest.raises(TypeError, match="`mem` must be left out"):
         LeakyNode(leaky)(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+CHANGES = {
+    "beta": lambda leaky: leaky.beta.fill_(0.5),
+    "threshold": lambda leaky: leaky.threshold.fill_(2.0),
+    "no leak": lambda leaky: leaky.beta.fill_(1.0),
+    "another buffer": lambda leaky: setattr(leaky, "beta", torch.tensor(0.5)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_buffers_changed_after_the_exchange_count(change):
+    """A checkpoint that is loaded after it, with or without `assign`, and buffers changed in place or exchanged."""
+    arguments = {"beta": 0.9, "reset_mechanism": "zero", "reset_delay": False}
+    theirs, loaded, assigned, changed = (network(**arguments) for _ in range(4))
+    before = run(theirs)
+    utils.reset(theirs)
+    change(theirs[1])
+    expected = run(theirs)
+    assert any(not torch.equal(*pair) for pair in zip(before, expected, strict=True))
+    for net in (loaded, assigned, changed):
+        swap_neurons(net)
+        net[1].node.backend = "torch"
+        run(net)
+        utils.reset(net)
+    loaded.load_state_dict(theirs.state_dict())
+    assigned.load_state_dict(theirs.state_dict(), assign=True)
+    change(changed[1])
+    for net in (loaded, assigned, changed):
+        torch.testing.assert_close(run(net), expected, rtol=1e-4, atol=1e-5)
+        assert net[1].node.backend_in_use == "torch"
+
+
+def test_buffers_of_no_node_are_refused_after_the_exchange():
+    """A factor, or a checkpoint of a neuron that subtracts, computes what no node does: an error, not another net."""
+    arguments = {"beta": 0.9, "reset_mechanism": "zero", "reset_delay": False}
+    net, subtracts = network(**arguments), network(**arguments | {"reset_mechanism": "subtract"})
+    swap_neurons(net)
+    for refused, why in ((subtracts, "its reset_mechanism_val"), (network(**arguments), "it has graded_spikes_factor")):
+        refused[1].graded_spikes_factor.fill_(1.0 if refused is subtracts else 2.0)
+        net.load_state_dict(refused.state_dict())
+        with pytest.raises(ValueError, match=f"`neuron` must keep the dynamics of a node; got '{why}.*Do so before"):
+            run(net)
+    net.load_state_dict(network(**arguments).state_dict())
+    run(net)
+
+
+def test_buffers_without_values_leave_the_node_as_it_is():
+    """On the meta device a step gives a shape; on the way back it computes what it did."""
+    net = network(beta=0.9, reset_mechanism="zero", reset_delay=False)
+    swap_neurons(net)
+    values = net.state_dict()
+    assert net.to("meta")[1](torch.zeros(4, 30, device="meta"))[0].shape == (4, 30)
+    assert net.to_empty(device="cpu").load_state_dict(values).missing_keys == []
+    assert net[1].node.tau == pytest.approx(10.0)
