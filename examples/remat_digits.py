@@ -2,7 +2,7 @@
 
     python examples/remat_digits.py                # accuracy, equality of parameters, both peaks
 
-Needs: pip install revsnn-bench[cpu,peers].
+Needs, in a clone of this repository: pip install ".[cpu,peers]".
 """
 
 import argparse

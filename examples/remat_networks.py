@@ -7,7 +7,7 @@ Compares SpikingJelly's eager neurons, its memopt at level 1 (blocks checkpointe
 `StandardLIF`, and that inside `remat()`. Steps of all four are interleaved; times are medians. Classifiers are small:
 the point is activations. On CUDA the peak is the caching allocator's, kept bytes are not shown, and `--graph` times
 steps that are replayed from a CUDA graph too: without the time in which Python launches them.
-Needs: pip install revsnn-bench[cpu,peers].
+Needs, in a clone of this repository: pip install ".[cpu,peers]".
 """
 
 import argparse

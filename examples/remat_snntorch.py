@@ -3,7 +3,7 @@
     python examples/remat_snntorch.py --rounds 9
 
 Nothing is exchanged: neurons are snnTorch's `Leaky` with its default reset. Steps are interleaved; times are medians.
-Needs: pip install revsnn-bench[cpu,peers].
+Needs, in a clone of this repository: pip install ".[cpu,peers]".
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """SpikingJelly's own networks, as `--model spikingjelly_models:vgg11 --input 4,8,3,32,32`.
 
-Run in this folder; needs `revsnn-bench[peers]` and torchvision.
+Run in this folder; needs `pip install ".[peers]"` in the clone, and torchvision.
 """
 
 import warnings

@@ -7,7 +7,7 @@
 Methods: memory against time against the bias of the gradient, in a network without norms, trained on one loss per step.
 Peers: a layer of neurons. Networks: SpikingJelly's, with its neurons, its `memopt`, and what this package offers.
 `spikingjelly+bitpack` is `memopt` at level 1; every other node is put in by `swap_neurons`, on fused kernels.
-What is not installed is skipped: pip install 'revsnn-bench[peers]'.
+What is not installed is skipped: pip install ".[peers]".
 """
 
 import pytest

@@ -95,7 +95,7 @@ def tune(
     trained again on fresh seeds, and compared with the first node's defaults; a page shows the study.
     """
     if find_spec("optuna") is None:
-        raise failure("tune needs Optuna: pip install 'revsnn-bench[tune]'.", ExitCode.USAGE)
+        raise failure("tune needs Optuna: pip install optuna.", ExitCode.USAGE)
     try:
         opened = _opened(context)
     except (ImportError, RuntimeError, ValueError) as error:

@@ -174,8 +174,8 @@ def theirs(name: str) -> Any:
         try:
             return import_module(name)
         except ImportError as error:
-            package = error.name or name.partition(".")[0]
-            raise SkipCase(f"{package} is not installed: pip install 'revsnn-bench[peers]'") from None
+            package = (error.name or name).partition(".")[0]
+            raise SkipCase(f"{package} is not installed: pip install {package}") from None
 
 
 PEERS: dict[str, Callable[..., nn.Module]] = {

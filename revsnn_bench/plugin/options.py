@@ -79,7 +79,7 @@ def check(config: pytest.Config) -> None:
     if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
         raise pytest.UsageError(
             "--benchmark-histogram: needs pygal; it is not installed. pytest-benchmark draws with it. "
-            "Install it with: pip install 'revsnn-bench[histogram]'"
+            "Install it with: pip install 'pytest-benchmark[histogram]'"
         )
     if config.getoption("run_cluster"):
         _check_cluster(config)
@@ -139,7 +139,7 @@ def _check_cluster(config: pytest.Config) -> None:
             f"Limit the cases with {flag(config, 'timeout')}."
         )
     if find_spec("ray") is None:
-        raise pytest.UsageError(f"{own}: needs Ray, which is not installed. pip install 'revsnn-bench[cluster]'.")
+        raise pytest.UsageError(f"{own}: needs Ray, which is not installed. pip install ray.")
 
 
 def journal(config: pytest.Config) -> Path | None:

@@ -13,9 +13,7 @@ import pytest
 
 from revsnn_bench import Case, Settings
 
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'revsnn-bench[cluster]'"
-)
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install ray")
 CASES = ("--suite=timesteps", "--node=lif,lif-carrier", "--timesteps=2,3,4", "--batch=2", "--shape=16", "--threads=1")
 QUICK = ("--passes=memory,flops", "--format=md")
 VARIES = ("process_peak_bytes", "untracked_bytes")
@@ -145,5 +143,5 @@ def test_without_ray_one_sentence_tells_how_to_install_it(tmp_path):
         [sys.executable, "-c", REFUSE, "run", "--cluster=local"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2, done.stderr
-    assert "--cluster: needs Ray, which is not installed. pip install 'revsnn-bench[cluster]'." in done.stderr
+    assert "--cluster: needs Ray, which is not installed. pip install ray." in done.stderr
     assert done.stdout.split() == ["False"]

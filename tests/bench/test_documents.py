@@ -536,3 +536,12 @@ def test_the_api_page_has_every_name_that_users_import():
     there = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
     exported = {*revsnn_nodes.__all__, *revsnn_bench.__all__, "gate", "Policy", "load_baseline", "load_run"}
     assert exported <= there
+
+
+def test_nothing_is_told_to_be_installed_from_an_index_that_does_not_have_it():
+    """Messages name the package behind an extra, and pages install the clone: the index has no revsnn-bench."""
+    folders = ("nodes", "revsnn_bench", "suites", "tests", "docs", "examples")
+    files = [*ROOT.glob("*.md"), *(each for folder in folders for each in (ROOT / folder).rglob("*.*"))]
+    wrong = re.compile(r"pip install.*revsnn[-]bench|revsnn[-]bench\[")
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".md", ".toml")}
+    assert [str(path) for path, text in texts.items() if wrong.search(text)] == []

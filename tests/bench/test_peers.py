@@ -75,7 +75,7 @@ def test_an_equation_that_is_none_of_ours_is_named_and_not_ranked():
 def test_a_peer_that_is_not_installed_is_skipped(name, monkeypatch):
     """The reason says what to install."""
     monkeypatch.setattr("revsnn_bench.models.peers.import_module", missing)
-    with pytest.raises(SkipCase, match=f"{name.partition('-')[0]} is not installed: pip install"):
+    with pytest.raises(SkipCase, match="{0} is not installed: pip install {0}$".format(name.partition("-")[0])):
         PEERS[name]()
 
 

@@ -358,4 +358,4 @@ def test_without_what_draws_it_nothing_is_measured(project, tmp_path):
     code, printed = project("def test_it(measure_case): pass\n", "--benchmark", "--benchmark-histogram")
     assert code == 4
     assert "needs pygal; it is not installed" in printed
-    assert "pip install 'revsnn-bench[histogram]'" in printed
+    assert "pip install 'pytest-benchmark[histogram]'" in printed

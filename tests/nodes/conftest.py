@@ -23,7 +23,7 @@ def _one_thread_one_seed() -> Iterator[None]:
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that can run here: the oracle and the tolerances are the same for both."""
     if request.param == "fused" and find_spec("numba") is None:
-        pytest.skip("numba is not installed (pip install revsnn-bench[cpu])")
+        pytest.skip("numba is not installed (pip install numba)")
     name: str = request.param
     return name
 

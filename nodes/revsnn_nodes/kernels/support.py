@@ -55,7 +55,7 @@ def triton_obstacle(node: Any, x_seq: Tensor) -> str:
     """What keeps the Triton kernels from running this node on this CUDA tensor; "" where nothing does."""
     version = installed_version()
     if version is None:
-        return "triton is not installed (pip install revsnn-bench[triton])"
+        return "triton is not installed (pip install triton)"
     if version < LEAST_TRITON:
         return f"the fused kernels need triton {_dotted(LEAST_TRITON)} or above, not {_dotted(version)}"
     if torch.version.hip is not None:
@@ -130,7 +130,7 @@ def fused_obstacle(node: Any, x_seq: Tensor) -> str:
 
 def _cpu_obstacle(node: Any, x_seq: Tensor) -> str:
     if not _numba_installed():
-        return "numba is not installed (pip install revsnn-bench[cpu])"
+        return "numba is not installed (pip install numba)"
     given = x_seq.dtype
     if given not in node.fused_cpu_dtypes:
         names = " and ".join(map(_name, node.fused_cpu_dtypes))
