@@ -7,7 +7,7 @@ Equations, the table of nodes and when to use which: nodes/README.md. Depends on
 """
 
 from revsnn_nodes import surrogate
-from revsnn_nodes.base import SpikingNode
+from revsnn_nodes.base import SpikingNode, reset
 from revsnn_nodes.carrier import CarrierLIF, ClampWarning, StoredCarrierLIF
 from revsnn_nodes.coupled import (
     AnchoredReversibleLIF,
@@ -51,5 +51,6 @@ __all__ = [
     "predicted_gradient_error",
     "register_node",
     "remat",
+    "reset",
     "surrogate",
 ]

@@ -315,3 +315,24 @@ class SpikingNode(nn.Module, Generic[P]):
         """Parameters, step mode and backend, as they are passed to the constructor."""
         parameters = ", ".join(f"{name}={value!r}" for name, value in _parameters_of(self).items())
         return f"{parameters}, step_mode={self.step_mode!r}, backend={self.backend!r}"
+
+
+def reset(model: nn.Module) -> None:
+    """Puts every neuron inside a model to rest: call it between sequences, after each training step.
+
+    That is `reset()` of each module that has one and a membrane `v` (nodes of this package, neurons of SpikingJelly,
+    your own), or memories of SpikingJelly; and `reset_mem()` of snnTorch's. Without it the next call starts from the
+    membranes of the last, whose graph is gone once its backward pass ran.
+
+    Raises:
+        ValueError: no module.
+    """
+    require(
+        isinstance(model, nn.Module), "model", "be a module", type(model).__name__, "Its neurons are put to rest.",
+        "Pass the network, or a neuron by itself.",
+    )  # fmt: skip
+    for module in model.modules():
+        carries = hasattr(module, "v") or isinstance(getattr(module, "_memories", None), dict)
+        to_rest = getattr(module, "reset" if carries else "reset_mem", None)
+        if callable(to_rest):
+            to_rest()

@@ -301,6 +301,15 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
             reader.follow(block)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/remat.md", "nodes/README.md"])
+def test_a_page_s_first_lines_train(page, tmp_path, monkeypatch):
+    """They run a second time: a reader has them in a loop."""
+    monkeypatch.chdir(tmp_path)
+    reader = Reader(tmp_path, page)
+    for _ in range(2):
+        reader.python(BLOCKS[page][0])
+
+
 def test_blocks_say_what_they_are():
     """Each has a language that is run, and no command is in a block that is only indented."""
     known = ("python", "console", "toml", "yaml")

@@ -4,6 +4,8 @@ import pytest
 import torch
 from nodes_cases import ALL, COUPLED, INVERTING, Problem, assert_ends_close, differentiate, make, run_node
 from nodes_tolerances import INVERSE_RTOL_FLOAT64, RTOL
+from revsnn_nodes import reset
+from torch import nn
 
 
 def _tolerance(name):
@@ -120,3 +122,51 @@ def test_state_that_does_not_fit_is_refused(name, change, needed):
         node(change(x))
     node.reset()
     node(change(x))
+
+
+class Integrator(nn.Module):
+    """A neuron of one's own: it has `reset()` and a membrane `v`."""
+
+    v = 0.0
+
+    def reset(self):
+        self.v = 0.0
+
+    def forward(self, x_seq):
+        self.v = self.v + x_seq.sum(0)
+        return x_seq + self.v
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_network_that_is_reset_after_each_step_trains(name):
+    """Every neuron, however deep inside and of whatever kind, starts from rest: steps are equal, each with a graph."""
+    neurons = [make(name), make(name), Integrator()]
+    net, found = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*neurons)), []
+    x_seq = torch.randn(3, 2, 4)
+    for _ in range(2):
+        y_seq = net(x_seq)
+        y_seq.sum().backward()
+        found.append(y_seq.detach())
+        reset(net)
+        assert [neuron.v for neuron in neurons] == [0.0, 0.0, 0.0]
+    assert torch.equal(*found)
+    with pytest.raises(ValueError, match="`model` must be a module; got 'list'"):
+        reset(neurons)
+
+
+def test_layers_of_other_packages_are_reset():
+    """SpikingJelly's neurons and its layers with memories, and the membrane of snnTorch's, before and after a swap."""
+    pytest.importorskip("spikingjelly")
+    snntorch = pytest.importorskip("snntorch")
+    from revsnn_nodes.snntorch import swap_neurons
+    from spikingjelly.activation_based import layer, neuron
+
+    leaky = snntorch.Leaky(0.5, threshold=9.0, reset_mechanism="zero", reset_delay=False)
+    net = nn.Sequential(neuron.LIFNode(), layer.SynapseFilter(), leaky)
+    for _ in range(2):
+        for current in (3.0, 1.0):
+            net(torch.full((2, 3), current))
+        assert all(each.any() for each in (net[0].v, net[1].out_i, net[2].mem))
+        reset(net)
+        assert (net[0].v, net[1].out_i, net[2].mem.any().item()) == (0.0, 0.0, False)
+        swap_neurons(net)
