@@ -2,6 +2,7 @@
 
 import ctypes
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,3 +316,36 @@ def test_a_frozen_weight_counts_for_nothing():
             net(torch.randn(2, 8)).sum()
         counts.append(saved.kept_bytes)
     assert counts[1] <= counts[0] < net[1].weight.nbytes
+
+
+def kept_with(package):
+    """What `remat` kept and made again of two layers of another package's neurons."""
+    layers = [nn.Linear(200, 1000), nn.Linear(1000, 1000), nn.Linear(1000, 10)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if package == "sinabs":
+            from sinabs.layers import LIF
+
+            with remat() as saved:
+                nn.Sequential(layers[0], LIF(10.0), layers[1], LIF(10.0), layers[2])(torch.randn(32, 25, 200) * 3)
+            return saved
+        import norse.torch as norse
+
+        cell, state, outputs = getattr(norse, package), None, []
+        net = norse.SequentialState(layers[0], cell(), layers[1], cell(), layers[2])
+        with remat() as saved:
+            for x in torch.randn(25, 32, 200) * 3:
+                y, state = net(x, state)
+                outputs.append(y)
+        return saved
+
+
+@pytest.mark.parametrize("package", ["LIFBoxCell", "LIFCell", "sinabs"])
+def test_the_page_says_what_neurons_of_other_packages_gain(package):
+    """Norse compares with a tensor that is gone afterwards, so nothing is made again; of sinabs' bytes over half."""
+    pytest.importorskip("sinabs" if package == "sinabs" else "norse")
+    saved = kept_with(package)
+    page = (Path(__file__).parents[2] / "docs" / "remat.md").read_text(encoding="utf-8")
+    assert f"{saved.kept_bytes / 2**20:.1f} MiB" in page
+    assert f"{(saved.kept_bytes + saved.remade_bytes) / 2**20:.1f}" in page
+    assert (saved.remade_bytes > saved.kept_bytes) if package == "sinabs" else (saved.remade_bytes == 0)
