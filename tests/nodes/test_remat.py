@@ -275,7 +275,7 @@ def test_chain_deeper_than_max_passes_keeps_a_tensor_on_the_way():
     assert max(entry.passes for entry in shallow.entries) <= 6
 
 
-@pytest.mark.parametrize("given", [0, -3, "16", None, 2.5])
+@pytest.mark.parametrize("given", [0, -3, "16", None, 2.5, nn.Identity()])
 def test_max_passes_below_one_is_refused(given):
     """So is what is no whole number, which a comparison alone would let pass, or end in a TypeError."""
     message = f"`max_passes` must be a whole number, at least 1; got {given!r}"

@@ -201,7 +201,9 @@ def test_a_small_tensor_may_come_from_any_number_of_steps(kind):
     assert ("source gone" in saved.because()) == (kind == "gone")
 
 
-@pytest.mark.parametrize("use", ["again", "nested", "copied", "pickled", "decorator", "in threads", "after an error"])
+@pytest.mark.parametrize(
+    "use", ["again", "nested", "copied", "pickled", "decorator", "without parentheses", "in threads", "after an error"]
+)
 def test_one_object_is_entered_many_times(use):
     """As `torch.no_grad()` is; each entry has a handle of its own."""
     net, x = residual_net(), image_sequence()
@@ -215,7 +217,7 @@ def test_one_object_is_entered_many_times(use):
         loss.backward()
         return saved
 
-    first = step()
+    first, decorators = step(), ("decorator", "without parentheses")
     expected = [parameter.grad for parameter in net.parameters()]
     if use == "nested":
         with context as outer:
@@ -223,10 +225,11 @@ def test_one_object_is_entered_many_times(use):
         assert not outer.notes
     elif use in ("copied", "pickled"):
         context = copy.deepcopy(context) if use == "copied" else pickle.loads(pickle.dumps(context))
-    elif use == "decorator":
+    elif use in decorators:
         reset(net)
         net.zero_grad()
-        context(lambda: net(x).pow(2).sum())().backward()
+        decorated = (remat if use == "without parentheses" else context)(lambda: net(x).pow(2).sum())
+        decorated().backward()
     elif use == "in threads":
         barrier = threading.Barrier(2)
 
@@ -247,7 +250,7 @@ def test_one_object_is_entered_many_times(use):
     elif use == "after an error":
         with pytest.raises(ZeroDivisionError), context:
             raise ZeroDivisionError
-    if use != "decorator":
+    if use not in decorators:
         second = step()
         assert second is not first
         assert second.kept_bytes == first.kept_bytes

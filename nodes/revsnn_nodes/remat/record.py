@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from functools import partial
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -462,7 +463,7 @@ class remat(ManyTimes[Saved]):
     """Inside, autograd saves how to make a tensor again instead of the tensor, where that is cheap and exact.
 
     `with remat() as saved:` gives a handle that tells, by module, what was kept and what is made again. One object may
-    be entered many times, and decorates a function, as `torch.no_grad()` does.
+    be entered many times, and decorates a function, as `torch.no_grad()` does; `@remat` alone has the defaults.
 
     Args:
         max_passes: most passes over a tensor that making it again may take; deeper chains keep a tensor on the way.
@@ -472,6 +473,10 @@ class remat(ManyTimes[Saved]):
     Exactness: outputs, gradients and buffers have the bits that they have without it.
     Source: docs/remat.md.
     """
+
+    def __new__(cls, max_passes: int | FunctionType = 16, verify: bool = False) -> Any:
+        """The context; where a function stands first, as under `@remat`, that function inside of one."""
+        return cls()(max_passes) if isinstance(max_passes, FunctionType) else super().__new__(cls)
 
     def __init__(self, max_passes: int = 16, verify: bool = False) -> None:
         require(
