@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from revsnn_nodes.checkpoints import Turn, runs_again
 from revsnn_nodes.equations import state_dtype
 from revsnn_nodes.kernels.support import Backend, BackendInUse, choose_backend
-from revsnn_nodes.parameters import LIFParameters, require, require_word
+from revsnn_nodes.parameters import LIFParameters, require, require_bool, require_word
 from revsnn_nodes.remat.record import run_node
 from revsnn_nodes.surrogate import as_surrogate, in_transform
 
@@ -38,6 +38,14 @@ def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..
         return init
 
     return decorate
+
+
+def require_tensor(argument: str, x: object) -> None:
+    """Raises `ValueError` unless an input is a tensor."""
+    require(
+        isinstance(x, Tensor), argument, "be a tensor", type(x).__name__, "The neuron integrates it.",
+        "Convert it with torch.as_tensor.",
+    )  # fmt: skip
 
 
 def in_memory_order(
@@ -154,9 +162,10 @@ class SpikingNode(nn.Module, Generic[P]):
         """Runs one step `[N, *]` or T steps `[T, N, *]`, by `step_mode`, from the carried state.
 
         Raises:
-            ValueError: input that is not floating or too small, a carried state that does not fit it, or
+            ValueError: input that is no tensor, not floating or too small, a carried state that does not fit it, or
                 `backend="fused"` where there are no fused kernels for the case.
         """
+        require_tensor("x", x)
         return self.single_step_forward(x) if self.step_mode == "s" else self.multi_step_forward(x)
 
     def single_step_forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
@@ -266,6 +275,7 @@ class SpikingNode(nn.Module, Generic[P]):
             why, fix = "It says what type membranes have in half precision.", 'Pass "auto" for float32.'
             require_word(name, ("auto", "input"), value, why, fix)
         if name == "store_v_seq":
+            require_bool(name, value, "It says whether membranes are kept.")
             self.__dict__["v_seq"] = None
         if name == "surrogate_function":
             value = as_surrogate(value)

@@ -24,7 +24,7 @@ from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import Parts
 from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, first_derivative_only
 from revsnn_nodes.kernels.support import Backend
-from revsnn_nodes.parameters import CoupledParameters, ResetGate, require, require_word
+from revsnn_nodes.parameters import CoupledParameters, ResetGate, is_number, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
 
 OnDrift = Literal["warn", "error", "ignore"]
@@ -54,14 +54,21 @@ def predicted_gradient_error(timesteps: int, neuron: CoupledParameters, dtype: t
 
     Args:
         timesteps: T of one call.
-        neuron: tau, alpha, soft or hard reset, and `decay_input` decide the growth.
+        neuron: parameters of a coupled node, its `node.neuron`: tau, alpha, soft or hard reset, and `decay_input`
+            decide the growth.
         dtype: rounding, 2^-24 in float32, starts it.
+    Raises:
+        ValueError: something else than those parameters, such as the node.
     Exactness: the typical error of a layer of thousands of neurons with inputs around N(0.3, 1) in units of the
         threshold: measured errors are below it there. A spike that is decoded wrongly costs more than all rounding, and
         a larger layer is likelier to hold one: at up to 2^20 neurons and inputs of mean 1 or deviation 3, errors up to
         60 times the prediction were measured at T = 6, and 11 times from T = 8 on. Measure yours, with
         `ReversibleLIF.invert` or the benchmark.
     """
+    require(
+        isinstance(neuron, CoupledParameters), "neuron", "be the parameters of a coupled node", type(neuron).__name__,
+        "They decide how an error grows.", "Pass `node.neuron`, or call `node.predicted_error(timesteps, dtype)`.",
+    )  # fmt: skip
     gate = GATE if neuron.decay_input else GATE_UNDECAYED
     reset_growth = 1.0 if neuron.v_reset is None else (1.0 - neuron.alpha) ** -gate
     # The error of the first inverted step, in units of rounding: it grows with the share of the drive in the charge.
@@ -268,7 +275,8 @@ class InvertingNode(CoupledNode):
         why = "It says what to do where the inverse is predicted to give a wrong gradient."
         require_word("on_drift", ("warn", "error", "ignore"), on_drift, why, 'Pass "warn".')
         require(
-            0.0 < drift_tolerance <= 1.0, "drift_tolerance", "lie in (0, 1]", drift_tolerance,
+            is_number(drift_tolerance) and 0.0 < drift_tolerance <= 1.0,
+            "drift_tolerance", "lie in (0, 1]", drift_tolerance,
             "It is a relative error of the gradient.", "Pass for example 1e-3.",
         )  # fmt: skip
         self.on_drift, self.drift_tolerance = on_drift, drift_tolerance
@@ -456,7 +464,8 @@ class AnchoredReversibleLIF(CoupledNode):
     def __init__(self, *args: Any, anchor_every: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         require(
-            anchor_every is None or anchor_every >= 1, "anchor_every", "be at least 1 step", anchor_every,
+            anchor_every is None or (isinstance(anchor_every, int) and anchor_every >= 1),
+            "anchor_every", "be a whole number of steps, at least 1", anchor_every,
             "It is the length of a segment.", "Leave it out to keep nothing.",
         )  # fmt: skip
         self.anchor_every = anchor_every

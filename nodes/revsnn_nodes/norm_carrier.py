@@ -15,7 +15,7 @@ from torch.nn.functional import batch_norm
 from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
-from revsnn_nodes.base import StepMode, with_arguments_of
+from revsnn_nodes.base import StepMode, require_tensor, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.kernels.autograd import FusedNormCarrier, first_derivative_only, fused_lif
 from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
@@ -74,6 +74,10 @@ class NormCarrierNode(CarrierNode):
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
         track_running_stats: bool = True, *args: Any, **kwargs: Any,
     ) -> None:  # fmt: skip
+        require(
+            isinstance(num_features, int) and num_features >= 1, "num_features", "be a whole number, at least 1",
+            num_features, "Each channel has a mean and a variance.", "Pass C of [T, N, C, *].",
+        )  # fmt: skip
         super().__init__(*args, **kwargs)
         self.neuron = NormCarrierParameters(**asdict(self.neuron))
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
@@ -114,9 +118,12 @@ class NormCarrierNode(CarrierNode):
             z: `[T, N, C, *]`, or `[N, C, *]` in step mode "s".
             residual: added to the normalised input before the neuron, of the shape of z.
         Raises:
-            ValueError: wrong shape or dtype, a carried state that does not fit, one value per channel in training, or
-                `backend="fused"` where there are no fused kernels for the case.
+            ValueError: no tensor, wrong shape or dtype, a carried state that does not fit, one value per channel in
+                training, or `backend="fused"` where there are no fused kernels for the case.
         """
+        require_tensor("z", z)
+        if residual is not None:
+            require_tensor("residual", residual)
         require(
             residual is None or residual.shape == z.shape, "residual", f"have the shape of z {tuple(z.shape)}",
             None if residual is None else tuple(residual.shape), "It is added neuron by neuron.",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Literal
 
 ResetGate = Literal["output", "spike"]
@@ -22,6 +23,16 @@ def require_word(argument: str, words: tuple[str, ...], got: object, why: str, f
     """Raises `ValueError` as `require` does, unless the argument is one of some words."""
     *others, last = (f'"{word}"' for word in words)
     require(got in words, argument, f"be {', '.join(others)} or {last}", got, why, fix)
+
+
+def require_bool(argument: str, value: object, why: str) -> None:
+    """Raises `ValueError` as `require` does, unless the argument is True or False."""
+    require(isinstance(value, bool), argument, "be True or False", value, why, "Pass one of the two.")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number that can be compared, a float of numpy among them."""
+    return isinstance(value, Real)
 
 
 def _require_finite(argument: str, value: float) -> None:
@@ -56,6 +67,8 @@ class LIFParameters:
         _require_finite("v_threshold", self.v_threshold)
         if self.v_reset is not None:
             _require_finite("v_reset", self.v_reset)
+        require_bool("decay_input", self.decay_input, "It says whether the input is scaled as the leak is.")
+        require_bool("detach_reset", self.detach_reset, "It says whether the reset has a gradient.")
 
     def _check_tau(self, argument: str, tau: float) -> None:
         _require_finite(argument, tau)
@@ -126,8 +139,9 @@ class CarrierParameters(LIFParameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 < self.epsilon < 1 and math.frexp(self.epsilon)[0] == 0.5, "epsilon", "be a power of two in (0, 1)",
-            self.epsilon, "Scaling by a power of two loses no bit of the carried input.",
+            is_number(self.epsilon) and 0 < self.epsilon < 1 and math.frexp(self.epsilon)[0] == 0.5,
+            "epsilon", "be a power of two in (0, 1)", self.epsilon,
+            "Scaling by a power of two loses no bit of the carried input.",
             "Pass for example 1/16 or 1/256.",
         )  # fmt: skip
         modes, fix = ("train", "always"), 'Pass "train" for binary spikes in eval().'
@@ -185,7 +199,8 @@ class CoupledParameters(LIFParameters):
             "Each group's output carries the next group's input.", "Pass groups=2 for the plain reversible node.",
         )  # fmt: skip
         require(
-            self.group_dim != 0, "group_dim", "not be 0", self.group_dim,
+            isinstance(self.group_dim, int) and self.group_dim != 0,
+            "group_dim", "be an integer, not 0", self.group_dim,
             "Dimension 0 of a step [N, *] is the batch: its samples must stay independent.",
             "Pass 1 for channels or -1 for the last dimension.",
         )  # fmt: skip
@@ -193,8 +208,9 @@ class CoupledParameters(LIFParameters):
         require_word("reset_gate", gates, self.reset_gate, "It names what opens the reset.", fix)
         top = 1.0 if self.reset_gate == "spike" else math.nextafter(1.0, 0.0)
         require(
-            0.0 < self.alpha <= top, "alpha", "lie in (0, 1)" if self.reset_gate == "output" else "lie in (0, 1]",
-            self.alpha, "The inverse divides by 1 - alpha g(Y), and alpha = 0 never resets.", "Pass for example 0.5.",
+            is_number(self.alpha) and 0.0 < self.alpha <= top, "alpha",
+            "lie in (0, 1)" if self.reset_gate == "output" else "lie in (0, 1]", self.alpha,
+            "The inverse divides by 1 - alpha g(Y), and alpha = 0 never resets.", "Pass for example 0.5.",
         )  # fmt: skip
         _require_finite("beta", self.beta)
         require(

@@ -1,5 +1,6 @@
 """Nodes by their short names, open to other packages through the entry-point group `revsnn_bench.nodes`."""
 
+import re
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from torch import nn
 from revsnn_nodes.carrier import CarrierLIF
 from revsnn_nodes.coupled import AnchoredReversibleLIF, ReversibleLIF, RevNetLIF, StoredCoupledLIF
 from revsnn_nodes.lif import CheckpointedLIF, StandardIF, StandardLIF, StandardParametricLIF
+from revsnn_nodes.parameters import require
 
 ENTRY_POINT_GROUP = "revsnn_bench.nodes"
 
@@ -56,12 +58,21 @@ def register_node(name: str, factory: NodeFactory) -> None:
     """Adds a node for this process; packages add theirs for every process with an entry point.
 
     Args:
-        name: short name, unused so far.
+        name: short name, unused so far, without space, comma and plus, which `--node` reads as more than a name.
         factory: class or function that takes the node's keywords and returns a module on `[T, N, *]`; where it has
             a keyword `step_mode`, it gets "m" for that.
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken or cannot be asked for, or the factory cannot be called.
     """
+    require(
+        isinstance(name, str) and re.fullmatch(r"[^\s,+]+", name) is not None, "name",
+        "be a word without comma and plus", name, "Cases ask for nodes by it, as in `--node lif,revlif+remat`.",
+        "Choose another name.",
+    )  # fmt: skip
+    require(
+        callable(factory), "factory", "be a class or a function", factory, "A node is made by calling it.",
+        "Pass the class.",
+    )  # fmt: skip
     if _NODES.setdefault(name, factory) is not factory:
         raise ValueError(
             f"`name` must be unused; got {name!r}, which is {_NODES[name]!r}. Records refer to nodes by name. "
@@ -92,6 +103,10 @@ def node_factory(name: str) -> NodeFactory:
     Raises:
         ValueError: no such node; says which names are near.
     """
+    require(
+        isinstance(name, str), "node", "be a registered name", name, "Nodes are found by their short names.",
+        'Pass for example "lif".',
+    )  # fmt: skip
     if name in _NODES:
         return _NODES[name]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softsign
 
-from revsnn_nodes.parameters import require
+from revsnn_nodes.parameters import is_number, require
 
 Formula = Callable[[Tensor, float], Tensor]
 
@@ -68,6 +68,8 @@ class SurrogateFunction(nn.Module):
 
     Args:
         alpha: sharpness; larger is closer to the step.
+    Raises:
+        ValueError: alpha is not a positive number.
     Keeps for backward: z, as every surrogate does under plain autograd.
     """
 
@@ -77,7 +79,8 @@ class SurrogateFunction(nn.Module):
         super().__init__()
         self.alpha = self.formulas.alpha if alpha is None else alpha
         require(
-            self.alpha > 0, "alpha", "be positive", self.alpha, "It is the sharpness of the surrogate's slope.",
+            is_number(self.alpha) and self.alpha > 0, "alpha", "be positive", self.alpha,
+            "It is the sharpness of the surrogate's slope.",
             f"Leave it out for the default {self.formulas.alpha}.",
         )  # fmt: skip
 

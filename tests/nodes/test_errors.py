@@ -1,9 +1,18 @@
 """Every refusal of the nodes: the rule, the value, the reason and the fix, before anything is computed."""
 
+import numpy as np
 import pytest
 import torch
 from nodes_cases import ALL, COUPLED, make
-from revsnn_nodes import register_node
+from revsnn_nodes import (
+    NormCarrierLIF,
+    ReversibleLIF,
+    StandardLIF,
+    make_node,
+    predicted_gradient_error,
+    register_node,
+    surrogate,
+)
 
 NAN = float("nan")
 ANY_NODE = [
@@ -14,12 +23,23 @@ ANY_NODE = [
     ({"tau": "2"}, r"`tau` must be a finite number; got '2'"),
     ({"v_threshold": NAN}, r"`v_threshold` must be a finite number; got nan"),
     ({"v_reset": NAN}, r"`v_reset` must be a finite number; got nan"),
+    (
+        {"detach_reset": "no"},
+        r"`detach_reset` must be True or False; got 'no'\. It says whether the reset has a gradient",
+    ),
+    ({"decay_input": "no"}, r"`decay_input` must be True or False; got 'no'"),
+    ({"store_v_seq": "no"}, r"`store_v_seq` must be True or False; got 'no'"),
     ({"step_mode": "multi"}, r'`step_mode` must be "s" or "m"; got \'multi\'.*Pass "m" for \[T, N, \*\]'),
 ]
 COUPLING = [
     ({"groups": 1}, r"`groups` must be an integer >= 2; got 1\..*Pass groups=2"),
     ({"groups": 2.0}, r"`groups` must be an integer >= 2; got 2\.0"),
-    ({"group_dim": 0}, r"`group_dim` must not be 0; got 0\..*samples must stay independent.*Pass 1 for channels"),
+    (
+        {"group_dim": 0},
+        r"`group_dim` must be an integer, not 0; got 0\..*samples must stay independent.*Pass 1 for channels",
+    ),
+    ({"group_dim": "1"}, r"`group_dim` must be an integer, not 0; got '1'"),
+    ({"alpha": "0.5"}, r"`alpha` must lie in \(0, 1\); got '0\.5'"),
     ({"alpha": 0.0}, r"`alpha` must lie in \(0, 1\); got 0\.0"),
     ({"alpha": 1.0}, r"`alpha` must lie in \(0, 1\); got 1\.0\. The inverse divides by 1 - alpha g"),
     ({"alpha": NAN}, r"`alpha` must lie in \(0, 1\); got nan"),
@@ -33,7 +53,13 @@ OWN = [
         {"checkpoint_every": 0},
         r"`checkpoint_every` must be at least 1 step; got 0.*ceil",
     ),
-    ("revlif-anchored", {"anchor_every": 0}, r"`anchor_every` must be at least 1 step; got 0.*Leave it out"),
+    (
+        "revlif-anchored",
+        {"anchor_every": 0},
+        r"`anchor_every` must be a whole number of steps, at least 1; got 0.*Leave it out",
+    ),
+    ("revlif-anchored", {"anchor_every": 2.5}, r"`anchor_every` must be a whole number of steps, at least 1; got 2\.5"),
+    ("revlif", {"drift_tolerance": "x"}, r"`drift_tolerance` must lie in \(0, 1\]; got 'x'"),
     ("revlif-anchored", {"reset_gate": "spike", "alpha": 1.1}, r"`alpha` must lie in \(0, 1\]; got 1\.1"),
     (
         "lif-carrier",
@@ -42,6 +68,7 @@ OWN = [
     ),
     ("lif-carrier", {"epsilon": 2.0}, r"`epsilon` must be a power of two in \(0, 1\); got 2\.0"),
     ("lif-carrier", {"epsilon": 0.0}, r"`epsilon` must be a power of two in \(0, 1\); got 0\.0"),
+    ("lif-carrier", {"epsilon": "x"}, r"`epsilon` must be a power of two in \(0, 1\); got 'x'"),
     ("lif-carrier", {"carrier": "eval"}, r'`carrier` must be "train" or "always"; got \'eval\''),
 ]
 
@@ -82,7 +109,42 @@ def test_inputs_are_checked(name):
     single = make(name, step_mode="s")
     with pytest.raises(ValueError, match=r"`x` must be \[N, \*\] with at least one step; got \(\)"):
         single(torch.zeros(()))
+    for given in (np.zeros((3, 2, 4)), [0.5], None):
+        with pytest.raises(ValueError, match=f"`x` must be a tensor; got '{type(given).__name__}'.*torch.as_tensor"):
+            node(given)
     assert node.v == single.v == 0.0
+
+
+def test_what_norms_and_surrogates_take_is_checked():
+    """A layer with its norm needs channels and tensors; a surrogate's sharpness is a number."""
+    for given in (0, -1, 2.5, "3"):
+        with pytest.raises(ValueError, match=f"`num_features` must be a whole number, at least 1; got {given!r}"):
+            NormCarrierLIF(given)
+    node = NormCarrierLIF(3)
+    with pytest.raises(ValueError, match="`z` must be a tensor; got 'NoneType'"):
+        node(None)
+    with pytest.raises(ValueError, match="`residual` must be a tensor; got 'list'"):
+        node(torch.zeros(2, 3), [1.0])
+    with pytest.raises(ValueError, match=r"`alpha` must be positive; got 'x'.*default 4\.0"):
+        surrogate.Sigmoid("x")
+
+
+@pytest.mark.parametrize("name", ["", "a,b", "a+b", "a b", 3, None])
+def test_names_that_no_case_can_ask_for_are_refused(name):
+    """`--node` separates names by commas, and methods by a plus."""
+    with pytest.raises(ValueError, match="`name` must be a word without comma and plus; got "):
+        register_node(name, dict)
+    with pytest.raises(ValueError, match="`factory` must be a class or a function; got 3"):
+        register_node("y", 3)
+    with pytest.raises(ValueError, match="`node` must be a registered name; got "):
+        make_node(name)
+
+
+def test_the_predicted_error_takes_parameters():
+    """A node, or the parameters of another neuron: the message says where they are."""
+    for given in (ReversibleLIF(), StandardLIF().neuron):
+        with pytest.raises(ValueError, match=r"`neuron` must be the parameters of a coupled node.*Pass `node\.neuron`"):
+            predicted_gradient_error(4, given, torch.float32)
 
 
 def test_a_taken_name_is_refused():
