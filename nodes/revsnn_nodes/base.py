@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args
 
@@ -38,6 +38,24 @@ def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..
         return init
 
     return decorate
+
+
+def naming_what_was_called(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor whose TypeErrors name the class that was called, which may inherit it, and list its arguments."""
+    taken = signature(init)
+
+    @wraps(init)
+    def named(self: Any, *args: Any, **kwargs: Any) -> None:
+        """The constructor."""
+        if type(self).__init__ is named:
+            try:
+                taken.bind(self, *args, **kwargs)
+            except TypeError as error:
+                names = ", ".join(list(taken.parameters)[1:])
+                raise TypeError(f"{type(self).__name__}: {error}. It takes {names}.") from None
+        init(self, *args, **kwargs)
+
+    return named
 
 
 def require_tensor(argument: str, x: object) -> None:
@@ -120,6 +138,11 @@ class SpikingNode(nn.Module, Generic[P]):
     neuron: P
     v: Tensor | float
     v_seq: Tensor | None
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            cls.__init__ = naming_what_was_called(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self, neuron: P, surrogate_function: Callable[[Tensor], Tensor] | None, step_mode: StepMode = "s",

@@ -1,5 +1,8 @@
 """Every refusal of the nodes: the rule, the value, the reason and the fix, before anything is computed."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from revsnn_nodes import (
     ReversibleLIF,
     StandardLIF,
     make_node,
+    node_factory,
     predicted_gradient_error,
     register_node,
     surrogate,
@@ -152,3 +156,23 @@ def test_a_taken_name_is_refused():
     with pytest.raises(ValueError, match=r"`name` must be unused; got 'lif'.*Choose another name"):
         register_node("lif", dict)
     register_node("lif", type(make("lif")))
+
+
+class OneMore(StandardLIF):
+    """A node of one's own, with an argument beside those of its base."""
+
+    def __init__(self, own, tau=2.0):
+        super().__init__(tau)
+
+
+@pytest.mark.parametrize("kind", [*map(node_factory, (*ALL, "if", "plif")), NormCarrierLIF, OneMore])
+def test_an_unknown_argument_is_told_by_the_class_that_was_called(kind):
+    """With all that it takes; not by a base that the caller has never heard of."""
+    names = ", ".join(inspect.signature(kind).parameters)
+    given = {name: 3 for name in ("num_features", "own") if name in names}
+    message = f"{kind.__name__}: got an unexpected keyword argument 'v_thresh'. It takes {names}."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        kind(**given, v_thresh=1.0)
+    kind(**given)
+    with pytest.raises(TypeError, match=f"^{kind.__name__}: too many positional arguments"):
+        kind(*[3] * 30)
