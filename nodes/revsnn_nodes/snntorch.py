@@ -85,7 +85,6 @@ class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
         buffers = (self.beta, self.threshold, self.graded_spikes_factor, self.reset_mechanism_val)
         return [(each, None if each.is_inference() else each._version) for each in buffers]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _follow_buffers(self) -> None:
         """Makes the node anew where a buffer was changed or exchanged since the last step."""
         now = self._buffers_now()

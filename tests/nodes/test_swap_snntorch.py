@@ -159,6 +159,24 @@ def test_buffers_changed_after_the_exchange_count(change):
         assert net[1].node.backend_in_use == "torch"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
+@torch.no_grad()
+def test_a_compiled_network_follows_its_buffers():
+    """Changed in place between two calls of the compiled module, they count as they do without a compiler."""
+    net = network(beta=0.9, reset_mechanism="zero", init_hidden=True)
+    swap_neurons(net)
+    torch._dynamo.reset()
+    compiled, x = torch.compile(net, backend="eager"), torch.randn(4, 20) * 3
+    found = []
+    for beta in (0.9, 0.1):
+        net[1].beta.fill_(beta)
+        for run_once in (compiled, net):
+            utils.reset(net)
+            found.append([run_once(x) for _ in range(4)])
+    torch.testing.assert_close(found[0::2], found[1::2])
+    assert net[1].node.tau == pytest.approx(1 / 0.9)
+
+
 def test_buffers_of_no_node_are_refused_after_the_exchange():
     """A factor, or a checkpoint of a neuron that subtracts, computes what no node does: an error, not another net."""
     arguments = {"beta": 0.9, "reset_mechanism": "zero", "reset_delay": False}
