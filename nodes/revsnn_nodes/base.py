@@ -354,8 +354,8 @@ def reset(model: nn.Module) -> None:
     """Puts every neuron inside a model to rest: call it between sequences, after each training step.
 
     That is `reset()` of each module that has one and a membrane `v` (nodes of this package, neurons of SpikingJelly,
-    your own), or memories of SpikingJelly; and `reset_mem()` of snnTorch's. Without it the next call starts from the
-    membranes of the last, whose graph is gone once its backward pass ran.
+    your own), or memories of SpikingJelly; `reset_mem()` of snnTorch's, and `reset_states()` of sinabs'. Without it the
+    next call starts from the membranes of the last, whose graph is gone once its backward pass ran.
 
     Raises:
         ValueError: no module.
@@ -366,6 +366,7 @@ def reset(model: nn.Module) -> None:
     )  # fmt: skip
     for module in model.modules():
         carries = hasattr(module, "v") or isinstance(getattr(module, "_memories", None), dict)
-        to_rest = getattr(module, "reset" if carries else "reset_mem", None)
-        if callable(to_rest):
-            to_rest()
+        for name in ("reset",) if carries else ("reset_mem", "reset_states"):
+            if callable(to_rest := getattr(module, name, None)):
+                to_rest()
+                break

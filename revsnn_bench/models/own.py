@@ -29,7 +29,16 @@ from weakref import WeakValueDictionary
 
 import numpy
 import torch
-from revsnn_nodes import CarrierLIF, SpikingNode, StandardIF, StandardLIF, StandardParametricLIF, apply_plan, remat
+from revsnn_nodes import (
+    CarrierLIF,
+    SpikingNode,
+    StandardIF,
+    StandardLIF,
+    StandardParametricLIF,
+    apply_plan,
+    remat,
+    reset,
+)
 from revsnn_nodes.plan import find_blocks, is_neuron, neurons_of, put_in_our_neurons
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -37,7 +46,7 @@ from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import AS_IS, Case
 from revsnn_bench.meters.leaks import Older
-from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise, reset_states
+from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
 METHODS = (AS_IS, "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
@@ -334,7 +343,7 @@ def _trial(step: OwnStep) -> torch.Size:
             raise _raised(f"{type(model).__name__} on an input {shape}", error, file) from error
         finally:
             # A carried state may hold a checkpointed graph, and that the copy: a circle that no collector sees.
-            reset_states(model)
+            reset(model)
     if step.loss is not None:
         return _scalar(step.loss, output).shape
     where = _where(type(model).forward) if file else type(model).__name__

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from revsnn_nodes import reset
 from revsnn_nodes.plan import is_neuron, neurons_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -59,8 +60,8 @@ class WorkloadStep(TrainingStep):
         return output.shape
 
     def reset_state(self) -> None:
-        """Resets every neuron, see `reset_states`."""
-        reset_states(self.model)
+        """Resets every neuron, see `revsnn_nodes.reset`."""
+        reset(self.model)
 
     def state_tensors(self) -> list[Tensor]:
         """The membranes that the neurons carry to the next call, and what other layers of SpikingJelly carry."""
@@ -88,15 +89,6 @@ class StepwiseStep(WorkloadStep):
 def _has_memory(module: Any) -> bool:
     """Whether a layer of SpikingJelly carries a state until `reset()`, as its neurons, synapses and recurrent ones."""
     return isinstance(getattr(module, "_memories", None), dict) and callable(getattr(module, "reset", None))
-
-
-def reset_states(model: nn.Module) -> None:
-    """Resets every neuron of a model and layer of SpikingJelly with a state, those of snnTorch and sinabs as well."""
-    for module in model.modules():
-        hidden = getattr(module, "init_hidden", False) is True
-        name = "reset" if is_neuron(module) or _has_memory(module) else "reset_mem" if hidden else "reset_states"
-        if callable(reset := getattr(module, name, None)):
-            reset()
 
 
 def copy_to_try(model: nn.Module) -> nn.Module:

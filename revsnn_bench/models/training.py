@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from revsnn_nodes import reset
 from revsnn_nodes.carrier import CarrierNode
 from revsnn_nodes.coupled import CoupledNode
 from revsnn_nodes.plan import neurons_of
@@ -22,7 +23,6 @@ from revsnn_bench.case import Case
 from revsnn_bench.meters.step import hooked
 from revsnn_bench.models.data import Split, digits_of, encoded
 from revsnn_bench.models.methods import Stepwise
-from revsnn_bench.models.step import reset_states
 from revsnn_bench.models.strategies import strategy
 from revsnn_bench.models.workloads import network
 from revsnn_bench.records import AccuracyRecord
@@ -159,7 +159,7 @@ class Trainer:
         return cross_entropy(self._from_rest(x_seq), labels)
 
     def _from_rest(self, *given: Tensor) -> Tensor:
-        reset_states(self.model)
+        reset(self.model)
         with self.around():
             y: Tensor = self.model(*given)
         return y

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from revsnn_nodes import reset
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import is_lazy
@@ -26,7 +27,7 @@ from revsnn_bench.meters.attribution import Scratch, attribute_peak, retained_by
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import copied, unique_bytes
 from revsnn_bench.models.own import Context, Loss, ModelError, OwnStep, own_parts
-from revsnn_bench.models.step import WorkloadStep, input_noise, reset_states
+from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import UnknownOperation
 
@@ -133,7 +134,7 @@ def _make_ready(model: nn.Module, case: Case) -> None:
     if any(map(is_lazy, model.parameters())):
         with torch.no_grad():
             model(input_noise(case.model_copy(update={"batch": min(case.batch, 2)})))
-        reset_states(model)
+        reset(model)
 
 
 def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

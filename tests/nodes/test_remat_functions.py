@@ -342,10 +342,10 @@ def kept_with(package):
 
 @pytest.mark.parametrize("package", ["LIFBoxCell", "LIFCell", "sinabs"])
 def test_the_page_says_what_neurons_of_other_packages_gain(package):
-    """Norse compares with a tensor that is gone afterwards, so nothing is made again; of sinabs' bytes over half."""
+    """About half of the bytes are made again, though Norse compares with a number that it makes a tensor of."""
     pytest.importorskip("sinabs" if package == "sinabs" else "norse")
     saved = kept_with(package)
     page = (Path(__file__).parents[2] / "docs" / "remat.md").read_text(encoding="utf-8")
     assert f"{saved.kept_bytes / 2**20:.1f} MiB" in page
     assert f"{(saved.kept_bytes + saved.remade_bytes) / 2**20:.1f}" in page
-    assert (saved.remade_bytes > saved.kept_bytes) if package == "sinabs" else (saved.remade_bytes == 0)
+    assert saved.remade_bytes > 0.9 * saved.kept_bytes

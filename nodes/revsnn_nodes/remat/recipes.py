@@ -46,6 +46,7 @@ _COPIES = """
     bfloat16 repeat repeat_interleave tile pad __getitem__ index_select roll flip pixel_shuffle pixel_unshuffle
     transpose permute movedim chunk split unbind narrow view unsqueeze squeeze expand
 """
+_CONSTANTS = "tensor as_tensor scalar_tensor full full_like new_tensor new_full"
 _ZEROS, _ONES = "zeros zeros_like new_zeros", "ones ones_like new_ones"
 _POOLS = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
 _NORMS = "layer_norm group_norm rms_norm"
@@ -79,7 +80,7 @@ def writes_once(index: Any) -> bool:
 
 CHEAP: dict[Function, int] = {
     torch.Tensor.__setitem__: 1,
-    **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_ZEROS} {_ONES} {_POOLS}"), 1),
+    **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_CONSTANTS} {_ZEROS} {_ONES} {_POOLS}"), 1),
     **dict.fromkeys(_named(f"{_NORMS} batch_norm instance_norm"), NORM_PASSES),
 }
 """Functions that may be run again, and their cost in passes over the tensor. Nothing random, nothing collective."""
