@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from statistics import median
+from statistics import mean, variance
 
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import Policy, names
@@ -250,12 +250,13 @@ def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
 def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
     """Finds slowdowns beyond a percentage, in cases that ended as `ok` in both runs.
 
-    One-sided Mann-Whitney U test on the logarithms of the per-round ratios, the baseline's raised by the
-    percentage: what is tested is not whether the case is slower, but whether it is slower by more than that.
+    One-sided t-test, of equal variances, on one value per process: the logarithm of its median ratio, the baseline's
+    raised by the percentage. Processes differ by more than the rounds of one do, so that rounds are no independent
+    samples. What is tested is not whether the case is slower, but whether it is slower by more than the percentage.
     Benjamini and Hochberg's procedure keeps the rate of false alarms over all cases and phases.
 
     Returns:
-        Notes on what could not be judged and `no longer measured`, then `slower`, each with the median ratios.
+        Notes on what could not be judged and `no longer measured`, then `slower`, each with the ratios.
     """
     findings: list[Finding] = []
     tests: list[tuple[Finding, float]] = []
@@ -264,7 +265,7 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
             continue
         if pair.before.status is pair.after.status is Status.OK:
             for name in TIMES:
-                old, new = pair.rounds(BY_NAME[name])
+                old, new = pair.logs_by_process(BY_NAME[name])
                 if not old and not new:
                     continue
                 found = _judge_time(pair, ratio_name(name), old, new)
@@ -295,16 +296,23 @@ def _judge_time(pair: CasePair, metric: str, old: list[float], new: list[float])
         detail = f"not judged: {pair.two_hosts}"
     elif contended:
         detail = f"not judged: {contended} rounds were timed while threads had to wait for a core"
+    elif len(old) == 1 or len(new) == 1:
+        detail = f"one process: not judged; {len(old)} timed the case before and {len(new)} after"
     else:
         kind = Kind.SLOWER
-    return Finding(kind, pair.id, metric, median(old) if old else None, median(new) if new else None, detail)
+    before, after = (math.exp(mean(logs)) if logs else None for logs in (old, new))
+    return Finding(kind, pair.id, metric, before, after, detail)
 
 
 def _p_value(old: list[float], new: list[float], percent: float) -> float:
-    from scipy.stats import mannwhitneyu
+    """How likely a slowdown of no more than the percentage is to show as the one between two lists of logarithms."""
+    from scipy.special import stdtr
 
-    raised = [math.log(ratio * (1 + percent / 100)) for ratio in old]
-    return float(mannwhitneyu([math.log(ratio) for ratio in new], raised, alternative="greater").pvalue)
+    beyond = mean(new) - mean(old) - math.log1p(percent / 100)
+    freedom = len(old) + len(new) - 2
+    squares = variance(old) * (len(old) - 1) + variance(new) * (len(new) - 1)
+    error = math.sqrt(squares / freedom * (1 / len(old) + 1 / len(new)))
+    return float(stdtr(freedom, -beyond / error)) if error else float(beyond <= 0)
 
 
 def _excused(finding: Finding, policy: Policy) -> Finding:

@@ -18,7 +18,7 @@ from rich.text import Text
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status, incomparable_fields, one_host
 from revsnn_bench.report import markdown, units
-from revsnn_bench.report.points import ratio_of
+from revsnn_bench.report.points import logs_by_process, ratio_of
 from revsnn_bench.report.terminal import Grid
 
 STATUS, EXTENT = "status", "measured"
@@ -141,9 +141,9 @@ class CasePair:
             return None
         return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
 
-    def rounds(self, metric: Metric) -> tuple[list[float], list[float]]:
-        """The ratio of each round in both runs; empty where a time, or the reference's, was not measured."""
-        return _rounds(self.before, metric), _rounds(self.after, metric)
+    def logs_by_process(self, metric: Metric) -> tuple[list[float], list[float]]:
+        """Of each process in both runs the logarithm of its median ratio; empty where a time was not measured."""
+        return _logs(self.before, metric), _logs(self.after, metric)
 
 
 class FieldDifference(NamedTuple):
@@ -328,11 +328,12 @@ def _values(record: Record | None) -> dict[str, Number | str]:
     return found
 
 
-def _rounds(record: Record | None, metric: Metric) -> list[float]:
+def _logs(record: Record | None, metric: Metric) -> list[float]:
     samples = metric.samples(record) if record and metric.samples else None
     if samples is None or len(samples.own) != len(samples.lif) or min(samples.own + samples.lif) <= 0:
         return []
-    return [own / lif for own, lif in zip(samples.own, samples.lif, strict=True)]
+    ratios = [own / lif for own, lif in zip(samples.own, samples.lif, strict=True)]
+    return logs_by_process(ratios, record.time.rounds_by_process if record and record.time else ())
 
 
 def _fields(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import combinations
+from itertools import accumulate, combinations, pairwise
 from statistics import correlation, linear_regression, mean, median, stdev
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar
@@ -360,10 +360,14 @@ def ratio_of_times(own: tuple[float, ...], lif: tuple[float, ...], processes: tu
     ratios = [a / b for a, b in zip(own, lif, strict=True)]
     if len(processes) < 2:
         return Ratio(median(ratios), *_interval_of_median(sorted(ratios)))
-    starts = [sum(processes[:n]) for n in range(len(processes))]
-    logs = [math.log(median(ratios[a : a + n])) for a, n in zip(starts, processes, strict=True)]
-    middle, low, high = map(math.exp, interval_of_mean(logs))
+    middle, low, high = map(math.exp, interval_of_mean(logs_by_process(ratios, processes)))
     return Ratio(middle, low, high)
+
+
+def logs_by_process(ratios: Sequence[float], processes: Sequence[int]) -> list[float]:
+    """Returns the logarithm of the median ratio of each process; of all rounds where no process is told."""
+    ends = list(accumulate(processes or (len(ratios),)))
+    return [math.log(median(ratios[a:b])) for a, b in pairwise([0, *ends])]
 
 
 class Interval(NamedTuple):

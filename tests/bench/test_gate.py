@@ -3,6 +3,7 @@
 Slowdowns beyond the threshold are found; noise and slower machines are not.
 """
 
+import math
 import random
 
 import pytest
@@ -218,16 +219,18 @@ def test_policy_refuses_what_it_cannot_mean(options, message):
 
 @pytest.fixture
 def timed(make_record):
-    """Makes a record whose rounds are noisy, with slow rounds that hit case and lif alike."""
+    """Makes a record timed by three processes whose rounds are noisy, with slow ones that hit case and lif alike."""
 
-    def make(factor, *, seed, rounds=20, machine=1.0, noise=0.05, node="revlif", timesteps=4, **changes):
+    def make(factor, *, seed, rounds=7, machine=1.0, noise=0.05, apart=0.0, node="revlif", timesteps=4, **changes):
         record = make_record(node=node, timesteps=timesteps)
         generator = random.Random(seed)
-        load = [machine * generator.choice([1.0, 1.0, 1.5]) for _ in range(rounds)]
-        own = tuple(factor * 1e-3 * slow * generator.gauss(1, noise) for slow in load)
+        processes = [factor * math.exp(generator.gauss(0, apart)) for _ in range(3)]
+        load = [machine * generator.choice([1.0, 1.0, 1.5]) for _ in range(3 * rounds)]
+        own = tuple(processes[n // rounds] * 1e-3 * s * generator.gauss(1, noise) for n, s in enumerate(load))
         lif = tuple(1e-3 * slow * generator.gauss(1, noise) for slow in load)
-        samples = {"forward_time_s": own, "lif_forward_time_s": lif}
-        return record.model_copy(update={"time": record.time.model_copy(update=samples | changes)})
+        samples = {"forward_time_s": own, "lif_forward_time_s": lif, "rounds_by_process": (rounds,) * 3}
+        backward = {f"{whose}backward_time_s": (1e-3,) * 3 * rounds for whose in ("", "lif_")}
+        return record.model_copy(update={"time": record.time.model_copy(update=backward | samples | changes)})
 
     return make
 
@@ -263,6 +266,31 @@ def test_noise_over_many_cases_gives_no_alarm(make_run, timed):
     before = make_run([timed(2.0, seed=t, noise=0.2, timesteps=t, node="revlif-stored") for t in sizes])
     after = make_run([timed(2.0, seed=100 + t, noise=0.2, timesteps=t, node="revlif-stored") for t in sizes])
     assert gate(after, before, Policy(time_ratio_percent=0)).passed
+
+
+def test_processes_that_differ_give_no_alarm(make_run, timed):
+    """Of 300 unchanged runs whose processes differ by 3 % and rounds by 5 %, at most 7 % fail without any threshold."""
+    policy = Policy(time_ratio_percent=0)
+    runs = [make_run([timed(2.0, seed=seed, apart=0.03)]) for seed in range(600)]
+    alarms = sum(not gate(after, before, policy).passed for before, after in zip(runs[::2], runs[1::2], strict=True))
+    assert alarms <= 0.07 * 300
+
+
+def test_a_slowdown_is_found_although_processes_differ(make_run, timed):
+    """Half as slow again is found to be more than 20 % in 95 of 100 pairs of runs, of three processes each."""
+    runs = [make_run([timed(3.0 if seed % 2 else 2.0, seed=seed, apart=0.03)]) for seed in range(200)]
+    missed = sum(gate(slow, fast, TIMED).passed for fast, slow in zip(runs[::2], runs[1::2], strict=True))
+    assert missed <= 5
+
+
+def test_one_process_is_not_judged(make_run, timed):
+    """Nothing says how far two processes would lie apart: the slowdown is shown and fails nothing."""
+    alone, three = timed(3.0, seed=1, rounds_by_process=()), timed(2.0, seed=2)
+    for before, after in ((three, alone), (alone, three)):
+        verdict = gate(make_run([after]), make_run([before]), TIMED)
+        assert verdict.passed
+        assert all(finding.detail.startswith("one process: not judged") for finding in verdict.remarks)
+        assert len(verdict.remarks) == 2
 
 
 def test_contended_rounds_are_not_judged(make_run, timed):
