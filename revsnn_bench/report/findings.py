@@ -27,6 +27,7 @@ from revsnn_bench.report.points import (
     ratio_text,
     reference_for,
     references,
+    unjudged,
     variants,
     work,
 )
@@ -176,11 +177,20 @@ def _trust(run: Run) -> list[Finding]:
         if any(parts):
             where = f"{', '.join(name for name, _ in members)}; {dtype}"
             found.append(Finding("Gradient", where, f"{'; '.join(filter(None, parts))}."))
-    unjudged = {(names(r.case), r.case.dtype): r.reason for r in run if r.status is Status.OK and r.reason}
-    for (name, dtype), reason in unjudged.items():
+    models = {(names(r.case), r.case.dtype): r.reason for r in run if r.status is Status.OK and r.reason}
+    for (name, dtype), reason in models.items():
         text = f"{reason}. What is done to the model is held against the model itself."
         found.append(Finding("Gradient", f"{name}; {dtype}", text))
-    return found
+    return found + not_judged(run)
+
+
+def not_judged(run: Run) -> list[Finding]:
+    """One finding with the nodes that are ranked although their run left out the pass that judges the gradient."""
+    found, names = unjudged(run), naming(run)
+    where = ", ".join(dict.fromkeys(names(record.case) for record in found))
+    count = "" if len(found) == len(run.records) else f" in {len(found)} of {len(run.records)} cases"
+    text = f"not judged{count}: the run left out the pass `fidelity`; what is ranked here may be wrong."
+    return [Finding("Gradient", where, text)] if found else []
 
 
 def uncounted(run: Run) -> list[Finding]:

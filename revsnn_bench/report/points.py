@@ -241,6 +241,17 @@ def exact(run: Run) -> list[Record]:
     return [record for record in run if record.status is not Status.APPROXIMATE]
 
 
+def unjudged(records: Iterable[Record]) -> list[Record]:
+    """Returns the records that are ranked although their run left out the pass that judges the gradient."""
+    left_out = (r for r in records if r.status is Status.OK and r.fidelity is None and not r.reason)
+    return [record for record in left_out if record.memory or record.flops or record.time]
+
+
+def ranked_gradient(records: Iterable[Record]) -> str:
+    """Returns what is known of the gradient of each of these records that is ranked: that it `is right`."""
+    return "is right or was not judged" if unjudged(records) else "is right"
+
+
 def approximate(run: Run) -> list[Record]:
     """Returns the records whose gradient is not meant to be exact: point by point, in the order of the run."""
     found = [record for record in run if record.status is Status.APPROXIMATE]

@@ -15,7 +15,7 @@ from rich.text import Text
 from revsnn_bench.case import Case
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.findings import Least, findings, least_of, overview, uncounted
+from revsnn_bench.report.findings import Least, findings, least_of, not_judged, overview, uncounted
 from revsnn_bench.report.points import (
     AXES,
     Axis,
@@ -71,7 +71,7 @@ def print_summary(run: Run, console: Console) -> None:
     if methods := variants(approximate(run)):
         text = f"Approximate gradient by design, ranked nowhere: {units.listing(methods)}."
         console.print(Text(units.one_line(text), style=_STYLES[Status.APPROXIMATE]), **_ONE_LINE)
-    for finding in uncounted(run):
+    for finding in [*not_judged(run), *uncounted(run)]:
         console.print(Text(units.one_line(f"{finding.topic} of {finding.where}: {finding.text}")))
     failed = [record for record in run if record.status in (Status.OOM, Status.TIMEOUT, Status.ERROR)]
     for record in failed[:_MOST_FAILURES]:

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.report import markdown, units
+from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import findings
+from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.terminal import Grid, print_run, print_summary
 
 HOSTILE = "x | y\n# z <script>alert(1)</script> [a](http://b) `c` \x1b[31mred [bold]d[/bold]"
@@ -53,6 +55,22 @@ def test_an_operator_without_a_formula_is_named(make_record, make_run):
     said = "Operations of lif, revlif: not counted: x | y # z <script>alert(1)</script> [a](http://b) `c` red [bold]d"
     assert said in " ".join(summed_up(run, 300)).replace("�", "").replace("[31m", "")
     assert r"<script>" not in row_of(markdown.render(run), "Operations")[2]
+
+
+def test_a_gradient_that_no_pass_judged_is_named(make_record, make_run):
+    """Where the pass was left out a node with a wrong gradient may lead, and each text says that none was judged."""
+    records = [make_record(node=node, timesteps=64, status="ok") for node in ("lif", "revlif")]
+    run = make_run([record.model_copy(update={"fidelity": None}) for record in records])
+    said = "lif, revlif: not judged: the run left out the pass `fidelity`; what is ranked here may be wrong."
+    assert told(run, "Gradient") == [said]
+    assert f"Gradient of {said}" in " ".join(summed_up(run, 200))
+    assert 'data-gradient="is right or was not judged"' in render_html(run, figures=[])
+    fronts = [figure for figure in draw_figures(run) if figure.name in ("pareto-1", "breakdown-1")]
+    for figure in fronts:
+        assert "Only nodes whose gradient is right or was not judged take part." in figure.caption
+    assert len(fronts) == 2
+    part = told(make_run([*run, make_record(node="lif-carrier", timesteps=64)]), "Gradient")
+    assert any("lif, revlif: not judged in 2 of 3 cases: " in text for text in part)
 
 
 def test_summary_stays_short_however_much_was_measured(make_record, make_run):

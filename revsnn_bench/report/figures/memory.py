@@ -11,7 +11,16 @@ from revsnn_bench.case import Case
 from revsnn_bench.records import MemoryTimeline, Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.canvas import INK, MUTED, Figure, Looks
-from revsnn_bench.report.points import Points, best_points, by_point, fixed_part, naming, points_by_setting, work
+from revsnn_bench.report.points import (
+    Points,
+    best_points,
+    by_point,
+    fixed_part,
+    naming,
+    points_by_setting,
+    ranked_gradient,
+    work,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +98,10 @@ def _draw_peak(name: str, point: Case, records: Mapping[str, Record], looks: Loo
             axes.annotate(total, (start, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_xlim(0, 1.25 * largest / scale or 1)
         axes.set_xlabel(f"live bytes at the peak ({unit})")
-        caption = "Live tensor bytes at the moment of the peak, by kind. Only nodes whose gradient is right take part."
+        caption = (
+            "Live tensor bytes at the moment of the peak, by kind. "
+            f"Only nodes whose gradient {ranked_gradient(records.values())} take part."
+        )
         return canvas.finish(axes, name, f"What the peak is made of: {fixed_part(point)}", caption, note)
 
 

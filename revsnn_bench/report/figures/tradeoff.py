@@ -14,7 +14,7 @@ from revsnn_bench.records import Record, Run, one_host
 from revsnn_bench.report import canvas
 from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Looks
 from revsnn_bench.report.labels import name_points
-from revsnn_bench.report.points import contended, fixed_part, pareto_front, points_by_setting, work
+from revsnn_bench.report.points import contended, fixed_part, pareto_front, points_by_setting, ranked_gradient, work
 from revsnn_bench.report.tables import LEAST_COPIES, bandwidth_shares, compared_nodes
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str
         name_points(axes, points, _BESIDE_IN, corners)
         caption = (
             "Lower left is better. The line joins the nodes that no other beats on both counts; the others are "
-            "faded. Only nodes whose gradient is right take part."
+            f"faded. Only nodes whose gradient {ranked_gradient(records.values())} take part."
         )
         grey = "Grey and hollow: timed beside other work, so not ranked." if len(sure) < len(found) else ""
         return canvas.finish(axes, name, f"{_COSTS[cost]} against memory: {fixed_part(point)}", caption, grey, note)

@@ -109,12 +109,12 @@
       if (best) {
         best.row.classList.add(best.cost < Infinity ? "best" : "fits");
         const cost = best.cost < Infinity
-          ? `the cheapest here that fits and whose gradient is right, at ${best.cost.toPrecision(3)} × ${point.dataset.reference} in ${point.dataset.cost}.`
-          : `it fits and its gradient is right; its cost against ${point.dataset.reference} is not decided.`;
+          ? `the cheapest here that fits and whose gradient ${point.dataset.gradient}, at ${best.cost.toPrecision(3)} × ${point.dataset.reference} in ${point.dataset.cost}.`
+          : `it fits and its gradient ${point.dataset.gradient}; its cost against ${point.dataset.reference} is not decided.`;
         verdict.textContent = `Within ${size}: ${best.row.cells[0].textContent}, ${cost}`;
       } else if (least) {
         const [name, , peak] = [...least.cells].map((cell) => cell.textContent);
-        verdict.textContent = `No node whose gradient is right fits in ${size} here; ${name} takes least, ${peak}.`;
+        verdict.textContent = `No node whose gradient ${point.dataset.gradient} fits in ${size} here; ${name} takes least, ${peak}.`;
       } else {
         verdict.textContent = "No node is ranked here, so none can be named.";
       }

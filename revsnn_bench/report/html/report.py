@@ -26,6 +26,7 @@ from revsnn_bench.report.points import (
     naming,
     namings,
     pareto_front,
+    ranked_gradient,
     ratio_of,
     ratio_text,
     reference_for,
@@ -164,6 +165,7 @@ class Point(NamedTuple):
 
     Fields:
         setting: what a reader chooses beside T and B, and the backend where several were measured.
+        gradient: what is known of it for those that are ranked.
         winner: the nodes that need least peak memory among those that are right; empty where none is.
         steps: by increasing budget, the node that is cheapest from there on.
         candidates: right ones by memory, then wrong ones, then those that failed.
@@ -174,6 +176,7 @@ class Point(NamedTuple):
     timesteps: int
     batch: int
     reference: str
+    gradient: str
     winner: str
     memory: str
     cost: str
@@ -229,6 +232,7 @@ def _point(
         timesteps=point.timesteps,
         batch=point.batch,
         reference=point.reference,
+        gradient=ranked_gradient(right),
         winner=units.listing([names(r.case) for r in best]),
         memory=_memory_text(best, reference_for(best[0].case, known) if best else None, records, names),
         cost=" ".join(_cost_text(r, known, names) for r in best),
