@@ -17,7 +17,7 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import Policy, names
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report.comparison import STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
+from revsnn_bench.report.comparison import EXTENT, STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
 from revsnn_bench.runs import load_run, write_run
 
 __all__ = [
@@ -146,7 +146,8 @@ _FINE = (Status.OK, Status.APPROXIMATE)
 def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     """Judges a run against a baseline.
 
-    A run that is not complete is not comparable, unless the policy allows it: then what it lacks is left out.
+    A run that is not complete is not comparable, unless the policy allows it: then what it lacks is left out. A run
+    without a case is not comparable either, unless it lost those of the baseline.
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
     was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
     or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
@@ -178,6 +179,8 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
             for pattern in policy.allow
             if not any(names(pattern, case_id) for case_id in cases)
         ]
+        if not run.records and not any(finding.case for finding in findings):
+            forbidden, partial, findings = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), (), []
     return Verdict(
         run_id=run.header.run_id,
         baseline_id=baseline.header.run_id,

@@ -107,9 +107,10 @@ def headline(verdict: Verdict) -> str:
 def advice(verdict: Verdict) -> list[str]:
     """Returns what to do next, one sentence each; empty where there is nothing to do."""
     if any(found.field == EXTENT for found in verdict.incomparable):
+        how = "" if verdict.policy.allow_partial else ", or judge the cases that it has: --partial"
         return [
-            "A run that is not complete may have lost cases. Go on with `revsnn-bench run --resume`, join shards with "
-            "`revsnn-bench merge`, or judge the cases that it has: --partial"
+            "A run that is not complete may have lost cases. Go on with `revsnn-bench run --resume`, or join shards with "
+            f"`revsnn-bench merge`{how}."
         ]
     if verdict.incomparable:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)

@@ -204,6 +204,20 @@ def test_a_partial_run_is_no_regression_and_no_pass(cli, partial):
     assert "T3-B8" not in lost.output
 
 
+def test_a_run_without_a_case_is_not_compared(cli, partial, saved, make_run):
+    """4, although a partial run may be judged: nothing was; the advice is not to allow what is allowed."""
+    whole = load_run(partial["whole"])
+    empty = saved(whole.model_copy(update={"records": (), "complete": False}), "empty.json")
+    said = cli(empty, "--baseline", partial["whole"], "--partial")
+    assert said.exit_code == 4
+    assert "the run has no case yet, and the baseline all planned cases" in one_line(said.output)
+    assert "run --resume" in one_line(said.output)
+    assert "--partial" not in said.output
+    nothing = saved(make_run([]), "nothing.json")
+    assert cli(nothing, "--baseline", nothing).exit_code == 4
+    assert cli(nothing, "--baseline", partial["whole"]).exit_code == 1
+
+
 def test_a_partial_run_becomes_the_baseline_by_force_alone(cli, partial, tmp_path):
     """Whether there is a baseline or not, and also where it passes by what it has."""
     first = tmp_path / "first.json"
