@@ -261,7 +261,9 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
     Returns:
         Notes on what could not be judged and `no longer measured`, then `slower`, each with the ratios.
     """
-    findings: list[Finding] = []
+    pairs = list(pairs)
+    machines = dict.fromkeys(text for pair in pairs if (text := pair.two_machines))
+    findings = [Finding(Kind.NOTE, "", "time", detail=f"not judged: {text}") for text in machines]
     tests: list[tuple[Finding, float]] = []
     for pair in pairs:
         if pair.before is None or pair.after is None or pair.after.case == pair.after.case.point:
@@ -269,7 +271,7 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
         if pair.before.status is pair.after.status is Status.OK:
             for name in TIMES:
                 old, new = pair.logs_by_process(BY_NAME[name])
-                if not old and not new:
+                if (not old and not new) or (old and new and pair.two_machines):
                     continue
                 found = _judge_time(pair, ratio_name(name), old, new)
                 if found.kind is Kind.SLOWER:
@@ -295,8 +297,6 @@ def _judge_time(pair: CasePair, metric: str, old: list[float], new: list[float])
         detail = "not measured in the baseline"
     elif not new:
         kind = Kind.UNMEASURED
-    elif pair.two_hosts:
-        detail = f"not judged: {pair.two_hosts}"
     elif contended:
         detail = f"not judged: {contended} rounds were timed while threads had to wait for a core"
     elif len(old) == 1 or len(new) == 1:

@@ -109,8 +109,8 @@ def advice(verdict: Verdict) -> list[str]:
     if any(found.field == EXTENT for found in verdict.incomparable):
         how = "" if verdict.policy.allow_partial else ", or judge the cases that it has: --partial"
         return [
-            "A run that is not complete may have lost cases. Go on with `revsnn-bench run --resume`, or join shards with "
-            f"`revsnn-bench merge`{how}."
+            "A run that is not complete may have lost cases. Go on with `revsnn-bench run --resume`, or join shards "
+            f"with `revsnn-bench merge`{how}."
         ]
     if verdict.incomparable:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)

@@ -37,8 +37,8 @@ VERDICTS = {
     BETTER: "the same, for the better",
     NEW: "in the run after only",
     CHANGED: "differs, and neither direction is better",
-    UNJUDGED: "an exact value of environments that are not comparable, a time without an interval, or a case that a "
-    "run which is not complete may still measure",
+    UNJUDGED: "an exact value of environments that are not comparable, a time without an interval or of two machines, "
+    "or a case that a run which is not complete may still measure",
     VARIES: "differs, but is never exact, or lies within the noise of the samples",
 }
 """Verdicts on a difference with their meaning, in the order of the rows."""
@@ -114,11 +114,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class CasePair:
-    """The records of one case in two runs; None where a run does not have it."""
+    """The records of one case in two runs, None where a run does not have it, and on which machines they were made."""
 
     id: str
     before: Record | None
     after: Record | None
+    machines: tuple[str, str] = ("", "")
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
@@ -127,17 +128,20 @@ class CasePair:
         return tuple(Difference(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after]))
 
     @property
-    def two_hosts(self) -> str:
-        """On which two hosts of a cluster the case was timed, in words; "" where times of one machine are compared."""
-        if self.before is None or self.after is None or one_host(self.before, self.after):
+    def two_machines(self) -> str:
+        """On which two hosts of a cluster, or on which kinds of machines, the case was timed, in words; "" where it was
+        on one of each."""
+        if self.before is None or self.after is None or not (self.before.time and self.after.time):
             return ""
-        before, after = (record.host or "a machine without a cluster" for record in (self.before, self.after))
-        return f"timed on {before} before and on {after} after"
+        before, after = self.machines
+        if not one_host(self.before, self.after):
+            before, after = (record.host or "a machine without a cluster" for record in (self.before, self.after))
+        return f"timed on {before} before and on {after} after" if before != after else ""
 
     def times_apart(self, metric: Metric) -> bool | None:
         """Whether the intervals of a time's ratios do not overlap; None where that cannot be told."""
         left, right = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
-        if self.two_hosts or left is None or right is None or left.low is None or right.low is None:
+        if self.two_machines or left is None or right is None or left.low is None or right.low is None:
             return None
         return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
 
@@ -189,6 +193,11 @@ class Comparison:
         return [FieldDifference(EXTENT, self.before.extent, self.after.extent)]
 
     @cached_property
+    def two_machines(self) -> tuple[str, ...]:
+        """On which pairs of machines cases were timed, in words: their times are not compared."""
+        return tuple(dict.fromkeys(text for pair in self.cases if (text := pair.two_machines)))
+
+    @cached_property
     def incomparable_fields(self) -> list[FieldDifference]:
         """Fields of the environment that must agree before exact values are compared, and differ."""
         found = incomparable_fields(self.before.header.environment, self.after.header.environment)
@@ -202,6 +211,8 @@ class Comparison:
         if found.name == STATUS:
             return BETTER if found.after == Status.OK.value else WORSE if found.before == Status.OK.value else CHANGED
         metric = found.metric
+        if metric is not None and metric.family == "time" and pair.two_machines:
+            return UNJUDGED
         if metric is None or metric.better is None:
             return CHANGED
         if found.is_ratio:
@@ -231,8 +242,21 @@ class Change(NamedTuple):
 def compare(before: Run, after: Run) -> Comparison:
     """Matches the cases of two runs."""
     left, right = ({record.case.id: record for record in run} for run in (before, after))
-    ids = dict.fromkeys([*left, *right])
-    return Comparison(before, after, tuple(CasePair(name, left.get(name), right.get(name)) for name in ids))
+
+    def pair(name: str) -> CasePair:
+        a, b = left.get(name), right.get(name)
+        return CasePair(name, a, b, (_machine(before, a), _machine(after, b)))
+
+    return Comparison(before, after, tuple(map(pair, dict.fromkeys([*left, *right]))))
+
+
+def _machine(run: Run, record: Record | None) -> str:
+    """What the times of a record depend on: the GPU where it ran there, the processor and its cores."""
+    if record is None:
+        return ""
+    place = run.hosts.get(record.host or "", run.header.environment)
+    gpu = f"{place.gpu}, " if record.case.device != "cpu" else ""
+    return f"{gpu}{place.cpu_model}, {place.cores} cores"
 
 
 def render_comparison(before: Run, after: Run, console: Console | None = None) -> str:
@@ -297,6 +321,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
         counts=[(kind, counts[kind], meaning) for kind, meaning in VERDICTS.items() if counts[kind]],
         compared=comparison.values_compared,
         incomparable=units.listing([found.field.replace("_", " ") for found in comparison.incomparable_fields]),
+        two_machines=[f"Times are not compared: {machines}." for machines in comparison.two_machines],
         left_out=len(rows) - len(shown),
         table=make_table("changes", "What changed", columns, shown, kind=lambda row: row.verdict.replace(" ", "-")),
     )
@@ -311,6 +336,8 @@ def _counted(comparison: Comparison, verdicts: list[str]) -> str:
     if comparison.incomparable_fields:
         fields = units.listing([found.field for found in comparison.incomparable_fields])
         text += f" Bytes and operations are not judged, because the runs differ in {fields}."
+    for machines in comparison.two_machines:
+        text += f" Times are not compared: {machines}."
     return text
 
 

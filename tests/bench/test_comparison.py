@@ -6,7 +6,8 @@ import math
 import pytest
 from rich.console import Console
 
-from revsnn_bench.report.comparison import compare, render_comparison
+from revsnn_bench.gate import Policy, gate
+from revsnn_bench.report.comparison import compare, render_comparison, render_comparison_html
 
 
 def grown(record, extra):
@@ -123,6 +124,26 @@ def test_contended_times_are_not_judged(make_record, make_run):
         time = slow.model_copy(update={"rounds_contended": contended})
         after = make_run([record.model_copy(update={"time": time})])
         assert judged(make_run([record]), after)["step_time_s_ratio_to_lif"] == verdict
+
+
+@pytest.mark.parametrize("change", [{"cpu_model": "Other CPU"}, {"cores": 128}])
+def test_times_of_two_machines_are_not_compared(make_record, make_run, change):
+    """Three times the ratio says nothing across processors; each text names both, and bytes are judged all the same."""
+    record = make_record(node="lif-carrier")
+    slow = record.time.model_copy(update={"backward_time_s": tuple(3 * t for t in record.time.backward_time_s)})
+    before, after = make_run([record]), make_run([grown(record.model_copy(update={"time": slow}), 1)], **change)
+    assert judged(before, after) == {
+        "peak_bytes": "worse",
+        "backward_time_s_ratio_to_lif": "not judged",
+        "step_time_s_ratio_to_lif": "not judged",
+    }
+    place = after.header.environment
+    said = f"timed on Some CPU, 2 cores before and on {place.cpu_model}, {place.cores} cores after"
+    for text in (render_comparison(before, after), render_comparison_html(before, after)):
+        assert f"Times are not compared: {said}." in text
+    verdict = gate(after, before, Policy(time_ratio_percent=0, tolerance_percent={"peak_bytes": 1}))
+    assert verdict.passed
+    assert [note.detail for note in verdict.remarks if note.metric == "time"] == [f"not judged: {said}"]
 
 
 def test_a_case_that_may_still_be_measured_is_not_gone(make_record, make_run):

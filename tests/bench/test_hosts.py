@@ -82,7 +82,7 @@ def test_a_time_is_not_gated_against_another_host(make_run, make_record):
     assert "not judged: timed on a before and on b after" in details
     assert not any("timed on" in finding.detail for finding in gate(same, before, policy).remarks)
     (pair,) = compare(before, make_run([make_record(node="revlif")])).cases
-    assert pair.two_hosts == "timed on a before and on a machine without a cluster after"
+    assert pair.two_machines == "timed on a before and on a machine without a cluster after"
 
 
 def test_reports_name_the_hosts(on_hosts):
