@@ -26,10 +26,12 @@ _SUFFIX = "_ratio_to_lif"
 _HEADINGS = ("case", "metric", "before", "after", "change", "verdict")
 _NUMBERS = (False, False, True, True, True, False)
 _MOST_ROWS = 5000
+_POINT = 0.01 * (1 - 1e-9)
+"""A point of accuracy, whatever the rounding of a difference."""
 
 
-GONE, WORSE, BETTER, NEW, CHANGED, UNJUDGED, VARIES = (
-    "gone", "worse", "better", "new", "changed", "not judged", "varies",
+GONE, WORSE, BETTER, NEW, CHANGED, FAR, UNJUDGED, VARIES = (
+    "gone", "worse", "better", "new", "changed", "far apart", "not judged", "varies",
 )  # fmt: skip
 VERDICTS = {
     GONE: "in the run before only",
@@ -37,6 +39,8 @@ VERDICTS = {
     BETTER: "the same, for the better",
     NEW: "in the run after only",
     CHANGED: "differs, and neither direction is better",
+    FAR: "never exact: an accuracy that differs by a point or more, or an error that does by ten times or more or is "
+    "on the other side of its tolerance",
     UNJUDGED: "an exact value of environments that are not comparable, a time without an interval or of two machines, "
     "or a case that a run which is not complete may still measure",
     VARIES: "differs, but is never exact, or lies within the noise of the samples",
@@ -220,7 +224,7 @@ class Comparison:
             if not apart:
                 return UNJUDGED if apart is None else VARIES
         elif not metric.deterministic:
-            return VARIES
+            return FAR if _far_apart(pair, metric) else VARIES
         elif self.incomparable_fields:
             return UNJUDGED
         return BETTER if (found.change < 0) == (metric.better == "lower") else WORSE
@@ -229,6 +233,20 @@ class Comparison:
         """What differs with its verdict, what is gone or worse first."""
         found = [Change(pair.id, each, self.verdict(pair, each)) for pair, each in self.changed()]
         return sorted(found, key=lambda change: list(VERDICTS).index(change.verdict))
+
+
+def _far_apart(pair: CasePair, metric: Metric) -> bool:
+    """Whether an accuracy or an error differs by so much that it is worth a look, though it is never exact."""
+    assert pair.before is not None
+    assert pair.after is not None
+    before, after = metric.read(pair.before) or 0, metric.read(pair.after) or 0
+    if metric.family == "accuracy":
+        return abs(after - before) >= _POINT
+    left, right = pair.before.fidelity, pair.after.fidelity
+    if metric.family != "fidelity" or left is None or right is None or metric.name not in left.errors():
+        return False
+    is_near = before == after or (before < 10 * after and after < 10 * before)  # a NaN is near nothing
+    return not is_near or (metric.name in left.beyond_tolerance()) != (metric.name in right.beyond_tolerance())
 
 
 class Change(NamedTuple):

@@ -126,6 +126,33 @@ def test_contended_times_are_not_judged(make_record, make_run):
         assert judged(make_run([record]), after)["step_time_s_ratio_to_lif"] == verdict
 
 
+def test_an_accuracy_that_dropped_is_listed(make_record, make_run, make_accuracy):
+    """A point or more is far apart, which is no failure of anything; less is counted as what varies."""
+    for after, verdict in ((0.97, "far apart"), (0.1, "far apart"), (0.971, "varies")):
+        runs = [make_run([make_record(node="lif", accuracy=make_accuracy(value))]) for value in (0.98, after)]
+        assert judged(*runs) == {"accuracy": verdict}
+        assert ("| accuracy |" in render_comparison(*runs)) == (verdict == "far apart")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (4e-8, 5e-7, "far apart"),
+        (5e-7, 4e-8, "far apart"),
+        (9e-4, 1.1e-3, "far apart"),
+        (2e-8, 1e-7, "varies"),
+        (0.5, math.nan, "far apart"),
+        (0.0, 1e-7, "far apart"),
+    ],
+)
+def test_an_error_ten_times_as_large_or_across_its_tolerance_is_listed(make_record, make_run, before, after, verdict):
+    """Errors differ from run to run; by ten times, or from right to wrong, they do for a reason."""
+    record = make_record(node="lif")
+    fidelity = [record.fidelity.model_copy(update={"gradient_error": error}) for error in (before, after)]
+    runs = [make_run([record.model_copy(update={"fidelity": each})]) for each in fidelity]
+    assert judged(*runs) == {"gradient_error": verdict}
+
+
 @pytest.mark.parametrize("change", [{"cpu_model": "Other CPU"}, {"cores": 128}])
 def test_times_of_two_machines_are_not_compared(make_record, make_run, change):
     """Three times the ratio says nothing across processors; each text names both, and bytes are judged all the same."""
