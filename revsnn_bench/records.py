@@ -3,7 +3,8 @@
 Every quantity has one name, ends in its unit, is stored raw, and is formatted only for display.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import chain
@@ -94,7 +95,18 @@ def cut(text: object) -> object:
 Foreign = Annotated[str, BeforeValidator(cut)]
 """Text that a node, a model or a library made."""
 
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[int, Field(ge=0)]  # of bytes or operations
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _taken(seconds: float) -> float:
+    if 0 < seconds < 1e-12:
+        raise ValueError(f"must be 0 or at least a picosecond; got {seconds} s")
+    return seconds
+
+
+Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False), AfterValidator(_taken)]
+"""A time that a clock can tell, so that the ratio of two is finite."""
 
 
 def _date(text: str) -> str:
@@ -124,9 +136,9 @@ class Status(StrEnum):
 class SavedBytes(_Frozen):
     """Unique storages packed for backward: `own`, or aliasing the caller's `input` or `output`."""
 
-    own: int
-    input: int
-    output: int
+    own: Amount
+    input: Amount
+    output: Amount
 
 
 class UntrackedBytes(_Frozen):
@@ -169,31 +181,31 @@ class MemoryRecord(_Frozen):
         driver_peak_bytes: NVML per-process memory on NVIDIA; None elsewhere.
     """
 
-    retained_bytes: int
-    state_bytes: int
-    output_bytes: int
+    retained_bytes: Amount
+    state_bytes: Amount
+    output_bytes: Amount
     saved_bytes: SavedBytes
-    peak_bytes: int
+    peak_bytes: Amount
     peak_by_category_bytes: dict[str, int]
     peak_phase: str
     peak_module: Foreign
     retained_by_module_bytes: dict[Foreign, int] | None = None
     timeline: MemoryTimeline | None = None
-    lasting_bytes: int = 0
-    growth_bytes: int = 0
+    lasting_bytes: Amount = 0
+    growth_bytes: Amount = 0
     growth_module: Foreign | None = None
     untracked_bytes: UntrackedBytes | None = None
     process_peak_bytes: int | None = None
-    device_peak_bytes: int | None = None
-    device_reserved_bytes: int | None = None
+    device_peak_bytes: Amount | None = None
+    device_reserved_bytes: Amount | None = None
     driver_peak_bytes: int | None = None
 
 
 class PhaseFlops(_Frozen):
     """Operations of one phase: 1 per pointwise output element, 2 per multiply-accumulate."""
 
-    pointwise: int
-    multiply_accumulate: int
+    pointwise: Amount
+    multiply_accumulate: Amount
 
     @property
     def total(self) -> int:
@@ -207,7 +219,7 @@ class FlopsRecord(_Frozen):
     forward: PhaseFlops
     backward: PhaseFlops
     recompute: PhaseFlops
-    fvcore_forward_flops: int | None = None
+    fvcore_forward_flops: Amount | None = None
 
 
 class TimeRecord(_Frozen):
@@ -245,6 +257,12 @@ class TimeRecord(_Frozen):
     load_after: float
     threads: int
     freed_memory_kept: bool = False
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuses processes that did not take the rounds that there are."""
+        processes, rounds = self.rounds_by_process, len(self.forward_time_s)
+        if processes and (min(processes) < 1 or sum(processes) != rounds):
+            raise ValueError(f"`rounds_by_process` must be positive, with the sum {rounds}; got {processes}"[:200])
 
 
 def joined(times: Sequence[TimeRecord]) -> TimeRecord:
@@ -312,7 +330,7 @@ class FidelityRecord(_Frozen):
     largest_parameter_error: float | None = None
     state_gradient_error: float | None = None
     output_error: float | None = None
-    tolerance: float
+    tolerance: Annotated[float, Field(ge=0, le=0.1, allow_inf_nan=False)]
     reconstruction_error: float | None = None
     flipped_spikes: int | None = None
     recovered_steps: int | None = None
@@ -357,14 +375,14 @@ class AccuracyRecord(_Frozen):
         batch, learning_rate: of the training.
     """
 
-    accuracy: float
-    stripped_accuracy: float | None = None
+    accuracy: Share
+    stripped_accuracy: Share | None = None
     data: str
     epochs: int
     train_samples: int
     test_samples: int
     train_time_s: float
-    accuracy_by_epoch: tuple[float, ...] = ()
+    accuracy_by_epoch: tuple[Share, ...] = ()
     loss_by_epoch: tuple[float, ...] = ()
     batch: int | None = None
     learning_rate: float | None = None
@@ -376,8 +394,7 @@ class TrialRecord(_Frozen):
     Fields:
         number: of the trial; of what was trained again, of the trial that it repeats.
         params: what the sampler chose, by name.
-        predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed, or where
-            the gradient was refused before.
+        predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed.
         predicted_gradient_error: by a node that inverts its membrane; None for others.
         firing_rate: share of neurons and steps with a spike after the first epoch: mean over the layers, the lowest
             and the highest of them.
@@ -450,22 +467,18 @@ class Environment(_Frozen):
 
 
 def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
-    """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
+    """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not, with both values.
 
-    * `torch`: kernels and their temporaries change between versions and builds.
+    * `torch`, `deterministic`: kernels and their temporaries differ.
     * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
       memory on another architecture is another number.
     * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per thread,
       none with one thread). Runs that are to be compared fix their thread count (`Runner(threads=...)`).
-    * `deterministic`: deterministic kernels use other temporaries.
     * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
       one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
 
     Everything else may differ: CPU model, cores, memory, driver, Python, commit. The gate must say the same
     on every machine of one kind, and a changed commit is what it is there to judge.
-
-    Returns:
-        (field, value in `a`, value in `b`), empty when the runs are comparable.
     """
     both_saw_a_gpu = a.gpu is not None and b.gpu is not None
     fields = ("torch", "threads", "deterministic", *(("cuda", "gpu") if both_saw_a_gpu else ()))
@@ -524,6 +537,21 @@ class Run(_Frozen):
     complete: bool = True
     records: tuple[Record, ...]
 
+    @field_validator("records", mode="wrap")
+    @classmethod
+    def _read_each_once(cls, value: Any, read: Callable[[Any], tuple[Record, ...]]) -> tuple[Record, ...]:
+        """Refuses a file that holds a case twice; of a run in memory the last record of a case counts."""
+        records = read(value)
+        ids = Counter(record.case.id for record in records)
+        if len(ids) < len(records) and not all(isinstance(each, Record) for each in value):
+            raise ValueError(f"holds the case {ids.most_common(1)[0][0][:100]!r} more than once")
+        return records
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuses a run that is said to be complete and is not."""
+        if self.complete and (missing := self.missing):
+            raise ValueError(f"`complete` must be false; {len(missing)} planned cases have no record")
+
     def __iter__(self) -> Iterator[Record]:  # type: ignore[override]
         return iter(self.records)
 
@@ -547,11 +575,6 @@ class Run(_Frozen):
         if self.planned is None:
             return f"{len(self.records)} cases of a run that was not finished"
         return f"{len(set(self.planned)) - len(self.missing)} of {len(set(self.planned))} planned cases"
-
-
-def one_host(*records: Record) -> bool:
-    """Whether the times of these records may meet in a ratio, a fit or a ranking: one machine took them all."""
-    return len({record.host for record in records}) < 2
 
 
 def without_record(planned: Sequence[str], records: Sequence[Record]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The paper's claims: which cases each needs, the findings that follow from the records of a run, and their table.
 
 A judge is called only when every case of its claim ended and holds what the claim reads, so it takes the parts of a
-record for granted.
+record for granted; a claim whose records lack a value, or divide by one that is 0, stays open.
 """
 
 import json
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from revsnn_bench.case import Case
 from revsnn_bench.claims import accuracy, costs
-from revsnn_bench.claims.claim import NO_VERDICT, Claim, ClaimFinding, Verdict, listed
+from revsnn_bench.claims.claim import NO_VERDICT, Claim, ClaimFinding, Gap, Judged, Verdict, listed
 from revsnn_bench.claims.plan import Plan
 from revsnn_bench.measuring import PASSES
 from revsnn_bench.records import Record, Run, Status
@@ -165,7 +165,13 @@ def _judged(claim: Claim, found: Mapping[Case, Record], plan: Plan) -> ClaimFind
         lack.append(f"{partial} cases were measured without {listed(claim.reads)}")
     if lack:
         return ClaimFinding(claim.key, claim.says, "", "; ".join(lack), Verdict.OPEN, NO_VERDICT)
-    return ClaimFinding(claim.key, claim.says, *claim.judge(records))
+    try:
+        judged = claim.judge(records)
+    except Gap as gap:
+        judged = Judged("", str(gap), Verdict.OPEN, NO_VERDICT)
+    except ZeroDivisionError:
+        judged = Judged("", "a value that the claim divides by is 0", Verdict.OPEN, NO_VERDICT)
+    return ClaimFinding(claim.key, claim.says, *judged)
 
 
 _STYLES = {

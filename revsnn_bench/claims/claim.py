@@ -69,9 +69,14 @@ def by(records: Iterable[Record], **fields: Any) -> list[Record]:
     return [r for r in records if all(getattr(r.case, name) == value for name, value in fields.items())]
 
 
+class Gap(LookupError):
+    """A record holds nothing of what a claim reads."""
+
+
 def known(part: _Part | None) -> _Part:
-    """A part that the claim reads, which is there before it is judged."""
-    assert part is not None
+    """A part that the claim reads."""
+    if part is None:
+        raise Gap("a record lacks a value that the claim reads")
     return part
 
 

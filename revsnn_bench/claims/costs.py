@@ -17,9 +17,9 @@ from revsnn_bench.claims.claim import (
 )
 from revsnn_bench.claims.plan import BASELINES, baseline_of
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import Record, Status, one_host
+from revsnn_bench.records import Record, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import Ratio, ratio_of, ratio_text
+from revsnn_bench.report.points import Ratio, one_host, ratio_of, ratio_text
 
 CLAIMED_RATIO, CLAIMED_FLOPS, CLAIMED_TIME = 58.65, 0.23, 0.238
 """Retained bytes of lif over revlif; shares of FLOPs and of time that revlif saves over revlif-revnet."""

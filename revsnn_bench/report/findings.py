@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import FidelityRecord, Record, Run, Status, one_host
+from revsnn_bench.records import FidelityRecord, Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.points import (
     Naming,
@@ -23,6 +23,7 @@ from revsnn_bench.report.points import (
     fixed_part,
     naming,
     namings,
+    one_host,
     ratio_of,
     ratio_text,
     reference_for,

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from revsnn_bench.case import AS_IS, Case, Option, is_own
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
-from revsnn_bench.records import Record, Run, Status, one_host
+from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 
 Axis = Literal["timesteps", "batch", "depth"]
@@ -234,6 +234,11 @@ def rest(run: Run) -> list[Record]:
     """Returns the records that belong to no sweep, in the order of the run."""
     swept = {record.case for axis in AXES for sweep in sweeps(run, axis) for record in sweep.records}
     return [record for record in exact(run) if record.case not in swept]
+
+
+def one_host(*records: Record) -> bool:
+    """Whether the times of these records may meet in a ratio, a fit or a ranking: one machine took them all."""
+    return len({record.host for record in records}) < 2
 
 
 def exact(run: Run) -> list[Record]:

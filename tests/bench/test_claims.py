@@ -34,6 +34,7 @@ SMALL = Plan(
     field_batch=2,
     field_shape=(3, 16, 16),
 )
+NOTHING = PhaseFlops(pointwise=0, multiply_accumulate=0)
 KEYS = [claim.key for claim in CLAIMS]
 
 
@@ -351,6 +352,23 @@ def test_time_is_decided_by_its_interval(judged_remat, times):
     finding = judged_remat(times=times)
     assert finding.verdict is Verdict.UNDECIDED
     assert "does not tell whether it is below 1.10" in finding.why
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("memory", lambda r: {"memory": r.memory.model_copy(update={"retained_bytes": 0})}),
+        ("network", lambda r: {"memory": r.memory.model_copy(update={"retained_bytes": 0})}),
+        ("one-node", lambda r: {"memory": r.memory.model_copy(update={"retained_bytes": 0})}),
+        ("flops", lambda r: {"flops": r.flops.model_copy(update={"backward": NOTHING, "recompute": NOTHING})}),
+        ("time", lambda r: {"time": r.time.model_copy(update={"lif_forward_time_s": (), "lif_backward_time_s": ()})}),
+    ],
+)
+def test_a_claim_that_divides_by_nothing_stays_open(judged, make_record, key, change):
+    """Bytes and operations of 0, and rounds without the standard LIF's: no verdict, and no error."""
+    finding = judged(key, lambda case: change(make_record(node="lif")))
+    assert finding.verdict is Verdict.OPEN
+    assert finding.measured in ("a value that the claim divides by is 0", "a record lacks a value that the claim reads")
 
 
 def test_bits_that_were_not_compared_leave_the_claim_open(judged_remat):

@@ -238,6 +238,50 @@ def test_what_no_run_holds_is_named(good, tmp_path, change, message):
     assert message in str(refused.value)
 
 
+def test_a_file_with_values_that_nothing_can_have_is_refused(good, tmp_path):
+    """Negative bytes, more than all right, rounds of no process, endless times, a plan or a case that cannot be."""
+    document, path = json.loads(good.model_dump_json()), tmp_path / "run.json"
+
+    def refused(change):
+        changed = json.loads(json.dumps(document))
+        change(changed, changed["records"][0])
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(JournalError) as error:
+            load_run(path)
+        _require_sentence(error.value, path)
+        return str(error.value)
+
+    rounds = len(good.records[0].time.forward_time_s)
+    for place, value in {
+        "memory.peak_bytes": -5,
+        "memory.retained_bytes": -7,
+        "memory.saved_bytes.own": -1,
+        "flops.forward.pointwise": -1,
+        "accuracy.accuracy": 25.0,
+        "accuracy.stripped_accuracy": "NaN",
+        "fidelity.tolerance": 1e9,
+        "time.forward_time_s": [1e308] * rounds,
+        "time.lif_forward_time_s": [1e-308] * rounds,
+        "time.rounds_by_process": [rounds, 1],
+    }.items():
+        *parts, name = place.split(".")
+        found = refused(lambda _, record, parts=parts, name=name, value=value: _at(record, parts).update({name: value}))
+        assert f"`records.0.{place.removesuffix('.rounds_by_process')}" in found
+    for processes in ([0, rounds], [-1, rounds + 1], [1]):
+        assert "`rounds_by_process` must be positive, with the sum" in refused(
+            lambda _, record, processes=processes: record["time"].update(rounds_by_process=processes)
+        )
+    said = refused(lambda run, _: run.update(planned=[*(run["planned"] or ()), "layer/x"], complete=True))
+    assert "`complete` must be false; " in said
+    assert "more than once" in refused(lambda run, record: run["records"].append(record))
+
+
+def _at(value, names):
+    for name in names:
+        value = value[name]
+    return value
+
+
 def test_bytes_that_are_no_text_are_named_by_their_line(good, tmp_path):
     """A byte of another encoding is not replaced in silence."""
     path = tmp_path / "run.json"

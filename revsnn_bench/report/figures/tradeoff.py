@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
-from revsnn_bench.records import Record, Run, one_host
+from revsnn_bench.records import Record, Run
 from revsnn_bench.report import canvas
 from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Looks
 from revsnn_bench.report.labels import name_points
-from revsnn_bench.report.points import contended, fixed_part, pareto_front, points_by_setting, ranked_gradient, work
+from revsnn_bench.report.points import (
+    contended,
+    fixed_part,
+    one_host,
+    pareto_front,
+    points_by_setting,
+    ranked_gradient,
+    work,
+)
 from revsnn_bench.report.tables import LEAST_COPIES, bandwidth_shares, compared_nodes
 
 if TYPE_CHECKING:
