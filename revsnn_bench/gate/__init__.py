@@ -17,6 +17,7 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import Policy, names
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
+from revsnn_bench.report import units
 from revsnn_bench.report.comparison import EXTENT, STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
 from revsnn_bench.runs import load_run, write_run
 
@@ -203,7 +204,7 @@ def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
         return [Finding(Kind.REMOVED, pair.id, STATUS, pair.differences[0].before)], 0
     if before is None:
         kind = Kind.FAILED if after.status in FAILED else Kind.ADDED
-        return [Finding(kind, pair.id, STATUS, None, after.status.value, after.reason or "")], 0
+        return [Finding(kind, pair.id, STATUS, None, after.status.value, units.reason(after.reason))], 0
     findings = _judge_status(pair.id, before, after)
     if before.status not in _MEASURED or after.status not in _MEASURED:
         return findings, 0
@@ -219,7 +220,7 @@ def _judge_status(case_id: str, before: Record, after: Record) -> list[Finding]:
     old, new = before.status, after.status
     if old is new and new in _FINE:
         return []
-    detail = after.reason or ""
+    detail = units.reason(after.reason)
     if old is new:
         kind, detail = Kind.NOTE, f"the same in the baseline; {detail}"
     elif new in FAILED:

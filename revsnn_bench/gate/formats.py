@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from io import StringIO
+from itertools import groupby
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from revsnn_bench.exit_codes import ExitCode
@@ -68,12 +70,17 @@ def _change(finding: Finding) -> str:
 
 
 def sentence(finding: Finding) -> str:
-    """Returns a finding as `case: metric before -> after (change), what it is: detail`."""
-    place, metric, before, after, change, what = _cells(finding)
+    """Returns a finding as `case: metric before -> after, change; what it is; detail`."""
+    return f"{finding.case or WHOLE_RUN}: {_told(finding)}"
+
+
+def _told(finding: Finding) -> str:
+    """A finding without its case, for below it."""
+    _, metric, before, after, change, what = _cells(finding)
     shown = "" if finding.before is None and finding.after is None else f" {before} -> {after}"
     if change != units.ABSENT:
         shown += f", {change}"
-    return f"{place}: {metric}{shown}; {what}"
+    return f"{metric}{shown}; {what}"
 
 
 def _label(finding: Finding) -> str:
@@ -132,13 +139,20 @@ def advice(verdict: Verdict) -> list[str]:
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Prints the verdict."""
+    """Prints the verdict, with a table where the terminal has room for it, else a line per finding below its case."""
     console.print(Text(units.one_line(headline(verdict)), style="green" if verdict.passed else "bold red"))
     for line in _allowed(verdict):
         console.print(Text(units.one_line(line), style="yellow"))
     for (title, findings), style in zip(_sections(verdict), ("red", "green", ""), strict=True):
-        if findings:
-            console.print(Grid(title, HEADINGS, NUMBERS, map(_cells, findings), style))
+        grid = Grid(title, HEADINGS, NUMBERS, map(_cells, findings), style)
+        if findings and grid.fits(console.width):
+            console.print(grid)
+        elif findings:
+            console.print(Text(title, style="italic"))
+            for case, of_case in groupby(findings, key=lambda finding: finding.case or WHOLE_RUN):
+                console.print(Text(units.one_line(case), style="bold"))
+                for finding in of_case:
+                    console.print(Padding(Text(units.one_line(_told(finding)), style=style), (0, 0, 0, 2)))
     for line in advice(verdict):
         console.print(Text(line))
 

@@ -45,8 +45,6 @@ _STYLES = {
 }
 _MOST_ROWS, _MOST_FAILURES = 4, 2
 _LEAST_POINT, _NODE_WIDTH, _WIDE = 16, 20, 100
-_LONGEST_REASON = 300
-"""Characters; a sentence that names argument, value and remedy has fewer."""
 
 _ONE_LINE: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"}
 _HEADINGS = ("workload and point", "least peak", "peak", "peak × {0}", "retained × {0}", "time × {0}")
@@ -152,9 +150,8 @@ def print_run(run: Run, console: Console) -> None:
 
 
 def _failure(record: Record) -> Text:
-    """The first paragraph of the reason, whole, which its user is to read; the traceback is in the record."""
-    reason = units.one_line((record.reason or "no reason recorded").strip().partition("\n\n")[0])
-    shown = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
+    """Why a case failed; the traceback is in the record."""
+    shown = units.reason(record.reason or "no reason recorded")
     return Text(units.one_line(f"{record.case.id} {record.status.value}: {shown}"), style=_STYLES[record.status])
 
 
@@ -180,6 +177,10 @@ class Grid:
     def add_row(self, *cells: str | Text, style: str = "") -> None:
         """Adds a row; text of records is kept on one line, and a style is of the whole row."""
         self.rows.append(([cell if isinstance(cell, Text) else Text(units.one_line(cell)) for cell in cells], style))
+
+    def fits(self, width: int) -> bool:
+        """Whether the rows of a table of this width each have a line of cells beside or below the first one."""
+        return any(self._widths(width - 2 * first, gap, first) is not None for first in (0, 1) for gap in (2, 1))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Renders the widest form that fits."""

@@ -14,6 +14,8 @@ ABSENT = "–"
 NOT_FINITE = "not finite"
 BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
 _DECIMAL = ("", "k", "M", "G", "T", "P")
+_LONGEST_REASON = 300
+"""Characters; a sentence that names argument, value and remedy has fewer."""
 
 
 def scaled(value: Number, base: int, units: Sequence[str]) -> str:
@@ -97,6 +99,12 @@ def one_line(text: object) -> str:
     if not line.isprintable():
         line = "".join(c if c.isprintable() else " " for c in line)
     return " ".join(line.split())
+
+
+def reason(text: str | None) -> str:
+    """Returns the first paragraph of a reason, which its user is to read, as one line; a traceback may follow it."""
+    line = one_line((text or "").strip().partition("\n\n")[0])
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
 
 
 def markdown(text: object) -> str:

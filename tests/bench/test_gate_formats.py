@@ -1,13 +1,16 @@
 """Formats of a verdict: each can be read by the program it is for, hostile text included."""
 
+import io
 import json
 import re
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from revsnn_bench.gate import gate
-from revsnn_bench.gate.formats import RENDERERS, Format
+from revsnn_bench.gate.formats import RENDERERS, Format, print_verdict
+from revsnn_bench.records import PhaseFlops, SavedBytes
 
 HOSTILE = 'a<b> & "c", 5% | `x`: 1::error\n::set-output\x1b[31m\x00'
 
@@ -22,9 +25,47 @@ def judged(make_run, make_record):
     return gate(run, make_run([lif, gone, crashed, kept], run_id="then")), run
 
 
+def printed(verdict, width):
+    stream = io.StringIO()
+    print_verdict(verdict, Console(file=stream, width=width))
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
 def test_every_format_has_a_renderer():
     """No format of the command line is without one."""
     assert set(RENDERERS) == set(Format)
+
+
+def test_a_narrow_terminal_has_a_line_per_metric_below_the_case(make_run, make_record):
+    """Nine metrics that grew by much take at most 20 lines of 80 columns, with the case once; 160 hold a table."""
+    record = make_record(node="lif", timesteps=64, batch=64, shape=(4096,))
+    parts = ("retained_bytes", "state_bytes", "output_bytes", "peak_bytes")
+    memory = record.memory.model_copy(update={name: 2 * getattr(record.memory, name) for name in parts})
+    memory = memory.model_copy(update={"saved_bytes": SavedBytes(own=2**40, input=2**40, output=2**40)})
+    twice = {name: PhaseFlops(pointwise=10**15, multiply_accumulate=0) for name in ("forward", "backward")}
+    worse = record.model_copy(update={"memory": memory, "flops": record.flops.model_copy(update=twice)})
+    verdict = gate(make_run([worse]), make_run([record]))
+    assert len(verdict.failures) == 9
+    lines, wide = printed(verdict, 80), printed(verdict, 160)
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 20
+    assert lines.count(record.case.id) == 1
+    peak = verdict.failures[[finding.metric for finding in verdict.failures].index("peak_bytes")]
+    assert (
+        f"  peak_bytes {peak.before:,} B -> {peak.after:,} B, +{peak.after - peak.before:,} B (+100 %); grew" in lines
+    )
+    assert any(line.split()[:2] == ["case", "metric"] for line in wide)
+
+
+def test_a_traceback_is_in_no_verdict(make_run, make_record):
+    """The first paragraph of a reason says what is wrong; every format leaves what follows to the record."""
+    reason = "RuntimeError: too many spikes\n\nTraceback (most recent call last):\n  File x, line 1"
+    run = make_run([make_record(node="lif", status="error", reason=reason)])
+    verdict = gate(run, make_run([make_record(node="lif")]))
+    for name in (Format.TABLE, Format.MARKDOWN, Format.GITHUB, Format.JUNIT):
+        text = RENDERERS[name](verdict, run)
+        assert "RuntimeError: too many spikes" in text
+        assert "Traceback" not in text
 
 
 def test_table_and_markdown_name_case_metric_before_and_after(judged):
