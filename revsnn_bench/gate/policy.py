@@ -1,7 +1,7 @@
 """What the gate tolerates: percentages per metric, cases that may be added or removed, fields that may differ."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -43,9 +43,10 @@ class Policy:
     time_ratio_percent: float | None = None
 
     def __post_init__(self) -> None:
+        exact = [*GATED, *_FOLLOWS_FROM_OTHERS]
         for name, percent in self.tolerance_percent.items():
             if name not in BY_NAME:
-                raise ValueError(f"`tolerance` must name a metric; got {name!r}. {_near(name, BY_NAME)}")
+                raise ValueError(f"`tolerance` must name a metric; got {name!r}. {_near(name, exact)}")
             if not BY_NAME[name].deterministic:
                 raise ValueError(
                     f"`tolerance` must name a metric that repeats exactly; got {name!r}. It varies from run to run on "
@@ -85,5 +86,8 @@ def _require_percentage(name: str, percent: float) -> None:
         )
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    return f"Did you mean {' or '.join(get_close_matches(name, list(known), 3) or sorted(known))}?"
+def _near(name: str, known: Collection[str]) -> str:
+    """The names that begin with a wrong one or hold it, or are spelled like it; all where there is none."""
+    held = sorted((each for each in known if name in each), key=lambda each: not each.startswith(name))
+    close = (name and held) or get_close_matches(name, list(known), 3)
+    return f"Did you mean {' or '.join(close[:3])}?" if close else f"Pass one of {', '.join(sorted(known))}."

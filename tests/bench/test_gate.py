@@ -205,6 +205,9 @@ def test_last_record_of_a_case_counts(make_run, record):
     ("options", "message"),
     [
         ({"tolerance_percent": {"retained_byte": 1}}, "Did you mean retained_bytes"),
+        ({"tolerance_percent": {"peak": 1}}, r"got 'peak'. Did you mean peak_bytes or device_peak_bytes\?"),
+        ({"tolerance_percent": {"step_flop": 1}}, r"Did you mean step_flops\?"),
+        ({"tolerance_percent": {"zzz": 1}}, "Pass one of backward_flops, backward_recompute_flops, device_peak_bytes,"),
         ({"tolerance_percent": {"step_time_s": 1}}, "must name a metric that repeats exactly; got 'step_time_s'"),
         ({"tolerance_percent": {"peak_bytes": -1}}, "tolerance of peak_bytes` must be a percentage of at least 0"),
         ({"time_ratio_percent": float("nan")}, "time_ratio_percent` must be a percentage"),
