@@ -196,10 +196,12 @@ class Comparison:
             return []
         return [FieldDifference(EXTENT, self.before.extent, self.after.extent)]
 
-    @cached_property
-    def two_machines(self) -> tuple[str, ...]:
-        """On which pairs of machines cases were timed, in words: their times are not compared."""
-        return tuple(dict.fromkeys(text for pair in self.cases if (text := pair.two_machines)))
+    def uncompared(self) -> list[str]:
+        """What was not compared, a sentence each: anything, where no case is in both runs; times of two machines."""
+        machines = dict.fromkeys(text for pair in self.cases if (text := pair.two_machines))
+        apart = self.cases and not any(pair.before and pair.after for pair in self.cases)
+        nothing = ["No case in common: no value of one run was held against one of the other."] if apart else []
+        return [*nothing, *(f"Times are not compared: {text}." for text in machines)]
 
     @cached_property
     def incomparable_fields(self) -> list[FieldDifference]:
@@ -339,7 +341,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
         counts=[(kind, counts[kind], meaning) for kind, meaning in VERDICTS.items() if counts[kind]],
         compared=comparison.values_compared,
         incomparable=units.listing([found.field.replace("_", " ") for found in comparison.incomparable_fields]),
-        two_machines=[f"Times are not compared: {machines}." for machines in comparison.two_machines],
+        uncompared=comparison.uncompared(),
         left_out=len(rows) - len(shown),
         table=make_table("changes", "What changed", columns, shown, kind=lambda row: row.verdict.replace(" ", "-")),
     )
@@ -354,9 +356,7 @@ def _counted(comparison: Comparison, verdicts: list[str]) -> str:
     if comparison.incomparable_fields:
         fields = units.listing([found.field for found in comparison.incomparable_fields])
         text += f" Bytes and operations are not judged, because the runs differ in {fields}."
-    for machines in comparison.two_machines:
-        text += f" Times are not compared: {machines}."
-    return text
+    return " ".join([*comparison.uncompared(), text])
 
 
 def _values(record: Record | None) -> dict[str, Number | str]:

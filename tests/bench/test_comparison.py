@@ -53,6 +53,17 @@ def test_case_in_one_run_only_is_listed(make_record, make_run):
     assert {value.note for pair in comparison.cases for value in pair.differences} == {"only before", "only after"}
 
 
+def test_runs_without_a_case_in_common_say_so_first(make_record, make_run):
+    """Cases that are gone and new are counted after it; runs of the same cases, and two empty ones, do not say it."""
+    before, after = make_run([make_record(node="lif")]), make_run([make_record(node="revlif")])
+    text = render_comparison(before, after).splitlines()[2]
+    assert text.startswith("No case in common: ")
+    assert "1 gone, 1 new" in text
+    assert "No case in common: " in render_comparison_html(before, after)
+    for one, other in ((before, before), (make_run([]), make_run([]))):
+        assert "No case in common" not in render_comparison(one, other)
+
+
 def test_case_that_fails_now_is_a_change_of_status(make_record, make_run):
     """ok to oom is told by status; its metrics are listed as only before, never as 0."""
     before, after = make_run([make_record(node="lif")]), make_run([make_record(node="lif", status="oom")])
