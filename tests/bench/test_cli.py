@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ SMALL = (
 
 
 ITSELF = ("-m", "revsnn_bench.cli")
+EXAMPLE = Path(__file__).resolve().parents[2] / "results" / "example-quick.json"
 WARM = (warm_servers.__file__,)
 """The command line, and the same with servers that have started."""
 
@@ -46,6 +48,21 @@ def command(folder, *arguments, how=WARM):
         env=os.environ | {"COLUMNS": "120"},
     )
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_a_sign_gets_another_one(tmp_path, encoding):
+    """What its encoding does not have is a question mark there, and no error; the files are UTF-8 all the same."""
+    done = subprocess.run(
+        [sys.executable, *ITSELF, "report", EXAMPLE, "--format=md", f"--reports={tmp_path}"],
+        capture_output=True,
+        encoding=encoding,
+        timeout=120,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?" in done.stdout
+    assert "–" in (tmp_path / "example-quick.md").read_text(encoding="utf-8")
 
 
 def invoke(*arguments):
