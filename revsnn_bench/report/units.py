@@ -19,14 +19,14 @@ _LONGEST_REASON = 300
 
 
 def scaled(value: Number, base: int, units: Sequence[str]) -> str:
-    """Returns a value with the largest unit that leaves at least 1, exact below the first step."""
+    """Returns a value with the largest unit that leaves at least 1, exact below the first step; a half is rounded up."""
     magnitude, index = abs(float(value)), 0
     # 999.995 would print as 1000.00: the threshold is what still prints below the base.
     while magnitude >= base - 0.005 and index < len(units) - 1:
         magnitude, index = magnitude / base, index + 1
     if index == 0:
         return f"{value:g} {units[0]}".strip()
-    return f"{math.copysign(magnitude, value):.2f} {units[index]}"
+    return f"{math.copysign(math.floor(100 * magnitude + 0.5) / 100, value):.2f} {units[index]}"
 
 
 def size(nbytes: Number) -> str:

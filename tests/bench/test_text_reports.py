@@ -319,6 +319,15 @@ def test_bytes_are_binary_and_labelled_so(value, text):
     assert units.number(BY_NAME["peak_bytes"], value) == text
 
 
+def test_a_half_is_rounded_up():
+    """3.125 MiB, as predicted, and 32 bytes more, as measured, read the same; so do operations."""
+    assert [units.size(value) for value in (3276800, 3276832, 1179648, -1179648)] == ["3.13 MiB"] * 2 + [
+        "1.13 MiB",
+        "-1.13 MiB",
+    ]
+    assert units.number(BY_NAME["step_flops"], 1125) == "1.13 kFLOP"
+
+
 def test_ratios_have_three_digits_where_rounding_carries():
     """0.09999 and 9.999 are rounded before their digits are counted."""
     assert [units.times(value) for value in (0.09999, 9.999, 0.5, 123.4)] == ["0.100", "10.0", "0.500", "123"]
