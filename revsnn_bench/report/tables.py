@@ -252,6 +252,10 @@ def environment_text(run: Run) -> str:
     return " ".join(texts)
 
 
+_OF_A_GPU = ("cuda", "driver", "gpu")
+"""What a machine without a GPU has none of."""
+
+
 def environment_rows(run: Run) -> list[tuple[str, str]]:
     """Returns every field of the environment and of the run, as name and text; of hosts, in which they differ."""
     fields = run.header.environment.model_dump(mode="json")
@@ -260,7 +264,7 @@ def environment_rows(run: Run) -> list[tuple[str, str]]:
     fields = {name: value for name, value in fields.items() if name not in differing}
     fields |= {f"host {name}": {field: host[field] for field in differing} for name, host in hosts.items()}
     fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
-    return [(name, _flat(value)) for name, value in fields.items()]
+    return [(name, "none" if name in _OF_A_GPU and value is None else _flat(value)) for name, value in fields.items()]
 
 
 def _flat(value: object) -> str:

@@ -216,3 +216,9 @@ def test_data_dictionary_describes_every_column(sweep_run, tmp_path):
     assert set(described) == headings
     assert all(meaning for _, meaning in described.values())
     assert described["peak_bytes"][0] == "B"
+
+
+def test_a_machine_without_a_gpu_has_none(make_run):
+    """As `revsnn-bench env` says it; a commit that is not there is not known."""
+    rows = dict(tables.environment_rows(make_run([], commit=None)))
+    assert [rows[name] for name in ("cuda", "driver", "gpu", "commit")] == ["none", "none", "none", "not known"]
