@@ -19,7 +19,7 @@ _LONGEST_REASON = 300
 
 
 def scaled(value: Number, base: int, units: Sequence[str]) -> str:
-    """Returns a value with the largest unit that leaves at least 1, exact below the first step; a half is rounded up."""
+    """Returns a value with the largest unit that leaves at least 1, exact below the first step, a half rounded up."""
     magnitude, index = abs(float(value)), 0
     # 999.995 would print as 1000.00: the threshold is what still prints below the base.
     while magnitude >= base - 0.005 and index < len(units) - 1:

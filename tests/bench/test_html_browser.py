@@ -286,6 +286,29 @@ def test_small_screens_scroll_down_only(opened, sweep_run, width):
     assert too_wide(browser, width) == []
 
 
+BROKEN_WORDS = """
+const broken = [];
+for (const cell of document.querySelectorAll(".scroll tbody td:first-child")) {
+  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    for (const word of node.data.matchAll(/[A-Za-z]+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1) broken.push(word[0]);
+    }
+  }
+}
+return broken;
+"""
+
+
+@pytest.mark.parametrize("kind", ["example", "paper", "comparison"])
+def test_first_columns_break_no_word_on_a_phone(opened, kinds, kind):
+    """A name breaks after a hyphen or a slash; a table is wider instead, for it scrolls sideways."""
+    assert opened(kinds[kind], width=390).execute_script(BROKEN_WORDS) == []
+
+
 def test_empty_run_is_a_page(opened, make_run):
     """A run without a record opens without an error."""
     browser = opened(render_html(make_run([])))

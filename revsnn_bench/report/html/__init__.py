@@ -6,6 +6,7 @@ A page is one file that works without a server or a network, and may run nothing
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from revsnn_bench.metrics import Number
 from revsnn_bench.report import units
@@ -134,7 +135,7 @@ def render_part(template: str, **values: object) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    made = Environment(
         loader=PackageLoader(__name__),
         autoescape=True,
         trim_blocks=True,
@@ -142,6 +143,13 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         finalize=_one_line,
     )
+    made.filters["breakable"] = _breakable
+    return made
+
+
+def _breakable(name: str | Markup) -> Markup:
+    """A name that may break before each of its parts, where a column is narrow."""
+    return name if isinstance(name, Markup) else Markup(re.sub(r"(?<=[\[,=+])", "<wbr/>", escape(units.one_line(name))))
 
 
 def _one_line(value: Any) -> Any:
