@@ -93,12 +93,12 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     tolerance = _tolerance(dtypes)
     errors = _errors(tested, same, exact, tolerance)
     neurons = step.source[0].numel()
-    if (gradient_error := errors["input"]) is None:
-        raise NoOracle("neither its input nor a parameter of it gets a gradient")
     if subject.whole is not None:
         whole = _errors_of_blocks(subject.whole, subject.reference, step.source.shape[1])
         errors = {name: _worst((error, whole.get(name))) for name, error in errors.items()}
         neurons = subject.whole.source[0].numel()
+    if (gradient_error := errors["input"]) is None:
+        raise NoOracle("neither its input nor a parameter of it gets a gradient")
     return FidelityRecord(
         gradient_error=gradient_error,
         parameter_gradient_error=errors["parameters"],
@@ -127,7 +127,7 @@ def _errors(
         errors["largest"] = None  # rounding alone is wrong by a per cent of one parameter
     if errors["input"] in (None, 0.0) and not any(x.any() for call in exact for x in call["input"]):
         # Integers, or values that are drawn from, as in an encoding by spikes: no gradient comes to the input.
-        errors["input"] = errors["parameters"]
+        errors["input"] = errors["input"] if errors["parameters"] is None else errors["parameters"]
     return errors
 
 

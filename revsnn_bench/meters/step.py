@@ -154,10 +154,11 @@ def backward_gradients(output: Tensor, arriving: Tensor, tensors: Sequence[Tenso
 def in_place_of(step: TrainingStep, model: nn.Module) -> Iterator[nn.Module]:
     """Inside, what is given has the parts and attributes of a model: the step's own, which its loss may read.
 
-    The model itself where it is none of the step's class.
+    The model itself where there is no loss, where it is none of the step's class, or has a method bound to itself.
     """
     own = step.model
-    if type(own) is not type(model) or own is model:
+    bound = any(hasattr(value, "__self__") for each in (own, model) for value in vars(each).values())
+    if getattr(step, "loss", None) is None or type(own) is not type(model) or own is model or bound:
         yield model
         return
     own.__dict__, model.__dict__ = model.__dict__, own.__dict__

@@ -46,6 +46,7 @@ from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import AS_IS, Case
 from revsnn_bench.meters.leaks import Older
+from revsnn_bench.meters.step import storages_of
 from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
@@ -96,7 +97,8 @@ class OwnStep(WorkloadStep):
         before = Older()
         shape = _trial(self)
         gc.collect()
-        self.left_by_trial = [storage for storage, _ in before.newer_storages()]
+        own = {storage._cdata for storage in storages_of((*self.model.parameters(), *self.model.buffers()))}
+        self.left_by_trial = [storage for storage, _ in before.newer_storages() if storage.cdata not in own]
         return shape
 
 
