@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -334,7 +335,8 @@ class Journal:
             _require_unfinished(path)
             run, intact_bytes = _parse_journal(path)
             if listed := condition_differences(run.header, header):
-                advice = "One run has one environment. Start a new run."
+                began = f"It began as `{shlex.join(run.header.command)}`: go on with those options"
+                advice = f"{began if '`settings.' in listed else 'One run has one environment'}. Or start a new run."
                 raise NotResumable(f"{path.name} cannot be resumed: {listed}. {advice}")
             os.ftruncate(descriptor, intact_bytes)
             journal = cls(path, descriptor, run)

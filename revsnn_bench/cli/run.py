@@ -19,12 +19,13 @@ from revsnn_bench.cli.options import (
     given_model,
     listed,
     refusing,
+    require_name,
     typed_command,
     with_options,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS
-from revsnn_bench.runs import Journal, NotMergeable, merged, new_run_id, write_run
+from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS, find_journal
+from revsnn_bench.runs import Journal, NotMergeable, load_run, merged, new_run_id, write_run
 
 DEFAULT_SUITES = "timesteps,batch,depth,digits"
 
@@ -36,8 +37,14 @@ QUIET = (
 installed, would be imported at the end for nothing."""
 
 
+_OF_THE_PLACE = ("run_id", "resume", "results", "reports")
+_FREE = ("timeout", "memory_limit", "threads", "format", "live", "preload", "cluster")
+"""Options that may be given anew with --resume, since no planned case depends on them."""
+
+
 @with_options(*SWEEP_OPTIONS, *RUN_OPTIONS)
 def run(
+    context: typer.Context,
     suite: Annotated[
         str, typer.Option(help="Suites to run, separated by commas; `all` for every one.")
     ] = DEFAULT_SUITES,
@@ -51,12 +58,45 @@ def run(
     """Measure nodes side by side: memory, FLOPs, time, gradient error; save the run and write its reports.
 
     A suite sweeps its own axis over the values given; of the axes that it keeps fixed it takes the first. Ctrl-C ends
-    cleanly with what is done; --resume goes on. Exit code 5 where some case failed.
+    cleanly with what is done; --resume goes on, with the options that the run began with. Exit code 5 where some case
+    failed.
     """
+    if given["resume"]:
+        given |= _begun(context)
+        suite, full, model, input = (given.pop(name) for name in ("suite", "full", "model", "input"))
     if model:
         fields = given_model(model, input)
         suite, given = "model", given | fields | {"shape": "x".join(map(str, fields["shape"]))}
     run_suites(suite, ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"], given)
+
+
+def _begun(context: typer.Context) -> dict[str, Any]:
+    """The options of a run that is resumed, by name: those it began with, and those given now that may differ."""
+    now = context.params
+    require_name(now["run_id"], Path(now["results"]), now["resume"])
+    with refusing(ValueError, flag="--resume: "):
+        journal = find_journal(now["resume"], Path(now["results"]))
+        words = load_run(journal).header.command
+    if words[:2] != ("revsnn-bench", "run"):
+        raise failure(
+            f"--resume: {journal} was not begun by `revsnn-bench run`, but by `{shlex.join(words) or 'a program'}`. "
+            "Go on with that, and name the run as its `resume`.",
+            ExitCode.USAGE,
+        )
+    begun = context.command.make_context("run", [*words[2:]], parent=context.parent).params
+    for name, value in now.items():
+        source = context.get_parameter_source(name)
+        if name in _OF_THE_PLACE or source is None or source.name != "COMMANDLINE":
+            continue
+        if name not in _FREE and value != begun[name]:
+            raise failure(
+                f"--{name.replace('_', '-')}: the run began with {begun[name] or 'none'}; got {value}. A run that is "
+                f"resumed measures the cases that it planned. Leave the option out, or start a new run. It began as "
+                f"`{shlex.join(words)}`.",
+                ExitCode.USAGE,
+            )
+        begun[name] = value
+    return begun | {name: now[name] for name in _OF_THE_PLACE}
 
 
 def run_suites(names: str, arguments: Sequence[str], given: Mapping[str, Any]) -> NoReturn:

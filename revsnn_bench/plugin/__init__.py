@@ -31,6 +31,7 @@ HAD_STORAGE = pytest.StashKey[bool]()
 PLANNED = pytest.StashKey[list[str] | None]()
 NODES = pytest.StashKey[list[str]]()
 FILES = pytest.StashKey[list[str]]()
+HINT = pytest.StashKey[str]()
 
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark saves what it is asked to save; it makes the folder whether or not it was asked."""
@@ -427,7 +428,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ends the workers, and takes pytest-benchmark's folder away where this session made it and nothing is in it."""
+    """Ends the workers, says last how to go on, and takes pytest-benchmark's folder away if it was made for nothing."""
+    if HINT in config.stash:  # after what pytest itself says of an interrupt
+        config.pluginmanager.getplugin("terminalreporter").write_line(config.stash[HINT])
     if SESSION in config.stash:
         config.stash[SESSION].close()
     if not config.stash.get(HAD_STORAGE, True):
@@ -457,7 +460,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if len(reports) > _MOST_REPORTS:
         terminalreporter.write_line(f"         and {len(reports) - _MOST_REPORTS} more files beside it")
     if files[0].endswith(".jsonl"):
-        hint = f"go on with {options.flag(config, 'resume')} {files[0]}"
-        terminalreporter.write_line(f"interrupted: {run.extent} measured; {hint}")
+        config.stash[HINT] = f"interrupted: {run.extent} measured; go on with: {options.resuming(config, files[0])}"
     elif not run.complete:
         terminalreporter.write_line(f"a part: {run.extent} measured; join the parts with revsnn-bench merge")

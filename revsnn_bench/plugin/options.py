@@ -171,7 +171,7 @@ def run_options(config: pytest.Config) -> "RunOptions":
     from revsnn_bench.session import RunOptions
 
     given = config.getoption
-    measured, typed = given("benchmark"), given("run_command")
+    measured = given("benchmark")
     settings = Settings(passes=("memory", "fidelity"))
     if measured:
         settings = Settings(
@@ -181,7 +181,6 @@ def run_options(config: pytest.Config) -> "RunOptions":
             keep_freed=given("run_keep_freed"),
             epochs=given("run_epochs"),
         )
-    words = shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)]
     return RunOptions(
         settings=settings,
         run_id=given("run_id"),
@@ -195,5 +194,20 @@ def run_options(config: pytest.Config) -> "RunOptions":
         preload=given("run_preload") or (),
         cluster=given("run_cluster"),
         live=given("run_live"),
-        command=recorded_command(words),
+        command=recorded_command(_typed(config)),
     )
+
+
+def _typed(config: pytest.Config) -> list[str]:
+    """The command as the user typed it, word by word."""
+    typed = config.getoption("run_command")
+    return shlex.split(typed) if typed else ["pytest", *map(str, config.invocation_params.args)]
+
+
+def resuming(config: pytest.Config, journal: str) -> str:
+    """The command that goes on with an interrupted run; `run` knows from the journal what it began with."""
+    words, reports = _typed(config), OPTIONS["reports"]
+    if words[:2] == ["revsnn-bench", "run"]:
+        folder = str(config.getoption("run_reports"))
+        words = [*words[:2], *([] if folder == reports.default else [f"{reports.flag}={folder}"])]
+    return shlex.join([*words, f"{flag(config, 'resume')}={journal}"])

@@ -322,7 +322,10 @@ def test_every_run_option_is_on_both_lines(pytestconfig):
 
 @pytest.mark.parametrize("kill", [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["ctrl-c", "sigterm"])
 def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
-    """Ctrl-C, and SIGTERM, keep what is done, report it and say how to go on; --resume measures the rest alone."""
+    """Ctrl-C, and SIGTERM, keep what is done, report it and say last how to go on; --resume measures the rest alone.
+
+    It knows the options that the run began with, and refuses others.
+    """
     arguments = (
         "--suite=timesteps",
         "--node=lif",
@@ -330,6 +333,7 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
         "--batch=2",
         "--shape=16",
         "--processes=1",
+        "--passes=memory,flops",
         "--run-id=cut",
     )
     process = subprocess.Popen(
@@ -350,12 +354,18 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
     send(process.pid, sent)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
-    assert "go on with --resume results/cut.jsonl" in out
+    last = [line for line in (out + err).splitlines() if line.strip()][-1]
+    assert last.endswith("go on with: revsnn-bench run --resume=results/cut.jsonl")
     assert "Traceback" not in out + err
     done = journal.read_text().splitlines()
     assert 4 <= len(done) < 8
     assert f"interrupted: {len(done) - 2} of 6 planned cases measured" in out
-    code, out, err = inside(tmp_path, "run", *arguments, "--resume=cut")
+    for wrong in ("--node=revlif", "--passes=memory", "--full"):
+        code, out, err = inside(tmp_path, "run", wrong, "--resume=cut")
+        assert code == ExitCode.USAGE, out + err
+        assert f"{wrong.partition('=')[0]}: the run began with" in err
+        assert "It began as `revsnn-bench run --suite=timesteps --node=lif" in err
+    code, out, err = inside(tmp_path, "run", "--resume=cut")
     assert code == 0, out + err
     records = json.loads((tmp_path / "results" / "cut.json").read_text())["records"]
     assert len(records) == 6

@@ -102,7 +102,7 @@ def test_a_local_cluster_is_interrupted_and_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
-    assert "go on with --resume results/cut.jsonl" in out
+    assert "go on with: revsnn-bench run --resume=results/cut.jsonl" in out
     assert "Traceback" not in out + err
     assert err.strip() == ""
     done = [line for line in journal.read_text().splitlines() if '"case"' in line]

@@ -269,8 +269,8 @@ def test_resume_in_another_environment_is_refused(
 
 
 def test_resume_with_other_settings_is_refused(journal_file: Path, header: RunHeader) -> None:
-    """Settings belong to the run, too; equal ones that JSON writes otherwise, such as tuples, are equal."""
-    with pytest.raises(NotResumable, match=r"`settings.rounds` was 12, is 5"):
+    """Settings belong to the run, too, and the command that had them is named; what JSON writes otherwise is equal."""
+    with pytest.raises(NotResumable, match=r"`settings.rounds` was 12, is 5. It began as `revsnn-bench run`: go on"):
         Journal.resume(journal_file, header.model_copy(update={"settings": {"rounds": 5}}))
 
 

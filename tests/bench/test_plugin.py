@@ -11,6 +11,9 @@ from importlib.util import find_spec
 
 import pytest
 from revsnn_nodes import registry
+from typer.testing import CliRunner
+
+from revsnn_bench.cli import app
 
 CASE = "from revsnn_bench import Case\n"
 RETAINED = 4 * 2 * 64 * 3 * 8 + 8 * 8
@@ -321,7 +324,13 @@ def test_a_time_limit_and_an_early_stop_leave_a_run_that_can_be_resumed(project,
     code, printed = project(SWEEP, *options, "--run-id=r", "-x")
     assert code == 1, printed
     assert "Timeout" in printed
-    assert "interrupted: 1 of 3 planned cases measured; go on with --run-resume results/r.jsonl" in printed
+    assert "interrupted: 1 of 3 planned cases measured; go on with: pytest -p no:cacheprovider " in printed
+    assert " --run-id=r -x --run-resume=results/r.jsonl" in printed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        refused = CliRunner().invoke(app, ["run", "--resume=r"])
+    assert refused.exit_code == 2
+    assert "results/r.jsonl was not begun by `revsnn-bench run`, but by `pytest " in refused.output
     code, printed = inside(SWEEP, *options, "--run-resume=r")
     assert code == 0, printed
     run = json.loads((tmp_path / "results" / "r.json").read_text())
