@@ -57,9 +57,9 @@ def run(
 ) -> None:
     """Measure nodes side by side: memory, FLOPs, time, gradient error; save the run and write its reports.
 
-    A suite sweeps its own axis over the values given; of the axes that it keeps fixed it takes the first. Ctrl-C ends
-    cleanly with what is done; --resume goes on, with the options that the run began with. Exit code 5 where some case
-    failed.
+    A suite sweeps its own axis over the values given; of the axes that it keeps fixed it takes the first, and a value
+    that no suite takes is refused. Ctrl-C ends cleanly with what is done; --resume goes on, with the options that the
+    run began with. Exit code 5 where some case failed, or every one was skipped.
     """
     if given["resume"]:
         given |= _begun(context)

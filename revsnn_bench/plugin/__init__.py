@@ -30,6 +30,7 @@ SUBMITTING = pytest.StashKey[bool]()
 HAD_STORAGE = pytest.StashKey[bool]()
 PLANNED = pytest.StashKey[list[str] | None]()
 NODES = pytest.StashKey[list[str]]()
+SWEPT = pytest.StashKey[list[Case]]()
 FILES = pytest.StashKey[list[str]]()
 HINT = pytest.StashKey[str]()
 
@@ -80,6 +81,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if asked and options.has_own_model(config):
         sweep.nodes = None  # those of a suite are its own network's; a model of the user takes every method
     cases = sweep.cases(options.preset(config), options.axes(config), _usual_nodes(config), asked, takes, stacks)
+    config.stash.setdefault(SWEPT, []).extend(cases)
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
@@ -137,6 +139,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     torch is imported by then: a time limit of a test that struck in the midst of that import would end the process.
     """
+    options.check_axes(session.config, session.config.stash.get(SWEPT, []))
     if session.config.option.collectonly or options.skips_benchmarks(session.config):
         return
     if any(item.get_closest_marker("memory_budget") for item in session.items):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from revsnn_bench.case import Preset, is_own
+from revsnn_bench.case import Case, Preset, is_own
 from revsnn_bench.run_options import OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command, require_run_name
 
 if TYPE_CHECKING:
@@ -107,6 +107,31 @@ def check_names(config: pytest.Config) -> None:
             from revsnn_bench.models.strategies import strategy
 
             require_method(name) if has_own_model(config) else strategy(name)
+
+
+def check_axes(config: pytest.Config, cases: list[Case]) -> None:
+    """Refuses a value of an axis that was given and that no case of the sweeps has; a smoke test has one of each."""
+    if not cases or not config.getoption("benchmark"):
+        return
+    for name, values in axes(config).items():
+        used = {getattr(case, name) if name in Case.model_fields else case.options.get(name) for case in cases}
+        left = [value for value in values if value not in used]
+        if not left:
+            continue
+        bare = name == "shape" and len(values) > 1 and all(len(value) == 1 for value in values)
+        meant = f"Did you mean {'x'.join(map(_shown, values))}? " if bare else ""
+        raise pytest.UsageError(
+            f"{flag(config, name)}: must be values that some case has; got {','.join(map(_shown, values))}, and no "
+            f"case has {','.join(map(_shown, left))}. {meant}A suite takes all values of the axes that it sweeps, and "
+            "the first of the others. Name a suite that sweeps it, or give one value."
+        )
+
+
+def _shown(value: Any) -> str:
+    """A value of an axis as it is typed."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

@@ -260,10 +260,16 @@ WITHOUT_TORCH = [
     (("plan", "--model=net:make", "--input=1"), "'--input': `--input` must be T,B,features; got '1'"),
     (("nothing",), "No such command 'nothing'"),
 ]
+LAYERS = ("run", "--suite=timesteps", "--batch=1,8", "--shape=64,128", "--node=lif", "--timesteps=4")
 WITH_TORCH = [
     (("run", "--workload=nothing"), "--workload: `workload` must be a registered name; got 'nothing'"),
     (("run", "--node=lif\udcff"), "--node: `node` must be a registered name; got 'lif\\udcff'"),
     (("run", "--suite=depth", "--shape=512"), "no sweep has a case of what was asked for"),
+    (LAYERS, "--batch: must be values that some case has; got 1,8, and no case has 8. A suite takes all values"),
+    (("run", "--suite=batch", "--timesteps=4,16"), "--timesteps: must be values that some case has; got 4,16,"),
+    (("run", "--suite=timesteps", "--tau=2,4"), "--tau: must be values that some case has; got 2,4, and no case"),
+    (("run", "--suite=timesteps", "--depth=1,4"), "--depth: must be values that some case has; got 1,4, and no case"),
+    (("run", "--suite=timesteps", "--shape=3,32,32"), "no case has 32,32. Did you mean 3x32x32? A suite takes"),
     (("run", "--node=revlfi"), "--node: `node` must be a registered name; got 'revlfi'"),
     (("largest", "--budget=1 MiB", "--node=lif+chekpoint"), "Did you mean lif+checkpoint"),
     (("nodes", "lif-carier"), "Did you mean lif-carrier"),
