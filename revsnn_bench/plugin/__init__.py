@@ -37,8 +37,9 @@ HINT = pytest.StashKey[str]()
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark saves what it is asked to save; it makes the folder whether or not it was asked."""
 
-_MOST_REPORTS, _MOST_CONTRIBUTORS = 2, 5
-"""Reports named in the terminal, pages first: figures alone would fill it; and parts of memory beyond a budget."""
+_MOST_REPORTS, _MOST_CONTRIBUTORS, _MOST_ROWS = 2, 5, 30
+"""Reports named in the terminal, pages first: figures alone would fill it; parts of memory beyond a budget; and cases
+of a run whose tables are printed."""
 
 MARKERS = (
     "sweep(quick, full, workload, nodes, **fixed): parametrize `case` over nodes and axes, as revsnn_bench.case.Sweep",
@@ -160,6 +161,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(f"cannot write the run to{place}: {error.strerror}. Name other folders.") from None
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+    except RuntimeError as error:  # of the worker that is asked for the environment
+        names = " and ".join(options.flag(session.config, key) for key in ("timeout", "memory_limit"))
+        raise pytest.UsageError(f"no worker can measure here: {error}. Its limits are {names}.") from None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -431,9 +435,16 @@ def _hold(what: str, name: str, found: int, limit: int, parts: dict[str, int]) -
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Ends the workers, saves the run and writes its reports, also after an interrupt."""
+    """Ends the workers, saves the run and writes its reports, also after an interrupt.
+
+    The command fails where every case was skipped, since nothing was measured then.
+    """
     stash = session.config.stash
     if SESSION in stash:
+        run = stash[SESSION].run
+        all_skipped = run is not None and {record.status.value for record in run} == {"skipped"}
+        if all_skipped and exitstatus == pytest.ExitCode.OK and session.config.getoption("run_command"):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
         stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
@@ -452,20 +463,29 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Shows what was found, in a dozen lines, and where the run and its reports are."""
+    """Shows what was found, and where the run and its reports are: tables of a short run of the command, else a dozen
+    lines."""
     files = config.stash.get(FILES, [])
     if not files:
         return
     from rich.console import Console
 
-    from revsnn_bench.report.terminal import print_summary
+    from revsnn_bench.report.terminal import print_run, print_summary
     from revsnn_bench.runs import load_run
 
     terminalreporter.section("revsnn-bench")
     width = max(100, terminalreporter._tw.fullwidth)
     console = Console(file=terminalreporter._tw._file, width=width, no_color=not terminalreporter._tw.hasmarkup)
     run = load_run(Path(files[0]))
-    print_summary(run, console)
+    skipped = [record.reason or "" for record in run if record.status.value == "skipped"]
+    if config.getoption("run_command") and len(skipped) < len(run.records) <= _MOST_ROWS:
+        print_run(run, console)
+    else:
+        print_summary(run, console)
+        for reason in dict.fromkeys(reason.strip().partition("\n")[0] for reason in skipped):
+            terminalreporter.write_line(f"skipped: {reason}")
+        if len(skipped) < len(run.records):
+            terminalreporter.write_line(f"the whole comparison: revsnn-bench report {files[0]}")
     terminalreporter.write_line(f"run:     {files[0]}")
     reports = sorted(files[1:], key=lambda path: (not path.endswith(".html"), not path.endswith(".md")))
     for path in reports[:_MOST_REPORTS]:

@@ -16,6 +16,7 @@ import warm_servers
 from typer.testing import CliRunner
 
 import revsnn_bench.cli
+import revsnn_bench.plugin
 from revsnn_bench.cli import app, main
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS
@@ -90,15 +91,34 @@ def measured(tmp_path_factory):
 
 
 def test_run_writes_the_comparison(measured):
-    """One command measures every case, prints the comparison, and writes run and reports."""
+    """One command measures every case, prints the tables of the comparison, and writes run and reports."""
     folder, out = measured
-    assert "Least peak at layer" in out
+    assert "Least peak memory, layer, T = 3" in out
+    assert re.search(r"^3 +lif-carrier +ok +0 B +0 ", out, re.MULTILINE), out
+    assert "whole comparison" not in out
     assert "lif-carrier" in out
     run = json.loads((folder / "deep" / "down" / "first.json").read_text())
     assert {record["status"] for record in run["records"]} == {"ok"}
     assert len(run["records"]) == 4
     written = {path.name for path in (folder / "reports").iterdir()}
     assert {"first.html", "first.md", "first.csv", "first-long.csv", "first-wide.json"} <= written
+
+
+def test_a_long_run_names_the_command_that_prints_the_comparison(tmp_path, monkeypatch):
+    """Of more cases than a screen shows there is a summary."""
+    monkeypatch.setattr(revsnn_bench.plugin, "_MOST_ROWS", 3)
+    code, out, err = inside(tmp_path, "run", *SMALL, "--passes=memory", "--run-id=long", "--format=md")
+    assert code == 0, out + err
+    assert "Least peak at layer" in out
+    assert "the whole comparison: revsnn-bench report results/long.json" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_run_whose_cases_are_all_skipped_fails_with_the_reason(tmp_path):
+    """The reason is said once, and the exit code is that of failed cases, for nothing was measured."""
+    code, out, err = inside(tmp_path, "run", *SMALL, "--device=cuda", "--format=md")
+    assert code == ExitCode.CASE_FAILED, out + err
+    assert out.count("skipped: no CUDA device is available") == 1
 
 
 def test_a_record_does_not_tell_where_things_lie(measured):
@@ -265,6 +285,7 @@ WITH_TORCH = [
     (("run", "--workload=nothing"), "--workload: `workload` must be a registered name; got 'nothing'"),
     (("run", "--node=lif\udcff"), "--node: `node` must be a registered name; got 'lif\\udcff'"),
     (("run", "--suite=depth", "--shape=512"), "no sweep has a case of what was asked for"),
+    (("run", "--timeout=1e-3"), "no worker can measure here: ran past the time limit of 0.001 s. Its limits are"),
     (LAYERS, "--batch: must be values that some case has; got 1,8, and no case has 8. A suite takes all values"),
     (("run", "--suite=batch", "--timesteps=4,16"), "--timesteps: must be values that some case has; got 4,16,"),
     (("run", "--suite=timesteps", "--tau=2,4"), "--tau: must be values that some case has; got 2,4, and no case"),
@@ -388,7 +409,7 @@ def test_nothing_is_measured_that_could_not_be_saved(tmp_path, arguments):
     code, out, err = inside(tmp_path, "run", *SMALL, *arguments)
     assert code == ExitCode.USAGE, out + err
     assert "ERROR: cannot write the run to " in err
-    assert "least peak" not in out
+    assert "Least peak" not in out
     assert "Traceback" not in out + err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
