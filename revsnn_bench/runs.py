@@ -408,10 +408,10 @@ class Journal:
         try:
             while line:
                 line = line[os.write(self._descriptor, line) :]
-        except OSError:
+        except OSError as error:
             # A full disk must not leave half a line for the next record to be glued to.
             os.ftruncate(self._descriptor, intact_bytes)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
         os.fsync(self._descriptor)
 
 
@@ -535,9 +535,9 @@ def write_run(run: Run, target: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(target)) from None
     _sync_folder(target.parent)
 
 

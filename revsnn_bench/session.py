@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from revsnn_bench.case import Case, is_own
@@ -104,6 +105,7 @@ class BenchSession:
         self._records: dict[Case, Record] = {}
         self._own: frozenset[str] = frozenset()
         self._opened = False
+        self.saved: Path | None = None
         self._page_due = 0.0
 
     def start(self) -> None:
@@ -166,6 +168,10 @@ class BenchSession:
 
         A journal whose planned cases are not all measured stays one, so that it can be resumed; one without any record
         is removed. Returns the files: the run first, then its reports; nothing where nothing was measured.
+
+        Raises:
+            OSError: the run or its reports cannot be written; a note says where what was measured is, and so does
+                `saved`.
         """
         self.close()
         if self._journal is None:
@@ -174,15 +180,30 @@ class BenchSession:
         if not run.records and (self._own or not complete):
             self._journal.discard()
             return ()
-        if complete and not self._own & {*run.missing}:
-            saved = self._journal.finish()
-            run = load_run(saved)
-        else:
-            saved = self._journal.path
+        self.saved = self._journal.path
+        try:
+            if complete and not self._own & {*run.missing}:
+                self.saved = self._journal.finish()
+                run = load_run(self.saved)
+            return self.saved, *self._write_reports(run)
+        except OSError as error:
+            error.add_note(f"What was measured is in {self.saved}.")
+            raise
+        finally:
             self._journal.close()
+
+    def _write_reports(self, run: Run) -> list[Path]:
+        """Writes the reports in a folder beside them first, so that a full disk leaves no half of a page."""
         from revsnn_bench.claims import claims_section
 
-        return saved, *write_reports(run, self.options.reports_dir, self.options.formats, claims_section(run))
+        folder = self.options.reports_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder, prefix=".") as part:
+                written = write_reports(run, Path(part), self.options.formats, claims_section(run))
+                return [path.replace(folder / path.name) for path in written]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from None
 
     def _refresh_page(self) -> None:
         """Writes the page of a live run, at most every `LIVE_S` seconds and never for more than a tenth of the time."""

@@ -63,7 +63,8 @@ def main() -> None:
         app()
     except OSError as error:
         place = f" {error.filename!r}" if error.filename else ""
-        sys.stderr.write(f"Error: cannot use the file or folder{place}: {error.strerror or error}.\n")
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        sys.stderr.write(f"Error: cannot use the file or folder{place}: {error.strerror or error}.{notes}\n")
         sys.exit(ExitCode.NO_FILE)
     except SystemExit as left:
         # click leaves with 1 after these; 1 means a regression here.

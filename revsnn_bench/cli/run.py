@@ -110,14 +110,15 @@ def run_suites(names: str, arguments: Sequence[str], given: Mapping[str, Any]) -
         if value
     ]
     command = f"--run-command={shlex.join(['revsnn-bench', *sys.argv[1:]])}"
-    codes = {
+    codes: dict[int, ExitCode] = {
         pytest.ExitCode.OK: ExitCode.PASS,
         pytest.ExitCode.TESTS_FAILED: ExitCode.CASE_FAILED,
         pytest.ExitCode.INTERRUPTED: ExitCode.INTERRUPTED,
         pytest.ExitCode.INTERNAL_ERROR: ExitCode.BROKEN,
+        ExitCode.NO_FILE: ExitCode.NO_FILE,
     }
     status = pytest.main([*QUIET, *arguments, *options, command, *files])
-    raise typer.Exit(codes.get(pytest.ExitCode(status), ExitCode.USAGE))
+    raise typer.Exit(codes.get(status, ExitCode.USAGE))
 
 
 def _suite_files(names: str) -> list[str]:
@@ -140,7 +141,8 @@ def merge(
 ) -> None:
     """Join the runs of shards, made by `run --shard I/N`, into one run with the bytes and FLOPs of a run in one piece.
 
-    Exit code 4 where the parts are of different environments, code or settings; nothing is written then.
+    Exit code 4 where the parts are of different environments, code or settings, or planned cases are missing; nothing
+    is written then.
     """
     runs = [find_run(part, results) for part in parts]
     with refusing(NotMergeable, code=ExitCode.NOT_COMPARABLE):
@@ -150,7 +152,7 @@ def merge(
         raise failure(
             f"only {run.extent} are there{example}. Name the other parts, go on with those that were interrupted, or "
             "join what there is with --partial.",
-            ExitCode.USAGE,
+            ExitCode.NOT_COMPARABLE,
         )
     with refusing(ValueError, flag="--run-id: "), Journal.create(results, run.header) as journal:  # takes the name
         saved = journal.path.with_suffix(".json")

@@ -78,7 +78,12 @@ def train(
         from revsnn_bench.models.training import Recipe, Trainer
 
         split = None if data == "digits" else read_cifar(data_dir, CIFAR10 if data == "cifar10" else CIFAR100)
-        trainer = Trainer(case, Recipe(epochs, batch, learning_rate), split, data)
+        try:
+            trainer = Trainer(case, Recipe(epochs, batch, learning_rate), split, data)
+        except TypeError as error:
+            if not options:
+                raise
+            raise ValueError(f"--option: the node {node!r} refuses its arguments: {error}.") from None
         if checkpoint is not None and checkpoint.is_file():
             _go_on(trainer, checkpoint)
     require_writable(results, *(() if checkpoint is None else (checkpoint.parent,)))  # before hours of training
@@ -94,14 +99,16 @@ def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
     epochs = trainer.recipe.epochs
     with warnings.catch_warnings(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         warnings.simplefilter("once")
+        warnings.showwarning = lambda message, *_: typer.echo(f"Warning: {message}", err=True)
         task = bar.add_task("training", total=epochs * trainer.batches, completed=trainer.epoch * trainer.batches)
         while trainer.epoch < epochs:
             bar.update(task, description=f"epoch {trainer.epoch + 1} of {epochs}")
             try:
                 trainer.run_epoch(on_batch=lambda: bar.advance(task))
             except KeyboardInterrupt:
-                kept = f"; the same command goes on after epoch {trainer.epoch}" if checkpoint else ""
-                raise failure(f"interrupted{kept}", ExitCode.INTERRUPTED) from None
+                nothing = "nothing was saved. With --checkpoint FILE the same command goes on after the last epoch"
+                kept = f"the same command goes on after epoch {trainer.epoch}" if checkpoint else nothing
+                raise failure(f"interrupted; {kept}.", ExitCode.INTERRUPTED) from None
             if checkpoint is not None:
                 _write(trainer, checkpoint)
             loss, accuracy = trainer.loss_by_epoch[-1], trainer.accuracy_by_epoch[-1]

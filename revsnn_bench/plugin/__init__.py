@@ -18,6 +18,7 @@ import pytest
 from _pytest.outcomes import Skipped
 
 from revsnn_bench.case import Case, Sweep, parse_size
+from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.measuring import memory_doubt
 from revsnn_bench.plugin import options
 
@@ -33,6 +34,7 @@ NODES = pytest.StashKey[list[str]]()
 SWEPT = pytest.StashKey[list[Case]]()
 FILES = pytest.StashKey[list[str]]()
 HINT = pytest.StashKey[str]()
+FAULT = pytest.StashKey[str]()
 
 STORAGE = Path(".benchmarks")
 """Where pytest-benchmark saves what it is asked to save; it makes the folder whether or not it was asked."""
@@ -241,6 +243,9 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
             record = session_of(config).measure(case, passes)
         except ClusterError as error:
             pytest.exit(str(error))
+        except OSError as error:  # such as a full disk: no other case could be saved, either
+            config.stash[FAULT] = f"cannot write {error.filename or 'a file'}: {error.strerror}."
+            pytest.exit(config.stash[FAULT])
         untold.append(record)
         # Only a time asks for the fixture: pytest-benchmark warns of one that is not used.
         if benchmark is None and record.time is not None and config.getoption("benchmark"):
@@ -446,15 +451,23 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if all_skipped and exitstatus == pytest.ExitCode.OK and session.config.getoption("run_command"):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-        stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
+        try:
+            stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
+        except OSError as error:
+            stash[FILES] = [str(path) for path in (stash[SESSION].saved,) if path is not None]
+            text = " ".join([f"cannot write {error.filename}: {error.strerror}.", *error.__notes__])
+            stash.setdefault(FAULT, text)
+        if FAULT in stash:
+            session.exitstatus = ExitCode.NO_FILE
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
         session.exitstatus = pytest.ExitCode.OK  # more shards than cases
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Ends the workers, says last how to go on, and takes pytest-benchmark's folder away if it was made for nothing."""
-    if HINT in config.stash:  # after what pytest itself says of an interrupt
-        config.pluginmanager.getplugin("terminalreporter").write_line(config.stash[HINT])
+    for key in (FAULT, HINT):  # after what pytest itself says of an interrupt
+        if key in config.stash:
+            config.pluginmanager.getplugin("terminalreporter").write_line(config.stash[key])
     if SESSION in config.stash:
         config.stash[SESSION].close()
     if not config.stash.get(HAD_STORAGE, True):

@@ -414,6 +414,29 @@ def test_nothing_is_measured_that_could_not_be_saved(tmp_path, arguments):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    ("beyond_header", "kept", "place", "said"),
+    [
+        (3000, "full.jsonl", "results/full.jsonl", "go on with: revsnn-bench run --resume=results/full.jsonl"),
+        (40000, "full.json", "reports", "What was measured is in results/full.json."),
+    ],
+    ids=["run", "reports"],
+)
+def test_a_full_disk_is_named_with_what_was_saved(measured, tmp_path, beyond_header, kept, place, said):
+    """A file that cannot grow ends the run: it is named, what is saved is named, and no half of a report is left."""
+    header = json.loads((measured[0] / "deep" / "down" / "first.json").read_text())["header"]
+    limit = len(json.dumps(header)) + beyond_header
+    code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit}))"
+    code += "; from revsnn_bench.cli import main; main()"
+    arguments = ("run", *SMALL, "--passes=memory", "--run-id=full", "--format=html,md")
+    code, out, err = command(tmp_path, *arguments, how=("-c", code))
+    assert code == ExitCode.NO_FILE, out + err
+    assert f"cannot write {place}: File too large." in out
+    assert said in out
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [kept]
+    assert not [*(tmp_path / "reports").iterdir()]
+
+
 def test_a_run_leaves_its_own_folders_alone(measured):
     """No folder of pytest or of its plugins in the place where a user measures."""
     folder, _ = measured

@@ -91,7 +91,7 @@ def test_the_command_joins_files(whole, part, tmp_path):
 
     assert merge("a", "x", "--run-id=m").exit_code == 4
     refused = merge("a", "--run-id=m")
-    assert refused.exit_code == 2
+    assert refused.exit_code == 4
     missing = whole.records[1].case.id
     assert f"only 3 of 6 planned cases are there; missing is, among others, {missing}" in refused.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json", "x.json"]

@@ -1,6 +1,7 @@
 """Training: what a checkpoint keeps, what the record tells, and what the command says of wrong options."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -130,6 +131,8 @@ def test_train_command_goes_on_and_saves_a_run(tmp_path):
         (["--network=layer"], "network that classifies"),
         (["--node=liff"], "lif"),
         (["--option=tau"], "NAME=VALUE"),
+        (["--option=foo=1"], "--option: the node 'lif-carrier' refuses its arguments: "),
+        (["--option=foo=1"], "unexpected keyword argument 'foo'"),
         (["--network=pixels", "--shape=16", "--timesteps=65"], "must be a square"),
     ],
 )
@@ -138,3 +141,21 @@ def test_wrong_options_end_with_usage_and_say_why(arguments, message):
     done = CliRunner().invoke(app, ["train", *arguments])
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_an_interrupted_training_says_what_is_kept(tmp_path, monkeypatch):
+    """Without a checkpoint nothing is, and the option is named; a warning is one line without the place in the code."""
+
+    def interrupted(trainer, on_batch):
+        warnings.warn("the input is clamped", stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
+    arguments = ["train", "--network=digits-net", "--timesteps=1", f"--results={tmp_path}"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 130
+    assert "Error: interrupted; nothing was saved. With --checkpoint FILE the same command goes on" in done.output
+    assert "Warning: the input is clamped\n" in done.output
+    assert __file__ not in done.output
+    done = CliRunner().invoke(app, [*arguments, f"--checkpoint={tmp_path / 'c.pt'}"])
+    assert "Error: interrupted; the same command goes on after epoch 0." in done.output
