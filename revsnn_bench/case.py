@@ -23,7 +23,7 @@ Parser = Callable[[str], Any]
 LARGEST = 2**63 - 1
 """No number of a case or a record is larger: those who read it have 64 bits."""
 
-UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 
 AS_IS = "as-is"
@@ -36,16 +36,16 @@ def is_own(workload: str) -> bool:
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of a size with a binary unit: `4 MiB`, `1.5 GiB`, `4096`.
+    """Bytes of a size with a binary unit: `4 MiB`, `1.5 GiB`, `4096 B`; in Python a whole number is bytes.
 
     Raises:
-        ValueError: no number, or a unit other than B, KiB, MiB, GiB and TiB; MB is refused because it is read as both.
+        ValueError: no number, or no unit among B, KiB, MiB, GiB and TiB; MB is refused because it is read as both.
     """
-    match = _SIZE.fullmatch(str(text).strip())
+    match = _SIZE.fullmatch(text.strip() if isinstance(text, str) else f"{text} B")
     if match is None or match[2] not in UNITS:
         raise ValueError(
             f"`size` must be a number with B, KiB, MiB, GiB or TiB; got {text!r}. Units of 1000 and of 1024 are "
-            'easily confused. Pass for example "64 MiB".'
+            'easily confused, and so is a number without one. Pass for example "64 MiB".'
         )
     size = float(match[1]) * UNITS[match[2]]
     if size > LARGEST:
@@ -94,8 +94,10 @@ def number(kind: type[int] | type[float], rule: str, accepts: Callable[[Any], bo
             value = kind(text)
         except ValueError:
             value = None
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        if text.strip().lstrip("+-").isdecimal() and (value is None or not -LARGEST <= value <= LARGEST):
+            raise ValueError(f"must be {rule}, of at most 64 bits; got {shown!r}.")
         if value is None or not -LARGEST <= value <= LARGEST or not accepts(value):
-            shown = text if len(text) <= 40 else f"{text[:40]}..."
             raise ValueError(f"must be {rule}; got {shown!r}.")
         return value
 

@@ -126,11 +126,11 @@ def _suite_files(names: str) -> list[str]:
     package = Path(__file__).parent.parent
     folder = package / "suites" if (package / "suites").is_dir() else package.parent / "suites"
     known = {path.stem.removeprefix("bench_"): str(path) for path in sorted(folder.glob("bench_*.py"))}
-    asked = list(known) if names == "all" else listed(names)
+    asked = listed(names)
     for name in asked or [names]:  # with no file pytest would run the tests of the folder that it is in
-        if name not in known:
+        if name not in (*known, "all"):
             raise failure(f"no suite {name!r}. Suites are: {', '.join(known)}, or `all`.", ExitCode.USAGE)
-    return [known[name] for name in asked]
+    return [known[name] for name in (known if "all" in asked else asked)]
 
 
 def merge(

@@ -145,7 +145,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     options.check_axes(session.config, session.config.stash.get(SWEPT, []))
     if session.config.option.collectonly or options.skips_benchmarks(session.config):
         return
-    if any(item.get_closest_marker("memory_budget") for item in session.items):
+    limits = [_limits(item) for item in session.items]  # a list, so that every marker is checked
+    if any(limits):
         import revsnn_bench.meters.allocator  # noqa: F401
     if not any(map(_measures, session.items)):
         return
@@ -385,11 +386,14 @@ def _limits(item: pytest.Item) -> dict[str, int]:
     if marker is None:
         return {}
     if marker.args or not marker.kwargs or not set(marker.kwargs) <= {"retained", "peak"}:
-        raise pytest.UsageError('memory_budget takes retained="4 MiB", peak="64 MiB", or both')
+        got = ", ".join([*map(repr, marker.args), *(f"{name}={value!r}" for name, value in marker.kwargs.items())])
+        raise pytest.UsageError(
+            f'memory_budget of {item.name} takes retained="4 MiB", peak="64 MiB", or both; got {got or "neither"}'
+        )
     try:
         return {name: parse_size(size) for name, size in marker.kwargs.items()}
     except ValueError as error:
-        raise pytest.UsageError(f"memory_budget: {error}") from None
+        raise pytest.UsageError(f"memory_budget of {item.name}: {error}") from None
 
 
 def hold_to_budget(item: pytest.Item, record: "Record") -> None:

@@ -176,6 +176,7 @@ def test_gate_without_a_baseline_says_how_to_make_one(measured, tmp_path):
 
 SHAPE = "`shape` must be one or more sizes of at least 1, joined by x; got"
 COUNTED = "must be a whole number of at least 1; got"
+LARGE = "must be a whole number of at least 1, of at most 64 bits; got"
 WITHOUT_TORCH = [
     (("run", "--nodes=lif"), "--node"),
     (("run", "--suite=tmesteps"), "Suites are: "),
@@ -200,8 +201,8 @@ WITHOUT_TORCH = [
     (("run", "--batch=-1"), f"'--batch': {COUNTED} '-1'"),
     (("run", "--batch=1.5"), f"'--batch': {COUNTED} '1.5'"),
     (("run", "--batch=nan"), f"'--batch': {COUNTED} 'nan'"),
-    (("run", "--batch=99999999999999999999"), f"'--batch': {COUNTED} '99999999999999999999'"),
-    (("run", f"--timesteps={'9' * 5000}"), f"'--timesteps': {COUNTED} '{'9' * 40}...'"),
+    (("run", "--batch=99999999999999999999"), f"'--batch': {LARGE} '99999999999999999999'"),
+    (("run", f"--timesteps={'9' * 5000}"), f"'--timesteps': {LARGE} '{'9' * 40}...'"),
     (("run", "--timesteps=0"), f"'--timesteps': {COUNTED} '0'"),
     (("run", "--timesteps=2,,x"), f"'--timesteps': {COUNTED} 'x'"),
     (("run", "--shape=0"), f"'--shape': {SHAPE} '0'"),
@@ -209,7 +210,7 @@ WITHOUT_TORCH = [
     (("run", "--shape=99999999999999999999"), f"'--shape': {SHAPE} '99999999999999999999'"),
     (("run", "--depth=0"), f"'--depth': {COUNTED} '0'"),
     (("run", "--seed=1e3"), "'--seed': must be a whole number; got '1e3'"),
-    (("run", "--seed=99999999999999999999"), "'--seed': must be a whole number; got"),
+    (("run", "--seed=99999999999999999999"), "'--seed': must be a whole number, of at most 64 bits; got"),
     (("run", "--tau=nan"), "'--tau': must be a number; got 'nan'"),
     (("run", "--tau=inf"), "'--tau': must be a number; got 'inf'"),
     (("run", "--groups=0"), f"'--groups': {COUNTED} '0'"),
@@ -225,7 +226,9 @@ WITHOUT_TORCH = [
     (("run", "--timeout=1e400"), "'--timeout': must be a number above 0; got '1e400'"),
     (("run", "--processes=0"), f"'--processes': {COUNTED} '0'"),
     (("run", "--epochs=-1"), "'--epochs': must be a whole number of at least 0; got '-1'"),
-    (("run", "--memory-limit=0"), "'--memory-limit': must be a size above 0; got '0'"),
+    (("run", "--memory-limit=0 B"), "'--memory-limit': must be a size above 0; got '0 B'"),
+    (("run", "--memory-limit=1"), "'--memory-limit': `size` must be a number with B, KiB, MiB, GiB or TiB; got '1'"),
+    (("largest", "--budget=640"), "'--budget': `size` must be a number with B, KiB, MiB, GiB or TiB; got '640'"),
     (("run", "--memory-limit=-1 GiB"), "'--memory-limit': `size` must be a number with B, KiB"),
     (("run", f"--memory-limit={'9' * 400} TiB"), "'--memory-limit': `size` must be less than 2^63 bytes"),
     (("run", "--shard=0/3"), "'--shard': must be I/N with 1 <= I <= N; got '0/3'"),
@@ -240,7 +243,7 @@ WITHOUT_TORCH = [
     (("run", "--node="), "'--node': must have a value; got none."),
     (("run", "--node=,"), "'--node': must be one value or more; got none."),
     (("run", "--suite="), "no suite ''. Suites are: "),
-    (("run", "--suite=all,none"), "no suite 'all'. Suites are: "),
+    (("run", "--suite=all,none"), "no suite 'none'. Suites are: "),
     (("run", "--run-id=../up"), "--run-id: `run_id` must be letters, digits"),
     (("run", "--run-id=.hidden"), "--run-id: `run_id` must be letters, digits"),
     (("run", "--resume=a", "--run-id=b"), "--run-id: cannot be 'b' where a run is resumed, which keeps its name."),

@@ -261,6 +261,24 @@ def test_a_wrong_option_is_a_usage_error(inside, option, message):
     assert message in printed
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("peek='1 B'", 'memory_budget of test_a takes retained="4 MiB", peak="64 MiB", or both; got peek=\'1 B\''),
+        ("'1 B'", "or both; got '1 B'"),
+        ("", "or both; got neither"),
+        ("peak='64'", "test_a: `size` must be a number with B, KiB, MiB, GiB or TiB; got '64'"),
+    ],
+)
+def test_a_wrong_budget_is_refused_before_anything_runs(inside, given, message):
+    """With the test's name, and with what the marker got."""
+    code, printed = inside(f"import pytest\n@pytest.mark.memory_budget({given})\ndef test_a(): print('it ran')\n")
+    assert code == 4, printed
+    assert message in printed
+    assert "Traceback" not in printed
+    assert "it ran" not in printed
+
+
 def test_preload_registers_nodes_for_the_sweep(inside, tmp_path, monkeypatch):
     """A node that a preloaded module registers can be asked for by name, and is measured by the workers."""
     monkeypatch.setattr(registry, "_NODES", dict(registry._NODES))

@@ -99,15 +99,17 @@ def test_a_sweep_that_names_its_nodes_keeps_to_them():
     assert [case.node for case in sweep.cases("quick", {}, NODES, ["lif-carrier", "revlif"])] == ["revlif"]
 
 
-@pytest.mark.parametrize(("text", "size"), [("4 MiB", 4 << 20), ("1.5GiB", 3 << 29), ("512", 512), ("0 B", 0)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("4 MiB", 4 << 20), ("1.5GiB", 3 << 29), ("512 B", 512), (512, 512), ("0 B", 0)]
+)
 def test_sizes_are_read_with_binary_units(text, size):
-    """A size is a number with a unit of 1024."""
+    """A size is a number with a unit of 1024; in Python, a whole number is bytes."""
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["4 MB", "MiB", "-1 KiB", "1e3"])
+@pytest.mark.parametrize("text", ["4 MB", "MiB", "-1 KiB", "1e3", "512", -1, True])
 def test_ambiguous_sizes_are_refused(text):
-    """A unit that is read as 1000 by some and 1024 by others is an error, and so is no number."""
+    """A unit that is read as 1000 by some and 1024 by others is an error, and so is no number, or no unit."""
     with pytest.raises(ValueError, match="`size` must be a number with B, KiB, MiB"):
         parse_size(text)
 
