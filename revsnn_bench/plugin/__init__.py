@@ -142,7 +142,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     torch is imported by then: a time limit of a test that struck in the midst of that import would end the process.
     """
-    options.check_axes(session.config, session.config.stash.get(SWEPT, []))
+    swept = session.config.stash.get(SWEPT, [])
+    options.check_axes(session.config, swept)
+    options.check_node_options(session.config, swept)
     if session.config.option.collectonly or options.skips_benchmarks(session.config):
         return
     limits = [_limits(item) for item in session.items]  # a list, so that every marker is checked

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from revsnn_bench.case import Case, Preset, is_own
+from revsnn_bench.case import FIELDS, Case, Preset, is_own
 from revsnn_bench.run_options import OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command, require_run_name
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ def check_names(config: pytest.Config) -> None:
         for workload in config.getoption("sweep_workload") or ():
             from revsnn_bench.models.workloads import require_workload
 
-            if not is_own(workload):
+            if is_own(workload):
+                _require_module(config, workload)
+            else:
                 require_workload(workload)
     with _refusing(config, "node"):
         for name in config.getoption("sweep_node") or ():
@@ -125,6 +127,41 @@ def check_axes(config: pytest.Config, cases: list[Case]) -> None:
             f"case has {','.join(map(_shown, left))}. {meant}A suite takes all values of the axes that it sweeps, and "
             "the first of the others. Name a suite that sweeps it, or give one value."
         )
+
+
+def check_node_options(config: pytest.Config, cases: list[Case]) -> None:
+    """Refuses options with which no node of the sweeps can be made, with what the last one says of them."""
+    given = [row.name for row in FIELDS if row.of_node and row.name in axes(config)]
+    nodes = {(case.node, case.node_options) for case in cases if not is_own(case.workload)}
+    if not given or not nodes or not config.getoption("benchmark"):
+        return
+    from revsnn_bench.models.strategies import strategy
+
+    refusal = ""
+    for node, options in sorted(nodes, key=repr):
+        try:
+            strategy(node, **dict(options))()
+        except (ValueError, TypeError) as error:
+            refusal = f"no node can be made with it; {node}: {error}"
+        except Exception:
+            return  # such as a package that is not installed: the case has the reason
+        else:
+            return
+    raise pytest.UsageError(f"{', '.join(flag(config, name) for name in given)}: {refusal}")
+
+
+def _require_module(config: pytest.Config, workload: str) -> None:
+    """Refuses a model of the user whose module is not here; one that is here is imported by the workers alone."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    importlib.invalidate_caches()
+    if not config.getoption("run_cluster") and find_spec(workload.partition(":")[0].partition(".")[0]) is None:
+        from revsnn_bench.models.own import ModelError, load_callable
+
+        try:
+            load_callable(workload)
+        except ModelError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def _shown(value: Any) -> str:

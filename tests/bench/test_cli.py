@@ -289,6 +289,13 @@ WITH_TORCH = [
     (("run", "--node=lif\udcff"), "--node: `node` must be a registered name; got 'lif\\udcff'"),
     (("run", "--suite=depth", "--shape=512"), "no sweep has a case of what was asked for"),
     (("run", "--timeout=1e-3"), "no worker can measure here: ran past the time limit of 0.001 s. Its limits are"),
+    (("run", "--tau=0.5"), "--tau: no node can be made with it; revlif-stored: `tau` must be > 1 step; got 0.5."),
+    (("run", "--node=revlif", "--alpha=2"), "--alpha: no node can be made with it; revlif: `alpha` must lie in (0, 1)"),
+    (("run", "--node=lif", "--groups=2"), "--groups: no node can be made with it; lif: "),
+    (
+        ("run", "--model=no_net:make", "--input=1,2,3"),
+        "There is no module 'no_net' here or among the installed",
+    ),
     (LAYERS, "--batch: must be values that some case has; got 1,8, and no case has 8. A suite takes all values"),
     (("run", "--suite=batch", "--timesteps=4,16"), "--timesteps: must be values that some case has; got 4,16,"),
     (("run", "--suite=timesteps", "--tau=2,4"), "--tau: must be values that some case has; got 2,4, and no case"),
