@@ -167,8 +167,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     except RuntimeError as error:  # of the worker that is asked for the environment
+        reason = str(error).partition("\n")[0]
         names = " and ".join(options.flag(session.config, key) for key in ("timeout", "memory_limit"))
-        raise pytest.UsageError(f"no worker can measure here: {error}. Its limits are {names}.") from None
+        raise pytest.UsageError(f"no worker can measure here: {reason}. Its limits are {names}.") from None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

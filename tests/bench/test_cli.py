@@ -288,7 +288,6 @@ WITH_TORCH = [
     (("run", "--workload=nothing"), "--workload: `workload` must be a registered name; got 'nothing'"),
     (("run", "--node=lif\udcff"), "--node: `node` must be a registered name; got 'lif\\udcff'"),
     (("run", "--suite=depth", "--shape=512"), "no sweep has a case of what was asked for"),
-    (("run", "--timeout=1e-3"), "no worker can measure here: ran past the time limit of 0.001 s. Its limits are"),
     (("run", "--tau=0.5"), "--tau: no node can be made with it; revlif-stored: `tau` must be > 1 step; got 0.5."),
     (("run", "--node=revlif", "--alpha=2"), "--alpha: no node can be made with it; revlif: `alpha` must lie in (0, 1)"),
     (("run", "--node=lif", "--groups=2"), "--groups: no node can be made with it; lif: "),
@@ -308,13 +307,14 @@ WITH_TORCH = [
 REFUSE = """
 import json, sys
 from typer.testing import CliRunner
-import revsnn_bench.cli
-from revsnn_bench.cli import app, main
-from revsnn_bench.exit_codes import ExitCode
+sys.path.append(sys.argv[2])
+import warm_servers
+from revsnn_bench.cli import app
 refused = []
-for arguments in json.loads(sys.argv[1]):
-    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "500"})
-    refused.append((done.exit_code, done.output, "torch" in sys.modules))
+with warm_servers.use():
+    for arguments in json.loads(sys.argv[1]):
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": "500"})
+        refused.append((done.exit_code, done.output, "torch" in sys.modules))
 print(json.dumps(refused), file=sys.__stdout__)
 """
 
@@ -323,9 +323,8 @@ print(json.dumps(refused), file=sys.__stdout__)
 def refused(measured):
     """Exit code, output, and whether torch was imported by then, of every wrong command, in one fresh process."""
     arguments = json.dumps([arguments for arguments, _ in (*WITHOUT_TORCH, *WITH_TORCH)])
-    done = subprocess.run(
-        [sys.executable, "-c", REFUSE, arguments], cwd=measured[0], capture_output=True, text=True, timeout=120
-    )
+    words = [sys.executable, "-c", REFUSE, arguments, os.path.dirname(warm_servers.__file__)]
+    done = subprocess.run(words, cwd=measured[0], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -422,6 +421,14 @@ def test_nothing_is_measured_that_could_not_be_saved(tmp_path, arguments):
     assert "Least peak" not in out
     assert "Traceback" not in out + err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_limit_under_which_no_worker_answers_is_refused(tmp_path):
+    """In one sentence that names it, before anything is measured."""
+    code, out, err = inside(tmp_path, "run", *SMALL, "--timeout=1e-9")
+    assert code == ExitCode.USAGE, out + err
+    assert "no worker can measure here: ran past the time limit of 1e-09 s. Its limits are --timeout and" in err
+    assert "Traceback" not in out + err
 
 
 @pytest.mark.parametrize(
