@@ -334,7 +334,7 @@ PLAIN = ["plan", "--model", "own_models:sequential", "--input", "2,3,6", "--roun
 def test_a_command_that_finds_no_plan_that_fits_ends_with_5(tmp_path):
     """So that what follows `&&` does not start; `apply_plan` warns, and the text explains its words."""
     path = tmp_path / "made" / "plan.json"
-    result = CliRunner().invoke(app, [*PLAIN, "--budget", "10", "--output", str(path)], env={"COLUMNS": "400"})
+    result = CliRunner().invoke(app, [*PLAIN, "--budget", "10 B", "--output", str(path)], env={"COLUMNS": "400"})
     assert result.exit_code == 5
     assert re.search(r"Nothing fits the budget of 0.0 KiB. The least found is [\d.]+ KiB, by this plan.", result.output)
     assert "rest: what is in no block." in result.output
