@@ -16,7 +16,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -180,11 +180,19 @@ class Older:
         return sum(nbytes for _, nbytes in self.newer_storages())
 
 
-def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object]) -> int | None:
+class Before(NamedTuple):
+    """What a process held just before a first step, and by how much it had grown beyond tensors just after it."""
+
+    use: HostUse
+    tensor_bytes: int
+    grown_bytes: int
+
+
+def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object]) -> Before | None:
     """Runs the first forward and backward of a step, just after `older` was read, and prepares it again.
 
-    Returns by how many bytes the process grew for good beyond tensors; None where the system does not say. Tensors that
-    `rehearse` leaves count, see `measure_memory`.
+    Returns what tells how much the process grew for good beyond tensors; None where the system does not say. Tensors
+    that `rehearse` leaves count, see `measure_memory`.
     """
     for imported_by_backward in ("torch._dynamo", "torch.distributed.fsdp"):
         importlib.import_module(imported_by_backward)
@@ -200,7 +208,7 @@ def first_step(step: TrainingStep, older: Older, rehearse: Callable[[], object])
         after = host_use()
         if before is None or after is None:
             return None
-        return _beyond(after - before, older.newer_bytes() - kept)
+        return Before(before, kept, _beyond(after - before, older.newer_bytes() - kept))
 
 
 def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
@@ -227,12 +235,13 @@ def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
 
 
 def measure_untracked(
-    step: TrainingStep, older: Older, grown: int | None, live_bytes: int
+    step: TrainingStep, older: Older, first: Before | None, live_bytes: int
 ) -> tuple[int, int, UntrackedBytes | None]:
     """Reads what is held beyond the blocks of one step; leaves it prepared.
 
     Args:
-        older, grown: as its `first_step` took and returned them.
+        older, first: as its `first_step` took and returned them. What the process has grown by for good is still there
+            now: a single reading of the C library may be off by what it gives back.
         live_bytes: of the host tensors that its forward makes and leaves alive, the output among them.
     Returns:
         Bytes of older tensors of the step that are alive before it, and those of them that are so after forward; and
@@ -248,7 +257,7 @@ def measure_untracked(
     del output
     step.prepare()
     sizes = (sum(nbytes for _, nbytes in kept), after_forward)
-    if before is None or after is None or grown is None or step.source.device.type != "cpu":
+    if before is None or after is None or first is None or step.source.device.type != "cpu":
         return *sizes, None
     use = after - before
     # Older tensors that the step lets go make room for new ones.
@@ -257,7 +266,7 @@ def measure_untracked(
     record = UntrackedBytes(
         held=max(0, _beyond(use, tensors)),
         written=use.written_bytes,
-        lasting=max(0, grown),
+        lasting=max(0, min(first.grown_bytes, _beyond(before - first.use, sizes[0] - first.tensor_bytes))),
         passing=passing,
         elsewhere=elsewhere,
     )

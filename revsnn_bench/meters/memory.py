@@ -92,7 +92,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
 
 
 def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: Callable[[], object]) -> MemoryRecord:
-    grown = first_step(step, older, rehearse)
+    first = first_step(step, older, rehearse)
     fields: dict[str, Any]
     if device.type == "cpu":
         with quiet_gc():
@@ -107,7 +107,7 @@ def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: C
     categories = _parts_of(fields["peak_bytes"], attribution.peak_by_category_bytes)
     modules = _parts_of(fields["retained_bytes"], retained_by_module(step))
     growth_bytes, growth_module = growth(step, older)
-    lasting, after_forward, untracked = measure_untracked(step, older, grown, live)
+    lasting, after_forward, untracked = measure_untracked(step, older, first, live)
     if lasting:
         # What forward lets go of, such as the state of the step before, is not there at a peak in backward.
         peak = max(fields["peak_bytes"] + after_forward, forward_peak + lasting)
