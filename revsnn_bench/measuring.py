@@ -6,7 +6,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +87,6 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     """
     import torch
 
-    from revsnn_bench.models.methods import is_approximate
     from revsnn_bench.system.environment import conditions, read_conditions, read_switches, restore_switches
 
     settings = settings or Settings()
@@ -105,34 +104,52 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
             accuracy = _accuracy(case, settings)
     finally:
         switched = restore_switches(switches)
-    if isinstance(parts.get("flops"), UnknownOperation):
-        parts["uncounted"] = str(parts.pop("flops"))
-    elif parts.get("flops") is not None and (elsewhere := _elsewhere(parts.get("memory"))):
-        parts["uncounted"], parts["flops"] = f"{elsewhere:,} operators ran in other threads, where none is seen", None
-    status, reason = Status.OK, ""
+    status, reason = _verdict(case, parts, switched)
+    if uncounted := _uncounted(parts):
+        parts["flops"] = None
     if isinstance(parts.get("fidelity"), NoOracle):
-        # A user's model as it is makes no claim: it is what its methods are held against.
-        status = Status.OK if case.node == case.reference == AS_IS else Status.UNVERIFIED
-        reason = f"its gradient was not judged: {parts.pop('fidelity')}"
-    elif parts.get("fidelity") is not None and (reason := _disagreement(parts["fidelity"])):
-        status = Status.WRONG
-    elif is_approximate(case.node):
-        status, reason = Status.APPROXIMATE, _bias(parts.get("fidelity"))
-    if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
-        status, reason = Status.UNVERIFIED, doubt
-    if status in (Status.OK, Status.APPROXIMATE) and switched:
-        status = Status.UNVERIFIED
-        reason = f"it changed settings of the process while it was measured, which others meet too: {switched}"
+        parts["fidelity"] = None
     return Record(
         case=case,
         status=status,
         reason=reason or None,
+        uncounted=uncounted,
         accuracy=accuracy,
         conditions=conditions(before),
         started_at=started_at,
         duration_s=time.monotonic() - start,
         **parts,
     )
+
+
+def _verdict(case: Case, parts: Mapping[str, Any], switched: str) -> tuple[Status, str]:
+    """The status of a case whose passes ran, and why it is not `ok`; `switched`: settings that the model changed."""
+    from revsnn_bench.models.methods import is_approximate
+
+    fidelity, status, reason = parts.get("fidelity"), Status.OK, ""
+    if isinstance(fidelity, NoOracle):
+        # A user's model as it is makes no claim: it is what its methods are held against.
+        status = Status.OK if case.node == case.reference == AS_IS else Status.UNVERIFIED
+        reason = f"its gradient was not judged: {fidelity}"
+    elif fidelity is not None and (reason := _disagreement(fidelity)):
+        status = Status.WRONG
+    elif is_approximate(case.node):
+        status, reason = Status.APPROXIMATE, _bias(fidelity)
+    if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
+        status, reason = Status.UNVERIFIED, doubt
+    if status in (Status.OK, Status.APPROXIMATE) and switched:
+        status = Status.UNVERIFIED
+        reason = f"it changed settings of the process while it was measured, which others meet too: {switched}"
+    return status, reason
+
+
+def _uncounted(parts: Mapping[str, Any]) -> str | None:
+    """Why the operations that were counted are not all; None where they are, or none were counted."""
+    flops, memory = parts.get("flops"), parts.get("memory")
+    if isinstance(flops, UnknownOperation):
+        return str(flops)
+    elsewhere = 0 if memory is None or memory.untracked_bytes is None else memory.untracked_bytes.elsewhere
+    return f"{elsewhere:,} operators ran in other threads, where none is seen" if flops and elsewhere else None
 
 
 def _compile_time(case: Case, settings: Settings) -> float:
@@ -267,11 +284,6 @@ def _bias(fidelity: FidelityRecord | None) -> str:
     return f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
 
 
-def _elsewhere(memory: MemoryRecord | None) -> int:
-    """Operators that a step ran in other threads."""
-    return 0 if memory is None or memory.untracked_bytes is None else memory.untracked_bytes.elsewhere
-
-
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05
 """Memory outside of tensors below one of these, the second as a share of the peak, passes for what Python and the C
 library need."""
@@ -296,6 +308,6 @@ def memory_doubt(case: Case, memory: MemoryRecord | None) -> str:
         "takes {} that are no tensors for a time": beyond.passing,
     }
     parts = [text.format(f"{size:,} B") for text, size in found.items() if size > least]
-    if _elsewhere(memory):
+    if beyond.elsewhere:
         parts.append(f"runs {beyond.elsewhere:,} operators in other threads, whose tensors are not seen")
     return f"its memory was not all counted: it {' and '.join(parts)}" if parts else ""

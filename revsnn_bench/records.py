@@ -394,7 +394,8 @@ class TrialRecord(_Frozen):
     Fields:
         number: of the trial; of what was trained again, of the trial that it repeats.
         params: what the sampler chose, by name.
-        predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed.
+        predicted_peak_bytes, predicted_flops: of a training step, before anything ran; None where that failed, or where
+            the gradient was refused before.
         predicted_gradient_error: by a node that inverts its membrane; None for others.
         firing_rate: share of neurons and steps with a spike after the first epoch: mean over the layers, the lowest
             and the highest of them.
@@ -445,7 +446,7 @@ class Record(_Frozen):
 
 
 class Environment(_Frozen):
-    """Where a run took place; `incomparable_fields` names what must agree before two runs are compared."""
+    """Where a run took place; `system.environment.incomparable_fields` names what must agree to compare two runs."""
 
     torch: str
     python: str
@@ -464,31 +465,6 @@ class Environment(_Frozen):
     gpu: str | None = None
     deterministic: bool
     malloc: dict[str, Foreign]
-
-
-def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
-    """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not, with both values.
-
-    * `torch`, `deterministic`: kernels and their temporaries differ.
-    * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
-      memory on another architecture is another number.
-    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per thread,
-      none with one thread). Runs that are to be compared fix their thread count (`Runner(threads=...)`).
-    * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
-      one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
-
-    Everything else may differ: CPU model, cores, memory, driver, Python, commit. The gate must say the same
-    on every machine of one kind, and a changed commit is what it is there to judge.
-    """
-    both_saw_a_gpu = a.gpu is not None and b.gpu is not None
-    fields = ("torch", "threads", "deterministic", *(("cuda", "gpu") if both_saw_a_gpu else ()))
-    found = [("platform", a.platform, b.platform)] if _system(a) != _system(b) else []
-    return found + [(name, old, new) for name in fields if (old := getattr(a, name)) != (new := getattr(b, name))]
-
-
-def _system(environment: Environment) -> tuple[str, str]:
-    words = environment.platform.split() or [""]
-    return words[0], words[-1]
 
 
 class RunHeader(_Frozen):

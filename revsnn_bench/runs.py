@@ -37,9 +37,9 @@ from revsnn_bench.records import (
     Record,
     Run,
     RunHeader,
-    incomparable_fields,
     without_record,
 )
+from revsnn_bench.system.environment import incomparable_fields
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

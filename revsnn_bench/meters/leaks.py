@@ -124,8 +124,7 @@ def _carried(module: nn.Module) -> Iterator[Tensor]:
 def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
     """Tensors in a value and, to some depth, in the containers that it is made of."""
     if isinstance(value, Tensor):
-        if value.layout == torch.strided:
-            yield value
+        yield value
     elif depth and isinstance(value, dict):
         yield from _tensors(list(value.values()), depth - 1)
     elif depth and isinstance(value, list | tuple | set | frozenset):

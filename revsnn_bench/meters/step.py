@@ -104,8 +104,8 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy. What has none, such as a lock or an open file, is the model's own; a tensor that belongs to a graph,
-    such as the weight of `weight_norm`, comes without it.
+    """A deep copy. What cannot be copied, such as a lock or an open file, the copy shares with the model; a tensor that
+    belongs to a graph, such as the weight of `weight_norm`, is copied without it.
 
     Raises:
         NoOracle: there is none, and the model's own would be used up: an iterator.
@@ -152,9 +152,10 @@ def backward_gradients(output: Tensor, arriving: Tensor, tensors: Sequence[Tenso
 
 @contextmanager
 def in_place_of(step: TrainingStep, model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, what is given has the parts and attributes of a model: the step's own, which its loss may read.
+    """Inside, the step's own model is another one in all but its identity: a loss that reads it reads that one.
 
-    The model itself where there is no loss, where it is none of the step's class, or has a method bound to itself.
+    Gives the model to run. That is the other one itself where there is no loss, where the two are of different classes,
+    or where one has a method that is bound to it.
     """
     own = step.model
     bound = any(hasattr(value, "__self__") for each in (own, model) for value in vars(each).values())
@@ -205,7 +206,7 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
 
 
 def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The tensors whose storages a tensor's memory is: itself, of a sparse one its indices and values, else none."""
+    """The tensors that hold a tensor's memory: itself; of a sparse one, indices and values; of other layouts none."""
     if tensor.layout is torch.strided:
         return (tensor,) if torch._C._has_storage(tensor) else ()
     if tensor.layout is torch.sparse_coo:

@@ -64,12 +64,21 @@ class ModelError(ValueError):
 
 
 class OwnStep(WorkloadStep):
-    """The training step of a user's model; without a loss a fixed random gradient arrives at its output."""
+    """The training step of a user's model; without a loss a fixed random gradient arrives at its output.
+
+    Args:
+        name: what its errors call a model of one of torch's classes, which has no line that the user could mend.
+    """
 
     def __init__(
-        self, model: nn.Module, source: Tensor, loss: Loss | None = None, around: Context = nullcontext
+        self,
+        model: nn.Module,
+        source: Tensor,
+        loss: Loss | None = None,
+        around: Context = nullcontext,
+        name: str = "the model",
     ) -> None:
-        self.loss = loss
+        self.loss, self.name = loss, name
         super().__init__(model, source, around=around)
 
     def run(self, x: Tensor) -> Tensor:
@@ -111,7 +120,7 @@ def build_own(case: Case) -> OwnStep:
     """
     model, inputs, loss, around = own_parts(case)
     source = input_noise(case) if inputs is None else leaf(inputs.to(case.device))
-    return OwnStep(model, source, loss, around)
+    return OwnStep(model, source, loss, around, case.workload)
 
 
 def leaf(inputs: Tensor) -> Tensor:
@@ -327,7 +336,8 @@ def _scalar(loss: Loss, output: Tensor) -> Tensor:
 
 def _trial(step: OwnStep) -> torch.Size:
     """Runs a copy of the model once, and says what is wrong with it; returns the shape of the output."""
-    model, file = copy_to_try(step.model), _source_file(type(step.model))
+    model, of_torch = copy_to_try(step.model), type(step.model).__module__.startswith("torch.")
+    name, file = (step.name, "") if of_torch else (type(model).__name__, _source_file(type(model)))
     with _counted_calls(model, step.source):
         try:
             with step.around():
@@ -337,18 +347,18 @@ def _trial(step: OwnStep) -> torch.Size:
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
             raise ModelError(
-                f"{line}{type(model).__name__} asks for the numbers of a tensor ({error.func}), as `.item()`, `if` and "
+                f"{line}{name} asks for the numbers of a tensor ({error.func}), as `.item()`, `if` and "
                 "a mask of booleans do; a prediction has shapes alone. Measure it: revsnn-bench run."
             ) from error
         except Exception as error:
             shape = list(step.source.shape)
-            raise _raised(f"{type(model).__name__} on an input {shape}", error, file) from error
+            raise _raised(f"{name} on an input {shape}", error, file) from error
         finally:
             # A carried state may hold a checkpointed graph, and that the copy: a circle that no collector sees.
             reset(model)
     if step.loss is not None:
         return _scalar(step.loss, output).shape
-    where = _where(type(model).forward) if file else type(model).__name__
+    where = _where(type(model).forward) if file else name
     if not isinstance(output, Tensor):
         raise ModelError(
             f"{where}: forward must return one tensor; it returned a {type(output).__name__}. Where it returns another "

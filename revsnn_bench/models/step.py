@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import Case
 from revsnn_bench.meters.step import TrainingStep, copied
+from revsnn_bench.records import NoOracle
 
 INPUT_MEAN, INPUT_STD = 0.3, 1.0
 
@@ -67,8 +68,8 @@ class WorkloadStep(TrainingStep):
         """The membranes that the neurons carry to the next call, and what other layers of SpikingJelly carry."""
         carried: list[Any] = [neuron.v for neuron in neurons_of(self.model)]
         for layer in self.model.modules():
-            if _has_memory(layer) and not is_neuron(layer):
-                carried += vars(layer)["_memories"].values()
+            if not is_neuron(layer):
+                carried += vars(layer).get("_memories", {}).values()
         return [each for each in carried if isinstance(each, Tensor)]
 
 
@@ -86,11 +87,6 @@ class StepwiseStep(WorkloadStep):
         return loss
 
 
-def _has_memory(module: Any) -> bool:
-    """Whether a layer of SpikingJelly carries a state until `reset()`, as its neurons, synapses and recurrent ones."""
-    return isinstance(getattr(module, "_memories", None), dict) and callable(getattr(module, "reset", None))
-
-
 def copy_to_try(model: nn.Module) -> nn.Module:
     """A copy that may run before the model is measured, for what a first call makes is the model's first step's.
 
@@ -100,7 +96,7 @@ def copy_to_try(model: nn.Module) -> nn.Module:
         return model
     try:
         return copied(model)
-    except Exception:  # whatever a foreign module raises
+    except NoOracle:
         return model
 
 

@@ -26,7 +26,7 @@ from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import Scratch, attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import copied, unique_bytes
-from revsnn_bench.models.own import Context, Loss, ModelError, OwnStep, own_parts
+from revsnn_bench.models.own import ModelError, OwnStep, own_parts
 from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import UnknownOperation
@@ -107,20 +107,9 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
         shape = (case.timesteps, case.batch, *features)
         source = torch.empty(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
         if is_own(case.workload):
-            yield _own_step(case.workload, model, source, loss, around)
+            yield OwnStep(model, source, loss, around, case.workload)
         else:
             yield WorkloadStep(model, source, None if labels is None else torch.zeros(case.batch, dtype=labels.dtype))
-
-
-def _own_step(workload: str, model: nn.Module, source: Tensor, loss: Loss | None, around: Context) -> OwnStep:
-    """The step of a user's model; where that is a class of torch, what it raises has no line of the user's file."""
-    try:
-        return OwnStep(model, source, loss, around)
-    except ModelError as error:
-        _, told, reason = str(error).partition(f"{type(model).__name__} on an input")
-        if not told or not type(model).__module__.startswith("torch."):
-            raise
-        raise ModelError(f"{workload} on an input{reason}") from error
 
 
 def _make_ready(model: nn.Module, case: Case) -> None:

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
-from revsnn_bench.records import Record, Run, Status, incomparable_fields
+from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import markdown, units
 from revsnn_bench.report.points import logs_by_process, one_host, ratio_of
 from revsnn_bench.report.terminal import Grid
+from revsnn_bench.system.environment import incomparable_fields
 
 STATUS, EXTENT = "status", "measured"
 _SUFFIX = "_ratio_to_lif"

@@ -63,6 +63,35 @@ def fingerprint() -> Environment:
     )
 
 
+def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
+    """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
+
+    * `torch`: kernels and their temporaries change between versions and builds.
+    * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
+      memory on another architecture is another number.
+    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per thread,
+      none with one thread). Runs that are to be compared fix their thread count (`Runner(threads=...)`).
+    * `deterministic`: deterministic kernels use other temporaries.
+    * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
+      one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
+
+    Everything else may differ: CPU model, cores, memory, driver, Python, commit. The gate must say the same
+    on every machine of one kind, and a changed commit is what it is there to judge.
+
+    Returns:
+        (field, value in `a`, value in `b`), empty when the runs are comparable.
+    """
+    both_saw_a_gpu = a.gpu is not None and b.gpu is not None
+    fields = ("torch", "threads", "deterministic", *(("cuda", "gpu") if both_saw_a_gpu else ()))
+    found = [("platform", a.platform, b.platform)] if _system(a) != _system(b) else []
+    return found + [(name, old, new) for name in fields if (old := getattr(a, name)) != (new := getattr(b, name))]
+
+
+def _system(environment: Environment) -> tuple[str, str]:
+    words = environment.platform.split() or [""]
+    return words[0], words[-1]
+
+
 class Reading(NamedTuple):
     """Conditions at one moment: load average over one minute, and the GPU where there is one."""
 

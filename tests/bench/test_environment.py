@@ -13,10 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import revsnn_bench
-from revsnn_bench.records import Environment, Run, incomparable_fields
+from revsnn_bench.records import Environment, Run
 from revsnn_bench.runs import new_run_id
 from revsnn_bench.system import gpu
-from revsnn_bench.system.environment import conditions, fingerprint, read_conditions
+from revsnn_bench.system.environment import conditions, fingerprint, incomparable_fields, read_conditions
 
 ROOT = Path(__file__).parents[2]
 LINUX = "Linux 6.1.0 x86_64"
