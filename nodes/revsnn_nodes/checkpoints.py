@@ -75,7 +75,9 @@ class Turn:
     def begin(self, carried: Any, start: Tensor | None) -> None:
         """Notes what a first run starts from: `carried` is the node's state, `start` the same as it is used."""
         followed = [calls.left is not None and carried is calls.left() for calls in self.first]
-        left = getattr(carried, "_left_reentrant_checkpoint", False) and not any(followed)
+        # What is no tensor has no attributes where it is compiled with `dynamic=True`.
+        is_left = isinstance(carried, Tensor) and getattr(carried, "_left_reentrant_checkpoint", False)
+        left = is_left and not any(followed)
         entering = self.cut and isinstance(start, Tensor) and start.requires_grad and not any(followed)
         require(
             self.again is not None or not (entering or (left and (self.cut or torch.is_grad_enabled()))),

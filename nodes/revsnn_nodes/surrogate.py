@@ -97,7 +97,7 @@ class SurrogateFunction(nn.Module):
 
     def derivative(self, z: Tensor) -> Tensor:
         """The surrogate derivative phi(z), shape and dtype of z."""
-        return self.formulas.phi(z, self.alpha)
+        return self.formulas.phi(z, self._sharpness())
 
     def derivative_(self, z: Tensor) -> Tensor:
         """phi(z), outside of autograd and perhaps in the storage of z, whose values are lost."""
@@ -105,7 +105,15 @@ class SurrogateFunction(nn.Module):
 
     def primitive(self, z: Tensor) -> Tensor:
         """The smooth function whose derivative is phi(z)."""
-        return self.formulas.primitive(z, self.alpha)
+        return self.formulas.primitive(z, self._sharpness())
+
+    def _sharpness(self) -> float:
+        """Alpha, in compiled code a constant of it: a symbol cannot be read by two calls of an autograd Function."""
+        if not torch.compiler.is_compiling():
+            return self.alpha
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+        return float(guard_scalar(self.alpha))
 
     def extra_repr(self) -> str:
         """Parameters, as they were passed."""
@@ -134,7 +142,8 @@ class Sigmoid(SurrogateFunction):
 
     def derivative_(self, z: Tensor) -> Tensor:
         """See `SurrogateFunction.derivative_`; here always in the storage of z."""
-        s, alpha = z.mul_(self.alpha).sigmoid_(), z.new_tensor(self.alpha)
+        a = self._sharpness()
+        s, alpha = z.mul_(a).sigmoid_(), z.new_tensor(a)
         return torch.ops.aten.sigmoid_backward.grad_input(alpha, s, grad_input=s)  # type: ignore[no-any-return]
 
 

@@ -165,18 +165,20 @@ def test_fused_operators_stay_whole_in_compiled_graphs(name):
 
 @_TORCH_ITSELF
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_compiled_nodes_follow_their_parameters(backend):
-    """A tau, a threshold and, on the kernels, an alpha that is set after compilation counts from the next call on."""
+@pytest.mark.parametrize(("backend", "dynamic"), [("torch", None), ("torch", True), ("auto", None)])
+def test_compiled_nodes_follow_their_parameters(backend, dynamic):
+    """A tau, a threshold and an alpha that is set after compilation counts from the next call on."""
     x, node = Problem(steps=2, carried=False).x.requires_grad_(), make("lif", backend=backend)
-    compiled = torch.compile(node, backend="aot_eager", fullgraph=True)
-    for name, value in (("tau", 2.0), ("tau", 4.0), ("v_threshold", 0.5)):
-        setattr(node, name, value)
-        for node.surrogate_function.alpha in (1.0, 3.0) if backend == "auto" else (1.0,):
-            got = torch.autograd.grad(compiled(x).sum(), x)[0]
-            node.reset()
-            assert torch.equal(got, torch.autograd.grad(node(x).sum(), x)[0])
-            node.reset()
+    compiled = torch.compile(node, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for node.tau, node.v_threshold, node.surrogate_function.alpha in (
+        (2.0, 1.0, 1.0),
+        (4.0, 0.5, 1.0),
+        (4.0, 0.5, 3.0),
+    ):
+        got = torch.autograd.grad(compiled(x).sum(), x)[0]
+        node.reset()
+        assert torch.equal(got, torch.autograd.grad(node(x).sum(), x)[0])
+        node.reset()
 
 
 @_TORCH_ITSELF
