@@ -444,7 +444,7 @@ def test_a_full_disk_is_named_with_what_was_saved(measured, tmp_path, beyond_hea
     header = json.loads((measured[0] / "deep" / "down" / "first.json").read_text())["header"]
     limit = len(json.dumps(header)) + beyond_header
     code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({limit}, {limit}))"
-    code += "; from revsnn_bench.cli import main; main()"
+    code += f"; import runpy; runpy.run_path({warm_servers.__file__!r}, run_name='__main__')"
     arguments = ("run", *SMALL, "--passes=memory", "--run-id=full", "--format=html,md")
     code, out, err = command(tmp_path, *arguments, how=("-c", code))
     assert code == ExitCode.NO_FILE, out + err

@@ -76,3 +76,15 @@ def test_compiled_spikingjelly_keeps_one_tensor_and_its_memory_is_believed():
     assert memory.untracked_bytes.held < 1 << 20
     assert sum(memory.retained_by_module_bytes.values()) == memory.retained_bytes
     assert min(memory.retained_by_module_bytes.values()) >= 0
+
+
+def test_compilation_is_timed_however_warm_the_caches_are():
+    """Kernels that this process has compiled, and that are on disk, are compiled again; eager code compiles nothing."""
+    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
+    fused_case, eager_case = (
+        Case(node="lif", timesteps=2, batch=1, shape=(8,), node_options={"backend": backend})
+        for backend in ("fused", "torch")
+    )
+    measure(fused_case, Settings(passes=("time",), min_rounds=1, max_rounds=1))
+    fused = measure(fused_case, Settings(passes=("compile",))).compile_time_s
+    assert fused > 3 * measure_compile_time(eager_case, BUILD)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from typing import Any
@@ -230,3 +231,32 @@ def test_memray_agrees_within_half_a_percent(tmp_path: Any) -> None:
     pytest.importorskip("memray")
     found = _measure_in_a_process(str(tmp_path / "step.bin"))
     assert found["memray"] == pytest.approx(found["peak"], rel=0.005)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("mib", "keep_all"), [(3, False), (3, True), (40, True)])
+def test_steady_state_malloc_ends_the_page_faults_of_fresh_mappings(mib, keep_all):
+    """Memory that a step frees is handed to the next one with its pages."""
+    script = f"""
+import ctypes, resource
+from revsnn_bench.meters.timing import set_steady_state_malloc
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        block = libc.malloc({mib} << 20)
+        ctypes.memset(block, 1, {mib} << 20)
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fresh = faults()
+assert set_steady_state_malloc({keep_all})
+faults()
+print(fresh, faults())
+"""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    command = [sys.executable, "-c", script]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    fresh, kept = map(int, out.split())
+    assert fresh >= 20
+    assert kept < fresh / 4

@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -15,13 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.meters.timing import (
     Round,
     Sample,
     is_contended,
-    measure_compile_time,
     measure_time,
     select_rounds,
 )
@@ -224,43 +221,3 @@ def test_sleeping_is_not_contention():
     start = time.perf_counter()
     time.sleep(0.1)
     assert delay.elapsed_s() < 0.5 * (time.perf_counter() - start)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-@pytest.mark.parametrize(("mib", "keep_all"), [(3, False), (3, True), (40, True)])
-def test_steady_state_malloc_ends_the_page_faults_of_fresh_mappings(mib, keep_all):
-    script = f"""
-import ctypes, resource
-from revsnn_bench.meters.timing import set_steady_state_malloc
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        block = libc.malloc({mib} << 20)
-        ctypes.memset(block, 1, {mib} << 20)
-        libc.free(block)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-fresh = faults()
-assert set_steady_state_malloc({keep_all})
-faults()
-print(fresh, faults())
-"""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    command = [sys.executable, "-c", script]
-    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    fresh, kept = map(int, out.split())
-    assert fresh >= 20
-    assert kept < fresh / 4
-
-
-def test_compilation_is_timed_however_warm_the_caches_are():
-    """Kernels that this process has compiled, and that are on disk, are compiled again; eager code compiles nothing."""
-    pytest.importorskip("numba", reason="the fused CPU kernels need numba")
-    fused_case, eager_case = (
-        Case(node="lif", timesteps=2, batch=1, shape=(8,), node_options={"backend": backend})
-        for backend in ("fused", "torch")
-    )
-    measure(fused_case, Settings(passes=("time",), min_rounds=1, max_rounds=1))
-    fused = measure(fused_case, Settings(passes=("compile",))).compile_time_s
-    assert fused > 3 * measure_compile_time(eager_case, "revsnn_bench.models.workloads:build")
