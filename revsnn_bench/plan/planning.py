@@ -93,7 +93,6 @@ class Plan:
         plain_bytes, plain_s: of the step without a plan, by the profile.
         measured: the step under the plan in a fresh process; None where it was too large to run.
         smaller: the plan at the largest batch that fits the machine, where the step was too large to run.
-        repairs: how often the budget of the solver was lowered.
         frontier: (peak, seconds) of each distinct plan, by falling peak.
     """
 
@@ -107,7 +106,6 @@ class Plan:
     measured: Measured | None
     without: Measured | None = None
     smaller: Smaller | None = None
-    repairs: int = 0
     frontier: tuple[tuple[int, float], ...] = ()
 
     @property
@@ -242,7 +240,6 @@ def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Mea
         plain_s=profile.plain_s,
         measured=found,
         without=None if measure is None else measure({}),
-        repairs=repairs,
         frontier=tuple((profile.peak_bytes(each), profile.step_s(each)) for each in frontier(profile)),
     )
 
@@ -292,7 +289,7 @@ def _verified(profile: Profile, budget_bytes: int, refine: Refine, verify: Calla
     while True:
         found = solve_plan(profile, target, refine, None)
         within_target = found.fits
-        found = replace(found, budget_bytes=budget_bytes, smaller=verify(found.options), repairs=repairs)
+        found = replace(found, budget_bytes=budget_bytes, smaller=verify(found.options))
         found = replace(found, fits=found.expected_bytes <= budget_bytes)
         if found.fits or not within_target or found.smaller is None or repairs == MOST_REPAIRS:
             return found

@@ -9,12 +9,16 @@ One binary variable z for each block and pair of options; a path through them ch
                 the option that a pair ends with is the one that the next pair starts with
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from revsnn_bench.plan.profile import Choice, Profile, Record
+
+Variable = tuple[int, str, str]
+"""A block by its number, the option of the one before it, "" for the first, and its own."""
 
 FRONTIER_STEPS = 8
 """Budgets for which plans are recorded to draw the frontier."""
@@ -78,7 +82,6 @@ def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
     """With a budget the least time, without one the least peak, which is then one more variable."""
     # Not above: workers import this module, none of them solves, and this takes 0.8 s to load.
     from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import lil_array
 
     variables = [
         (i, before, option)
@@ -86,24 +89,9 @@ def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
         for before, option in product(profile.options[i - 1] if i else ("",), options)
     ]
     count = len(variables)
-    index = {variable: number for number, variable in enumerate(variables)}
     scale = 1000 / profile.plain_bytes  # the solver takes 1e-6 for nothing
-    segments = len(profile.blocks)
-    memory = lil_array((2 * segments, count + 1))  # backward of every segment, then forward
-    for (j, before, option), number in index.items():
-        cost = profile.costs[j][before, option]
-        memory[:j, [number]] = cost.left_bytes * scale
-        memory[j, number], memory[segments + j, number] = cost.peak_bytes * scale, cost.forward_bytes * scale
-        memory[j + 1 : segments, [number]] = memory[segments + j + 1 :, [number]] = cost.kept_bytes * scale
-    memory[:, [count]] = -1.0
-    borders = dict.fromkeys((i, before) for i, before, _ in variables)
-    rows = {border: row for row, border in enumerate(borders)}
-    path = lil_array((len(rows), count + 1))  # of every border: what ends there, less what starts there
-    for (i, before, option), number in index.items():
-        path[rows[i, before], number] = -1.0
-        if (i + 1, option) in rows:
-            path[rows[i + 1, option], number] = 1.0
-    equal = np.zeros(len(rows))
+    memory, path = _memory(profile, variables, scale), _path(variables)
+    equal = np.zeros(path.shape[0])
     equal[0] = -1.0  # before the first segment one starts
     seconds = np.array([profile.seconds[i][option] for i, _, option in variables])
     top = np.inf if budget_bytes is None else budget_bytes * scale
@@ -112,9 +100,37 @@ def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
         objective,
         integrality=np.append(np.ones(count), 0),
         bounds=Bounds(np.zeros(count + 1), np.append(np.ones(count), top)),
-        constraints=[LinearConstraint(memory.tocsr(), -np.inf, 0.0), LinearConstraint(path.tocsr(), equal, equal)],
+        constraints=[LinearConstraint(memory, -np.inf, 0.0), LinearConstraint(path, equal, equal)],
     )
     if found.x is None:
         return None
-    chosen = {i: option for (i, _, option), number in index.items() if found.x[number] > 0.5}
+    chosen = {i: option for number, (i, _, option) in enumerate(variables) if found.x[number] > 0.5}
     return tuple(chosen[i] for i in range(len(profile.blocks)))
+
+
+def _memory(profile: Profile, variables: Sequence[Variable], scale: float) -> Any:
+    """Rows of what a step holds less the peak, the last column: in backward of every segment, then in forward."""
+    from scipy.sparse import lil_array
+
+    segments = len(profile.blocks)
+    rows = lil_array((2 * segments, len(variables) + 1))
+    for number, (j, before, option) in enumerate(variables):
+        cost = profile.costs[j][before, option]
+        rows[:j, [number]] = cost.left_bytes * scale
+        rows[j, number], rows[segments + j, number] = cost.peak_bytes * scale, cost.forward_bytes * scale
+        rows[j + 1 : segments, [number]] = rows[segments + j + 1 :, [number]] = cost.kept_bytes * scale
+    rows[:, [len(variables)]] = -1.0
+    return rows.tocsr()
+
+
+def _path(variables: Sequence[Variable]) -> Any:
+    """A row for every border between segments and option that ends there: what ends with it, less what starts."""
+    from scipy.sparse import lil_array
+
+    borders = {border: row for row, border in enumerate(dict.fromkeys((i, before) for i, before, _ in variables))}
+    rows = lil_array((len(borders), len(variables) + 1))
+    for number, (i, before, option) in enumerate(variables):
+        rows[borders[i, before], number] = -1.0
+        if (i + 1, option) in borders:
+            rows[borders[i + 1, option], number] = 1.0
+    return rows.tocsr()

@@ -172,7 +172,7 @@ def test_a_plan_that_is_measured_too_large_is_solved_again():
         return Measured(peak + 300, 0.0, MemoryTimeline(events=0, forward_events=0, live_bytes={}))
 
     plan = solve_plan(profile, budget, partial(refined, record=profile.costs_of), measure)
-    assert plan.repairs >= 1
+    assert 2 <= sum(map(bool, tried)) <= 6
     assert plan.fits
     assert plan.measured.peak_bytes <= budget
 
@@ -290,9 +290,10 @@ def test_a_smaller_step_that_takes_more_than_predicted_counts(monkeypatch, share
     """Its ratio is that of the whole: within 1.4 times the peak without a plan another plan is found, within 1.1 times
     nothing fits.
     """
-    true = measure_case
+    true, tried = measure_case, []
 
     def half_more(case, options):
+        tried.append(options)
         found = true(case, options)
         return replace(found, peak_bytes=int(1.5 * predicted_peak(case, options)))
 
@@ -303,7 +304,7 @@ def test_a_smaller_step_that_takes_more_than_predicted_counts(monkeypatch, share
     assert plan.fits is fits
     assert plan.expected_bytes == pytest.approx(1.5 * plan.predicted_bytes, rel=1e-3)
     assert (plan.expected_bytes <= budget) is fits
-    assert plan.repairs == 1
+    assert len(tried) == 2
     told = f"took 1.50 times what was predicted, so {plan.expected_bytes / 2**20:,.1f} MiB are expected."
     assert told in plan.summary()[-1]
     saved = json.loads(plan.to_json())
