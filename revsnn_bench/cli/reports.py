@@ -65,21 +65,27 @@ def report(
         with refusing(ValueError):
             written += write_reports(run, reports, listed(format), claims_section(run))
     if gallery:
-        from revsnn_bench.report.html.gallery import render_gallery
-
-        known, unread = saved_runs(results)
-        baselines, damaged = saved_runs(results / "baselines")
-        unread += damaged
-        for sentence in unread:
-            typer.secho(f"Warning: left out: {sentence}", err=True, fg=typer.colors.YELLOW)
-        reports.mkdir(parents=True, exist_ok=True)
-        written.append(reports / "index.html")
-        written[-1].write_text(render_gallery(known, unread, baselines), encoding="utf-8")
+        written.append(_write_gallery(results, reports))
     for path in written:
         typer.echo(path)
     if open_page and written:
         pages = [path for path in written if path.suffix == ".html"] or written
         webbrowser.open(pages[0].resolve().as_uri())
+
+
+def _write_gallery(results: Path, reports: Path) -> Path:
+    """Writes the page over all saved runs and baselines; warns of each file that is none."""
+    from revsnn_bench.report.html.gallery import render_gallery
+
+    known, unread = saved_runs(results)
+    baselines, damaged = saved_runs(results / "baselines")
+    unread += damaged
+    for sentence in unread:
+        typer.secho(f"Warning: left out: {sentence}", err=True, fg=typer.colors.YELLOW)
+    reports.mkdir(parents=True, exist_ok=True)
+    page = reports / "index.html"
+    page.write_text(render_gallery(known, unread, baselines), encoding="utf-8")
+    return page
 
 
 def compare(

@@ -74,21 +74,26 @@ def train(
             "shape": (3, 32, 32) if data != "digits" else parse_shape(shape), "seed": seed, "epochs": epochs,
             "learning_rate": learning_rate, "encoding": encoding, "node_options": options,
         })  # fmt: skip
-        from revsnn_bench.models.data import CIFAR10, CIFAR100, read_cifar
-        from revsnn_bench.models.training import Recipe, Trainer
-
-        split = None if data == "digits" else read_cifar(data_dir, CIFAR10 if data == "cifar10" else CIFAR100)
-        try:
-            trainer = Trainer(case, Recipe(epochs, batch, learning_rate), split, data)
-        except TypeError as error:
-            if not options:
-                raise
-            raise ValueError(f"--option: the node {node!r} refuses its arguments: {error}.") from None
+        trainer = _trainer(case, data, data_dir)
         if checkpoint is not None and checkpoint.is_file():
             _go_on(trainer, checkpoint)
     require_writable(results, *(() if checkpoint is None else (checkpoint.parent,)))  # before hours of training
     _train(trainer, checkpoint)
     typer.echo(_save(case, trainer, run_id, results))
+
+
+def _trainer(case: Case, data: str, data_dir: Path) -> "Trainer":
+    """The training of a case on a data set; a ValueError where its node refuses the options."""
+    from revsnn_bench.models.data import CIFAR10, CIFAR100, read_cifar
+    from revsnn_bench.models.training import Recipe, Trainer
+
+    split = None if data == "digits" else read_cifar(data_dir, CIFAR10 if data == "cifar10" else CIFAR100)
+    try:
+        return Trainer(case, Recipe(case.epochs, case.batch, case.learning_rate), split, data)
+    except TypeError as error:
+        if not case.node_options:
+            raise
+        raise ValueError(f"--option: the node {case.node!r} refuses its arguments: {error}.") from None
 
 
 def _train(trainer: "Trainer", checkpoint: Path | None) -> None:
