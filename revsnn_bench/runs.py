@@ -39,14 +39,13 @@ from revsnn_bench.records import (
     RunHeader,
     without_record,
 )
-from revsnn_bench.system.environment import incomparable_fields
+from revsnn_bench.system.environment import place_differences
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_CODE_FIELDS = ("package", "commit", "dirty")
 _READ_VERSIONS = (1, SCHEMA_VERSION)
-_DEEPEST = 40
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_DEEPEST = 40  # levels of lists and objects in a file, at most
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # where a file system has none
 _HAS_JOURNAL = (
     "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
     "name."
@@ -513,17 +512,6 @@ def condition_differences(written: RunHeader, now: RunHeader) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def place_differences(old: Environment, new: Environment) -> list[tuple[str, Any, Any]]:
-    """Fields, with both values, in which two places and the code there differ, so that one run cannot have both."""
-    return [*incomparable_fields(old, new), *code_differences(old, new)]
-
-
-def code_differences(old: Environment, new: Environment) -> list[tuple[str, Any, Any]]:
-    """Fields of the code that ran, with both values, that differ."""
-    values = [(name, getattr(old, name), getattr(new, name)) for name in _CODE_FIELDS]
-    return [each for each in values if each[1] != each[2]]
 
 
 def write_run(run: Run, target: Path) -> None:

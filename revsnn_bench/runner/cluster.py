@@ -34,8 +34,7 @@ from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.records import Environment, Record, Status, utc_now
 from revsnn_bench.runner import Runner, measure_in_processes
-from revsnn_bench.runs import code_differences, place_differences
-from revsnn_bench.system.environment import fingerprint
+from revsnn_bench.system.environment import code_differences, fingerprint, place_differences
 from revsnn_bench.system.gpu import processes_on_gpu
 
 RESOURCE = "revsnn_host"

@@ -4,7 +4,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -84,7 +84,21 @@ def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, 
     both_saw_a_gpu = a.gpu is not None and b.gpu is not None
     fields = ("torch", "threads", "deterministic", *(("cuda", "gpu") if both_saw_a_gpu else ()))
     found = [("platform", a.platform, b.platform)] if _system(a) != _system(b) else []
-    return found + [(name, old, new) for name in fields if (old := getattr(a, name)) != (new := getattr(b, name))]
+    return found + _differing(fields, a, b)
+
+
+def code_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
+    """The fields of the code that ran which differ, as `incomparable_fields` returns them."""
+    return _differing(("package", "commit", "dirty"), a, b)
+
+
+def place_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
+    """Fields of place and code that differ, so that one run cannot have both."""
+    return [*incomparable_fields(a, b), *code_differences(a, b)]
+
+
+def _differing(fields: Sequence[str], a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
+    return [(name, old, new) for name in fields if (old := getattr(a, name)) != (new := getattr(b, name))]
 
 
 def _system(environment: Environment) -> tuple[str, str]:
