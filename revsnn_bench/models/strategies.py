@@ -82,29 +82,25 @@ class BitPackBlock(CheckpointBlock):
     Whether they are is looked at in every forward pass; inputs that are not, such as images, are kept as they are.
 
     Keeps for backward: N T / 8 bytes per binary input.
-    Attributes:
-        packed_inputs: how many tensors the last forward packed.
     """
-
-    packed_inputs = 0
 
     def forward(self, x_seq: Tensor, skip: Tensor | None = None) -> Tensor:
         """See `ConvBlock`."""
-        self.packed_inputs = 0
         # The checkpoint saves its inputs under these hooks, and everything inside of it under its own.
-        with saved_tensors_hooks(self._pack, self._unpack):
+        with saved_tensors_hooks(_bits_if_binary, _from_bits):
             return super().forward(x_seq, skip)
 
-    def _pack(self, x: Tensor) -> Tensor | Packed:
-        packed = pack_bits(x) if x.numel() else None
-        self.packed_inputs += packed is not None
-        return x if packed is None else packed
 
-    def _unpack(self, kept: Tensor | Packed) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        with record_function("recompute"):
-            return unpack_bits(kept)
+def _bits_if_binary(x: Tensor) -> Tensor | Packed:
+    packed = pack_bits(x) if x.numel() else None
+    return x if packed is None else packed
+
+
+def _from_bits(kept: Tensor | Packed) -> Tensor:
+    if isinstance(kept, Tensor):
+        return kept
+    with record_function("recompute"):
+        return unpack_bits(kept)
 
 
 class NormCarrierBlock(ConvBlock):
