@@ -172,7 +172,7 @@ class CaseField:
         return f"{self.meaning.removesuffix('.')}{self.values and ', '}{self.values}."
 
     @property
-    def is_number(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether its values are whole numbers."""
         return not self.of_node and Case.model_fields[self.name].annotation is int
 

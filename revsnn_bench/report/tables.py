@@ -115,7 +115,7 @@ def frame(run: Run, *, long: bool = False) -> "pd.DataFrame":
 
     columns = LONG_COLUMNS if long else WIDE_COLUMNS
     table = pd.DataFrame(long_rows(run) if long else wide_rows(run), columns=list(columns), dtype=object)
-    whole = {row.name for row in CASE_FIELDS if row.is_number}
+    whole = {row.name for row in CASE_FIELDS if row.is_whole}
     whole |= {metric.name for metric in METRICS if metric.unit in ("B", "FLOP")}
     numbers = {name for name in columns if name in BY_NAME or "ratio_" in name} | {"value", "tolerance"}
     types = {name: "Int64" if name in whole else "float64" for name in columns if name in whole | numbers}

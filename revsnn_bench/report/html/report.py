@@ -352,7 +352,7 @@ def _field(row: CaseField) -> Column[Record]:
         value = record.case.value(row)
         return Cell(f"{value:g}", value) if isinstance(value, float) else value
 
-    return Column(row.title, show, row.meaning, is_number=row.is_number, is_filter=True)
+    return Column(row.title, show, row.meaning, is_number=row.is_whole, is_filter=True)
 
 
 def _where(varying: Sequence[CaseField], record: Record) -> str:
