@@ -14,9 +14,10 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.allocator import record_timeline
-from revsnn_bench.meters.memory import measure_memory, peak_bytes, retained_bytes
+from revsnn_bench.meters.memory import measure_memory, measure_saved, peak_bytes, retained_bytes
 from revsnn_bench.meters.selftest import SelfTestStep, run_selftest
 from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.records import SavedBytes
 
 ROWS, FEATURES = 6, 50
 SIZE = 4 * ROWS * FEATURES
@@ -41,6 +42,23 @@ class _HiddenTensor(torch.autograd.Function):
 class _Hides(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _HiddenTensor.apply(x)
+
+
+class _UnbindsTime(nn.Module):
+    """Saves one view of the input per row, and views of one output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([row.square() for row in x.unbind(0)]).sigmoid()
+
+
+class _SavesAConstantOfTheSource(nn.Module):
+    def __init__(self, source: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(ROWS, FEATURES))
+        self.source = source
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale * self.source.detach()
 
 
 class _HalfAsView(nn.Module):
@@ -104,6 +122,56 @@ def test_tensors_retained_and_peak(model: nn.Module, retained: int, peak: int | 
     assert retained_bytes(step) == (retained * SIZE, 0, SIZE)
     if peak is not None:
         assert peak_bytes(step) == peak * SIZE
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "input_", "output"),
+    [
+        (nn.Sequential(nn.Sigmoid(), nn.Tanh()), 1, 0, 1),
+        (nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.ReLU()), 0, 1, 1),
+        (nn.Sequential(nn.SiLU(), nn.SiLU()), 1, 1, 0),
+        (_UnbindsTime(), 0, 1, 1),
+        (nn.Identity(), 0, 0, 0),
+    ],
+    ids=["own-and-output", "weights-not-counted", "input", "views-once", "nothing"],
+)
+def test_what_autograd_packs_is_split_by_owner(model: nn.Module, own: int, input_: int, output: int) -> None:
+    """Each storage is counted once, whole, and by whose it is; parameters are not counted."""
+    assert measure_saved(_step(model)) == SavedBytes(own=own * SIZE, input=input_ * SIZE, output=output * SIZE)
+
+
+def test_packed_buffers_and_source_are_not_counted() -> None:
+    """Tensors that are alive before the step cost it nothing, though they are packed."""
+    step = _step(nn.Identity())
+    step.model = _SavesAConstantOfTheSource(step.source)
+    assert measure_saved(step) == SavedBytes(own=0, input=0, output=0)
+
+
+def test_dead_storages_do_not_hide_live_ones() -> None:
+    """Storages that die early keep their identity: a later one at the same address is counted too."""
+
+    class DiesEarly(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(4):
+                x.exp()  # a graph that nobody keeps
+            return x.sigmoid()
+
+    assert measure_saved(_step(DiesEarly())) == SavedBytes(own=4 * SIZE, input=0, output=SIZE)
+
+
+def test_hidden_tensors_are_seen_by_the_allocator_only() -> None:
+    """A tensor kept as an attribute of the context escapes the hooks, not the retained bytes."""
+    step = _step(_Hides())
+    assert measure_saved(step) == SavedBytes(own=0, input=0, output=0)
+    assert retained_bytes(step)[0] == SIZE
+
+
+def test_step_is_left_prepared_by_the_count_of_what_is_packed() -> None:
+    """No hook and no gradient stays behind."""
+    step = _step(nn.Sigmoid())
+    measure_saved(step)
+    assert not step.model._forward_pre_hooks
+    assert step.source.grad is None
 
 
 def test_linear_and_convolution_retain_their_input() -> None:
