@@ -278,7 +278,7 @@ class SpikingNode(nn.Module, Generic[P]):
         v, dtype = self.v, state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
             return None if v == self.neuron.rest else torch.full_like(x_seq[0], v, dtype=dtype, requires_grad=False)
-        if v.dtype == x_seq.dtype:  # a state in half precision, given or saved by an earlier version
+        if v.dtype == x_seq.dtype:  # a state that was given in half precision
             v = v.to(dtype)
         have, need = (tuple(v.shape), v.dtype, v.device), (tuple(x_seq.shape[1:]), dtype, x_seq.device)
         require(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Calls:
     """One node's calls in one region."""
 
     starts: list[Any] = field(default_factory=list)  # the state of each; self where it goes on from the one before
-    left: "ReferenceType[Tensor] | None" = None  # what the first run's last call left, while somebody else holds it
+    left: ref[Tensor] | None = None  # what the first run's last call left, while somebody else holds it
     last: Any = None  # the state that the last call of a second run left
     task: int | None = None  # the backward pass of the present second run
     done: int = 0  # how many calls that has made

@@ -207,12 +207,12 @@ TWINS: dict[type[MemoryNode], type[their_neuron.BaseNode]] = {
 }
 """Classes that have the function of one of SpikingJelly's, and that one."""
 
-SURROGATES: dict[type[nn.Module], type[surrogate.SurrogateFunction]] = {
-    getattr(their_surrogate, name): ours
+SURROGATES: dict[type, type[nn.Module]] = {
+    ours: getattr(their_surrogate, name)
     for name, ours in surrogate.TWINS.items()
     if isinstance(ours, type) and hasattr(their_surrogate, name)
 }
-"""SpikingJelly's surrogates that are this package's exactly, by exact type."""
+"""SpikingJelly's surrogates that are this package's exactly, by those of this package."""
 
 
 def swap_neurons(model: nn.Module, to: str = "lif", **options: Any) -> Swapped:
@@ -348,9 +348,8 @@ def their_function(function: Any) -> nn.Module:
     """
     if isinstance(function, surrogate.ForeignSurrogate) and isinstance(function.function, nn.Module):
         return function.function
-    theirs: dict[type, Callable[..., nn.Module]] = {ours: kind for kind, ours in SURROGATES.items()}
     require(
-        type(function) in theirs, "surrogate_function", "have a twin in SpikingJelly", function,
+        type(function) in SURROGATES, "surrogate_function", "have a twin in SpikingJelly", function,
         "The neuron that goes back fires by it.", f"Use one of {', '.join(kind.__name__ for kind in SURROGATES)}.",
     )  # fmt: skip
-    return theirs[type(function)](alpha=function.alpha)
+    return SURROGATES[type(function)](alpha=function.alpha)

@@ -245,7 +245,7 @@ def test_an_exchange_that_fails_changes_nothing(monkeypatch):
     assert list(net) == before
 
 
-@pytest.mark.parametrize("theirs", SURROGATES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("theirs", SURROGATES.values(), ids=lambda kind: kind.__name__)
 def test_surrogates_have_twins(theirs):
     """Values and slopes of each pair are equal, at its own alpha."""
     function = theirs()
