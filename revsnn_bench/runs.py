@@ -29,16 +29,7 @@ from pydantic import BaseModel, ValidationError
 
 from revsnn_bench.case import LARGEST
 from revsnn_bench.metrics import METRICS
-from revsnn_bench.records import (
-    SCHEMA_VERSION,
-    Environment,
-    Host,
-    Plan,
-    Record,
-    Run,
-    RunHeader,
-    without_record,
-)
+from revsnn_bench.records import SCHEMA_VERSION, Environment, Host, Plan, Record, Run, RunHeader, without_record
 from revsnn_bench.system.environment import place_differences
 
 _Model = TypeVar("_Model", bound=BaseModel)

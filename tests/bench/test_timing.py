@@ -15,13 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.step import TrainingStep
-from revsnn_bench.meters.timing import (
-    Round,
-    Sample,
-    is_contended,
-    measure_time,
-    select_rounds,
-)
+from revsnn_bench.meters.timing import Round, Sample, is_contended, measure_time, select_rounds
 from revsnn_bench.system import process
 from revsnn_bench.system.process import OtherWork, RunDelay
 
