@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from nodes_cases import Problem, assert_ends_close, differentiate, make, relative_error, run_node
-from nodes_memory import bytes_after_forward
 from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
 from revsnn_nodes import decode_spikes, surrogate
@@ -43,7 +42,7 @@ def test_conversion_is_torchs():
         assert torch.equal(converted.nan_to_num(0.5), expected.nan_to_num(0.5))
 
 
-@pytest.mark.parametrize("steps", [4, 64, 1024])
+@pytest.mark.parametrize("steps", [4, 256])
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_right_at_every_length(name, neuron, steps):
@@ -77,27 +76,6 @@ def test_every_surrogate_has_the_references_gradient(kind):
     got, expected = (differentiate(run_node(node), problem) for node in nodes)
     assert torch.equal(got.y, expected.y)
     assert_ends_close(got, expected, 4 * RTOL[torch.bfloat16] if kind == "Rect" else 4 * 2.0**-8)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_sequences_may_be_cut_anywhere(name):
-    """Two calls, and single steps, give the bits of one call: states are float32 in a call and between calls."""
-    problem = _problem(steps=7, carried=False)
-    whole = make(name, backend="fused")
-    y = whole(problem.x)
-    for parts in (problem.x.split(3), problem.x.split(1)):
-        node = make(name, backend="fused")
-        assert torch.equal(torch.cat([node(part) for part in parts]), y)
-        assert torch.equal(node.v, whole.v)
-    assert (y.dtype, whole.v.dtype) == (torch.bfloat16, torch.float32)
-
-
-@pytest.mark.parametrize("carried", [False, True])
-@pytest.mark.parametrize(("name", "kept"), [("lif", 8), ("lif-carrier", 0)])
-def test_kept_bytes(name, kept, carried):
-    """The charges in bfloat16, or nothing; a carried start, float32, in the carrier's case."""
-    got = bytes_after_forward(make(name, backend="fused"), (8, 4, 1024), torch.bfloat16, carried)
-    assert got == (kept * 2 + (carried and name == "lif-carrier") * 4) * 4096
 
 
 @pytest.mark.parametrize("through", ["y", "v", "yv"])

@@ -16,7 +16,6 @@ from nodes_cases import (
     run_node,
     run_oracle,
 )
-from nodes_memory import bytes_after_forward
 from nodes_replay import gradient_errors
 from nodes_tolerances import RTOL
 from revsnn_nodes import DriftError, DriftWarning, predicted_gradient_error, surrogate
@@ -107,19 +106,6 @@ def test_spikes_are_the_references_in_bfloat16(neuron, gate):
     assert (fired != wanted).double().mean() < 0.02
     assert 0.01 < fired.double().mean() < 0.9
     assert relative_error(got[fired == wanted], expected[fired == wanted]) < ROUNDING
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_coupled_sequences_may_be_cut_anywhere(name):
-    """Two calls, and single steps, give the bits of one call: membranes are float32 in a call and between calls."""
-    x = _problem(steps=7, carried=False).x
-    whole = make(name, backend="fused")
-    y = whole(x)
-    for parts in (x.split(3), x.split(1)):
-        node = make(name, backend="fused")
-        assert torch.equal(torch.cat([node(part) for part in parts]), y)
-        assert torch.equal(node.v, whole.v)
-    assert (y.dtype, whole.v.dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize("gate", ["output", "spike"])
@@ -223,32 +209,6 @@ def test_sizes_that_nothing_divides_on_several_threads_in_bfloat16(name, options
     for y, grad in results[1:]:
         assert torch.equal(y, results[0][0])
         assert torch.equal(grad, results[0][1])
-
-
-@pytest.mark.parametrize("carried", [False, True])
-@pytest.mark.parametrize(("name", "every", "kept"), [
-    ("revlif", None, 1), ("revlif-anchored", None, 0), ("revlif-anchored", 1, 24), ("revlif-anchored", 4, 6),
-])  # fmt: skip
-def test_kept_bytes_of_coupled_nodes(name, every, kept, carried):
-    """The last membrane, or the anchors, and a carried start where membranes are regenerated: all in float32."""
-    options = {"anchor_every": every} if every else {}
-    got = bytes_after_forward(make(name, backend="fused", **options), (25, 4, 1024), torch.bfloat16, carried)
-    assert got == (kept + (carried and name == "revlif-anchored")) * 4 * 4096
-
-
-@pytest.mark.parametrize("name", ["coupled_forward", "inverse_backward", "anchored_backward"])
-def test_operators_are_what_their_schemas_say_in_bfloat16(name):
-    """torch's own check: nothing is written in place or aliased, and the fake has the result's shapes and strides."""
-    x, v, anchors = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((4, 2, 6), (2, 6), (1, 2, 6)))
-    p = numbers(make("revlif").neuron, 4.0, 4.0)
-    arguments = {
-        "coupled_forward": (x, v, p, True, False, True, 2, -1, 3),
-        "inverse_backward": (x, v, x, None, p, 0, False, False, 2, -1, True),
-        "anchored_backward": (x, v, anchors, x, v, p, 0, True, False, False, True, 2, -1, 3, True),
-    }
-    torch.library.opcheck(
-        getattr(torch.ops.revsnn, name).default, arguments[name], test_utils=("test_schema", "test_faketensor")
-    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,21 +29,23 @@ def test_kept_bytes(name, steps, dtype):
     assert bytes_after_forward(node, (steps, *STATE), dtype) == FORMS[name](steps) * N * width
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("every", [1, 3, 4, 25, 60])
-def test_anchors_are_all_that_segments_add(every):
-    """b N (ceil(T/k) - 1)."""
+def test_anchors_are_all_that_segments_add(every, dtype):
+    """m N (ceil(T/k) - 1), with membranes in float32 for bfloat16 too."""
     node = make("revlif-anchored", backend="fused", anchor_every=every)
-    kept = bytes_after_forward(node, (25, *STATE), torch.float32)
+    kept = bytes_after_forward(node, (25, *STATE), dtype)
     assert kept == (math.ceil(25 / every) - 1) * N * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", FORMS)
-def test_carried_start_is_kept_where_it_is_needed(name):
-    """One state more for the nodes that regenerate forward; none for the others."""
+def test_carried_start_is_kept_where_it_is_needed(name, dtype):
+    """One float32 state more for the nodes that regenerate forward; none for the others."""
     node = make(name, backend="fused")
-    kept = bytes_after_forward(node, (8, *STATE), torch.float32, carried=True)
+    kept = bytes_after_forward(node, (8, *STATE), dtype, carried=True)
     more = name in ("lif-carrier", "revlif-anchored")
-    assert kept == (FORMS[name](8) + more) * N * 4
+    assert kept == FORMS[name](8) * N * (dtype.itemsize if name == "lif" else 4) + more * N * 4
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -1,6 +1,5 @@
 """The four coupled nodes against the float64 loop, and the drift guard against the measured error."""
 
-import functools
 import itertools
 import warnings
 
@@ -153,10 +152,10 @@ def test_inverting_nodes_cannot_be_given_the_spike_gate(name):
 
 
 @pytest.mark.usefixtures("on_each_backend")
-@pytest.mark.parametrize("every", [1, 7, 1024])
+@pytest.mark.parametrize("every", [1, 7, 64])
 def test_anchors_decide_bytes_not_precision(every):
     """One anchor per step and none at all: the same error in float32."""
-    assert gradient_errors("revlif-anchored", torch.float32, 256, anchor_every=every)[0] < RTOL[torch.float32] / 10
+    assert gradient_errors("revlif-anchored", torch.float32, 64, anchor_every=every)[0] < RTOL[torch.float32] / 10
 
 
 @pytest.mark.usefixtures("on_each_backend")
@@ -170,26 +169,19 @@ def test_inverted_gradients_lose_their_digits(name):
     assert errors[3] > 1e-2
 
 
-@functools.cache
-def _measured(dtype, tau, alpha, variant, backend):
-    """Measured and predicted error by T."""
-    options = {"tau": tau, "alpha": alpha} | VARIANTS[variant]
-    neuron = ReversibleLIF(**options).neuron
-    return {
-        steps: (
-            gradient_errors("revlif", dtype, steps, shape=(2, 512), backend=backend, **options)[0],
-            predicted_gradient_error(steps, neuron, dtype),
-        )
-        for steps in HORIZON[dtype]
-    }
-
-
-@pytest.mark.parametrize("variant", range(len(VARIANTS)), ids=lambda i: str(VARIANTS[i]))
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("tau", "alpha"), [(1.5, 0.2), (1.5, 0.9), (2.0, 0.5), (8.0, 0.2), (8.0, 0.9)])
+@pytest.mark.parametrize(("tau", "alpha", "backend"), [
+    *((tau, alpha, "torch") for tau, alpha in ((1.5, 0.2), (1.5, 0.9), (2.0, 0.5), (8.0, 0.2), (8.0, 0.9))),
+    (2.0, 0.5, "fused"),
+])  # fmt: skip
 def test_guard_speaks_where_and_only_where_the_gradient_is_wrong(tau, alpha, dtype, variant, backend):
     """Silent: the measured error is below the tolerance. Warning: it is above a hundredth of it."""
-    for steps, (measured, predicted) in _measured(dtype, tau, alpha, variant, backend).items():
+    options = {"tau": tau, "alpha": alpha} | variant
+    neuron = ReversibleLIF(**options).neuron
+    for steps in HORIZON[dtype]:
+        predicted = predicted_gradient_error(steps, neuron, dtype)
+        measured, _ = gradient_errors("revlif", dtype, steps, shape=(2, 512), backend=backend, **options)
         if predicted <= TOLERANCE:
             assert measured <= TOLERANCE, f"silent at T={steps}: {measured:.1e} measured, {predicted:.1e} predicted"
         else:
@@ -204,7 +196,7 @@ def test_prediction_is_a_typical_value_and_no_bound(steps, most, mean, deviation
     Below the prediction for a small layer at N(0.3, 1); above it at T = 8 for a large one.
     """
     errors = {}
-    for count in (1 << 10, 1 << 18, 1 << 20):
+    for count in (1 << 10, 1 << 20):
         generator = torch.Generator().manual_seed(count)
         x_seq, weight = (torch.randn(steps, 1, count, generator=generator) for _ in range(2))
         x_seq.mul_(deviation).add_(mean)
@@ -225,8 +217,9 @@ def test_prediction_is_a_typical_value_and_no_bound(steps, most, mean, deviation
 
 def test_the_grid_has_both_sides():
     """The grid above holds silent and warning points for each dtype and variant: neither branch is vacuous."""
-    for dtype, variant in itertools.product(HORIZON, range(len(VARIANTS))):
-        predicted = [point[1] for point in _measured(dtype, 2.0, 0.5, variant, "torch").values()]
+    for dtype, variant in itertools.product(HORIZON, VARIANTS):
+        neuron = ReversibleLIF(tau=2.0, alpha=0.5, **variant).neuron
+        predicted = [predicted_gradient_error(steps, neuron, dtype) for steps in HORIZON[dtype]]
         assert min(predicted) <= TOLERANCE < max(predicted)
 
 

@@ -56,6 +56,7 @@ def _saved(node):
     return torch.load(file, weights_only=False)
 
 
+@pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, _pickled, _saved])
 @pytest.mark.parametrize("name", ALL)
 def test_copies_after_a_training_step(name, duplicate):
@@ -63,6 +64,7 @@ def test_copies_after_a_training_step(name, duplicate):
     node, x = make(name, tau=1.5, v_reset=-0.2), Problem(carried=False).x.requires_grad_()
     node(x)
     twin = duplicate(node)
+    assert twin.backend == node.backend
     assert torch.equal(twin.v, node.v)
     assert twin.v.grad_fn is None
     assert node.v.grad_fn is not None

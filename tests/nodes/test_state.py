@@ -61,21 +61,6 @@ def test_detach_and_reset_at_rest_are_harmless(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_single_steps_are_the_sequence(name):
-    """Step mode "s", T times, equals "m" once: outputs to the bit, gradients to rounding."""
-    node = make(name, step_mode="s")
-
-    def one_by_one(x, v):
-        node.v = v
-        return torch.stack([node(step) for step in x]), node.v
-
-    problem = Problem(steps=5)
-    got, expected = differentiate(one_by_one, problem), differentiate(run_node(make(name)), problem)
-    assert torch.equal(got.y, expected.y)
-    assert_ends_close(got, expected, _tolerance(name))
-
-
-@pytest.mark.parametrize("name", ALL)
 def test_step_mode_switches_in_the_middle_of_a_sequence(name):
     """The state survives the switch."""
     problem, node = Problem(steps=5, carried=False), make(name)

@@ -4,19 +4,13 @@ import nodes_ddp_worker as ddp
 import pytest
 import torch
 from functorch.compile import make_boxed_func
-from nodes_cases import (
-    ALL,
-    COUPLED,
-    FUSED,
-    Problem,
-    make,
-    relative_error,
-)
+from nodes_cases import ALL, COUPLED, FUSED, Problem, make, relative_error
 from nodes_tolerances import INVERSE_RTOL_FLOAT64, RTOL
-from revsnn_nodes import AnchoredReversibleLIF, CarrierLIF, DriftError, DriftWarning, StandardLIF
+from revsnn_nodes import DriftError, DriftWarning
 from torch._dynamo.backends.common import aot_autograd
 
-NO_FUNC_GRAD = {"lif-checkpoint": "saved tensor hooks", "revlif-revnet": r"Tensor.requires_grad_\(\)"}
+NO_FUNC_GRAD = ("lif-checkpoint", "revlif-revnet")
+"""Nodes that differentiate within their backward pass, which torch.func refuses: see docs/features.md."""
 
 
 def _loss(name, **options):
@@ -26,22 +20,6 @@ def _loss(name, **options):
         return make(name, **options)(x).square().sum()
 
     return loss
-
-
-@pytest.mark.parametrize("name", [n for n in ALL if n not in NO_FUNC_GRAD])
-def test_func_grad_is_autograd(name):
-    """torch.func.grad gives the gradient of backward()."""
-    x = Problem(carried=False).x
-    leaf = x.clone().requires_grad_()
-    expected = torch.autograd.grad(_loss(name)(leaf), leaf)[0]
-    assert torch.equal(torch.func.grad(_loss(name))(x), expected)
-
-
-@pytest.mark.parametrize(("name", "message"), NO_FUNC_GRAD.items())
-def test_func_grad_is_refused_where_backward_runs_autograd(name, message):
-    """Nodes that differentiate within their backward pass cannot be transformed; torch says so."""
-    with pytest.raises(RuntimeError, match=message):
-        torch.func.grad(_loss(name))(Problem(carried=False).x)
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "revlif-revnet"])
@@ -81,12 +59,6 @@ def test_vmap_over_the_state_alone(name):
         assert torch.equal(torch.vmap(run)(states), torch.stack([run(state) for state in states]))
 
 
-def test_vmap_over_revnet_is_refused():
-    """RevNet's backward pass runs autograd inside, and it has no vmap rule: torch says so."""
-    with pytest.raises(RuntimeError, match="vmap over _InvertAndRerun"):
-        torch.vmap(make("revlif-revnet"), in_dims=1)(Problem().x.unsqueeze(2))
-
-
 @pytest.mark.parametrize("name", [n for n in ALL if n not in NO_FUNC_GRAD])
 def test_per_sample_gradients(name):
     """vmap(grad) over samples, with respect to a weight in front of the node, equals one backward per sample."""
@@ -106,15 +78,6 @@ def test_per_sample_gradients(name):
 _TORCH_ITSELF = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute of a Tensor"
 )
-
-
-@_TORCH_ITSELF
-@pytest.mark.parametrize("name", ALL)
-def test_forward_mode_is_refused(name):
-    """Forward-mode derivatives are not implemented; torch says so."""
-    x = Problem(carried=False).x
-    with pytest.raises(NotImplementedError, match="implement the jvp function"):
-        torch.func.jvp(lambda x: make(name)(x), (x,), (torch.ones_like(x),))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -190,15 +153,6 @@ def test_drift_guard_speaks_in_compiled_nodes():
         torch.compile(make("revlif", on_drift="error", drift_tolerance=1e-9), backend="aot_eager")(x)
     with pytest.warns(DriftWarning, match="inverts its membrane"):
         torch.compile(make("revlif", on_drift="warn", drift_tolerance=1e-9), backend="aot_eager")(x)
-
-
-@pytest.mark.parametrize("kind", [StandardLIF, CarrierLIF, AnchoredReversibleLIF])
-@pytest.mark.filterwarnings("ignore:Anomaly Detection")
-def test_anomaly_mode_finds_nothing(kind):
-    """torch's anomaly detection passes a training step."""
-    x = Problem(carried=False).x.requires_grad_()
-    with torch.autograd.set_detect_anomaly(True, check_nan=True):
-        kind()(x).sum().backward()
 
 
 def test_data_parallel_gradients_are_those_of_one_process(tmp_path):
