@@ -121,14 +121,14 @@ class ModuleClock:
             self._names.append(name)
 
 
-Scratch = Callable[[Any, tuple[Any, ...], Any], int]
+Scratch = Callable[[Any, tuple[Any, ...]], int]
 
 
 class StorageTracker(EagerMode):
     """Logs the life of every storage made while it is active.
 
     Args:
-        scratch: from an operator, its arguments and its result, the bytes that it takes inside of itself.
+        scratch: from an operator and its arguments, the bytes that it takes inside of itself.
     Attributes:
         blocks: what was made, by serial number.
         log: +(serial + 1) where a block was made and -(serial + 1) where it died, in order; and what callers put there.
@@ -167,7 +167,7 @@ class StorageTracker(EagerMode):
         for storage in storages_of(_tensors_in(out)):
             if storage not in self._serials:
                 self._book(storage, module, node, replaced)
-        if self._scratch is not None and (nbytes := self._scratch(func, args, out)):
+        if self._scratch is not None and (nbytes := self._scratch(func, args)):
             serial = len(self.blocks)
             self.blocks.append(Block(nbytes, module, _sequence(node)))
             self.log += [serial + 1, -(serial + 1)]
@@ -437,9 +437,7 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     with ExitStack() as hooks:
         hooks.callback(clock.close)
         hooks.enter_context(watched(step.model, marks.note_inputs))
-        for hook in hook_modules(
-            step.model, lambda label: put(partial(_Replay.enter, label=label)), lambda: put(_Replay.leave)
-        ):
+        for hook in hook_modules(step.model, enter, lambda: put(_Replay.leave)):
             hooks.enter_context(hook)
         _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
     step.prepare()

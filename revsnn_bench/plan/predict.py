@@ -143,7 +143,7 @@ _known: dict[str, int] = {}
 """Scratch by operator and layout of its arguments."""
 
 
-def scratch_bytes(func: Any, args: tuple[Any, ...], out: Any) -> int:
+def scratch_bytes(func: Any, args: tuple[Any, ...]) -> int:
     """What a call takes beyond what the tracker sees; 0 but for `_BATCHED`, products in half, and our own kernels."""
     if func.namespace == "revsnn":  # which copy what is not contiguous
         return sum(each.nbytes for each in args if isinstance(each, Tensor) and not each.is_contiguous())

@@ -140,7 +140,7 @@ def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
     product(gradient.t(), x)
     result, timeline = record_timeline(lambda: product(gradient.t(), x))
     scratch = timeline.peak_bytes - result.nbytes
-    found = scratch_bytes(product, (gradient.t(), x), None)
+    found = scratch_bytes(product, (gradient.t(), x))
     assert found == pytest.approx(scratch, abs=0.02 * (x.nbytes + gradient.nbytes))
 
 
@@ -149,9 +149,9 @@ def test_scratch_of_a_product_of_any_size_is_found_in_little_memory():
     with FakeTensorMode():
         left, right = (torch.empty(1 << 20, 64, 64, dtype=torch.bfloat16) for _ in range(2))
         huge = torch.empty(1 << 20, 1 << 20, dtype=torch.bfloat16)
-    _, timeline = record_timeline(lambda: scratch_bytes(torch.ops.aten.bmm.default, (left, right), None))
+    _, timeline = record_timeline(lambda: scratch_bytes(torch.ops.aten.bmm.default, (left, right)))
     assert timeline.peak_bytes < 8 * PRODUCT_ELEMENTS
-    _, timeline = record_timeline(lambda: scratch_bytes(torch.ops.aten.mm.default, (huge, huge), None))
+    _, timeline = record_timeline(lambda: scratch_bytes(torch.ops.aten.mm.default, (huge, huge)))
     assert timeline.peak_bytes < 8 * PRODUCT_ELEMENTS
 
 
