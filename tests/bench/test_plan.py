@@ -46,10 +46,10 @@ from revsnn_bench.plan.solve import cheapest, chosen, frontier, frontier_budgets
 from revsnn_bench.records import MemoryTimeline
 
 
-def conv_net(blocks=4, channels=8):
+def conv_net(blocks=4):
     layers = []
-    for inputs in [2, *[channels] * (blocks - 1)]:
-        layers += [own_models.per_step(nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))]
+    for inputs in [2, *[8] * (blocks - 1)]:
+        layers += [own_models.per_step(nn.Conv2d(inputs, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))]
         layers += [StandardLIF(step_mode="m")]
     return nn.Sequential(*layers)
 
@@ -81,11 +81,11 @@ def test_the_peak_of_any_mix_follows_from_pairs(step, profile):
     assert profile.plain_bytes == peak_bytes(step)
 
 
-def made_up(blocks=5, seed=0):
+def made_up(seed=0):
     """A profile with random costs."""
     draw = random.Random(seed)
     options = ("plain", "remat", "checkpoint")
-    allowed = (("remat",), *[options] * blocks)
+    allowed = (("remat",), *[options] * 5)
     costs = tuple(
         {
             (before, option): Cost(*map(draw.randrange, (1000, 2000, 2000, 300)))
@@ -95,7 +95,7 @@ def made_up(blocks=5, seed=0):
         for i, own in enumerate(allowed)
     )
     seconds = tuple({option: draw.random() for option in own} for own in allowed)
-    names = tuple(map(str, range(blocks + 1)))
+    names = tuple(map(str, range(6)))
     return Profile(names, allowed, costs, seconds, 10.0, {("plain",) * len(names): 10**6})
 
 
