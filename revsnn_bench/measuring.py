@@ -306,6 +306,7 @@ def memory_doubt(case: Case, memory: MemoryRecord | None) -> str:
         "writes {} in forward": beyond.written,
         "keeps {} that are no tensors from its first step on": beyond.lasting,
         "takes {} that are no tensors for a time": beyond.passing,
+        "takes {} in other processes that it starts": beyond.children,
     }
     parts = [text.format(f"{size:,} B") for text, size in found.items() if size > least]
     if beyond.elsewhere:

@@ -150,6 +150,7 @@ class UntrackedBytes(_Frozen):
         lasting: by which the first step made the process grow for good.
         passing: the most that Python's objects and arrays took at once in forward and backward; by tracemalloc.
         elsewhere: how many operators of torch ran in other threads, where the profiler sees no block.
+        children: pages that processes started in forward or backward have touched.
     """
 
     held: int
@@ -157,6 +158,7 @@ class UntrackedBytes(_Frozen):
     lasting: int
     passing: int = 0
     elsewhere: int = 0
+    children: int = 0
 
 
 class MemoryRecord(_Frozen):

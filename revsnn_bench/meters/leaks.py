@@ -27,7 +27,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.step import TrainingStep, storages_of
 from revsnn_bench.records import UntrackedBytes
-from revsnn_bench.system.process import HostUse, all_tensors, host_use, quiet_gc, tensors_among
+from revsnn_bench.system.process import ChildUse, HostUse, all_tensors, host_use, quiet_gc, tensors_among
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Older:
 
     def __init__(self, newer: Iterable[StorageWeakRef] = ()) -> None:
         gc.collect()
-        tensors, keys = all_tensors(), {reference.cdata for reference in newer}
+        tensors, keys = _with_gradients(all_tensors()), {reference.cdata for reference in newer}
         self._storages = {
             each._cdata: (StorageWeakRef(each), 0 if each._cdata in keys else each.nbytes())
             for each in _storages(tensors)
@@ -170,13 +170,21 @@ class Older:
     def newer_storages(self) -> list[tuple[StorageWeakRef, int]]:
         """Storages of all tensors that are alive now, with the bytes that they have had since."""
         known = [tensor for reference in self._tensors if (tensor := reference()) is not None]
-        found = {storage._cdata: storage for storage in _storages([*known, *tensors_among(gc.get_objects())])}
+        tensors = _with_gradients([*known, *tensors_among(gc.get_objects())])
+        found = {storage._cdata: storage for storage in _storages(tensors)}
         more = [(each, each.nbytes() - self._storages.get(key, (None, 0))[1]) for key, each in found.items()]
         return [(StorageWeakRef(storage), nbytes) for storage, nbytes in more if nbytes > 0]
 
     def newer_bytes(self) -> int:
         """Bytes of `newer_storages` together."""
         return sum(nbytes for _, nbytes in self.newer_storages())
+
+
+def _with_gradients(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors and what `grad` of each holds, which Python does not know before it is asked for."""
+    with torch._C.DisableTorchFunction():
+        leaves = [each for each in tensors if each.requires_grad and each.is_leaf]
+        return tensors + [each.grad for each in leaves if each.grad is not None]
 
 
 class Before(NamedTuple):
@@ -261,6 +269,7 @@ def measure_untracked(
     use = after - before
     # Older tensors that the step lets go make room for new ones.
     tensors = live_bytes + after_forward - sizes[0]
+    children = ChildUse()
     passing, elsewhere = _passing(step)
     record = UntrackedBytes(
         held=max(0, _beyond(use, tensors)),
@@ -268,6 +277,7 @@ def measure_untracked(
         lasting=max(0, min(first.grown_bytes, _beyond(before - first.use, sizes[0] - first.tensor_bytes))),
         passing=passing,
         elsewhere=elsewhere,
+        children=children.touched_bytes(),
     )
     return *sizes, record
 

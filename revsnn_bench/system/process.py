@@ -18,6 +18,7 @@ freed: start Python with `MALLOC_MMAP_THRESHOLD_=1048576`. Otherwise what is lef
 
 import ctypes
 import gc
+import mmap
 import os
 import platform
 import re
@@ -238,6 +239,43 @@ def host_use() -> HostUse | None:
     heap = read()
     mapped = private - heap.arena - heap.hblkhd + shared
     return HostUse(heap.uordblks + heap.hblkhd, mapped, int(written[1]))
+
+
+class ChildUse:
+    """The child processes of this one, as they are now; later, what others that it started meanwhile have touched.
+
+    A page that a forked process shares with this one counts when it is written.
+    """
+
+    def __init__(self) -> None:
+        self._running, self._ended = _child_faults()
+
+    def touched_bytes(self) -> int:
+        """Bytes of their pages, of those that have ended and been waited for too."""
+        running, ended = _child_faults()
+        gone = sum(faults for pid, faults in self._running.items() if pid not in running)
+        started = sum(faults for pid, faults in running.items() if pid not in self._running)
+        return max(0, ended - self._ended - gone + started) * mmap.PAGESIZE
+
+
+def _child_faults() -> tuple[dict[int, int], int]:
+    """Pages that child processes got from the kernel: of each that is there by its id, and of all that were waited for.
+
+    None off Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        return {}, 0
+    running = {}
+    for child in psutil.Process().children():
+        with suppress(OSError):  # it may end meanwhile
+            running[child.pid] = sum(_faults(Path(f"/proc/{child.pid}/stat")))
+    return running, _faults(Path("/proc/self/stat"))[1]
+
+
+def _faults(stat: Path) -> tuple[int, int]:
+    """Minor faults of a process and of the children that it waited for, by its /proc/[pid]/stat."""
+    values = stat.read_text("ascii", errors="replace").rpartition(")")[2].split()
+    return int(values[7]), int(values[8])
 
 
 _M_PERTURB = -6  # malloc.h

@@ -148,6 +148,26 @@ def _cycle(node: Hiding, x: Tensor, y: Tensor) -> None:
     box.append(box)
 
 
+def _in_a_process(work: Callable[[], None]) -> None:
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+class _Gradient:
+    """Keeps a copy of a tensor as the gradient of a parameter that is in no module."""
+
+    def __init__(self) -> None:
+        self.of = nn.Parameter(torch.zeros(()))
+
+    def __call__(self, node: "Hiding", x: Tensor, y: Tensor) -> Tensor:
+        if self.of.shape != x.shape:
+            self.of.data = self.of.data.expand(x.shape)
+        return y + self.of if y.requires_grad else y
+
+
 def _thread_local(x: Tensor) -> threading.local:
     local = threading.local()
     local.kept = x.clone()
@@ -168,6 +188,7 @@ TENSORS: dict[str, Callable[[], nn.Module]] = {
     "shared memory": lambda: Hiding(_in("hidden", lambda x: x.clone().share_memory_())),
     "buffer made by the first call": lambda: Hiding(_once("buffer", torch.clone, _of_module)),
     "global buffer made by the first call": lambda: Hiding(_once("buffer", torch.clone, _everywhere)),
+    "gradient of a parameter in no module": lambda: Hiding(_Gradient()),
     "older tensor with the data of another": _given(lambda older, x: setattr(older, "data", x.clone())),
     "older tensor that is resized": _given(lambda older, x: older.resize_(x.shape)),
     "tensor of a module that is resized": _given(lambda older, x: older.resize_(x.shape), lambda: _OF_MODULE),
@@ -187,6 +208,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "file": lambda: Hiding(_in("hidden", _file)),
     "pipe": lambda: Hiding(_in("hidden", _pipe_to_a_thread)),
     "numpy array for a time": lambda: Hiding(lambda node, x, y: _use(np.tile(x.numpy(), 2))),
+    "bytes of another process": lambda: Hiding(lambda node, x, y: _in_a_process(lambda: _use(b"1" * x.nbytes))),
     "tensor of another thread": lambda: Hiding(lambda node, x, y: _in_a_thread(lambda: _use(x + 1))),
     "numpy array made by the first call": lambda: Hiding(_once("array", lambda x: np.array(x.numpy()), _of_module)),
 }
