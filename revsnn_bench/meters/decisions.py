@@ -35,7 +35,10 @@ RANDOM = {
 SIDE_BY_VALUE = {"threshold_backward", "hardtanh_backward", "leaky_relu_backward"}
 """Derivatives that read their second argument for its side of a kink alone."""
 
-_NARROWER = (torch.float32, torch.float16, torch.bfloat16)
+_WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64) | {
+    torch.complex64: torch.complex128
+}
+"""What a type that a model names becomes in float64."""
 
 
 @cache
@@ -85,8 +88,8 @@ class Decisions(EagerMode):
     ) -> Any:
         """Runs an operator, and records or repeats what it decides."""
         kwargs = kwargs or {}
-        if self._repeats and kwargs.get("dtype") in _NARROWER:
-            kwargs = kwargs | {"dtype": torch.float64}
+        if self._repeats and (wide := _WIDE.get(kwargs.get("dtype", torch.float64))):
+            kwargs = kwargs | {"dtype": wide}
         name = _name_of(func)
         if name in RANDOM:
             drawn = func(*args, **kwargs)

@@ -150,6 +150,31 @@ def backward_gradients(output: Tensor, arriving: Tensor, tensors: Sequence[Tenso
     return found
 
 
+def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model, its parameters and buffers now of a type of floats; complex ones of that type's complex numbers."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    model._apply(cast)
+    return model
+
+
+def in_reals(tensor: Tensor) -> Tensor:
+    """A tensor in float64; of complex numbers both parts, side by side."""
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
+
+
+def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Relative L2 error of several tensors taken as one vector; 0 for no tensors, NaN where a value is not finite."""
+    pairs = [(in_reals(a), in_reals(b)) for a, b in zip(values, expected, strict=True)]
+    wrong = sum(((a - b).square().sum().item() for a, b in pairs), 0.0)
+    scale = sum((b.square().sum().item() for _, b in pairs), 0.0)
+    return float((wrong / scale) ** 0.5) if scale else float(wrong > 0)
+
+
 @contextmanager
 def in_place_of(step: TrainingStep, model: nn.Module) -> Iterator[nn.Module]:
     """Inside, the step's own model is another one in all but its identity: a loss that reads it reads that one.

@@ -46,7 +46,7 @@ from torch.nn.parameter import is_lazy
 
 from revsnn_bench.case import AS_IS, Case
 from revsnn_bench.meters.leaks import Older
-from revsnn_bench.meters.step import storages_of
+from revsnn_bench.meters.step import in_precision, storages_of
 from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
 
@@ -135,7 +135,7 @@ def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Contex
     model, inputs, loss = _made(case)
     _check_neurons(model, case)
     around = change_neurons(model, case.node, str(case.options.get("backend") or "auto"))
-    return model.to(case.device, getattr(torch, case.dtype)), inputs, loss, around
+    return in_precision(model.to(case.device), getattr(torch, case.dtype)), inputs, loss, around
 
 
 def refuse_offload(case: Case) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from revsnn_bench.case import Case, parse_size
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak
-from revsnn_bench.meters.fidelity import relative_error
 from revsnn_bench.meters.memory import peak_bytes
+from revsnn_bench.meters.step import relative_error
 from revsnn_bench.models.own import OwnStep, leaf, load_class
 from revsnn_bench.models.step import WorkloadStep
 from revsnn_bench.models.workloads import build

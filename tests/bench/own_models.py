@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -163,6 +164,113 @@ POOL = ThreadPoolExecutor(1)
 class Threaded(Plain):
     def forward(self, x):
         return super().forward(POOL.submit(lambda: x @ torch.eye(6)).result())
+
+
+def klif():
+    from spikingjelly.activation_based import neuron
+
+    return neuron.KLIFNode(step_mode="m")
+
+
+class ReadOut(Plain):
+    """A layer behind the last spikes."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(super().forward(x))
+
+
+class ReadsTheClock(ReadOut):
+    def forward(self, x):
+        return super().forward(3 * x) * (1 + time.perf_counter() % 1)
+
+
+class KlifReadsTheClock(ReadsTheClock):
+    """A neuron without a reference."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = klif()
+
+
+class AnotherInFloat64(ReadOut):
+    def forward(self, x):
+        return super().forward(x) * (2 if x.dtype == torch.float64 else 1)
+
+
+class KlifAnotherInFloat64(AnotherInFloat64):
+    def __init__(self):
+        super().__init__()
+        self.first = klif()
+
+
+def wrong_and_another_in_float64():
+    model = AnotherInFloat64()
+    model.one.weight.register_hook(lambda gradient: 3 * gradient)
+    return model
+
+
+class WrongAndMoving(Plain):
+    """Moves its thresholds with every step, as homeostasis does, and has a wrong gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("threshold", torch.zeros(6))
+        self.one.weight.register_hook(lambda gradient: 3 * gradient)
+
+    def forward(self, x):
+        x = x - self.threshold
+        self.threshold = self.threshold + 0.5 * x.detach().mean((0, 1))
+        return super().forward(x)
+
+
+def loss_that_goes_on():
+    model, mean = ReadOut(), [0.0]
+
+    def loss(y):
+        mean[0] = 0.9 * mean[0] + 0.1 * y.detach().mean()
+        return (y - mean[0]).square().mean()
+
+    return SimpleNamespace(model=model, inputs=lambda: torch.rand(4, 3, 6), loss=loss)
+
+
+class OfSigns(Plain):
+    """A neuron without a reference, behind signs: the input's gradient is nothing at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = klif()
+
+    def forward(self, x):
+        return super().forward((x > 0).to(x) + 0 * x)
+
+
+class ComplexWeights(Plain):
+    def __init__(self):
+        super().__init__()
+        self.complex = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64))
+
+    def forward(self, x):
+        return super().forward((x.to(torch.complex64) @ self.complex).abs())
+
+
+class KlifComplex(ComplexWeights):
+    def __init__(self):
+        super().__init__()
+        self.first = klif()
+
+
+def wrong_imaginary_part(kind=ComplexWeights):
+    model = kind()
+    model.complex.register_hook(torch.conj)
+    return model
+
+
+def klif_wrong_imaginary_part():
+    return wrong_imaginary_part(KlifComplex)
 
 
 class Single(Plain):

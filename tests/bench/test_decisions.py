@@ -9,8 +9,8 @@ from torch import nn
 
 from revsnn_bench import Case, Settings, measure
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.fidelity import Subject, measure_fidelity, relative_error
-from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.fidelity import Subject, measure_fidelity
+from revsnn_bench.meters.step import TrainingStep, relative_error
 from revsnn_bench.records import Status
 
 

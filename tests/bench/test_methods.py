@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from revsnn_bench.case import Case
 from revsnn_bench.measuring import Settings, measure
-from revsnn_bench.meters.fidelity import measure_fidelity, relative_error
+from revsnn_bench.meters.fidelity import measure_fidelity
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
+from revsnn_bench.meters.step import relative_error
 from revsnn_bench.models import methods
 from revsnn_bench.models.methods import Stepwise
 from revsnn_bench.models.reference import subject_of

@@ -105,6 +105,49 @@ def test_constants_that_are_no_buffers_meet_float64(method):
     assert record.fidelity.gradient_error < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        *((model, "it is another function") for model in ("ReadsTheClock", "KlifReadsTheClock", "loss_that_goes_on")),
+        *((model, "its output in float64 is another by 0.5") for model in ("AnotherInFloat64", "KlifAnotherInFloat64")),
+    ],
+)
+def test_a_function_that_cannot_be_run_again_is_not_called_wrong(model, reason):
+    """Its reference computes another function, and so has another gradient: that says nothing of its own."""
+    record = measure(case_of(model, "lif", timesteps=4), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity) == (Status.UNVERIFIED, None), record.reason
+    assert f"its gradient was not judged: {reason}" in record.reason
+
+
+@pytest.mark.parametrize("model", ["wrong_and_another_in_float64", "WrongAndMoving"])
+def test_no_function_of_another_kind_hides_a_wrong_gradient(model):
+    """It is wrong against its reference in its own precision; and a state that a copy has, too, makes no other one."""
+    record = measure(case_of(model, "lif", timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is Status.WRONG, record.reason
+
+
+def test_a_gradient_of_nothing_is_judged_by_differences():
+    """An error of 0 was a `KeyError`, and the end of the case."""
+    record = measure(case_of("OfSigns", "as-is", timesteps=4), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by, record.fidelity.gradient_error) == (Status.OK, "differences", 0)
+
+
+@pytest.mark.parametrize("node", ["as-is", "lif+remat"])
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [
+        *(("ComplexWeights", Status.OK), ("KlifComplex", Status.OK)),
+        *(("wrong_imaginary_part", Status.WRONG), ("klif_wrong_imaginary_part", Status.WRONG)),
+    ],
+)
+def test_complex_parameters_stay_complex_and_are_judged_in_both_parts(model, node, status):
+    """They were cast to floats, and of their gradients the real part alone was read."""
+    case = case_of(model, node, timesteps=4)
+    assert build(case).model.complex.is_complex()
+    record = measure(case, Settings(passes=("fidelity",)))
+    assert record.status is status, record.reason
+
+
 @pytest.mark.parametrize(("method", "status"), [("as-is", Status.OK), ("lif+remat", Status.UNVERIFIED)])
 def test_a_model_for_one_precision_alone_is_measured_and_not_judged(method, status):
     record = measure(case_of("Single", method), Settings(passes=("memory", "fidelity")))

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.fidelity import measure_fidelity, relative_error
+from revsnn_bench.meters.fidelity import measure_fidelity
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import retained_bytes
+from revsnn_bench.meters.step import relative_error
 from revsnn_bench.models.reference import subject_of
 from revsnn_bench.models.workloads import build
 

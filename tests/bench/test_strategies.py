@@ -7,9 +7,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.fidelity import measure_fidelity, relative_error
+from revsnn_bench.meters.fidelity import measure_fidelity
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import retained_bytes
+from revsnn_bench.meters.step import relative_error
 from revsnn_bench.models import strategies
 from revsnn_bench.models.blocks import ConvBlock, conv_block
 from revsnn_bench.models.reference import reference_of, subject_of
