@@ -168,6 +168,7 @@ class MemoryRecord(_Frozen):
         retained_bytes: alive after forward only because of the model (input dropped; output, parameters
             and carried state not counted), read while the state is carried, as in a training loop.
         state_bytes: neuron state carried to the next call until `reset()`.
+        saved_bytes: what autograd packs; None where a transform of `torch.func` refuses the hooks that see it.
         peak_bytes: highest live tensor bytes during forward and backward, less what was alive before.
         peak_by_category_bytes: the same peak by kind (input, output, retained, gradient, temporary, ...).
         peak_phase, peak_module: where the peak occurred.
@@ -186,7 +187,7 @@ class MemoryRecord(_Frozen):
     retained_bytes: Amount
     state_bytes: Amount
     output_bytes: Amount
-    saved_bytes: SavedBytes
+    saved_bytes: SavedBytes | None = None
     peak_bytes: Amount
     peak_by_category_bytes: dict[str, int]
     peak_phase: str

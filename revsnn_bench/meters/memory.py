@@ -22,8 +22,8 @@ from revsnn_bench.system.gpu import process_gpu_bytes
 from revsnn_bench.system.process import frozen_heap, process_peak_bytes, quiet_gc
 
 
-def measure_saved(step: TrainingStep) -> SavedBytes:
-    """Bytes of the distinct storages packed in one forward pass.
+def measure_saved(step: TrainingStep) -> SavedBytes | None:
+    """Bytes of the distinct storages packed in one forward pass; None where `torch.func` refuses to be watched.
 
     `input` and `output` alias a tensor that the caller made or receives (views included); parameters, buffers
     and the source are alive anyway and are left out; everything else is `own`.
@@ -46,12 +46,15 @@ def measure_saved(step: TrainingStep) -> SavedBytes:
     step.prepare()
     older = (step.source, *step.model.parameters(), *step.model.buffers())
     alive_before = {storage._cdata for storage in storages_of(older)}
-    with (
-        watched(step.model, note_inputs),
-        quiet_gc(),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        output = step.forward()
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    try:
+        with watched(step.model, note_inputs), quiet_gc(), hooks:
+            output = step.forward()
+    except RuntimeError as error:
+        if "don't yet support saved tensor hooks" not in str(error):
+            raise
+        step.prepare()
+        return None
     sizes = {"own": 0, "input": 0, "output": 0}
     for key, (_, nbytes) in packed.items():
         if key == storage_of(output)._cdata:

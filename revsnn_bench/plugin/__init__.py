@@ -409,7 +409,9 @@ def hold_to_budget(item: pytest.Item, record: "Record") -> None:
     if memory is None:
         pytest.fail(f"{case}: memory_budget needs the memory pass, which did not run", pytrace=False)
     saved = memory.saved_bytes
-    parts = {"saved, own": saved.own, "aliasing the input": saved.input, "aliasing the output": saved.output}
+    parts = {}
+    if saved is not None:
+        parts = {"saved, own": saved.own, "aliasing the input": saved.input, "aliasing the output": saved.output}
     found = {"retained": memory.retained_bytes, "peak": memory.peak_bytes}
     parts_of = {"retained": parts, "peak": memory.peak_by_category_bytes}
     for name, limit in limits.items():

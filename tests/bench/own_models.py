@@ -237,6 +237,13 @@ def loss_that_goes_on():
     return SimpleNamespace(model=model, inputs=lambda: torch.rand(4, 3, 6), loss=loss)
 
 
+class OfAGradient(Plain):
+    """Runs on a gradient that `torch.func` makes in the forward."""
+
+    def forward(self, x):
+        return super().forward(torch.func.grad(lambda y: (y**3).sum())(x))
+
+
 class OfSigns(Plain):
     """A neuron without a reference, behind signs: the input's gradient is nothing at all."""
 

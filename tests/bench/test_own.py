@@ -126,6 +126,16 @@ def test_no_function_of_another_kind_hides_a_wrong_gradient(model):
     assert record.status is Status.WRONG, record.reason
 
 
+def test_a_gradient_inside_of_a_forward_costs_no_more_than_what_autograd_packs():
+    """`torch.func` refuses hooks on saved tensors, and the case ended there; all but their bytes is measured."""
+    record = measure(case_of("OfAGradient", "lif"), Settings(target_s=0.01))
+    assert record.status is Status.OK, record.reason
+    assert (record.memory.saved_bytes, record.fidelity.judged_by) == (None, "reference")
+    assert record.memory.retained_bytes > 0
+    assert record.flops.forward.total > 0
+    assert record.time is not None
+
+
 def test_a_gradient_of_nothing_is_judged_by_differences():
     """An error of 0 was a `KeyError`, and the end of the case."""
     record = measure(case_of("OfSigns", "as-is", timesteps=4), Settings(passes=("fidelity",)))
