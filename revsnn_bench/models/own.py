@@ -81,6 +81,12 @@ class OwnStep(WorkloadStep):
         self.loss, self.name = loss, name
         super().__init__(model, source, around=around)
 
+    def prepare(self) -> None:
+        """Drops the state and clears every gradient, those of a loss with weights too."""
+        super().prepare()
+        if isinstance(self.loss, nn.Module):
+            self.loss.zero_grad(set_to_none=True)
+
     def run(self, x: Tensor) -> Tensor:
         """Runs the model, and the loss where there is one."""
         with self.around():
@@ -344,12 +350,8 @@ def _trial(step: OwnStep) -> torch.Size:
                 output = model(step.make_input())
         except ModelError:
             raise
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            line = _line_in_stack(traceback.extract_tb(error.__traceback__), file)
-            raise ModelError(
-                f"{line}{name} asks for the numbers of a tensor ({error.func}), as `.item()`, `if` and "
-                "a mask of booleans do; a prediction has shapes alone. Measure it: revsnn-bench run."
-            ) from error
+        except WITHOUT_VALUES as error:
+            raise asks_for_numbers(name, error, file) from error
         except Exception as error:
             shape = list(step.source.shape)
             raise _raised(f"{name} on an input {shape}", error, file) from error
@@ -369,6 +371,19 @@ def _trial(step: OwnStep) -> torch.Size:
     if not output.requires_grad:
         raise ModelError(f"{where}: forward must return a tensor with a gradient; its graph was cut on the way.")
     return output.shape
+
+
+WITHOUT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+"""What tensors that have shapes alone raise where they are asked for more."""
+
+
+def asks_for_numbers(name: str, error: Any, file: str = "") -> ModelError:
+    """The error of a model, or of its backward pass, that reads values where a prediction has none."""
+    return ModelError(
+        f"{_line_in_stack(traceback.extract_tb(error.__traceback__), file)}{name} asks for the numbers of a tensor "
+        f"({error.func}), as `.item()`, `if` and a mask of booleans do; a prediction has shapes alone. Measure it: "
+        "revsnn-bench run."
+    )
 
 
 @contextmanager

@@ -26,10 +26,10 @@ from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import Scratch, attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.step import copied, unique_bytes
-from revsnn_bench.models.own import ModelError, OwnStep, own_parts
+from revsnn_bench.models.own import WITHOUT_VALUES, ModelError, OwnStep, asks_for_numbers, own_parts
 from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.workloads import build
-from revsnn_bench.records import UnknownOperation
+from revsnn_bench.records import NoOracle, UnknownOperation
 
 PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
 """Elements, of its input, up to which an operator with a batch is run for its scratch; of all three, a product."""
@@ -103,13 +103,18 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
         small = build(on_cpu.model_copy(update={"batch": min(case.batch, 2)}))
         model, features, labels, dtype = small.model, small.source.shape[2:], small.labels, small.source.dtype
     model = _fake_copy(model, mode)
+    if is_own(case.workload) and isinstance(loss, nn.Module):
+        loss = _fake_copy(loss, mode)
     with mode:
         shape = (case.timesteps, case.batch, *features)
         source = torch.empty(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
-        if is_own(case.workload):
-            yield OwnStep(model, source, loss, around, case.workload)
-        else:
+        if not is_own(case.workload):
             yield WorkloadStep(model, source, None if labels is None else torch.zeros(case.batch, dtype=labels.dtype))
+            return
+        try:
+            yield OwnStep(model, source, loss, around, case.workload)
+        except WITHOUT_VALUES as error:
+            raise asks_for_numbers(f"the backward pass of {case.workload}", error) from error
 
 
 def _make_ready(model: nn.Module, case: Case) -> None:
@@ -128,8 +133,11 @@ def _make_ready(model: nn.Module, case: Case) -> None:
 
 def _fake_copy(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy on fake tensors, where a module copies itself in its own way too, as sinabs' layers do."""
-    with FakeCopyMode(mode):
-        fake = copied(model)
+    try:
+        with FakeCopyMode(mode):
+            fake = copied(model)
+    except NoOracle as error:
+        raise ModelError(f"a prediction needs a copy of the model; {error}. Measure it: revsnn-bench run.") from error
     for name, module in model.named_modules():
         twin = fake.get_submodule(name)
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):

@@ -237,6 +237,45 @@ def loss_that_goes_on():
     return SimpleNamespace(model=model, inputs=lambda: torch.rand(4, 3, 6), loss=loss)
 
 
+class MaskedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient.index_put((x < 0,), gradient[x < 0] * 0.5)
+
+
+class AsksInBackward(Plain):
+    """Asks for the numbers of a tensor in its backward pass alone."""
+
+    def forward(self, x):
+        return super().forward(MaskedGradient.apply(x))
+
+
+class NoCopy(Plain):
+    def __deepcopy__(self, memo):
+        raise TypeError("there is one of it")
+
+
+def learned_loss():
+    return SimpleNamespace(model=Plain(), inputs=lambda: torch.rand(4, 3, 6), loss=Mean())
+
+
+class Mean(nn.Module):
+    """A loss that has a weight, and a product that `remat` makes again."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, y):
+        return (y * self.weight).square().mean()
+
+
 class OfAGradient(Plain):
     """Runs on a gradient that `torch.func` makes in the forward."""
 

@@ -414,6 +414,27 @@ def test_a_module_that_copies_itself_is_predicted():
     assert memory.peak_bytes - memory.lasting_bytes - 16 <= predict(case).peak_bytes <= memory.peak_bytes
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("AsksInBackward", "the backward pass of own_models:AsksInBackward asks for the numbers of a tensor"),
+        ("NoCopy", "a prediction needs a copy of the model; it cannot be copied .TypeError: there is one of it"),
+    ],
+)
+def test_what_cannot_be_predicted_is_told_in_one_sentence(model, message):
+    """These were errors of torch and of the harness, which the command took for its own."""
+    with pytest.raises(ModelError, match=f"^{message}"):
+        predict(case_of(model, "as-is"))
+
+
+@pytest.mark.parametrize("node", ["as-is", "as-is+remat"])
+def test_a_loss_with_a_weight_is_predicted(node):
+    """The weight stayed a real tensor, and what was made again from it met those that have shapes alone."""
+    case = case_of("learned_loss", node, timesteps=4)
+    memory = measure(case, Settings(passes=("memory",))).memory
+    assert predict(case).retained_bytes == memory.retained_bytes
+
+
 def test_a_reference_runs_outside_of_remat(monkeypatch):
     """Before, it ran inside as well, and a recipe that made another tensor was held against itself."""
     from revsnn_nodes.remat import recipes
