@@ -66,7 +66,8 @@ def parse_input(text: str) -> dict[str, Any]:
     sizes = _sizes(text.replace("x", ",").split(","))
     if len(sizes) < 3:
         raise ValueError(
-            f"`--input` must be T,B,features; got {text!r}. A model takes [T, B, *]. Pass for example 4,8,3,32,32."
+            f"`--input` must be T,B,features; got {text!r}. A model takes [T, B, *]. Pass for example 4,8,3,32,32, or "
+            "4,8,1 where a sample has one number per step."
         )
     return {"timesteps": sizes[0], "batch": sizes[1], "shape": sizes[2:]}
 

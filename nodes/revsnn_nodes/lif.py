@@ -180,8 +180,9 @@ class CheckpointedLIF(LIFNode):
     def __init__(self, *args: Any, checkpoint_every: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         require(
-            checkpoint_every is None or checkpoint_every >= 1, "checkpoint_every", "be at least 1 step",
-            checkpoint_every, "It is the length of a segment.", "Leave it out for ceil(sqrt(T)).",
+            checkpoint_every is None or (isinstance(checkpoint_every, int) and checkpoint_every >= 1),
+            "checkpoint_every", "be a whole number of steps, at least 1", checkpoint_every,
+            "It is the length of a segment.", "Leave it out for ceil(sqrt(T)).",
         )  # fmt: skip
         self.checkpoint_every = checkpoint_every
 

@@ -232,6 +232,18 @@ def _product(call: Call) -> PhaseFlops:
     return _macs(left.shape[0] * elements(parts_of(right)[-1:]))
 
 
+def _scaled(formula: Formula) -> Formula:
+    """Of a product that something is added to: factors of both that are neither 0 nor 1 count as written out."""
+
+    def count(call: Call) -> PhaseFlops:
+        product = _as_flops(formula(call))
+        factors = ((call["alpha"], written(call)), (call["beta"], elements(call["self"])))
+        scaled = sum(number for factor, number in factors if factor not in (0, 1))
+        return PhaseFlops(pointwise=product.pointwise + scaled, multiply_accumulate=product.multiply_accumulate)
+
+    return count
+
+
 def _trilinear(call: Call) -> PhaseFlops:
     """A product of three tensors, each with sides of 1 where it is expanded, summed over some sides."""
     shapes = []
@@ -341,9 +353,9 @@ _BY_NAMES: dict[str, Formula] = {
     "convolution": lambda call: _macs(_convolution_macs(call, call.out)),
     "convolution_backward": _convolution_backward,
     "dot vdot mv": lambda call: _macs(elements(call["self"])),
-    "addmv": lambda call: _macs(elements(call["mat"])),
-    "addr": lambda call: _macs(elements(call.out)),
-    "addbmm": lambda call: _macs(elements(call["batch1"]) * call["batch2"].shape[-1]),
+    "addmv": _scaled(lambda call: _macs(elements(call["mat"]))),
+    "addr": _scaled(lambda call: _macs(elements(call.out))),
+    "addbmm baddbmm": _scaled(lambda call: _macs(elements(call["batch1"]) * call["batch2"].shape[-1])),
     "_scaled_dot_product_flash_attention_for_cpu": _as_torch("_scaled_dot_product_flash_attention"),
     "_scaled_dot_product_flash_attention_for_cpu_backward": _as_torch("_scaled_dot_product_flash_attention_backward"),
     "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update "
@@ -361,7 +373,8 @@ _BY_NAMES: dict[str, Formula] = {
     "grid_sampler_2d grid_sampler_2d_backward": _grid_sampling(2),
     "grid_sampler_3d grid_sampler_3d_backward": _grid_sampling(3),
     "affine_grid_generator": _affine_grid,
-    "mm addmm _sparse_addmm": _product,
+    "mm": _product,
+    "addmm _sparse_addmm": _scaled(_product),
     "_trilinear": _trilinear,
     "_cdist_forward _cdist_backward": _distances,
     "_euclidean_dist": _euclidean_distances,
@@ -388,7 +401,7 @@ _BY_NAMES: dict[str, Formula] = {
     # Draw and compare N, scale the mask N, multiply N: what dropout written out counts
     "native_dropout": _first(3),
     "index_put index_put_ _index_put_impl_ _unsafe_index_put": _index_put,
-    "index_add index_add_": _per_element_of("source"),
+    "index_add index_add_": lambda call: elements(call["source"]) * (1 + (call["alpha"] != 1)),
     "scatter_add scatter_add_ scatter_reduce scatter_reduce_": _per_element_of("src"),
 }
 

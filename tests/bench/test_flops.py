@@ -40,6 +40,7 @@ class Step:
         return []
 
 
+ROWS = torch.arange(6)
 GRID = torch.zeros(2, 5, 5, 2)
 
 
@@ -399,3 +400,19 @@ def test_fvcore_answers_none_where_it_cannot_trace():
             return x
 
     assert fvcore_forward_flops(NotTraceable(), torch.ones(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("fused", "written_out", "sums"),
+    [
+        (lambda b, x, y: torch.addmm(b, x, y, beta=2, alpha=3), lambda b, x, y: 2 * b + 3 * (x @ y), 36),
+        (lambda b, x, y: torch.baddbmm(b[None], x[None], y[None], beta=2), lambda b, x, y: 2 * b + x @ y, 36),
+        (lambda b, x, y: torch.addmv(b[0], x, y[0], beta=2, alpha=3), lambda b, x, y: 2 * b[0] + 3 * (x @ y[0]), 6),
+        (lambda b, x, y: b.index_add(0, ROWS, x, alpha=3), lambda b, x, y: b.index_add(0, ROWS, 3 * x), 0),
+    ],
+)  # fmt: skip
+def test_a_factor_in_a_sum_of_products_counts_as_written_out(fused, written_out, sums):
+    """But for the sum itself, where the accumulation starts; the factors were left out, in forward alone."""
+    one, other = (measured(Apply(lambda x, f=f: f(x, x, x)), 6, 6).forward for f in (fused, written_out))
+    assert one.multiply_accumulate == other.multiply_accumulate
+    assert one.pointwise == other.pointwise - sums

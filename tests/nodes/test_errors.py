@@ -55,7 +55,12 @@ OWN = [
     (
         "lif-checkpoint",
         {"checkpoint_every": 0},
-        r"`checkpoint_every` must be at least 1 step; got 0.*ceil",
+        r"`checkpoint_every` must be a whole number of steps, at least 1; got 0.*ceil",
+    ),
+    (
+        "lif-checkpoint",
+        {"checkpoint_every": 2.5},
+        r"`checkpoint_every` must be a whole number of steps, at least 1; got 2\.5.*ceil",
     ),
     (
         "revlif-anchored",
