@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from revsnn_nodes.swap import is_hooked, replaced_method
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
@@ -130,12 +131,12 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         source = _source(step, number)
         fired: list[Tensor] = []
         decisions = Decisions(places=True)
+        called: set[nn.Module] = set()
 
         def record(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
-            fired.extend(_spikes_of(module, out.detach()))
+            fired.extend(_spikes_of(module, out.detach(), called))  # noqa: B023  (hooked in this turn alone)
 
-        ours = [module for module in step.model.modules() if hasattr(module, "backend_in_use")]
-        with hooked([*_firing(step.model), *ours], record), decisions:
+        with hooked([*_firing(step.model), *filter(_may_be_fused, step.model.modules())], record), decisions:
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
         in_double = source.detach().double() if source.requires_grad else source
@@ -283,11 +284,24 @@ def _firing(model: nn.Module) -> list[nn.Module]:
     return firing
 
 
-def _spikes_of(module: Any, out: Tensor) -> Sequence[Tensor]:
-    """What a surrogate gave, or a fused node step by step: its surrogate is not called there, but is in float64."""
-    if not hasattr(module, "backend_in_use"):
+def _may_be_fused(module: nn.Module) -> bool:
+    """Whether a neuron may run as one operator: ours, and SpikingJelly's over all steps, as written."""
+    theirs = type(module).__module__.startswith("spikingjelly.") and getattr(module, "step_mode", "s") == "m"
+    is_neuron = theirs and isinstance(getattr(module, "surrogate_function", None), nn.Module)
+    return hasattr(module, "backend_in_use") or (is_neuron and not (is_hooked(module) or replaced_method(module)))
+
+
+def _spikes_of(module: Any, out: Tensor, called: set[nn.Module]) -> Sequence[Tensor]:
+    """What a surrogate gave, or a fused neuron step by step: its surrogate is not called there, but is in float64.
+
+    Args:
+        called: the surrogates that have been since their neurons began; changed.
+    """
+    if _primitive_of(module) is not None:
+        called.add(module)
         return (out,)
-    if module.backend_in_use != "fused":
+    if module.surrogate_function in called or getattr(module, "backend_in_use", "fused") != "fused":
+        called.discard(module.surrogate_function)
         return ()
     if not bool(((out == 0) | (out == 1)).all()):
         raise NoOracle(f"a fused {type(module).__name__} in it emits no spikes that could be decided again")

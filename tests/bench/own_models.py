@@ -447,6 +447,31 @@ class DrawsInPython(Noisy):
         return super().forward(x * random.uniform(0.5, 1.5) * numpy.random.uniform(0.5, 1.5))
 
 
+def in_one_operator(kind):
+    """A neuron of SpikingJelly that runs all steps as one operator, which no hook sees fire."""
+    from spikingjelly.activation_based import neuron
+
+    return nn.Sequential(nn.Linear(6, 8), getattr(neuron, kind)(step_mode="m"), nn.Linear(8, 4))
+
+
+def eif():
+    return in_one_operator("EIFNode")
+
+
+def qif():
+    return in_one_operator("QIFNode")
+
+
+def izhikevich():
+    return in_one_operator("IzhikevichNode")
+
+
+def wrong_before_eif():
+    model = eif()
+    model[0].weight.register_hook(lambda gradient: 3 * gradient)
+    return model
+
+
 def noisy_klif():
     return Noisy("KLIFNode")
 

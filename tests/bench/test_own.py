@@ -279,6 +279,17 @@ def test_a_fused_neuron_beside_an_unknown_one_is_judged():
     assert carrier.reason.endswith("a fused CarrierLIF in it emits no spikes that could be decided again")
 
 
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [*((each, Status.OK) for each in ("eif", "qif", "izhikevich")), ("wrong_before_eif", Status.WRONG)],
+)
+def test_a_neuron_in_one_operator_is_judged_by_its_spikes(model, status):
+    """Its surrogate is called in float64 alone, step by step; before, nothing could judge it."""
+    record = measure(case_of(model, "as-is", timesteps=4, batch=8), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by) == (status, "differences")
+    assert status is Status.WRONG or max(record.fidelity.errors().values()) < 1e-5
+
+
 def test_a_neuron_that_fires_unseen_beside_others_is_told():
     """In float64 it is seen, and got the spikes of the next layer: an error of shapes, before."""
     record = measure(case_of("hooked", "lif+remat", timesteps=4), Settings(passes=("fidelity",)))
