@@ -323,10 +323,18 @@ def test_no_gradient_of_a_parameter_is_left_unjudged(model, node):
     assert record.fidelity.parameter_gradient_error > 0.1
 
 
-@pytest.mark.parametrize("model", ["doubled_by_a_hook", "doubled_by_its_forward", "begins_elsewhere"])
+@pytest.mark.parametrize("node", ["as-is", "lif"])
+def test_a_neuron_that_begins_elsewhere_is_held_against_its_own_forward(node):
+    """Not against its class, which begins at rest, nor is it exchanged for one of that."""
+    record = measure(case_of("begins_elsewhere", node, timesteps=4, batch=8), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
+    assert max(record.fidelity.errors().values()) < 1e-5
+
+
+@pytest.mark.parametrize("model", ["doubled_by_a_hook", "doubled_by_its_forward"])
 @pytest.mark.parametrize("node", ["as-is", "lif"])
 def test_a_neuron_that_was_changed_is_not_held_against_one_of_its_class(model, node):
-    """Nor exchanged for one: it keeps its hooks, its forward and the membrane that it begins from."""
+    """Nor exchanged for one: it keeps its hooks and its forward."""
     record = measure(case_of(model, node), Settings(passes=("fidelity",)))
     assert record.status is (Status.OK if node == "as-is" else Status.UNVERIFIED)
     assert "its gradient was not judged" in record.reason
