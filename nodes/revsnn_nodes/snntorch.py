@@ -57,7 +57,7 @@ class LeakyNode(snntorch.Leaky):  # type: ignore[misc]
         )
         self.reset_mechanism_val = leaky.reset_mechanism_val
         self.node, self._read = _node(self), self._buffers_now()
-        self.mem = leaky.mem
+        self.mem = _after_reset(leaky)
         self.train(leaky.training)
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
@@ -188,6 +188,15 @@ def _parameters(neuron: Any) -> dict[str, Any] | None:
     if beta == 1 and neuron.reset_mechanism == "subtract" and neuron.reset_delay:  # else a high charge resets twice
         return {**shared, "v_reset": None}
     return None
+
+
+def _after_reset(neuron: Any) -> Tensor:
+    """The hidden membrane as a node carries it: with `reset_delay`, `Leaky` resets it at the start of its next step."""
+    mem: Tensor = neuron.mem
+    if neuron.reset_delay:
+        reset: Tensor = neuron.mem_reset(mem)
+        mem = mem * (1 - reset) if neuron.reset_mechanism == "zero" else mem - reset * neuron.threshold
+    return mem
 
 
 def _surrogate(function: Any) -> surrogate.SurrogateFunction | None:

@@ -1,5 +1,7 @@
 """`revsnn_nodes.snntorch`: snnTorch's `Leaky` is exchanged where the dynamics are the same, else left."""
 
+import copy
+
 import pytest
 import torch
 from nodes_memory import timeline
@@ -72,6 +74,18 @@ def test_an_exchanged_network_gives_theirs(arguments):
         for net in (theirs, ours):
             utils.reset(net)
             assert not net[1].mem.any()
+
+
+@pytest.mark.parametrize("arguments", [each for each in SAME if each.get("init_hidden")])
+def test_an_exchange_in_the_middle_of_a_sequence_gives_theirs(arguments):
+    """A hidden membrane above the threshold is reset, as the neuron would do at its next step."""
+    theirs = network(**arguments)
+    with torch.no_grad():
+        theirs[1](theirs[0](torch.full((4, 20), 3.0)))
+    ours = copy.deepcopy(theirs)
+    assert arguments.get("output") or (ours[1].mem > ours[1].threshold).any()
+    swap_neurons(ours)
+    torch.testing.assert_close(run(ours), run(theirs), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("arguments", "why"), OTHER, ids=lambda each: each if isinstance(each, str) else None)
