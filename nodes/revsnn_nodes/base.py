@@ -14,7 +14,7 @@ from revsnn_nodes.checkpoints import Turn, runs_again
 from revsnn_nodes.equations import state_dtype
 from revsnn_nodes.kernels.support import Backend, BackendInUse, choose_backend
 from revsnn_nodes.parameters import LIFParameters, require, require_bool, require_word
-from revsnn_nodes.remat.record import run_node
+from revsnn_nodes.remat.rerun import run_node
 from revsnn_nodes.surrogate import as_surrogate, in_transform
 
 StepMode = Literal["s", "m"]
@@ -43,11 +43,13 @@ def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..
 def naming_what_was_called(init: Callable[..., None]) -> Callable[..., None]:
     """A constructor whose TypeErrors name the class that was called, which may inherit it, and list its arguments."""
     taken = signature(init)
+    if all(each.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for each in [*taken.parameters.values()][1:]):
+        return init  # it passes them on to one that names them
 
     @wraps(init)
     def named(self: Any, *args: Any, **kwargs: Any) -> None:
         """The constructor."""
-        if type(self).__init__ is named:
+        if named is next(each for each in map(_own_init, type(self).__mro__) if hasattr(each, "__wrapped__")):
             try:
                 taken.bind(self, *args, **kwargs)
             except TypeError as error:
@@ -56,6 +58,10 @@ def naming_what_was_called(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return named
+
+
+def _own_init(kind: type) -> Any:
+    return vars(kind).get("__init__")
 
 
 def require_tensor(argument: str, x: object) -> None:
@@ -120,7 +126,9 @@ class SpikingNode(nn.Module, Generic[P]):
         backend_reason: why the last call did not run on the fused kernels; empty where it did.
         fused_cpu_dtypes: what the fused kernels of this kind of node take on the CPU.
         pointwise: whether neurons do not depend on each other: outputs then have the strides of the input.
-        keeps_input_in_remat: whether, inside `remat`, this kind of node keeps its input in place of its charges.
+        keeps_input_in_remat: whether, inside `remat`, this kind of node keeps its input in place of its charges, and is
+            run again: its methods below are functions of input, membrane and parameters, without chance. A subclass
+            with others is not, unless it says so itself.
         fuses_batch_norm: whether, there and behind a batch norm, the kernels of `revsnn_nodes.remat.norm` are its own.
         v: the membrane that the next call starts from: a float before the first call and after `reset()`,
             then a tensor `[N, *]`, in float32 for half precision inputs too (SpikingJelly: of the input's type). It

@@ -122,6 +122,7 @@ class StandardParametricLIF(StandardLIF):
         over neurons in float64, in the same order in every run.
     """
 
+    keeps_input_in_remat = True
     fuses_batch_norm = False  # the kernels know no learned tau
 
     def __init__(

@@ -230,12 +230,14 @@ class ForeignSurrogate(SurrogateFunction):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         nn.Module.__init__(self)  # not SurrogateFunction's: the sharpness is the function's own
         self.function = function
+        z = torch.tensor([-1.0, -0.125, 0.0, 0.125, 1.0])
         trainable = isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters())
+        with torch.enable_grad():
+            trainable = trainable or self.forward(z).requires_grad
         require(
             not trainable, "surrogate_function", "have no trainable parameters", function,
             "The closed-form backward passes return no gradient for them.", "Freeze them with requires_grad_(False).",
         )  # fmt: skip
-        z = torch.tensor([-1.0, -0.125, 0.0, 0.125, 1.0])
         fired = [self.forward(z).round(decimals=5).tolist() for _ in range(8)]
         require(
             fired == [(z >= 0).tolist()] * 8, "surrogate_function", "fire 0 below the threshold and 1 from it on",

@@ -1,5 +1,6 @@
 """A node in place of SpikingJelly's: step mode, order of arguments, membranes of every step."""
 
+import importlib
 import inspect
 
 import pytest
@@ -171,3 +172,12 @@ def test_turning_the_spikes_off_later_is_refused():
     function.set_spiking_mode(False)
     with pytest.raises(ValueError, match="`spiking` must be True"):
         node(torch.randn(2, 2, 6))
+
+
+@pytest.mark.parametrize("name", ["LIFNode", "IFNode", "ParametricLIFNode", "CheckpointedLIFNode", "ReversibleLIFNode"])
+def test_an_unknown_argument_of_a_drop_in_class_is_told_by_its_name(name):
+    """And not by that of a base, whose constructor it has; so for a subclass of it."""
+    kind = getattr(importlib.import_module("revsnn_nodes.spikingjelly"), name)
+    for each in (kind, type("Mine", (kind,), {})):
+        with pytest.raises(TypeError, match=f"^{each.__name__}: got an unexpected keyword.*v_threshold, v_reset"):
+            each(v_thresh=1.0)

@@ -27,7 +27,7 @@ from nodes_remat import (
     vgg,
 )
 from nodes_tolerances import ALIKE_RTOL
-from revsnn_nodes import CarrierLIF, CheckpointedLIF, StandardLIF, remat
+from revsnn_nodes import CarrierLIF, CheckpointedLIF, StandardLIF, StandardParametricLIF, remat
 from revsnn_nodes.remat import recipes
 from revsnn_nodes.remat.pack import recordable
 from torch import nn
@@ -697,6 +697,59 @@ def test_parameters_of_a_neuron_are_those_of_the_forward():
         y = node(F.layer_norm(source(x), (50,)))
         node.tau = 7.0
         return y.exp().sin()
+
+    assert_same(net, leaf(4, 3, 50))
+
+
+class Noisy(StandardLIF):
+    def torch_sequence(self, x_seq, v):
+        return super().torch_sequence(x_seq + torch.randn_like(x_seq), v)
+
+
+class Gated(StandardLIF):
+    def torch_sequence(self, x_seq, v):
+        return super().torch_sequence(x_seq * self.gate, v)
+
+
+def gated(x, kind=Gated, **options):
+    """A neuron that reads a tensor with a gradient among its attributes."""
+    node = kind(step_mode="m", backend="torch", **options)
+    node.gate = x[0, 0].sigmoid()
+    return node
+
+
+def replaced(x):
+    """A neuron whose method was replaced by one that reads another tensor with a gradient."""
+    node = StandardLIF(step_mode="m", backend="torch")
+    method, gate = node.torch_sequence, x[0, 0].sigmoid()
+    node.torch_sequence = lambda x_seq, v: method(x_seq * gate, v)
+    return node
+
+
+def fast_weight(x):
+    """A neuron whose parameter is a tensor that was made from others, as in meta-learning."""
+    node = StandardParametricLIF(step_mode="m")
+    del node.w
+    node.w = x.mean()
+    return node
+
+
+OF_THE_USERS_OWN = {
+    "noise": lambda x: Noisy(step_mode="m", backend="torch"),
+    "gate": gated,
+    "replaced method": replaced,
+    "fast weight": fast_weight,
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_USERS_OWN)
+def test_neurons_of_the_users_own_run_as_without(name):
+    """Subclasses and instances with other methods, or other tensors that learn, keep what autograd keeps."""
+
+    def net(x):
+        torch.manual_seed(0)
+        node = OF_THE_USERS_OWN[name](x)
+        return node(F.layer_norm(source(x), (50,)) * 2).exp().sin()
 
     assert_same(net, leaf(4, 3, 50))
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -141,8 +142,9 @@ def test_a_kernel_that_nobody_sees_is_found_out():
     assert saved.because()[pack.UNSEEN] > 0
 
 
-def test_zeros_that_a_kernel_fills_are_found_out():
-    """Outside of functions, too: what was made to be written to is not trusted before it was tried."""
+@pytest.mark.parametrize("make", [torch.zeros_like, lambda x: x[:1].repeat(len(x), 1, 1)], ids=["zeros", "copies"])
+def test_what_a_kernel_fills_is_found_out(make):
+    """Outside of functions, too: what has no gradient, and may be there to be written to, is tried first."""
 
     class Mask(nn.Module):
         def __init__(self):
@@ -150,7 +152,7 @@ def test_zeros_that_a_kernel_fills_are_found_out():
             self.fc = nn.Linear(8, 8)
 
         def forward(self, x_seq):
-            mask = torch.zeros_like(x_seq)
+            mask = make(x_seq)
             raw_write(mask, torch.arange(float(x_seq.numel())))
             return self.fc(x_seq) * mask
 
@@ -349,3 +351,21 @@ def test_the_page_says_what_neurons_of_other_packages_gain(package):
     assert f"{saved.kept_bytes / 2**20:.1f} MiB" in page
     assert f"{(saved.kept_bytes + saved.remade_bytes) / 2**20:.1f}" in page
     assert saved.remade_bytes > 0.9 * saved.kept_bytes
+
+
+def test_constants_have_the_type_and_device_of_the_forward():
+    """What torch was set to while they were made does not matter later."""
+    results = []
+    for context in (nullcontext(), remat()):
+        w = torch.ones(4, 8, dtype=torch.float64, requires_grad=True)
+        with context:
+            torch.set_default_dtype(torch.float64)
+            try:
+                number = torch.full((8,), 1 / 3).repeat(4, 1) + torch.tensor(0.1)
+            finally:
+                torch.set_default_dtype(torch.float32)
+            loss = (w * 2 * number).sum()
+            del number
+        loss.backward()
+        results.append(w.grad)
+    assert torch.equal(*results)

@@ -258,6 +258,27 @@ def test_one_object_is_entered_many_times(use):
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
 
 
+def generator():
+    yield
+
+
+async def coroutine():
+    pass
+
+
+async def stream():
+    yield
+
+
+@pytest.mark.parametrize("function", [generator, coroutine, stream])
+@pytest.mark.parametrize("decorate", [remat, remat()], ids=["without parentheses", "with"])
+def test_a_function_that_runs_later_is_refused(decorate, function):
+    """Its body would run outside of the context, without a word."""
+    message = f"`function` must run when it is called; got '{function.__name__}'.*Write `with remat"
+    with pytest.raises(ValueError, match=message):
+        decorate(function)
+
+
 @pytest.mark.parametrize("carry", [lambda v: v.add_(1), lambda v: v * 0.9 + torch.rand(8)], ids=["in place", "anew"])
 def test_a_chain_without_end_holds_a_bounded_part_of_itself(carry):
     """A counter of an evaluation, or a state that a stream carries: what no recipe reaches any more is let go of."""

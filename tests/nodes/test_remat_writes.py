@@ -200,3 +200,62 @@ def test_statistics_that_a_native_norm_writes_are_copied_for_what_read_them(norm
         loss.backward()
         gradients.append(w.grad)
     assert torch.equal(*gradients)
+
+
+def by_data(h):
+    other = torch.empty(8, 8)
+    other.data = h.detach()
+    return other
+
+
+def by_sparse_rows(h):
+    places = torch.arange(8).repeat(8)
+    return torch.sparse_csr_tensor(torch.arange(0, 65, 8), places, h.detach().flatten()).values()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("share", [by_data, by_sparse_rows])
+def test_memory_that_another_tensor_shares_is_kept(share):
+    """What is written to it after the context, by a name that counts versions apart, reaches no gradient."""
+    gradients = []
+    for context in (nullcontext, remat):
+        torch.manual_seed(0)
+        h, w = torch.randn(8, 8), torch.randn(8, 8, requires_grad=True)
+        with context():
+            other = share(h)
+            loss = (torch.cat([h, h]) @ w).sum()
+        other.mul_(2)
+        loss.backward()
+        gradients.append(w.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("read", [lambda half: half, lambda half: half.detach()], ids=["parameter", "detached"])
+def test_halves_of_one_vector_are_kept(read):
+    """Two parameters share a storage and not a counter, as `vector_to_parameters` leaves them; one learns later."""
+    gradients = []
+    for context in (nullcontext, remat):
+        torch.manual_seed(0)
+        halves, w = [nn.Parameter(torch.empty(8, 8)) for _ in range(2)], torch.randn(8, 8, requires_grad=True)
+        nn.utils.vector_to_parameters(torch.randn(128), halves)
+        with context():
+            loss = sum((torch.cat([read(half)] * 3) @ w).sum() for half in halves)
+        with torch.no_grad():
+            halves[1].mul_(2)
+        loss.backward()
+        gradients.append(w.grad)
+    assert torch.equal(*gradients)
+
+
+def test_a_buffer_that_a_later_forward_writes_to():
+    """Two contexts, one backward pass: what the first forward's recipes read is copied in the second."""
+    gradients = []
+    for context in (nullcontext, remat):
+        torch.manual_seed(0)
+        net, losses = Masked(), []
+        for _ in range(2):
+            with context():
+                losses.append(net(torch.randn(16, 8)).square().sum())
+        sum(losses).backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(map(torch.equal, *gradients))

@@ -124,6 +124,9 @@ def test_trainable_surrogates_are_refused():
     with pytest.raises(ValueError, match=r"no trainable parameters.*requires_grad_\(False\)"):
         StandardLIF(surrogate_function=Sloped(), step_mode="m")
     StandardLIF(surrogate_function=Sloped().requires_grad_(False), step_mode="m")
+    sloped = Sloped()
+    with pytest.raises(ValueError, match="no trainable parameters"), torch.no_grad():
+        StandardLIF(surrogate_function=lambda z: sloped(z), step_mode="m")
 
 
 def test_bad_surrogates_are_refused():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 
 from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.layout import FORMS, numbers
@@ -27,7 +28,6 @@ from revsnn_nodes.remat.recipes import (
     Recipe,
     Ref,
     Value,
-    backward_reads_no_input,
 )
 
 _ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__})
@@ -151,6 +151,40 @@ def layout_of_norm(
     if storage is None or not backward_reads_no_input(pool, args, kwargs):
         return None
     return x, (norm.z.value, storage)
+
+
+_reads_none: dict[str, bool] = {}
+
+
+def backward_reads_no_input(pool: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a max pooling's backward pass takes of its saved input the layout alone, and no number.
+
+    Tried with other numbers in its place, once for each pooling and layout.
+    """
+    x, *rest = args
+    how = repr((pool, rest, kwargs, x.shape[1:], x.stride()[1:], x.dtype, x.device))
+    if how in _reads_none:
+        return _reads_none[how]
+    frame = x.shape[1:]
+    with torch.enable_grad(), _disable_current_modes():
+        tried = torch.empty_strided((1, *frame), (math.prod(frame), *x.stride()[1:]), dtype=x.dtype, device=x.device)
+        tried.copy_(torch.randn(1, *frame, generator=torch.Generator().manual_seed(0))).requires_grad_()
+
+        def gradient(read: Callable[[Tensor], Tensor]) -> Tensor:
+            """Of the input, where saved tensors are read in some way."""
+            with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, read):
+                y = pool(tried, *rest, **kwargs)[0]
+                return torch.autograd.grad(y, tried, 1 + y.detach().cos())[0]
+
+        def spoiled(saved: Tensor) -> Tensor:
+            """Other numbers in the same layout, where it has numbers."""
+            return torch.full_like(saved, math.nan) if saved.is_floating_point() else saved
+
+        try:
+            _reads_none[how] = torch.equal(gradient(Tensor.detach), gradient(spoiled))
+        except RuntimeError:  # no deterministic backward pass, or no memory for a trial
+            _reads_none[how] = False
+    return _reads_none[how]
 
 
 _NEVER_FIRES = LIFParameters(decay_input=False, v_threshold=1e30, v_reset=None)

@@ -5,7 +5,6 @@ again: a convolution, anything random) or has a `Recipe`: a cheap function, and 
 to storages weakly, so that recording keeps nothing alive. A view is a value with a size, stride, offset and dtype.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ _COPIES = """
     bfloat16 repeat repeat_interleave tile pad __getitem__ index_select roll flip pixel_shuffle pixel_unshuffle
     transpose permute movedim chunk split unbind narrow view unsqueeze squeeze expand
 """
-_CONSTANTS = "tensor as_tensor scalar_tensor full full_like new_tensor new_full"
+_NUMBERS = "tensor as_tensor scalar_tensor full full_like new_tensor new_full"
 _ZEROS, _ONES = "zeros zeros_like new_zeros", "ones ones_like new_ones"
 _POOLS = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
 _NORMS = "layer_norm group_norm rms_norm"
@@ -80,7 +79,7 @@ def writes_once(index: Any) -> bool:
 
 CHEAP: dict[Function, int] = {
     torch.Tensor.__setitem__: 1,
-    **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_CONSTANTS} {_ZEROS} {_ONES} {_POOLS}"), 1),
+    **dict.fromkeys(_named(f"{_POINTWISE} {_COPIES} {_NUMBERS} {_ZEROS} {_ONES} {_POOLS}"), 1),
     **dict.fromkeys(_named(f"{_NORMS} batch_norm instance_norm"), NORM_PASSES),
 }
 """Functions that may be run again, and their cost in passes over the tensor. Nothing random, nothing collective."""
@@ -93,6 +92,9 @@ FILLS: dict[Function, Function] = {
 }
 """Functions that make a tensor for somebody to write to, and what makes the same from its size, type and device."""
 
+CONSTANTS: frozenset[Function] = frozenset(_named(_NUMBERS))
+"""Functions whose result's type and device may be those that torch is set to."""
+
 MAX_POOLS: dict[Function, Function] = {
     getattr(module, f"{kind}max_pool{dims}d{places}"): getattr(functional, f"{kind}max_pool{dims}d_with_indices")
     for dims in (1, 2, 3)
@@ -103,12 +105,14 @@ MAX_POOLS: dict[Function, Function] = {
 }
 """Functions that keep the place of each maximum in int64, and what returns it too: `PoolWindows` needs fewer bytes."""
 
-OPENS_MEMORY: frozenset[Function] = frozenset(
-    {torch.Tensor.data.__get__, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.set_}  # type: ignore[attr-defined]
+OPENS_MEMORY: frozenset[Any] = frozenset(
+    {torch.Tensor.data.__get__, torch.Tensor.data.__set__}  # type: ignore[attr-defined]
+    | {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}
     | {torch.Tensor.untyped_storage, torch.Tensor.storage, torch.Tensor.data_ptr}
     | {torch.Tensor.__cuda_array_interface__.__get__}
+    | {getattr(torch, f"sparse_{kind}_tensor") for kind in ("coo", "csr", "csc", "bsr", "bsc", "compressed")}
 )
-"""After these a tensor can change without its version counter: it is kept from there on."""
+"""After these what they are given can change without its version counter: it is kept from there on."""
 
 WITH_STATISTICS: dict[Function, dict[str, Any]] = {
     norm: {name: each.default for name, each in signature(norm).parameters.items()}
@@ -139,7 +143,7 @@ class Treatment(NamedTuple):
     # place; None for none of these. Any function may write to `out`.
     writes: str | int | None
     is_pool: bool  # whether it keeps the places of maxima: see `MAX_POOLS`
-    opens: bool  # whether it hands out the memory of its first argument
+    opens: bool  # whether it hands out the memory of its arguments
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Those of a call's arguments, nested as they are given, that it may write to."""
@@ -270,6 +274,10 @@ class Counter:
 _NOBODY: frozenset[int] = frozenset()
 
 
+_pinned: dict[int, list["Value"]] = {}
+"""Values that recipes read, of all recorders, by the address of the storage."""
+
+
 class Value:
     """The contents of a storage, until it is next changed.
 
@@ -299,6 +307,8 @@ class Value:
         # Whether its memory was handed out, so that it may have changed unseen. Numpy's memory cannot be resized, nor
         # can what our kernels made, which they read by way of numpy.
         self.opened = not (storage.resizable() or storage.is_shared() or tensor.requires_grad)
+        # Parts of one storage that are no views, as parameters of a flat one are, count their versions apart.
+        self.opened |= base.numel() * base.itemsize != self.nbytes
         self.asks = _NOBODY  # saved tensors that were replaced by its recipe and not asked for yet
         self.held: UntypedStorage | None = None  # contents made again before the next ask
 
@@ -331,6 +341,8 @@ class Value:
 
     def pin(self, storage: UntypedStorage) -> None:
         """Keeps the storage for a recipe that reads it."""
+        if not self.readers:
+            _pinned.setdefault(self.address, []).append(self)
         self.keepers, self.readers = self.keepers + 1, self.readers + 1
         if not self.copied:
             self.pinned = storage
@@ -340,6 +352,10 @@ class Value:
         self.keepers, self.readers = self.keepers - 1, self.readers - 1
         if not self.readers:
             self.pinned, self.copied = None, False
+            others = _pinned[self.address]
+            others.remove(self)
+            if not others:
+                del _pinned[self.address]
 
     def part_from(self) -> bool:
         """Copies the contents for the recipes that read them, before they change; True if that is needed.
@@ -352,6 +368,11 @@ class Value:
             tensor = torch.empty(0, dtype=torch.uint8, device=self.counter.tensor.device).set_(self.pinned)
             self.pinned, self.copied = tensor.clone().untyped_storage(), True
         return True
+
+    @staticmethod
+    def read_at(address: int) -> tuple["Value", ...]:
+        """What recipes read of a storage, those of earlier forwards too."""
+        return tuple(_pinned.get(address, ()))
 
     def forget(self, packed: Any) -> None:
         """Counts a saved tensor as asked for, or as gone; drops what was held for the last one."""
@@ -556,37 +577,3 @@ class PoolWindows:
         dims = len(self.sides)
         places = self.places(short)
         return tensor.flatten(-dims).gather(-1, places.flatten(-dims)).view_as(places)
-
-
-_reads_none: dict[str, bool] = {}
-
-
-def backward_reads_no_input(pool: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a max pooling's backward pass takes of its saved input the layout alone, and no number.
-
-    Tried with other numbers in its place, once for each pooling and layout.
-    """
-    x, *rest = args
-    how = repr((pool, rest, kwargs, x.shape[1:], x.stride()[1:], x.dtype, x.device))
-    if how in _reads_none:
-        return _reads_none[how]
-    frame = x.shape[1:]
-    with torch.enable_grad(), _disable_current_modes():
-        tried = torch.empty_strided((1, *frame), (math.prod(frame), *x.stride()[1:]), dtype=x.dtype, device=x.device)
-        tried.copy_(torch.randn(1, *frame, generator=torch.Generator().manual_seed(0))).requires_grad_()
-
-        def gradient(read: Callable[[Tensor], Tensor]) -> Tensor:
-            """Of the input, where saved tensors are read in some way."""
-            with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, read):
-                y = pool(tried, *rest, **kwargs)[0]
-                return torch.autograd.grad(y, tried, 1 + y.detach().cos())[0]
-
-        def spoiled(saved: Tensor) -> Tensor:
-            """Other numbers in the same layout, where it has numbers."""
-            return torch.full_like(saved, math.nan) if saved.is_floating_point() else saved
-
-        try:
-            _reads_none[how] = torch.equal(gradient(Tensor.detach), gradient(spoiled))
-        except RuntimeError:  # no deterministic backward pass, or no memory for a trial
-            _reads_none[how] = False
-    return _reads_none[how]

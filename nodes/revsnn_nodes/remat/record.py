@@ -1,10 +1,11 @@
 """The context `remat`: watches a forward, and decides for each saved tensor whether it is kept or made again.
 
 Two hooks of torch work together: a `TorchFunctionMode` sees calls of cheap functions and notes recipes, and
-`saved_tensors_hooks` replace what autograd saves. Neurons announce themselves through `run_node`. Source of the idea:
+`saved_tensors_hooks` replace what autograd saves. Neurons announce themselves: see `rerun`. Source of the idea:
 Chen et al. 2016 (arXiv 1604.06174), recomputation of cheap layers; here chosen for each tensor, and run lazily.
 """
 
+import inspect
 import sys
 import threading
 import weakref
@@ -20,12 +21,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
-from revsnn_nodes.remat.norm import NormedInput, layout_of_norm, normed_input, saved_statistics
+from revsnn_nodes.remat.norm import layout_of_norm, saved_statistics
 from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, fills_its_storage, plan_for, recordable
 from revsnn_nodes.remat.recipes import (
+    CONSTANTS,
     FILLS,
     MAX_POOLS,
     MOST_RECIPES,
@@ -50,7 +51,6 @@ from revsnn_nodes.remat.recipes import (
     treatment,
     writes_once,
 )
-from revsnn_nodes.remat.rerun import Rerun
 from revsnn_nodes.surrogate import in_transform
 
 NOT_CHEAP = "not cheap"
@@ -206,7 +206,7 @@ class Recorder(TorchFunctionMode):
             return function(*args, **kwargs)
         self.fresh.clear()
         if how.opens and not in_transform():
-            self.open_memory(args[0])
+            map_leaves((args, kwargs), Tensor, self.open_memory)
         written = None if in_transform() else how.written(args, kwargs)
         if written is not None:
             map_leaves(written, Tensor, self.before_write)
@@ -230,11 +230,12 @@ class Recorder(TorchFunctionMode):
             if function in FILLS:
                 function = FILLS[function]
                 call = Call((made.shape,), {"dtype": made.dtype, "device": made.device}, {})
+            elif function in CONSTANTS:
+                call = self.refer(args, {**kwargs, "dtype": made.dtype, "device": made.device})
             elif written is None and not (args and _is_view_of(args[0], made)):
                 call = self.refer(args, kwargs)
             if call is not None:
-                doubted = function is torch.zeros or function is torch.ones or not torch.is_grad_enabled()
-                doubted |= _is_distributed() and not made.requires_grad
+                doubted = not (made.requires_grad and torch.is_grad_enabled())
                 self.note(function, call, made, how.passes or 1, _place(function, made) if doubted else None)
         return result
 
@@ -358,12 +359,11 @@ class Recorder(TorchFunctionMode):
                 total += value.nbytes if plan.obstacle else plan.new_bytes
         return total
 
-    def open_memory(self, tensor: Any) -> None:
+    def open_memory(self, tensor: Tensor) -> None:
         """Keeps a tensor whose memory is handed out: it may change unseen."""
-        if isinstance(tensor, Tensor) and recordable(tensor):
-            value = self.value_of(tensor)
-            value.part_from()
-            value.opened = True
+        if recordable(tensor):
+            self.before_write(tensor)
+            self.value_of(tensor).opened = True
             value = self.values[tensor.untyped_storage()._cdata] = Value(tensor)
             value.opened = True
 
@@ -371,9 +371,9 @@ class Recorder(TorchFunctionMode):
         """Copies what recipes read of a tensor that may be about to change."""
         if recordable(tensor):
             address = tensor.untyped_storage()._cdata
-            value = self.values.get(address)
-            if value is not None and value.part_from():
-                del self.values[address]
+            for value in Value.read_at(address):
+                if value.part_from() and value is self.values.get(address):
+                    del self.values[address]
 
     def module_name(self) -> str:
         """The innermost module whose forward is running: its path from the outermost one, or that one's type."""
@@ -482,9 +482,23 @@ class remat(ManyTimes[Saved]):
         require(
             isinstance(max_passes, int) and max_passes >= 1,
             "max_passes", "be a whole number, at least 1", max_passes, "It bounds the work for one tensor.",
-            "Leave `remat` out to keep everything.",
+            "Write `remat()` for 16, or leave it out to keep everything.",
         )  # fmt: skip
         super().__init__(partial(_watched, max_passes, verify))
+
+    def __call__(self, function: Any) -> Any:
+        """The function, run inside.
+
+        Raises:
+            ValueError: a generator or an async function, whose body runs after the call.
+        """
+        kinds = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        require(
+            not any(each(function) for each in kinds), "function", "run when it is called",
+            getattr(function, "__name__", function), "The body of a generator or an async function runs later.",
+            "Write `with remat():` inside of it, around what does not wait.",
+        )  # fmt: skip
+        return super().__call__(function)
 
 
 @contextmanager
@@ -510,7 +524,7 @@ def recording(max_passes: int | None) -> Iterator[None]:
 
     What was noted before stays: a tensor of another part is made again where it would be saved in this one.
     """
-    recorder: Recorder | None = getattr(_active, "recorder", None)
+    recorder = recorder_now()
     if recorder is None:
         yield
         return
@@ -522,77 +536,15 @@ def recording(max_passes: int | None) -> Iterator[None]:
         recorder.recording, recorder.max_passes = before
 
 
+def recorder_now() -> Recorder | None:
+    """The recorder of the innermost `remat` that this thread is in."""
+    return getattr(_active, "recorder", None)
+
+
 def note_recipe(function: Function, arguments: tuple[Any, ...], result: Tensor) -> None:
     """Inside `remat`, tells of another way to make a new tensor: `function(*arguments)`, whose tensors are kept."""
-    recorder: Recorder | None = getattr(_active, "recorder", None)
+    recorder = recorder_now()
     if recorder is not None and recorder.decides() and recordable(result):
         with torch._C.DisableTorchFunction():
             recorder.fresh.clear()
             recorder.note(function, Call(arguments, {}, {}, _nbytes(arguments)), result, 1)
-
-
-def run_node(
-    node: Any, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Runs a neuron; inside `remat` as one that keeps its input in place of its charges, if that keeps no more.
-
-    Its parameters are those of now, in the backward pass too.
-    """
-    recorder: Recorder | None = getattr(_active, "recorder", None)
-    if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:
-        return run(x_seq, v)
-    parameters: dict[str, Tensor] = dict(node._parameters)
-    has_more = any(True for child in node.children() for _ in child.parameters())
-    if has_more or not (torch.is_grad_enabled() and recorder.records()):
-        return run(x_seq, v)
-    given = [each for each in (x_seq, v, *parameters.values()) if each is not None]
-    if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
-        return run(x_seq, v)
-    with torch._C.DisableTorchFunction():
-        fuses = node.fuses_batch_norm and run.__name__ == "fused_sequence" and x_seq.requires_grad
-        normed = normed_input(recorder.value_of(x_seq), x_seq, recorder.note) if fuses else None
-        if normed is None:
-            call, again, sources = _of_input(node, run, x_seq, v, parameters)
-        else:
-            call, again, sources = _of_norm(node, x_seq, v, normed)
-        read = recorder.refer(sources, {})
-        if read is None or recorder.new_bytes(read) > x_seq.numel() * x_seq.itemsize:
-            return run(x_seq, v)
-        spikes, v_last = recorder.in_one_module(call)
-        recorder.note(again, read, spikes, 1)
-    return spikes, v_last
-
-
-Run = tuple[Callable[[], tuple[Tensor, Tensor]], Callable[..., Tensor], tuple[Tensor | None, ...]]
-"""A neuron's call; what makes its spikes again; and from which tensors."""
-
-
-def _of_input(
-    node: Any,
-    run: Callable[..., tuple[Tensor, Tensor]],
-    x_seq: Tensor,
-    v: Tensor | None,
-    parameters: dict[str, Tensor],
-) -> Run:
-    """A neuron that keeps its input, and is run again in the backward pass."""
-    frozen = object.__new__(type(node))
-    frozen.__dict__.update(node.__dict__, v=None)
-
-    def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
-        """Spikes and the last membrane, with the parameters as they were."""
-        frozen.__dict__["_parameters"] = dict(zip(parameters, learned, strict=True))
-        result: tuple[Tensor, Tensor] = getattr(frozen, run.__name__)(x, v)
-        return result
-
-    sources = (x_seq, v, *parameters.values())
-    return lambda: Rerun.apply(again, *sources), lambda *given: again(*given)[0], sources
-
-
-def _of_norm(node: Any, x_seq: Tensor, v: Tensor | None, normed: NormedInput) -> Run:
-    """A neuron that keeps what its input was made from by a batch norm."""
-    neuron, *sources, inner, form = node.neuron, *normed
-    return (
-        lambda: FusedNormLIF.apply(x_seq, v, *sources, inner, form, neuron, node.surrogate_function),
-        lambda v, *sources: norm_lif_spikes(v, *sources, inner=inner, form=form, neuron=neuron),
-        (v, *sources),
-    )

@@ -1,19 +1,22 @@
-"""A function that saves its inputs alone, and is run again under grad in the backward pass.
+"""Neurons inside `remat`: they save their inputs alone, and are run again under grad in the backward pass.
 
-For neurons: they keep their input, which often has a recipe, and not their charges. Contrast: `torch.utils.checkpoint`
-keeps hold of everything that the function refers to, and draws random numbers again; here it is one function without
-randomness.
+They keep their input, which often has a recipe, and not their charges. Contrast: `torch.utils.checkpoint` keeps hold of
+everything that the function refers to, and draws random numbers again; here it is one function without randomness.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from revsnn_nodes.remat.pack import LABEL, paused
+from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
+from revsnn_nodes.remat.norm import NormedInput, normed_input
+from revsnn_nodes.remat.pack import LABEL, paused, recordable
 from revsnn_nodes.remat.recipes import Autocast
+from revsnn_nodes.remat.record import recorder_now
 
 Outputs = Tensor | tuple[Tensor, ...]
 
@@ -69,3 +72,93 @@ def _gradients(
         return (None,) * len(wanted)
     outputs, gradients = zip(*reached, strict=True)
     return torch.autograd.grad(outputs, wanted, gradients, create_graph=twice, allow_unused=True)
+
+
+def run_node(
+    node: Any, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Runs a neuron; inside `remat` as one that keeps its input in place of its charges, if that keeps no more.
+
+    Its parameters are those of now, in the backward pass too.
+    """
+    recorder = recorder_now()
+    if recorder is None or torch.compiler.is_compiling() or not node.keeps_input_in_remat:
+        return run(x_seq, v)
+    if not (torch.is_grad_enabled() and recorder.records() and _is_a_function_of_parameters(node, run)):
+        return run(x_seq, v)
+    parameters: dict[str, Tensor] = dict(node._parameters)
+    given = [each for each in (x_seq, v, *parameters.values()) if each is not None]
+    if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
+        return run(x_seq, v)
+    with torch._C.DisableTorchFunction():
+        fuses = node.fuses_batch_norm and run.__name__ == "fused_sequence" and x_seq.requires_grad
+        normed = normed_input(recorder.value_of(x_seq), x_seq, recorder.note) if fuses else None
+        if normed is None:
+            call, again, sources = _of_input(node, run, x_seq, v, parameters)
+        else:
+            call, again, sources = _of_norm(node, x_seq, v, normed)
+        read = recorder.refer(sources, {})
+        if read is None or recorder.new_bytes(read) > x_seq.numel() * x_seq.itemsize:
+            return run(x_seq, v)
+        spikes, v_last = recorder.in_one_module(call)
+        recorder.note(again, read, spikes, 1)
+    return spikes, v_last
+
+
+def _is_a_function_of_parameters(node: Any, run: Callable[..., Any]) -> bool:
+    """Whether what a node runs is what its class promises to be a function of its input, membrane and parameters alone.
+
+    Not a method of a subclass that does not promise it anew, or of the instance; nor where something else learns.
+    """
+    promised = _promised(type(node), run.__name__)  # type: ignore[arg-type]
+    if promised is None or getattr(run, "__func__", None) is not promised:
+        return False
+    others = [each for name, each in node.__dict__.items() if name not in ("v", "v_seq")] + [*node._buffers.values()]
+    learns = any(isinstance(each, Tensor) and each.requires_grad for each in others)
+    return not learns and not any(True for child in node.children() for _ in child.parameters())
+
+
+@cache
+def _promised(kind: type, name: str) -> Any:
+    """The method of this name, of the class that gives `keeps_input_in_remat`; None where a subclass has another."""
+    for each in kind.__mro__:
+        if "keeps_input_in_remat" in vars(each):
+            return getattr(kind, name, None)
+        if name in vars(each):
+            return None
+    return None
+
+
+Run = tuple[Callable[[], tuple[Tensor, Tensor]], Callable[..., Tensor], tuple[Tensor | None, ...]]
+"""A neuron's call; what makes its spikes again; and from which tensors."""
+
+
+def _of_input(
+    node: Any,
+    run: Callable[..., tuple[Tensor, Tensor]],
+    x_seq: Tensor,
+    v: Tensor | None,
+    parameters: dict[str, Tensor],
+) -> Run:
+    """A neuron that keeps its input, and is run again in the backward pass."""
+    frozen = object.__new__(type(node))
+    frozen.__dict__.update(node.__dict__, v=None, _modules=dict(node._modules))
+
+    def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Spikes and the last membrane, with the parameters as they were."""
+        frozen.__dict__["_parameters"] = dict(zip(parameters, learned, strict=True))
+        result: tuple[Tensor, Tensor] = getattr(frozen, run.__name__)(x, v)
+        return result
+
+    sources = (x_seq, v, *parameters.values())
+    return lambda: Rerun.apply(again, *sources), lambda *given: again(*given)[0], sources
+
+
+def _of_norm(node: Any, x_seq: Tensor, v: Tensor | None, normed: NormedInput) -> Run:
+    """A neuron that keeps what its input was made from by a batch norm."""
+    neuron, *sources, inner, form = node.neuron, *normed
+    return (
+        lambda: FusedNormLIF.apply(x_seq, v, *sources, inner, form, neuron, node.surrogate_function),
+        lambda v, *sources: norm_lif_spikes(v, *sources, inner=inner, form=form, neuron=neuron),
+        (v, *sources),
+    )
