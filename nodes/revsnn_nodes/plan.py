@@ -39,6 +39,7 @@ from torch.utils.checkpoint import checkpoint
 from revsnn_nodes.checkpoints import putting_back
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import remat
+from revsnn_nodes.remat.recipes import Counter
 from revsnn_nodes.remat.record import ManyTimes, note_recipe, recording
 
 REST = "rest"
@@ -336,44 +337,53 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
         if option not in ("checkpoint", "bits"):
             return function(*args, **kwargs)
         inner = [each for module in modules for each in module.modules()]
-        start = _states(inner)
+        start, read = _states(inner), list[Counter]()
         before = [
             (module, name, buffer, buffer._version, buffer.clone())
             for module in inner
-            if not isinstance(module, _NormBase)  # what it returns in training does not depend on its buffers
+            if not (isinstance(module, _NormBase) and module.training)  # what it returns then needs no buffers
             for name, buffer in module.named_buffers(recurse=False)
         ]
         output = checkpoint(
-            function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), run_again(inner, start)), **kwargs
-        )
+            function, *args, use_reentrant=False, **kwargs,
+            context_fn=lambda: (nullcontext(), run_again(inner, start, read)),
+        )  # fmt: skip
         for module, name, buffer, version, value in before:
-            if module._buffers.get(name) is not buffer or buffer._version != version:
-                start.append((module, {name: value}))
+            changed = module._buffers.get(name) is not buffer or buffer._version != version
+            copied = changed or isinstance(module, _NormBase)
+            start.append((module, {name: value if copied else buffer}))
+            if not copied:
+                read.append(Counter(buffer))
         if option == "bits" and isinstance(output, Tensor) and (packed := pack_bits(output.detach())) is not None:
             note_recipe(lambda *parts: unpack_bits(Packed(*parts)), tuple(packed), output)
         return output
 
 
 States = list[tuple[nn.Module, dict[str, Any]]]
-"""Neurons, and the membranes that they carry, by name; likewise modules and buffers that their forward changed."""
+"""Modules and what they were in a forward: mode, membranes and buffers, by name."""
 
 
 def _states(modules: Sequence[nn.Module]) -> States:
-    """The membranes that neurons carry: SpikingJelly's registered memories, or `v`."""
+    """The mode of modules, and the membranes that neurons carry: SpikingJelly's registered memories, or `v`."""
     neurons: list[Any] = [module for module in modules if is_neuron(module)]
-    return [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
+    membranes = [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
+    return [(each, {"training": each.training}) for each in modules] + membranes
 
 
-def run_again(modules: Sequence[nn.Module], start: States | None = None) -> AbstractContextManager[None]:
+def run_again(
+    modules: Sequence[nn.Module], start: States | None = None, read: Sequence[Counter] = ()
+) -> AbstractContextManager[None]:
     """A second run of a forward that happened: modules start from `start`, and what it changes is put back.
 
-    Each backward pass over a retained graph enters it anew.
+    Each backward pass over a retained graph enters it anew. RuntimeError where what it `read` has changed since.
     """
-    return ManyTimes(partial(_running_again, modules, [] if start is None else start))
+    return ManyTimes(partial(_running_again, modules, [] if start is None else start, read))
 
 
 @contextmanager
-def _running_again(modules: Sequence[nn.Module], start: States) -> Iterator[None]:
+def _running_again(modules: Sequence[nn.Module], start: States, read: Sequence[Counter]) -> Iterator[None]:
+    for counter in read:
+        counter.check("A checkpointed block runs again with it. ")
     after = _states(modules)
     buffers = [(module, name, each) for module in modules for name, each in module.named_buffers(recurse=False)]
     _set_states(start)

@@ -129,6 +129,43 @@ def test_a_second_run_starts_from_the_buffers_of_the_first(option, in_place):
     assert all(map(torch.equal, *found))
 
 
+class Evaluated(nn.Module):
+    """A norm, a buffer, and neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("scale", torch.ones(6))
+        self.linear = nn.Linear(6, 6)
+        self.neuron = StandardLIF(step_mode="m")
+
+    def forward(self, x):
+        y = self.neuron(self.linear(self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2]) * self.scale) * 3)
+        self.neuron.reset()
+        return y
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "bits"])
+def test_a_second_run_has_the_mode_and_the_statistics_of_the_first(option):
+    """A forward in evaluation, then one in training, which changes mode and statistics, then the first one's gradient.
+
+    That is the gradient before anything changed. A buffer that was written to since is refused.
+    """
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Evaluated(), Evaluated()), torch.randn(4, 3, 6)
+    expected = torch.autograd.grad(net.eval()(x).sum(), [*net.parameters()])
+    apply_plan(net, {"0": option, "1": option})
+    loss = net(x).sum()
+    net.train()(x)
+    found = torch.autograd.grad(loss, [*net.parameters()], retain_graph=True)
+    assert net.training
+    assert net[0].norm.num_batches_tracked == 1
+    assert all(map(torch.equal, found, expected))
+    net[0].scale.mul_(2)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*A checkpointed block runs again"):
+        loss.backward()
+
+
 def test_dropout_in_a_checkpoint_draws_the_same():
     """Random numbers of the second run are those of the first."""
     net = nn.Sequential(nn.Linear(6, 6), StandardLIF(step_mode="m"), nn.Dropout(), nn.Linear(6, 6), StandardLIF())
