@@ -12,6 +12,7 @@ from nodes_remat import image_sequence, reset, residual_net
 from revsnn_nodes import remat
 from revsnn_nodes.remat import record
 from revsnn_nodes.remat.recipes import MOST_RECIPES, Value
+from torch import nn
 
 STEPS = 8
 
@@ -96,6 +97,43 @@ def test_a_graph_that_waits_is_still_made_again(monkeypatch):
     expected = gradients(nullcontext())
     for ours, theirs in zip(gradients(remat(verify=True)), expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_many_graphs_that_wait_are_gone_through_seldom(monkeypatch):
+    """Sixty wait while others come and go: in all, no more is looked at than four times what was saved.
+
+    The table tells of what waits and of the last forward, and every gradient is equal.
+    """
+
+    def net():
+        return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8))
+
+    looks = []
+    forget = record.Recorder.forget_what_is_gone
+    monkeypatch.setattr(
+        record.Recorder, "forget_what_is_gone", lambda self: (looks.append(len(self.packed)), forget(self))
+    )
+
+    def steps(context):
+        torch.manual_seed(0)
+        x = torch.randn(4, 8)
+        waits, others = net(), net()
+        with context as saved:
+            waiting = []
+            for _ in range(60):
+                waiting.append(waits(x).sum())
+                others(x).sum().backward()
+        lines = None if saved is None else len(saved.entries)
+        sum(waiting).backward()
+        return [each.grad for each in (*waits.parameters(), *others.parameters())], lines
+
+    with remat() as one:
+        result = net()(torch.randn(4, 8)).sum()
+    found, lines = steps(remat())
+    assert sum(looks) <= 4 * 120 * len(one.entries)
+    assert lines == 61 * len(one.entries)
+    assert result.requires_grad
+    assert all(map(torch.equal, found, steps(nullcontext())[0]))
 
 
 def test_what_a_waiting_graph_needs_on_the_way_is_not_forgotten():

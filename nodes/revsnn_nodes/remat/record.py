@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from functools import partial
+from itertools import compress
 from types import FunctionType
 from typing import Any, Generic, TypeVar
 
@@ -85,6 +86,8 @@ class Recorder(TorchFunctionMode):
         self.packed: list[weakref.ref[Packed]] = []  # of the entries, in their order
         self.in_backward = False
         self.most = _MANY
+        self.due = 0  # how many saved tensors must be noted before a backward pass makes it look for what is gone
+        self.earlier = 0  # how many of them are of steps before the running one, where it has not looked since
         self.names: dict[int, str] = {}
         self.instead: tuple[Value, Leaf] | None = None  # what a call saves for its layout alone, and what serves for it
         self.name: str | None = None  # of the module, inside `in_one_module`; "" where it was not needed yet
@@ -118,7 +121,9 @@ class Recorder(TorchFunctionMode):
             value = self.value_of(tensor)
             if value.persistent:
                 return Kept(tensor)
-            if self.in_backward or len(self.packed) > self.most:
+            if self.in_backward and len(self.packed) < self.due:
+                self.in_backward, self.earlier = False, len(self.packed)
+            elif self.in_backward or len(self.packed) > self.most:
                 self.forget_what_is_gone()
             entry = Entry(self.name or self.module_name(), NOT_CHEAP)
             self.saved.entries.append(entry)
@@ -141,6 +146,9 @@ class Recorder(TorchFunctionMode):
         Not where a backward pass has begun, or nobody holds the result, and what was kept until then is told.
         """
         alive = [reference() for reference in self.packed]
+        there = [at >= self.earlier or packed is not None for at, packed in enumerate(alive)]
+        alive = [*compress(alive, there)]
+        self.saved.entries[:] = compress(self.saved.entries, there)
         if not self.in_backward and None in alive and any(alive):
             packing.count(self.saved.entries, alive)
         self.values.clear()
@@ -151,7 +159,8 @@ class Recorder(TorchFunctionMode):
         """Drops what is noted of earlier steps, where one context is around many; their lines in the table as well.
 
         Where a backward pass has begun since, tensors that are still there become sources, unless a saved tensor is to
-        be made by their recipes: a sum over all steps would hold on to what every step has noted.
+        be made by their recipes: a sum over all steps would hold on to what every step has noted. What is there now
+        puts off the next look until as many saved tensors have come: else each step would go through all that wait.
         """
         alive = [reference() for reference in self.packed]
         lines = [entry for entry, packed in zip(self.saved.entries, alive, strict=True) if packed is not None]
@@ -167,6 +176,7 @@ class Recorder(TorchFunctionMode):
                     value.recipe = None
         self.in_backward = False
         self.most = max(_MANY, 2 * max(len(self.values), len(self.packed)))
+        self.due, self.earlier = 2 * len(self.packed), 0
 
     def in_one_module(self, call: Callable[..., Result], *args: Any) -> Result:
         """Calls something that runs in a single module: what it saves has that one's name, looked up once."""
