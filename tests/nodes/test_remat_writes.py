@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from nodes_memory import timeline
-from revsnn_nodes import remat
+from revsnn_nodes import StandardLIF, StandardParametricLIF, remat
 from torch import nn
 from torch.nn import functional as F
 
@@ -258,4 +258,35 @@ def test_a_buffer_that_a_later_forward_writes_to():
                 losses.append(net(torch.randn(16, 8)).square().sum())
         sum(losses).backward()
         gradients.append([p.grad for p in net.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
+INPUTS = {
+    "a source": lambda z, r: z,
+    "a norm": lambda z, r: F.layer_norm(z, (8,)),
+    "a batch norm": lambda z, r: F.batch_norm(z.flatten(0, 1), None, None, training=True).unflatten(0, (3, 4)),
+    "a batch norm and a residual": lambda z, r: INPUTS["a batch norm"](z, r) + r,
+}
+
+
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("written", ["input", "residual"])
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("kind", [StandardLIF, StandardParametricLIF])
+def test_what_a_neuron_has_read_may_change(kind, name, written, verify):
+    """As without `remat`, where it keeps charges and not its input: `x += block(x)` with a neuron first."""
+    gradients = []
+    for context in (nullcontext(), remat(verify=verify)):
+        torch.manual_seed(0)
+        node, one, two, x = kind(step_mode="m"), nn.Linear(8, 8), nn.Linear(8, 8), torch.randn(3, 4, 8) * 2
+        with context:
+            r = two(x)
+            h = INPUTS[name](one(x), r)
+            spikes = two(node(h))
+            (h if written == "input" else r).add_(spikes)
+            loss = (h + r).sin().sum()
+        del h, r, spikes
+        loss.backward(retain_graph=True)
+        loss.backward()
+        gradients.append([each.grad for module in (node, one, two) for each in module.parameters()])
     assert all(map(torch.equal, *gradients))

@@ -283,11 +283,12 @@ class Packed(Kept):
     What is kept has the version counter itself; one without memory, and the place in the storage, are for what is not.
     """
 
-    __slots__ = ("__weakref__", "copied", "counter", "entry", "leaves", "sum", "value", "verify", "view")
+    __slots__ = ("__weakref__", "copied", "counter", "entry", "leaves", "may_change", "sum", "value", "verify", "view")
 
-    def __init__(self, tensor: Tensor, value: Value, entry: Entry, verify: bool) -> None:
+    def __init__(self, tensor: Tensor, value: Value, entry: Entry, verify: bool, may_change: bool = False) -> None:
         super().__init__(tensor)
         self.value, self.entry, self.verify = value, entry, verify
+        self.may_change = may_change  # whether it may be written to later: without `remat` nobody would save it
         self.leaves: tuple[Value, ...] = ()
         self.copied = 0
         self.sum: int | None = None
@@ -309,6 +310,12 @@ class Packed(Kept):
             leaf.pin(storage)
         value.asks |= {id(self)}
 
+    def keep_contents(self) -> None:
+        """Keeps what the tensor holds now: a copy of it, from where the storage is written to."""
+        assert self.kept is not None
+        leaf = self.value, self.kept.untyped_storage()
+        self.replace(self.value, Plan(leaves=(leaf,), new_bytes=self.entry.kept_bytes))
+
     def __del__(self) -> None:
         if self.kept is not None:
             self.value.keepers -= 1
@@ -321,7 +328,8 @@ class Packed(Kept):
         """See `Kept.tensor`; also raises where a source of it was, or, with `verify`, where it came out differently."""
         if self.kept is not None:
             return super().tensor()
-        self.counter.check()
+        if not self.may_change:
+            self.counter.check()
         with _lock, torch._C.DisableTorchFunction(), torch.no_grad():
             for leaf in self.leaves:
                 if not leaf.copied:

@@ -100,7 +100,11 @@ def run_node(
         read = recorder.refer(sources, {})
         if read is None or recorder.new_bytes(read) > x_seq.numel() * x_seq.itemsize:
             return run(x_seq, v)
-        spikes, v_last = recorder.in_one_module(call)
+        recorder.may_change = True
+        try:
+            spikes, v_last = recorder.in_one_module(call)
+        finally:
+            recorder.may_change = False
         recorder.note(again, read, spikes, 1)
     return spikes, v_last
 
