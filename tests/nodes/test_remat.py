@@ -934,6 +934,26 @@ def test_under_compile_it_steps_aside_and_says_so():
     assert any("is compiled" in note for note in got.saved.notes)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+def test_a_compiled_function_that_enters_it_runs_that_part_as_written():
+    """And returns what it returns: torch.compile made 2 of this function when it compiled the recorder's own."""
+
+    def function(x):
+        y = x.sin()
+        with remat() as saved:
+            notes.extend(saved.notes)
+            return net(y * 2).square().sum()
+
+    found, x = [], torch.randn(16, 8)
+    for run in (function, torch.compile(function, backend="eager")):
+        torch.manual_seed(0)
+        net, notes = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()), []
+        loss = run(x)
+        found.append([loss.detach(), *torch.autograd.grad(loss, [*net.parameters()]), *net.buffers()])
+    assert all(map(torch.equal, *found))
+    assert notes == ["a compiled function enters it: what is inside runs as it is written"]
+
+
 def test_handle_prints_a_table_by_module():
     """Kept and remade bytes, passes and the rule, for each module; totals are the sums."""
     net, x = residual_net(blocks=1), image_sequence()

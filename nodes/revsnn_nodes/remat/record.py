@@ -523,10 +523,15 @@ def _watched(max_passes: int, verify: bool) -> Iterator[Saved]:
         yield saved
         return
     _active.recorder = recorder = Recorder(max_passes, verify, saved)
+    # A compiled function breaks its graph here; what follows, this recorder too, runs as it is written.
+    compiler = torch._C._dynamo.eval_frame.set_eval_frame(None)
     try:
+        if compiler is not None:
+            saved.note("a compiled function enters it: what is inside runs as it is written")
         with saved_tensors_hooks(recorder.pack, recorder.unpack), recorder:
             yield saved
     finally:
+        torch._C._dynamo.eval_frame.set_eval_frame(compiler)
         _active.recorder = None
         recorder.close()
 
