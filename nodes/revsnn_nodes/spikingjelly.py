@@ -289,6 +289,10 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
         return f"it has a {name} of its own"
     if not getattr(neuron.surrogate_function, "spiking", True):
         return "its surrogate does not spike"
+    try:
+        our_surrogate(neuron.surrogate_function)
+    except ValueError as error:
+        return f"its {str(error).partition(';')[0]}"
     rest = getattr(neuron, "v_reset", None) or 0.0
     if getattr(neuron, "_memories_rv", {}).get("v", rest) != rest:
         return "its membrane begins at another value than v_reset"

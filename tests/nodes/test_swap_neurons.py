@@ -257,6 +257,31 @@ def test_surrogates_have_twins(theirs):
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
+class Sloped(nn.Module):
+    """A surrogate that learns its slope."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, z):
+        smooth = torch.sigmoid(self.slope * z)
+        return (z >= 0).to(z) + smooth - smooth.detach()
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [(Sloped(), "have no trainable parameters"), (lambda z: (z > 0) + z * 0.0, "fire 0 below the threshold")],
+    ids=["learns", "fires above"],
+)
+def test_a_surrogate_that_no_node_takes_is_left(function, why):
+    """And the other neurons are exchanged; with an error none would be."""
+    net = nn.Sequential(neuron.LIFNode(surrogate_function=function), neuron.LIFNode())
+    done = swap_neurons(net)
+    assert list(done.swapped) == ["1"]
+    assert why in done.left["0"]
+
+
 def test_bad_arguments_are_refused():
     """An unknown target, a bare neuron and a list get one clear error each."""
     with pytest.raises(ValueError, match="`to` must be one of"):
