@@ -52,6 +52,9 @@ FUNCTIONS = {
     "fill": lambda x, earlier: _set_part(torch.zeros_like(x), earlier) + x,
     "mask": lambda x, earlier: x * (earlier > 0).detach().to(x.dtype),
     "no grad": lambda x, earlier: x * _without_grad(earlier),
+    "gate": lambda x, earlier: x * (earlier.detach() > 0) + earlier.detach().sigmoid(),
+    "complex": lambda x, earlier: (_complex(x, earlier) * _complex(earlier, x.sin())).mul(1.5).imag.tanh(),
+    "channel": lambda x, earlier: x * earlier.mean((0, 2), keepdim=True).sigmoid(),
 }
 IN_PLACE = {
     "surrogate in place": lambda x, _: SpikeInPlace.apply(x * 1.0),
@@ -59,7 +62,13 @@ IN_PLACE = {
     "iadd": lambda x, earlier: x.__iadd__(earlier),
     "relu_": lambda x, _: F.relu(x, inplace=True),
     "set": lambda x, earlier: _set_part(x, earlier),
+    "add to earlier": lambda x, earlier: earlier.add_(x.detach(), alpha=0.25).sin(),
+    "dimensions": lambda x, _: x.sin().unsqueeze_(0).transpose_(1, 2).squeeze_(0).transpose_(0, 1),
 }
+
+
+def _complex(real, imaginary):
+    return torch.complex(real.float(), imaginary.float())
 
 
 def _add_to_part(x, earlier):
