@@ -26,8 +26,7 @@ def checked(parse: Parser, **options: Any) -> Any:
     """A typer option whose text is checked before the command starts; the command gets it as it was typed."""
 
     def check(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
-        source = context.get_parameter_source(str(parameter.name))
-        if source is not None and source.name == "COMMANDLINE" and not str(value).strip():
+        if is_typed(context, str(parameter.name)) and not str(value).strip():
             raise typer.BadParameter("must have a value; got none. Leave the option out for its default.")
         try:
             if value not in (None, ""):
@@ -87,14 +86,30 @@ def with_options(*options: RunOption) -> Callable[[_Command], _Command]:
     return decorate
 
 
-def given_model(model: str, input: str) -> dict[str, Any]:
-    """The fields of a case that `--model` and `--input` give; ends the command where the second is missing."""
+def given_model(context: typer.Context, model: str, input: str) -> dict[str, Any]:
+    """The fields of a case that `--model` and `--input` give, none without both; ends the command where one of the two
+    is missing, or where another option is given for what they say."""
+    if not (model or input):
+        return {}
     if not input or ":" not in model:
         raise failure(
             "--model MODULE:CALLABLE and --input T,B,features belong together, such as my_net:make and 4,8,3,32,32.",
             ExitCode.USAGE,
         )
+    for name in ("suite", "workload", "timesteps", "batch", "shape"):
+        if is_typed(context, name):
+            raise failure(
+                f"--{name}: cannot be used with --model; got {context.params[name]}. A model of your own is measured "
+                "at the steps, batch and features of --input. Leave it out, or change --input.",
+                ExitCode.USAGE,
+            )
     return {"workload": model, **parse_input(input)}
+
+
+def is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, and has not its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def failure(message: str, code: ExitCode) -> typer.Exit:

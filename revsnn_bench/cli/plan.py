@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def plan(
+    context: typer.Context,
     model: Model,
     input: Input,
     budget: Annotated[str, checked(parse_size, help='Peak that a training step may take, such as "4 GiB".')],
@@ -48,7 +49,7 @@ def plan(
     """
     from revsnn_bench.runner import Runner
 
-    case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(model, input)})
+    case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(context, model, input)})
     _require_writable("--output", output)
     if page is not None:
         _require_writable("--page", page)
@@ -116,14 +117,8 @@ def _show(found: "Plan", frontier: bool) -> None:
         typer.echo(line)
 
 
-def _fields(model: str, input: str, workload: str, timesteps: int, batch: int, shape: str) -> dict[str, Any]:
-    """The fields of a case, of a user's model or of a workload."""
-    if model:
-        return given_model(model, input)
-    return {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
-
-
 def predict(
+    context: typer.Context,
     model: Model = "",
     input: Input = "",
     node: Annotated[str, checked(each(str), help="Nodes, or methods for --model, separated by commas.")] = "lif",
@@ -137,9 +132,10 @@ def predict(
 
     A node that cannot be predicted is named below those that can.
     """
+    asked: dict[str, Any] = {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
+    fields = asked | given_model(context, model, input)
     from revsnn_bench.runner import Runner
 
-    fields = _fields(model, input, workload, timesteps, batch, shape)
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
     table, uncounted = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3]), ""
@@ -171,6 +167,7 @@ def predict(
 
 
 def largest(
+    context: typer.Context,
     budget: Annotated[str, checked(parse_size, help='Peak memory that a training step may take, such as "256 MiB".')],
     axis: Annotated[str, checked(one_of(("timesteps", "batch")), help="What grows: timesteps or batch.")] = "timesteps",
     node: Annotated[
@@ -192,6 +189,8 @@ def largest(
     A prediction says where to look; steps measured in fresh processes decide, the next larger size among them.
     Parameters and the input are allocated before the step and are not counted; the neuron state is.
     """
+    asked = {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
+    fixed = Case.model_validate({"node": "lif", **asked, **given_model(context, model, input)})
     from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 
     from revsnn_bench.models.strategies import strategy
@@ -199,7 +198,6 @@ def largest(
 
     own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
     names = listed(node) or (own if model else [name for name in usable_node_names() if name not in OTHER_NEURONS])
-    fixed = Case(node="lif", **_fields(model, input, workload, timesteps, batch, shape))
     title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
     headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
     table = Grid(title, headings, [False, *[True] * 5])

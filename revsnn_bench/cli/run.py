@@ -17,6 +17,7 @@ from revsnn_bench.cli.options import (
     failure,
     find_run,
     given_model,
+    is_typed,
     listed,
     refusing,
     require_name,
@@ -64,8 +65,7 @@ def run(
     if given["resume"]:
         given |= _begun(context)
         suite, full, model, input = (given.pop(name) for name in ("suite", "full", "model", "input"))
-    if model:
-        fields = given_model(model, input)
+    if fields := given_model(context, model, input):
         suite, given = "model", given | fields | {"shape": "x".join(map(str, fields["shape"]))}
     run_suites(suite, ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"], given)
 
@@ -85,8 +85,7 @@ def _begun(context: typer.Context) -> dict[str, Any]:
         )
     begun = context.command.make_context("run", [*words[2:]], parent=context.parent).params
     for name, value in now.items():
-        source = context.get_parameter_source(name)
-        if name in _OF_THE_PLACE or source is None or source.name != "COMMANDLINE":
+        if name in _OF_THE_PLACE or not is_typed(context, name):
             continue
         if name not in _FREE and value != begun[name]:
             raise failure(
