@@ -49,7 +49,9 @@ def plan(
     """
     from revsnn_bench.runner import Runner
 
-    case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **given_model(context, model, input)})
+    case = Case.model_validate(
+        {"node": "lif", "node_options": {"backend": backend}, **given_model(context, model, input)}
+    )
     _require_writable("--output", output)
     if page is not None:
         _require_writable("--page", page)

@@ -44,6 +44,7 @@ KINDS = {
 """Parts of a block by the name of the module that made the bytes; anything else is the rest."""
 
 REST = "rest"
+_NOT_RANKED = "These times are shown as not decided, and ranked nowhere."
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 
@@ -65,7 +66,8 @@ def findings(run: Run) -> list[Finding]:
             *_paper_ratio(run, group),
         ]
     found += [Finding("Node and network", where, text) for where, text in node_and_network(run)]
-    return [*found, *_trust(run), *uncounted(run), *_saving(run), *_accuracy(run), *_contention(run), *_warnings(run)]
+    times = [*_contention(run), *_one_process(run)]
+    return [*found, *_trust(run), *uncounted(run), *_saving(run), *_accuracy(run), *times, *_warnings(run)]
 
 
 def overview(run: Run) -> str:
@@ -284,8 +286,19 @@ def _contention(run: Run) -> list[Finding]:
             f"threads waited for a core in {own} rounds that were kept, while other processes took at most {most:.2g} "
             "cores: the case's own threads are more than the cores"
         )
-    text = f"{'; '.join(texts)}. These times are shown as not decided, and ranked nowhere."
+    text = f"{'; '.join(texts)}. {_NOT_RANKED}"
     return [Finding("Contention", f"{len(kept)} of {len(timed)} timed cases", text)] if kept else []
+
+
+def _one_process(run: Run) -> list[Finding]:
+    """Says which times have no interval because one process took them."""
+    timed = [record.time for record in run if record.time is not None]
+    alone = [time for time in timed if len(time.rounds_by_process) < 2]
+    text = (
+        "one process took them, and processes differ by more than the rounds of one tell. "
+        f"{_NOT_RANKED} Pass --processes 3, or leave it out."
+    )
+    return [Finding("Times", f"{len(alone)} of {len(timed)} timed cases", text)] if alone else []
 
 
 def _warnings(run: Run) -> list[Finding]:

@@ -31,9 +31,9 @@ Setting = tuple[str, str, str]
 
 Form = Literal["constant", "linear", "power", "irregular"]
 NOT_DECIDED = "(not decided)"
-"""Beside a ratio of times from too few rounds, or from rounds in which threads had to wait for a core."""
+"""Beside a ratio of times from one process, or from rounds in which threads had to wait for a core."""
 
-CONFIDENCE, _LEAST_COVERAGE = 0.95, 0.9375
+CONFIDENCE = 0.95
 
 
 class Sweep(NamedTuple):
@@ -358,12 +358,11 @@ def ratio_text(found: Ratio | None) -> str:
 
 @lru_cache(maxsize=4096)
 def ratio_of_times(own: tuple[float, ...], lif: tuple[float, ...], processes: tuple[int, ...] = ()) -> Ratio | None:
-    """Returns the median ratio of two times that were taken round by round, with its interval.
+    """Returns the median ratio of two times that were taken round by round, with its interval over several processes.
 
-    Over several processes, Student's interval of the logarithm of each one's median ratio, at 95 %: it accounts for
-    what differs from process to process. In one process, order statistics of the rounds, at the least coverage from
-    93.75 % on that their number allows (the extremes of five rounds have that), whatever the distribution is. There is
-    no interval from fewer than five rounds of one process, or where rounds do not match.
+    It is Student's, of the logarithm of each one's median ratio, at 95 %: it accounts for what differs from process to
+    process. Of that the rounds of one process tell nothing, so that they give no interval, nor do rounds that do not
+    match.
 
     Args:
         own, lif: seconds of each round.
@@ -375,7 +374,7 @@ def ratio_of_times(own: tuple[float, ...], lif: tuple[float, ...], processes: tu
         return Ratio(median(own) / median(lif))
     ratios = [a / b for a, b in zip(own, lif, strict=True)]
     if len(processes) < 2:
-        return Ratio(median(ratios), *_interval_of_median(sorted(ratios)))
+        return Ratio(median(ratios))
     middle, low, high = map(math.exp, interval_of_mean(logs_by_process(ratios, processes)))
     return Ratio(middle, low, high)
 
@@ -413,17 +412,6 @@ def student(freedom: int, quantile: float) -> float:
     from scipy.special import stdtrit  # not above: it takes longer to load than a report without times
 
     return float(stdtrit(freedom, quantile))
-
-
-def _interval_of_median(ordered: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The narrowest pair of order statistics that covers the median with `_LEAST_COVERAGE` or more."""
-    n, beyond, found = len(ordered), 0.0, None
-    for k in range(n // 2):
-        beyond += math.comb(n, k) / 2**n  # that the median lies below the k-th, from 0
-        if 1 - 2 * beyond < _LEAST_COVERAGE:
-            break
-        found = k
-    return (None, None) if found is None else (ordered[found], ordered[n - 1 - found])
 
 
 @lru_cache(maxsize=8192)

@@ -88,6 +88,7 @@ def _time(case: Case) -> TimeRecord:
         backward_time_s=tuple(2 * slow * sample for sample in base),
         lif_forward_time_s=base,
         lif_backward_time_s=tuple(2 * sample for sample in base),
+        rounds_by_process=(4, 4, 4),
         rounds_rejected=0,
         load_before=0.3,
         load_after=0.4,

@@ -315,7 +315,7 @@ def judged_remat(judged, make_record):
             own = times if case.node == "lif+remat" else (1.0,) * len(times)
             none = (0.0,) * len(own)
             samples = {"forward_time_s": own, "lif_forward_time_s": (1.0,) * len(own)}
-            samples |= {"backward_time_s": none, "lif_backward_time_s": none}
+            samples |= {"backward_time_s": none, "lif_backward_time_s": none, "rounds_by_process": (1,) * len(own)}
             fidelity = {"gradient_error": error, "bit_equal": equal if "+" in case.node else None}
             return {
                 "memory": base.memory.model_copy(update={"retained_bytes": kept[case.node]}),
