@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.console import Console
@@ -119,7 +119,17 @@ def nodes(
         makers = _makers(name)
     for made in makers:
         typer.echo(f"{name}: {getattr(made, '__module__', '')}.{getattr(made, '__qualname__', made)}")
-        typer.echo(f"\n{inspect.getdoc(made) or 'No description.'}\n\nArguments: {inspect.signature(made)}\n")
+        typer.echo(f"\n{inspect.getdoc(made) or 'No description.'}\n")
+        if made is makers[0] or made.__module__.startswith("revsnn_nodes"):  # else the harness calls it
+            typer.echo("\n".join(["Arguments:", *map(_argument, inspect.signature(made).parameters.values()), ""]))
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    """An argument with its default, and what else it may be where that is a choice."""
+    name = str(parameter.replace(annotation=parameter.empty, default=parameter.empty))
+    text = f"  {name}" if parameter.default is parameter.empty else f"  {name} = {parameter.default!r}"
+    choices = get_args(parameter.annotation) if get_origin(parameter.annotation) is Literal else ()
+    return f"{text}, or {', '.join(repr(each) for each in choices if each != parameter.default)}" if choices else text
 
 
 def _makers(name: str) -> list[Any]:

@@ -51,6 +51,11 @@ def run_option(key: str, **options: Any) -> Any:
     return checked(option.parse, **(texts | options))
 
 
+def run_argument(name: str) -> Any:
+    """The argument of a command that names a saved run."""
+    return typer.Argument(metavar=name, help="Run id, file, or `latest`.")
+
+
 Model = Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="A model of your own, as docs/your-model.md says.")]
 Network = Annotated[str, case_option("workload", help="Network, such as vgg11@0.25, resnet19, digits-net, pixels.")]
 Input = Annotated[str, checked(parse_input, metavar="T,B,FEATURES", help="Input of --model, such as 4,8,3,32,32.")]
@@ -60,7 +65,7 @@ Threads = Annotated[str, run_option("threads")]
 Results = Annotated[Path, run_option("results")]
 Reports = Annotated[Path, run_option("reports")]
 Formats = Annotated[str, run_option("format")]
-RunPath = Annotated[str, typer.Argument(help="Run id, file, or `latest`.")]
+RunPath = Annotated[str, run_argument("RUN")]
 RESULTS, REPORTS = Path(OPTIONS["results"].default), Path(OPTIONS["reports"].default)
 FORMATS = OPTIONS["format"].default
 
@@ -198,6 +203,11 @@ def _path_of(name: str, results_dir: Path) -> Path:
     by_id = {path.stem: path for path in runs}
     if name in by_id:
         return by_id[name]
+    if name == "latest":
+        raise failure(
+            f"no run in {results_dir} yet. Make one with `revsnn-bench run`, or name its folder with --results.",
+            ExitCode.USAGE,
+        )
     known = get_close_matches(name, by_id, 3) or [path.stem for path in runs[-3:]]
     there = f"Runs there: {', '.join(known)}." if known else "There is none yet: make one with `revsnn-bench run`."
     raise failure(

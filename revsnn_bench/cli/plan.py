@@ -112,6 +112,10 @@ def _show(found: "Plan", frontier: bool) -> None:
         "rest: what is in no block. [0:3]: the children 0, 1 and 2 of a Sequential. highest: a block's highest bytes "
         "beyond what the blocks before it keep."
     )
+    if len(found.rows) == 2:
+        typer.echo(
+            "The model is planned as one block. Where its parts run once in a step each, --blocks names their class."
+        )
     if frontier:
         curve = [(units.size(peak), f"{seconds * 1e3:.1f} ms") for peak, seconds in found.frontier]
         console.print(Grid("Least time for every budget", ["budget", "time of a step"], [True, True], curve))

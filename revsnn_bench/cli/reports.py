@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from revsnn_bench.case import one_of
 from revsnn_bench.cli.options import (
     FORMATS,
     REPORTS,
@@ -16,10 +17,12 @@ from revsnn_bench.cli.options import (
     Reports,
     Results,
     RunPath,
+    checked,
     failure,
     find_run,
     listed,
     refusing,
+    run_argument,
     saved_runs,
 )
 from revsnn_bench.exit_codes import ExitCode
@@ -89,8 +92,8 @@ def _write_gallery(results: Path, reports: Path) -> Path:
 
 
 def compare(
-    before: RunPath,
-    after: RunPath,
+    before: Annotated[str, run_argument("BEFORE")],
+    after: Annotated[str, run_argument("AFTER")],
     results: Results = RESULTS,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)] = None,
@@ -130,7 +133,9 @@ def gate_command(
             help="Allowed growth of the time over the standard LIF's or your own model's, in percent; off by default.",
         ),
     ] = None,
-    format: Annotated[Format, typer.Option(help="Format of the verdict.")] = Format.TABLE,
+    format: Annotated[
+        str, checked(one_of([*Format]), metavar="FORMAT", help=f"Format of the verdict: {', '.join(Format)}.")
+    ] = Format.TABLE,
     output: Annotated[Path | None, typer.Option(help="File for the verdict; the terminal by default.")] = None,
     update: Annotated[
         bool, typer.Option("--update-baseline", help="Make this run the baseline, if it passes.")
@@ -148,7 +153,7 @@ def gate_command(
     measured, verdict = find_run(run, results), None
     if baseline.exists() or not update:
         verdict = gate(measured, _load_baseline(baseline, run, results), policy)
-        _say(verdict, measured, format, output)
+        _say(verdict, measured, Format(format), output)
         if not update:
             raise typer.Exit(verdict.exit_code)
     try:

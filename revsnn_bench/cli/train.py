@@ -93,7 +93,8 @@ def _trainer(case: Case, data: str, data_dir: Path) -> "Trainer":
     except TypeError as error:
         if not case.node_options:
             raise
-        raise ValueError(f"--option: the node {case.node!r} refuses its arguments: {error}.") from None
+        told = str(error).removesuffix(".")
+        raise ValueError(f"--option: the node {case.node!r} refuses its arguments: {told}.") from None
 
 
 def _train(trainer: "Trainer", checkpoint: Path | None) -> None:

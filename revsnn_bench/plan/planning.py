@@ -144,10 +144,12 @@ class Plan:
         return lines
 
     def _verdict(self) -> str:
-        budget = _size(self.budget_bytes)
+        budget, least = _size(self.budget_bytes), _size(self.expected_bytes)
         if self.fits:
             return f"This plan fits the budget of {budget}."
-        return f"Nothing fits the budget of {budget}. The least found is {_size(self.expected_bytes)}, by this plan."
+        if budget == least:
+            budget, least = f"{self.budget_bytes:,} B", f"{self.expected_bytes:,} B"
+        return f"Nothing fits the budget of {budget}. The least found is {least}, by this plan."
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, for a page."""
@@ -181,10 +183,9 @@ class Plan:
 
 
 def _size(nbytes: int) -> str:
-    """Bytes to a tenth of a unit: in KiB up to 10 MiB, where plans differ by little."""
-    if nbytes >= 1 << 30:
-        return f"{nbytes / 2**30:,.1f} GiB"
-    return f"{nbytes / 2**20:,.1f} MiB" if nbytes >= 10 << 20 else f"{nbytes / 2**10:,.1f} KiB"
+    """Bytes in the largest unit that leaves at least 1, with two decimals, as tables have them."""
+    power = min(max(nbytes.bit_length() - 1, 0) // 10, 3)
+    return f"{nbytes / 1024**power:,.2f} {('', 'Ki', 'Mi', 'Gi')[power]}B" if power else f"{nbytes} B"
 
 
 def make_plan(

@@ -220,6 +220,13 @@ def running_order(step: TrainingStep, kind: type[nn.Module] | None = None) -> li
     """The blocks in the order in which they run; the model as one block where some run more than once in a step."""
     apply_plan(step.model, {})
     blocks, calls = find_blocks(step.model, kind), []
+    if not blocks and kind is not None:
+        known = sorted({type(module).__name__ for module in step.model.modules() if [*module.children()]})
+        raise ValueError(
+            f"`blocks` must be a class of modules that the model has; got {kind.__name__}, and "
+            f"{type(step.model).__name__} has none. A plan decides for each of them. Pass the class of its blocks, "
+            f"which has modules inside, among {', '.join(known)}."
+        )
     if not blocks:
         raise ValueError(
             f"`model` must hold a block with weights and a neuron; {type(step.model).__name__} has none. There is "

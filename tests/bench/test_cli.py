@@ -265,12 +265,14 @@ WITHOUT_TORCH = [
     (("report", "reports/first.md"), "reports/first.md, line 1, column 1: not JSON"),
     (("report", "deep"), "no run 'deep': it is neither a file"),
     (("report", "--format=pdf"), "'--format': must be one of md, csv"),
-    (("compare",), "Missing argument"),
-    (("compare", "a"), "Missing argument"),
+    (("compare",), "Missing argument 'BEFORE'"),
+    (("compare", "a"), "Missing argument 'AFTER'"),
     (("gate", "x", "--tolerance=peak"), "`tolerance` must be METRIC=PERCENT; got 'peak'"),
     (("gate", "x", "--tolerance=peak_bytes=nan"), "must be a percentage of at least 0; got nan"),
     (("gate", "x", "--time-ratio=-1"), "must be a percentage of at least 0; got -1.0"),
     (("gate", "x", "--allow-environment=moon"), "must name a field of the environment; got 'moon'"),
+    (("gate", "x", "--format=xml"), "'--format': must be one of table, markdown, junit, github,"),
+    (("gate", "--results=nowhere"), "no run in nowhere yet. Make one with `revsnn-bench run`, or name its folder"),
     (("gate", "x", "--force"), "--force must come with --update-baseline"),
     (("merge",), "Missing argument"),
     (("merge", "a"), "no run 'a'"),
@@ -308,6 +310,7 @@ WITH_TORCH = [
     (("run", "--suite=timesteps", "--shape=3,32,32"), "no case has 32,32. Did you mean 3x32x32? A suite takes"),
     (("run", "--node=revlfi"), "--node: `node` must be a registered name; got 'revlfi'"),
     (("largest", "--budget=1 MiB", "--node=lif+chekpoint"), "Did you mean lif+checkpoint"),
+    (("train", "--node=lif", "--option=foo=1"), "got an unexpected keyword argument 'foo'. It takes tau,"),
     (("nodes", "lif-carier"), "Did you mean lif-carrier"),
 ]
 REFUSE = """
@@ -523,6 +526,10 @@ def test_nodes_are_what_run_takes():
         assert described.exit_code == 0, described.output
         assert f"{name}: " in described.output
     assert "CheckpointBlock" in invoke("nodes", "revlif+checkpoint").output
+    told = invoke("nodes", "lif+remat").output
+    assert "\n  tau = 2.0\n" in told
+    assert "\n  backend = 'auto', or 'torch', 'fused'\n" in told
+    assert "\n  max_passes = 16\n" in told
     assert "NormCarrierLIF" in invoke("nodes", "norm-carrier").output
     assert {f"lif+{kind}" for kind in METHODS} <= {*listed}
     assert "delta_l[t]" in invoke("nodes", "lif+sltt").output

@@ -14,6 +14,7 @@ import pytest
 
 from revsnn_bench.report.comparison import render_comparison_html
 from revsnn_bench.report.html.gallery import render_gallery
+from revsnn_bench.report.html.plan import plan_page
 from revsnn_bench.report.html.report import render_html
 from revsnn_bench.runs import load_run
 
@@ -378,6 +379,19 @@ return found;
 """
 
 
+PLAN = {
+    "summary": ["This plan fits the budget of 12.00 MiB."],
+    "budget_bytes": 12 << 20,
+    "plain_s": 0.0499,
+    "frontier": [(17059240, 0.0499), (10374568, 0.0679)],
+    "blocks": [
+        {"block": "rest", "option": "remat", "kept_bytes": 393216, "peak_bytes": 393216, "extra_s": 0.0},
+        {"block": "layer1.0[0:3]", "option": "checkpoint", "kept_bytes": 0, "peak_bytes": 1 << 22, "extra_s": 0.0079},
+    ],
+    "timelines": {"without a plan": [(0, {"retained": 0}), (9, {"retained": 17059240})]},
+}
+
+
 @pytest.fixture(scope="module")
 def kinds() -> dict[str, str]:
     """Each kind of page, of committed runs: many nodes, options in names, times that were contended."""
@@ -387,6 +401,7 @@ def kinds() -> dict[str, str]:
         "example": render_html(example),
         "paper": render_html(paper),
         "comparison": render_comparison_html(kernels, kept),
+        "plan": plan_page(PLAN, "my_net:make, input 4,8,3,32,32"),
         "gallery": render_gallery([kernels, kept, example], baselines=[load_run(RESULTS / "baselines" / "quick.json")]),
     }
 
@@ -404,6 +419,9 @@ def kinds() -> dict[str, str]:
         ("comparison", "desktop", "light"),
         ("comparison", "phone", "dark"),
         ("comparison", "print", "light"),
+        ("plan", "desktop", "dark"),
+        ("plan", "phone", "light"),
+        ("plan", "print", "light"),
         ("gallery", "desktop", "dark"),
         ("gallery", "phone", "light"),
         ("gallery", "print", "light"),

@@ -44,6 +44,7 @@ from revsnn_bench.plan.profile import (
 )
 from revsnn_bench.plan.solve import cheapest, chosen, frontier, frontier_budgets, least, refined
 from revsnn_bench.records import MemoryTimeline
+from revsnn_bench.report import units
 
 
 def conv_net(blocks=4):
@@ -182,8 +183,11 @@ def test_a_plan_for_a_model_in_python(tmp_path):
     model, x = conv_net(3), torch.randn(3, 4, 2, 8, 8)
     plan = make_plan(model, x, budget="1 GiB", rounds=1)
     assert plan.fits
-    takes = f"with fused neurons and no plan, whose peak is {plan.plain_bytes / 2**10:,.1f} KiB."
-    assert takes in plan.summary()[0]  # in MiB a small plan and no plan would read the same
+    takes = f"with fused neurons and no plan, whose peak is {units.size(plan.plain_bytes)}."
+    assert takes in plan.summary()[0]  # as the command's tables have it
+    near = replace(plan, fits=False, budget_bytes=plan.expected_bytes - 1)
+    told = f"budget of {plan.expected_bytes - 1:,} B. The least found is {plan.expected_bytes:,} B, by this plan."
+    assert told in near.summary()[0]  # two sizes that differ do not read alike
     path = tmp_path / "plan.json"
     path.write_text(plan.to_json())
     assert apply_plan(plan.apply(model), path) is model
@@ -337,7 +341,7 @@ def test_a_command_that_finds_no_plan_that_fits_ends_with_5(tmp_path):
     path = tmp_path / "made" / "plan.json"
     result = CliRunner().invoke(app, [*PLAIN, "--budget", "10 B", "--output", str(path)], env={"COLUMNS": "400"})
     assert result.exit_code == 5
-    assert re.search(r"Nothing fits the budget of 0.0 KiB. The least found is [\d.]+ KiB, by this plan.", result.output)
+    assert re.search(r"Nothing fits the budget of 10 B. The least found is [\d.]+ KiB, by this plan.", result.output)
     assert "rest: what is in no block." in result.output
     assert not re.search(r"-\d+\.\d ms", result.output)
     with pytest.warns(UserWarning, match=r"does not fit its budget of 0.00 MiB: a step is expected to take"):
@@ -377,6 +381,11 @@ def test_no_block_is_told_to_take_less_time_than_plain():
             ["--model", "own_models:plain", "--input", "2,3,6", "--blocks", "torch.nn:Lin"],
             2,
             "^Error: `--blocks` must be",
+        ),
+        (
+            ["--model", "own_models:sequential", "--input", "2,3,6", "--blocks", "torch.nn:LSTM"],
+            2,
+            "^Error: `blocks` must be a class of modules that the model has; got LSTM, and Sequential has none.",
         ),
     ],
 )
