@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import Case, is_own
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import FidelityRecord, Record, Run, Status
 from revsnn_bench.report import units
@@ -44,6 +44,7 @@ KINDS = {
 """Parts of a block by the name of the module that made the bytes; anything else is the rest."""
 
 REST = "rest"
+_MOST_MODULES = 12
 _NOT_RANKED = "These times are shown as not decided, and ranked nowhere."
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
@@ -292,8 +293,8 @@ def _contention(run: Run) -> list[Finding]:
 
 def _one_process(run: Run) -> list[Finding]:
     """Says which times have no interval because one process took them."""
-    timed = [record.time for record in run if record.time is not None]
-    alone = [time for time in timed if len(time.rounds_by_process) < 2]
+    timed = [(record, found) for record in run if (found := ratio_of("step_time_s", record))]
+    alone = [r for r, found in timed if not found.decided and r.time and len(r.time.rounds_by_process) < 2]
     text = (
         "one process took them, and processes differ by more than the rounds of one tell. "
         f"{_NOT_RANKED} Pass --processes 3, or leave it out."
@@ -327,14 +328,32 @@ def by_kind(record: Record) -> dict[str, int]:
 
 
 def module_rows(run: Run) -> list[tuple[str, ...]]:
-    """One row per case that ended well and whose modules are named by their kind: the case, its bytes, each kind's."""
+    """One row per case that ended well and whose modules are named by their kind: the case, its bytes, each kind's.
+
+    In a model of the user's a name says nothing of the kind: a node called `sn` would be of no kind.
+    """
     rows, names = [], namings(run)
     for record in run:
-        sizes = by_kind(record)
+        sizes = {} if is_own(record.case.workload) else by_kind(record)
         if record.status is not Status.OK or record.memory is None or not set(sizes) - {"input", REST}:
             continue
         shown = [units.size(sizes.get(kind, 0)) for kind in (*KINDS, REST)]
         rows.append((names.id(record.case), units.measured("retained_bytes", record), *shown))
+    return rows
+
+
+def own_module_rows(run: Run) -> list[tuple[str, ...]]:
+    """One row per case of a user's model that ended well: the case, its bytes, those of its modules, largest first."""
+    rows = []
+    for record in run:
+        modules = record.memory and record.memory.retained_by_module_bytes
+        if record.status is not Status.OK or not modules or not is_own(record.case.workload):
+            continue
+        ordered = sorted(modules.items(), key=lambda pair: -pair[1])
+        parts = [f"{name} {units.size(size)}" for name, size in ordered[:_MOST_MODULES] if size]
+        if left := sum(size for _, size in ordered[_MOST_MODULES:]):
+            parts.append(f"{REST} {units.size(left)}")
+        rows.append((record.case.id, units.measured("retained_bytes", record), ", ".join(parts) or units.ABSENT))
     return rows
 
 

@@ -5,11 +5,10 @@ from urllib.parse import quote
 
 from tabulate import tabulate
 
-from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.canvas import Figure
-from revsnn_bench.report.findings import KINDS, REST, findings, module_rows
+from revsnn_bench.report.findings import KINDS, REST, findings, module_rows, own_module_rows
 from revsnn_bench.report.points import (
     AXES,
     Axis,
@@ -28,6 +27,7 @@ from revsnn_bench.report.tables import (
     BANDWIDTH,
     BANDWIDTH_HEADINGS,
     about_pages,
+    accuracy_table,
     approximate_rows,
     bandwidth_rows,
     columns,
@@ -183,22 +183,8 @@ def _growth_section(run: Run) -> str:
 
 
 def _accuracy_section(run: Run) -> str:
-    shown = [metric for metric in METRICS if metric.family == "accuracy"]
-    names = namings(record for record in run if record.accuracy is not None)
-    rows = [
-        (
-            names.id(record.case),
-            record.status.value,
-            *(units.number(metric, metric.read(record)) for metric in shown),
-            f"{known.data}, {known.epochs} epochs",
-            known.train_samples,
-            known.test_samples,
-        )
-        for record in run
-        if (known := record.accuracy) is not None
-    ]
-    headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
-    return _section("Accuracy", [units.markdown(names.note)], headings, rows)
+    note, headings, rows = accuracy_table(run)
+    return _section("Accuracy", [units.markdown(note)], headings, rows)
 
 
 def _module_section(run: Run) -> str:
@@ -206,7 +192,9 @@ def _module_section(run: Run) -> str:
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     headings = ("case", "retained", *KINDS, REST)
     texts, numbers = (units.markdown(namings(run).note), f"{kinds}."), [heading != "case" for heading in headings]
-    return _section("Where the retained bytes come from", texts, headings, module_rows(run), numbers)
+    title = "Where the retained bytes come from"
+    own = _section(f"{title}, by module", [], ("case", "retained", "made by"), own_module_rows(run))
+    return "\n\n".join(filter(None, [_section(title, texts, headings, module_rows(run), numbers), own]))
 
 
 def _peak_section(run: Run) -> str:

@@ -221,7 +221,7 @@ def sweeps(run: Run, axis: Axis) -> list[Sweep]:
     """Returns every sweep along an axis, of exact methods: at least two positions with all else but the node equal."""
     rank = {variant: index for index, variant in enumerate(variants(run))}
     groups: dict[Case, list[Record]] = defaultdict(list)
-    for record in exact(run):
+    for record in _costed(run):
         groups[record.case.point.model_copy(update={axis: 1})].append(record)
     return [
         Sweep(axis, tuple(sorted(records, key=lambda r: (position(r, axis), rank[r.case.variant]))))
@@ -233,7 +233,13 @@ def sweeps(run: Run, axis: Axis) -> list[Sweep]:
 def rest(run: Run) -> list[Record]:
     """Returns the records that belong to no sweep, in the order of the run."""
     swept = {record.case for axis in AXES for sweep in sweeps(run, axis) for record in sweep.records}
-    return [record for record in exact(run) if record.case not in swept]
+    return [record for record in _costed(run) if record.case not in swept]
+
+
+def _costed(run: Run) -> list[Record]:
+    """The records of exact methods but those of trainings alone, which are in the table of accuracy."""
+    costs = ("memory", "flops", "time", "fidelity")
+    return [r for r in exact(run) if r.accuracy is None or any(getattr(r, name) is not None for name in costs)]
 
 
 def one_host(*records: Record) -> bool:

@@ -309,6 +309,26 @@ def approximate_rows(run: Run) -> list[tuple[str, ...]]:
     return rows
 
 
+def accuracy_table(run: Run) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns what all trained nodes share, headings, and a row for each case that was trained."""
+    shown = [metric for metric in METRICS if metric.family == "accuracy"]
+    names = namings(record for record in run if record.accuracy is not None)
+    rows = [
+        (
+            names.id(record.case),
+            record.status.value,
+            *(units.number(metric, metric.read(record)) for metric in shown),
+            f"{known.data}, {known.epochs} epochs",
+            str(known.train_samples),
+            str(known.test_samples),
+        )
+        for record in run
+        if (known := record.accuracy) is not None
+    ]
+    headings = ("case", "status", *(metric.label for metric in shown), "data", "trained on", "tested on")
+    return names.note, headings, rows
+
+
 LEAST_COPIES = {"forward": 1.0, "backward": 1.5}
 """Of the input: forward reads the input and writes the output, backward reads output and gradient and writes one."""
 

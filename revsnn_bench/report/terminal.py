@@ -31,7 +31,7 @@ from revsnn_bench.report.points import (
     sweeps,
     variants,
 )
-from revsnn_bench.report.tables import columns, ratio_value
+from revsnn_bench.report.tables import accuracy_table, columns, ratio_value
 
 _STYLES = {
     Status.OK: "",
@@ -147,6 +147,16 @@ def print_run(run: Run, console: Console) -> None:
             console.print(_record_table(sweep.title, run, axis, sweep.records))
     if records := rest(run):
         console.print(_record_table("Single points", run, None, records))
+    note, headings, trained = accuracy_table(run)
+    if trained:
+        console.print(
+            Grid(
+                f"Accuracy. {note}" if note else "Accuracy",
+                headings[:5],
+                [False] * 2 + [True] * 3,
+                [row[:5] for row in trained],
+            )
+        )
 
 
 def _failure(record: Record) -> Text:

@@ -73,3 +73,14 @@ def test_modules_sum_to_the_retained_bytes(workload, node):
     assert 0 <= modules.get("unattributed", 0) <= 8 * 2 * 20
     if node == "lif":
         assert any(".conv" in name for name in modules)
+
+
+def test_modules_of_a_users_model_are_named_as_they_are(network, make_run):
+    """In a model of one's own a name tells no kind: with `conv` and a neuron `sn`, nodes would be said to keep 0 B."""
+    record = network("lif")
+    modules = {"b1.conv": 500, "b1.sn": 1500, "b1.bn": 0, "input": 9}
+    memory = record.memory.model_copy(update={"retained_bytes": 2009, "retained_by_module_bytes": modules})
+    own = record.case.model_copy(update={"workload": "my_net:make", "node": "as-is"})
+    report = render(make_run([record.model_copy(update={"case": own, "memory": memory})]))
+    assert "| b1.sn 1.46 KiB, b1.conv 500 B, input 9 B |" in report
+    assert "convolution outputs" not in report

@@ -279,6 +279,19 @@ def test_accuracy_is_shown_where_it_was_measured(make_record, make_run, make_acc
     assert "## Accuracy" not in markdown.render(make_run([make_record(node="lif")]))
 
 
+def test_a_training_alone_has_no_row_of_costs(make_record, make_run, make_accuracy):
+    """`train` measures no cost of a step: a table of dashes would say nothing; its accuracy is in the terminal too."""
+    none = dict.fromkeys(("memory", "flops", "time", "fidelity"))
+    trained = make_record(node="lif-carrier", accuracy=make_accuracy(0.991, stripped=0.992), **none)
+    run = make_run([trained])
+    assert "Single points" not in markdown.render(run)
+    assert "Single points" not in printed(run)
+    assert re.search(r"lif-carrier/T8-B8-N64/float32/cpu +ok +99.1 % +99.2 % +12.50 s", printed(run))
+    assert row_of(
+        markdown.render(make_run([make_record(node="lif", status="oom")])), "layer T8-B8-N64 float32 cpu", "lif", "oom"
+    )
+
+
 def test_contended_rounds_are_told(make_record, make_run):
     """Times for which threads waited for a core are named, and what they waited for; quiet runs say nothing."""
     quiet = make_record(node="lif")
