@@ -173,8 +173,8 @@ class Comparison:
 
     @property
     def values_compared(self) -> int:
-        """How many values at least one of the runs has, statuses included."""
-        return sum(len(pair.differences) for pair in self.cases)
+        """How many values of cases in both runs at least one of them has, statuses included."""
+        return sum(len(pair.differences) for pair in self.cases if pair.before and pair.after)
 
     def changed(self) -> list[tuple[CasePair, Difference]]:
         """Every case with each value in which it differs; of one that only one run has, the status alone."""
@@ -201,7 +201,10 @@ class Comparison:
         """What was not compared, a sentence each: anything, where no case is in both runs; times of two machines."""
         machines = dict.fromkeys(text for pair in self.cases if (text := pair.two_machines))
         apart = self.cases and not any(pair.before and pair.after for pair in self.cases)
-        nothing = ["No case in common: no value of one run was held against one of the other."] if apart else []
+        nothing = [
+            "No case in common: no value of one run was held against one of the other. `revsnn-bench merge` puts cases "
+            "of two runs into one report."
+        ] if apart else []  # fmt: skip
         return [*nothing, *(f"Times are not compared: {text}." for text in machines)]
 
     @cached_property

@@ -344,7 +344,7 @@ def module_rows(run: Run) -> list[tuple[str, ...]]:
 
 def own_module_rows(run: Run) -> list[tuple[str, ...]]:
     """One row per case of a user's model that ended well: the case, its bytes, those of its modules, largest first."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for record in run:
         modules = record.memory and record.memory.retained_by_module_bytes
         if record.status is not Status.OK or not modules or not is_own(record.case.workload):

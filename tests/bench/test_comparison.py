@@ -58,7 +58,8 @@ def test_runs_without_a_case_in_common_say_so_first(make_record, make_run):
     before, after = make_run([make_record(node="lif")]), make_run([make_record(node="revlif")])
     text = render_comparison(before, after).splitlines()[2]
     assert text.startswith("No case in common: ")
-    assert "1 gone, 1 new" in text
+    assert "revsnn-bench merge" in text
+    assert "0 values compared: 1 gone, 1 new" in text
     assert "No case in common: " in render_comparison_html(before, after)
     for one, other in ((before, before), (make_run([]), make_run([]))):
         assert "No case in common" not in render_comparison(one, other)
