@@ -1,5 +1,6 @@
 """The command `revsnn-bench`: one small file per subcommand, or per few that belong together."""
 
+import os
 import signal
 import sys
 import traceback
@@ -57,9 +58,10 @@ def main() -> None:
     """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
     # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")  # a terminal may have no sign for ×
     try:
+        _require_folder()
         app()
     except OSError as error:
         place = f" {error.filename!r}" if error.filename else ""
@@ -78,6 +80,15 @@ def main() -> None:
         traceback.print_exc()
         sys.stderr.write("This is an error of revsnn-bench; please report it with the lines above.\n")
         sys.exit(ExitCode.BROKEN)
+
+
+def _require_folder() -> None:
+    """Ends the command where the folder that it runs in was removed: workers could not even start."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.stderr.write("Error: the current folder does not exist any more. Change into another one.\n")
+        sys.exit(ExitCode.NO_FILE)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

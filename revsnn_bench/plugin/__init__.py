@@ -113,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in filter(_measures, items):
         if options.skips_benchmarks(config):
             item.add_marker(pytest.mark.skip(reason="--benchmark-skip: it measures cases"))
-        elif config.getoption("benchmark_only"):  # which takes those alone that name the fixture `benchmark`
+        elif config.getoption("benchmark_only", False):  # which takes those alone that name the fixture `benchmark`
             item.own_markers = [m for m in item.own_markers if "--benchmark-only" not in m.kwargs.get("reason", "")]
     shard = config.getoption("run_shard")
     if not shard:

@@ -75,6 +75,11 @@ def check(config: pytest.Config) -> None:
             "--benchmark: cannot be used with -n or --dist. Cases that are timed beside each other disturb each other. "
             "Leave out -n; to use several machines, give each a part with --run-shard."
         )
+    if config.getoption("benchmark") and config.getoption("benchmark_skip", None) is None:
+        raise pytest.UsageError(
+            "--benchmark: cannot be used without pytest-benchmark, which `-p no:benchmark` turns off. Its tables show "
+            "the times. Leave out one of the two."
+        )
     # pytest-benchmark looks for what it draws with when everything is measured, which would be lost.
     if config.getoption("benchmark_histogram", None) and find_spec("pygal") is None:
         raise pytest.UsageError(
@@ -182,7 +187,7 @@ def _refusing(config: pytest.Config, key: str) -> Iterator[None]:
 
 def skips_benchmarks(config: pytest.Config) -> bool:
     """Whether pytest-benchmark was told to skip benchmarks, to which tests that measure cases belong."""
-    return bool(config.getoption("benchmark_skip") and not config.getoption("benchmark_only"))
+    return bool(config.getoption("benchmark_skip", False) and not config.getoption("benchmark_only"))
 
 
 def _check_cluster(config: pytest.Config) -> None:

@@ -51,15 +51,22 @@ def command(folder, *arguments, how=WARM):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_without_a_sign_gets_another_one(tmp_path, encoding):
+@pytest.mark.parametrize(
+    ("encoding", "settings"),
+    [
+        ("ascii", {"PYTHONIOENCODING": "ascii"}),
+        ("latin-1", {"PYTHONIOENCODING": "latin-1"}),
+        ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+    ],
+)
+def test_a_terminal_without_a_sign_gets_another_one(tmp_path, encoding, settings):
     """What its encoding does not have is a question mark there, and no error; the files are UTF-8 all the same."""
     done = subprocess.run(
         [sys.executable, *ITSELF, "report", EXAMPLE, "--format=md", f"--reports={tmp_path}"],
         capture_output=True,
         encoding=encoding,
         timeout=120,
-        env=os.environ | {"PYTHONIOENCODING": encoding},
+        env=os.environ | settings,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "?" in done.stdout
@@ -474,6 +481,12 @@ def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys
     code, _, err = command(tmp_path, "claims", "--only=flops", "--results=/proc/nope")
     assert code == ExitCode.NO_FILE
     assert "Error: cannot use the file or folder '/proc/nope': No such file or directory." in err
+
+    gone = "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); sys.path[:] = sys.argv[1:]; "
+    gone += "sys.argv[1:] = ['nodes']; from revsnn_bench.cli import main; main()"
+    lost = subprocess.run([sys.executable, "-c", gone, *filter(None, sys.path)], cwd=tmp_path, capture_output=True)
+    assert lost.returncode == ExitCode.NO_FILE
+    assert lost.stderr == b"Error: the current folder does not exist any more. Change into another one.\n"
 
     def leave(error):
         def broken():

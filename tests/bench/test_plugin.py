@@ -323,6 +323,16 @@ def test_options_of_pytest_benchmark_know_what_measures(inside, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"test_it.py", "__pycache__"}
 
 
+def test_without_pytest_benchmark_tests_run_and_nothing_is_measured(inside):
+    """A project that turns it off has its tests, for this plugin is loaded in every one; --benchmark is refused."""
+    code, printed = inside(UNMEASURED, "-p", "no:benchmark", "-k", "measures")
+    assert code == 0, printed
+    assert "PASSED test_it.py::test_measures" in printed
+    code, printed = inside(UNMEASURED, "-p", "no:benchmark", "--benchmark")
+    assert code == 4
+    assert "ERROR: --benchmark: cannot be used without pytest-benchmark, which `-p no:benchmark` turns off." in printed
+
+
 def test_workers_of_xdist_are_refused_with_the_reason(inside, tmp_path):
     """They would time cases beside each other."""
     code, printed = inside(UNMEASURED, "--benchmark", "-n", "2")
