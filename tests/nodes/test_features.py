@@ -21,10 +21,11 @@ BY_PARTS = ("step mode s, in a loop", "torch.func.vmap", "vmap of grad")
 """Features that run steps or samples by themselves, which a batch norm then normalises by themselves."""
 HEAD = """# Features of PyTorch
 
-Every feature on every node and backend: `right` where output and gradients equal those of plain autograd in float64 (to
-1e-6; in the L2 norm to 1e-5 in float32, 1e-2 in float16, 5e-2 in bfloat16), `refused` where it raises, with the message
-below. Nodes that invert their membrane have `on_drift="error"`. `tests/nodes/test_features.py` writes this page (with
-`REVSNN_WRITE_PAGES=1`) and holds it against a run. t: `backend="torch"`; f: the fused kernels for the CPU.
+A feature is right (✓) where output and gradients equal those of plain autograd in float64 (to 1e-6; in the L2 norm to
+1e-5 in float32, 1e-2 in float16, 5e-2 in bfloat16), and refused where it raises: a number is that of the message below.
+Nodes that invert their membrane have `on_drift="error"`. `tests/nodes/test_features.py` writes this page (with
+`REVSNN_WRITE_PAGES=1`) and holds it against a run. Where a node's backends differ, t is `backend="torch"`, and f are
+the fused kernels for the CPU.
 """
 
 
@@ -68,16 +69,31 @@ def together(results):
 
 
 def page(verdicts):
-    """The table of verdicts, and the messages that it refers to."""
+    """What is right everywhere and what is refused everywhere, the table of the rest, and the messages."""
     messages = list(dict.fromkeys(each for each in verdicts.values() if each != "right"))
-    shown = {message: f"refused {number}" for number, message in enumerate(messages, 1)} | {"right": "right"}
-    lines = [HEAD, "| | " + " | ".join(f"{name} {backend[0]}" for name, backend in COLUMNS) + " |"]
-    lines.append("|---" * (len(COLUMNS) + 1) + "|")
+    shown = {message: str(number) for number, message in enumerate(messages, 1)} | {"right": "✓"}
+    right, refused, rows = [], [], []
     for feature in FEATURES:
-        cells = (shown[verdicts[feature, *column]] for column in COLUMNS)
-        lines.append(f"| {feature} | " + " | ".join(cells) + " |")
+        found = {column: shown[verdicts[feature, *column]] for column in COLUMNS}
+        if {*found.values()} == {"✓"}:
+            right.append(feature)
+        elif "✓" not in found.values():
+            refused.append(f"{feature} ({', '.join(dict.fromkeys(found.values()))})")
+        else:
+            cells = [cell([(backend, found[name, backend]) for n, backend in COLUMNS if n == name]) for name in NODES]
+            rows.append(f"| {feature} | {' | '.join(cells)} |")
+    lines = [HEAD, f"**Right on every node and backend**: {'; '.join(right)}.", ""]
+    lines += [f"**Refused on every node and backend**: {'; '.join(refused)}.", ""]
+    lines += ["| | " + " | ".join(NODES) + " |", "|---" * (len(NODES) + 1) + "|", *rows]
     lines += ["", *(f"{number}. {message}" for number, message in enumerate(messages, 1)), ""]
     return "\n".join(lines)
+
+
+def cell(found):
+    """A cell of a node: what its backends say, once where they agree."""
+    if len({said for _, said in found}) == 1:
+        return found[0][1]
+    return ", ".join(f"{backend[0]} {said}" for backend, said in found)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the page has the fused kernels' columns")
