@@ -101,15 +101,19 @@ class Difference:
         return (after - before) / abs(before)
 
     def texts(self) -> tuple[str, str]:
-        """Both values for people."""
-        return self._text(self.before), self._text(self.after)
+        """Both values for people: bytes and operations to the last one where they would read alike."""
+        texts = self._text(self.before), self._text(self.after)
+        if self.metric is not None and self.differs and texts[0] == texts[1] and isinstance(self.before, int):
+            return f"{self.before:,} {self.metric.unit}", f"{self.after:,} {self.metric.unit}"
+        return texts
 
     def change_text(self, minus: str = "-") -> str:
         """The change in percent; a dash where it has no meaning."""
         if math.isnan(self.change):
             return units.ABSENT
-        sign = minus if self.change < 0 else "+"
-        return "from 0" if math.isinf(self.change) else f"{sign}{abs(100 * self.change):.2f} %"
+        sign, share = minus if self.change < 0 else "+", abs(100 * self.change)
+        shown = f"{share:.2f}" if share >= 0.005 or not share else f"{share:.1e}"
+        return "from 0" if math.isinf(self.change) else f"{sign}{shown} %"
 
     def _text(self, value: Number | str | None) -> str:
         if value is None or isinstance(value, str):

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -63,6 +64,17 @@ def test_runs_without_a_case_in_common_say_so_first(make_record, make_run):
     assert "No case in common: " in render_comparison_html(before, after)
     for one, other in ((before, before), (make_run([]), make_run([]))):
         assert "No case in common" not in render_comparison(one, other)
+
+
+def test_one_byte_more_is_seen(make_record, make_run):
+    """Two sizes that would read alike in MiB are told to the byte, and the change is not said to be 0.00 %."""
+    record = make_record(node="lif")
+    large, larger = (
+        record.model_copy(update={"memory": record.memory.model_copy(update={"peak_bytes": size})})
+        for size in (10 << 20, (10 << 20) + 1)
+    )
+    text = render_comparison(make_run([large]), make_run([larger]))
+    assert "| peak_bytes | 10,485,760 B | 10,485,761 B | +9.5e-06 % | worse" in re.sub(" +", " ", text)
 
 
 def test_case_that_fails_now_is_a_change_of_status(make_record, make_run):
