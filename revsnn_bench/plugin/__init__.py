@@ -468,6 +468,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             stash.setdefault(FAULT, text)
         if FAULT in stash:
             session.exitstatus = ExitCode.NO_FILE
+    if exitstatus == pytest.ExitCode.INTERRUPTED and session.config.getoption("benchmark") and not stash.get(FILES, ()):
+        stash.setdefault(HINT, "interrupted before a case was measured")
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
         session.exitstatus = pytest.ExitCode.OK  # more shards than cases
 

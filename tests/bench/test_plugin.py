@@ -333,6 +333,14 @@ def test_without_pytest_benchmark_tests_run_and_nothing_is_measured(inside):
     assert "ERROR: --benchmark: cannot be used without pytest-benchmark, which `-p no:benchmark` turns off." in printed
 
 
+def test_an_interrupt_before_the_first_case_says_so(inside, tmp_path):
+    """The last line is ours, after what pytest itself says of an interrupt."""
+    code, printed = inside("raise KeyboardInterrupt", "--benchmark")
+    assert code == pytest.ExitCode.INTERRUPTED
+    assert printed.rstrip().endswith("interrupted before a case was measured")
+    assert not (tmp_path / "results").exists()
+
+
 def test_workers_of_xdist_are_refused_with_the_reason(inside, tmp_path):
     """They would time cases beside each other."""
     code, printed = inside(UNMEASURED, "--benchmark", "-n", "2")
