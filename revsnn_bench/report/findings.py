@@ -45,7 +45,7 @@ KINDS = {
 
 REST = "rest"
 _MOST_MODULES = 12
-_NOT_RANKED = "These times are shown as not decided, and ranked nowhere."
+_NOT_RANKED = "These times are shown as not decided, in a terminal with a question mark, and ranked nowhere."
 _NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 

@@ -456,6 +456,7 @@ def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> lis
 
 
 def ratio_value(name: str, record: Record, known: Mapping[Case, Record]) -> str:
-    """Returns a ratio to the reference without its interval, which a terminal has no room for."""
+    """Returns a ratio to the reference without its interval, which a terminal has no room for; with a question mark
+    where it is not decided."""
     found = ratio_of(name, record, known)
-    return units.ABSENT if found is None else units.times(found.value)
+    return units.ABSENT if found is None else f"{units.times(found.value)}{'' if found.decided else '?'}"

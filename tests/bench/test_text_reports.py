@@ -309,6 +309,15 @@ def test_contended_rounds_are_told(make_record, make_run):
     assert told(make_run([quiet]), "Contention") == []
 
 
+def test_a_time_that_is_not_decided_has_a_question_mark_in_the_terminal(make_record, make_run):
+    """There is no room for the words; without the mark it would read as a decided one."""
+    lif, carrier = make_record(node="lif"), make_record(node="lif-carrier")
+    waited = carrier.model_copy(update={"time": carrier.time.model_copy(update={"rounds_contended": 1})})
+    for record, shown in ((carrier, "1.53"), (waited, "1.53?")):
+        (row,) = re.findall("^.*lif-carrier +ok .*$", printed(make_run([lif, record])), re.MULTILINE)
+        assert shown in row.split()
+
+
 def test_environment_and_columns_are_explained(sweep_run):
     """The report says where it was measured and what each quantity means."""
     report = markdown.render(sweep_run)
