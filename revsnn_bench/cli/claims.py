@@ -36,7 +36,9 @@ TIMEOUT_S = 900.0
 
 
 def claims(
-    only: Annotated[str, checked(each(str), help="Claims, separated by commas; every one by default.")] = "",
+    only: Annotated[
+        str, checked(each(str), metavar="NAMES", help="Claims, separated by commas; every one by default.")
+    ] = "",
     from_run: Annotated[
         str, typer.Option("--from", metavar="RUN", help="Judge a saved run again, without measuring.")
     ] = "",

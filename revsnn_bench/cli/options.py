@@ -41,7 +41,7 @@ def checked(parse: Parser, **options: Any) -> Any:
 def case_option(name: str, **options: Any) -> Any:
     """The option of a command for one value of a field of `Case`."""
     row = _ROWS[name]
-    return checked(row.parse, **({"help": row.meaning} | options))
+    return checked(row.parse, **({"help": row.meaning, "metavar": "N" if row.is_whole else "VALUE"} | options))
 
 
 def run_option(key: str, **options: Any) -> Any:
@@ -49,6 +49,11 @@ def run_option(key: str, **options: Any) -> Any:
     option = OPTIONS[key]
     texts = {"help": option.help, "metavar": option.metavar or None, "show_default": bool(option.default)}
     return checked(option.parse, **(texts | options))
+
+
+def count(least: int, text: str) -> Any:
+    """The option of a command for a whole number."""
+    return typer.Option(metavar="N", min=least, help=text)
 
 
 def run_argument(name: str) -> Any:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
-from revsnn_bench.cli.options import Input, Model, case_option, checked, failure, given_model, listed, refusing
+from revsnn_bench.cli.options import Input, Model, case_option, checked, count, failure, given_model, listed, refusing
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.metrics import BY_NAME
@@ -28,18 +28,34 @@ def plan(
     context: typer.Context,
     model: Model,
     input: Input,
-    budget: Annotated[str, checked(parse_size, help='Peak that a training step may take, such as "4 GiB".')],
-    backend: Annotated[str, checked(one_of(("auto", "torch", "fused")), help="Backend of the neurons.")] = "auto",
-    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each option.")] = 3,
+    budget: Annotated[
+        str, checked(parse_size, metavar="SIZE", help='Peak that a training step may take, such as "4 GiB".')
+    ],
+    backend: Annotated[
+        str,
+        checked(
+            one_of(("auto", "torch", "fused")), metavar="NAME", help="Backend of the neurons: auto, torch or fused."
+        ),
+    ] = "auto",
+    rounds: Annotated[int, count(1, "Timed steps of each option.")] = 3,
     blocks: Annotated[
         str, typer.Option(metavar="MODULE:CLASS", help="Class of the model's blocks.", show_default=False)
     ] = "",
     limit: Annotated[
         str | None,
-        checked(parse_size, help="Peak up to which a step is run here.", show_default="half of the free memory"),
+        checked(
+            parse_size,
+            metavar="SIZE",
+            help="Peak up to which a step is run here.",
+            show_default="half of the free memory",
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where the plan goes, for `apply_plan`.")] = Path("plan.json"),
-    page: Annotated[Path | None, typer.Option(help="Where to write a page on what fits.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where the plan goes, for `apply_plan`.")] = Path(
+        "plan.json"
+    ),
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write a page on what fits.", show_default=False)
+    ] = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="Show the least time for every budget.")] = False,
 ) -> None:
     """Find the cheapest way to train a model of your own within a memory budget, and measure that it fits.
@@ -127,7 +143,9 @@ def predict(
     context: typer.Context,
     model: Model = "",
     input: Input = "",
-    node: Annotated[str, checked(each(str), help="Nodes, or methods for --model, separated by commas.")] = "lif",
+    node: Annotated[
+        str, checked(each(str), metavar="NAMES", help="Nodes, or methods for --model, separated by commas.")
+    ] = "lif",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps")] = 8,
     batch: Annotated[int, case_option("batch")] = 8,
@@ -174,20 +192,25 @@ def predict(
 
 def largest(
     context: typer.Context,
-    budget: Annotated[str, checked(parse_size, help='Peak memory that a training step may take, such as "256 MiB".')],
-    axis: Annotated[str, checked(one_of(("timesteps", "batch")), help="What grows: timesteps or batch.")] = "timesteps",
+    budget: Annotated[
+        str, checked(parse_size, metavar="SIZE", help='Peak memory that a training step may take, such as "256 MiB".')
+    ],
+    axis: Annotated[
+        str, checked(one_of(("timesteps", "batch")), metavar="NAME", help="What grows: timesteps or batch.")
+    ] = "timesteps",
     node: Annotated[
-        str, checked(each(str), help="Nodes, separated by commas; every LIF and coupled node by default.")
+        str,
+        checked(each(str), metavar="NAMES", help="Nodes, separated by commas; every LIF and coupled node by default."),
     ] = "",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps", help="T, where the batch grows.")] = 8,
     batch: Annotated[int, case_option("batch", help="Batch, where T grows.")] = 8,
     shape: Annotated[str, case_option("shape")] = "4096",
-    limit: Annotated[int, typer.Option(min=1, help="Largest value to try.")] = 1 << 14,
+    limit: Annotated[int, count(1, "Largest value to try.")] = 1 << 14,
     model: Model = "",
     input: Input = "",
     of: Annotated[
-        str, checked(one_of(("tensors", "process")), help="Whose peak decides: tensors, or process.")
+        str, checked(one_of(("tensors", "process")), metavar="NAME", help="Whose peak decides: tensors, or process.")
     ] = "tensors",
 ) -> None:
     """Find how far each node, or method for --model, goes in a memory budget.

@@ -96,7 +96,9 @@ def compare(
     after: Annotated[str, run_argument("AFTER")],
     results: Results = RESULTS,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page to this file.", show_default=False)] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page to this file.", show_default=False)
+    ] = None,
 ) -> None:
     """Show what changed from run BEFORE to run AFTER: bytes and FLOPs exactly, times over lif's or your own model's."""
     a, b = find_run(before, results), find_run(after, results)
@@ -111,7 +113,7 @@ def compare(
 
 def gate_command(
     run: RunPath = "latest",
-    baseline: Annotated[Path, typer.Option(help="The run to compare with.")] = DEFAULT_BASELINE,
+    baseline: Annotated[Path, typer.Option(metavar="FILE", help="The run to compare with.")] = DEFAULT_BASELINE,
     tolerance: Annotated[
         list[str] | None,
         typer.Option(metavar="METRIC=PERCENT", help="Allowed growth of a metric in percent; 0 by default."),
@@ -136,7 +138,9 @@ def gate_command(
     format: Annotated[
         str, checked(one_of([*Format]), metavar="FORMAT", help=f"Format of the verdict: {', '.join(Format)}.")
     ] = Format.TABLE,
-    output: Annotated[Path | None, typer.Option(help="File for the verdict; the terminal by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File for the verdict; the terminal by default.")
+    ] = None,
     update: Annotated[
         bool, typer.Option("--update-baseline", help="Make this run the baseline, if it passes.")
     ] = False,

@@ -47,7 +47,7 @@ _FREE = ("timeout", "memory_limit", "threads", "format", "live", "preload", "clu
 def run(
     context: typer.Context,
     suite: Annotated[
-        str, typer.Option(help="Suites to run, separated by commas; `all` for every one.")
+        str, typer.Option(metavar="NAMES", help="Suites to run, separated by commas; `all` for every one.")
     ] = DEFAULT_SUITES,
     full: Annotated[
         bool, typer.Option("--full/--quick", help="Values for hours, or for minutes.", rich_help_panel="Sweep")

@@ -17,6 +17,7 @@ from revsnn_bench.cli.options import (
     RunName,
     case_option,
     checked,
+    count,
     failure,
     named_values,
     refusing,
@@ -41,21 +42,24 @@ def train(
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the node, such as group_dim=1.")
     ] = None,
-    data: Annotated[str, checked(one_of(DATA), help=f"Data set, among {', '.join(DATA)}.")] = "digits",
-    data_dir: Annotated[Path, typer.Option(help="Folder that holds the CIFAR archive.")] = Path("data"),
+    data: Annotated[str, checked(one_of(DATA), metavar="NAME", help=f"Data set, among {', '.join(DATA)}.")] = "digits",
+    data_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder that holds the CIFAR archive.")] = Path("data"),
     shape: Annotated[
         str, case_option("shape", help="Channels x height x width of digits; for pixels the neurons per layer.")
     ] = "1x8x8",
     encoding: Annotated[str, case_option("encoding")] = "direct",
     timesteps: Annotated[int, case_option("timesteps")] = 4,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training data.")] = 12,
+    epochs: Annotated[int, count(1, "Passes over the training data.")] = 12,
     batch: Annotated[int, case_option("batch")] = 64,
     learning_rate: Annotated[float, case_option("learning_rate", help="Highest learning rate of the schedule.")] = 1e-2,
     seed: Annotated[int, case_option("seed", help="Seed of parameters and order of samples.")] = 0,
     device: Annotated[str, case_option("device")] = "cpu",
     dtype: Annotated[str, case_option("dtype")] = "float32",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Written after every epoch; gone on with where it exists.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Written after every epoch; gone on with where it exists.", show_default=False
+        ),
     ] = None,
     run_id: RunName = "",
     results: Results = RESULTS,

@@ -20,6 +20,7 @@ from revsnn_bench.cli.options import (
     RunName,
     case_option,
     checked,
+    count,
     failure,
     listed,
     named_values,
@@ -40,12 +41,12 @@ _CARRIED_OUT = frozenset(
 """Options that do not change what a study finds; the others are read from the journal when it is resumed."""
 
 
+_BUDGET = 'Peak that no trial\'s step may exceed, such as "64 MiB".'
+
+
 def tune(
     context: typer.Context,
-    budget: Annotated[
-        str | None,
-        checked(parse_size, help='Peak that no trial\'s step may exceed, such as "64 MiB".', show_default="none"),
-    ] = None,
+    budget: Annotated[str | None, checked(parse_size, metavar="SIZE", help=_BUDGET, show_default="none")] = None,
     node: Annotated[
         str, case_option("node", help="Nodes, with strategies, separated by commas; the first one is the baseline.")
     ] = "lif,lif-carrier,revlif,revlif-anchored",
@@ -59,30 +60,36 @@ def tune(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of every node that takes it.")
     ] = None,
     objective: Annotated[
-        str, checked(each(one_of(tuple(OBJECTIVES))), help=f"What is asked for, among {', '.join(OBJECTIVES)}.")
+        str,
+        checked(
+            each(one_of(tuple(OBJECTIVES))), metavar="NAMES", help=f"What is asked for, among {', '.join(OBJECTIVES)}."
+        ),
     ] = ",".join(OBJECTIVES),
-    trials: Annotated[int, typer.Option(min=1, help="Choices to try.")] = 40,
+    trials: Annotated[int, count(1, "Choices to try.")] = 40,
     network: Network = "vgg11@0.25",
     shape: Annotated[str, case_option("shape", help="Channels x height x width of the digits.")] = "1x8x8",
     encoding: Annotated[str, case_option("encoding")] = "direct",
     timesteps: Annotated[int, case_option("timesteps", help="T, unless --space searches it.")] = 4,
     batch: Annotated[int, case_option("batch")] = 64,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a trial that is not stopped.")] = 12,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampler, the parameters and the order of samples.")] = 0,
+    epochs: Annotated[int, count(1, "Epochs of a trial that is not stopped.")] = 12,
+    seed: Annotated[int, count(0, "Of the sampler, the parameters and the order of samples.")] = 0,
     device: Annotated[str, case_option("device")] = "cpu",
     dtype: Annotated[str, case_option("dtype")] = "float32",
     drift_tolerance: Annotated[
-        float, typer.Option(help="Largest gradient error that a node may predict of itself.")
+        float, typer.Option(metavar="X", help="Largest gradient error that a node may predict of itself.")
     ] = 1e-3,
-    retrain: Annotated[int, typer.Option(min=0, help="How many of the best to train again; 0 for none.")] = 3,
-    seeds: Annotated[int, typer.Option(min=2, help="On so many fresh seeds.")] = 5,
-    workers: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
-    timeout: Annotated[float, checked(POSITIVE, help="Time limit per trial, in seconds.")] = 900.0,
+    retrain: Annotated[int, count(0, "How many of the best to train again; 0 for none.")] = 3,
+    seeds: Annotated[int, count(2, "On so many fresh seeds.")] = 5,
+    workers: Annotated[int, count(1, "Trials at a time.")] = 1,
+    threads: Annotated[int, count(1, "Threads of each worker.")] = 1,
+    timeout: Annotated[float, checked(POSITIVE, metavar="SECONDS", help="Time limit per trial, in seconds.")] = 900.0,
     memory_limit: Annotated[
-        str | None, checked(parse_size, help='Memory limit of a worker, such as "2 GiB".', show_default="none")
+        str | None,
+        checked(parse_size, metavar="SIZE", help='Memory limit of a worker, such as "2 GiB".', show_default="none"),
     ] = None,
-    preload: Annotated[str, typer.Option(help="Modules that workers import first, such as one with a node.")] = "",
+    preload: Annotated[
+        str, typer.Option(metavar="MODULES", help="Modules that workers import first, such as one with a node.")
+    ] = "",
     resume: Resume = "",
     run_id: RunName = "",
     results: Results = RESULTS,

@@ -518,6 +518,14 @@ def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("name", sorted(each.name for each in app.registered_commands))
+def test_help_says_what_an_option_takes(name):
+    """SIZE, FILE, N: not the type that Python has for it."""
+    told = invoke(name, "--help").output
+    assert "--help" in told
+    assert re.findall(r"--[\w-]+ .*<(?:str|path|int|float).*", told) == []
+
+
 def test_version_is_the_packages():
     """The installed distribution's."""
     assert invoke("--version").output.strip() == f"revsnn-bench {version('revsnn-bench')}"

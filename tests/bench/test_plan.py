@@ -283,7 +283,7 @@ def test_a_step_of_100_gib_is_planned_without_running_it():
     assert found.measured.gradient_error == 0.0
     assert "too large to run here" in plan.summary()[1]
     assert f"Verified at a batch of {found.batch:,}" in plan.summary()[2]
-    assert plan.summary()[0].startswith("This plan fits the budget of 125.0 GiB. Predicted peak 1")
+    assert plan.summary()[0].startswith("This plan fits the budget of 125.00 GiB. Predicted peak 1")
     assert len(plan.summary()) == 3
     assert plan.expected_bytes == plan.predicted_bytes
     assert json.loads(plan.to_json())["verified"]["batch"] == found.batch
@@ -309,7 +309,7 @@ def test_a_smaller_step_that_takes_more_than_predicted_counts(monkeypatch, share
     assert plan.expected_bytes == pytest.approx(1.5 * plan.predicted_bytes, rel=1e-3)
     assert (plan.expected_bytes <= budget) is fits
     assert len(tried) == 2
-    told = f"took 1.50 times what was predicted, so {plan.expected_bytes / 2**20:,.1f} MiB are expected."
+    told = f"took 1.50 times what was predicted, so {units.size(plan.expected_bytes)} are expected."
     assert told in plan.summary()[-1]
     saved = json.loads(plan.to_json())
     assert (saved["fits"], saved["expected_bytes"]) == (fits, plan.expected_bytes)
