@@ -19,7 +19,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -128,8 +128,8 @@ class Block:
 def find_blocks(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...] | None = None) -> list[Block]:
     """The smallest modules that hold a weight matrix and a neuron; an `nn.Sequential` is cut behind each neuron.
 
-    A module whose inner blocks hold less than half of its parameters is one block: the shortcut of a residual block is
-    no block of its own.
+    A module whose inner blocks hold neither more than half of its parameters nor all of its neurons is one block: the
+    shortcut of a residual block is no block of its own.
     """
     if kind is not None:
         return [Block(name) for name, module in model.named_modules() if isinstance(module, kind)]
@@ -148,7 +148,7 @@ def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
             elif neurons_of(child):
                 yield Block(path, start, number + 1)
                 start = number + 1
-    elif 2 * sum(_size(child) for _, child in inner) > _size(module):
+    elif 2 * sum(_size(child) for _, child in inner) > _size(module) or _holds_all_neurons(inner, module):
         for name, child in inner:
             yield from _blocks_in(name, child)
     else:
@@ -157,6 +157,11 @@ def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
 
 def _holds_both(module: nn.Module) -> bool:
     return any(p.dim() > 1 for p in module.parameters()) and bool(neurons_of(module))
+
+
+def _holds_all_neurons(parts: Iterable[tuple[str, nn.Module]], module: nn.Module) -> bool:
+    """As of a network whose head has most of the parameters."""
+    return {each for _, part in parts for each in neurons_of(part)} == set(neurons_of(module))
 
 
 def _size(module: nn.Module) -> int:

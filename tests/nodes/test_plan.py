@@ -53,6 +53,23 @@ def test_blocks_end_behind_neurons():
     assert [each.name for each in find_blocks(block)] == ["(model)"]
 
 
+def test_a_large_head_hides_no_blocks():
+    """A network of blocks is one of blocks, though most of its parameters are behind the last neuron."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (
+                nn.Sequential(PerStep(nn.Conv2d(2, 2, 3, padding=1)), StandardLIF(step_mode="m")) for _ in range(2)
+            )
+            self.head = nn.Linear(128, 1000)
+
+        def forward(self, x):
+            return self.head(self.two(self.one(x)).flatten(2))
+
+    assert [block.name for block in find_blocks(Net())] == ["one[0:2]", "two[0:2]"]
+
+
 def test_blocks_by_class():
     """The user's class names the blocks."""
     assert [block.name for block in find_blocks(residual_net(), Residual)] == ["2", "3"]
