@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from revsnn_bench.models.data import (
     CIFAR10,
@@ -120,6 +119,8 @@ def test_official_archives_hold_sixty_thousand_images():
 
 def test_digits_are_those_of_scikit_learn():
     """Read from its file: importing it takes longer than all else that a run waits for."""
+    from sklearn.datasets import load_digits  # not above: every test process would wait for it
+
     split, shipped = digits(), load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
     images, labels = (
