@@ -9,7 +9,7 @@ import inspect
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from functools import partial
 from itertools import compress
@@ -90,7 +90,7 @@ class Recorder(TorchFunctionMode):
         self.earlier = 0  # how many of them are of steps before the running one, where it has not looked since
         self.names: dict[int, str] = {}
         self.instead: tuple[Value, Leaf] | None = None  # what a call saves for its layout alone, and what serves for it
-        self.may_change = False  # whether nobody would save without it what is saved now
+        self.may_change: Set[int] = frozenset()  # storages that nobody would save without it, and others may write to
         self.name: str | None = None  # of the module, inside `in_one_module`; "" where it was not needed yet
 
     def records(self) -> bool:
@@ -128,11 +128,11 @@ class Recorder(TorchFunctionMode):
                 self.forget_what_is_gone()
             entry = Entry(self.name or self.module_name(), NOT_CHEAP)
             self.saved.entries.append(entry)
-            packed = Packed(tensor, value, entry, self.verify, self.may_change)
+            packed = Packed(tensor, value, entry, self.verify, value.address in self.may_change)
             self.packed.append(weakref.ref(packed))
             if value.recipe is not None:
                 self.decide(packed, value)
-            if packed.kept is not None and self.may_change:
+            if packed.kept is not None and packed.may_change:
                 packed.keep_contents()
             elif packed.kept is not None:
                 self.fresh.append(packed)

@@ -6,6 +6,7 @@ everything that the function refers to, and draws random numbers again; here it 
 
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -100,11 +101,12 @@ def run_node(
         read = recorder.refer(sources, {})
         if read is None or recorder.new_bytes(read) > x_seq.numel() * x_seq.itemsize:
             return run(x_seq, v)
-        recorder.may_change = True
+        private = () if normed is None else (normed.mean, normed.inverse_std)  # which no code of the user's has
+        recorder.may_change = read.before.keys() - {each.untyped_storage()._cdata for each in private}
         try:
             spikes, v_last = recorder.in_one_module(call)
         finally:
-            recorder.may_change = False
+            recorder.may_change = frozenset()
         recorder.note(again, read, spikes, 1)
     return spikes, v_last
 
@@ -117,9 +119,10 @@ def _is_a_function_of_parameters(node: Any, run: Callable[..., Any]) -> bool:
     promised = _promised(type(node), run.__name__)  # type: ignore[arg-type]
     if promised is None or getattr(run, "__func__", None) is not promised:
         return False
-    others = [each for name, each in node.__dict__.items() if name not in ("v", "v_seq")] + [*node._buffers.values()]
-    learns = any(isinstance(each, Tensor) and each.requires_grad for each in others)
-    return not learns and not any(True for child in node.children() for _ in child.parameters())
+    for name, each in chain(node.__dict__.items(), node._buffers.items()):
+        if isinstance(each, Tensor) and each.requires_grad and name not in ("v", "v_seq"):
+            return False
+    return all(next(child.parameters(), None) is None for child in node._modules.values())
 
 
 @cache
