@@ -27,6 +27,7 @@ from revsnn_bench.plan.predict import fake_step, probe_for
 from revsnn_bench.plan.profile import Choice, Profile, profile_fake, profile_step, record_fake_step, record_step
 from revsnn_bench.plan.solve import chosen, frontier, frontier_budgets, refined
 from revsnn_bench.records import MemoryTimeline
+from revsnn_bench.report.units import size
 
 MOST_REPAIRS = 5
 MEMORY_SHARE = 0.5
@@ -122,29 +123,29 @@ class Plan:
 
     def summary(self) -> list[str]:
         """What it comes to, in sentences."""
-        peak = f"Predicted peak {_size(self.predicted_bytes)}"
+        peak = f"Predicted peak {size(self.predicted_bytes)}"
         if self.measured is not None:
-            peak += f", measured {_size(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
+            peak += f", measured {size(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
         slower = f"It takes {self.step_s / self.plain_s:.2f} times the time of the model with fused neurons and no plan"
-        lines = [f"{self._verdict()} {peak}. {slower}, whose peak is {_size(self.plain_bytes)}."]
+        lines = [f"{self._verdict()} {peak}. {slower}, whose peak is {size(self.plain_bytes)}."]
         if self.measured is None:
             lines.append("The step is too large to run here: its seconds are those of a smaller batch, in proportion.")
         if self.smaller is not None:
             found = self.smaller.measured
             done = "Measured" if self.smaller.ratio > 1 else "Verified"
             lines.append(
-                f"{done} at a batch of {self.smaller.batch:,}: predicted peak {_size(self.smaller.predicted_bytes)}, "
-                f"measured {_size(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
+                f"{done} at a batch of {self.smaller.batch:,}: predicted peak {size(self.smaller.predicted_bytes)}, "
+                f"measured {size(found.peak_bytes)}, gradient error {found.gradient_error:.1e}."
             )
             if self.smaller.ratio > 1:
                 lines.append(
                     f"The smaller step took {self.smaller.ratio:.2f} times what was predicted, so "
-                    f"{_size(self.expected_bytes)} are expected."
+                    f"{size(self.expected_bytes)} are expected."
                 )
         return lines
 
     def _verdict(self) -> str:
-        budget, least = _size(self.budget_bytes), _size(self.expected_bytes)
+        budget, least = size(self.budget_bytes), size(self.expected_bytes)
         if self.fits:
             return f"This plan fits the budget of {budget}."
         if budget == least:
@@ -180,12 +181,6 @@ class Plan:
                 "gradient_error": self.smaller.measured.gradient_error,
             }
         return json.dumps(document | numbers, indent=1) + "\n"
-
-
-def _size(nbytes: int) -> str:
-    """Bytes in the largest unit that leaves at least 1, with two decimals, as tables have them."""
-    power = min(max(nbytes.bit_length() - 1, 0) // 10, 3)
-    return f"{nbytes / 1024**power:,.2f} {('', 'Ki', 'Mi', 'Gi')[power]}B" if power else f"{nbytes} B"
 
 
 def make_plan(

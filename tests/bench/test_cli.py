@@ -56,7 +56,7 @@ def command(folder, *arguments, how=WARM):
     [
         ("ascii", {"PYTHONIOENCODING": "ascii"}),
         ("latin-1", {"PYTHONIOENCODING": "latin-1"}),
-        ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+        ("ascii", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}),
     ],
 )
 def test_a_terminal_without_a_sign_gets_another_one(tmp_path, encoding, settings):
