@@ -419,9 +419,7 @@ def test_a_case_gets_the_passes_that_its_claims_read():
 def test_judging_a_saved_run_again_gives_the_same_table(tmp_path, monkeypatch):
     """`claims --from` computes verdicts anew from the records, and exits with 5 while claims are open."""
     monkeypatch.chdir(tmp_path)
-    session = BenchSession(
-        RunOptions(settings=Settings(target_s=0.001, min_rounds=1, max_rounds=1, processes=1), run_id="c")
-    )
+    session = BenchSession(RunOptions(settings=Settings(passes=("fidelity",)), run_id="c"))
     small = Plan(features=16, batch=2, timesteps=(4, 16))
     for case in cases_of(small, ["inverse"]):
         session.measure(case)
