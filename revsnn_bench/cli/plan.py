@@ -23,39 +23,38 @@ if TYPE_CHECKING:
     from revsnn_bench.plan.planning import Plan
     from revsnn_bench.runner import Runner
 
+PLAN = Path("plan.json")
+
+Budget = Annotated[
+    str, checked(parse_size, metavar="SIZE", help='Peak that a training step may take, such as "4 GiB".')
+]
+Backend = Annotated[
+    str,
+    checked(one_of(("auto", "torch", "fused")), metavar="NAME", help="Backend of the neurons: auto, torch or fused."),
+]
+Blocks = Annotated[str, typer.Option(metavar="MODULE:CLASS", help="Class of the model's blocks.", show_default=False)]
+Limit = Annotated[
+    str | None,
+    checked(
+        parse_size, metavar="SIZE", help="Peak up to which a step is run here.", show_default="half of the free memory"
+    ),
+]
+Page = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Where to write a page on what fits.", show_default=False)
+]
+
 
 def plan(
     context: typer.Context,
     model: Model,
     input: Input,
-    budget: Annotated[
-        str, checked(parse_size, metavar="SIZE", help='Peak that a training step may take, such as "4 GiB".')
-    ],
-    backend: Annotated[
-        str,
-        checked(
-            one_of(("auto", "torch", "fused")), metavar="NAME", help="Backend of the neurons: auto, torch or fused."
-        ),
-    ] = "auto",
+    budget: Budget,
+    backend: Backend = "auto",
     rounds: Annotated[int, count(1, "Timed steps of each option.")] = 3,
-    blocks: Annotated[
-        str, typer.Option(metavar="MODULE:CLASS", help="Class of the model's blocks.", show_default=False)
-    ] = "",
-    limit: Annotated[
-        str | None,
-        checked(
-            parse_size,
-            metavar="SIZE",
-            help="Peak up to which a step is run here.",
-            show_default="half of the free memory",
-        ),
-    ] = None,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="Where the plan goes, for `apply_plan`.")] = Path(
-        "plan.json"
-    ),
-    page: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write a page on what fits.", show_default=False)
-    ] = None,
+    blocks: Blocks = "",
+    limit: Limit = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where the plan goes, for `apply_plan`.")] = PLAN,
+    page: Page = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="Show the least time for every budget.")] = False,
 ) -> None:
     """Find the cheapest way to train a model of your own within a memory budget, and measure that it fits.
@@ -65,9 +64,8 @@ def plan(
     """
     from revsnn_bench.runner import Runner
 
-    case = Case.model_validate(
-        {"node": "lif", "node_options": {"backend": backend}, **given_model(context, model, input)}
-    )
+    fields = given_model(context, model, input)
+    case = Case.model_validate({"node": "lif", "node_options": {"backend": backend}, **fields})
     _require_writable("--output", output)
     if page is not None:
         _require_writable("--page", page)
@@ -139,6 +137,12 @@ def _show(found: "Plan", frontier: bool) -> None:
         typer.echo(line)
 
 
+def _fields(context: typer.Context, workload: str, timesteps: int, batch: int, shape: str) -> dict[str, Any]:
+    """The fields of a case, of a workload or of the user's model that is given in its place."""
+    own = given_model(context, context.params["model"], context.params["input"])
+    return {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape), **own}
+
+
 def predict(
     context: typer.Context,
     model: Model = "",
@@ -156,8 +160,7 @@ def predict(
 
     A node that cannot be predicted is named below those that can.
     """
-    asked: dict[str, Any] = {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
-    fields = asked | given_model(context, model, input)
+    fields = _fields(context, workload, timesteps, batch, shape)
     from revsnn_bench.runner import Runner
 
     cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
@@ -192,9 +195,7 @@ def predict(
 
 def largest(
     context: typer.Context,
-    budget: Annotated[
-        str, checked(parse_size, metavar="SIZE", help='Peak memory that a training step may take, such as "256 MiB".')
-    ],
+    budget: Budget,
     axis: Annotated[
         str, checked(one_of(("timesteps", "batch")), metavar="NAME", help="What grows: timesteps or batch.")
     ] = "timesteps",
@@ -218,8 +219,7 @@ def largest(
     A prediction says where to look; steps measured in fresh processes decide, the next larger size among them.
     Parameters and the input are allocated before the step and are not counted; the neuron state is.
     """
-    asked = {"workload": workload, "timesteps": timesteps, "batch": batch, "shape": parse_shape(shape)}
-    fixed = Case.model_validate({"node": "lif", **asked, **given_model(context, model, input)})
+    fixed = Case.model_validate({"node": "lif", **_fields(context, workload, timesteps, batch, shape)})
     from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 
     from revsnn_bench.models.strategies import strategy
