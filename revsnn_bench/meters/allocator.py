@@ -80,6 +80,11 @@ class Ledger:
             replay_event(self, event)
         self.settle()
 
+    def begin(self) -> None:
+        """Forgets what went before, but for the blocks that are alive."""
+        self.log, self.rising, self.where = [(number, self.sizes[number]) for number in self.live.values()], True, None
+        self.peak_bytes = self.live_bytes
+
     def settle(self) -> None:
         """Copies the set of live blocks where a rise ended: once per rise, not at every allocation."""
         if self.rising:

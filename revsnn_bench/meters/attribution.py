@@ -255,13 +255,17 @@ def _called_by_engine() -> bool:
 
 @dataclass(frozen=True)
 class Attribution:
-    """A peak: its kinds (they sum to `peak_bytes`), phase and module; and the way there, whose highest point it is."""
+    """A peak: its kinds (they sum to `peak_bytes`), phase and module; and the way there, whose highest point it is.
+
+    `lasting_bytes` are those that the step before left, still there after forward.
+    """
 
     peak_bytes: int
     peak_by_category_bytes: dict[str, int]
     peak_phase: str
     peak_module: str
     timeline: MemoryTimeline
+    lasting_bytes: int
 
 
 @dataclass
@@ -277,6 +281,12 @@ class _Replay:
     phase: str = "forward"
     forward_events: int = 0
     retained: set[int] = field(default_factory=set)
+    lasting: set[int] = field(default_factory=set)
+
+    def begin(self) -> None:
+        self.ledger.begin()
+        self.lasting = set(self.ledger.live.values())
+        self.parts = dict.fromkeys(self.lasting, "lasting")
 
     def play(self, key: Any, category: str) -> None:
         if key in self.ledger.live:
@@ -302,7 +312,8 @@ class _Replay:
             category = self.category(number)
             sizes[category] = sizes.get(category, 0) + self.ledger.sizes[number]
         timeline = self.ledger.timeline(self.category, self.forward_events)
-        return Attribution(self.ledger.peak_bytes, dict(sorted(sizes.items())), phase, module, timeline)
+        lasting = sum(self.ledger.sizes[number] for number in self.lasting & self.retained)
+        return Attribution(self.ledger.peak_bytes, dict(sorted(sizes.items())), phase, module, timeline, lasting)
 
 
 @dataclass
@@ -370,14 +381,21 @@ def _replayed(tracker: StorageTracker, unit_bytes: int = 1) -> _Replay:
     return replay
 
 
-def attribute_peak(step: TrainingStep, scratch: Scratch | None = None, unit_bytes: int = 1) -> Attribution:
+def attribute_peak(
+    step: TrainingStep, scratch: Scratch | None = None, unit_bytes: int = 1, *, after_another: bool = False
+) -> Attribution:
     """Tracks one forward and backward pass; the step is left prepared. For `scratch` see `StorageTracker`.
 
     Each block counts as the next multiple of `unit_bytes`. Parameters and the source are alive before the step and are
     in no category. `retained` is what was alive at the end of forward and plays no other part; `temporary` is the rest.
+    `after_another` runs the step once before, and what that one leaves is `lasting`.
     """
     step.prepare()
     with _tracked(step, scratch) as (tracker, marks):
+        if after_another:
+            step.backward(step.forward())
+            step.prepare()
+            marks.put(_Replay.begin)
         marks.run(step)
     step.prepare()
     replay = _replayed(tracker, unit_bytes)

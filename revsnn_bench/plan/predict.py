@@ -67,13 +67,13 @@ def predict(case: Case) -> Prediction:
     """
     with fake_step(case) as step:
         unit_bytes = CUDA_BLOCK_BYTES if case.device == "cuda" else 1
-        peak = attribute_peak(step, probe_for(case), unit_bytes).peak_bytes
-        retained = sum(retained_by_module(step).values())
+        peak = attribute_peak(step, probe_for(case), unit_bytes, after_another=True)
+        retained = sum(retained_by_module(step).values()) + peak.lasting_bytes
         try:
             flops = measure_flops(step, cross_check=False)
         except UnknownOperation as reason:
-            return Prediction(peak, retained, None, str(reason))
-    return Prediction(peak, retained, flops.forward.total + flops.backward.total + flops.recompute.total)
+            return Prediction(peak.peak_bytes, retained, None, str(reason))
+    return Prediction(peak.peak_bytes, retained, flops.forward.total + flops.backward.total + flops.recompute.total)
 
 
 class _Fake(FakeTensorMode):

@@ -117,7 +117,7 @@ def quiet_gc() -> Iterator[None]:
 
 
 _frozen: list["weakref.ref[Tensor]"] | None = None
-"""The tensors among what was frozen, in the server of workers and in them; None elsewhere."""
+"""The tensors among what was frozen, in the server of workers, in them, and within `frozen_heap`; None elsewhere."""
 
 
 def freeze_imported() -> None:
@@ -135,8 +135,8 @@ def freeze_imported() -> None:
 
 
 def _freeze() -> None:
-    if _frozen is not None:
-        _frozen.extend(map(weakref.ref, tensors_among(gc.get_objects())))
+    assert _frozen is not None
+    _frozen.extend(map(weakref.ref, tensors_among(gc.get_objects())))
     gc.freeze()
 
 
@@ -146,11 +146,18 @@ def frozen_heap() -> Iterator[None]:
 
     Beside torch, a collection of everything takes a fifth of a second, and a meter asks for a dozen.
     """
-    stays = _frozen is not None or gc.get_freeze_count()  # whose count goes over all that is frozen
+    global _frozen
+    outermost = _frozen is None
+    stays = not outermost or gc.get_freeze_count()  # whose count goes over all that is frozen
+    if outermost:
+        gc.unfreeze()
+        _frozen = []
     _freeze()
     try:
         yield
     finally:
+        if outermost:
+            _frozen = None
         if not stays:
             gc.unfreeze()
 

@@ -1,5 +1,8 @@
 """Memory that a node hides: counted to the byte where it is a tensor, else the case is unverified."""
 
+import gc
+import weakref
+
 import hidden_memory
 import pytest
 import torch
@@ -11,6 +14,7 @@ from revsnn_bench.meters.selftest import SelfTestStep
 from revsnn_bench.plugin import hold_to_budget
 from revsnn_bench.records import Status
 from revsnn_bench.runner import Runner
+from revsnn_bench.system import process
 from revsnn_bench.system.process import PRELOAD
 
 SHAPE = (131072,)
@@ -81,6 +85,19 @@ def test_a_worker_counts_a_hidden_tensor_too(worker, plain_memory, name):
 def test_a_worker_knows_every_tensor_once(worker):
     """Whether it was there when the server froze what it had imported, or a meter what there was, or came later."""
     assert worker.call(hidden_memory.counts_of_tensors) == [1, 1, 1]
+
+
+def test_what_is_let_go_of_beside_a_frozen_heap_is_collected(monkeypatch):
+    """Also where all tensors were looked for meanwhile: the model of a rehearsal is nobody's from then on."""
+    monkeypatch.setattr(process, "_frozen", None)  # as in a process that is no worker
+    with process.frozen_heap():
+        circle = [torch.zeros(3)]
+        circle.append(circle)
+        tensor = weakref.ref(circle[0])
+        assert sum(found is circle[0] for found in process.all_tensors()) == 1
+        del circle
+        gc.collect()
+        assert tensor() is None
 
 
 @pytest.mark.parametrize("name", hidden_memory.OTHERS)

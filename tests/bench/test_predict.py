@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from revsnn_bench.case import Case
 from revsnn_bench.cli import app
+from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.flops import measure_flops
 from revsnn_bench.meters.memory import peak_bytes, retained_bytes
@@ -128,6 +129,31 @@ def test_the_peak_of_a_sort_and_a_product_is_predicted_too_high():
     found, peak = predict(case), peak_bytes(step)
     assert peak <= found.peak_bytes < 2 * peak
     assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak)
+
+
+class Remembers(nn.Module):
+    """Keeps its first input, and its last one, of which the next forward lets go late."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.lif = nn.Linear(64, 64), StandardLIF(step_mode="m")
+        self.last = self.first = None
+
+    def forward(self, x):
+        """Spikes `[T, B, 64]`."""
+        self.first = x.detach().clone() if self.first is None else self.first
+        y = self.lif(self.linear(x))
+        self.last = x.detach().clone()
+        return y
+
+
+def test_what_a_step_leaves_to_the_next_is_predicted():
+    """To the byte, as measured from the second step on."""
+    case = Case(workload=f"{__name__}:Remembers", node="as-is", timesteps=6, batch=64, shape=(64,))
+    memory = measure(case, Settings(passes=("memory",))).memory
+    found = predict(case)
+    assert memory.lasting_bytes == 2 * 6 * 64 * 64 * 4
+    assert (found.peak_bytes, found.retained_bytes) == (memory.peak_bytes, memory.retained_bytes)
 
 
 def test_scratch_of_a_large_product_is_that_of_a_smaller_one():
