@@ -1,11 +1,11 @@
 """Bytes and operations of a training step without running it: on fake tensors, which have shapes and no memory.
 
 A dispatch mode logs the life of every storage (`meters/attribution.py`). What it cannot see is the scratch memory
-inside of convolutions, LSTMs, and products in half precision: oneDNN reorders tensors to layouts of its own. Each
-distinct one is therefore run once for real. Scratch of a convolution grows in a line with the batch, which two runs of
-at most `PROBE_ELEMENTS` elements give; that of a product stays the same from some size on. For a GPU blocks are rounded
-to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's context, workspaces of cuDNN and cuBLAS, and
-fragmentation.
+in convolutions, LSTMs, attention, and products in half precision: layouts of oneDNN's own, blocks of each thread.
+Each distinct one is therefore run once for real. Scratch of a convolution grows in a line with the batch, which two
+runs of at most `PROBE_ELEMENTS` elements give; that of a product stays the same from some size on. For a GPU blocks are
+rounded to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the driver's context, workspaces of cuDNN and
+cuBLAS, and fragmentation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +39,8 @@ _BATCHED = {
     _aten.convolution.default: 1,
     _aten.convolution_backward.default: 2,
     _aten.native_batch_norm_backward.default: 2,  # makes its result twice
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: 3,  # blocks of each thread, and copies of strided inputs
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 6,
 }
 """How many of their arguments, the first ones, have a batch."""
 _LSTM, _LSTM_BACKWARD = _aten.mkldnn_rnn_layer.default, _aten.mkldnn_rnn_layer_backward.default
@@ -176,7 +178,7 @@ def _of_batch(func: Any, args: tuple[Any, ...]) -> int:
     batched = _BATCHED[func]
     shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
     batch: int = shapes[batched - 1][0]
-    most: int = max(2, PROBE_ELEMENTS // args[batched - 1][0].numel())
+    most: int = max(2, PROBE_ELEMENTS // max(each[0].numel() for each in args[:batched]))
 
     def scratch(size: int) -> int:
         return _measured(func, args, [(size, *each[1:]) if i < batched else each for i, each in enumerate(shapes)])

@@ -59,6 +59,20 @@ class Gated(nn.Module):
         return self.lif(self.lstm(x)[0])
 
 
+class Attention(nn.Module):
+    """PyTorch's attention, whose kernel has blocks for each thread and copies what is not contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.lif = nn.Linear(64, 64), StandardLIF(step_mode="m")
+        self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+
+    def forward(self, x):
+        """Values `[T, B, 16, 64]`."""
+        y = self.lif(self.linear(x)).flatten(0, 1)
+        return self.attention(y, y, y, need_weights=False)[0].unflatten(0, x.shape[:2])
+
+
 CASES = [
     *(
         Case(node=node, timesteps=6, batch=4, shape=(64,))
@@ -88,6 +102,10 @@ CASES = [
     *(
         Case(node=node, workload=f"{__name__}:Gated", timesteps=16, batch=batch, shape=(256,))
         for node, batch in (("lif", 16), ("lif", 300), ("lif+checkpoint", 16))
+    ),
+    *(
+        Case(node=node, workload=f"{__name__}:Attention", timesteps=4, batch=batch, shape=(16, 64))
+        for node, batch in (("lif+remat", 4), ("lif", 300))
     ),
     Case(node="lif", workload=f"{__name__}:ChannelsLast", timesteps=6, batch=8, shape=(4, 16, 16)),
 ]
