@@ -1,5 +1,6 @@
 """What README and docs show of a committed run is what its records hold."""
 
+import functools
 import json
 import re
 from collections import defaultdict
@@ -73,8 +74,8 @@ def test_readme_says_what_each_thing_changes():
     stripped = [spread(DIGITS, "lif-carrier", True, epsilon=1 / n).partition(" ")[0] for n in (16, 256)]
     lif = spread(DIGITS, "lif").partition(" ")[0]
     assert f"has {stripped[0]} % where LIF has {lif} %; with `epsilon=1/256` {stripped[1]} % |" in README
-    (wrong,) = re.findall(r"its gradient is wrong at T = (\d+),", FINDINGS["constant"].measured)
-    small_lif, small_paper = re.findall(r"(?:lif|revlif\S+) ([\d.]+ )± [\d.]+ %", FINDINGS["accuracy"].measured)[:2]
+    (wrong,) = re.findall(r"its gradient is wrong at T = (\d+),", findings()["constant"].measured)
+    small_lif, small_paper = re.findall(r"(?:lif|revlif\S+) ([\d.]+ )± [\d.]+ %", findings()["accuracy"].measured)[:2]
     assert f"gradient is wrong from T = {wrong} on; a small network on digits has {small_paper}% where LIF" in README
     assert f"where LIF has {small_lif}% |" in README
     anchored = [r for r in EXAMPLE if r.case.node == "revlif-anchored" and r.case.dtype == "float32"]
@@ -267,15 +268,20 @@ SAID = {
     "inverse": "the inverse gives stored activations back",
     "remat": "one tensor per block, the network unchanged, by `remat`, which is not the paper's",
 }
-FINDINGS = {finding.key: finding for finding in judge(PAPER, Plan())}
+
+
+@functools.cache
+def findings():
+    """What the committed run says of each claim, by its key."""
+    return {finding.key: finding for finding in judge(PAPER, Plan())}
 
 
 def test_every_claim_was_measured_and_is_on_its_page():
     """The committed run holds every case of today's claims, and its table is what those records give."""
-    assert list(FINDINGS) == list(SAID)
-    assert not [key for key, finding in FINDINGS.items() if finding.verdict is Verdict.OPEN]
+    assert list(findings()) == list(SAID)
+    assert not [key for key, finding in findings().items() if finding.verdict is Verdict.OPEN]
     assert (ROOT / "reports" / "paper-claims.md").read_text(encoding="utf-8") == claims_markdown(
-        PAPER, list(FINDINGS.values())
+        PAPER, list(findings().values())
     )
 
 
@@ -288,8 +294,8 @@ def test_the_claims_page_shows_the_claims(key):
     (row,) = [line for line in CLAIMS_PAGE.splitlines() if line.startswith(f"| {SAID[key]} |")]
     assert [line for line in README.splitlines() if line.startswith(f"| {SAID[key]} |")] in ([], [row])
     _, _, shown, verdict, _ = row.split("|")
-    assert verdict.strip() == FINDINGS[key].verdict.value
-    text = f"{FINDINGS[key].measured} {FINDINGS[key].conditions} {FINDINGS[key].why}"
+    assert verdict.strip() == findings()[key].verdict.value
+    text = f"{findings()[key].measured} {findings()[key].conditions} {findings()[key].why}"
     numbers = re.findall(r"(?<![\w-])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", shown)
     assert numbers
     assert not [number for number in numbers if number not in text]
