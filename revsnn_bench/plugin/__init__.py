@@ -269,7 +269,10 @@ def session_of(config: pytest.Config) -> "BenchSession":
     if SESSION not in config.stash:
         from revsnn_bench.session import BenchSession
 
-        config.stash[SESSION] = BenchSession(options.run_options(config))
+        try:
+            config.stash[SESSION] = BenchSession(options.run_options(config))
+        except ValueError as error:  # a limit that this system cannot hold
+            raise pytest.UsageError(str(error)) from None
     return config.stash[SESSION]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import platform
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from revsnn_bench.runner.server import Request
 from revsnn_bench.runner.worker import Outcome
 from revsnn_bench.runs import require_readable
 from revsnn_bench.system.environment import conditions, fingerprint, read_conditions
-from revsnn_bench.system.process import PRELOAD
+from revsnn_bench.system.process import PRELOAD, status_bytes
 
 # The import path travels through the pipe, and the caller's main module is never imported: a script needs no
 # guard.
@@ -44,7 +45,7 @@ class Runner:
         preload: modules that the server imports once. They must not start threads or CUDA.
         threads: threads of intra-op parallelism in the workers; None leaves it to torch.
     Raises:
-        ValueError: a limit is not positive, or `measure` cannot be imported by a worker.
+        ValueError: a limit is not positive or cannot be held, or `measure` cannot be imported by a worker.
 
     Use it as a context manager. The server starts on entry (about 2 s, in the background) and ends with the
     block, with an interrupt, or with this process, however that ends; no worker outlives it.
@@ -61,6 +62,12 @@ class Runner:
     def __post_init__(self) -> None:
         _require_positive("timeout_s", self.timeout_s, "It is the time that a case may take, in seconds.")
         _require_positive("memory_limit_bytes", self.memory_limit_bytes, "Pass None for no limit.")
+        if self.memory_limit_bytes is not None and status_bytes("VmData") is None:
+            raise ValueError(
+                f"`memory_limit_bytes` must be None on {platform.system()}; got {self.memory_limit_bytes}. The limit "
+                "starts from what Linux says of a process (/proc/self/status). Leave it out, on the command line "
+                "--memory-limit: bytes are measured without it."
+            )
         _require_positive("threads", self.threads, "Pass None for torch's default.")
         _require_importable(self.measure)
 

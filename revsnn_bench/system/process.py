@@ -306,6 +306,8 @@ def spoiled_memory() -> Iterator[None]:
 
 
 def status_bytes(field: str) -> int | None:
-    """A field of /proc/self/status, such as `VmHWM`; None where it has no such field."""
+    """A field of /proc/self/status, such as `VmHWM`; None where it has no such field, or there is no such file."""
+    if not sys.platform.startswith("linux"):
+        return None
     match = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
     return int(match[1]) * 1024 if match else None

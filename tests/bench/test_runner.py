@@ -17,6 +17,7 @@ from revsnn_bench import Case
 from revsnn_bench.records import MOST_TEXT_BYTES, Record, Status
 from revsnn_bench.runner import Runner
 from revsnn_bench.runs import require_readable
+from revsnn_bench.system.process import status_bytes
 
 MEASURES = Path(__file__).parent / "measures"
 CASE = Case(node="lif")
@@ -286,6 +287,14 @@ def test_limits_must_be_positive(measures: ModuleType, arguments: dict[str, Any]
     """Limits of zero or less are refused by name."""
     with pytest.raises(ValueError, match=message):
         Runner(measures.succeed, **arguments)
+
+
+def test_a_memory_limit_needs_what_linux_says(measures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it is refused before a case runs, with what to do."""
+    monkeypatch.setattr("revsnn_bench.system.process.sys.platform", "darwin")
+    assert status_bytes("VmData") is None
+    with pytest.raises(ValueError, match="--memory-limit: bytes are measured without it"):
+        Runner(measures.succeed, timeout_s=1, memory_limit_bytes=MIB)
 
 
 def test_measure_may_be_a_partial(measures: ModuleType) -> None:
