@@ -8,9 +8,9 @@ import nodes_cases
 import nodes_remat
 import torch
 import torch.distributed as dist
-from revsnn_nodes import remat
+from revsnn_nodes import apply_plan, remat
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -37,21 +37,37 @@ def gradients(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
 
 def sharded(model: nn.Module) -> nn.Module:
     """A network whose processes hold a part of each weight, and gather a block's weights while it runs."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in model.children():
-        fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh_of_all())
+    return fully_shard(model, mesh=mesh_of_all())
+
+
+def planned(model: nn.Module) -> nn.Module:
+    """The same network with a plan, its weights gathered all together, before `remat` begins."""
+    return fully_shard(apply_plan(model, {"[0:2]": "checkpoint", "2": "remat", "3": "bits"}), mesh=mesh_of_all())
+
+
+def mesh_of_all() -> DeviceMesh:
+    """All processes in a row."""
+    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def remat_work(rank: int, processes: int, folder: str) -> None:
-    """Two steps of a residual network with and without `remat`; every rank writes its gradients and buffers."""
+    """Two steps of a residual network with and without `remat` or a plan.
+
+    Every rank writes its gradients and buffers.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
-    for wrap in (DistributedDataParallel, sharded):
+    for plain, wrap, inside in (
+        (DistributedDataParallel, DistributedDataParallel, remat),
+        (sharded, sharded, remat),
+        (sharded, planned, nullcontext),
+    ):
         found = []
-        for context in (nullcontext, remat):
+        for make, context in ((plain, nullcontext), (wrap, inside)):
             torch.manual_seed(1)
-            model = wrap(nodes_remat.residual_net())
+            model = make(nodes_remat.residual_net())
             steps = [nodes_remat.train_step(model, nodes_remat.image_sequence(seed=i), context()) for i in (rank, 7)]
             found.append([(whole(step.gradients), step.buffers) for step in steps])
         torch.save(found, Path(folder) / f"{wrap.__name__}{rank}.pt")

@@ -95,10 +95,10 @@ def retained(net, x):
 
 
 def test_data_parallel_steps_are_equal(tmp_path):
-    """Two gloo processes, two batches, weights whole or sharded: gradients after reduction and buffers have the bits
-    that they have without."""
+    """Two gloo processes, two batches, weights whole, sharded, or sharded with a plan: gradients after reduction and
+    buffers have the bits that they have without."""
     torch.multiprocessing.spawn(ddp.remat_work, args=(2, str(tmp_path)), nprocs=2)
-    for wrap in (ddp.DistributedDataParallel, ddp.sharded):
+    for wrap in (ddp.DistributedDataParallel, ddp.sharded, ddp.planned):
         plain, ours = torch.load(tmp_path / f"{wrap.__name__}0.pt")
         other, _ = torch.load(tmp_path / f"{wrap.__name__}1.pt")
         for one, two, far in zip(plain, ours, other, strict=True):

@@ -190,13 +190,19 @@ def _lif_backward(results: Results, call: Call) -> None:
     _run(lif.lif_backward, as_, call, arguments, rows=1 + 2 * call.need_rate)
 
 
+def _numbers_of(parameter: Tensor, dtype: torch.dtype) -> Any:
+    """A copy: numpy's memory cannot be resized, and shards of a parameter are gathered in memory that is."""
+    return parameter.detach().to(dtype, copy=True).contiguous().numpy()
+
+
 def _norm_of(as_: _Arrays, call: Call) -> tuple[Any, ...]:
     """Scale and shift of the channels, and the residual."""
     assert call.form == FORMS.index("fma"), "the kernels for the CPU round a norm in this way alone"
     weight = torch.ones_like(call.mean) if call.weight is None else call.weight
     bias = torch.zeros_like(call.mean) if call.bias is None else call.bias
     dtype = torch.float64 if as_.float is np.float64 else torch.float32
-    values = [each.detach().to(dtype).contiguous().numpy() for each in (call.mean, call.inverse_std, weight, bias)]
+    statistics = [each.detach().to(dtype).contiguous().numpy() for each in (call.mean, call.inverse_std)]
+    values = (*statistics, *(_numbers_of(each, dtype) for each in (weight, bias)))
     scale, shift = np.empty((2, call.mean.numel()), as_.float)
     lif.coefficients(*values, scale, shift)
     return scale, shift, as_.sequence(call.residual_seq)
@@ -293,7 +299,7 @@ class _Channels(_Arrays):
         """Values of the channels, `[C]`, in the type of the data."""
         if tensor is None:
             return np.full(self.channels, otherwise, self.float)
-        return tensor.detach().to(self.like.dtype).contiguous().numpy()
+        return _numbers_of(tensor, self.like.dtype)
 
     def run(self, kernel: Any, *arguments: Any) -> None:
         """Runs a kernel over all columns."""
