@@ -26,7 +26,7 @@ from functools import partial
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -342,19 +342,20 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
         if option not in ("checkpoint", "bits"):
             return function(*args, **kwargs)
         inner = [each for module in modules for each in module.modules()]
-        start, read = _states(inner), list[Counter]()
+        start, learned = _states(inner), _learned(inner)
+        read = [Counter(each) for _, _, each in learned if not each.is_inference()]
         before = [
-            (module, name, buffer, buffer._version, buffer.clone())
+            (module, name, buffer, None if buffer.is_inference() else buffer._version, buffer.clone())
             for module in inner
             if not (isinstance(module, _NormBase) and module.training)  # what it returns then needs no buffers
             for name, buffer in module.named_buffers(recurse=False)
         ]
         output = checkpoint(
             function, *args, use_reentrant=False, **kwargs,
-            context_fn=lambda: (nullcontext(), run_again(inner, start, read)),
+            context_fn=lambda: (nullcontext(), run_again(inner, start, learned, read)),
         )  # fmt: skip
         for module, name, buffer, version, value in before:
-            changed = module._buffers.get(name) is not buffer or buffer._version != version
+            changed = module._buffers.get(name) is not buffer or version is None or buffer._version != version
             copied = changed or isinstance(module, _NormBase)
             start.append((module, {name: value if copied else buffer}))
             if not copied:
@@ -364,34 +365,51 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
         return output
 
 
-States = list[tuple[nn.Module, dict[str, Any]]]
+States = Sequence[tuple[nn.Module, dict[str, Any]]]
 """Modules and what they were in a forward: mode, membranes and buffers, by name."""
 
 
-def _states(modules: Sequence[nn.Module]) -> States:
+def _states(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
     """The mode of modules, and the membranes that neurons carry: SpikingJelly's registered memories, or `v`."""
     neurons: list[Any] = [module for module in modules if is_neuron(module)]
     membranes = [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
     return [(each, {"training": each.training}) for each in modules] + membranes
 
 
+Learned = Sequence[tuple[nn.Module, str, Tensor]]
+"""Parameters of modules, or what stood in their places, as where `torch.func.functional_call` gives others."""
+
+
+def _learned(modules: Sequence[nn.Module]) -> Learned:
+    """Not those of a scripted module, nor sharded ones, whose owner puts whole weights in their places."""
+    return [
+        (module, name, each)
+        for module in modules if isinstance(module._parameters, dict)
+        for name, each in module._parameters.items() if each is not None and type(each) in (Tensor, nn.Parameter)
+    ]  # fmt: skip
+
+
 def run_again(
-    modules: Sequence[nn.Module], start: States | None = None, read: Sequence[Counter] = ()
+    modules: Sequence[nn.Module], start: States = (), learned: Learned = (), read: Sequence[Counter] = ()
 ) -> AbstractContextManager[None]:
     """A second run of a forward that happened: modules start from `start`, and what it changes is put back.
 
     Each backward pass over a retained graph enters it anew. RuntimeError where what it `read` has changed since.
     """
-    return ManyTimes(partial(_running_again, modules, [] if start is None else start, read))
+    return ManyTimes(partial(_running_again, modules, start, learned, read))
 
 
 @contextmanager
-def _running_again(modules: Sequence[nn.Module], start: States, read: Sequence[Counter]) -> Iterator[None]:
+def _running_again(
+    modules: Sequence[nn.Module], start: States, learned: Learned, read: Sequence[Counter]
+) -> Iterator[None]:
     for counter in read:
         counter.check("A checkpointed block runs again with it. ")
-    after = _states(modules)
+    after, given = _states(modules), [row for row in learned if row[0]._parameters.get(row[1], row[2]) is not row[2]]
+    others = [(module, name, cast("Tensor", module._parameters[name])) for module, name, _ in given]
     buffers = [(module, name, each) for module in modules for name, each in module.named_buffers(recurse=False)]
     _set_states(start)
+    _set_learned(given)
     for module, name, _ in buffers:
         setattr(module, name, getattr(module, name).clone())
     try:
@@ -399,6 +417,7 @@ def _running_again(modules: Sequence[nn.Module], start: States, read: Sequence[C
             yield
     finally:
         _set_states(after)
+        _set_learned(others)
         for module, name, each in buffers:
             setattr(module, name, each)
 
@@ -407,3 +426,8 @@ def _set_states(states: States) -> None:
     for module, memories in states:
         for name, value in memories.items():
             setattr(module, name, value)
+
+
+def _set_learned(learned: Learned) -> None:
+    for module, name, each in learned:
+        module._parameters[name] = each  # type: ignore[assignment]

@@ -183,6 +183,46 @@ def test_a_second_run_has_the_mode_and_the_statistics_of_the_first(option):
         loss.backward()
 
 
+@pytest.mark.parametrize("option", ["checkpoint", "bits"])
+def test_a_second_run_has_the_parameters_of_the_first(option):
+    """Where `functional_call` gives others for a forward, and where a state that is loaded puts others in their places.
+
+    One that an optimizer steps on before the backward pass is refused, as without a plan.
+    """
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Evaluated(), Evaluated()), torch.randn(4, 3, 6)
+    twin = copy.deepcopy(net)
+    apply_plan(net, {"0": option, "1": option})
+    found = []
+    for each in (net, twin):
+        first = dict(each.named_parameters())
+        others = {name: parameter * 1.5 for name, parameter in first.items()}
+        loss = torch.func.functional_call(each, others, (x,)).sum() + each(x).sum()
+        each.load_state_dict({name: value.detach() + 0.1 for name, value in each.state_dict().items()}, assign=True)
+        loss.backward()
+        assert all(second is not first[name] for name, second in each.named_parameters())
+        found.append([parameter.grad for parameter in first.values()])
+    assert all(map(torch.equal, *found))
+    loss = net(x).sum()
+    with torch.no_grad():
+        net[0].norm.bias.add_(1)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*A checkpointed block runs again"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "bits"])
+def test_a_buffer_of_an_evaluation_in_inference_mode(option):
+    """It counts no versions; training goes on from it as without a plan."""
+    net = nn.Sequential(nn.Linear(6, 6), Scaled(in_place=False), StandardLIF(step_mode="m"))
+    twin, x = copy.deepcopy(net), torch.randn(4, 3, 6)
+    apply_plan(net, {block.name: option for block in find_blocks(net)})
+    for each in (net, twin):
+        with torch.inference_mode():
+            each(x)
+        assert each[1].scale.is_inference()
+    train_step(net, x).assert_equals(train_step(twin, x))
+
+
 def test_dropout_in_a_checkpoint_draws_the_same():
     """Random numbers of the second run are those of the first."""
     net = nn.Sequential(nn.Linear(6, 6), StandardLIF(step_mode="m"), nn.Dropout(), nn.Linear(6, 6), StandardLIF())
