@@ -56,6 +56,18 @@ def test_far_from_the_threshold_gradients_are_as_small_as_the_references(name):
         assert_agree(name, problem.to(dtype))
 
 
+@pytest.mark.parametrize("kind", ["Sigmoid", "PiecewiseQuadratic"])
+@pytest.mark.parametrize("name", ["lif", "lif-carrier"])
+def test_gradient_at_an_input_that_is_nan_is_nan(name, kind):
+    """It is no small slope, and not cut by the clamp: who looks for NaN in gradients has to find it."""
+    problem = Problem(seed=12)
+    problem.x[1, 0, 0] = float("nan")
+    options = {"surrogate_function": getattr(surrogate, kind)(), "detach_reset": True}
+    x_grad = differentiate(run_node(make(name, backend="fused", **options)), problem).x_grad
+    assert x_grad[1, 0, 0].isnan()
+    assert not x_grad[:, 1].isnan().any()
+
+
 @pytest.mark.parametrize(("shape", "groups", "group_dim"), [
     ((2, 12), 2, -1), ((2, 12), 3, 1), ((2, 12), 12, -1), ((3, 4, 5, 6), 2, 1), ((3, 4, 5, 6), 4, -3),
     ((3, 4, 5, 6), 5, 2), ((1, 8), 2, -1), ((7, 2, 3), 2, 1), ((2, 9000), 2, -1), ((2, 6, 3000), 3, 1),

@@ -89,6 +89,17 @@ def test_every_surrogate_in_triton(launch, kind):
         assert_right(launch, "lif", problem, surrogate_function=getattr(surrogate, kind)())
 
 
+@pytest.mark.parametrize("name", ["lif", "lif-carrier"])
+def test_gradient_at_an_input_that_is_nan_is_nan_in_triton(launch, name):
+    """It is no small slope, and not cut by the clamp."""
+    problem = Problem(steps=3, shape=(1, 5), seed=4)
+    problem.x[1, 0, 0] = float("nan")
+    node = make(name, surrogate_function=surrogate.PiecewiseQuadratic(), detach_reset=True)
+    x_grad = differentiate(launch, name, node, problem, "yv").x_grad
+    assert x_grad[1, 0, 0].isnan()
+    assert not x_grad[..., 1:].isnan().any()
+
+
 @pytest.mark.parametrize(("shape", "groups", "group_dim"), [
     ((5, 14), 2, 1), ((3, 21), 3, -1), ((2, 6, 5), 3, 1), ((3, 4, 8), 4, -1),
 ], ids=["2-first-feature", "3-last", "3-channels", "4-last"])  # fmt: skip

@@ -132,8 +132,8 @@ def _carrier_gradient_row(y: Any, ybar: Any, charge: Any, vbar: Any, xbar: Any, 
         out, arrived = read(y, j), read(ybar, j)
         hbar = gradient_at_charge(charge[j], decoded_spike(out), arrived, vbar[j], p, mode)
         vbar[j] = p.keep * hbar
-        inside = abs(decoded_input(out, decoding)) < p.clamp
-        write(xbar, j, p.gain * hbar + p.epsilon * arrived if inside else type(p.keep)(0))
+        is_cut = abs(decoded_input(out, decoding)) >= p.clamp  # not for NaN, which is to be seen
+        write(xbar, j, type(p.keep)(0) if is_cut else p.gain * hbar + p.epsilon * arrived)
 
 
 @contracted
@@ -336,8 +336,8 @@ def _product_row(y: Any, ybar: Any, charge: Any, vbar: Any, p: Numbers, mode: Mo
 def _carried_row(y: Any, ybar: Any, xbar: Any, gamma: Any, decoding: Any, nbar: Any, p: Numbers) -> None:
     """The gradient at n: through x, and as carried by the output; none where n was clamped."""
     for j in range(y.shape[0]):
-        inside = abs(decoded_input(y[j], decoding)) < p.clamp
-        nbar[j] = gamma[j] * xbar[j] + p.epsilon * ybar[j] if inside else type(p.epsilon)(0)
+        is_cut = abs(decoded_input(y[j], decoding)) >= p.clamp
+        nbar[j] = type(p.epsilon)(0) if is_cut else gamma[j] * xbar[j] + p.epsilon * ybar[j]
 
 
 @contracted

@@ -267,7 +267,7 @@ def phi_of(z: Any, p: Numbers, kind: Any) -> Any:
     if len(kind) == ATAN:
         return height / (one + (z * scale) * (z * scale))
     if len(kind) == QUADRATIC:
-        return max(zero, height - scale * abs(z))
+        return max(height - scale * abs(z), zero)  # in this order NaN stays NaN
     if len(kind) == EXPONENTIAL:
         return height * _exp(-scale * abs(z))
     if len(kind) == SQUARED:

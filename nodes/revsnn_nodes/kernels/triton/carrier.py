@@ -124,7 +124,7 @@ def carrier_backward(
             ybar_r = widened(ybar[r])
             hbar = lif_step_vjp(h[r], s, ybar_r, vbar, p, mode)
             vbar = p.keep * hbar if EVEN else tl.where(there, p.keep * hbar, vbar)
-            xbar = tl.where(tl.abs(x) < p.clamp, tl.fma(p.gain, hbar, p.epsilon * ybar_r), 0.0)
+            xbar = tl.where(tl.abs(x) >= p.clamp, 0.0, tl.fma(p.gain, hbar, p.epsilon * ybar_r))
             write(xbar_seq + (first + r) * columns + at, xbar, there, last)
     if vbar0 is not None:
         write(vbar0 + at, vbar, mask)

@@ -234,7 +234,8 @@ def phi_of(h, p, mode):
     if mode.kind == ATAN:
         return p.height / tl.fma(z * p.scale, z * p.scale, 1.0)
     if mode.kind == QUADRATIC:
-        return tl.maximum(p.height - p.scale * tl.abs(z), 0.0)
+        height = p.height - p.scale * tl.abs(z)
+        return tl.where(height < 0.0, 0.0, height)  # NaN stays NaN, which tl.maximum drops
     if mode.kind == EXPONENTIAL:
         return p.height * tl.exp(-p.scale * tl.abs(z))
     if mode.kind == SQUARED:
