@@ -65,10 +65,16 @@ def _own_init(kind: type) -> Any:
 
 
 def require_tensor(argument: str, x: object) -> None:
-    """Raises `ValueError` unless an input is a tensor."""
+    """Raises `ValueError` unless an input is a tensor that holds all of its numbers, in rows of one length."""
     require(
         isinstance(x, Tensor), argument, "be a tensor", type(x).__name__, "The neuron integrates it.",
         "Convert it with torch.as_tensor.",
+    )  # fmt: skip
+    assert isinstance(x, Tensor)
+    require(
+        x.layout is torch.strided and not x.is_nested, argument, "be dense",
+        "a nested tensor" if x.is_nested else x.layout, "The membrane integrates every number of it.",
+        "Convert it with .to_dense(), or pad it.",
     )  # fmt: skip
 
 
@@ -278,8 +284,8 @@ class SpikingNode(nn.Module, Generic[P]):
         )  # fmt: skip
         dtype = x_seq.dtype
         require(
-            dtype.is_floating_point, "x", "be floating", dtype, "The membrane integrates it.",
-            "Convert it with .float().",
+            dtype.is_floating_point and dtype.itemsize > 1, "x", "be floating, of 2 bytes or more", dtype,
+            "The membrane integrates it.", "Convert it with .float().",
         )  # fmt: skip
 
     def _carried_state(self, x_seq: Tensor) -> Tensor | None:

@@ -67,7 +67,7 @@ class SurrogateFunction(nn.Module):
     """Spike function of a neuron: call it to fire, ask `derivative` for phi.
 
     Args:
-        alpha: sharpness; larger is closer to the step.
+        alpha: sharpness; larger is closer to the step. It may be assigned later too.
     Raises:
         ValueError: alpha is not a positive number.
     Keeps for backward: z, as every surrogate does under plain autograd.
@@ -78,11 +78,15 @@ class SurrogateFunction(nn.Module):
     def __init__(self, alpha: float | None = None) -> None:
         super().__init__()
         self.alpha = self.formulas.alpha if alpha is None else alpha
-        require(
-            is_number(self.alpha) and self.alpha > 0, "alpha", "be positive", self.alpha,
-            "It is the sharpness of the surrogate's slope.",
-            f"Leave it out for the default {self.formulas.alpha}.",
-        )  # fmt: skip
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "alpha":
+            require(
+                is_number(value) and 0 < value < math.inf, "alpha", "be positive", value,
+                "It is the sharpness of the surrogate's slope, and is not learned.",
+                f"Leave it out for the default {self.formulas.alpha}.",
+            )  # fmt: skip
+        super().__setattr__(name, value)
 
     def known(self) -> "SurrogateFunction":
         """The surrogate whose formulas this one has now: itself, or what another package's is in this one."""

@@ -54,6 +54,29 @@ def test_copies_share_what_is_compiled_until_a_source_changes(run, tmp_path):
     assert other != stamp
 
 
+@pytest.mark.parametrize("kind", ["index", "kernel"])
+def test_a_damaged_file_is_compiled_over(run, tmp_path, kind):
+    """One that was cut short, as where a disk was full, is as none; the next process finds what was written over it."""
+    run("first")
+    suffix = {"index": "nbi", "kernel": "nbc"}[kind]
+    for file in (tmp_path / "cache").rglob(f"lif.lif_forward-*.{suffix}"):
+        file.write_bytes(file.read_bytes()[:100])
+    hits, misses, *_ = run("second")
+    assert (hits, misses) == (0, 1)
+    hits, misses, *_ = run("third")
+    assert (hits, misses) == (1, 0)
+
+
+def test_what_cannot_be_kept_is_compiled_all_the_same(run, tmp_path):
+    """A folder in which no file can be made, for a folder of its name is there."""
+    *_, folder, _ = run("first")
+    for file in Path(folder).glob("lif.lif_forward-*"):
+        file.unlink()
+        file.mkdir()
+    hits, misses, *_ = run("second")
+    assert (hits, misses) == (0, 1)
+
+
 def test_sources_of_a_kernel_are_what_its_file_imports():
     """Directly or through others, from this package."""
     folder = Path(machine.__file__).resolve().parent

@@ -113,13 +113,21 @@ def test_inputs_are_checked(name):
         node(torch.zeros(4))
     with pytest.raises(ValueError, match=r"with at least one step; got \(0, 2, 4\)"):
         node(torch.zeros(0, 2, 4))
-    with pytest.raises(ValueError, match=r"`x` must be floating; got torch.int64\..*\.float\(\)"):
+    with pytest.raises(ValueError, match=r"`x` must be floating, .*; got torch.int64\..*\.float\(\)"):
         node(torch.zeros(3, 2, 4, dtype=torch.int64))
     single = make(name, step_mode="s")
     with pytest.raises(ValueError, match=r"`x` must be \[N, \*\] with at least one step; got \(\)"):
         single(torch.zeros(()))
     for given in (np.zeros((3, 2, 4)), [0.5], None):
         with pytest.raises(ValueError, match=f"`x` must be a tensor; got '{type(given).__name__}'.*torch.as_tensor"):
+            node(given)
+    with pytest.raises(ValueError, match=r"`x` must be floating, of 2 bytes or more; got torch.float8_e5m2"):
+        node(torch.zeros(3, 2, 4, dtype=torch.float8_e5m2))
+    for given, shown in (
+        (torch.ones(3, 2, 4).to_sparse(), "torch.sparse_coo"),
+        (torch.nested.nested_tensor([torch.ones(2, 4)] * 2, layout=torch.jagged), "'a nested tensor'"),
+    ):
+        with pytest.raises(ValueError, match=f"`x` must be dense; got {shown}.*to_dense"):
             node(given)
     assert node.v == single.v == 0.0
 
@@ -136,6 +144,11 @@ def test_what_norms_and_surrogates_take_is_checked():
         node(torch.zeros(2, 3), [1.0])
     with pytest.raises(ValueError, match=r"`alpha` must be positive; got 'x'.*default 4\.0"):
         surrogate.Sigmoid("x")
+    function = surrogate.Sigmoid()
+    for given in (0, -1.0, float("nan"), float("inf"), torch.tensor(2.0)):
+        with pytest.raises(ValueError, match=r"`alpha` must be positive; got .*not learned"):
+            function.alpha = given
+    assert function.alpha == 4.0
 
 
 @pytest.mark.parametrize("name", ["", "a,b", "a+b", "a b", 3, None])

@@ -4,6 +4,7 @@ Asked before numba or triton is imported: so there is a reason where the kernels
 """
 
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -129,8 +130,8 @@ def fused_obstacle(node: Any, x_seq: Tensor) -> str:
 
 
 def _cpu_obstacle(node: Any, x_seq: Tensor) -> str:
-    if not _numba_installed():
-        return "numba is not installed (pip install numba)"
+    if obstacle := _numba_obstacle():
+        return obstacle
     given = x_seq.dtype
     if given not in node.fused_cpu_dtypes:
         names = " and ".join(map(_name, node.fused_cpu_dtypes))
@@ -148,8 +149,11 @@ def _has_kernel(kind: Any) -> bool:
 
 
 @cached
-def _numba_installed() -> bool:
+def _numba_obstacle() -> str:
+    if os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0"):
+        return "NUMBA_DISABLE_JIT keeps numba from compiling them"
     try:
-        return find_spec("numba") is not None
+        is_installed = find_spec("numba") is not None
     except ImportError:  # an import hook that forbids it
-        return False
+        is_installed = False
+    return "" if is_installed else "numba is not installed (pip install numba)"

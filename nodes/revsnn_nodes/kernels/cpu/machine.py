@@ -135,6 +135,20 @@ class _KernelCache(caching.FunctionCache):
     class _impl_class(caching.CompileResultCacheImpl):
         _locator_classes: Any = (_Shared, _Beside, _OfUser)
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was compiled for a signature; None where there is nothing, or only a file that is damaged."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # pickle raises nearly any
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keeps what was compiled, unless it cannot be written: the disk is full, or the folder is gone."""
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
 
 def _cached(function: Callable[..., Any], **options: Any) -> Any:
     kernel = numba.njit(**_OPTIONS, **options)(function)
