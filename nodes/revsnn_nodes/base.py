@@ -299,6 +299,8 @@ class SpikingNode(nn.Module, Generic[P]):
             have == need, "x", f"match the carried state's shape, dtype and device {have}", need,
             "The membrane of the last call is where this one starts.", "Call reset() between independent batches.",
         )  # fmt: skip
+        if torch.compiler.is_compiling():  # which knows no `is_inference`
+            return v
         return v.clone() if v.is_inference() and not torch.is_inference_mode_enabled() else v
 
     def __setattr__(self, name: str, value: Any) -> None:
