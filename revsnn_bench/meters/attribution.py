@@ -151,9 +151,9 @@ class StorageTracker(EagerMode):
         for finalizer in self._finalizers:
             finalizer.detach()
 
-    def serial(self, tensor: Tensor) -> int | None:
-        """The number of the tensor's storage; None if it is older than the tracker or unseen."""
-        found: int | None = self._serials.get(storage_of(tensor))
+    def serial(self, storage: torch.UntypedStorage) -> int | None:
+        """The number of a storage; None if it is older than the tracker or unseen."""
+        found: int | None = self._serials.get(storage)
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -223,8 +223,10 @@ class StorageTracker(EagerMode):
         if node is None or func is not torch.ops.aten.add.Tensor or not _called_by_engine():
             return None
         left, right = args[:2]
-        serial = None if left._is_view() else self.serial(left)
-        if serial is None or not isinstance(right, Tensor) or storage_of(left) is storage_of(right):
+        if not all(isinstance(each, Tensor) and each.layout is torch.strided for each in (left, right)):
+            return None
+        serial = None if left._is_view() else self.serial(storage_of(left))
+        if serial is None or storage_of(left) is storage_of(right):
             return None
         if self.blocks[serial].node == _sequence(node):
             fed = [edge for edge in node.next_functions if edge[0] is not None]
@@ -320,16 +322,16 @@ class _Replay:
 class _Marks:
     """What is told of a training step while it runs, as actions that its replay does at the same places.
 
-    `key_of` is what the replay's ledger calls the block of a tensor, `last_of_forward` the next node's sequence number.
+    `key_of` is what the replay's ledger calls the block of a storage, `last_of_forward` the number of the next node.
     """
 
     put: Callable[[Callable[[_Replay], None]], None]
-    key_of: Callable[[Tensor], Any]
+    key_of: Callable[[torch.UntypedStorage], Any]
     last_of_forward: int = 0
 
     def note(self, category: str, *tensors: Tensor | None) -> None:
         """Tells the part of tensors that are alive now."""
-        for key in [self.key_of(tensor) for tensor in tensors if tensor is not None]:
+        for key in [self.key_of(storage) for storage in storages_of(each for each in tensors if each is not None)]:
             self.put(partial(_Replay.play, key=key, category=category))
 
     def note_inputs(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -412,7 +414,10 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
     with _tracked(step) as (tracker, marks):
         output = step.forward()
         marks.put(_Replay.end_forward)
-        states, of_output = set(map(tracker.serial, step.state_tensors())), tracker.serial(output)
+        states, of_output = (
+            set(map(tracker.serial, storages_of(step.state_tensors()))),
+            tracker.serial(storage_of(output)),
+        )
         step.reset_state()
     replay = _replayed(tracker)
     sizes: dict[str, int] = {}
@@ -449,7 +454,7 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     def enter(label: str) -> None:
         put(partial(_Replay.enter, label=label))
 
-    marks = _Marks(put, lambda tensor: storage_of(tensor).data_ptr())
+    marks = _Marks(put, lambda storage: storage.data_ptr())
     step.prepare()
     clock = ModuleClock(step.model)
     with ExitStack() as hooks:

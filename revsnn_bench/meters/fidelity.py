@@ -30,6 +30,7 @@ from revsnn_bench.meters.step import (
     learned,
     parts_of,
     relative_error,
+    same_bits,
     same_draws,
 )
 from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
@@ -258,7 +259,7 @@ def _count_equal(step: TrainingStep, tested: list[Call], plain: TrainingStep) ->
         ]
         for calls, model in ((tested, step.model), (expected, plain.model))
     ]
-    equal = [torch.equal(a, b) for a, b in zip(*sides, strict=True)]
+    equal = [same_bits(a, b) for a, b in zip(*sides, strict=True)]
     return sum(equal), len(equal)
 
 

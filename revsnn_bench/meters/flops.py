@@ -21,11 +21,11 @@ Gradient accumulation is an addition per element, first gradients excepted, whic
 and matrix products in forward is taken beside all this, as a cross-check.
 
 The rule: 1 per output element of a pointwise operator, whatever function it computes of an element (comparison and
-select included); 2 per multiply-accumulate; a reduction or a scan counts its input elements; moving, making or
-indexing data is 0. Where one kernel fuses several of these, it counts what the same work written out would count over
-the N elements of its input: so `add(alpha=a)` is 2, as a product and a sum are. Work per channel or per
-row beside that (the square root of a variance, the last division of a mean) is left out, and so is a bias
-inside a matrix product or a convolution, where the accumulation starts. A Fourier transform over n values counts
+select included); 2 per multiply-accumulate, 8 per one of complex numbers; a reduction or a scan counts its input
+elements; moving, making or indexing data is 0. Where one kernel fuses several of these, it counts what the same work
+written out would count over the N elements of its input: so `add(alpha=a)` is 2, as a product and a sum are. Work per
+channel or per row beside that (the square root of a variance, the last division of a mean) is left out, and so is a
+bias inside a matrix product or a convolution, where the accumulation starts. A Fourier transform over n values counts
 5 log2 n per complex element and half of that per real one. N is input elements, R reduction.
 """
 
@@ -44,6 +44,7 @@ from revsnn_nodes.kernels.support import equations_written_out
 from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass_type
 from torch.utils.flop_counter import flop_registry
 
 from revsnn_bench.meters.step import EagerMode, TrainingStep, parts_of
@@ -282,10 +283,24 @@ def _index_put(call: Call) -> int:
     return elements(call["values"]) if call["accumulate"] else 0
 
 
-def _as_torch(name: str) -> Formula:
-    """torch's formula for a kernel that takes the same tensors in the same order."""
-    formula = flop_registry[getattr(torch.ops.aten, name)]
-    return lambda call: _macs(formula(*call.arguments.values(), out_val=call.out) // 2)
+def _scores(call: Call) -> tuple[int, int]:
+    """How many pairs of a query and a key there are, and operations of each: scaled, masked, some dropped."""
+    scores: int = prod(call["query"].shape[:-1]) * call["key"].shape[-2]
+    return scores, 1 + call.has("attn_mask", "attn_bias") + 3 * bool(call["dropout_p"])
+
+
+def _attention(call: Call) -> PhaseFlops:
+    """A product of each query and each key, their softmax of 5, and as many products with values."""
+    scores, operations = _scores(call)
+    width: int = call["query"].shape[-1] + call["value"].shape[-1]
+    return _macs(scores * width, scores * (operations + 5))
+
+
+def _attention_backward(call: Call) -> PhaseFlops:
+    """Scores again, from the logarithm of their sum 2, and four products; the softmax's 3, and 2 for each output."""
+    scores, operations = _scores(call)
+    width: int = 3 * call["query"].shape[-1] + 2 * call["value"].shape[-1]
+    return _macs(scores * width, scores * (operations + 5) + 2 * elements(call["out"]))
 
 
 def _fourier(per_element: float) -> Formula:
@@ -324,7 +339,8 @@ _BY_NAMES: dict[str, Formula] = {
     _assert_async _assert_scalar _assert_tensor_metadata _copy_from _efficientzerotensor
     _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
     _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
-    _to_dense _to_sparse _to_sparse_csr _to_sparse_csc
+    _to_dense _to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc block_diag is_coalesced
+    _sparse_coo_tensor_with_dims_and_tensors _sparse_coo_tensor_with_dims _coalesced_
     _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
     """: _nothing,
     # Elementwise, but without torch's tag; `bernoulli` and `poisson` compare each draw
@@ -333,7 +349,8 @@ _BY_NAMES: dict[str, Formula] = {
     glu hardshrink_backward hardsigmoid_backward hardswish hardswish_backward hardtanh_backward
     huber_loss_backward leaky_relu_backward log_sigmoid_backward mish_backward mse_loss_backward
     smooth_l1_loss_backward soft_margin_loss_backward softplus_backward softshrink_backward
-    binary_cross_entropy_backward floor_divide glu_backward _prelu_kernel_backward _prelu_kernel
+    binary_cross_entropy_backward floor_divide glu_backward _prelu_kernel_backward _prelu_kernel dequantize
+    quantize_per_tensor quantize_per_channel
     """: written,
     # Reductions, scans and selections, whatever is computed of each element
     """
@@ -341,7 +358,7 @@ _BY_NAMES: dict[str, Formula] = {
     cumsum_ dist equal is_nonzero kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode nanmedian
     nansum nonzero norm prod sort std std_mean sum topk trace var var_mean adaptive_max_pool2d
     adaptive_max_pool3d _aminmax _adaptive_avg_pool2d _adaptive_avg_pool3d _foreach_norm _is_all_true
-    _is_any_true
+    _is_any_true fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask histc bincount
     """: _first(1),
     # Sums of products, and derivatives that come as one operator: s (1 - s) g and (1 - t^2) g
     _with_forms("add sub rsub"): _times(1, "alpha"),
@@ -352,12 +369,15 @@ _BY_NAMES: dict[str, Formula] = {
     "_fft_r2c _fft_c2r": _fourier(2.5),
     "convolution": lambda call: _macs(_convolution_macs(call, call.out)),
     "convolution_backward": _convolution_backward,
-    "dot vdot mv": lambda call: _macs(elements(call["self"])),
+    "dot vdot mv": lambda call: _macs(elements(parts_of(call["self"])[-1:])),
     "addmv": _scaled(lambda call: _macs(elements(call["mat"]))),
     "addr": _scaled(lambda call: _macs(elements(call.out))),
     "addbmm baddbmm": _scaled(lambda call: _macs(elements(call["batch1"]) * call["batch2"].shape[-1])),
-    "_scaled_dot_product_flash_attention_for_cpu": _as_torch("_scaled_dot_product_flash_attention"),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": _as_torch("_scaled_dot_product_flash_attention_backward"),
+    "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention_backward _scaled_dot_product_efficient_attention_backward "
+    "_scaled_dot_product_cudnn_attention_backward "
+    "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update "
     "native_layer_norm native_group_norm": _norm,
     "_native_batch_norm_legit_no_training _batch_norm_no_update": _norm_with_constants,
@@ -388,7 +408,8 @@ _BY_NAMES: dict[str, Formula] = {
     "fractional_max_pool2d_backward fractional_max_pool3d_backward adaptive_max_pool2d_backward "
     "adaptive_max_pool3d_backward reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward "
     "replication_pad1d_backward replication_pad2d_backward replication_pad3d_backward": _first(1),
-    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward": _per_element_of("self"),
+    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward searchsorted": _per_element_of("self"),
+    "_coalesce": lambda call: elements(parts_of(call["self"])[-1:]),
     # Maximum R, difference N, exponential N, sum R, and a difference or quotient N
     "_softmax _safe_softmax _log_softmax": _first(5),
     # Product or exponential N, sum R, product N, difference N
@@ -486,6 +507,8 @@ class _Counter(EagerMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # what it runs on the tensors inside of it comes here too
         name: str = func._schema.name
         if name.startswith("prim::"):  # a fake tensor is asked for its device
             return func(*args, **kwargs)
@@ -493,7 +516,8 @@ class _Counter(EagerMode):
             self._follow_range(name, args)
             return func(*args, **kwargs)
         composite = torch._C.DispatchKey.CompositeImplicitAutograd
-        if name not in _registered and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
+        known = name not in _registered and torch._C._dispatch_has_kernel(func.name())  # not all of nested tensors are
+        if known and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
             # Composites reach the counter only where autograd is bypassed (inference mode).
             with self:
                 pieces = func.decompose(*args, **kwargs)
@@ -534,15 +558,17 @@ def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
     if (formula := _formula(func)) is not None:
         values = {argument.name: argument.default_value for argument in func._schema.arguments}
         values.update(zip(values, args, strict=False))
-        return _as_flops(formula(Call(values | kwargs, out)))
-    if func.overloadpacket in flop_registry:
-        macs = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
-        return PhaseFlops(pointwise=0, multiply_accumulate=macs)
-    raise UnknownOperation(
-        f"`{func.name()}` must have a FLOPs formula; got none. Without it work would go uncounted. "
-        f"Register one: revsnn_bench.meters.flops.register_flop_formula({func._schema.name!r}, "
-        "lambda *args, out, **kwargs: out.numel())."
-    )
+        flops = _as_flops(formula(Call(values | kwargs, out)))
+    elif func.overloadpacket in flop_registry:
+        flops = _macs(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) // 2)
+    else:
+        raise UnknownOperation(
+            f"`{func.name()}` must have a FLOPs formula; got none. Without it work would go uncounted. "
+            f"Register one: revsnn_bench.meters.flops.register_flop_formula({func._schema.name!r}, "
+            "lambda *args, out, **kwargs: out.numel())."
+        )
+    real = 4 if any(map(torch.is_complex, tensors_in(args))) else 1
+    return PhaseFlops(pointwise=flops.pointwise, multiply_accumulate=real * flops.multiply_accumulate)
 
 
 def _formula(func: OpOverload) -> Formula | None:
@@ -554,7 +580,7 @@ def _formula(func: OpOverload) -> Formula | None:
     # `max` and `equal` carry the pointwise tag on some overloads only, so reductions are known by name.
     if name in FORMULAS and not (name in ("max", "min") and torch.Tag.pointwise in func.tags):
         return FORMULAS[name]
-    return written if _is_pointwise(name) else None
+    return written if _is_pointwise(name) else FORMULAS.get(name.removesuffix("_"))
 
 
 def _is_pointwise(name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from revsnn_bench.records import NoOracle
 
@@ -231,7 +231,13 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage:
 
 
 def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The tensors that hold a tensor's memory: itself; of a sparse one, indices and values; of other layouts none."""
+    """The tensors that hold a tensor's memory: itself; of a sparse one, indices and values; of other layouts none.
+
+    Of a class of tensors that wraps others, such as nested ones, those of the others.
+    """
+    if type(tensor) is not Tensor and is_traceable_wrapper_subclass(tensor):
+        inside, _ = tensor.__tensor_flatten__()
+        return tuple(part for name in inside for part in parts_of(getattr(tensor, name)))
     if tensor.layout is torch.strided:
         return (tensor,) if torch._C._has_storage(tensor) else ()
     if tensor.layout is torch.sparse_coo:
@@ -241,6 +247,13 @@ def parts_of(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
     return ()
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same, sparse ones in the same places."""
+    if one.layout is torch.strided:
+        return torch.equal(one, other)
+    return one.layout is other.layout and all(map(torch.equal, parts_of(one), parts_of(other)))
 
 
 def storages_of(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:

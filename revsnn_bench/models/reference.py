@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from revsnn_bench.case import AS_IS, Case, is_own
 from revsnn_bench.meters.fidelity import Subject
-from revsnn_bench.meters.step import copied, learned
+from revsnn_bench.meters.step import copied, learned, same_bits
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import Stepwise, is_approximate
@@ -84,7 +84,7 @@ def _as_is(case: Case, model: nn.Module) -> nn.Module | None:
 
 def _weights_differ(one: nn.Module, other: nn.Module) -> bool:
     theirs = dict(other.named_parameters())
-    return any(not torch.equal(p, theirs[name]) for name, p in one.named_parameters() if name in theirs)
+    return any(not same_bits(p, theirs[name]) for name, p in one.named_parameters() if name in theirs)
 
 
 def reference_of(model: nn.Module) -> nn.Module | None:

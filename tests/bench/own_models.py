@@ -527,6 +527,19 @@ def tokens(timesteps, batch):
     )
 
 
+def sparse_gradients(timesteps, batch):
+    """An embedding of which each step learns the rows that it reads."""
+    words = torch.randint(20, (timesteps, batch, 6))
+    model = nn.Sequential(nn.Embedding(20, 8, sparse=True), StandardLIF(step_mode="m"), nn.Linear(8, 20))
+    return SimpleNamespace(model=model, inputs=lambda: words, loss=lambda y: (y - 1).square().mean())
+
+
+def wrong_sparse_gradients(timesteps, batch):
+    made = sparse_gradients(timesteps, batch)
+    made.model[0].weight.register_hook(lambda gradient: 3 * gradient)
+    return made
+
+
 class Dictionary(Plain):
     def forward(self, x):
         y = super().forward(x)

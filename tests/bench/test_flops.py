@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from revsnn_bench.meters.flops import UnknownOperation, fvcore_forward_flops, measure_flops, register_flop_formula
+from revsnn_bench.meters.step import own_bytes, unique_bytes
 from revsnn_bench.records import FlopsRecord, PhaseFlops
 
 
@@ -41,6 +42,7 @@ class Step:
 
 
 ROWS = torch.arange(6)
+SQUARE = torch.ones(6, 6)
 GRID = torch.zeros(2, 5, 5, 2)
 
 
@@ -77,6 +79,8 @@ def test_a_sparse_matrix_is_as_many_multiply_accumulates_as_it_has_values():
     for product in (torch.sparse.mm, torch.mm):
         record = measured(Apply(lambda x, product=product: product(sparse, x)), 6, 5)
         assert record.forward == record.backward == flops(0, 2 * 6 * 5)
+    record = measured(Apply(lambda x: sparse @ x), 6)  # by a vector: all 36 places were counted
+    assert record.forward == record.backward == flops(0, 2 * 6)
     record = measured(Apply(lambda x: torch.sparse.addmm(x, sparse, x)), 6, 5)
     assert record.forward == flops(0, 2 * 6 * 5)
 
@@ -259,8 +263,83 @@ def test_dropout_embedding_and_attention_have_counts():
     embedding = nn.Embedding(9, 4)
     record = measured(Apply(lambda x: embedding(torch.arange(3)) + x.sum(), embedding), 2)
     assert record.backward.pointwise >= 12
-    record = measured(Apply(lambda q: F.scaled_dot_product_attention(q, q, q)), 1, 2, 5, 8)
-    assert record.forward == flops(0, 2 * 2 * (2 * 5 * 5 * 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "more"), [({}, 0), ({"is_causal": True}, 0), ({"attn_mask": torch.zeros(5, 5)}, 1)]
+)
+def test_fused_attention_counts_its_softmax(options, more):
+    """It was left out of the fused operator alone: two products, and for each score its scale, softmax and mask."""
+    record = measured(Apply(lambda q: F.scaled_dot_product_attention(q, q, q, **options)), 1, 2, 5, 8)
+    scores = 2 * 5 * 5
+    assert record.forward == flops((1 + 5 + more) * scores, 2 * 2 * 8 * scores)
+    # The scores again; what autograd adds up are the gradients of query, key and value.
+    assert record.backward == flops((6 + more) * scores + 2 * 80 + 2 * 80, 2 * 5 * 8 * scores)
+
+
+def test_a_multiply_accumulate_of_complex_numbers_is_four_of_real_ones():
+    """It counted as one, as if a network of complex weights were no dearer than one of real ones."""
+    record = measured(Apply(lambda x: torch.view_as_real(torch.view_as_complex(x) @ torch.view_as_complex(x))), 4, 4, 2)
+    assert record.forward == flops(0, 8 * 4 * 4 * 4)
+    assert record.backward == flops(2 * 16, 2 * 8 * 4 * 4 * 4)  # the sum of two gradients, of real numbers by then
+
+
+def test_products_in_place_count_as_others():
+    """They had no formula."""
+    for name, one, other in (("addmm", SQUARE, SQUARE), ("addmv", SQUARE, SQUARE[0])):
+        start = other.clone()
+        plain = measured(Apply(lambda x, name=name, o=other, s=start, m=one: getattr(s + x, name)(m, o)), *other.shape)
+        here = measured(
+            Apply(lambda x, name=name, o=other, s=start, m=one: getattr(s + x, f"{name}_")(m, o)), *other.shape
+        )
+        assert here.forward == plain.forward
+        assert here.forward.multiply_accumulate == 2 * one.numel() * other.numel() // 6
+
+
+class LowRank(torch.Tensor):
+    """A matrix of low rank that wraps its two factors."""
+
+    @staticmethod
+    def __new__(cls, left: Tensor, right: Tensor) -> "LowRank":
+        shape = (len(left), right.shape[1])
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=left.dtype)
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        self.left, self.right = left, right
+
+    def __tensor_flatten__(self):
+        return ["left", "right"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inside, meta, size, stride):
+        return LowRank(inside["left"], inside["right"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.mm.default and isinstance(args[1], cls):
+            return args[0] @ args[1].left @ args[1].right
+        return NotImplemented
+
+
+def test_a_tensor_that_wraps_others_counts_what_is_computed_with_those():
+    """A product with a matrix of rank 1 counted as one with all of its numbers; its bytes are those of the factors."""
+    matrix = LowRank(torch.ones(6, 1), torch.ones(1, 6))
+    with torch.no_grad():
+        step = Step(Apply(lambda x: torch.mm(x, matrix)), 5, 6)
+        step.backward = lambda output: None
+        assert measure_flops(step, cross_check=False).forward == flops(0, 2 * 5 * (6 + 6))
+    assert unique_bytes([matrix]) == own_bytes(matrix) == 4 * (6 + 6)
+
+
+def test_nested_tensors_are_counted_where_their_operators_have_formulas():
+    """The process ended: some operators of theirs are not of torch's dispatcher."""
+
+    def function(x: Tensor) -> Tensor:
+        nested = torch.nested.as_nested_tensor([x[:2], x], layout=torch.jagged)
+        return torch.nested.nested_tensor_from_jagged(nested.values() * 2, nested.offsets()).values().sin()
+
+    record = measured(Apply(function), 4, 3)
+    assert record.forward.pointwise >= 2 * 6 * 3
 
 
 def test_foreach_and_in_place_count_like_their_plain_forms():

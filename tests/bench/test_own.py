@@ -184,6 +184,19 @@ def test_a_model_with_a_sparse_matrix_is_measured(method):
     assert more == 2 * 6 * 2 * 3  # values, steps and samples
 
 
+@pytest.mark.parametrize("method", ["as-is", "as-is+remat", "lif+remat"])
+def test_sparse_gradients_are_measured_and_judged(method):
+    """Those of `nn.Embedding(sparse=True)` ended the memory pass, and had no operations."""
+    record = measure(case_of("sparse_gradients", method), Settings(target_s=0.01))
+    assert record.status is Status.OK, record.reason
+    assert record.fidelity.parameter_gradient_error < 1e-5
+    assert record.fidelity.bit_equal is None or record.fidelity.bit_equal[0] == record.fidelity.bit_equal[1] > 4
+    assert sum(record.memory.peak_by_category_bytes.values()) == record.memory.peak_bytes
+    assert record.flops.forward.total > 0
+    record = measure(case_of("wrong_sparse_gradients", method), Settings(passes=("fidelity",)))
+    assert record.status is Status.WRONG
+
+
 @pytest.mark.parametrize("method", ["as-is", "lif+remat"])
 def test_what_cannot_be_copied_does_not_stop_a_model(method):
     """A copy for the reference has the model's own lock, and no graph; an iterator would be used up by it."""
