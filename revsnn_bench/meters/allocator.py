@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch._C._profiler import _EventType
-from torch.autograd.profiler import profile
+from torch.autograd.profiler import profile, record_function
 
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
@@ -119,6 +119,18 @@ class Ledger:
         return kept
 
 
+_END = "end of what is measured"
+
+
+@contextmanager
+def _profiled() -> Iterator[profile]:
+    """Inside, blocks are noted, to be read by `_events_of` once the block has ended."""
+    with profile(profile_memory=True) as prof:
+        yield prof
+        with record_function(_END):
+            pass
+
+
 @contextmanager
 def watch_timeline(device: str = "cpu") -> Iterator[Ledger]:
     """Watches the code of a `with` block; objects that are alive where it ends count as live.
@@ -127,7 +139,7 @@ def watch_timeline(device: str = "cpu") -> Iterator[Ledger]:
     """
     ledger = Ledger()
     with quiet_gc():
-        with profile(profile_memory=True) as prof:
+        with _profiled() as prof:
             yield ledger
         ledger.replay(_events_of(prof, device))
 
@@ -146,7 +158,7 @@ def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Re
 
 def profiled_events(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, list[Any]]:
     """What `record_timeline` reads: the profiler's events in order of time, ops, marks, and the device's blocks."""
-    with quiet_gc(), profile(profile_memory=True) as prof:
+    with quiet_gc(), _profiled() as prof:
         result = work()
     return result, _events_of(prof, device)
 
@@ -166,14 +178,25 @@ def replay_event(ledger: Ledger, event: Any, where: Any = None) -> None:
 
 
 def _events_of(prof: profile, device: str) -> list[Any]:
-    """The profiler's events in order of time; blocks of other devices are left out."""
-    assert prof.kineto_results is not None
+    """The profiler's events in order of time; blocks of other devices are left out.
+
+    Raises:
+        RuntimeError: another session of torch's profiler has ended this one, which would read as a step of no bytes.
+    """
     found: list[Any] = []
+    assert prof.kineto_results is not None
     pending: list[Any] = list(reversed(prof.kineto_results.experimental_event_tree()))
+    is_whole = False
     while pending:
         event = pending.pop()
         pending.extend(reversed(event.children))
+        is_whole = is_whole or event.name == _END
         if not is_allocation(event) or event.extra_fields.device.type == device:
             found.append(event)
+    if not is_whole:
+        raise RuntimeError(
+            "torch's profiler must not run inside of what is measured; it did. One profile ends the other, and no "
+            "bytes would be counted. Take it out of there."
+        )
     found.sort(key=lambda event: event.start_time_ns)
     return found

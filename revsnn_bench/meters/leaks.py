@@ -293,6 +293,11 @@ def _passing(step: TrainingStep) -> tuple[int, int]:
             tracemalloc.reset_peak()
             before, _ = tracemalloc.get_traced_memory()
             step.backward(step.forward())
+            if not tracemalloc.is_tracing():
+                raise RuntimeError(
+                    "`tracemalloc` must not be stopped inside of what is measured; it was. What it has counted of "
+                    "arrays is lost. Take it out of there."
+                )
             _, peak = tracemalloc.get_traced_memory()
         finally:
             if not was_tracing:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +130,9 @@ _SWITCHES = {
     "default dtype": ("get_default_dtype", "set_default_dtype"),
     "grad mode": ("is_grad_enabled", "set_grad_enabled"),
     "deterministic algorithms": ("are_deterministic_algorithms_enabled", "use_deterministic_algorithms"),
+    "anomaly detection": ("is_anomaly_enabled", "autograd.set_detect_anomaly"),
+    "precision of products": ("get_float32_matmul_precision", "set_float32_matmul_precision"),
+    "oneDNN": ("_C._get_mkldnn_enabled", "_C._set_mkldnn_enabled"),
 }
 """Torch's settings of the whole process that decide what a measurement means: functions that read and write them."""
 
@@ -137,7 +141,7 @@ def read_switches() -> dict[str, Any]:
     """The values of `_SWITCHES`."""
     import torch
 
-    return {name: getattr(torch, read)() for name, (read, _) in _SWITCHES.items()}
+    return {name: attrgetter(read)(torch)() for name, (read, _) in _SWITCHES.items()}
 
 
 def restore_switches(before: dict[str, Any]) -> str:
@@ -146,7 +150,7 @@ def restore_switches(before: dict[str, Any]) -> str:
 
     changed = {name: now for name, now in read_switches().items() if now != before[name]}
     for name in changed:
-        getattr(torch, _SWITCHES[name][1])(before[name])
+        attrgetter(_SWITCHES[name][1])(torch)(before[name])
     return " and ".join(f"{name} from {before[name]} to {now}" for name, now in changed.items())
 
 

@@ -109,6 +109,7 @@ def test_memory_that_is_no_tensor_is_unverified(measured, name):
 
 
 @pytest.mark.memory_budget(peak="1 GiB")
+@pytest.mark.usefixtures("measure_case")  # whose record the budget is of, and not the body of this test
 def test_no_budget_is_held_where_memory_was_not_all_counted(measured, request):
     """A budget that the tensors keep fails all the same, and says what was seen beside them."""
     record = measured(hidden_memory.OTHERS["numpy array"])
