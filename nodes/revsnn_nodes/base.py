@@ -370,8 +370,8 @@ def reset(model: nn.Module) -> None:
     """Puts every neuron inside a model to rest: call it between sequences, after each training step.
 
     That is `reset()` of each module that has one and a membrane `v` (nodes of this package, neurons of SpikingJelly,
-    your own), or memories of SpikingJelly; `reset_mem()` of snnTorch's, and `reset_states()` of sinabs'. Without it the
-    next call starts from the membranes of the last, whose graph is gone once its backward pass ran.
+    your own), which is no parameter, or memories of SpikingJelly; `reset_mem()` of snnTorch's, and `reset_states()` of
+    sinabs'. Without it the next call starts from the membranes of the last, whose graph is gone once its backward ran.
 
     Raises:
         ValueError: no module.
@@ -381,7 +381,8 @@ def reset(model: nn.Module) -> None:
         "Pass the network, or a neuron by itself.",
     )  # fmt: skip
     for module in model.modules():
-        carries = hasattr(module, "v") or isinstance(getattr(module, "_memories", None), dict)
+        has_membrane = hasattr(module, "v") and not isinstance(module.v, nn.Parameter)
+        carries = has_membrane or isinstance(getattr(module, "_memories", None), dict)
         for name in ("reset",) if carries else ("reset_mem", "reset_states"):
             if callable(to_rest := getattr(module, name, None)):
                 to_rest()

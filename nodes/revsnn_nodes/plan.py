@@ -88,9 +88,11 @@ def unpack_bits(packed: Packed) -> Tensor:
 def is_neuron(module: Any) -> bool:
     """Whether a module keeps a membrane `v` until `reset()`, as SpikingJelly's and this project's nodes do.
 
-    What `torch.compile` wraps around one has both, too, and is none: the neuron is inside of it.
+    What `torch.compile` wraps around one has both, too, and is none: the neuron is inside of it. A parameter `v`, such
+    as the directions of a weight norm, is no membrane.
     """
-    return callable(getattr(type(module), "reset", None)) and hasattr(module, "v")
+    is_membrane = hasattr(module, "v") and not isinstance(module.v, nn.Parameter)
+    return is_membrane and callable(getattr(type(module), "reset", None))
 
 
 def neurons_of(model: nn.Module) -> list[Any]:

@@ -14,14 +14,12 @@ booked in the operand's block, as the engine would have placed it.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +30,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
-from revsnn_bench.meters.step import EagerMode, TrainingStep, own_bytes, storage_of, storages_of, watched
+from revsnn_bench.meters.step import (
+    EagerMode,
+    TrainingStep,
+    called_by_engine,
+    own_bytes,
+    storage_of,
+    storages_of,
+    watched,
+)
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
-
-_ENGINE = torch.autograd.graph._engine_run_backward.__code__
-_TORCH = str(Path(torch.__file__).parent)
 
 OUTSIDE = "step"
 """Where code of the training step outside of any module is booked."""
@@ -156,11 +159,12 @@ class StorageTracker(EagerMode):
         found: int | None = self._serials.get(storage)
         return found
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an operator, and books the storages that it makes."""
         self._settle()
         for storage in storages_of(_tensors_in((args, kwargs))):
             self._serials.setdefault(storage, None)
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         node = torch._C._current_autograd_node()
         replaced = self._engine_accumulates(func, args, node)
         module = self._clock.now(node)
@@ -220,7 +224,7 @@ class StorageTracker(EagerMode):
         gradient outlives it. To a view, such as the gradient of a linear layer's weight, which comes transposed, the
         engine does not add in place: what it is a view of holds the block too.
         """
-        if node is None or func is not torch.ops.aten.add.Tensor or not _called_by_engine():
+        if node is None or func is not torch.ops.aten.add.Tensor or not called_by_engine():
             return None
         left, right = args[:2]
         if not all(isinstance(each, Tensor) and each.layout is torch.strided for each in (left, right)):
@@ -241,18 +245,6 @@ def _tensors_in(values: Any) -> list[Tensor]:
 
 def _sequence(node: Any) -> int:
     return -1 if node is None else int(node._sequence_nr())
-
-
-def _called_by_engine() -> bool:
-    """Whether no Python code but torch's own lies between the running backward pass and the op."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code is _ENGINE:
-            return True
-        if not frame.f_code.co_filename.startswith((_TORCH, __file__)):
-            return False
-    return False
 
 
 @dataclass(frozen=True)

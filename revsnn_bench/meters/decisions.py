@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revsnn_bench.meters.step import EagerMode
+from revsnn_bench.meters.step import EagerMode, called_by_engine, called_by_user
 
 JUMPS = {
     *("ge", "gt", "le", "lt", "eq", "ne", "sign", "sgn", "heaviside"),
@@ -55,7 +55,8 @@ class Decisions(EagerMode):
     at the recorded place is returned, so that the forward and its gradient belong to one choice. A decision belongs to
     its operator, its shape, and its number among those of the same.
 
-    `dtypes` are the floating-point types that operators were given, those that `torch.autocast` casts to among them.
+    `dtypes` are the floating-point types that operators were given, those that `torch.autocast` casts to among them;
+    `cuts` is whether a value was cut from its graph, by `detach`.
 
     Args:
         places: whether only draws are recorded, places of maxima and in sorted values, and the sides of `relu`. These
@@ -67,6 +68,7 @@ class Decisions(EagerMode):
         self._places = places
         self._repeats = False
         self.dtypes: set[torch.dtype] = set()
+        self.cuts = False
         self._made: dict[tuple[Any, ...], list[list[Tensor]]] = defaultdict(list)
         self._read: dict[tuple[Any, ...], int] = defaultdict(int)
 
@@ -83,13 +85,10 @@ class Decisions(EagerMode):
         finally:
             torch.set_default_dtype(default)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an operator, and records or repeats what it decides."""
-        kwargs = kwargs or {}
-        if self._repeats and (wide := _WIDE.get(kwargs.get("dtype", torch.float64))):
-            kwargs = kwargs | {"dtype": wide}
+        if self._repeats and (wide := _WIDE.get(kwargs.get("dtype", torch.float64))) and not called_by_engine():
+            kwargs = kwargs | {"dtype": wide}  # but for what autograd casts to the type of a leaf
         name = _name_of(func)
         if name in RANDOM:
             drawn = func(*args, **kwargs)
@@ -99,6 +98,7 @@ class Decisions(EagerMode):
         if not found:
             return func(*args, **kwargs)
         self.dtypes |= found
+        self.cuts = self.cuts or (name == "detach" and args[0].requires_grad and called_by_user())
         if self._repeats and torch.float64 in found and len(found) > 1:
             args, kwargs = _in_one_type(func, args, kwargs)
         if name in SIDE_BY_VALUE and not self._places:

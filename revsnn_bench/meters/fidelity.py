@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.oracle import CALLS, cut_states, in_float64, measure_oracle_errors
+from revsnn_bench.meters.oracle import CALLS, NO_GRADIENT, cut_states, in_float64, measure_oracle_errors
 from revsnn_bench.meters.step import (
     TrainingStep,
     backward_gradients,
@@ -43,6 +43,11 @@ Of a step that computes in several, as under `torch.autocast`, the largest holds
 REPEATED = 0.01
 """Share of the tolerance by which a function may differ from itself: some kernels add in another order every time."""
 
+NOTHING = 1e-12
+"""Share of the largest gradient of a call below which another one is nothing; alone, a gradient of nothing at all.
+
+A surrogate far from the threshold is 0 in one kernel and 1e-22 in another, which cuts its exponents."""
+
 Call = dict[str, list[Tensor]]
 """What one call gives: `output`, and the gradients of `input`, `parameters` and carried `states`."""
 
@@ -62,6 +67,7 @@ class Subject:
         itself: the model without its method, the reference where there is no other and no difference can judge:
             it tells of the method, not of the model.
         approximate: whether the step's gradient is not meant to be that of backpropagation: its bias is measured.
+        own: whether it is a user's model, in which a value that is cut from its graph is meant to be.
     """
 
     step: TrainingStep
@@ -73,6 +79,7 @@ class Subject:
     bare: TrainingStep | None = None
     itself: nn.Module | None = None
     approximate: bool = False
+    own: bool = False
 
 
 def measure_fidelity(subject: Subject) -> FidelityRecord:
@@ -86,7 +93,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     if subject.reference is not None:
         return _by_reference(subject, subject.reference)
     try:
-        return _by_differences(subject.step, subject.bare or subject.step)
+        return _by_differences(subject.step, subject.bare or subject.step, subject.own)
     except NoOracle:
         if subject.itself is None:
             raise
@@ -127,12 +134,38 @@ def _by_reference(subject: Subject, reference: nn.Module) -> FidelityRecord:
         neurons=neurons,
         gradient_bias=_bias(step.model, tested[0], exact[0]) if subject.approximate else None,
     )
+    _require_gradient(tested, exact)
     if found.beyond_tolerance():
+        _require_finite(same)
         _require_repeatable(bare, same, fresh, tolerance)
-        here = _errors(tested, same, same, tolerance)
-        if all(error is None or error <= tolerance for error in here.values()):
+        if _all_within(tested, same, tolerance):
             _require_same_function(_outputs_apart(same, exact), tolerance)
     return found
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """The length of several tensors taken as one vector; 0 for no tensors."""
+    return float(sum(in_reals(each).square().sum().item() for each in tensors) ** 0.5)
+
+
+def _gradients(call: Call) -> list[list[Tensor]]:
+    """The gradients of a call, of its input, parameters and states."""
+    return [values for name, values in call.items() if name != "output"]
+
+
+def _require_gradient(tested: Sequence[Call], exact: Sequence[Call]) -> None:
+    """Raises `NoOracle` where all gradients are 0, and those under test are nothing too: any method would have them."""
+    largest = [max(_norm(values) for call in calls for values in _gradients(call)) for calls in (exact, tested)]
+    if largest[0] == 0 and largest[1] < NOTHING:
+        raise NoOracle(NO_GRADIENT)
+
+
+def _require_finite(calls: Sequence[Call]) -> None:
+    """Raises `NoOracle` where the reference itself has numbers that are not finite in the precision under test."""
+    held = [(name, part) for call in calls for name, values in call.items() for x in values for part in parts_of(x)]
+    if names := [name for name, part in held if not part.isfinite().all()]:
+        what = "its output" if "output" in names else "its gradient"
+        raise NoOracle(f"{what} has numbers that are not finite, and so has that of its reference")
 
 
 def _require_repeatable(step: TrainingStep, calls: Sequence[Call], fresh: nn.Module, tolerance: float) -> None:
@@ -175,8 +208,26 @@ def _errors(
     return errors
 
 
-def _by_differences(step: TrainingStep, bare: TrainingStep) -> FidelityRecord:
-    """The fidelity of a step without a reference, by differences of its own forward; for `bare` see `Subject`."""
+def _cuts(step: TrainingStep, model: nn.Module) -> bool:
+    """Whether a forward of a model in the place of the step's own cuts values from their graph."""
+    decisions = Decisions(places=True)
+    with in_place_of(step, model) as placed:
+        moved = step.replaced(placed, step.source)
+        moved.prepare()
+        with decisions:
+            moved.run(moved.make_input())
+        moved.prepare()
+    return decisions.cuts
+
+
+def _all_within(calls: Sequence[Call], others: Sequence[Call], tolerance: float) -> bool:
+    """Whether calls have the outputs and gradients of others, to a tolerance."""
+    errors = _errors(calls, others, others, tolerance)
+    return all(error is None or error <= tolerance for error in errors.values())
+
+
+def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> FidelityRecord:
+    """The fidelity of a step without a reference, by differences of its own forward; for the rest see `Subject`."""
     one, other = copied(step.model), copied(step.model)
     found = measure_oracle_errors(step)
     tolerance = _tolerance(found.dtypes)
@@ -191,6 +242,9 @@ def _by_differences(step: TrainingStep, bare: TrainingStep) -> FidelityRecord:
     if record.beyond_tolerance():
         with in_place_of(bare, one) as placed:
             calls = _calls(bare, placed, bare.source)
+        _require_finite(calls)
+        if own and _cuts(bare, one) and _all_within(_calls(step, step.model, step.source), calls, tolerance):
+            raise NoOracle("it cuts values from their graph (`detach`), and a difference cannot leave out a path")
         _require_repeatable(bare, calls, other, tolerance)
         _require_same_function(found.output, tolerance)
     return record
@@ -295,14 +349,15 @@ def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> 
     of the norm of all is held against that.
     """
     errors: dict[str, float | None] = {}
+    nothing = NOTHING * max(map(_norm, _gradients(exact)))
     for name, values in mine.items():
         expected = (same if name == "output" else exact)[name]
         alike = [x.shape for x in values] == [x.shape for x in expected]
         if values and (alike or name != "states"):
-            errors[name] = relative_error(values, expected)
+            errors[name] = relative_error(values, expected, 0.0 if name == "output" else nothing)
     if "parameters" in errors:
         norms = [float(in_reals(each).norm()) for each in exact["parameters"]]
-        least = least_share * float(torch.tensor(norms, dtype=torch.float64).norm())
+        least = max(nothing, least_share * float(torch.tensor(norms, dtype=torch.float64).norm()))
         of_each = []
         for got, right, norm in zip(mine["parameters"], exact["parameters"], norms, strict=True):
             wrong = float((in_reals(got) - in_reals(right)).norm())

@@ -44,7 +44,6 @@ from revsnn_nodes.kernels.support import equations_written_out
 from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass_type
 from torch.utils.flop_counter import flop_registry
 
 from revsnn_bench.meters.step import EagerMode, TrainingStep, parts_of
@@ -340,7 +339,8 @@ _BY_NAMES: dict[str, Formula] = {
     _foreach_copy_ _foreach_zero_ _has_same_storage_numel _lazy_clone _local_scalar_dense
     _new_zeros_with_same_feature_meta _pin_memory _reshape_alias _reshape_copy _to_copy _unsafe_index
     _to_dense _to_sparse _to_sparse_csr _to_sparse_csc _to_sparse_bsr _to_sparse_bsc block_diag is_coalesced
-    _sparse_coo_tensor_with_dims_and_tensors _sparse_coo_tensor_with_dims _coalesced_
+    _sparse_coo_tensor_with_dims_and_tensors _sparse_coo_tensor_with_dims _coalesced_ select_copy slice_copy view_copy
+    squeeze_copy unsqueeze_copy permute_copy transpose_copy t_copy expand_copy alias_copy detach_copy
     _unsafe_view sym_size sym_stride sym_numel sym_storage_offset is_same_size is_pinned
     """: _nothing,
     # Elementwise, but without torch's tag; `bernoulli` and `poisson` compare each draw
@@ -503,12 +503,7 @@ class _Counter(EagerMode):
         self._ranges: dict[int, list[bool]] = defaultdict(list)
         self._lock = threading.Lock()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if any(map(is_traceable_wrapper_subclass_type, types)):
-            return NotImplemented  # what it runs on the tensors inside of it comes here too
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name: str = func._schema.name
         if name.startswith("prim::"):  # a fake tensor is asked for its device
             return func(*args, **kwargs)

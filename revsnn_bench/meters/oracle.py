@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from revsnn_nodes import reset
 from revsnn_nodes.swap import is_hooked, replaced_method
 from torch import Tensor, nn
 
@@ -51,6 +52,9 @@ LEAST_SHARE = 0.01
 """A parameter's gradient counts by its own norm, from this share of the norm of all on."""
 
 
+NO_GRADIENT = "every gradient is 0, as any method has it. Scale its input or its weights, so that it learns"
+
+
 class OracleErrors(NamedTuple):
     """Estimated relative L2 errors of gradients, the worst of the calls, and the types that the step computes in.
 
@@ -70,7 +74,8 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
 
     Raises:
         NoOracle: no surrogate with a known primitive fires in it, the spikes are decided elsewhere, the reset is
-            detached (a difference cannot leave out a path), or the model cannot be copied or run in float64.
+            detached (a difference cannot leave out a path), the model cannot be copied or run in float64, or every
+            gradient is 0, rightly.
     """
     if any(getattr(module, "detach_reset", False) is True for module in step.model.modules()):
         raise NoOracle("its reset is detached, and a difference of values cannot leave out a path")
@@ -90,6 +95,9 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
             # A NaN must stay: it is compared the other way round.
             worst[name] = worst[name] if name in worst and error <= worst[name] else error
     step.prepare()
+    of_gradients = [error for name, error in worst.items() if name != "output"]
+    if not any(of_gradients) and not any(x.any() for call in tested for each in call.gradients.values() for x in each):
+        raise NoOracle(NO_GRADIENT)
     parameters = worst.get("parameters")
     error = worst.get("input", parameters or 0.0)
     return OracleErrors(error, parameters, worst.get("states"), worst["output"], frozenset(tested[0].decisions.dtypes))
@@ -317,9 +325,8 @@ def _run(step: TrainingStep, model: nn.Module, source: Tensor) -> Tensor:
 
 def _in_double(model: nn.Module) -> nn.Module:
     double = in_precision(copied(model), torch.float64)
+    reset(double)
     for module in double.modules():
-        if callable(getattr(module, "reset", None)):
-            module.reset()  # type: ignore[operator]
         if hasattr(module, "backend"):
             setattr(module, "backend", "torch")  # noqa: B010  (not every module declares it)
     return double
@@ -331,7 +338,8 @@ def cut_states(model: nn.Module) -> list[Tensor]:
     leaves = []
     for module in model.modules():
         v = getattr(module, "v", None)
-        if isinstance(v, Tensor) and callable(getattr(module, "reset", None)) and v.is_floating_point():
+        keeps = callable(getattr(module, "reset", None)) and not isinstance(v, nn.Parameter)
+        if keeps and isinstance(v, Tensor) and v.is_floating_point():
             leaf = v.detach().requires_grad_()
             setattr(module, "v", leaf)  # noqa: B010  (a module's own type declares it)
             leaves.append(leaf)
@@ -339,12 +347,23 @@ def cut_states(model: nn.Module) -> list[Tensor]:
 
 
 def _cut(model: nn.Module) -> None:
-    """Cuts every carried state from its graph."""
+    """Cuts every carried state from its graph, in lists too, as the queue of a delay is."""
+    parts = ("_parameters", "_modules", "_buffers")
     for module in model.modules():
-        for name, value in [*vars(module).items(), *module.named_buffers(recurse=False)]:  # a buffer: snnTorch's
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                setattr(module, name, value.detach())
-        memories: dict[str, Any] = getattr(module, "_memories", {})  # SpikingJelly's
-        for name, memory in list(memories.items()):
-            if isinstance(memory, Tensor):
-                memories[name] = memory.detach()
+        own = {name: value for name, value in vars(module).items() if name not in parts}
+        for name, value in [*own.items(), *module.named_buffers(recurse=False)]:  # a buffer: snnTorch's
+            if (cut := _without_graph(value)) is not value:
+                setattr(module, name, cut)
+
+
+def _without_graph(value: Any) -> Any:
+    """A tensor that a graph made, cut from it; a list, tuple or dictionary with such ones; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value if value.grad_fn is None else value.detach()
+    if type(value) in (list, tuple):
+        cut = [_without_graph(each) for each in value]
+        return type(value)(cut) if any(new is not old for new, old in zip(cut, value, strict=True)) else value
+    if type(value) is dict:
+        cut_values = {name: _without_graph(each) for name, each in value.items()}
+        return cut_values if any(cut_values[name] is not value[name] for name in value) else value
+    return value

@@ -3,15 +3,24 @@
 import copy
 import io
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    is_traceable_wrapper_subclass,
+    is_traceable_wrapper_subclass_type,
+)
 
 from revsnn_bench.records import NoOracle
 
@@ -76,8 +85,11 @@ class EagerMode(TorchDispatchMode):
     """A mode that sees operators, under which functions of `torch.compile` run as they are written.
 
     Afterwards they are compiled as before. Under a mode of torch's own, a function that must be compiled is left eager,
-    and stays so for the rest of the process.
+    and stays so for the rest of the process. What is made of operators, as a branch, a scan, or a tensor that wraps
+    others, is seen as those.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +102,57 @@ class EagerMode(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._entered.pop().__exit__(*error)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Hands an operator to `operator`; returns what that does."""
+        if isinstance(func, HigherOrderOperator):
+            return func(*(partial(self._inside, each) if callable(each) else each for each in args), **(kwargs or {}))
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # what it runs on the tensors inside of it comes here too
+        return self.operator(func, args, kwargs or {})
+
+    def _inside(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function that an operator is given, such as a branch: that runs where no mode is."""
+        super().__enter__()
+        try:
+            return function(*args)
+        finally:
+            super().__exit__(None, None, None)
+
+    def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs one operator, and does with it what the mode is for."""
+        raise NotImplementedError
+
+
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def called_by_engine() -> bool:
+    """Whether no Python code but torch's own and that of a mode lies between the running backward pass and an op."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is _ENGINE:
+            return True
+        if not frame.f_code.co_filename.startswith(_OURS):
+            return False
+    return False
+
+
+_NEURONS = tuple(
+    str(Path(spec.origin or "").parent) for name in ("revsnn_nodes", "spikingjelly") if (spec := find_spec(name))
+)
+
+
+def called_by_user() -> bool:
+    """Whether the code that calls an op is of the user, not of a package whose neurons are known."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    return frame is not None and not frame.f_code.co_filename.startswith(_NEURONS)
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -108,16 +171,24 @@ def copied(model: nn.Module) -> nn.Module:
     belongs to a graph, such as the weight of `weight_norm`, is copied without it.
 
     Raises:
-        NoOracle: there is none, and the model's own would be used up: an iterator.
+        NoOracle: there is none, and the model's own would be used up: an iterator; or it has parameters or buffers of
+            the model, as of a part whose `__deepcopy__` returns itself.
     """
     try:
-        return copy.deepcopy(model)
+        made = copy.deepcopy(model)
     except Exception:  # whatever a foreign object raises
         shared = {id(value): own for module in model.modules() for value, own in _without_copy(module)}
-    try:
-        return copy.deepcopy(model, shared)
-    except Exception as error:
-        raise NoOracle(f"it cannot be copied ({type(error).__name__}: {error})") from error
+        try:
+            made = copy.deepcopy(model, shared)
+        except Exception as error:
+            raise NoOracle(f"it cannot be copied ({type(error).__name__}: {error})") from error
+    mine = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+        if id(tensor) in mine:
+            raise NoOracle(
+                f"a copy of it has its own {name!r}, which a type of higher precision would change in it too"
+            )
+    return made
 
 
 def _without_copy(module: nn.Module) -> Iterator[tuple[Any, Any]]:
@@ -167,11 +238,15 @@ def in_reals(tensor: Tensor) -> Tensor:
     return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
 
 
-def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Relative L2 error of several tensors taken as one vector; 0 for no tensors, NaN where a value is not finite."""
+def relative_error(values: Sequence[Tensor], expected: Sequence[Tensor], least: float = 0.0) -> float:
+    """Relative L2 error of several tensors taken as one vector; 0 for no tensors, NaN where a value is not finite.
+
+    Args:
+        least: a length that the error is relative to at least.
+    """
     pairs = [(in_reals(a), in_reals(b)) for a, b in zip(values, expected, strict=True)]
     wrong = sum(((a - b).square().sum().item() for a, b in pairs), 0.0)
-    scale = sum((b.square().sum().item() for _, b in pairs), 0.0)
+    scale = max(sum((b.square().sum().item() for _, b in pairs), 0.0), least**2)
     return float((wrong / scale) ** 0.5) if scale else float(wrong > 0)
 
 

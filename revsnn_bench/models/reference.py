@@ -61,6 +61,7 @@ def subject_of(case: Case) -> Subject:
         bare=bare,
         itself=build(_plain(case)).model if in_remat else None,
         approximate=is_approximate(case.node),
+        own=is_own(case.workload),
     )
 
 

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy
 import torch
-from revsnn_nodes import StandardLIF, StandardParametricLIF
+from revsnn_nodes import StandardLIF, StandardParametricLIF, surrogate
 from torch import nn
 
 
@@ -540,6 +541,206 @@ def wrong_sparse_gradients(timesteps, batch):
     return made
 
 
+class Ends(ReadOut):
+    """Ends in a number that makes nothing of its output, or too much."""
+
+    by = 0.0
+
+    def forward(self, x):
+        return super().forward(x) * self.by
+
+
+class EndsInNan(Ends):
+    by = float("nan")
+
+
+class EndsInInf(Ends):
+    by = 3e38
+
+    def forward(self, x):
+        return super().forward(x) * 100
+
+
+class KlifEndsInNothing(Ends):
+    """A neuron without a reference."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = klif()
+
+
+class KlifEndsInNan(KlifEndsInNothing):
+    by = float("nan")
+
+
+class Saturated(Plain):
+    """Far below its threshold, where the slope of a sigmoid is 0 in float64, and 1e-22 in a fused kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = StandardLIF(step_mode="m", v_threshold=1e6)
+
+
+class SaturatedFirst(ReadOut):
+    """The same in the first layer alone: the last one learns its bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = StandardLIF(step_mode="m", v_threshold=1e6)
+
+
+class Leaks(torch.autograd.Function):
+    """Passes a gradient on that is a little too large."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + 1e-3
+
+
+class LeaksInto(nn.Module):
+    """A neuron that says of itself which one it is, far below its threshold, and has a gradient there."""
+
+    def __init__(self):
+        super().__init__()
+        self.neuron = StandardLIF(step_mode="m", v_threshold=1e6, backend="torch")
+        self.v = 0.0
+
+    def reset(self):
+        self.neuron.reset()
+
+    def reference(self):
+        return StandardLIF(step_mode="m", v_threshold=1e6, backend="torch")
+
+    def forward(self, x):
+        return self.neuron(Leaks.apply(x))
+
+
+def leaks_where_nothing_is():
+    return nn.Sequential(nn.Linear(6, 6), LeaksInto())
+
+
+class Teacher(nn.Linear):
+    """A part of which there is one, however often a model is copied."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Taught(Plain):
+    def __init__(self):
+        super().__init__()
+        self.teacher = Teacher(6, 6).requires_grad_(False)
+
+    def forward(self, x):
+        return super().forward(x + self.teacher(x))
+
+
+class Directions(nn.Module):
+    """A weight of directions `v` and lengths `g`, drawn anew by its `reset()`, as in graph networks: no neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.v, self.g = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.ones(6))
+
+    def reset(self):
+        nn.init.normal_(self.v)
+
+    def forward(self, x):
+        return x @ (self.v / self.v.norm(dim=0) * self.g)
+
+
+class Directed(Plain):
+    def __init__(self):
+        super().__init__()
+        self.directions = Directions()
+
+    def forward(self, x):
+        return super().forward(self.directions(x))
+
+
+class Adaptive(nn.Module):
+    """A neuron of one's own whose threshold rises with what fired, which it does not learn from."""
+
+    def __init__(self):
+        super().__init__()
+        self.surrogate_function = surrogate.ATan()
+        self.reset()
+
+    def reset(self):
+        self.v = self.threshold = 0.0
+
+    def forward(self, x):
+        spikes = []
+        for x_t in x:
+            self.v = 0.8 * self.v + x_t
+            spikes.append(self.surrogate_function(self.v - 1 - self.threshold))
+            self.v = self.v - spikes[-1]
+            self.threshold = 0.9 * self.threshold + 0.1 * spikes[-1].detach()
+        return torch.stack(spikes)
+
+
+def adaptive():
+    return nn.Sequential(nn.Linear(6, 8), Adaptive(), nn.Linear(8, 4))
+
+
+class Delayed(nn.Sequential):
+    """SpikingJelly's delay, which carries a queue of steps."""
+
+    def __init__(self):
+        from spikingjelly.activation_based import layer, neuron
+
+        delay = layer.Delay(1, step_mode="m")
+        super().__init__(nn.Linear(6, 8), delay, neuron.LIFNode(step_mode="m"), nn.Linear(8, 4))
+
+
+class Norse(nn.Module):
+    """Norse's cells, whose states begin as leaves in float32 that want a gradient."""
+
+    def __init__(self):
+        import norse.torch as norse
+
+        super().__init__()
+        self.net = norse.SequentialState(nn.Linear(6, 8), norse.LIFCell(), nn.Linear(8, 4), norse.LICell())
+
+    def forward(self, x):
+        state, outputs = None, []
+        for x_t in x:
+            y, state = self.net(30 * x_t, state)
+            outputs.append(y)
+        return torch.stack(outputs)
+
+
+class Profiled(Plain):
+    """Left in from a search for what is slow."""
+
+    def forward(self, x):
+        with torch.autograd.profiler.profile():
+            return super().forward(x)
+
+
+class Traced(Plain):
+    """Counts its own arrays."""
+
+    def forward(self, x):
+        tracemalloc.start()
+        y = super().forward(x)
+        tracemalloc.stop()
+        return y
+
+
+class Scanned(Plain):
+    """A sum that fades, by an operator that is given a function."""
+
+    def forward(self, x):
+        from torch._higher_order_ops.scan import scan
+
+        return super().forward(scan(lambda kept, now: (kept / 2 + now, kept / 2 + now), torch.zeros_like(x[0]), x)[1])
+
+
 class Dictionary(Plain):
     def forward(self, x):
         y = super().forward(x)
@@ -548,7 +749,7 @@ class Dictionary(Plain):
 
 def dictionary():
     return SimpleNamespace(
-        model=Dictionary(), inputs=lambda: torch.rand(4, 3, 6), loss=lambda out: out["rates"].square().mean()
+        model=Dictionary(), inputs=lambda: torch.rand(4, 3, 6), loss=lambda out: (out["rates"] - 1).square().mean()
     )
 
 
@@ -855,11 +1056,12 @@ class Remembers(Plain):
 
 
 class Switches(Plain):
-    """Leaves the process with one thread more, and with another default dtype."""
+    """Leaves the process with one thread more, another default dtype, and a check of every gradient."""
 
     def forward(self, x):
         torch.set_num_threads(torch.get_num_threads() % 2 + 1)
         torch.set_default_dtype(torch.float64)
+        torch.autograd.set_detect_anomaly(True)
         return super().forward(x)
 
 

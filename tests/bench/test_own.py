@@ -198,6 +198,65 @@ def test_sparse_gradients_are_measured_and_judged(method):
 
 
 @pytest.mark.parametrize("method", ["as-is", "lif+remat"])
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        *((model, "every gradient is 0") for model in ("Ends", "KlifEndsInNothing", "Saturated")),
+        ("EndsInInf", "its output has numbers that are not finite, and so has that of its reference"),
+        *((model, "has numbers that are not finite") for model in ("EndsInNan", "KlifEndsInNan")),
+        ("Taught", "a copy of it has its own 'teacher.weight'"),
+    ],
+)
+def test_what_tells_nothing_of_a_gradient_is_not_judged(model, reason, method):
+    """Gradients of nothing were `ok`, or `wrong` by 1e-21; numbers that are not finite `wrong`; and a part that is
+    shared by all copies was cast to float64 in the model itself, which ended the case."""
+    record = measure(case_of(model, method, timesteps=4), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity) == (Status.OK if method == "as-is" else Status.UNVERIFIED, None)
+    assert "its gradient was not judged" in record.reason
+    assert reason in record.reason
+
+
+@pytest.mark.parametrize("method", ["as-is", "lif+remat"])
+def test_a_layer_whose_gradient_is_nothing_is_judged_beside_others(method):
+    """1e-22 in the place of 0 was an error of 1. A gradient that is there where there is none stays wrong."""
+    record = measure(case_of("SaturatedFirst", method, timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is Status.OK, record.reason
+    record = measure(case_of("leaks_where_nothing_is", method, timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is Status.WRONG, record.reason
+
+
+def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong():
+    """A difference goes through what `detach` cuts: it was wrong by 0.07, and so was `remat` around the same bits."""
+    settings = Settings(passes=("fidelity",))
+    plain, inside = (measure(case_of("adaptive", node, timesteps=4), settings) for node in ("as-is", "as-is+remat"))
+    assert (plain.status, plain.fidelity, inside.status) == (Status.OK, None, Status.OK)
+    assert "it cuts values from their graph (`detach`)" in plain.reason
+    assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
+
+
+@pytest.mark.parametrize(
+    ("model", "method"), [("Delayed", "as-is"), ("Delayed", "lif+remat"), ("Norse", "as-is+remat")]
+)
+def test_states_in_lists_and_of_another_type_are_judged(model, method):
+    """A queue kept its graph from call to call, which ended the case; a leaf in float32 could not be judged."""
+    pytest.importorskip("norse")
+    record = measure(case_of(model, method, timesteps=4), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "reference"), record.reason
+    assert record.fidelity.gradient_error < 1e-5
+
+
+@pytest.mark.parametrize("method", ["as-is", "lif+remat"])
+@pytest.mark.parametrize("model", ["Directed", "Scanned"])
+def test_what_looks_like_no_layer_of_today_is_measured(model, method):
+    """A parameter `v` was taken for a membrane and drawn anew at every step; no meter took an operator of functions."""
+    record = measure(case_of(model, method, timesteps=4), Settings(passes=("memory", "flops", "fidelity")))
+    assert (record.status, record.uncounted) == (Status.OK, None), record.reason
+    assert record.fidelity.judged_by == "reference"
+    plain = measure(case_of("Plain", method, timesteps=4), Settings(passes=("flops",)))
+    assert record.flops.forward.total >= plain.flops.forward.total + 2 * 4 * 3 * 6
+
+
+@pytest.mark.parametrize("method", ["as-is", "lif+remat"])
 def test_what_cannot_be_copied_does_not_stop_a_model(method):
     """A copy for the reference has the model's own lock, and no graph; an iterator would be used up by it."""
     record = measure(case_of("Holds", method), Settings(passes=("memory", "fidelity")))
@@ -216,6 +275,14 @@ def test_what_the_trial_of_a_model_keeps_is_counted():
     plain = measure(case_of("Plain", "as-is"), Settings(passes=("memory",)))
     assert record.memory.lasting_bytes == 4 << 18
     assert record.memory.peak_bytes == (4 << 18) + plain.memory.peak_bytes
+
+
+@pytest.mark.filterwarnings("ignore")  # the profiler says what it lost
+@pytest.mark.parametrize(("model", "what"), [("Profiled", "torch's profiler"), ("Traced", "`tracemalloc`")])
+def test_a_model_that_ends_what_counts_its_bytes_is_refused(model, what):
+    """One that ran a profiler of its own had a peak of 0 bytes, and was `ok`."""
+    with pytest.raises(RuntimeError, match=f"{what} must not .* inside of what is measured"):
+        measure(case_of(model, "as-is"), Settings(passes=("memory",)))
 
 
 def test_operations_of_other_threads_are_not_left_out_of_a_count():
@@ -644,11 +711,12 @@ def test_what_the_first_call_keeps_is_counted():
 
 def test_a_model_that_changes_settings_of_the_process_is_unverified():
     """They would hold for the standard LIF beside it too. They are named, and put back."""
-    before = torch.get_num_threads(), torch.get_default_dtype()
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_anomaly_enabled()
     record = measure(case_of("Switches", "as-is"), Settings(passes=("flops",)))
-    assert (torch.get_num_threads(), torch.get_default_dtype()) == before
+    assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_anomaly_enabled()) == before
     assert record.status is Status.UNVERIFIED
-    assert record.reason.endswith("default dtype from torch.float32 to torch.float64")
+    assert "default dtype from torch.float32 to torch.float64" in record.reason
+    assert record.reason.endswith("anomaly detection from False to True")
 
 
 def test_workers_import_the_model(runner):
