@@ -7,9 +7,8 @@ Describe what to measure with a `Case`, and `measure` it; `make_plan` fits a mod
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from revsnn_bench.case import Case
-
 if TYPE_CHECKING:
+    from revsnn_bench.case import Case
     from revsnn_bench.measuring import Settings, measure
     from revsnn_bench.meters.leaks import Leaks, find_leaks
     from revsnn_bench.plan.planning import make_plan
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Case", "Leaks", "Settings", "find_leaks", "make_plan", "measure", "tune"]
 
-_WITH_TORCH = {
+_PLACES = {
+    "Case": "revsnn_bench.case",
     "Settings": "revsnn_bench.measuring",
     "measure": "revsnn_bench.measuring",
     "Leaks": "revsnn_bench.meters.leaks",
@@ -28,7 +28,7 @@ _WITH_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    # Reports and the command line's help need no torch: what measures is imported when it is asked for.
-    if name in _WITH_TORCH:
-        return getattr(import_module(_WITH_TORCH[name]), name)
+    # Imported when it is asked for: reports and the command line's help need no torch, which what measures does.
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

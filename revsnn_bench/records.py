@@ -449,7 +449,12 @@ class Record(_Frozen):
 
 
 class Environment(_Frozen):
-    """Where a run took place; `system.environment.incomparable_fields` names what must agree to compare two runs."""
+    """Where a run took place; `system.environment.incomparable_fields` names what must agree to compare two runs.
+
+    Fields:
+        sources: digest of the code outside of installed packages that workers load: a clone of this program, modules of
+            a model of the user's and of `--preload`; None without any, and in records from before.
+    """
 
     torch: str
     python: str
@@ -462,6 +467,7 @@ class Environment(_Frozen):
     commit: str | None
     committed_at: Date | None = None
     dirty: bool | None
+    sources: str | None = None
     packages: dict[str, str]
     cuda: str | None = None
     driver: str | None = None

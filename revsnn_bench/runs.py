@@ -30,7 +30,7 @@ from pydantic import BaseModel, ValidationError
 from revsnn_bench.case import LARGEST
 from revsnn_bench.metrics import METRICS
 from revsnn_bench.records import SCHEMA_VERSION, Environment, Host, Plan, Record, Run, RunHeader, without_record
-from revsnn_bench.system.environment import place_differences
+from revsnn_bench.system.environment import machine_differences, place_differences
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -94,6 +94,7 @@ def _parse_journal(path: Path) -> tuple[Run, int]:
     planned: list[str] | None = None
     hosts: dict[str, Environment] = {}
     records: list[Record] = []
+    first: dict[str, int] = {}
     for number, data in enumerate(parsed[1:], start=2):
         place = f"{path}, line {number}"
         if "planned" in data:
@@ -103,6 +104,9 @@ def _parse_journal(path: Path) -> tuple[Run, int]:
             hosts[host.host] = host.environment
         else:
             records.append(_validate(Record, data, place))
+            case = records[-1].case.id
+            if first.setdefault(case, number) < number:  # the finished file would be refused, and the journal gone
+                raise DamagedFile(f"{place}: the case {case[:100]!r} is on line {first[case]} too. Remove one of them.")
     return _run(header, planned, hosts, records), intact_bytes
 
 
@@ -227,10 +231,11 @@ def require_new(run_id: str, results_dir: Path) -> None:
 
 
 def _require_name(run_id: str) -> None:
-    if not _RUN_ID.fullmatch(run_id):
+    if not _RUN_ID.fullmatch(run_id) or run_id == "latest":
+        why = "That is the newest run, whatever its name" if run_id == "latest" else "It becomes a file name"
         raise ValueError(
-            f"`run_id` must be letters, digits, `.`, `_` and `-`; got {run_id!r}. It becomes a "
-            "file name. Leave it out to get one made of date and time."
+            f"`run_id` must be letters, digits, `.`, `_` and `-`; got {run_id!r}. {why}. Leave it out to get one made "
+            "of date and time."
         )
 
 
@@ -242,7 +247,10 @@ def _require_unfinished(journal: Path) -> None:
 def require_writable(*folders: Path) -> None:
     """Makes folders where they are absent, and tries each; an OSError where one cannot be written to."""
     for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
         with NamedTemporaryFile(dir=folder):
             pass
 
@@ -325,9 +333,10 @@ class Journal:
             _require_unfinished(path)
             run, intact_bytes = _parse_journal(path)
             if listed := condition_differences(run.header, header):
-                began = f"It began as `{shlex.join(run.header.command)}`: go on with those options"
-                advice = f"{began if '`settings.' in listed else 'One run has one environment'}. Or start a new run."
-                raise NotResumable(f"{path.name} cannot be resumed: {listed}. {advice}")
+                advice = "What was measured belongs to one environment and its code: go back to those"
+                if "`settings." in listed:
+                    advice = f"It began as `{shlex.join(run.header.command)}`: go on with those options"
+                raise NotResumable(f"{path.name} cannot be resumed: {listed}. {advice}, or start a new run.")
             os.ftruncate(descriptor, intact_bytes)
             journal = cls(path, descriptor, run)
             journal.plan(planned)
@@ -489,8 +498,8 @@ def condition_differences(written: RunHeader, now: RunHeader) -> str:
     differences = place_differences(old, new)
     if written.cluster != now.cluster:
         differences.append(("cluster", written.cluster, now.cluster))
-    elif not now.cluster and old.cpu_model != new.cpu_model:  # each record of a cluster names its host
-        differences.append(("cpu_model", old.cpu_model, new.cpu_model))
+    elif not now.cluster:  # each record of a cluster names its host
+        differences += machine_differences(old, new)
     # Through JSON, as those of a file have been: a tuple is a list there.
     before, after = (json.loads(each.model_dump_json(include={"settings"}))["settings"] for each in (written, now))
     names = sorted(before.keys() | after.keys())

@@ -180,12 +180,12 @@ class BenchSession:
         if not run.records and (self._own or not complete):
             self._journal.discard()
             return ()
-        self.saved = self._journal.path
+        saved = self._journal.path
         try:
             if complete and not self._own & {*run.missing}:
-                self.saved = self._journal.finish()
-                run = load_run(self.saved)
-            return self.saved, *self._write_reports(run)
+                self.saved = saved = self._journal.finish()
+                run = load_run(saved)
+            return saved, *self._write_reports(run)
         except OSError as error:
             error.add_note(f"What was measured is in {self.saved}.")
             raise
@@ -241,16 +241,20 @@ class BenchSession:
         results = options.results_dir if options.resume is None else options.resume.parent
         require_writable(results, options.reports_dir)  # or a whole run would end with nothing written
         settings = options.settings.model_dump(mode="json")
-        self._journal = options.journal(self._environment(cases), settings, planned, options.cluster is not None)
+        self._journal = options.journal(
+            self._environment(planned or (), cases), settings, planned, options.cluster is not None
+        )
+        self.saved = self._journal.path
         self._records = {record.case: record for record in self._journal.run}
         if self._cluster is not None:
             self._cluster.keep_names(self._journal.run.hosts)
         self._opened = True
 
-    def _environment(self, cases: Iterable[Case]) -> Environment:
+    def _environment(self, planned: Sequence[str], cases: Iterable[Case]) -> Environment:
         """That of the workers, here or on the hosts of the cluster, which is joined for it."""
-        if self._cluster is None:
-            return self._runner.environment()
         known = [*cases]
-        modules = dict.fromkeys(case.workload.partition(":")[0] for case in known if is_own(case.workload))
-        return self._cluster.start(any(case.device == "cuda" for case in known), [*modules])
+        workloads = [case.partition("/")[0] for case in (*planned, *(case.id for case in known))]  # of all shards
+        modules = [*dict.fromkeys(each.partition(":")[0] for each in workloads if is_own(each))]
+        if self._cluster is None:
+            return self._runner.environment(modules)
+        return self._cluster.start(any(case.device == "cuda" for case in known), modules)

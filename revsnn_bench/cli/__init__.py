@@ -3,16 +3,34 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated
 
-import typer
 
-from revsnn_bench.cli import claims, machine, plan, reports, run, train, tune
-from revsnn_bench.exit_codes import ExitCode
+@contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Has Ctrl-C end the process as SIGTERM does: nothing is lost yet, and the traceback of an import tells nothing."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # another thread cannot change it, and a job in the background ignores it
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+with _ended_by_interrupts():
+    import typer
+
+    from revsnn_bench.cli import claims, machine, plan, reports, run, train, tune
+    from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
     name="revsnn-bench",

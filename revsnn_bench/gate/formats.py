@@ -279,7 +279,8 @@ class _Measure(NamedTuple):
 def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
     """Every gated metric of every case, then time as a ratio to the reference; smaller is better in all.
 
-    What was not measured is left out, and so is a case that failed: neither is a number.
+    What was not measured is left out, and so are a case that failed, which is no number, and a time that is not
+    decided, which a history would take for a step up or down.
     """
     for record in {record.case.id: record for record in run}.values():
         for name in verdict.policy.metrics:
@@ -288,7 +289,7 @@ def _measures(verdict: Verdict, run: Run) -> Iterator[_Measure]:
                 yield _Measure(record, name, value, _UNITS[BY_NAME[name].unit])
         for name in TIMES:
             ratio = ratio_of(name, record)
-            if ratio is not None:
+            if ratio is not None and ratio.decided:
                 unit = f"x {record.case.reference}"
                 yield _Measure(record, ratio_name(name), ratio.value, unit, ratio.low, ratio.high)
 

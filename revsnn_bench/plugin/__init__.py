@@ -7,6 +7,7 @@
 With `--benchmark` cases are measured in full, saved and reported; without it every case runs once, small and fast.
 """
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -167,7 +168,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     except RuntimeError as error:  # of the worker that is asked for the environment
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].rstrip(".")
         names = " and ".join(options.flag(session.config, key) for key in ("timeout", "memory_limit"))
         raise pytest.UsageError(f"no worker can measure here: {reason}. Its limits are {names}.") from None
 
@@ -469,12 +470,26 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             stash[FILES] = [str(path) for path in (stash[SESSION].saved,) if path is not None]
             text = " ".join([f"cannot write {error.filename}: {error.strerror}.", *error.__notes__])
             stash.setdefault(FAULT, text)
+        except KeyboardInterrupt:
+            stash[HINT] = _interrupted_at_the_end(session.config)
+            raise
         if FAULT in stash:
             session.exitstatus = ExitCode.NO_FILE
     if exitstatus == pytest.ExitCode.INTERRUPTED and session.config.getoption("benchmark") and not stash.get(FILES, ()):
         stash.setdefault(HINT, "interrupted before a case was measured")
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
         session.exitstatus = pytest.ExitCode.OK  # more shards than cases
+
+
+def _interrupted_at_the_end(config: pytest.Config) -> str:
+    """Where the run is whose saving or reports were cut off, and how to have them."""
+    path, run = config.stash[SESSION].saved, config.stash[SESSION].run
+    if path is None or run is None:
+        return "interrupted"
+    how = f"go on with: {options.resuming(config, str(path))}"
+    if (finished := path.with_suffix(".json")).exists():
+        path, how = finished, f"write its reports with: revsnn-bench report {shlex.quote(str(finished))}"
+    return f"interrupted: {run.extent} measured, in {path}; {how}"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

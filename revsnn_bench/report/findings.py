@@ -18,7 +18,6 @@ from revsnn_bench.report.points import (
     Naming,
     by_point,
     by_setting,
-    contended,
     ended_text,
     fixed_part,
     naming,
@@ -244,8 +243,7 @@ def _saving(run: Run) -> list[Finding]:
         if flops[0] is not None and flops[1]:
             of_flops.append(1 - flops[0] / flops[1])
         took = [ratio_of("backward_time_s", each) for each in (record, revnet)]
-        sure = one_host(record, revnet) and not (contended(record) or contended(revnet))
-        if took[0] and took[1] and sure:
+        if took[0] and took[1] and took[0].decided and took[1].decided and one_host(record, revnet):
             of_time.append(1 - took[0].value / took[1].value)
     parts = []
     for saved, what in ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif")):

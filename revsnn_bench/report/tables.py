@@ -263,6 +263,8 @@ def environment_rows(run: Run) -> list[tuple[str, str]]:
     differing = [name for name, value in fields.items() if any(host[name] != value for host in hosts.values())]
     fields = {name: value for name, value in fields.items() if name not in differing}
     fields |= {f"host {name}": {field: host[field] for field in differing} for name, host in hosts.items()}
+    if fields.get("sources", "") is None:  # nothing but installed packages
+        del fields["sources"]
     fields |= {"command": " ".join(run.header.command), "settings": run.header.settings}
     return [(name, "none" if name in _OF_A_GPU and value is None else _flat(value)) for name, value in fields.items()]
 

@@ -66,7 +66,7 @@ def fraction(value: Number) -> str:
 def seconds(value: Number) -> str:
     """Returns a duration in s, ms or µs."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
-        if abs(value) * factor >= 1:
+        if abs(value) * factor >= 1 - 5e-6:  # 999.995 ms would print as 1000.00 ms
             return f"{value * factor:.2f} {unit}"
     return f"{value * 1e6:.2f} µs"
 

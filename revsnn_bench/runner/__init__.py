@@ -100,9 +100,12 @@ class Runner:
             duration_s=time.monotonic() - start,
         )
 
-    def environment(self) -> Environment:
-        """The fingerprint as workers see it: with their threads and their allocator."""
-        environment: Environment = self.call(fingerprint)
+    def environment(self, modules: Sequence[str] = ()) -> Environment:
+        """The fingerprint as workers see it: with their threads, their allocator, and these modules of the user's."""
+        outcome = self._call(fingerprint, modules)
+        if outcome.status is not Status.OK and modules:  # to import them ended the worker: their cases will say so
+            return self.environment()
+        environment: Environment = _value(outcome)
         return environment
 
     def call(self, function: Callable[..., Any], *arguments: object) -> Any:
@@ -111,10 +114,7 @@ class Runner:
         Raises:
             RuntimeError: it failed; the message starts with a line that can stand alone.
         """
-        outcome = self._call(function, *arguments)
-        if outcome.status is not Status.OK:
-            raise RuntimeError(outcome.reason)
-        return pickle.loads(outcome.payload)
+        return _value(self._call(function, *arguments))
 
     def close(self) -> None:
         """Ends the server and any worker; the next `run` starts a new one."""
@@ -155,6 +155,12 @@ class Runner:
             # Ctrl-C included: the case in flight is killed before anyone else hears of it.
             self.close()
             raise
+
+
+def _value(outcome: Outcome) -> Any:
+    if outcome.status is not Status.OK:
+        raise RuntimeError(outcome.reason)
+    return pickle.loads(outcome.payload)
 
 
 def measure_in_processes(runner: Runner, case: Case, settings: Settings) -> Record:

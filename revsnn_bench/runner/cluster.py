@@ -452,7 +452,7 @@ class OnHost:
         """The environment as workers on this host see it, who must be able to import these modules; JSON."""
         for name in modules:
             self._runner.call(_require_module, name)
-        return self._runner.environment().model_dump_json()
+        return self._runner.environment(modules).model_dump_json()
 
     def measure(self, case_json: str, settings_json: str) -> str:
         """The record of a case; JSON.

@@ -1,13 +1,16 @@
 """Where a run takes place: the fingerprint in its header, conditions around each case, and what would disturb it."""
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,10 +38,14 @@ _ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_ALLO
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def fingerprint() -> Environment:
+def fingerprint(modules: Sequence[str] = ()) -> Environment:
     """Describes this process, its machine and the code that runs; holds no absolute path.
 
     Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that asks.
+
+    Args:
+        modules: those of the user's models, which are imported for the digest `sources`; one that cannot be is left to
+            its cases, which say why.
     """
     import torch  # not at the top: reading a run and checking a command line need no torch
 
@@ -55,6 +62,7 @@ def fingerprint() -> Environment:
         commit=commit,
         committed_at=committed_at,
         dirty=dirty,
+        sources=_sources(modules),
         packages={name: version for name in PACKAGES if (version := _version(name))},
         cuda=torch.version.cuda,
         driver=gpu.driver_version(),
@@ -95,7 +103,16 @@ def code_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any
 
 def place_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """Fields of place and code that differ, so that one run cannot have both."""
-    return [*incomparable_fields(a, b), *code_differences(a, b)]
+    return [*incomparable_fields(a, b), *code_differences(a, b), *_differing(("sources",), a, b)]
+
+
+def machine_differences(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
+    """What else times depend on and differs, so that one run on one machine cannot have both."""
+    found = _differing(("cpu_model", "cores", "python"), a, b)
+    for table in ("packages", "malloc"):
+        old, new = getattr(a, table), getattr(b, table)
+        found += [(f"{table}.{name}", old.get(name), new.get(name)) for name in sorted({*old, *new})]
+    return [each for each in found if each[1] != each[2]]
 
 
 def _differing(fields: Sequence[str], a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
@@ -227,6 +244,26 @@ def _is_built_from(root: Path) -> bool:
     except OSError:
         return False
     return bool(found)
+
+
+def _sources(modules: Sequence[str]) -> str | None:
+    """A digest of all modules in this process that belong neither to Python nor to an installed package."""
+    if modules and str(Path.cwd()) not in sys.path:  # where models of the user's are found
+        sys.path.insert(0, str(Path.cwd()))
+    for name in modules:
+        with suppress(BaseException):
+            import_module(name)
+    ours = Path(sysconfig.get_path("stdlib"))
+    digest, found = hashlib.sha256(), False
+    for name, module in sorted(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        path = Path(file if isinstance(file, str) else "")
+        if path.suffix != ".py" or path.is_relative_to(ours) or {"site-packages", "dist-packages"} & {*path.parts}:
+            continue
+        with suppress(OSError):
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+            found = True
+    return digest.hexdigest()[:16] if found else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -424,6 +424,41 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
     assert records[0] == json.loads(done[2])
 
 
+INTERRUPTED = """
+import os, signal, sys
+from revsnn_bench import session
+def interrupted(*arguments): os.kill(os.getpid(), signal.SIGTERM)
+session.{} = interrupted
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "left", "how"),
+    [
+        ("write_reports", "late.json", "write its reports with: revsnn-bench report results/late.json"),
+        ("Journal.finish", "late.jsonl", "go on with: revsnn-bench run --resume=results/late.jsonl"),
+    ],
+)
+def test_an_interrupt_at_the_end_says_where_the_run_is(tmp_path, stage, left, how):
+    """While the run is saved or its reports are written: exit code 130, what is there, and how to have the rest."""
+    code = INTERRUPTED.format(stage) + f"import runpy; runpy.run_path({warm_servers.__file__!r}, run_name='__main__')"
+    ended, out, err = command(tmp_path, "run", *SMALL, "--passes=memory", "--run-id=late", how=("-c", code))
+    assert ended == ExitCode.INTERRUPTED, out + err
+    assert "Traceback" not in out + err
+    last = [line for line in out.splitlines() if line.strip()][-1]
+    assert last == f"interrupted: all planned cases measured, in results/{left}; {how}"
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [left]
+
+
+def test_an_interrupt_while_the_command_is_imported_shows_no_traceback(tmp_path):
+    """Ctrl-C in the first second ends it by the signal."""
+    code = "import os, signal, sys\nsignal.signal(2, signal.default_int_handler)\nclass Finder:\n"
+    code += "    def find_spec(name, *_): name == 'typer' and os.kill(os.getpid(), 2)\n"
+    code += "sys.meta_path.insert(0, Finder)\nimport revsnn_bench.cli\n"
+    ended, out, err = command(tmp_path, how=("-c", code))
+    assert (ended, out, err) == (-signal.SIGINT, "", "")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [("--results=/proc/nope",), ("--reports=/proc/nope",), ("--results=/dev/full",), (f"--run-id={'x' * 300}",)],
@@ -434,6 +469,7 @@ def test_nothing_is_measured_that_could_not_be_saved(tmp_path, arguments):
     code, out, err = inside(tmp_path, "run", *SMALL, *arguments)
     assert code == ExitCode.USAGE, out + err
     assert "ERROR: cannot write the run to " in err
+    assert "File exists" not in err  # of a file, where a folder is needed
     assert "Least peak" not in out
     assert "Traceback" not in out + err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -143,6 +143,17 @@ def test_custom_smaller_is_better_is_a_list_of_named_values(judged):
     assert not [name for name in values if "/revlif/" in name]
 
 
+@pytest.mark.parametrize("undecided", [{"rounds_by_process": ()}, {"rounds_contended": 1}])
+def test_a_time_that_is_not_decided_is_in_no_history(make_run, make_record, undecided):
+    """Neither of one process nor of rounds that waited for a core: bytes and operations are there all the same."""
+    record = make_record(node="lif-carrier")
+    run = make_run([record.model_copy(update={"time": record.time.model_copy(update=undecided)})])
+    for format in (Format.BENCHER, Format.CUSTOM_SMALLER_IS_BETTER):
+        text = RENDERERS[format](gate(run, run), run)
+        assert "peak_bytes" in text
+        assert "backward_time_s" not in text
+
+
 def test_bencher_document_has_values_and_bounds(judged):
     """Benchmark, measure, value; bounds hold the value; names are within Bencher's limits."""
     document = json.loads(RENDERERS[Format.BENCHER](*judged))

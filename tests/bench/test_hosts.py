@@ -66,6 +66,15 @@ def test_times_of_two_hosts_meet_in_no_fit_and_in_no_ranking(on_hosts):
     assert "backward time" in saving[0]
     assert "backward time" not in saving[1]
     assert "FLOPs" in saving[1]
+    of_one_process = one.model_copy(
+        update={
+            "records": tuple(
+                r.model_copy(update={"time": r.time and r.time.model_copy(update={"rounds_by_process": ()})})
+                for r in one
+            )
+        }
+    )
+    assert "backward time" not in next(f.text for f in findings(of_one_process) if f.topic == "Inverse gradient")
 
 
 def test_the_ratio_of_a_time_is_of_its_own_process(on_hosts):

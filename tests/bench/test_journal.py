@@ -202,7 +202,8 @@ def test_a_full_disk_keeps_every_whole_record(small_disk: Path, header: RunHeade
     def fill() -> None:
         nonlocal written
         while True:
-            journal.append(records[0])
+            case = records[0].case.model_copy(update={"seed": written})
+            journal.append(records[0].model_copy(update={"case": case}))
             written += 1
 
     def begin_others() -> None:
@@ -256,6 +257,11 @@ def test_closed_journal_takes_no_record(journal_file: Path, header: RunHeader, r
         ({"threads": 7}, "`threads` was 2, is 7"),
         ({"commit": "ffff"}, "`commit` was '0123abc', is 'ffff'"),
         ({"cpu_model": "Other"}, "`cpu_model` was 'Some CPU', is 'Other'"),
+        ({"cores": 64}, "`cores` was 2, is 64"),
+        ({"python": "3.12.1"}, "`python` was '3.11.7', is '3.12.1'"),
+        ({"packages": {"numpy": "2.0", "numba": "0.61"}}, "`packages.numba` was None, is '0.61'. What was measured"),
+        ({"malloc": {}}, "`malloc.MALLOC_MMAP_THRESHOLD_` was '1048576', is None"),
+        ({"sources": "ab12"}, "`sources` was None, is 'ab12'"),
     ],
 )
 def test_resume_in_another_environment_is_refused(
@@ -331,7 +337,7 @@ def test_newer_schema_is_refused(journal_file: Path, header: RunHeader, finished
         load_run(path)
 
 
-@pytest.mark.parametrize("run_id", ["", "a/b", "../up", ".hidden", "a b"])
+@pytest.mark.parametrize("run_id", ["", "a/b", "../up", ".hidden", "a b", "latest"])
 def test_run_id_must_be_a_file_name(tmp_path: Path, header: RunHeader, run_id: str) -> None:
     """A run id that would leave the folder or hide in it is refused."""
     with pytest.raises(ValueError, match="`run_id` must be letters, digits"):
@@ -445,6 +451,15 @@ def test_the_planned_cases_are_in_the_journal_and_in_the_run(
         assert load_run(journal.path).extent == "2 of 3 planned cases"
         path = journal.finish()
     assert (load_run(path).complete, load_run(path).planned) == (False, tuple(ids))
+
+
+def test_a_case_on_two_lines_is_refused_before_more_is_measured(journal_file: Path, header: RunHeader) -> None:
+    """A line pasted twice would make a finished file that nothing reads, without a journal to go back to."""
+    lines = journal_file.read_text("utf-8").splitlines()
+    journal_file.write_text("\n".join([*lines, lines[2]]) + "\n", "utf-8")
+    for read in (load_run, lambda path: Journal.resume(path, header)):
+        with pytest.raises(DamagedFile, match=r"run-1.jsonl, line 5: the case 'layer/revlif/.*' is on line 3 too"):
+            read(journal_file)
 
 
 def test_files_of_the_first_schema_are_read(journal_file: Path, header: RunHeader) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from revsnn_bench import Case, Settings
-from revsnn_bench.runs import load_run
+from revsnn_bench.runs import NotResumable, load_run
 from revsnn_bench.session import BenchSession, RunOptions
 
 CASES = [Case(node="lif", timesteps=t, batch=2, shape=(8,)) for t in (2, 3)]
@@ -57,3 +57,27 @@ def test_a_run_that_goes_on_elsewhere_makes_no_results_folder(session, tmp_path)
     saved, *_ = again.finish(complete=True)
     assert saved.parent == journal.parent
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_that_changed_is_not_mixed_with_what_was_measured_of_it(session, tmp_path, monkeypatch):
+    """Not its module, and none that it imports: a run that is resumed after an edit is refused, else it goes on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "changing_net.py").write_text(
+        "from changing_size import SIZE\nfrom torch import nn\nmake = nn.Identity\n"
+    )
+    size = tmp_path / "changing_size.py"
+    size.write_text("SIZE = 8\n")
+    ids = ["changing_net:make/as-is/T2", "changing_net:make/as-is/T3"]
+    session.open(ids)
+    found, journal = session.run.header.environment.sources, session.saved
+    session.leave_out(CASES[0], "so that there is a record")
+    session.finish(complete=False)
+    again = BenchSession(replace(session.options, run_id=None, resume=journal))
+    again.open(ids)
+    again.finish(complete=False)
+    size.write_text("SIZE = 4 + 4\n")
+    later = BenchSession(replace(session.options, run_id=None, resume=journal))
+    with pytest.raises(NotResumable, match=f"`sources` was '{found}', is '.*go back to those, or start a new run"):
+        later.open(ids)
+    later.close()

@@ -350,6 +350,17 @@ def test_a_half_is_rounded_up():
     assert units.number(BY_NAME["step_flops"], 1125) == "1.13 kFLOP"
 
 
+def test_seconds_that_round_up_take_the_next_unit():
+    """Nothing reads 1000.00 ms or 1000.00 µs."""
+    assert [units.seconds(value) for value in (0.999996, 0.99999, 9.99996e-4, 0.0, 2e-9)] == [
+        "1.00 s",
+        "999.99 ms",
+        "1.00 ms",
+        "0.00 µs",
+        "0.00 µs",
+    ]
+
+
 def test_ratios_have_three_digits_where_rounding_carries():
     """0.09999 and 9.999 are rounded before their digits are counted."""
     assert [units.times(value) for value in (0.09999, 9.999, 0.5, 123.4)] == ["0.100", "10.0", "0.500", "123"]
