@@ -165,7 +165,8 @@ def gate_command(
     except BaselineRefused as error:
         raise failure(str(error), error.exit_code) from None
     # Not on standard output, which may be a document.
-    typer.echo(f"{baseline} is now the run {measured.header.run_id}. Commit it.", err=True)
+    crept = f", with {verdict.tolerated} values that grew within the tolerance" if verdict and verdict.tolerated else ""
+    typer.echo(f"{baseline} is now the run {measured.header.run_id}{crept}. Commit it.", err=True)
 
 
 def _policy(

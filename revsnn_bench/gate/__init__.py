@@ -112,6 +112,14 @@ class Verdict:
         return tuple(finding for finding in self.findings if finding.kind is Kind.IMPROVED)
 
     @property
+    def tolerated(self) -> int:
+        """How many values grew within their tolerance."""
+        return sum(
+            f.kind is Kind.NOTE and f.metric in BY_NAME and f.before is not None and f.after is not None
+            for f in self.findings
+        )
+
+    @property
     def remarks(self) -> tuple[Finding, ...]:
         """What is worth knowing and fails nothing: notes, and what was allowed by name."""
         return tuple(f for f in self.findings if not f.fails and f.kind is not Kind.IMPROVED)
@@ -140,6 +148,9 @@ TIMES = ("forward_time_s", "backward_time_s")
 FALSE_DISCOVERY_RATE = 0.05
 """Expected share of false alarms among the slowdowns that are reported."""
 
+NO_VALUE = "gated values"
+"""Field of a verdict on two runs that measured the same cases, and in them nothing that is gated."""
+
 _MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED, Status.APPROXIMATE)
 _FINE = (Status.OK, Status.APPROXIMATE)
 
@@ -148,7 +159,8 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     """Judges a run against a baseline.
 
     A run that is not complete is not comparable, unless the policy allows it: then what it lacks is left out. A run
-    without a case is not comparable either, unless it lost those of the baseline.
+    without a case is not comparable either, unless it lost those of the baseline, and neither are two runs without a
+    value that is gated, unless times are.
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
     was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
     or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
@@ -182,6 +194,8 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         ]
         if not run.records and not any(finding.case for finding in findings):
             forbidden, partial, findings = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), (), []
+        elif not values and policy.time_ratio_percent is None and _judges_nothing(comparison.cases, findings):
+            forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
     return Verdict(
         run_id=run.header.run_id,
         baseline_id=baseline.header.run_id,
@@ -195,6 +209,12 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         cases=cases,
         values_compared=values,
     )
+
+
+def _judges_nothing(pairs: Iterable[CasePair], findings: Iterable[Finding]) -> bool:
+    """Whether cases were measured in both runs, without a value to compare, and nothing else is wrong."""
+    both = any(p.before and p.after and p.before.status in _MEASURED and p.after.status in _MEASURED for p in pairs)
+    return both and not any(finding.kind in FAILING for finding in findings)
 
 
 def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:

@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.gate import FAILING, TIMES, Finding, Kind, Verdict
+from revsnn_bench.gate import FAILING, NO_VALUE, TIMES, Finding, Kind, Verdict
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run
 from revsnn_bench.report import units
@@ -95,6 +95,8 @@ def _difference(found: FieldDifference) -> str:
     """Returns a field of the environment, or how much was measured, with both values."""
     if found.field == EXTENT:
         return f"the run has {found.after}, and the baseline {found.before}"
+    if found.field == NO_VALUE:
+        return "no case has a gated value in both"
     return f"{found.field} is {found.before} in the baseline and {found.after} in the run"
 
 
@@ -119,6 +121,8 @@ def advice(verdict: Verdict) -> list[str]:
             "A run that is not complete may have lost cases. Go on with `revsnn-bench run --resume`, or join shards "
             f"with `revsnn-bench merge`{how}."
         ]
+    if any(found.field == NO_VALUE for found in verdict.incomparable):
+        return ["Bytes and operations are gated. Measure both with the passes memory and flops, or pass --time-ratio."]
     if verdict.incomparable:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)
         return [

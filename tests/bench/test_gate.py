@@ -70,7 +70,8 @@ def test_one_byte_fails_and_a_tolerance_excuses_it(make_run, record):
         (percent, {"retained_bytes": 1}, ExitCode.REGRESSION),
     ):
         run = make_run([with_memory(record, peak_bytes=grown)])
-        assert gate(run, baseline, Policy(tolerance_percent=tolerance)).exit_code is code
+        verdict = gate(run, baseline, Policy(tolerance_percent=tolerance))
+        assert (verdict.exit_code, verdict.tolerated) == (code, code is ExitCode.PASS)
 
 
 def test_growth_from_zero_is_beyond_every_percentage(make_run, make_record):
@@ -88,6 +89,16 @@ def test_improvement_is_reported_and_passes(make_run, record):
     assert verdict.passed
     assert [finding.metric for finding in verdict.improvements] == ["retained_bytes"]
     assert any("--update-baseline" in line and "--force" not in line for line in formats.advice(verdict))
+
+
+def test_two_runs_without_a_gated_value_are_no_pass(make_run, record):
+    """As after `--passes time`: unless times are gated, nothing was judged, and the advice is what to measure."""
+    run = make_run([record.model_copy(update={"memory": None, "flops": None})])
+    verdict = gate(run, run)
+    assert verdict.exit_code is ExitCode.NOT_COMPARABLE
+    assert formats.headline(verdict).endswith("no case has a gated value in both.")
+    assert "the passes memory and flops" in formats.advice(verdict)[0]
+    assert gate(run, run, TIMED).passed
 
 
 def test_metric_that_was_lost_is_a_regression(make_run, record):
