@@ -380,8 +380,8 @@ class Sweep:
             nodes: nodes that the user asked for; of these, a sweep that names its nodes takes the ones it names.
             takes: whether a node, by name, takes a value that the user gave for an option; where it does not, the
                 node is measured once, without that option.
-            stacks: whether a workload is made of so many blocks; one that the user gave and that is not is measured
-                once where this suite sweeps the depth.
+            stacks: whether a workload is made of so many blocks; one that is not has no depth of the user's, and is
+                measured once where this suite sweeps the depth.
         """
         overrides = {**overrides}
         if "shape" in overrides and "workload" not in overrides:
@@ -404,8 +404,8 @@ class Sweep:
                 if name not in fields and (name not in overrides or takes(node, name, value))
             }
             made = Case.model_validate({"node": node, "workload": self.workload, "node_options": options, **fields})
-            is_swept = "depth" in axes and "depth" not in overrides
-            return made.model_copy(update={"depth": 1}) if is_swept and not stacks(made.workload) else made
+            varies = "depth" in axes or "depth" in overrides
+            return made.model_copy(update={"depth": 1}) if varies and not stacks(made.workload) else made
 
         cases = list(dict.fromkeys(case(node, point) for point in points for node in chosen))
         return [_shrunk(each) for each in cases] if preset == "smoke" else cases

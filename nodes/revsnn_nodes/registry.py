@@ -111,11 +111,9 @@ def node_factory(name: str) -> NodeFactory:
         return _NODES[name]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return _NODES.setdefault(name, _load(point))
-    near = get_close_matches(name, node_names(), 3) or node_names()
-    raise ValueError(
-        f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. "
-        f"Did you mean {' or '.join(near)}?"
-    )
+    near = get_close_matches(name, node_names(), 3)
+    fix = f"Did you mean {' or '.join(near)}?" if near else f"Pass one of {', '.join(node_names())}."
+    raise ValueError(f"`node` must be a registered name; got {name!r}. Nodes are found by their short names. {fix}")
 
 
 def make_node(name: str, **options: Any) -> nn.Module:

@@ -197,6 +197,9 @@ def _put_in_carriers(model: nn.Module) -> None:
 def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
     """The callable of `package.module:callable`, the working folder searched too; raises `ModelError` without one."""
     module_name, _, name = path.partition(":")
+    kind, made = (
+        ("callable", "function that makes the model") if argument == "--model" else ("Class", "class of blocks")
+    )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -208,7 +211,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
             if module_name.endswith(".py"):
                 fix = f"Pass {name_of_file}:{name}, the module's name in place of the file's."
             raise ModelError(
-                f"`{argument}` must be package.module:callable; got {path!r}. There is no module {module_name!r} here "
+                f"`{argument}` must be package.module:{kind}; got {path!r}. There is no module {module_name!r} here "
                 f"or among the installed packages. {fix}"
             ) from None
         raise _raised(f"the module {module_name}", error, _file_of(module_name)) from error
@@ -216,8 +219,8 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
         found = getattr(found, part, None)
     if not callable(found):
         raise ModelError(
-            f"`{argument}` must be package.module:callable; got {path!r}. The module has no callable {name!r}. Name "
-            "the function that makes the model."
+            f"`{argument}` must be package.module:{kind}; got {path!r}. "
+            f"{f'The module has no {kind.lower()} {name!r}' if name else 'It names a module alone'}. Name the {made}."
         )
     result: Callable[..., Any] = found
     return result

@@ -173,11 +173,13 @@ def strategy(name: str, **options: Any) -> Strategy:
     method = method_of(kind)
     if plus and kind not in kinds and method is None:
         kinds += METHODS
-        near = get_close_matches(kind, kinds, 3) or kinds
+        near = [f"{node}+{each}" for each in get_close_matches(kind, kinds, 3)]
+        fix = (
+            f"Did you mean {' or '.join(near)}?" if near else f"Pass one of {', '.join(f'+{kind}' for kind in kinds)}."
+        )
         raise ValueError(
             f"`node` must name a strategy after its +; got {name!r}. It says what each block keeps, or how the "
-            "gradient is got; K stands for a number. Did you mean "
-            f"{' or '.join(f'{node}+{each}' for each in near)}?"
+            f"gradient is got; K stands for a number. {fix}"
         )
     if node in PEERS:
         make = partial(PEERS[node], **options)

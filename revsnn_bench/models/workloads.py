@@ -158,10 +158,10 @@ def require_workload(workload: str) -> str:
     digits = width.replace(".", "", 1)
     is_width = name in NETWORKS and digits.isascii() and digits.isdigit() and float(width) > 0
     if name not in WORKLOADS or (at and not is_width):
-        near = get_close_matches(workload, WORKLOADS, 3) or list(WORKLOADS)
+        near = get_close_matches(workload, WORKLOADS, 3)
+        fix = f"Did you mean {' or '.join(near)}?" if near else f"Pass one of {', '.join(WORKLOADS)}."
         raise ValueError(
-            f"`workload` must be a registered name; got {workload!r}. It says what the node is put into. "
-            f"Did you mean {' or '.join(near)}?"
+            f"`workload` must be a registered name; got {workload!r}. It says what the node is put into. {fix}"
         )
     return name
 

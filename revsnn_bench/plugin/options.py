@@ -135,17 +135,23 @@ def check_axes(config: pytest.Config, cases: list[Case]) -> None:
 
 
 def check_node_options(config: pytest.Config, cases: list[Case]) -> None:
-    """Refuses options with which no node of the sweeps can be made, with what the last one says of them."""
+    """Refuses options with which no node of the sweeps can be made or take its input, with what the last one says."""
     given = [row.name for row in FIELDS if row.of_node and row.name in axes(config)]
-    nodes = {(case.node, case.node_options) for case in cases if not is_own(case.workload)}
+    shapes = {case: case.shape if case.workload == "layer" else () for case in cases if not is_own(case.workload)}
+    nodes = {(case.node, case.node_options, shape) for case, shape in shapes.items()}
     if not given or not nodes or not config.getoption("benchmark"):
         return
+    import torch
+
     from revsnn_bench.models.strategies import strategy
 
     refusal = ""
-    for node, options in sorted(nodes, key=repr):
+    for node, options, shape in sorted(nodes, key=repr):
         try:
             strategy(node, **dict(options))()
+            if shape:  # on the reference backend, which needs no memory to tell
+                plain = {name: value for name, value in options if name != "backend"}
+                strategy(node, **plain)()(torch.empty(1, 1, *shape, device="meta"))
         except (ValueError, TypeError) as error:
             refusal = f"no node can be made with it; {node}: {error}"
         except Exception:

@@ -307,6 +307,11 @@ WITH_TORCH = [
     (("run", "--node=revlif", "--alpha=2"), "--alpha: no node can be made with it; revlif: `alpha` must lie in (0, 1)"),
     (("run", "--node=lif", "--groups=2"), "--groups: no node can be made with it; lif: "),
     (
+        ("run", "--suite=timesteps", "--groups=3"),
+        "--groups: no node can be made with it; revlif-stored: `groups` must divide the size 4096 of dimension 1; got",
+    ),
+    (("run", "--suite=timesteps", "--depth=7"), "--depth: must be values that some case has; got 7, and no case has 7"),
+    (
         ("run", "--model=no_net:make", "--input=1,2,3"),
         "There is no module 'no_net' here or among the installed",
     ),
@@ -319,6 +324,8 @@ WITH_TORCH = [
     (("largest", "--budget=1 MiB", "--node=lif+chekpoint"), "Did you mean lif+checkpoint"),
     (("train", "--node=lif", "--option=foo=1"), "got an unexpected keyword argument 'foo'. It takes tau,"),
     (("nodes", "lif-carier"), "Did you mean lif-carrier"),
+    (("nodes", "xyz"), "by their short names. Pass one of lif, lif-checkpoint"),
+    (("nodes", "lif+xyz"), "stands for a number. Pass one of +"),
 ]
 REFUSE = """
 import json, sys

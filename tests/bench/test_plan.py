@@ -380,7 +380,12 @@ def test_no_block_is_told_to_take_less_time_than_plain():
         (
             ["--model", "own_models:plain", "--input", "2,3,6", "--blocks", "torch.nn:Lin"],
             2,
-            "^Error: `--blocks` must be",
+            "^Error: `--blocks` must be package.module:Class; got 'torch.nn:Lin'. The module has no class 'Lin'. Name",
+        ),
+        (
+            ["--model", "own_models:plain", "--input", "2,3,6", "--blocks", "torch.nn"],
+            2,
+            "^Error: `--blocks` must be package.module:Class; got 'torch.nn'. It names a module alone. Name the",
         ),
         (
             ["--model", "own_models:sequential", "--input", "2,3,6", "--blocks", "torch.nn:LSTM"],

@@ -56,12 +56,15 @@ def test_a_shape_is_given_to_the_suites_that_read_it():
 
 
 def test_a_depth_that_a_workload_has_of_its_own_is_measured_once():
-    """Unless the user asks for one, which the workload then refuses."""
+    """The user's depth is of the workloads that are made of blocks; one that a suite declares is refused."""
     blocks = Sweep(quick={"depth": (1, 2)}, workload="conv-blocks", shape=(3, 8, 8))
     given = {"workload": ("vgg11",)}
     assert [case.depth for case in blocks.cases("quick", {}, ["lif"], stacks=stacks)] == [1, 2]
     assert [case.depth for case in blocks.cases("quick", given, ["lif"], stacks=stacks)] == [1]
-    (asked,) = blocks.cases("quick", given | {"depth": (4,)}, ["lif"], stacks=stacks)
+    assert [case.depth for case in blocks.cases("quick", given | {"depth": (4,)}, ["lif"], stacks=stacks)] == [1]
+    assert [case.depth for case in blocks.cases("quick", {"depth": (4,)}, ["lif"], stacks=stacks)] == [4]
+    fixed = Sweep(quick={"timesteps": (2,)}, workload="vgg11", depth=4)
+    (asked,) = fixed.cases("quick", {}, ["lif"], stacks=stacks)
     with pytest.raises(ValueError, match="`depth` must be 1 in the workload 'vgg11'; got 4"):
         build(asked)
 
