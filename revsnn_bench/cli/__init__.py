@@ -76,6 +76,7 @@ def main() -> None:
     """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
     # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _open_streams()
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")  # a terminal may have no sign for ×
     try:
@@ -98,6 +99,17 @@ def main() -> None:
         traceback.print_exc()
         sys.stderr.write("This is an error of revsnn-bench; please report it with the lines above.\n")
         sys.exit(ExitCode.BROKEN)
+
+
+def _open_streams() -> None:
+    """Has a closed standard stream lead nowhere; else the next file that is opened, such as a journal, takes its place
+    and what any library prints."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115  (open as long as the process)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _require_folder() -> None:

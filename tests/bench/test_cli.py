@@ -457,6 +457,15 @@ def test_an_interrupt_at_the_end_says_where_the_run_is(tmp_path, stage, left, ho
     assert [path.name for path in (tmp_path / "results").iterdir()] == [left]
 
 
+def test_a_closed_stream_is_not_the_next_file(tmp_path):
+    """With stdin, stdout and stderr closed a journal would be what libraries print to, and pytest would break."""
+    code = "import os, sys; from revsnn_bench.cli import main; sys.argv[1:] = ['--version']\n"
+    code += "try: main()\nfinally: opened = open('told', 'w'); print(opened.fileno(), file=opened)"
+    closed = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], cwd=tmp_path)
+    assert closed.returncode == 0
+    assert int((tmp_path / "told").read_text()) > 2
+
+
 def test_an_interrupt_while_the_command_is_imported_shows_no_traceback(tmp_path):
     """Ctrl-C in the first second ends it by the signal."""
     code = "import os, signal, sys\nsignal.signal(2, signal.default_int_handler)\nclass Finder:\n"
