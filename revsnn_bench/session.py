@@ -94,6 +94,10 @@ class RunOptions(SavedOptions):
     live: bool = False
 
 
+class OtherPasses(ValueError):
+    """A case is to be measured in passes that it did not get when this run first measured it."""
+
+
 class BenchSession:
     """Measures cases in workers and keeps what they found; a case that is in the journal is not measured again."""
 
@@ -103,6 +107,7 @@ class BenchSession:
         self._cluster = None if options.cluster is None else Cluster(options.cluster, options.of_workers())
         self._journal: Journal | None = None
         self._records: dict[Case, Record] = {}
+        self._passes: dict[Case, tuple[str, ...]] = {}
         self._own: frozenset[str] = frozenset()
         self._opened = False
         self.saved: Path | None = None
@@ -117,6 +122,9 @@ class BenchSession:
         """The record of a case: from the journal if it is there, else measured in a process of its own.
 
         Of the run's passes it gets those that apply to it; None for the usual ones.
+
+        Raises:
+            OtherPasses: it was measured in this run without one of them.
         """
         self.submit(case, passes)
         if self._cluster is None and case not in self._records:
@@ -129,8 +137,16 @@ class BenchSession:
     def submit(self, case: Case, passes: Sequence[str] | None = None) -> None:
         """Has a case measured on the cluster, where there is one; `measure` finds its record later."""
         self.open()
+        settings = self._settings(passes)
+        had = self._passes.setdefault(case, settings.passes)
+        if missing := [name for name in settings.passes if name not in had]:
+            raise OtherPasses(
+                f"{case}: `passes` must be among those with which a run first measures a case; got "
+                f"{', '.join(missing)} after {', '.join(had) or 'none'}. A run has one record of each case. Ask for "
+                "all of them where it is first measured, or give one of the two another seed."
+            )
         if self._cluster is not None and case not in self._records:
-            self._cluster.submit(case, self._settings(passes))
+            self._cluster.submit(case, settings)
 
     def _settings(self, passes: Sequence[str] | None) -> Settings:
         settings, wanted = self.options.settings, USUAL if passes is None else passes

@@ -1,5 +1,6 @@
 """`revsnn-bench run` and `merge`: the suites, driven through pytest, and the shards of a sweep as one run."""
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,8 @@ def _begun(context: typer.Context) -> dict[str, Any]:
 def run_suites(names: str, arguments: Sequence[str], given: Mapping[str, Any]) -> NoReturn:
     """Runs suites by pytest, with these arguments and options by key, and ends the command as they ended."""
     files = _suite_files(names)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
+        os.environ.pop(name, None)  # meant for the user's tests: `-x`, `-k` or `-n auto` would drop or refuse cases
     import pytest
 
     options = [

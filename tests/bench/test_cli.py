@@ -457,6 +457,15 @@ def test_an_interrupt_at_the_end_says_where_the_run_is(tmp_path, stage, left, ho
     assert [path.name for path in (tmp_path / "results").iterdir()] == [left]
 
 
+def test_options_for_the_users_tests_are_not_those_of_a_run(tmp_path, monkeypatch):
+    """What the environment tells pytest drops no case, and stops no run."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-n 2 -k nothing")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "no_such_plugin")
+    _, out, err = inside(tmp_path, "run", "--suite=timesteps", "--node=lif", "--depth=7")
+    assert "--depth: must be values that some case has" in out + err
+
+
 def test_a_closed_stream_is_not_the_next_file(tmp_path):
     """With stdin, stdout and stderr closed a journal would be what libraries print to, and pytest would break."""
     code = "import os, sys; from revsnn_bench.cli import main; sys.argv[1:] = ['--version']\n"
@@ -608,10 +617,11 @@ def test_nodes_are_what_run_takes():
     assert "delta_l[t]" in invoke("nodes", "lif+sltt").output
 
 
-def test_the_first_hour_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path, monkeypatch):
+def test_the_first_hour_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path):
     """Kernels and steps are timed and written down, then the suite runs, here a part of it; nothing else is saved."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-k 'test_precisions and float64'")
-    code, out, err = command(tmp_path, "doctor", "--gpu", "--rehearse")
+    a_part = "from revsnn_bench.cli import run; run.QUIET += ('-k', 'test_precisions and float64'); "
+    a_part += f"import runpy; runpy.run_path({warm_servers.__file__!r}, run_name='__main__')"
+    code, out, err = command(tmp_path, "doctor", "--gpu", "--rehearse", how=("-c", a_part))
     assert code == 0, out + err
     written = json.loads((tmp_path / "results" / "gpu-kernels.json").read_text())
     assert {"copy", "lif_forward", "carrier_backward", "anchored_backward", "norm_lif_backward"} <= {

@@ -6,7 +6,7 @@ import pytest
 
 from revsnn_bench import Case, Settings
 from revsnn_bench.runs import NotResumable, load_run
-from revsnn_bench.session import BenchSession, RunOptions
+from revsnn_bench.session import BenchSession, OtherPasses, RunOptions
 
 CASES = [Case(node="lif", timesteps=t, batch=2, shape=(8,)) for t in (2, 3)]
 
@@ -45,6 +45,16 @@ def test_a_case_is_measured_once(session):
     assert session.measure(CASES[0]) is session.measure(CASES[0])
     assert len(session.run.records) == 1
     session.finish(complete=False)
+
+
+def test_a_case_is_not_taken_for_measured_in_passes_that_it_did_not_get(session):
+    """A test that asks for a time after one that asked for bytes of the same case would pass with no time at all."""
+    session.options = replace(session.options, settings=Settings(passes=("memory", "time")))
+    record = session.measure(CASES[0], ("memory",))
+    with pytest.raises(OtherPasses, match=r"got time after memory. A run has one record of each case. Ask for all"):
+        session.measure(CASES[0], ("time",))
+    assert session.measure(CASES[0], ()) is record
+    assert session.measure(CASES[0], ("memory",)) is record
 
 
 def test_a_run_that_goes_on_elsewhere_makes_no_results_folder(session, tmp_path):

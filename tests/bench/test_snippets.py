@@ -23,7 +23,7 @@ from revsnn_nodes import registry
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from revsnn_bench.cli import app, tune
+from revsnn_bench.cli import app, run, tune
 from revsnn_bench.exit_codes import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,8 +193,8 @@ class Reader:
         self.folder, self.names = folder, {"__name__": "__reader__"}
         (folder / "my_net.py").write_text(NETWORK)
         (folder / "results").mkdir()
-        for name, run in RUNS.get(page, {}).items():
-            shutil.copy(ROOT / "results" / f"{run}.json", folder / "results" / f"{name}.json")
+        for name, saved in RUNS.get(page, {}).items():
+            shutil.copy(ROOT / "results" / f"{saved}.json", folder / "results" / f"{name}.json")
         exec(GIVEN.get(page, ""), self.names)
 
     def follow(self, block):
@@ -258,7 +258,7 @@ class Reader:
                 more = ["-qq", "--collect-only", "-p", "no:cacheprovider", f"--run-results={self.folder}"]
                 assert pytest.main([*words[1:], *more]) == 0
             else:
-                patch.setenv("PYTEST_ADDOPTS", "--collect-only")
+                patch.setattr(run, "QUIET", (*run.QUIET, "--collect-only"))
                 arguments = [*words[1:], "--results", str(self.folder / "planned")]
                 done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
                 assert done.exit_code == ExitCode.PASS, done.output
