@@ -33,6 +33,7 @@ HAD_STORAGE = pytest.StashKey[bool]()
 PLANNED = pytest.StashKey[list[str] | None]()
 NODES = pytest.StashKey[list[str]]()
 SWEPT = pytest.StashKey[list[Case]]()
+LAST = pytest.StashKey[pytest.Item]()
 FILES = pytest.StashKey[list[str]]()
 HINT = pytest.StashKey[str]()
 FAULT = pytest.StashKey[str]()
@@ -216,6 +217,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if item.config.stash.get(SUBMITTING, False):
         return report
+    item.config.stash[LAST] = item
     if report.skipped and not hasattr(report, "wasxfail") and SESSION in item.config.stash and _measures(item):
         case = _case_of(item)
         if case is not None:
@@ -258,7 +260,7 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
             pytest.exit(config.stash[FAULT])
         untold.append(record)
         # Only a time asks for the fixture: pytest-benchmark warns of one that is not used.
-        if benchmark is None and record.time is not None and config.getoption("benchmark"):
+        if benchmark is None and record.time is not None and options.feeds_benchmark(config):
             benchmark = _benchmark_of(request, timer)
         while benchmark is not None and untold:
             _replay(benchmark, timer, untold.pop(0))
@@ -469,8 +471,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if all_skipped and exitstatus == pytest.ExitCode.OK and session.config.getoption("run_command"):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         interrupted = exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+        stopped = (session.shouldfail or session.shouldstop) and session.items[-1:] != [stash.get(LAST, None)]
         try:
-            stash[FILES] = [str(path) for path in stash[SESSION].finish(complete=not interrupted)]
+            stash[FILES] = [str(path) for path in stash[SESSION].finish(not (interrupted or stopped))]
         except OSError as error:
             stash[FILES] = [str(path) for path in (stash[SESSION].saved,) if path is not None]
             text = " ".join([f"cannot write {error.filename}: {error.strerror}.", *error.__notes__])

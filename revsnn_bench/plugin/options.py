@@ -196,6 +196,12 @@ def skips_benchmarks(config: pytest.Config) -> bool:
     return bool(config.getoption("benchmark_skip", False) and not config.getoption("benchmark_only"))
 
 
+def feeds_benchmark(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark is to have the times, which it was not told to leave alone."""
+    given = config.getoption
+    return bool(given("benchmark") and (given("benchmark_enable", False) or not given("benchmark_disable", False)))
+
+
 def _check_cluster(config: pytest.Config) -> None:
     """Refuses what cannot be together with a cluster, and a cluster without Ray."""
     own = flag(config, "cluster")

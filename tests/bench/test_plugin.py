@@ -321,6 +321,10 @@ def test_options_of_pytest_benchmark_know_what_measures(inside, tmp_path):
     assert "1 passed, 1 skipped" in printed
     assert "PASSED test_it.py::test_measures" in printed
     assert {path.name for path in tmp_path.iterdir()} <= {"test_it.py", "__pycache__"}
+    quick = ("--benchmark", "--benchmark-disable", "--run-processes=1", "--run-target=0.01", "--run-formats=md")
+    code, printed = inside(UNMEASURED, *quick, "-k", "measures")
+    assert code == 0, printed
+    assert "Benchmark fixture was not used" not in printed
 
 
 def test_without_pytest_benchmark_tests_run_and_nothing_is_measured(inside):
@@ -391,6 +395,20 @@ def test_a_time_limit_and_an_early_stop_leave_a_run_that_can_be_resumed(project,
     assert run["complete"]
     assert [record["case"]["timesteps"] for record in run["records"]] == [2, 3, 4]
     assert (run["records"][2]["status"], run["records"][2]["reason"]) == ("skipped", "Skipped: not today")
+
+
+def test_a_suite_without_a_plan_that_stops_early_is_not_complete(inside, tmp_path):
+    """Tests that make their cases themselves: -x leaves a run to go on with, but where the last test is what failed."""
+    measures = f"def test_it(measure_case): measure_case({SMALL.format(node='lif')})\n"
+    options = ("--benchmark", "--run-passes=memory", "--run-formats=md", "-x")
+    code, printed = inside(
+        CASE + measures + "def test_fails(): assert 0\ndef test_more(): pass\n", *options, "--run-id=a"
+    )
+    assert code == 1, printed
+    assert "interrupted: 1 cases of a run that was not finished measured; go on with: pytest " in printed
+    code, printed = inside(CASE + measures + "def test_fails(): assert 0\n", *options, "--run-id=b")
+    assert code == 1, printed
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["a.jsonl", "b.json"]
 
 
 def test_torch_is_there_before_a_test_begins(project):
