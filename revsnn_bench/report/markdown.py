@@ -221,7 +221,8 @@ def _reading(run: Run) -> str:
         "`wrong` when its output or gradient disagrees with float64 backpropagation beyond the stated "
         "tolerance, and `approximate` when its method does not mean to compute that gradient. Time ratios are medians "
         "of rounds in which the two alternate in one process; brackets hold their "
-        "interval, over several processes where the case was timed in several. What was timed beside other work, or "
+        "interval, over several processes where the case was timed in several. The quotient of two step times in a "
+        "table is another number, for they were taken minutes apart. What was timed beside other work, or "
         "too seldom, is not decided. A ratio in memory holds at its T only.\n\n"
         + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))
     )
