@@ -24,7 +24,8 @@ def write_reports(
             page, and one more of a study) and `svg` (one file per figure, which the Markdown report then shows).
         claims: the section of the paper's claims for the page, see `revsnn_bench.claims`.
     Returns:
-        The files written; their content is the same, byte for byte, whenever the run is the same.
+        The files written; their content is the same, byte for byte, whenever the run is the same. None is one of a run
+        that has `-long` or the like after this one's name.
     Raises:
         ValueError: an unknown format, or a run id that is not a plain file name.
     """
@@ -43,10 +44,10 @@ def write_reports(
         if name == "md":
             texts[".md"] = markdown.render(run, figures if "svg" in formats else ())
         elif name == "csv":
-            texts |= {".csv": tables.wide_csv(run), "-long.csv": tables.long_csv(run)}
-            texts["-columns.csv"] = tables.columns_csv()
+            texts |= {".csv": tables.wide_csv(run), ".long.csv": tables.long_csv(run)}
+            texts[".columns.csv"] = tables.columns_csv()
         elif name == "json":
-            texts["-wide.json"] = tables.wide_json(run)
+            texts[".wide.json"] = tables.wide_json(run)
         elif name == "svg":
             texts |= {figure.suffix: figure.standalone() for figure in figures}
         else:
@@ -56,7 +57,7 @@ def write_reports(
 
             texts[".html"] = render_html(run, figures, claims=claims)
             if is_study(run):
-                texts["-study.html"] = study_page(run)
+                texts[".study.html"] = study_page(run)
     return write_texts(run, reports_dir, texts)
 
 

@@ -108,7 +108,7 @@ def test_run_writes_the_comparison(measured):
     assert {record["status"] for record in run["records"]} == {"ok"}
     assert len(run["records"]) == 4
     written = {path.name for path in (folder / "reports").iterdir()}
-    assert {"first.html", "first.md", "first.csv", "first-long.csv", "first-wide.json"} <= written
+    assert {"first.html", "first.md", "first.csv", "first.long.csv", "first.wide.json"} <= written
 
 
 def test_a_long_run_names_the_command_that_prints_the_comparison(tmp_path, monkeypatch):

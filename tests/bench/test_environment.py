@@ -223,7 +223,7 @@ def test_a_run_without_a_name_leaves_a_clone_clean() -> None:
     unnamed = new_run_id()
     written = [
         *(f"results/{unnamed}{suffix}" for suffix in (".json", ".jsonl")),
-        *(f"reports/{unnamed}{suffix}" for suffix in (".html", ".md", ".csv", "-wide.json", "-pareto-1.svg")),
+        *(f"reports/{unnamed}{suffix}" for suffix in (".html", ".md", ".csv", ".wide.json", "-pareto-1.svg")),
         "reports/index.html",
         "benchmark_20261127_204643.svg",
     ]

@@ -153,17 +153,25 @@ def test_reports_are_byte_stable(sweep_run, tmp_path):
     assert [path.name for path in first] == [
         "run-1.md",
         "run-1.csv",
-        "run-1-long.csv",
-        "run-1-columns.csv",
-        "run-1-wide.json",
+        "run-1.long.csv",
+        "run-1.columns.csv",
+        "run-1.wide.json",
     ]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_runs_of_similar_names_write_no_file_twice(sweep_run, tmp_path):
+    """As `field` and `field-long`, which are two runs of this repository."""
+    names = ("field", *(f"field-{part}" for part in ("long", "wide", "columns", "study")))
+    runs = [sweep_run.model_copy(update={"header": sweep_run.header.model_copy(update={"run_id": n})}) for n in names]
+    written = [path for run in runs for path in write_reports(run, tmp_path, ("csv", "json"))]
+    assert len({*written}) == len(written)
+
+
 def test_only_the_asked_formats_are_written(sweep_run, tmp_path):
     """`formats` limits what is written."""
-    assert [path.name for path in write_reports(sweep_run, tmp_path, ["json"])] == ["run-1-wide.json"]
-    assert [path.name for path in tmp_path.iterdir()] == ["run-1-wide.json"]
+    assert [path.name for path in write_reports(sweep_run, tmp_path, ["json"])] == ["run-1.wide.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run-1.wide.json"]
 
 
 def test_unknown_format_is_refused_before_anything_is_written(sweep_run, tmp_path):
