@@ -452,8 +452,8 @@ class Environment(_Frozen):
     """Where a run took place; `system.environment.incomparable_fields` names what must agree to compare two runs.
 
     Fields:
-        sources: digest of the code outside of installed packages that workers load: a clone of this program, modules of
-            a model of the user's and of `--preload`; None without any, and in records from before.
+        sources: digest of the code outside of installed packages: a clone of this program, and modules of the user's
+            model and of `--preload` with those that they load from beside them; None in records from before.
     """
 
     torch: str

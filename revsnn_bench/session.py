@@ -270,7 +270,8 @@ class BenchSession:
         """That of the workers, here or on the hosts of the cluster, which is joined for it."""
         known = [*cases]
         workloads = [case.partition("/")[0] for case in (*planned, *(case.id for case in known))]  # of all shards
-        modules = [*dict.fromkeys(each.partition(":")[0] for each in workloads if is_own(each))]
+        own = (each.partition(":")[0] for each in workloads if is_own(each))
+        modules = [*dict.fromkeys([*self.options.preload, *own])]
         if self._cluster is None:
             return self._runner.environment(modules)
         return self._cluster.start(any(case.device == "cuda" for case in known), modules)

@@ -6,7 +6,6 @@ import platform
 import re
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -247,23 +246,31 @@ def _is_built_from(root: Path) -> bool:
 
 
 def _sources(modules: Sequence[str]) -> str | None:
-    """A digest of all modules in this process that belong neither to Python nor to an installed package."""
+    """A digest of this program, and of these modules and what lies beside them and is loaded, but for what is installed
+    as a package."""
     if modules and str(Path.cwd()) not in sys.path:  # where models of the user's are found
         sys.path.insert(0, str(Path.cwd()))
     for name in modules:
         with suppress(BaseException):
             import_module(name)
-    ours = Path(sysconfig.get_path("stdlib"))
+    loaded = {name: Path(file) for name, each in sys.modules.items() if isinstance(file := _file_of(each), str)}
+    tops = [loaded[top] for top in {name.partition(".")[0] for name in modules} if top in loaded]
+    roots = [top.parents[top.name == "__init__.py"] for top in tops]
+    files = {name: path for name, path in loaded.items() if any(map(path.is_relative_to, roots))}
+    for package in ("revsnn_bench", "revsnn_nodes"):
+        folder = loaded[package].parent if package in loaded else _CHECKOUT / package
+        files |= {f"{package}/{path.relative_to(folder)}": path for path in folder.rglob("*.py")}
     digest, found = hashlib.sha256(), False
-    for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        path = Path(file if isinstance(file, str) else "")
-        if path.suffix != ".py" or path.is_relative_to(ours) or {"site-packages", "dist-packages"} & {*path.parts}:
-            continue
-        with suppress(OSError):
-            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
-            found = True
+    for name, path in sorted(files.items()):
+        if path.suffix == ".py" and not {"site-packages", "dist-packages"} & {*path.parts}:
+            with suppress(OSError):
+                digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+                found = True
     return digest.hexdigest()[:16] if found else None
+
+
+def _file_of(module: Any) -> Any:
+    return getattr(module, "__file__", None)
 
 
 def _git(root: Path, *arguments: str) -> str | None:
