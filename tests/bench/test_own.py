@@ -504,13 +504,14 @@ def test_the_peak_of_a_loop_is_predicted_to_the_byte(node):
 
 
 def test_a_module_that_copies_itself_is_predicted():
-    """Layers of sinabs do: their copies held tensors of another device. What they keep between steps is left out."""
+    """Layers of sinabs do: their copies held tensors of another device. What they keep between steps counts too."""
     pytest.importorskip("sinabs")
     case = case_of("Sinabs", "as-is", timesteps=6, batch=64)
     memory = measure(case, Settings(passes=("memory",))).memory
-    assert memory.lasting_bytes < 0.05 * memory.retained_bytes
-    assert predict(case).retained_bytes == pytest.approx(memory.retained_bytes - memory.lasting_bytes, abs=16)
-    assert memory.peak_bytes - memory.lasting_bytes - 16 <= predict(case).peak_bytes <= memory.peak_bytes
+    found = predict(case)
+    assert memory.lasting_bytes > 0
+    assert found.retained_bytes == pytest.approx(memory.retained_bytes, abs=16)
+    assert found.peak_bytes == pytest.approx(memory.peak_bytes, rel=0.01)
 
 
 @pytest.mark.parametrize(
