@@ -119,8 +119,8 @@ class StandardParametricLIF(StandardLIF):
     Keeps for backward: with `detach_reset` and soft reset as `StandardLIF`, and one tensor per step more, which 1/tau
         multiplies. Fused: h alone, 1 b N T, and the state it started from where that was carried, m N.
     Exactness: see `StandardLIF`. Fused: the gradient of w is added over time in the precision of the arithmetic, then
-        over neurons in float64, in the same order in every run. In bfloat16, where terms of either sign nearly cancel,
-        the rounding of charges was seen to cost up to 0.2 of it; on the reference 1e-5.
+        over neurons in float64, in the same order in every run. In bfloat16 the rounding of charges costs it
+        digits where terms of either sign nearly cancel; on the reference it does not.
     """
 
     keeps_input_in_remat = True

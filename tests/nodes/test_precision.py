@@ -33,6 +33,13 @@ def test_half_precision_errors_are_a_few_roundings(name, neuron, steps, dtype):
         assert error < (RTOL if name == "lif-carrier" else HALF_RTOL)[dtype]
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 2.5e-2), (torch.bfloat16, 0.16)])
+def test_a_small_epsilon_costs_digits_in_half_precision(dtype, most):
+    """What an input that fired comes back with grows as 1 / epsilon: at 1/256 over eight times that at 1/16."""
+    small, usual = (gradient_errors("lif-carrier", dtype, 64, epsilon=1 / n)[0] for n in (256, 16))
+    assert 8 * usual < small <= most
+
+
 @pytest.mark.usefixtures("on_each_backend")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("neuron", [{"tau": 16.0}, {"tau": 64.0, "v_reset": None}], ids=str)
