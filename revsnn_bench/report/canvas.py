@@ -9,12 +9,13 @@ import io
 import math
 import re
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.metrics import Number
@@ -332,25 +333,15 @@ class Looks(dict[str, Look]):
 
     def dashed(self, names: Iterable[str]) -> dict[str, Look]:
         """The looks for one figure: the first variant of a node has a solid line, further ones a dash each."""
-        dashes: Counter[str] = Counter()
-        found = {}
-        for name in names:
-            node = self[name].node
-            found[name] = replace(self[name], dash=_DASHES[dashes[node] % len(_DASHES)])
-            dashes[node] += 1
-        return found
+        dashes: dict[str, Iterator[Any]] = defaultdict(lambda: cycle(_DASHES))
+        return {name: replace(self[name], dash=next(dashes[self[name].node])) for name in names}
 
 
 def _free(node: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
     """Colour and marker of a node that the table does not have."""
-    pairs = len(_COLOURS) * len(_MARKERS)
-    start = zlib.crc32(node.encode("utf-8", "replace"))
-    for step in range(pairs):
-        place = (start + step) % pairs
-        look = _COLOURS[place % len(_COLOURS)], _MARKERS[place // len(_COLOURS)]
-        if look not in taken:
-            return look
-    return _COLOURS[start % len(_COLOURS)], _MARKERS[start % len(_MARKERS)]
+    pairs = [(colour, marker) for marker in _MARKERS for colour in _COLOURS]
+    start = zlib.crc32(node.encode("utf-8", "replace")) % len(pairs)
+    return next((pair for pair in (*pairs[start:], *pairs[:start]) if pair not in taken), pairs[start])
 
 
 class LogRange:

@@ -8,7 +8,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from revsnn_bench.case import Case, is_own
 from revsnn_bench.metrics import BY_NAME
@@ -20,6 +20,7 @@ from revsnn_bench.report.points import (
     by_setting,
     ended_text,
     fixed_part,
+    grouped,
     naming,
     namings,
     one_host,
@@ -165,17 +166,12 @@ def _trust(run: Run) -> list[Finding]:
     """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true; one
     for a user's model as it is that nothing could judge."""
     names, order = naming(run), variants(run)
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in sorted(run, key=lambda record: order.index(record.case.variant)):
-        if record.fidelity is not None:
-            groups[names(record.case), record.case.dtype].append(record)
-    alike: dict[tuple[Any, ...], list[tuple[str, list[Record]]]] = defaultdict(list)
-    for (name, dtype), records in groups.items():
-        key = dtype, _steps(records, Status.OK), _steps(records, Status.WRONG)
-        alike[key].append((name, records))
+    compared = sorted((r for r in run if r.fidelity is not None), key=lambda r: order.index(r.case.variant))
+    nodes = grouped(compared, lambda record: (names(record.case), record.case.dtype))
+    alike = grouped(nodes, lambda n: (n[1], _steps(nodes[n], Status.OK), _steps(nodes[n], Status.WRONG)))
     found = []
     for (dtype, *_), members in alike.items():
-        records = [record for _, own in members for record in own]
+        records = [record for node in members for record in nodes[node]]
         parts = [_errors("right", records, Status.OK), _errors("wrong", records, Status.WRONG)]
         if any(parts):
             where = f"{', '.join(name for name, _ in members)}; {dtype}"
@@ -256,19 +252,18 @@ def _saving(run: Run) -> list[Finding]:
 
 def _accuracy(run: Run) -> list[Finding]:
     """One finding for each size at which networks were trained, over all seeds."""
-    places: dict[str, list[Record]] = defaultdict(list)
-    for record in run:
-        if record.accuracy is not None and record.status is Status.OK:
-            places[fixed_part(record.case.model_copy(update={"seed": 0}))].append(record)
-    found = []
-    for place, records in places.items():
-        names, scores = naming(records), defaultdict[str, list[float]](list)
-        for record in records:
-            scores[names(record.case)].append(BY_NAME["accuracy"].read(record) or 0.0)
-        seeds = {name: f" ({len(values)} seeds)" if len(values) > 1 else "" for name, values in scores.items()}
-        text = ", ".join(f"{name} {units.spread(values)}{seeds[name]}" for name, values in scores.items())
-        found.append(Finding("Accuracy", place, f"{text}. {names.note}".strip()))
-    return found
+    trained = (record for record in run if record.accuracy is not None and record.status is Status.OK)
+    places = grouped(trained, lambda record: fixed_part(record.case.model_copy(update={"seed": 0})))
+    return [Finding("Accuracy", place, _scores(records)) for place, records in places.items()]
+
+
+def _scores(records: list[Record]) -> str:
+    """Mean and deviation of each node over its seeds."""
+    names, texts = naming(records), []
+    for name, seeds in grouped(records, lambda record: names(record.case)).items():
+        scores = [BY_NAME["accuracy"].read(record) or 0.0 for record in seeds]
+        texts.append(f"{name} {units.spread(scores)}{f' ({len(seeds)} seeds)' if len(seeds) > 1 else ''}")
+    return f"{', '.join(texts)}. {names.note}".strip()
 
 
 def _contention(run: Run) -> list[Finding]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, combinations, pairwise
+from operator import itemgetter
 from statistics import correlation, linear_regression, mean, median, stdev
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar
@@ -78,12 +79,21 @@ def setting(case: Case) -> Setting:
     return case.workload, case.dtype, case.device
 
 
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Returns the items of each key, in order of first appearance."""
+    groups: dict[Key, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
+
 def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
     """Returns the records of each setting, in order of first appearance."""
-    groups: dict[Setting, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[setting(record.case)].append(record)
-    return groups
+    return grouped(records, lambda record: setting(record.case))
 
 
 def by_point(records: Iterable[Record]) -> Points:
@@ -92,9 +102,6 @@ def by_point(records: Iterable[Record]) -> Points:
     for record in records:
         points[record.case.point][record.case.variant] = record
     return points
-
-
-Key = TypeVar("Key")
 
 
 def pareto_front(points: Mapping[Key, tuple[Number, ...]]) -> list[Key]:
@@ -168,9 +175,7 @@ class Naming:
     @property
     def note(self) -> str:
         """Which options the nodes share, a sentence for the workloads in which they are the same; empty for none."""
-        places: dict[str, list[Setting | None]] = defaultdict(list)
-        for place, shared in self.shared.items():
-            places[_said(shared)].append(place)
+        places = grouped(self.shared, lambda place: _said(self.shared[place]))
         if len(places) == 1:
             (said,) = places
             return f"{said[0].upper()}{said[1:]}." if said.startswith("every") else said and f"{said}."
@@ -181,12 +186,11 @@ class Naming:
 
 
 def _said(shared: Shared) -> str:
-    of: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for (name, value), nodes in shared:
-        of[nodes].append(f"{name}={value}")
-    ordered = sorted(of.items(), key=lambda pair: len(pair[0]))
-    parts = [(units.listing(nodes) or "every node", len(nodes), options) for nodes, options in ordered]
-    return "; ".join(f"{who} {'have' if n > 1 else 'has'} {' and '.join(options)}" for who, n, options in parts)
+    parts = []
+    for nodes, options in sorted(grouped(shared, itemgetter(1)).items(), key=lambda pair: len(pair[0])):
+        said = " and ".join(f"{name}={value}" for (name, value), _ in options)
+        parts.append(f"{units.listing(nodes) or 'every node'} {'have' if len(nodes) > 1 else 'has'} {said}")
+    return "; ".join(parts)
 
 
 def namings(records: Iterable[Record]) -> Naming:
@@ -220,9 +224,7 @@ def _shared(records: Iterable[Record]) -> Shared:
 def sweeps(run: Run, axis: Axis) -> list[Sweep]:
     """Returns every sweep along an axis, of exact methods: at least two positions with all else but the node equal."""
     rank = {variant: index for index, variant in enumerate(variants(run))}
-    groups: dict[Case, list[Record]] = defaultdict(list)
-    for record in _costed(run):
-        groups[record.case.point.model_copy(update={axis: 1})].append(record)
+    groups = grouped(_costed(run), lambda record: record.case.point.model_copy(update={axis: 1}))
     return [
         Sweep(axis, tuple(sorted(records, key=lambda r: (position(r, axis), rank[r.case.variant]))))
         for records in groups.values()
@@ -524,15 +526,13 @@ def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> li
     on the gradient's value; its times do not, nor do times of several hosts. A position measured twice counts with its
     latest record.
     """
-    found: list[Growth] = []
-    metrics = [metric for metric in METRICS if metric.name in names]
-    for sweep in sweeps(run, axis):
-        nodes: dict[str, list[Record]] = defaultdict(list)
-        for record in sweep.records:
-            nodes[record.case.variant].append(record)
-        for records in nodes.values():
-            found += [growth for metric in metrics if (growth := _growth(metric, axis, records))]
-    return found
+    return [
+        growth
+        for sweep in sweeps(run, axis)
+        for records in grouped(sweep.records, lambda record: record.case.variant).values()
+        for metric in METRICS
+        if metric.name in names and (growth := _growth(metric, axis, records))
+    ]
 
 
 def _growth(metric: Metric, axis: Axis, records: Sequence[Record]) -> Growth | None:

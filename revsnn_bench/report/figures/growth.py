@@ -5,19 +5,17 @@ beside the name of every node stands its slope; those of approximate methods in 
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from statistics import linear_regression
 from typing import Any
 
-from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.canvas import INK, Figure, Looks
 from revsnn_bench.report.labels import name_lines, names_room
-from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, position, setting, sweeps
+from revsnn_bench.report.points import Axis, Sweep, exact, fixed_part, grouped, position, setting, sweeps
 
 _LIMIT = 100
 AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
@@ -69,10 +67,8 @@ def _drawn(
 
 def fidelity_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one figure per dtype in which a gradient was compared, in order of appearance."""
-    by_dtype: dict[str, list[Record]] = defaultdict(list)
-    for record in exact(run):
-        if record.fidelity is not None:
-            by_dtype[record.case.dtype].append(record)
+    compared = (record for record in exact(run) if record.fidelity is not None)
+    by_dtype = grouped(compared, lambda record: record.case.dtype)
     return [_draw_errors(dtype, records, looks) for dtype, records in by_dtype.items()]
 
 
@@ -127,10 +123,8 @@ def scaling_figures(run: Run, looks: Looks) -> list[Figure]:
 
 def method_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws the peak against T of each place where a method is approximate, with its bias; exact methods for scale."""
-    places: dict[Case, list[Record]] = defaultdict(list)
-    for record in run:
-        if record.status in (Status.OK, Status.APPROXIMATE) and record.memory is not None:
-            places[record.case.point.model_copy(update={"timesteps": 1})].append(record)
+    measured = (r for r in run if r.status in (Status.OK, Status.APPROXIMATE) and r.memory is not None)
+    places = grouped(measured, lambda record: record.case.point.model_copy(update={"timesteps": 1}))
     shown = [found for found in places.values() if any(r.status is Status.APPROXIMATE for r in found)]
     return [_draw_methods(found, looks, number) for number, found in enumerate(shown, start=1)]
 
@@ -161,13 +155,10 @@ def _bias(record: Record) -> str:
 
 def _chosen(found: Sequence[Sweep]) -> list[Sweep]:
     """Largest first, but every setting before any comes a second time."""
-    turns: Counter[tuple[str, str, str]] = Counter()
-    ranked = []
-    for sweep in sorted(found, key=lambda sweep: -len(sweep.records)):
-        place = setting(sweep.records[0].case)
-        ranked.append((turns[place], sweep))
-        turns[place] += 1
-    return [sweep for _, sweep in sorted(ranked, key=itemgetter(0))]
+    largest_first = sorted(found, key=lambda sweep: -len(sweep.records))
+    places = grouped(largest_first, lambda sweep: setting(sweep.records[0].case))
+    turn = {id(sweep): number for own in places.values() for number, sweep in enumerate(own)}
+    return sorted(largest_first, key=lambda sweep: turn[id(sweep)])
 
 
 def _draw_sweep(sweep: Sweep, metric: str, looks: Looks, name: str, left_out: int) -> Figure | None:
