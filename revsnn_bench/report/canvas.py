@@ -1,8 +1,8 @@
 """What every figure is drawn with: panels as SVG, logarithmic scales, one look per node, and a smaller SVG.
 
-The layout is fixed in inches and the same content gives the same bytes. Each node has a colour and a marker, from the
-one table `_NODES`; variants of a node differ in their dash. Scales are in the units of the field: binary bytes, powers
-of two of T, and a place for 0 and for what is not finite.
+The layout is fixed in inches, which is faster than a fitted one, and the same content gives the same bytes. Each node
+has a colour and a marker, from the one table `_NODES`; variants of a node differ in their dash. Scales are in the units
+of the field: binary bytes, powers of two of T, and a place for 0 and for what is not finite.
 """
 
 import io
@@ -168,8 +168,6 @@ def panels(
 ) -> Iterator[list["Axes"]]:
     """Gives axes one above the other, the first on top, which share both axes; draw inside, then `finish`.
 
-    The layout is fixed in inches, which is faster than a fitted one and the same everywhere.
-
     Args:
         plot_height, left, right: of each, and the margins beside them.
         legend: entries of a legend below, in so many `columns`.
@@ -222,7 +220,7 @@ def named_rows(
 
 
 def to_svg(axes: "Axes") -> str:
-    """Returns the drawing, the label of the y axis halfway up; the same content gives the same bytes."""
+    """Returns the drawing, the label of the y axis halfway up."""
     text, drawing = io.StringIO(), drawing_of(axes)
     places = [each.get_position() for each in drawing.axes]
     middle = (min(place.y0 for place in places) + max(place.y1 for place in places)) / 2
@@ -345,10 +343,7 @@ def _free(node: str, taken: set[tuple[str, str]]) -> tuple[str, str]:
 
 
 class LogRange:
-    """Where values stand on a logarithmic axis; 0 and what is not finite get places beyond its two ends.
-
-    The base is 2 for bytes, 10 for errors and times.
-    """
+    """Where values stand on a logarithmic axis, of base 2 for bytes; 0 and what is not finite lie beyond its ends."""
 
     def __init__(self, values: Iterable[Number], base: int) -> None:
         given = list(values)

@@ -6,9 +6,9 @@ those of DejaVu Sans, which is wider than the fonts that browsers take: a name n
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from revsnn_bench.report.canvas import MUTED, PLOT_HEIGHT_IN, Look, drawing_of
+from revsnn_bench.report.canvas import INK, MUTED, PLOT_HEIGHT_IN, Look, drawing_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,22 +33,21 @@ def name_lines(axes: "Axes", ends: Sequence[tuple[float, float, str, Look]]) -> 
     wide, high = _inches(axes)
     at = [_fraction(axes, x, y) for x, y, *_ in ends]
     places = apart([y * high for _, y in at], _NAME_ROW_IN, 0.0, high)
-    spot = axes.transAxes
     for (x, y), (_, _, text, look), place in zip(at, ends, places, strict=True):
-        start, end = (x, y), (1 + 0.1 / wide, place / high)
-        axes.plot(
-            *zip(start, end, strict=True), transform=spot, color=look.colour, linewidth=0.6, clip_on=False, zorder=1
-        )
-        axes.plot([1 + 0.17 / wide], [place / high], transform=spot, **look.point() | {"markersize": 5})
-        axes.text(
-            1 + _NAME_GAP_IN / wide,
-            place / high,
-            text,
-            transform=spot,
-            ha="left",
-            va="center_baseline",
-            fontsize=_NAME_PT,
-        )
+        _join(axes, (x, y), (1 + 0.1 / wide, place / high), look.colour)
+        axes.plot([1 + 0.17 / wide], [place / high], transform=axes.transAxes, **look.point() | {"markersize": 5})
+        _write(axes, 1 + _NAME_GAP_IN / wide, place / high, text, "left", INK)
+
+
+def _join(axes: "Axes", start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    """Draws a thin line from what is named to its name; places are fractions of the plot, here and in `_write`."""
+    line = zip(start, end, strict=True)
+    axes.plot(*line, transform=axes.transAxes, color=colour, linewidth=0.6, clip_on=False, zorder=1)
+
+
+def _write(axes: "Axes", x: float, y: float, text: str, side: str, colour: str) -> None:
+    place: Any = {"transform": axes.transAxes, "ha": side, "va": "center_baseline"}
+    axes.text(x, y, text, fontsize=_NAME_PT, color=colour, **place)
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -101,22 +100,10 @@ def name_points(
         middle = (box[1] + box[3]) / 2
         if abs(middle - y) > 0.2:
             near = min(max(x, box[0]), box[2])
-            ends = [x / wide, near / wide], [y / high, middle / high]
-            axes.plot(*ends, transform=axes.transAxes, color=MUTED, linewidth=0.6, clip_on=False, zorder=1)
+            _join(axes, (x / wide, y / high), (near / wide, middle / high), MUTED)
         # Drawn in another font a name is shorter than its box: it stands at the side of its point.
-        at, side = (
-            ((box[0] + box[2]) / 2, "center") if not across else (box[0], "left") if across > 0 else (box[2], "right")
-        )
-        axes.text(
-            at / wide,
-            middle / high,
-            text,
-            transform=axes.transAxes,
-            ha=side,
-            va="center_baseline",
-            fontsize=_NAME_PT,
-            color=colour,
-        )
+        at, side = {0: ((box[0] + box[2]) / 2, "center"), 1: (box[0], "left"), -1: (box[2], "right")}[across]
+        _write(axes, at / wide, middle / high, text, side, colour)
 
 
 Box = tuple[float, float, float, float]

@@ -149,14 +149,8 @@ def print_run(run: Run, console: Console) -> None:
         console.print(_record_table("Single points", run, None, records))
     note, headings, trained = accuracy_table(run)
     if trained:
-        console.print(
-            Grid(
-                f"Accuracy. {note}" if note else "Accuracy",
-                headings[:5],
-                [False] * 2 + [True] * 3,
-                [row[:5] for row in trained],
-            )
-        )
+        title = f"Accuracy. {note}" if note else "Accuracy"
+        console.print(Grid(title, headings[:5], [False] * 2 + [True] * 3, [row[:5] for row in trained]))
 
 
 def _failure(record: Record) -> Text:
