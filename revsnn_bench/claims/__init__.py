@@ -5,16 +5,16 @@ record for granted; a claim whose records lack a value, or divide by one that is
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 from rich.text import Text
 
 from revsnn_bench.case import Case
-from revsnn_bench.claims import accuracy, costs
-from revsnn_bench.claims.claim import NO_VERDICT, Claim, ClaimFinding, Gap, Judged, Verdict, listed
+from revsnn_bench.claims import judges
+from revsnn_bench.claims.judges import Gap, Judged, Verdict, listed
 from revsnn_bench.claims.plan import Plan
 from revsnn_bench.measuring import PASSES
 from revsnn_bench.records import Record, Run, Status
@@ -23,27 +23,41 @@ from revsnn_bench.report.html import render_part
 from revsnn_bench.report.markdown import bullets, table
 from revsnn_bench.report.terminal import Grid
 
-__all__ = [
-    "CLAIMS",
-    "SOURCE",
-    "ClaimFinding",
-    "Plan",
-    "Verdict",
-    "cases_of",
-    "claims_json",
-    "claims_markdown",
-    "claims_section",
-    "claims_table",
-    "judge",
-    "passes_of",
-    "write_claims",
-]
-
 SOURCE = (
     "Lei et al., Towards Zero Memory Footprint Spiking Neural Network Training, arXiv 2308.08649. The equations "
     "measured are this project's reconstruction of the paper's node. Verdicts are computed from the records of the run."
 )
 """What the claims are of, and what was measured."""
+
+
+@dataclass(frozen=True)
+class ClaimFinding:
+    """One row of the table of claims: key as `--only` takes it, claim, and what a judge returns."""
+
+    key: str
+    claim: str
+    conditions: str
+    measured: str
+    verdict: Verdict
+    why: str
+
+    @property
+    def command(self) -> str:
+        """The command that measures this claim alone."""
+        return f"revsnn-bench claims --only {self.key}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim: the cases of a plan and the parts of their records that it needs, and the judge of these records, of
+    which none failed."""
+
+    key: str
+    says: str
+    cases: Callable[[Plan], list[Case]]
+    reads: tuple[str, ...]
+    judge: Callable[[list[Record]], Judged]
+
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -51,78 +65,78 @@ CLAIMS: tuple[Claim, ...] = (
         "The node takes 58.65 times less memory than the current SNN node.",
         Plan.memory,
         ("memory", "fidelity"),
-        costs.less_memory,
+        judges.less_memory,
     ),
     Claim(
         "memory-right",
         "The same with a right gradient, by lif-carrier, which is not the paper's.",
         Plan.memory,
         ("memory", "fidelity"),
-        costs.less_memory_right_gradient,
+        judges.less_memory_right_gradient,
     ),
     Claim(
         "constant",
         "The node's memory does not grow with T.",
         Plan.memory,
         ("memory", "fidelity"),
-        costs.constant_in_t,
+        judges.constant_in_t,
     ),
     Claim(
         "network",
         "A whole network keeps at most half with the node swapped.",
         Plan.whole_network,
         ("memory",),
-        costs.in_the_network,
+        judges.in_the_network,
     ),
     Claim(
         "flops",
         "Backward takes 23 % fewer FLOPs than classic reversible backprop (old and new method on VGG-11).",
         Plan.saving,
         ("flops", "fidelity"),
-        costs.fewer_flops,
+        judges.fewer_flops,
     ),
     Claim(
         "time",
         "Training takes 23.8 % less time than with classic reversible backprop.",
         Plan.saving,
         ("fidelity", "time"),
-        costs.less_time,
+        judges.less_time,
     ),
-    Claim("accuracy", "Accuracy is maintained.", Plan.accuracy, ("accuracy",), accuracy.accuracy_maintained),
+    Claim("accuracy", "Accuracy is maintained.", Plan.accuracy, ("accuracy",), judges.accuracy_maintained),
     Claim(
         "accuracy-beta",
         "The same at beta = 0.1, which is not the paper's.",
         Plan.small_beta,
         ("accuracy",),
-        accuracy.accuracy_maintained,
+        judges.accuracy_maintained,
     ),
     Claim(
         "groups",
         "Accuracy rises with the number of groups.",
         Plan.group_counts,
         ("accuracy",),
-        accuracy.rises_with_groups,
+        judges.rises_with_groups,
     ),
     Claim(
         "one-node",
         "One node swapped in a small VGG: less memory, the same accuracy.",
         Plan.one_swapped,
         ("memory", "accuracy"),
-        accuracy.one_node_swapped,
+        judges.one_node_swapped,
     ),
     Claim(
         "inverse",
         "The inverse, checked step by step against stored activations with torch.allclose, gives them back.",
         Plan.memory,
         ("fidelity",),
-        costs.inverse_checked,
+        judges.inverse_checked,
     ),
     Claim(
         "remat",
         "One tensor per block with the network unchanged, by remat, which is not the paper's.",
         Plan.unchanged_network,
         ("memory", "fidelity", "time"),
-        costs.one_tensor_per_block,
+        judges.one_tensor_per_block,
     ),
 )
 """The paper's claims, then the experiments that the literature proposes for them."""
@@ -163,15 +177,17 @@ def _judged(claim: Claim, found: Mapping[Case, Record], plan: Plan) -> ClaimFind
         lack.append(f"failed: {listed(failed)}")
     if partial:
         lack.append(f"{partial} cases were measured without {listed(claim.reads)}")
-    if lack:
-        return ClaimFinding(claim.key, claim.says, "", "; ".join(lack), Verdict.OPEN, NO_VERDICT)
     try:
-        judged = claim.judge(records)
-    except Gap as gap:
-        judged = Judged("", str(gap), Verdict.OPEN, NO_VERDICT)
+        judged = _open("; ".join(lack)) if lack else claim.judge(records)
     except ZeroDivisionError:
-        judged = Judged("", "a value that the claim divides by is 0", Verdict.OPEN, NO_VERDICT)
+        judged = _open("a value that the claim divides by is 0")
+    except Gap as gap:
+        judged = _open(str(gap))
     return ClaimFinding(claim.key, claim.says, *judged)
+
+
+def _open(gap: str) -> Judged:
+    return Judged("", gap, Verdict.OPEN, "A gap is no verdict.")
 
 
 _STYLES = {

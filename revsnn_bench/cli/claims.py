@@ -52,7 +52,9 @@ def claims(
 
     Exit code 5 where a claim could not be judged because a case failed.
     """
-    from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, claims_table, judge, passes_of, write_claims
+    from revsnn_bench.claims import CLAIMS, cases_of, claims_table, judge, passes_of, write_claims
+    from revsnn_bench.claims.judges import Verdict
+    from revsnn_bench.claims.plan import Plan
 
     known, keys = [claim.key for claim in CLAIMS], listed(only)
     for key in keys:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from revsnn_bench import Settings, measure
 from revsnn_bench.claims import CLAIMS, Plan, Verdict, cases_of, claims_json, claims_markdown, judge, passes_of
-from revsnn_bench.claims.accuracy import MARGIN, _difference, _maintained
+from revsnn_bench.claims.judges import MARGIN, _difference, _maintained
 from revsnn_bench.claims.plan import BASELINES, baseline_of
 from revsnn_bench.cli import app
 from revsnn_bench.records import PhaseFlops, Status, TimeRecord

@@ -1,25 +1,21 @@
-"""The judges of what is counted and timed: bytes over T and in a network, operations, time, the inverse, `remat`."""
+"""The judges: of what is counted and timed, then of what is learned.
 
-from collections.abc import Callable
+Two trainings of one seed share initialisation and the order of samples, so accuracies are held against the standard
+LIF's seed by seed.
+"""
 
-from revsnn_bench.claims.claim import (
-    NO_VERDICT,
-    Judged,
-    Verdict,
-    by,
-    fidelity,
-    is_right,
-    known,
-    listed,
-    memory,
-    of_all,
-    sizes,
-)
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar
+
+from revsnn_bench.case import Case
 from revsnn_bench.claims.plan import BASELINES, baseline_of
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import Record, Status
+from revsnn_bench.records import AccuracyRecord, FidelityRecord, MemoryRecord, Record, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.points import Ratio, one_host, ratio_of, ratio_text
+from revsnn_bench.report.points import Interval, Ratio, interval_of_mean, one_host, ratio_of, ratio_text, student
 
 CLAIMED_RATIO, CLAIMED_FLOPS, CLAIMED_TIME = 58.65, 0.23, 0.238
 """Retained bytes of lif over revlif; shares of FLOPs and of time that revlif saves over revlif-revnet."""
@@ -30,8 +26,91 @@ HALF = 2.0
 LESS_THAN_LIF, LESS_THAN_EAGER, MOST_TIME = 2.5, 4.0, 1.10
 """Retained bytes of the fused LIF and eager SpikingJelly over remat's, at least; step time over the LIF's, at most."""
 
+MARGIN = 0.005
+"""Half a point: how far below the standard LIF an accuracy may lie and still count as maintained."""
+ERROR = 0.05
+"""Probability of either wrong decision: that of each of the two one-sided tests."""
+
+_Part = TypeVar("_Part")
+
 Sizes = dict[int, int]
 """Bytes by T."""
+
+Scores = dict[str, dict[int, AccuracyRecord]]
+"""Accuracies by variant and seed."""
+
+
+class Verdict(StrEnum):
+    """What the records say of a claim."""
+
+    REPRODUCED = "reproduced"
+    CONDITIONS = "reproduced under conditions"
+    NOT = "not reproduced"
+    UNDECIDED = "not decided"
+    OPEN = "not measured"
+
+
+class Judged(NamedTuple):
+    """What a judge returns: where it was measured, what was found, the verdict, and the rule that led to it."""
+
+    conditions: str
+    measured: str
+    verdict: Verdict
+    why: str
+
+
+class Gap(LookupError):
+    """A record holds nothing of what a claim reads."""
+
+
+def by(records: Iterable[Record], **fields: Any) -> list[Record]:
+    """Records whose case has these fields."""
+    return [r for r in records if all(getattr(r.case, name) == value for name, value in fields.items())]
+
+
+def known(part: _Part | None, gap: str = "a record lacks a value that the claim reads") -> _Part:
+    """A part that the claim reads; raises `Gap` without one."""
+    if part is None:
+        raise Gap(gap)
+    return part
+
+
+def memory(record: Record) -> MemoryRecord:
+    """The bytes of a record whose claim reads them."""
+    return known(record.memory)
+
+
+def fidelity(record: Record) -> FidelityRecord:
+    """The gradient errors of a record whose claim reads them."""
+    return known(record.fidelity)
+
+
+def is_right(record: Record) -> bool:
+    """Whether every error lies within the tolerance."""
+    return not fidelity(record).beyond_tolerance()
+
+
+def listed(values: Iterable[object]) -> str:
+    """Values separated by commas."""
+    return ", ".join(map(str, values))
+
+
+def sizes(records: Iterable[Record]) -> str:
+    """The retained bytes that occur."""
+    return listed(map(units.size, sorted({memory(record).retained_bytes for record in records})))
+
+
+def of_all(holds: list[bool], every: str, some: str, none: str) -> tuple[Verdict, str]:
+    """The verdict where a condition holds everywhere, somewhere and nowhere."""
+    if all(holds):
+        return Verdict.REPRODUCED, every
+    return (Verdict.CONDITIONS, some) if any(holds) else (Verdict.NOT, none)
+
+
+def label(case: Case) -> str:
+    """The node with the options that tell it from others; all cases here share a backend."""
+    options = [f"{name}={option}" for name, option in case.node_options if name != "backend"]
+    return f"{case.node}[{','.join(options)}]" if options else case.node
 
 
 def less_memory(records: list[Record]) -> Judged:
@@ -174,10 +253,8 @@ def inverse_checked(records: list[Record]) -> Judged:
     for dtype in ("float32", "float64"):
         shown = []
         for record in by(records, node="revlif", dtype=dtype):
-            steps, back = record.case.timesteps, fidelity(record).recovered_steps
-            if back is None:
-                gap = "a record of revlif does not say how many steps came back"
-                return Judged("", gap, Verdict.OPEN, NO_VERDICT)
+            gap = "a record of revlif does not say how many steps came back"
+            steps, back = record.case.timesteps, known(fidelity(record).recovered_steps, gap)
             complete.append(back == steps)
             shown.append(f"{back} of {steps}")
         parts.append(f"{dtype}: {listed(shown)}")
@@ -194,9 +271,8 @@ def one_tensor_per_block(records: list[Record]) -> Judged:
     """Bits, bytes and time of a whole network inside remat, beside the fused LIF, eager SpikingJelly and its memopt."""
     nodes = ("spikingjelly", "spikingjelly+bitpack", "lif", "lif+remat")
     eager, memopt, lif, remat = (by(records, node=node)[0] for node in nodes)
-    if fidelity(remat).bit_equal is None:
-        return Judged("", "the record of lif+remat does not say how many tensors are equal", Verdict.OPEN, NO_VERDICT)
-    equal, tensors = known(fidelity(remat).bit_equal)
+    gap = "the record of lif+remat does not say how many tensors are equal"
+    equal, tensors = known(fidelity(remat).bit_equal, gap)
     less, far_less, memopt_less = (
         memory(one).retained_bytes / memory(other).retained_bytes
         for one, other in ((lif, remat), (eager, remat), (eager, memopt))
@@ -302,3 +378,107 @@ def _saving(
         f"None saves {bound}.",
     )
     return Judged(conditions, measured, verdict, why)
+
+
+def accuracy_maintained(records: list[Record]) -> Judged:
+    """Each coupled node against the standard LIF, network by network and seed by seed."""
+    parts, verdicts = [], []
+    for workload in dict.fromkeys(record.case.workload for record in records):
+        shown, maintained = _against_lif(by(records, workload=workload), {})
+        parts.append(f"{workload}: {listed(shown)}")
+        verdicts += maintained
+    return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
+
+
+def rises_with_groups(records: list[Record]) -> Judged:
+    """The slope of accuracy over the logarithm of the number of groups, and its interval."""
+    points = [(math.log2(int(r.case.options["groups"] or 2)), r.accuracy.accuracy) for r in records if r.accuracy]
+    slope = _slope(points)
+    shown = listed(
+        f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
+        for variant, each in _scores(records).items()
+    )
+    verdict, why = Verdict.UNDECIDED, "Its interval holds zero."
+    if slope.low > 0:
+        verdict, why = Verdict.REPRODUCED, "Its interval lies above zero."
+    elif slope.high <= 0:
+        verdict, why = Verdict.NOT, "Its interval lies at or below zero."
+    return Judged(_trained(records), f"{shown}; {slope.in_points()} per doubling", verdict, why)
+
+
+def one_node_swapped(records: list[Record]) -> Judged:
+    """Bytes and accuracy of a network in which one layer's node is another."""
+    kept = {label(record.case): memory(record).retained_bytes for record in records}
+    parts, verdicts = _against_lif(records, kept)
+    return Judged(_trained(records), "; ".join(parts), *_verdict(verdicts))
+
+
+def _against_lif(records: list[Record], kept: Mapping[str, int]) -> tuple[list[str], list[bool | None]]:
+    """Each node in words, with its bytes where known; of each coupled one whether it maintains accuracy by fewer."""
+    scores = _scores(records)
+    lif = next(variant for variant in scores if variant.partition("[")[0] == "lif")
+    parts, verdicts = [], list[bool | None]()
+    for variant in sorted(scores, key=lambda variant: variant != lif):
+        words, loss = _shown(scores[variant]), _difference(scores[lif], scores[variant])
+        times = f" ({units.times(kept[lif] / kept[variant])} times less)" if kept and variant != lif else ""
+        retains = f"retains {units.size(kept[variant])}{times}, " if kept else ""
+        parts.append(f"{variant} {retains}{words}" + (f", {loss.in_points()} to lif" if variant != lif else ""))
+        if variant.startswith("revlif"):
+            verdicts.append(False if kept and kept[variant] >= kept[lif] else _maintained(loss))
+    return parts, verdicts
+
+
+def _maintained(difference: Interval) -> bool | None:
+    """Whether an accuracy is no more than the margin below; None where the data cannot tell."""
+    if difference.low >= -MARGIN:
+        return True
+    return False if difference.high < -MARGIN else None
+
+
+def _verdict(maintained: list[bool | None]) -> tuple[Verdict, str]:
+    margin = f"{100 * MARGIN:g} points"
+    if all(each is True for each in maintained):
+        return Verdict.REPRODUCED, f"Every interval lies above {margin} below lif."
+    if any(each is False for each in maintained):
+        if any(each is True for each in maintained):
+            return Verdict.CONDITIONS, f"Some intervals lie above {margin} below lif, some below."
+        if None not in maintained:
+            return Verdict.NOT, f"Every interval lies more than {margin} below lif, or no memory is saved."
+    return Verdict.UNDECIDED, f"An interval holds the margin of {margin} below lif: more seeds or images would tell."
+
+
+def _difference(lif: dict[int, AccuracyRecord], other: dict[int, AccuracyRecord]) -> Interval:
+    """Accuracy of `other` less that of `lif`, paired by seed."""
+    pairs = [other[seed].accuracy - each.accuracy for seed, each in lif.items() if seed in other]
+    return interval_of_mean(pairs, 1 - ERROR)
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> Interval:
+    """Least-squares slope, with Student's interval from its standard error."""
+    from scipy.stats import linregress  # not above: it takes longer to load than all that is judged without it
+
+    found = linregress(*zip(*points, strict=True))
+    slope = float(found.slope)
+    if len(points) < 3:
+        return Interval(slope, -math.inf, math.inf)
+    half = student(len(points) - 2, 1 - ERROR) * float(found.stderr)
+    return Interval(slope, slope - half, slope + half)
+
+
+def _trained(records: list[Record]) -> str:
+    case, seeds = records[0].case, sorted({record.case.seed for record in records})
+    networks = listed(dict.fromkeys(record.case.workload for record in records))
+    return f"{networks} on digits, T = {case.timesteps}, {case.epochs} epochs, {len(seeds)} seeds, mean and deviation"
+
+
+def _scores(records: list[Record]) -> Scores:
+    found: Scores = defaultdict(dict)
+    for record in records:
+        found[label(record.case)][record.case.seed] = known(record.accuracy)
+    return found
+
+
+def _shown(scores: dict[int, AccuracyRecord]) -> str:
+    text = units.spread([each.accuracy for each in scores.values()])
+    stripped = [each.stripped_accuracy for each in scores.values() if each.stripped_accuracy is not None]
+    return f"{text} (stripped {units.spread(stripped)})" if stripped else text
