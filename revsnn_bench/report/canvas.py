@@ -219,20 +219,17 @@ def named_rows(
         yield axes
 
 
-def to_svg(axes: "Axes") -> str:
-    """Returns the drawing, the label of the y axis halfway up."""
+def finish(axes: "Axes", name: str, title: str, *caption: str) -> Figure:
+    """Returns the figure drawn in a panel, or in several with the first one, its y label halfway up.
+
+    Of the caption's sentences some may be empty.
+    """
     text, drawing = io.StringIO(), drawing_of(axes)
     places = [each.get_position() for each in drawing.axes]
     middle = (min(place.y0 for place in places) + max(place.y1 for place in places)) / 2
     axes.yaxis.set_label_coords(0.2 / WIDTH_IN, middle, drawing.transFigure)
     drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return tidy(text.getvalue())
-
-
-def finish(axes: "Axes", name: str, title: str, *caption: str) -> Figure:
-    """Returns the figure drawn in a panel, or in several with the first one, its caption in sentences of which some may
-    be empty."""
-    return Figure(name, title, " ".join(filter(None, caption)), to_svg(axes))
+    return Figure(name, title, " ".join(filter(None, caption)), tidy(text.getvalue()))
 
 
 def entry(label: str, **style: Any) -> Any:

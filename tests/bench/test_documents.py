@@ -19,9 +19,9 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Status
 from revsnn_bench.report import study, units
 from revsnn_bench.report.canvas import Looks
-from revsnn_bench.report.figures.growth import method_figures
-from revsnn_bench.report.figures.memory import step_figures
+from revsnn_bench.report.figures import method_figures
 from revsnn_bench.report.html.study import study_figures
+from revsnn_bench.report.memory_figures import step_figures
 from revsnn_bench.report.points import ratio_of, ratio_text, references
 from revsnn_bench.report.tables import value_cell
 from revsnn_bench.runs import load_run
