@@ -29,7 +29,7 @@ def _ended_by_interrupts() -> Iterator[None]:
 with _ended_by_interrupts():
     import typer
 
-    from revsnn_bench.cli import claims, machine, plan, reports, run, train, tune
+    from revsnn_bench.cli import claims, machine, plan, reports, run, training
     from revsnn_bench.exit_codes import ExitCode
 
 app = typer.Typer(
@@ -46,8 +46,8 @@ app.command("merge")(run.merge)
 app.command("report")(reports.report)
 app.command("compare")(reports.compare)
 app.command("gate")(reports.gate_command)
-app.command("train")(train.train)
-app.command("tune")(tune.tune)
+app.command("train")(training.train)
+app.command("tune")(training.tune)
 app.command("largest")(plan.largest)
 app.command("plan")(plan.plan)
 app.command("predict")(plan.predict)

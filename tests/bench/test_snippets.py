@@ -23,7 +23,7 @@ from revsnn_nodes import registry
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from revsnn_bench.cli import app, run, tune
+from revsnn_bench.cli import app, run, training
 from revsnn_bench.exit_codes import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,7 +238,7 @@ class Reader:
             words[1] == "tune" and not refused
         ):  # planned, too: test_tune.py has studies, and so has the page in Python
             given = get_command(app).commands["tune"].make_context("tune", words[2:])
-            assert tune._settings(given.params).trials
+            assert training._settings(given.params).trials
         else:
             done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "120"})
             code, *said = REFUSED.get(refused, (ExitCode.PASS,))
