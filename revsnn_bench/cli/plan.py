@@ -1,7 +1,6 @@
 """`revsnn-bench plan`, `predict`, `largest`: what fits a budget of bytes, what a step takes, how far a node goes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,11 +68,14 @@ def plan(
     _require_writable("--output", output)
     if page is not None:
         _require_writable("--page", page)
-    with _refusing_workers_errors(), Runner(measure, timeout_s=1800) as runner:
-        from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
+    curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
+    try:
+        with Runner(measure, timeout_s=1800) as runner:
+            from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
 
-        curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
-        found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
+            found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
+    except RuntimeError as error:
+        raise failure(*_told(error)) from None
     _show(found, frontier)
     output.write_text(found.to_json(), encoding="utf-8")
     typer.echo(f"plan: {output}")
@@ -92,15 +94,6 @@ def _require_writable(flag: str, path: Path) -> None:
         require_writable(path.parent)
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder. Name a file in it.")
-
-
-@contextmanager
-def _refusing_workers_errors() -> Iterator[None]:
-    """Ends the command by the first line of a worker's error."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise failure(*_told(error)) from None
 
 
 def _told(error: RuntimeError) -> tuple[str, ExitCode]:

@@ -139,14 +139,12 @@ def read_cifar(folder: str | Path, layout: CifarFormat = CIFAR10) -> Split:
         ValueError: an archive with another checksum, or a file of another size than the official one.
     """
     root = Path(folder).expanduser()
-    archive = root / layout.archive
     names = (*layout.train_files, *layout.test_files)
-    for place in (root / layout.folder, root):
-        if all((place / name).is_file() for name in names):
-            contents = {name: (place / name).read_bytes() for name in names}
-            break
+    places = [each for each in (root / layout.folder, root) if all((each / name).is_file() for name in names)]
+    if places:
+        contents = {name: (places[0] / name).read_bytes() for name in names}
     else:
-        contents = _unpacked(archive, names, layout)
+        contents = _unpacked(root / layout.archive, names, layout)
     train = _parsed(contents, layout.train_files, layout, layout.records[0])
     return Split(*train, *_parsed(contents, layout.test_files, layout, layout.records[1]))
 

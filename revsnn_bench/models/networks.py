@@ -2,17 +2,14 @@
 
 VGG-11, 13, 16 and 19: Simonyan and Zisserman 2015 (arXiv 1409.1556), table 1, A, B, D and E, with batch norm after
 every convolution and one linear layer as classifier, as is usual on CIFAR. Pooling takes the average, as in TET
-(arXiv 2202.11946): it is linear, so it means the same for spikes and for an output that carries its input. Published
-counts for CIFAR-10 (kuangliu/pytorch-cifar and others): 9,231,114; 9,416,010; 14,728,266; 20,040,522. They include a
-bias per convolution, which batch norm makes redundant; without it 2,752; 2,944; 4,224 and 5,504 fewer remain here.
+(arXiv 2202.11946): it is linear, so it means the same for spikes and for an output that carries its input.
 
 ResNet-19, and ResNet-20 and 32 for CIFAR: the shortcut is added before the second neuron (tdBN, Zheng et al. 2021,
-arXiv 2011.05280); where the size changes it is a 1x1 convolution and a norm. Published counts for CIFAR-10: ResNet-20
-272,474 and ResNet-32 466,906 (osmr/imgclsmob with 1x1 shortcuts; He et al. 2016, arXiv 1512.03385, give 0.27 M and
-0.46 M); ResNet-19 12.63 M (Spikformer, arXiv 2209.15425, for tdBN and TET alike), here 12,697,994 with TET's 256
-features before the classifier.
+arXiv 2011.05280); where the size changes it is a 1x1 convolution and a norm. ResNet-19 has TET's 256 features before
+the classifier.
 
-The sequence network: causal convolutions over time, so that the last step sees all steps.
+The sequence network: causal convolutions over time, so that the last step sees all steps. Of the others the parameters
+are as many as published, but for a bias per convolution of VGG, which batch norm makes redundant: `test_models.py`.
 """
 
 import math

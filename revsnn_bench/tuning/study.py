@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revsnn_bench.case import Case
+from revsnn_bench.case import Case, parse_size
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import study as read
 from revsnn_bench.report import write_reports
@@ -214,8 +214,6 @@ def tune(
     Raises:
         ValueError: a setting is wrong; see `StudySettings`.
     """
-    from revsnn_bench.case import parse_size
-
     given = {"space": space or {}, "objective": tuple(objective), **settings}
     known = StudySettings.model_validate(given | {"budget_bytes": None if budget is None else parse_size(budget)})
     known.require_sound()

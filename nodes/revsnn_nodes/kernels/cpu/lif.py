@@ -38,7 +38,6 @@ from revsnn_nodes.kernels.cpu.equations import (
 from revsnn_nodes.kernels.cpu.machine import (
     contracted_kernel,
     contracted_row,
-    exact,
     exact_kernel,
     exact_row,
     fma,
@@ -175,36 +174,21 @@ def coefficients(mean: Any, inverse_std: Any, weight: Any, bias: Any, scale: Any
         shift[c] = fma(-mean[c], scale[c], bias[c])
 
 
-@exact
-def _charge(z: Any, scale: Any, shift: Any, residual: Any, v: Any, j: Any, adds: Any, p: Numbers, mode: Mode) -> Any:
-    """Charge of element j."""
-    x = rounded(fma(read(z, j), scale[j], shift[j]), z)
-    if len(adds):
-        x = rounded(x + read(residual, j), z)
-    return charge_of(x, v[j], p, mode.leak)
-
-
 @exact_row
-def _spike_row(
-    z: Any, scale: Any, shift: Any, residual: Any, v: Any, spike: Any, adds: Any, p: Numbers, mode: Mode
+def _norm_row(
+    z: Any, scale: Any, shift: Any, residual: Any, v: Any, out: Any, adds: Any, sides: Any, p: Numbers, mode: Mode
 ) -> None:
-    """One step: v becomes the membrane after it."""
+    """One step: v becomes the membrane after it, out the spike, or given `sides` the charge that would be kept."""
     for j in range(z.shape[0]):
-        h = _charge(z, scale, shift, residual, v, j, adds, p, mode)
+        x = rounded(fma(read(z, j), scale[j], shift[j]), z)
+        if len(adds):
+            x = rounded(x + read(residual, j), z)
+        h = charge_of(x, v[j], p, mode.leak)
         s = fired(h, p.threshold)
-        write(spike, j, s)
-        v[j] = reset_of(h, s, p, mode)
-
-
-@exact_row
-def _charge_row(
-    z: Any, scale: Any, shift: Any, residual: Any, v: Any, charge: Any, adds: Any, sides: Any, p: Numbers, mode: Mode
-) -> None:
-    """One step, which writes the charge in place of the spike: that which the neuron would have kept."""
-    for j in range(z.shape[0]):
-        h = _charge(z, scale, shift, residual, v, j, adds, p, mode)
-        s = fired(h, p.threshold)
-        charge[j] = kept_charge(h, s, z, sides[0], sides[1])
+        if len(sides):
+            write(out, j, kept_charge(h, s, z, sides[0], sides[1]))
+        else:
+            write(out, j, s)
         v[j] = reset_of(h, s, p, mode)
 
 
@@ -229,9 +213,9 @@ def norm_lif_forward(
                 ahead = following(t, steps, columns, c, b - a)
                 read_ahead(z, ahead)
                 write_ahead(spike, ahead)
-                _spike_row(
+                _norm_row(
                     row_of(z, here, n), row_of(scales, c - a, n), row_of(shifts, c - a, n),
-                    row_of(residual, here, n), row_of(v, c - a, n), row_of(spike, here, n), adds, p, mode,
+                    row_of(residual, here, n), row_of(v, c - a, n), row_of(spike, here, n), adds, (), p, mode,
                 )  # fmt: skip
         copy_row(v, v_last[a:b])
 
@@ -264,7 +248,7 @@ def norm_lif_backward(
                     read_ahead(z, here + columns)
                 else:
                     read_ahead(sbar, here)
-                _charge_row(
+                _norm_row(
                     row_of(z, here, n), row_of(scales, c - a, n), row_of(shifts, c - a, n),
                     row_of(residual, here, n), row_of(w, c - a, n), row_of(charge, t * block + c - a, n), adds, sides,
                     p, mode,

@@ -19,11 +19,9 @@ from revsnn_nodes.kernels.triton.equations import (
     LAST,
     USUAL,
     appended,
-    charge_of,
     clamped,
     columns_of,
     f64,
-    fired,
     jit,
     kernel,
     lif_step_vjp,
@@ -34,6 +32,7 @@ from revsnn_nodes.kernels.triton.equations import (
     read_narrow,
     read_or,
     reset_of,
+    step_of,
     widened,
     write,
 )
@@ -54,9 +53,7 @@ def carrier_forward(
     for t in tl.range(0, steps, num_stages=STAGES):
         row = t * columns
         x = clamped(read(x_seq + row + at, mask), -p.clamp, p.clamp)
-        h = charge_of(x, v, p, mode)
-        s = fired(h, p)
-        v = reset_of(h, s, p, mode)
+        _, s, v = step_of(x, v, p, mode)
         write(y_seq + row + at, s + p.epsilon * x, mask)
     write(v_last + at, v, mask)
 

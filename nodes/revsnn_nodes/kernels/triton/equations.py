@@ -218,6 +218,14 @@ def reset_of(h, s, p, mode):
 
 
 @jit
+def step_of(x, v, p, mode):
+    """Charge, spike, and membrane after the step."""
+    h = charge_of(x, v, p, mode)
+    s = fired(h, p)
+    return h, s, reset_of(h, s, p, mode)
+
+
+@jit
 def clamped(x, low, high):
     """x within [low, high]."""
     x = tl.where(x < low, low, x)

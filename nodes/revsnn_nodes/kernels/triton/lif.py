@@ -25,7 +25,6 @@ from revsnn_nodes.kernels.triton.equations import (
     SCALED,
     USUAL,
     appended,
-    charge_of,
     columns_of,
     f64,
     fired,
@@ -40,6 +39,7 @@ from revsnn_nodes.kernels.triton.equations import (
     read_narrow,
     read_or,
     reset_of,
+    step_of,
     widened,
     with_rate,
     write,
@@ -61,10 +61,7 @@ def lif_forward(
     v = read_or(v0, 0, at, mask, p.rest, dtype)
     for t in tl.range(0, steps, num_stages=STAGES):
         row = t * columns
-        x = read(x_seq + row + at, mask)
-        h = charge_of(x, v, p, mode)
-        s = fired(h, p)
-        v = reset_of(h, s, p, mode)
+        h, s, v = step_of(read(x_seq + row + at, mask), v, p, mode)
         write(s_seq + row + at, s, mask)
         if h_seq is not None:
             write(h_seq + row + at, kept_charge(h, s, least, greatest, dtype), mask)
@@ -133,14 +130,6 @@ def input_of(z_seq, residual_seq, place, mask, norm, mode, dtype: tl.constexpr, 
     if residual_seq is not None:
         x = (widened(x) + read(residual_seq + place, mask, policy)).to(dtype)
     return x
-
-
-@jit
-def step_of(x, v, p, mode):
-    """Charge, spike, and membrane after the step."""
-    h = charge_of(x, v, p, mode)
-    s = fired(h, p)
-    return h, s, reset_of(h, s, p, mode)
 
 
 @kernel
