@@ -1,6 +1,8 @@
 """`revsnn-bench plan`, `predict`, `largest`: what fits a budget of bytes, what a step takes, how far a node goes."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,6 @@ from revsnn_bench.cli.options import Input, Model, case_option, checked, count, 
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.plan.largest import Axis, largest_that_fits
 from revsnn_bench.records import MemoryRecord
 from revsnn_bench.report import units
 from revsnn_bench.report.terminal import Grid
@@ -223,21 +224,17 @@ def largest(
     title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
     headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
     table = Grid(title, headings, [False, *[True] * 5])
-    grows: Axis = "batch" if axis == "batch" else "timesteps"
     with refusing(ValueError):
         for name in () if model else names:
             strategy(name)
         with Runner(measure, timeout_s=600) as runner:
             for name in names:
                 case = fixed.model_copy(update={"node": name, axis: 1})
-                cells = _cells(runner, case, grows, parse_size(budget), limit, of == "process")
-                table.add_row(name, *cells)
+                table.add_row(name, *_cells(runner, case, axis, parse_size(budget), limit, of == "process"))
     Console().print(table)
 
 
-def _cells(
-    runner: "Runner", case: Case, axis: Axis, budget_bytes: int, limit: int, of_process: bool
-) -> tuple[str, ...]:
+def _cells(runner: "Runner", case: Case, axis: str, budget_bytes: int, limit: int, of_process: bool) -> tuple[str, ...]:
     """What fits of a node, its peaks of tensors and process, the peak of the next, and how many were measured.
 
     A case that fails for another reason than memory ends the command.
@@ -268,3 +265,81 @@ def _cells(
         own = memory[fit.case].peak_bytes, memory[fit.case].process_peak_bytes
     shown = ("" if peak is None else units.size(peak) for peak in (*own, fit.next_peak_bytes))
     return value, *shown, str(fit.probes)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest case that fits, None where not even the smallest does, found by so many measurements.
+
+    `next_peak_bytes` is that of the next larger case, which does not fit; None where it ran out of memory, or where the
+    search ended at its limit.
+    """
+
+    case: Case | None
+    peak_bytes: int | None
+    next_peak_bytes: int | None
+    at_limit: bool
+    probes: int
+
+
+def largest_that_fits(
+    case: Case,
+    axis: str,
+    budget_bytes: int,
+    peak_of: Callable[[Case], int | None],
+    limit: int = 1 << 20,
+    guess: int | None = None,
+) -> Fit:
+    """Searches one axis of a case by bisection, and where two measured peaks predict it, on the line through them.
+
+    Args:
+        case: everything but the axis, whose smallest value is the case's own.
+        budget_bytes: largest peak that fits.
+        peak_of: measured peak bytes of a case; None where it ran out of memory.
+        limit: largest value to try.
+        guess: a value to try first, with the one after it: two measurements then decide where it is right.
+    Returns:
+        The largest value that was measured to fit; the next larger one was measured not to, or is beyond the limit.
+        Peaks must not fall as the axis grows.
+    Raises:
+        ValueError: a budget below 1 byte, or a limit below the start.
+    """
+    start: int = getattr(case, axis)
+    if budget_bytes < 1 or limit < start:
+        raise ValueError(
+            f"`budget_bytes` must be at least 1 and `limit` at least the start {start}; got {budget_bytes} and "
+            f"{limit}. There is nothing to search. Pass a larger budget, or a case with a smaller start."
+        )
+    peaks: dict[int, int | None] = {}
+
+    def fits(value: int) -> bool:
+        if value not in peaks:
+            peaks[value] = peak_of(case.model_copy(update={axis: value}))
+        peak = peaks[value]
+        return peak is not None and peak <= budget_bytes
+
+    if not fits(start):
+        return Fit(None, None, peaks[start], at_limit=False, probes=len(peaks))
+    low, high = start, limit + 1  # low fits; high does not, or is not tried
+    for value in () if guess is None else (guess, guess + 1):
+        if low < value < high:
+            low, high = (value, high) if fits(value) else (low, value)
+    while high - low > 1:
+        value = min(max(_next_value(peaks, low, high, budget_bytes), low + 1), high - 1)
+        low, high = (value, high) if fits(value) else (low, value)
+    best = case.model_copy(update={axis: low})
+    return Fit(best, peaks[low], peaks.get(high), at_limit=low == limit, probes=len(peaks))
+
+
+def _next_value(peaks: dict[int, int | None], low: int, high: int, budget_bytes: int) -> int:
+    """Where a line through two measured peaks meets the budget.
+
+    Between a value that fits and one that does not, every second value is the middle, so that any growth converges.
+    """
+    if high in peaks and (len(peaks) % 2 or peaks[high] is None):
+        return (low + high) // 2
+    ends = [low, high] if high in peaks else sorted(peaks)[-2:]
+    y0, y1 = (peaks[value] or 0 for value in (ends[0], ends[-1]))
+    if y1 <= y0:
+        return 2 * low
+    return ends[0] + (budget_bytes - y0) * (ends[1] - ends[0]) // (y1 - y0)

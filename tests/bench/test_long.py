@@ -6,9 +6,9 @@ from typer.testing import CliRunner
 
 from revsnn_bench import Case, Settings
 from revsnn_bench.cli import app
+from revsnn_bench.cli.plan import largest_that_fits
 from revsnn_bench.models.networks import DelayedLinear
 from revsnn_bench.models.workloads import build
-from revsnn_bench.plan.largest import largest_that_fits
 from revsnn_bench.records import Status
 from revsnn_bench.session import BenchSession, RunOptions
 

@@ -10,7 +10,7 @@ every k steps; inverse backward 3 (y, ybar, xbar). Both are the least.
 
 The backward pass from anchors regenerates a segment of k = `every` steps forward from its anchor, in pieces of R steps
 (ROWS), as few and as even as allow R times the groups to stay within `MOST_ROWS` of
-`revsnn_nodes.kernels.triton.launch`. Sweep and pieces are those of `revsnn_nodes.kernels.triton.carrier`, within each
+`revsnn_nodes.kernels.triton.launch`. Sweep and pieces are those of `revsnn_nodes.kernels.triton.lif`, within each
 segment. With P = ceil(k / R) pieces per segment the traffic is 3 + 1 / k for y, ybar, xbar and the anchors, and
 (P - 1) (R + 2) / k for the sweep: none for k times groups up to MOST_ROWS, and never more than 1 + 2 / R.
 """

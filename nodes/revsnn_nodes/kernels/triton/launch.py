@@ -20,7 +20,7 @@ from torch import Tensor
 
 from revsnn_nodes.equations import sides_of
 from revsnn_nodes.kernels.layout import Numbers, grouped, reciprocal_is_exact
-from revsnn_nodes.kernels.triton import carrier, coupled, lif
+from revsnn_nodes.kernels.triton import coupled, lif
 from revsnn_nodes.kernels.triton.equations import INTERPRETED, Mode
 
 
@@ -36,8 +36,8 @@ KERNELS: dict[str, Kernel] = {
     "lif_backward": Kernel(lif.lif_backward, 1),
     "norm_lif_forward": Kernel(lif.norm_lif_forward, 1),
     "norm_lif_backward": Kernel(lif.norm_lif_backward, 3),
-    "carrier_forward": Kernel(carrier.carrier_forward, 1),
-    "carrier_backward": Kernel(carrier.carrier_backward, 3),
+    "carrier_forward": Kernel(lif.carrier_forward, 1),
+    "carrier_backward": Kernel(lif.carrier_backward, 3),
     "coupled_forward": Kernel(coupled.coupled_forward, 1),
     "inverse_backward": Kernel(coupled.inverse_backward, 1),
     "anchored_backward": Kernel(coupled.anchored_backward, 3),
