@@ -314,9 +314,7 @@ def by_kind(record: Record) -> dict[str, int]:
     modules = None if record.memory is None else record.memory.retained_by_module_bytes
     sizes: dict[str, int] = defaultdict(int)
     for module, size in (modules or {}).items():
-        parts = module.split(".")
-        kind = next((part for part in parts if part in KINDS), REST)
-        sizes[kind] += size
+        sizes[next((part for part in module.split(".") if part in KINDS), REST)] += size
     return {kind: sizes[kind] for kind in (*KINDS, REST) if sizes[kind]}
 
 

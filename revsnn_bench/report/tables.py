@@ -231,8 +231,7 @@ def environment_text(run: Run) -> str:
     gpu = f" and one {place.gpu} (driver {place.driver}, CUDA {place.cuda})" if place.gpu else ""
     code = f"revsnn-bench {place.package}"
     if place.commit:
-        state = {True: ", with changes", False: "", None: ""}[place.dirty]
-        code += f" at commit {place.commit[:12]}{state}"
+        code += f" at commit {place.commit[:12]}{', with changes' if place.dirty else ''}"
     threads = "1 thread" if place.threads == 1 else f"{place.threads} threads"
     cores = "1 core" if place.cores == 1 else f"{place.cores} cores"
     texts = [
@@ -244,9 +243,7 @@ def environment_text(run: Run) -> str:
     if isinstance(passes, list):
         texts.append(f"Passes: {', '.join(map(str, passes))}.")
     if processes and passes and "time" in passes:
-        texts.append(
-            f"A time is taken in {processes} processes." if processes != 1 else "A time is taken in one process."
-        )
+        texts.append(f"A time is taken in {'one process' if processes == 1 else f'{processes} processes'}.")
     if header.settings.get("keep_freed"):
         texts.append("Freed memory was kept, so that no time contains the mapping of new pages.")
     return " ".join(texts)

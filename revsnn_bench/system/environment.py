@@ -74,17 +74,15 @@ def fingerprint(modules: Sequence[str] = ()) -> Environment:
 def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
 
-    * `torch`: kernels and their temporaries change between versions and builds.
-    * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch
-      memory on another architecture is another number.
-    * `threads`: a parallel reduction allocates one partial result per thread (`sum` over float32: 4 bytes per thread,
-      none with one thread). Runs that are to be compared fix their thread count (`Runner(threads=...)`).
-    * `deterministic`: deterministic kernels use other temporaries.
-    * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without
-      one in common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
+    * `torch`, `deterministic`: kernels and their temporaries change between versions and builds, and with the switch.
+    * `platform`: operating system and processor architecture, not the kernel's release; oneDNN's scratch differs.
+    * `threads`: a parallel reduction allocates one partial result per thread. Runs that are to be compared fix their
+      thread count (`Runner(threads=...)`).
+    * `cuda`, `gpu`: workspaces of cuDNN and cuBLAS depend on both. Only where both runs saw a GPU: without one in
+      common they have no CUDA case in common either, and bytes of CPU cases do not depend on it.
 
-    Everything else may differ: CPU model, cores, memory, driver, Python, commit. The gate must say the same
-    on every machine of one kind, and a changed commit is what it is there to judge.
+    Everything else may differ: CPU model, cores, memory, driver, Python, commit. The gate must say the same on every
+    machine of one kind, and a changed commit is what it is there to judge.
 
     Returns:
         (field, value in `a`, value in `b`), empty when the runs are comparable.

@@ -3,14 +3,11 @@
 By the run delay timing rounds are rejected: how long our threads were ready to run and did not, because something else
 was on their core. Linux counts it per thread in /proc/self/task/*/schedstat. It is zero for sleeping and for waiting on
 a lock or a device, so it needs no model of what the work should have cost. Measured with an eager LIF on 2 threads of 2
-cores, as a share of wall time, rounds of 0.7 to 5 ms: alone at most 0.009, with a neighbour that is always busy 0.55 to
-1.02 (and 20 to 80 times slower), with one busy for 30 ms in every 100 ms, 0.000 where it slept and 0.83 to 0.85 where
-it did not. Nothing lies between, so the limit of 0.05 is not delicate. What does not separate: involuntary context
-switches (0 to 2 in contended rounds, 0 or 1 in quiet ones), processor time over wall time (1.0 to 2.8 in quiet rounds,
-1.0 to 1.3 in contended ones), and the load average, which lags by a minute. Time that a hypervisor takes away from the
-whole machine is no run delay; /proc/stat has it as steal, in ticks of 10 ms; its average over the cores is added.
-Threads of our own that outnumber the cores delay each other and read as contention too. Off Linux there is no signal
-and nothing is rejected.
+cores, in rounds of 0.7 to 5 ms, it is at most 0.009 of wall time alone and 0.55 to 1.02 beside a busy neighbour, who
+makes them 20 to 80 times slower: the limit of 0.05 is not delicate. Context switches, processor time over wall time and
+the load average do not separate the two. Time that a hypervisor takes away from the whole machine is no run delay;
+/proc/stat has it as steal, in ticks of 10 ms; its average over the cores is added. Threads of our own that outnumber
+the cores delay each other and read as contention too. Off Linux there is no signal and nothing is rejected.
 
 Tensor bytes and resident memory agree only if the C library maps each tensor on its own and gives it back when it is
 freed: start Python with `MALLOC_MMAP_THRESHOLD_=1048576`. Otherwise what is left on the heap is counted too.

@@ -66,11 +66,7 @@ OPERATORS = {
         " bool soft, bool detach, bool need_v, bool need_rate) -> (Tensor, Tensor, Tensor)",
         # Gradients of the input and, here as below, where needed of the first membrane; what each neuron adds to the
         # rate's.
-        lambda c: (
-            _all(c.charge_seq),
-            _state(c.charge_seq, c.need_v),
-            _state(c.charge_seq, c.need_rate),
-        ),
+        lambda c: (_all(c.charge_seq), _state(c.charge_seq, c.need_v), _state(c.charge_seq, c.need_rate)),
     ),
     # `inner`: channels lie so many columns apart, again and again. `form`: how the norm is rounded, `layout.FORMS`.
     "norm_lif_forward": Operator(
