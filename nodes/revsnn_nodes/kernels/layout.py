@@ -42,47 +42,34 @@ def cached(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
 
 class Numbers(NamedTuple):
-    """A kernel's parameters, by name; operators take them as `float[] p`, in this order. Unused ones are 0.0."""
+    """A kernel's parameters, by name; operators take them as `float[] p`, in this order."""
 
-    tau: float  # tau, membrane time constant; steps
-    threshold: float  # V_th, membrane at which the neuron fires; units of the membrane
-    rest: float  # V_reset, or 0 for soft reset: leak's target and first membrane; units of the membrane
-    keep: float  # dH/dV = 1 - 1/tau; no unit
-    gain: float  # dH/dX, 1/tau or 1; no unit
-    height: float  # phi's height, see `surrogate_code`; 1 / units of the membrane
-    scale: float  # phi's scale, see `surrogate_code`; its unit depends on the kind
-    epsilon: float  # share of the input in a carrier's output, epsilon over its unit; output per unit of the input
-    clamp: float  # largest |input| that a carrier's output carries; units of the input
-    alpha: float  # alpha, strength of the coupled reset; no unit
-    beta: float  # beta, share of the partner's input in a coupled output; output per unit of the input
-    drop: float  # alpha V_th, what an open gate takes off in a coupled soft reset; units of the membrane
-    inflow: float  # V_reset / tau, constant part of the coupled charge; units of the membrane
+    tau: float = 0.0  # tau, membrane time constant; steps
+    threshold: float = 0.0  # V_th, membrane at which the neuron fires; units of the membrane
+    rest: float = 0.0  # V_reset, or 0 for soft reset: leak's target and first membrane; units of the membrane
+    keep: float = 0.0  # dH/dV = 1 - 1/tau; no unit
+    gain: float = 0.0  # dH/dX, 1/tau or 1; no unit
+    height: float = 0.0  # phi's height, see `surrogate_code`; 1 / units of the membrane
+    scale: float = 0.0  # phi's scale, see `surrogate_code`; its unit depends on the kind
+    epsilon: float = 0.0  # share of the input in a carrier's output, epsilon over its unit; output per unit of input
+    clamp: float = 0.0  # largest |input| that a carrier's output carries; units of the input
+    alpha: float = 0.0  # alpha, strength of the coupled reset; no unit
+    beta: float = 0.0  # beta, share of the partner's input in a coupled output; output per unit of the input
+    drop: float = 0.0  # alpha V_th, what an open gate takes off in a coupled soft reset; units of the membrane
+    inflow: float = 0.0  # V_reset / tau, constant part of the coupled charge; units of the membrane
 
 
 @cached
 def numbers(neuron: LIFParameters, height: float = 0.0, scale: float = 0.0) -> Numbers:
     """The parameter vector of a neuron, with the height and scale of `surrogate_code` for a backward pass."""
-    alpha = beta = drop = inflow = 0.0
-    if isinstance(neuron, CoupledParameters):
-        alpha, beta = neuron.alpha, neuron.beta
-        drop, inflow = neuron.alpha * neuron.v_threshold, neuron.rest / neuron.tau
+    p = Numbers(threshold=neuron.v_threshold, rest=neuron.rest, height=height, scale=scale)
     # A learned tau is not among them, nor what follows from it: as NaN they would be unlike themselves.
-    is_learned = isinstance(neuron, ParametricLIFParameters)
-    return Numbers(
-        tau=0.0 if is_learned else neuron.tau,
-        threshold=neuron.v_threshold,
-        rest=neuron.rest,
-        keep=0.0 if is_learned else neuron.keep,
-        gain=0.0 if is_learned else neuron.input_gain,
-        height=height,
-        scale=scale,
-        epsilon=getattr(neuron, "share", 0.0),
-        clamp=getattr(neuron, "clamp", 0.0),
-        alpha=alpha,
-        beta=beta,
-        drop=drop,
-        inflow=inflow,
-    )
+    if not isinstance(neuron, ParametricLIFParameters):
+        p = p._replace(tau=neuron.tau, keep=neuron.keep, gain=neuron.input_gain)
+    if isinstance(neuron, CoupledParameters):
+        alpha, drop, inflow = neuron.alpha, neuron.alpha * neuron.v_threshold, neuron.rest / neuron.tau
+        p = p._replace(alpha=alpha, beta=neuron.beta, drop=drop, inflow=inflow)
+    return p._replace(epsilon=getattr(neuron, "share", 0.0), clamp=getattr(neuron, "clamp", 0.0))
 
 
 KINDS = ("sigmoid", "atan", "quadratic", "exponential", "squared", "erf", "rect")
