@@ -28,7 +28,7 @@ from nodes_remat import (
 )
 from nodes_tolerances import ALIKE_RTOL
 from revsnn_nodes import CarrierLIF, CheckpointedLIF, StandardLIF, StandardParametricLIF, remat
-from revsnn_nodes.remat import recipes
+from revsnn_nodes.remat import functions, recipes
 from revsnn_nodes.remat.pack import recordable
 from torch import nn
 from torch._dynamo.source import ConstantSource
@@ -473,9 +473,9 @@ def test_what_is_pooled_without_gradient_keeps_no_places():
 
 def test_verify_raises_where_a_function_is_not_deterministic(request, monkeypatch):
     """A wrong entry in the table is found by its checksum."""
-    recipes.treatment.cache_clear()
-    request.addfinalizer(recipes.treatment.cache_clear)
-    monkeypatch.setitem(recipes.CHEAP, F.dropout, 1)
+    functions.treatment.cache_clear()
+    request.addfinalizer(functions.treatment.cache_clear)
+    monkeypatch.setitem(functions.CHEAP, F.dropout, 1)
     with remat(verify=True):
         loss = F.dropout(F.layer_norm(source(leaf(2, 3, 50)), (50,))).exp().sin().sum()
     with pytest.raises(RuntimeError, match="must equal the one of the forward"):

@@ -369,3 +369,54 @@ def test_constants_have_the_type_and_device_of_the_forward():
         loss.backward()
         results.append(w.grad)
     assert torch.equal(*results)
+
+
+def heads(x):
+    """q and k of `[2, 3, 32]`, as parts of one tensor: `[2, heads, 3, 4]` each."""
+    return x.unflatten(-1, (2, 4, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def channels_last(x):
+    return x.mT, x.mT
+
+
+PRODUCTS = {
+    "q and k of one tensor": (heads, lambda q, k, w: q @ k.transpose(-2, -1)),
+    "k and q, transposed": (heads, lambda q, k, w: torch.matmul(k.transpose(-2, -1), q)),
+    "a linear layer": (channels_last, lambda x, _, w: nn.functional.linear(x, w)),
+    "a matrix that learns": (channels_last, lambda x, _, w: x.matmul(w.mT)),
+    "a frozen matrix": (channels_last, lambda x, _, w: x @ w.detach().mT),
+    "one side learns": (heads, lambda q, k, w: q.detach() @ k.transpose(-2, -1)),
+}
+"""Two tensors whose dimensions do not merge, and a product of theirs or of one and a weight `[5, 3]`."""
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_operands_that_a_product_copies_are_made_again(name, half):
+    """Bits are those without, and no more is kept than of a product of contiguous operands."""
+    operands, product = PRODUCTS[name]
+    results, kept = [], []
+    for context, laid_out in ((nullcontext, None), (remat, None), (remat, torch.Tensor.contiguous)):
+        torch.manual_seed(0)
+        layer, norm, w = nn.Linear(32, 32), nn.BatchNorm1d(3), nn.Parameter(torch.randn(5, 3))
+        with context() as saved, torch.autocast("cpu", torch.bfloat16, enabled=half):
+            pair = operands(norm(layer(torch.randn(2, 3, 32))).relu())
+            y = product(*(map(laid_out, pair) if laid_out else pair), w)
+        y.float().square().sum().backward()
+        results.append(
+            [y, *(each.grad for each in (w, *layer.parameters(), *norm.parameters()) if each.grad is not None)]
+        )
+        kept.append(saved.kept_bytes if saved else None)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+    assert kept[1] == kept[2]
+
+
+def test_a_linear_layer_of_a_strided_input_keeps_its_rounding():
+    """Torch adds the bias after the product there, and with it where the input is contiguous: the copy is torch's."""
+    layer, x = nn.Linear(3, 5).bfloat16(), torch.randn(2, 3, 32, dtype=torch.bfloat16, requires_grad=True)
+    expected = layer(x.mT)
+    with remat():
+        assert torch.equal(layer(x.mT), expected)
+    assert not torch.equal(layer(x.mT.contiguous()), expected)

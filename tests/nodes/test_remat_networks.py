@@ -61,8 +61,8 @@ def norm_and_pool_bytes(net, x):
     return total
 
 
-# Spikformer's attention multiplies copies of q, k and v; its neuron reads what comes out; the head reads a mean.
-ATTENTION = 4 * PATCHES * WIDTH + WIDTH**2 // HEADS
+# Spikformer's attention multiplies v by k, then by q; its neuron reads what comes out; the head reads a mean.
+ATTENTION = PATCHES * WIDTH + WIDTH**2 // HEADS
 REST = {"spikformer": STEPS * BATCH * 4 * (DEPTH * ATTENTION + WIDTH)}
 
 
@@ -70,7 +70,7 @@ REST = {"spikformer": STEPS * BATCH * 4 * (DEPTH * ATTENTION + WIDTH)}
 def test_bytes_are_the_closed_form_and_gradients_equal(models, name):
     """One z per convolution, statistics per channel, maxima's places, the input; by the handle and the allocator.
 
-    Spikformer keeps the operands of its attention too.
+    Spikformer keeps the two products of its attention too.
     """
     net, x = make(models, name), torch.randn(STEPS, BATCH, 3, SIZE, SIZE)
     saved = assert_same_step(net, x)

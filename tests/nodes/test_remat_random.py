@@ -55,6 +55,7 @@ FUNCTIONS = {
     "gate": lambda x, earlier: x * (earlier.detach() > 0) + earlier.detach().sigmoid(),
     "complex": lambda x, earlier: (_complex(x, earlier) * _complex(earlier, x.sin())).mul(1.5).imag.tanh(),
     "channel": lambda x, earlier: x * earlier.mean((0, 2), keepdim=True).sigmoid(),
+    "attention": lambda x, earlier: ((_heads(x) @ _heads(earlier).mT).tanh() @ _heads(x)).transpose(1, 2).flatten(2),
 }
 IN_PLACE = {
     "surrogate in place": lambda x, _: SpikeInPlace.apply(x * 1.0),
@@ -65,6 +66,11 @@ IN_PLACE = {
     "add to earlier": lambda x, earlier: earlier.add_(x.detach(), alpha=0.25).sin(),
     "dimensions": lambda x, _: x.sin().unsqueeze_(0).transpose_(1, 2).squeeze_(0).transpose_(0, 1),
 }
+
+
+def _heads(x):
+    """Two heads, whose products copy them."""
+    return x.unflatten(-1, (2, LENGTH // 2)).transpose(1, 2)
 
 
 def _complex(real, imaginary):

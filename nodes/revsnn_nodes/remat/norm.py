@@ -20,10 +20,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.layout import FORMS, numbers
 from revsnn_nodes.parameters import LIFParameters
+from revsnn_nodes.remat.functions import (
+    Function,
+)
 from revsnn_nodes.remat.pack import Leaf
 from revsnn_nodes.remat.recipes import (
     Call,
-    Function,
     PoolWindows,
     Recipe,
     Ref,

@@ -24,18 +24,25 @@ from torch.overrides import TorchFunctionMode
 
 from revsnn_nodes.parameters import require
 from revsnn_nodes.remat import pack as packing
-from revsnn_nodes.remat.norm import layout_of_norm, saved_statistics
-from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, fills_its_storage, plan_for, recordable
-from revsnn_nodes.remat.recipes import (
+from revsnn_nodes.remat.functions import (
     CONSTANTS,
     FILLS,
     MAX_POOLS,
-    MOST_RECIPES,
     NORM_PASSES,
     NOTHING,
+    Function,
+    copied_operands,
+    is_fixed_type,
+    set_item,
+    treatment,
+    writes_once,
+)
+from revsnn_nodes.remat.norm import layout_of_norm, saved_statistics
+from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, fills_its_storage, plan_for, recordable
+from revsnn_nodes.remat.recipes import (
+    MOST_RECIPES,
     Autocast,
     Call,
-    Function,
     Norm,
     Place,
     PoolWindows,
@@ -44,13 +51,9 @@ from revsnn_nodes.remat.recipes import (
     Value,
     View,
     arguments_of,
-    is_fixed_type,
     keeps_type,
     map_leaves,
     norm_again,
-    set_item,
-    treatment,
-    writes_once,
 )
 from revsnn_nodes.surrogate import in_transform
 
@@ -223,8 +226,10 @@ class Recorder(TorchFunctionMode):
         written = None if in_transform() else how.written(args, kwargs)
         if written is not None:
             map_leaves(written, Tensor, self.before_write)
-        if not (how.passes or how.is_pool) or not self.records():
+        if not (how.passes or how.is_pool or how.is_product) or not self.records():
             return function(*args, **kwargs)
+        if how.is_product:
+            return function(*(args if kwargs else self.with_copies(args)), **kwargs)
         is_plain = not torch.is_grad_enabled() and (how.is_pool or how.writes == "statistics")
         if is_plain or (function is Tensor.__setitem__ and not writes_once(args[1])):
             return function(*args, **kwargs)
@@ -251,6 +256,19 @@ class Recorder(TorchFunctionMode):
                 doubted = not (made.requires_grad and torch.is_grad_enabled())
                 self.note(function, call, made, how.passes or 1, _place(function, made) if doubted else None)
         return result
+
+    def with_copies(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments of a matrix product, with copies that are made again for operands that it would copy unseen."""
+        if len(args) < 2 or not (torch.is_grad_enabled() and all(map(recordable, args[:2]))):
+            return args
+        if len(args) > 2 and args[2] is not None:  # a bias, which is added at once where the operand is contiguous
+            return args
+        made = [*args]
+        for at, is_copied in enumerate(copied_operands(*args[:2])):
+            autocast = Autocast.now(args[at].device.type)
+            if is_copied and not (autocast.enabled and args[at].dtype != autocast.dtype):  # which casts it, unseen too
+                made[at] = self.call(Tensor.contiguous, (args[at],), _NO_KWARGS)
+        return tuple(made)
 
     def is_source(self, tensor: Any) -> bool:
         """Whether a tensor has no recipe, and then has none after a change in place either."""
