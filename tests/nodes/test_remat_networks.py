@@ -9,9 +9,18 @@ import pytest
 import torch
 from nodes_cases import foreign_import_is_silent
 from nodes_memory import timeline
-from nodes_remat import assert_equal, assert_same_step, image_sequence, reset, residual_net, with_our_neurons
+from nodes_remat import (
+    PerStep,
+    assert_equal,
+    assert_same_step,
+    conv_norm,
+    image_sequence,
+    reset,
+    residual_net,
+    with_our_neurons,
+)
 from nodes_zoo import their
-from revsnn_nodes import remat
+from revsnn_nodes import StandardLIF, remat
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -78,6 +87,29 @@ def test_bytes_are_the_closed_form_and_gradients_equal(models, name):
     assert saved.kept_bytes - x.nbytes == expected
     scales = 8 * DEPTH * (name == "spikformer")  # the attention's factor, a number in float64
     assert retained(net, x) == expected + scales
+
+
+class UNet(nn.Module):
+    """A step down, a step up, and what was before beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.inner, self.up = conv_norm(3, 4), conv_norm(4, 8), conv_norm(12, 4)
+        self.neurons = nn.ModuleList(StandardLIF(step_mode="m") for _ in range(3))
+        self.pool, self.upsample = PerStep(nn.MaxPool2d(2)), PerStep(nn.Upsample(scale_factor=2))
+
+    def forward(self, x):
+        first, second, third = self.neurons
+        x = first(self.down(x))
+        y = self.upsample(second(self.inner(self.pool(x))))
+        return third(self.up(torch.cat([x, y], 2)))
+
+
+def test_what_is_enlarged_is_made_again():
+    """A U-Net keeps what its norms and its pooling keep, and its input, but nothing of the large sum of both ways."""
+    net, x = UNet(), torch.randn(STEPS, BATCH, 3, 8, 8)
+    saved = assert_same_step(net, x)
+    assert saved.kept_bytes - x.nbytes == norm_and_pool_bytes(net, x)
 
 
 def retained(net, x):

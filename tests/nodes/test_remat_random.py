@@ -55,6 +55,11 @@ FUNCTIONS = {
     "gate": lambda x, earlier: x * (earlier.detach() > 0) + earlier.detach().sigmoid(),
     "complex": lambda x, earlier: (_complex(x, earlier) * _complex(earlier, x.sin())).mul(1.5).imag.tanh(),
     "channel": lambda x, earlier: x * earlier.mean((0, 2), keepdim=True).sigmoid(),
+    "upsample": lambda x, _: F.interpolate(x, scale_factor=2.0, mode="linear")[..., ::2],
+    "patches": lambda x, _: F.unfold(x.unsqueeze(2), (1, 3), padding=(0, 1)).unflatten(1, (CHANNELS, 3)).sin().mean(2),
+    "quantise": lambda x, _: x * (1 + (x * 4).round() / 8),
+    "gather": lambda x, earlier: x.gather(2, earlier.detach().argsort(2)).sin(),
+    "masks": lambda x, earlier: torch.where((x > 0) & ~(earlier > 1), x, F.normalize(earlier, dim=1)),
     "attention": lambda x, earlier: ((_heads(x) @ _heads(earlier).mT).tanh() @ _heads(x)).transpose(1, 2).flatten(2),
 }
 IN_PLACE = {

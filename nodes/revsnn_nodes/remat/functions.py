@@ -22,19 +22,22 @@ _POINTWISE = """
     pow sign sin cos erf clamp clamp_min clamp_max clip minimum maximum where lerp addcmul addcdiv masked_fill
     relu relu6 leaky_relu elu celu selu gelu sigmoid logsigmoid hardsigmoid silu hardswish hardtanh mish softplus
     softsign softshrink hardshrink tanh tanhshrink threshold prelu glu softmax log_softmax heaviside
-    eq ne lt le gt ge logical_and logical_or logical_not
-    __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __rdiv__ __pow__ __rpow__ __neg__
-    __iadd__ __isub__ __imul__ __itruediv__
+    tan asin acos atan atan2 sinh cosh asinh acosh atanh erfc exp2 log2 log10 hypot float_power sgn copysign
+    round floor ceil trunc frac fmod remainder floor_divide nan_to_num fmax fmin
+    eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not
+    __and__ __or__ __xor__ __invert__ __mod__ __floordiv__ __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__
+    __truediv__ __rtruediv__ __rdiv__ __pow__ __rpow__ __neg__ __iadd__ __isub__ __imul__ __itruediv__
 """
 _COPIES = """
     cat concat concatenate stack hstack vstack reshape flatten contiguous clone to type type_as float double half
     bfloat16 repeat repeat_interleave tile pad __getitem__ index_select roll flip pixel_shuffle pixel_unshuffle
     transpose permute movedim chunk split unbind narrow view unsqueeze squeeze expand
+    bool gather take_along_dim tril triu unfold interpolate upsample
 """
 _NUMBERS = "tensor as_tensor scalar_tensor full full_like new_tensor new_full"
 _ZEROS, _ONES = "zeros zeros_like new_zeros", "ones ones_like new_ones"
 _POOLS = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
-_NORMS = "layer_norm group_norm rms_norm"
+_NORMS = "layer_norm group_norm rms_norm normalize"
 
 
 def _named(names: str) -> Iterator[Function]:
