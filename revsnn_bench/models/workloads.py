@@ -29,7 +29,7 @@ def _on_noise(make_model: Callable[[Case, Strategy], nn.Module], case: Case, mak
 
 
 def _layer(case: Case, make: Strategy) -> nn.Module:
-    return make()
+    return _placed(make(), case)
 
 
 def _linear_blocks(case: Case, make: Strategy) -> nn.Module:

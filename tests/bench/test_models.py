@@ -97,6 +97,13 @@ def test_every_network_is_a_workload_with_a_right_gradient(name):
     assert fidelity.gradient_error < 1e-5
 
 
+@pytest.mark.parametrize("workload", ["layer", "linear-blocks"])
+def test_what_a_node_learns_has_the_type_of_the_case(workload):
+    """The weight of a parametric LIF, alone or in a network."""
+    model = build(Case(node="plif", workload=workload, timesteps=2, shape=(8,), dtype="float64")).model
+    assert {each.dtype for each in model.parameters()} == {torch.float64}
+
+
 def test_norm_carrier_leaves_no_ordinary_norm_but_in_shortcuts():
     """In a ResNet with norm-carrier, batch norms stand in the two 1x1 shortcuts only, and one node is without norm."""
     model = resnet19(strategy("norm-carrier", epsilon=1 / 256), width=1 / 16)
