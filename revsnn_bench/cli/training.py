@@ -41,6 +41,7 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Record, Status, utc_now
 from revsnn_bench.report import units
 from revsnn_bench.run_options import find_journal
+from revsnn_bench.system.environment import search_working_folder
 from revsnn_bench.runs import require_writable
 from revsnn_bench.system.environment import fingerprint
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, parse_value
@@ -268,6 +269,7 @@ def tune(
 def _opened(context: typer.Context) -> "Study":
     given = context.params
     preload = tuple(listed(given["preload"]))
+    search_working_folder()
     for name in preload:
         import_module(name)
     journal = _journal(context) if given["resume"] else None

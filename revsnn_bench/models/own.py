@@ -18,7 +18,6 @@ import gc
 import importlib.util
 import inspect
 import random
-import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -49,6 +48,7 @@ from revsnn_bench.meters.leaks import Older
 from revsnn_bench.meters.step import in_precision, storages_of
 from revsnn_bench.models.step import WorkloadStep, copy_to_try, input_noise
 from revsnn_bench.records import SkipCase
+from revsnn_bench.system.environment import search_working_folder
 
 METHODS = (AS_IS, "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif+offload", "lif-carrier")
 
@@ -200,8 +200,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
     kind, made = (
         ("callable", "function that makes the model") if argument == "--model" else ("Class", "class of blocks")
     )
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    search_working_folder()
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:

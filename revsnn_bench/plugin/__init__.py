@@ -459,7 +459,8 @@ def _hold(what: str, name: str, found: int, limit: int, parts: dict[str, int]) -
     )
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before that of pytest-benchmark, which may end with an error
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, object, object]:
     """Ends the workers, saves the run and writes its reports, also after an interrupt.
 
     The command fails where every case was skipped, since nothing was measured then.
@@ -487,6 +488,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         stash.setdefault(HINT, "interrupted before a case was measured")
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
         session.exitstatus = pytest.ExitCode.OK  # more shards than cases
+    return (yield)
 
 
 def _interrupted_at_the_end(config: pytest.Config) -> str:

@@ -2,7 +2,6 @@
 
 import importlib
 import shlex
-import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 
 from revsnn_bench.case import FIELDS, Case, Preset, is_own
 from revsnn_bench.run_options import OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command, require_run_name
+from revsnn_bench.system.environment import search_working_folder
 
 if TYPE_CHECKING:
     from revsnn_bench.session import RunOptions
@@ -88,6 +88,8 @@ def check(config: pytest.Config) -> None:
         )
     if config.getoption("run_cluster"):
         _check_cluster(config)
+    if config.getoption("run_preload"):
+        search_working_folder()  # before the process that starts the workers takes the path over
     resume = config.getoption("run_resume")
     with _refusing(config, "run_id"):
         if resume or config.getoption("benchmark"):
@@ -163,8 +165,7 @@ def check_node_options(config: pytest.Config, cases: list[Case]) -> None:
 
 def _require_module(config: pytest.Config, workload: str) -> None:
     """Refuses a model of the user whose module is not here; one that is here is imported by the workers alone."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    search_working_folder()
     importlib.invalidate_caches()
     if not config.getoption("run_cluster") and find_spec(workload.partition(":")[0].partition(".")[0]) is None:
         from revsnn_bench.models.own import ModelError, load_callable
@@ -228,11 +229,8 @@ def journal(config: pytest.Config) -> Path | None:
 
 
 def _import_preload(config: pytest.Config) -> None:
-    """Imports here what workers will import, so that a node which it registers is known; the working folder counts."""
-    modules = config.getoption("run_preload") or ()
-    if modules and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    for name in modules:
+    """Imports here what workers will import, so that a node which it registers is known."""
+    for name in config.getoption("run_preload") or ():
         try:
             importlib.import_module(name)
         except Exception as error:

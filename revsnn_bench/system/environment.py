@@ -71,6 +71,12 @@ def fingerprint(modules: Sequence[str] = ()) -> Environment:
     )
 
 
+def search_working_folder() -> None:
+    """Has modules of the user found in the working folder, which a console script does not search."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
 def incomparable_fields(a: Environment, b: Environment) -> list[tuple[str, Any, Any]]:
     """Fields that must agree before exact bytes and FLOPs of two runs are compared, and do not.
 
@@ -246,8 +252,8 @@ def _is_built_from(root: Path) -> bool:
 def _sources(modules: Sequence[str]) -> str | None:
     """A digest of this program, and of these modules and what lies beside them and is loaded, but for what is installed
     as a package."""
-    if modules and str(Path.cwd()) not in sys.path:  # where models of the user's are found
-        sys.path.insert(0, str(Path.cwd()))
+    if modules:
+        search_working_folder()
     for name in modules:
         with suppress(BaseException):
             import_module(name)

@@ -32,7 +32,7 @@ SMALL = (
 )
 
 
-ITSELF = ("-m", "revsnn_bench.cli")
+ITSELF = ("-P", "-m", "revsnn_bench.cli")
 EXAMPLE = Path(__file__).resolve().parents[2] / "results" / "example-quick.json"
 WARM = (warm_servers.__file__,)
 """The command line, and the same with servers that have started."""
@@ -87,10 +87,14 @@ def inside(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Two real runs of the same cases, `first` with every pass; the folder and what the first printed."""
+    """Two real runs of the same cases, `first` with every pass; the folder and what the first printed.
+
+    The first imports a module of the working folder, which the command's own path does not have.
+    """
     folder = tmp_path_factory.mktemp("runs")
-    results = f"--results={folder / 'deep' / 'down'}"
-    code, out, err = command(folder, "run", *SMALL, "--run-id=first", results, how=ITSELF)
+    (folder / "my_nodes.py").touch()
+    options = ("--run-id=first", "--preload=my_nodes", f"--results={folder / 'deep' / 'down'}")
+    code, out, err = command(folder, "run", *SMALL, *options, how=ITSELF)
     assert code == 0, out + err
     code, again, err = inside(folder, "run", *SMALL, "--run-id=second", "--passes=memory,flops", "--results=deep/down")
     assert code == 0, again + err
@@ -534,7 +538,7 @@ def test_a_full_disk_is_named_with_what_was_saved(measured, tmp_path, beyond_hea
 def test_a_run_leaves_its_own_folders_alone(measured):
     """No folder of pytest or of its plugins in the place where a user measures."""
     folder, _ = measured
-    assert sorted(path.name for path in folder.iterdir()) == ["deep", "reports"]
+    assert {path.name for path in folder.iterdir()} - {"my_nodes.py", "__pycache__"} == {"deep", "reports"}
 
 
 def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys):

@@ -433,6 +433,16 @@ def test_the_histogram_is_drawn(inside, tmp_path):
     assert "test_lif" in next(tmp_path.glob("drawn*.svg")).read_text()
 
 
+def test_an_error_of_pytest_benchmark_at_the_end_loses_no_run(inside, tmp_path):
+    """It cannot group a test without parameters by one; the run is saved and has its reports."""
+    source = CASE + f"def test_lif(measure_case): measure_case({SMALL.format(node='lif')}, passes=('time',))\n"
+    quick = ("--run-target=0.01", "--run-processes=1", "--run-formats=md", "--run-id=kept")
+    with pytest.raises(TypeError):
+        inside(source, "--benchmark", *quick, "--benchmark-group-by=param:case")
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"kept.json"}
+    assert (tmp_path / "reports" / "kept.md").exists()
+
+
 def test_without_what_draws_it_nothing_is_measured(project, tmp_path):
     """Before the first case one sentence names the package and the command that installs it."""
     (tmp_path / "conftest.py").write_text("import sys\nsys.modules['pygal'] = None\n")
