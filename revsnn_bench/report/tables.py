@@ -42,7 +42,7 @@ Row = dict[str, Value]
 
 IDENTITY = ("id", "node", "variant", *(row.name for row in CASE_FIELDS[1:]), "status")
 LONG_COLUMNS = (*IDENTITY, "metric", "value", "unit", "ratio_to_lif", "ratio_low", "ratio_high")
-_NOTES = ("host", "reason", "warning", "tolerance", "peak_phase", "peak_module")
+_NOTES = ("times_decided", "host", "reason", "warning", "tolerance", "peak_phase", "peak_module")
 WIDE_COLUMNS = (
     *IDENTITY,
     *(metric.name for metric in METRICS),
@@ -87,6 +87,8 @@ def wide_rows(run: Run) -> list[Row]:
         for name in BY_NAME:
             if ratio := ratio_of(name, record, known):
                 row[f"{name}_ratio_to_lif"] = ratio.value
+        if times := ratio_of("step_time_s", record):
+            row["times_decided"] = times.decided
         row["host"], row["reason"] = record.host, record.reason
         if record.fidelity is not None:
             row["warning"], row["tolerance"] = record.fidelity.warning, record.fidelity.tolerance
@@ -180,6 +182,8 @@ _MEANINGS = {
     "ratio_to_lif": "Value over that of the standard LIF at the same point; of a user's model, over that as it is.",
     "ratio_low": "Lower end of the interval of a ratio of times; empty where it is not decided.",
     "ratio_high": "Upper end of the interval of a ratio of times; empty where it is not decided.",
+    "times_decided": "Whether the ratios of times can be believed: not where threads had to wait for a core, or one "
+    "process alone took them.",
     "host": "Host of the cluster that measured it; empty where the run has one machine.",
     "reason": "Why the case did not end as ok.",
     "warning": "The warning that the node gave, word for word.",

@@ -77,6 +77,16 @@ def test_time_ratio_comes_from_the_samples_of_the_same_record(make_record, make_
     assert row["step_time_s_ratio_to_lif"] == 2.0
 
 
+def test_times_that_are_not_decided_are_told_apart(make_record, make_run):
+    """As in the reports: rounds of one process give none, nor do those in which threads waited for a core."""
+    time = make_record(node="lif-carrier").time
+    changes = ({}, {"rounds_contended": 1}, {"rounds_by_process": ()})
+    times = [None, *(time.model_copy(update=each) for each in changes)]
+    run = make_run(make_record(node="lif-carrier", timesteps=2 + i, time=each) for i, each in enumerate(times))
+    rows = csv.DictReader(io.StringIO(tables.wide_csv(run)))
+    assert [row["times_decided"] for row in rows] == ["", "True", "False", "False"]
+
+
 def test_time_without_lif_samples_has_no_ratio(make_record, make_run):
     """Without interleaved samples there is no time ratio, even where lif was timed in its own record."""
     time = make_record(node="lif").time.model_copy(update={"lif_forward_time_s": (), "lif_backward_time_s": ()})
