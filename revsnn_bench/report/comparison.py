@@ -273,13 +273,13 @@ def compare(before: Run, after: Run) -> Comparison:
 
     def pair(name: str) -> CasePair:
         a, b = left.get(name), right.get(name)
-        return CasePair(name, a, b, (_machine(before, a), _machine(after, b)))
+        return CasePair(name, a, b, (machine_of(before, a), machine_of(after, b)))
 
     return Comparison(before, after, tuple(map(pair, dict.fromkeys([*left, *right]))))
 
 
-def _machine(run: Run, record: Record | None) -> str:
-    """What the times of a record depend on: the GPU where it ran there, the processor and its cores."""
+def machine_of(run: Run, record: Record | None) -> str:
+    """Returns what the times of a record depend on: the GPU where it ran there, the processor and its cores."""
     if record is None:
         return ""
     place = run.hosts.get(record.host or "", run.header.environment)

@@ -315,6 +315,28 @@ def test_gallery_tells_where_an_exact_quantity_changed(before_and_after):
     assert {row[0] for row in rows(page, "steady")[1:]} >= {"layer/lif/T2-B8-N64/float32/cpu"}
 
 
+def test_history_tells_other_machines_from_other_code(sweep_run):
+    """A changed value is told with the torch that changed beside it; times of another machine are in no line."""
+    grown = [r.model_copy(update={"memory": r.memory.model_copy(update={"peak_bytes": 7})}) for r in sweep_run]
+
+    def measured(number, **environment):
+        place = sweep_run.header.environment.model_copy(update=environment)
+        header = {"run_id": f"r{number}", "started_at": f"2026-03-0{number}T00:00:00Z", "environment": place}
+        update = {
+            "header": sweep_run.header.model_copy(update=header),
+            "records": tuple(grown if number == 2 else sweep_run),
+        }
+        return sweep_run.model_copy(update=update)
+
+    page = render_gallery([measured(1), measured(2, torch="2.14.0", cpu_model="Other CPU")])
+    (lif,) = (row for row in rows(page, "moves") if "/lif/T8" in row[0])
+    assert lif[-1] == "0123abc: 86.00 KiB to 7 B (torch 2.13.0+cpu to 2.14.0)"
+    assert "figure-history-gradient_error" in page
+    assert "figure-history-step_time_s" not in page
+    page = render_gallery([measured(1), measured(2, cpu_model="Other CPU"), measured(3)])
+    assert "figure-history-step_time_s" in page
+
+
 def test_gallery_draws_every_metric_over_the_baseline(sweep_run, make_run):
     """A figure per metric that two runs hold, times as ratios, and the baseline named with its commit."""
     later = sweep_run.header.model_copy(update={"run_id": "later", "started_at": "2026-02-01T00:00:00Z"})

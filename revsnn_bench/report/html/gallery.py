@@ -1,7 +1,8 @@
 """All runs on one page: where each was measured, and the history of every quantity across commits, drawn.
 
 A figure per metric holds a line per case, over its value in the gate's baseline; a table holds every exact quantity
-that changed at some commit. Times are ratios to the reference of the same rounds, where they are decided.
+that changed at some commit. Times are ratios to the reference of the same rounds, where they are decided, and of one
+machine: the one that timed the case last.
 """
 
 import math
@@ -16,9 +17,11 @@ from markupsafe import Markup
 from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
+from revsnn_bench.report.comparison import machine_of
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
 from revsnn_bench.report.labels import name_lines, names_room
 from revsnn_bench.report.points import decided_ratio, ended_text
+from revsnn_bench.system.environment import incomparable_fields
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +62,14 @@ class History:
         return Cell(units.number(self.metric, value), value)
 
     def changes(self) -> str:
-        """Each change with its commit."""
+        """Each change with its commit, and with what else changed on which exact values depend."""
         texts = [units.number(self.metric, value) for value in self.values]
-        return "; ".join(f"{_commit(self.runs[i])}: {texts[i - 1]} to {texts[i]}" for i in self.turns)
+        return "; ".join(f"{_commit(self.runs[i])}: {texts[i - 1]} to {texts[i]}{self._beside(i)}" for i in self.turns)
+
+    def _beside(self, turn: int) -> str:
+        before, after = (run.header.environment for run in self.runs[turn - 1 : turn + 1])
+        found = [f"{name} {old} to {new}" for name, old, new in incomparable_fields(before, after)]
+        return f" ({', '.join(found)})" if found else ""
 
     def spark(self) -> Markup:
         """A line over the runs, from the least to the most; the latest run is the dot, the baseline the dashes."""
@@ -131,14 +139,25 @@ def _moment(date: str) -> datetime:
 def _histories(runs: Sequence[Run], baselines: Sequence[Run]) -> list[History]:
     found: dict[tuple[str, str], list[tuple[Run, Number]]] = {}
     nodes: dict[str, str] = {}
+    machines = {
+        case_id: machine_of(run, record)
+        for run in runs
+        for case_id, record in _latest(run).items()
+        if decided_ratio("step_time_s", record) is not None
+    }
+
+    def value_in(run: Run, record: Record, metric: Metric) -> Number | None:
+        is_elsewhere = metric.samples is not None and machine_of(run, record) != machines.get(record.case.id)
+        return None if is_elsewhere else _value(metric, record)
+
     for run in runs:
         for case_id, record in _latest(run).items():
             nodes[case_id] = record.case.variant
             for metric in METRICS:
-                value = _value(metric, record)
+                value = value_in(run, record, metric)
                 if value is not None:
                     found.setdefault((case_id, metric.name), []).append((run, value))
-    held = {case_id: record for run in reversed(baselines) for case_id, record in _latest(run).items()}
+    held = {case_id: (run, record) for run in reversed(baselines) for case_id, record in _latest(run).items()}
     return [
         History(
             case_id,
@@ -146,7 +165,7 @@ def _histories(runs: Sequence[Run], baselines: Sequence[Run]) -> list[History]:
             nodes[case_id],
             tuple(run for run, _ in taken),
             tuple(value for _, value in taken),
-            _value(BY_NAME[name], held[case_id]) if case_id in held else None,
+            value_in(*held[case_id], BY_NAME[name]) if case_id in held else None,
         )
         for (case_id, name), taken in found.items()
     ]
@@ -204,6 +223,8 @@ def _drawn(metric: Metric, lines: Sequence[History], looks: canvas.Looks) -> can
             f"{len(drawn)} cases, a line each, {moved} of them ever off 1. {with_baseline} are held over the gate's "
             "baseline, the others over their first run. Runs are in order of commit."
         )
+        if metric.samples:
+            caption += " Times are of one machine, on which a case was timed last."
         return canvas.finish(axes, f"history-{metric.name}", f"{metric.label.capitalize()} across commits", caption)
 
 
