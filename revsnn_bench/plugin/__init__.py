@@ -238,7 +238,8 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
     from revsnn_bench.session import OtherPasses
 
     config = request.config
-    timer = ReplayTimer()
+    # A test that takes the fixture `benchmark` itself times with it what it likes.
+    timer = None if "benchmark" in request.fixturenames else ReplayTimer()
     untold: list[Record] = []
     benchmark: Any = None
 
@@ -351,26 +352,27 @@ class ReplayTimer:
         return self._readings.pop(0) if self._readings else self._now
 
 
-def _replay(benchmark: Any, timer: ReplayTimer, record: "Record") -> None:
-    """Gives a record's step times to the `benchmark` fixture, and everything else to its `extra_info`.
+def _replay(benchmark: Any, timer: ReplayTimer | None, record: "Record") -> None:
+    """Gives a record's step times to the `benchmark` fixture by this clock, and everything else to its `extra_info`.
 
     Only the first case of a test reaches pytest-benchmark's statistics, which hold one benchmark per test.
     """
     from revsnn_bench.metrics import measured
 
     benchmark.extra_info[record.case.id] = {"status": record.status.value, **measured(record)}
-    if record.time is None or benchmark.stats is not None or benchmark.disabled:
+    if timer is None or record.time is None or benchmark.stats is not None or benchmark.disabled:
         return
     samples = [f + b for f, b in zip(record.time.forward_time_s, record.time.backward_time_s, strict=True)]
     timer.load(samples)
     benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1)
 
 
-def _benchmark_of(request: pytest.FixtureRequest, timer: ReplayTimer) -> Any:
+def _benchmark_of(request: pytest.FixtureRequest, timer: ReplayTimer | None) -> Any:
     """The fixture of pytest-benchmark, which takes its timer and its group from the test's marker."""
     case = _case_of(request.node)
     group = None if case is None else " ".join(case.place)
-    request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
+    if timer is not None:
+        request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
     return request.getfixturevalue("benchmark")
 
 

@@ -157,19 +157,27 @@ def test_benchmark_saves_reports_and_feeds_pytest_benchmark(inside, tmp_path):
 
 
 def test_a_case_without_time_does_not_ask_for_the_benchmark_fixture(inside, tmp_path):
-    """A test whose case has no time gives no warning; one that asks for the fixture and forgets it does."""
+    """A test whose case has no time gives no warning; one that asks for the fixture and forgets it does.
+
+    One that times something of its own with it has that time, and what was measured beside it.
+    """
     source = CASE + (
         f"def test_bytes(measure_case): measure_case({SMALL.format(node='lif')}, passes=('memory',))\n"
         "def test_both(measure_case):\n"
         f"    measure_case({SMALL.format(node='revlif')}, passes=('memory',))\n"
         f"    measure_case({SMALL.format(node='lif-carrier')})\n"
         "def test_forgets(benchmark): pass\n"
+        "def test_own(benchmark, measure_case):\n"
+        f"    measure_case({SMALL.format(node='lif-carrier')})\n"
+        "    assert benchmark.pedantic(sum, ((1, 2),), rounds=2) == 3\n"
     )
     options = ("--benchmark", "--run-target=0.01", "--run-formats=md", "--benchmark-json=bench.json")
     code, printed = inside(source, *options)
     assert code == 0, printed
     assert printed.count("Benchmark fixture was not used at all in this test!") == 1
-    (both,) = json.loads((tmp_path / "bench.json").read_text())["benchmarks"]
+    both, own = json.loads((tmp_path / "bench.json").read_text())["benchmarks"]
+    assert own["stats"]["rounds"] == 2
+    assert [name.split("/")[1] for name in own["extra_info"]] == ["lif-carrier"]
     assert [name.split("/")[1] for name in both["extra_info"]] == ["revlif", "lif-carrier"]
 
 
