@@ -33,7 +33,8 @@ from revsnn_bench.records import SCHEMA_VERSION, Environment, Host, Plan, Record
 from revsnn_bench.system.environment import machine_differences, place_differences
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a run may be called."""
 _READ_VERSIONS = (1, SCHEMA_VERSION)
 _DEEPEST = 40  # levels of lists and objects in a file, at most
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # where a file system has none
@@ -207,7 +208,7 @@ def _migrate(header: Any, path: Path) -> None:
         )
     header["schema_version"] = SCHEMA_VERSION
     run_id = header.get("run_id")
-    if isinstance(run_id, str) and not _RUN_ID.fullmatch(run_id):
+    if isinstance(run_id, str) and not RUN_ID.fullmatch(run_id):
         raise DamagedFile(f"{path}, line 1: `run_id` is wrong; {run_id[:40]!r} is no name of a file. Restore the file.")
 
 
@@ -231,7 +232,7 @@ def require_new(run_id: str, results_dir: Path) -> None:
 
 
 def _require_name(run_id: str) -> None:
-    if not _RUN_ID.fullmatch(run_id) or run_id == "latest":
+    if not RUN_ID.fullmatch(run_id) or run_id == "latest":
         why = "That is the newest run, whatever its name" if run_id == "latest" else "It becomes a file name"
         raise ValueError(
             f"`run_id` must be letters, digits, `.`, `_` and `-`; got {run_id!r}. {why}. Leave it out to get one made "

@@ -15,7 +15,7 @@ from revsnn_bench.case import CASE_FIELDS, Parser, parse_input
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Run
 from revsnn_bench.run_options import OPTIONS, RunOption, recorded_command, require_run_name
-from revsnn_bench.runs import JournalError, load_run
+from revsnn_bench.runs import RUN_ID, JournalError, load_run
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROWS = {row.name: row for row in CASE_FIELDS}
@@ -168,8 +168,16 @@ def listed(text: str) -> list[str]:
 
 def find_run(name: str, results_dir: Path) -> Run:
     """Loads a run from a file, the id of a saved run, or `latest`; ends the command where that fails."""
+    path = _path_of(name, results_dir)
     with refusing(JournalError):
-        return load_run(_path_of(name, results_dir))
+        return _named(load_run(path), path)
+
+
+def _named(run: Run, path: Path) -> Run:
+    """The run by the name of its file, for that is what a user calls it; two that were renamed may share another."""
+    if path.stem == run.header.run_id or not RUN_ID.fullmatch(path.stem):
+        return run
+    return run.model_copy(update={"header": run.header.model_copy(update={"run_id": path.stem})})
 
 
 def saved_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
@@ -177,7 +185,7 @@ def saved_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
     runs, unread = list[Run](), list[str]()
     for path in _files(results_dir):
         try:
-            runs.append(load_run(path))
+            runs.append(_named(load_run(path), path))
         except JournalError as error:
             unread.append(str(error))
         except OSError as error:

@@ -147,6 +147,10 @@ def test_reports_and_comparisons_come_from_the_saved_run(measured, tmp_path):
     done = invoke("report", "first", results, "--format=md", f"--reports={tmp_path}", "--quiet")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "first.md").is_file()
+    for name in "renamed", "second":  # the reports of one must not take the place of another's
+        (tmp_path / f"{name}.json").write_bytes((measured[0] / "deep" / "down" / "first.json").read_bytes())
+    done = invoke("report", "renamed", "second", f"--results={tmp_path}", f"--reports={tmp_path}", "--format=md", "-q")
+    assert [Path(line).name for line in done.stdout.split()] == ["renamed.md", "second.md"]
     done = invoke("compare", "first", "second", results, "--markdown")
     assert done.exit_code == 0, done.output
     assert "retained_bytes" not in done.output

@@ -207,7 +207,7 @@ def test_one_bad_file_never_blocks_the_gallery(damaged, good, tmp_path):
     )
     assert done.exit_code == 0, done.output
     page = (reports / "index.html").read_text(encoding="utf-8")
-    assert page.count('href="./run-1.html"') == 1
+    assert page.count('href="./good.html"') == 1
     for name in ("bad.json", "deep.json", "empty.jsonl"):
         assert f"{results / name}, line 1: " in done.output
         assert name in page
