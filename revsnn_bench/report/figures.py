@@ -1,8 +1,9 @@
 """Figures from records: matplotlib, SVG, byte-stable, one panel each so that a phone shows them too.
 
-Costs: time against memory, where nodes that another beats in both are faded, and those whose time was taken beside
-other work are grey and not ranked; and the share of the memory bandwidth, where each node has a dot per phase against
-the line of a copy of the input.
+Costs: time against memory, where nodes that another beats in both are faded, and those whose time is not decided are
+grey and not ranked (a time is its ratio to the reference of the same rounds: seconds of two processes are never
+compared); and the share of the memory bandwidth, where each node has a dot per phase against the line of a copy of the
+input.
 
 Lines over a sweep: gradient errors against T, a figure per dtype with the largest error that counts as right; retained
 and peak bytes against T, batch and depth, log-log, with the slope beside the name of every node; those of approximate
@@ -29,6 +30,7 @@ from revsnn_bench.report.points import (
     Axis,
     Sweep,
     contended,
+    decided_ratio,
     exact,
     fixed_part,
     grouped,
@@ -37,6 +39,7 @@ from revsnn_bench.report.points import (
     points_by_setting,
     position,
     ranked_gradient,
+    ratio_of,
     setting,
     sweeps,
     work,
@@ -87,14 +90,21 @@ def pareto_figures(run: Run, looks: Looks) -> list[Figure]:
 
 
 def _costs(records: Mapping[str, Record], cost: str) -> Costs:
-    found = {variant: (BY_NAME["peak_bytes"].read(r), BY_NAME[cost].read(r)) for variant, r in records.items()}
+    found = {variant: (BY_NAME["peak_bytes"].read(r), _spent(r, cost)) for variant, r in records.items()}
     return {v: (peak, spent) for v, (peak, spent) in found.items() if peak is not None and spent is not None}
 
 
+def _spent(record: Record, cost: str) -> Number | None:
+    if cost != "step_time_s":
+        return BY_NAME[cost].read(record)
+    ratio = ratio_of(cost, record)
+    return None if ratio is None else ratio.value
+
+
 def _ranked(records: Mapping[str, Record], cost: str) -> Costs:
-    """Without those whose time was taken beside other work."""
+    """Without those whose time is not decided."""
     found = _costs(records, cost)
-    return {v: both for v, both in found.items() if cost != "step_time_s" or not contended(records[v])}
+    return {v: both for v, both in found.items() if cost != "step_time_s" or decided_ratio(cost, records[v])}
 
 
 def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str, looks: Looks) -> Figure:
@@ -104,7 +114,8 @@ def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str
     labels, note = looks.labels([records[variant] for variant in found])
     with canvas.panels(left=_LEFT_IN, right=_BESIDE_IN) as (axes,):
         across.apply(axes, axes.xaxis)
-        scale, unit = canvas.from_zero(axes, [spent for _, spent in found.values()], BY_NAME[cost].unit)
+        unit, least = (f"× {point.reference}", [1.0]) if cost == "step_time_s" else (BY_NAME[cost].unit, [])
+        scale, unit = canvas.from_zero(axes, [*least, *(spent for _, spent in found.values())], unit)
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
         corners = [steps[0]] + [corner for (_, y), after in pairwise(steps) for corner in ((after[0], y), after)]
         axes.plot(*zip(*corners, strict=True), color=MUTED, linewidth=1, zorder=1)
@@ -125,7 +136,7 @@ def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str
             "Lower left is better. The line joins the nodes that no other beats on both counts; the others are "
             f"faded. Only nodes whose gradient {ranked_gradient(records.values())} take part."
         )
-        grey = "Grey and hollow: timed beside other work, so not ranked." if len(sure) < len(found) else ""
+        grey = "Grey and hollow: the time is not decided, so not ranked." if len(sure) < len(found) else ""
         return canvas.finish(axes, name, f"{_COSTS[cost]} against memory: {fixed_part(point)}", caption, grey, note)
 
 

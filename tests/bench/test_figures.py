@@ -76,7 +76,7 @@ def test_figures_cover_what_was_measured(sweep_run):
 @pytest.mark.parametrize(
     ("name", "labels"),
     [
-        ("pareto-1", {"peak bytes", "step time (ms)"}),
+        ("pareto-1", {"peak bytes", "step time (× lif)"}),
         ("gradient-float32", {"time steps T", "gradient error (relative L2)", "tolerance 1e-03"}),
         ("retained_bytes-timesteps-1", {"time steps T", "retained bytes"}),
         ("breakdown-1", {"live bytes at the peak (KiB)", "retained", "output", "temporary"}),
@@ -139,11 +139,25 @@ def test_contended_times_are_grey_and_not_on_the_front(make_record, make_run):
     time = records[2].time.model_copy(update={"rounds_contended": 2, "backward_time_s": (1e-9,) * 12})
     run = make_run([*records[:2], records[2].model_copy(update={"time": time})])
     front_of = figure(run, "pareto-1")
-    assert "timed beside other work, so not ranked" in front_of.caption
+    assert "the time is not decided, so not ranked" in front_of.caption
     hollow = re.findall(
         r'href="case:(\d+)"[^>]*><use [^>]*fill:#ffffff', re.sub(r"<defs>.*?</defs>\n?", "", front_of.svg)
     )
     assert hollow == ["2"]
+
+
+def test_front_holds_no_seconds_of_two_processes_together(make_record, make_run):
+    """The carrier takes 1.2 times the LIF's time, and was timed at twice the clock: lif is not beaten."""
+    lif, carrier = make_record(node="lif"), make_record(node="lif-carrier")
+    samples = {f"{whose}{phase}_time_s": (speed,) * 12 for whose, speed in (("", 6e-4), ("lif_", 5e-4))
+               for phase in ("forward", "backward")}  # fmt: skip
+    own = {f"{phase}_time_s": (1e-3,) * 12 for phase in ("forward", "backward")}
+    own |= {f"lif_{name}": taken for name, taken in own.items()}
+    timed = [(lif, own), (carrier, samples)]
+    run = make_run(r.model_copy(update={"time": r.time.model_copy(update=update)}) for r, update in timed)
+    front_of = figure(run, "pareto-1")
+    assert "step time (× lif)" in words(front_of.svg)
+    assert not re.search(r'href="case:\d+"[^>]*><use [^>]*opacity', re.sub(r"<defs>.*?</defs>\n?", "", front_of.svg))
 
 
 def test_options_that_all_nodes_share_are_said_once(make_record, make_run):
