@@ -523,8 +523,8 @@ def growths(run: Run, axis: Axis, names: Collection[str] = tuple(BY_NAME)) -> li
     """Returns the growth of byte, FLOP and time metrics, all or those named, of every node, sweep by sweep.
 
     Bytes and FLOPs of a case with a wrong gradient take part and are named as such, since they do not depend
-    on the gradient's value; its times do not, nor do times of several hosts. A position measured twice counts with its
-    latest record.
+    on the gradient's value; its times do not, nor do times of several hosts or taken beside other work. A position
+    measured twice counts with its latest record.
     """
     return [
         growth
@@ -539,7 +539,8 @@ def _growth(metric: Metric, axis: Axis, records: Sequence[Record]) -> Growth | N
     if not metric.has_ratio or (metric.family == "time" and not one_host(*records)):
         return None
     usable = (Status.OK, Status.WRONG) if metric.deterministic else (Status.OK,)
-    points = {position(r, axis): (r, metric.read(r)) for r in records if r.status in usable}
+    shown = [r for r in records if r.status in usable and not (metric.family == "time" and contended(r))]
+    points = {position(r, axis): (r, metric.read(r)) for r in shown}
     known = {x: value for x, (_, value) in points.items() if value is not None}
     if len(known) < 2:
         return None

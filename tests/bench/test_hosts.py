@@ -66,15 +66,12 @@ def test_times_of_two_hosts_meet_in_no_fit_and_in_no_ranking(on_hosts):
     assert "backward time" in saving[0]
     assert "backward time" not in saving[1]
     assert "FLOPs" in saving[1]
-    of_one_process = one.model_copy(
-        update={
-            "records": tuple(
-                r.model_copy(update={"time": r.time and r.time.model_copy(update={"rounds_by_process": ()})})
-                for r in one
-            )
-        }
-    )
-    assert "backward time" not in next(f.text for f in findings(of_one_process) if f.topic == "Inverse gradient")
+    for undecided in {"rounds_by_process": ()}, {"rounds_contended": 1}:
+        records = (r.model_copy(update={"time": r.time and r.time.model_copy(update=undecided)}) for r in one)
+        run = one.model_copy(update={"records": tuple(records)})
+        assert "backward time" not in next(f.text for f in findings(run) if f.topic == "Inverse gradient")
+        assert next(f.title for f in draw_figures(run) if f.name == "pareto-1").startswith("Operations")
+    assert not times(run)
 
 
 def test_the_ratio_of_a_time_is_of_its_own_process(on_hosts):
