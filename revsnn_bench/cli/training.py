@@ -41,9 +41,8 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Record, Status, utc_now
 from revsnn_bench.report import units
 from revsnn_bench.run_options import find_journal
-from revsnn_bench.system.environment import search_working_folder
 from revsnn_bench.runs import require_writable
-from revsnn_bench.system.environment import fingerprint
+from revsnn_bench.system.environment import fingerprint, search_working_folder
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, parse_value
 
 if TYPE_CHECKING:

@@ -29,7 +29,6 @@ from revsnn_bench.report.memory_figures import breakdown_figures, step_figures
 from revsnn_bench.report.points import (
     Axis,
     Sweep,
-    contended,
     decided_ratio,
     exact,
     fixed_part,
