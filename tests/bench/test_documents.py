@@ -367,6 +367,14 @@ def test_tuning_page_shows_its_studies(name):
     assert drawn.read_text(encoding="utf-8") == study_figures(run)[0].standalone()
 
 
+def test_no_committed_figure_is_left_over():
+    """Each is shown by a report or a page: one of an older rendering would be read as of today."""
+    pages = [ROOT / "README.md", *(path for folder in ("reports", "docs") for path in (ROOT / folder).glob("*.md"))]
+    shown = "".join(page.read_text(encoding="utf-8") for page in pages)
+    drawn = {path.name for path in (ROOT / "reports").glob("*.svg")} - {"vgg11-tune-front.svg"}  # shown by no page
+    assert not [name for name in sorted(drawn) if name not in shown]
+
+
 def test_the_picture_of_a_step_is_drawn_from_the_run(tmp_path):
     """The file that README and docs/remat.md show, byte for byte: eager SpikingJelly first, then lif and lif+remat.
 
