@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 import pickle
 import threading
 from contextlib import nullcontext
@@ -17,8 +18,8 @@ from torch import nn
 STEPS = 8
 
 
-def train(context, after_forward, steps=STEPS):
-    """Weights, buffers and sums after some steps inside of one context; `after_forward(step, loss)`."""
+def train(context, after_forward, steps=STEPS, save_at=None):
+    """Weights, buffers and sums after some steps inside of one context; `after_forward(step, loss, saved)`."""
     torch.manual_seed(0)
     net, x = residual_net(), image_sequence()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -33,6 +34,12 @@ def train(context, after_forward, steps=STEPS):
                 mean.mul_(0.9).add_(loss.detach().expand(4) * 0.1)
             after_forward(step, loss, saved)
             optimizer.step()
+            if step == save_at:
+                saved_at = io.BytesIO()
+                torch.save((net.state_dict(), optimizer.state_dict()), saved_at)
+                saved_at.seek(0)
+                for each, state in zip((net, optimizer), torch.load(saved_at), strict=True):
+                    each.load_state_dict(state)
     return [*net.parameters(), *net.buffers(), total, mean]
 
 
@@ -41,9 +48,9 @@ def backward(step, loss, saved):
 
 
 def test_a_whole_training_inside_is_equal():
-    """With sums over the steps, which have recipes of everything before them."""
-    expected = train(nullcontext(), backward)
-    assert all(map(torch.equal, train(remat(verify=True), backward), expected))
+    """With sums over the steps, which have recipes of everything before them; weights are saved and loaded midway."""
+    expected = train(nullcontext(), backward, save_at=STEPS // 2)
+    assert all(map(torch.equal, train(remat(verify=True), backward, save_at=STEPS // 2), expected))
 
 
 def test_no_step_leaves_anything():

@@ -48,7 +48,8 @@ _PLAIN: dict[tuple[type, int], bool] = {}
 
 def recordable(tensor: Tensor) -> bool:
     """Whether a tensor is plain memory with a version counter: no subclass, no transform, no conjugate view."""
-    kind = type(tensor), torch._C._dispatch_keys(tensor).raw_repr()
+    keys = torch._C._dispatch_keys(tensor)
+    kind = type(tensor), keys.raw_repr()
     found = _PLAIN.get(kind)
     if found is None:
         found = (
@@ -56,6 +57,7 @@ def recordable(tensor: Tensor) -> bool:
             and tensor.layout is torch.strided
             and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
             and not (tensor.is_nested or tensor.device.type == "meta")
+            and not keys.has(torch._C.DispatchKey.AutogradOther)  # of no device, as `torch.load` reads a file
         )
         if kind[0] is not FakeTensor:  # its device is not among its keys
             _PLAIN[kind] = found
