@@ -368,14 +368,15 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
 
 
 States = Sequence[tuple[nn.Module, dict[str, Any]]]
-"""Modules and what they were in a forward: mode, membranes and buffers, by name."""
+"""Modules and what they were in a forward: mode, memories and buffers, by name."""
 
 
 def _states(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """The mode of modules, and the membranes that neurons carry: SpikingJelly's registered memories, or `v`."""
-    neurons: list[Any] = [module for module in modules if is_neuron(module)]
-    membranes = [(each, dict(getattr(each, "_memories", None) or {"v": each.v})) for each in neurons]
-    return [(each, {"training": each.training}) for each in modules] + membranes
+    """The mode of modules, and what they carry: a neuron's `v`, or SpikingJelly's memories, a dropout's mask too."""
+    kept = ((each, getattr(each, "_memories", None)) for each in modules)
+    memories = ((each, own if isinstance(own, dict) else {}) for each, own in kept)
+    carried = [(each, dict(own or {"v": each.v})) for each, own in memories if own or is_neuron(each)]
+    return [(each, {"training": each.training}) for each in modules] + carried
 
 
 Learned = Sequence[tuple[nn.Module, str, Tensor]]

@@ -233,6 +233,29 @@ def test_dropout_in_a_checkpoint_draws_the_same():
     train_step(net, x).assert_equals(train_step(twin, x))
 
 
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_second_run_has_the_memories_of_the_first(carried):
+    """Of a dropout of SpikingJelly, which keeps its mask until reset, of a synapse and of a recurrent layer."""
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import functional, layer, neuron
+
+    recurrent = layer.LinearRecurrentContainer(neuron.LIFNode(), 6, 6)
+    parts = (layer.Dropout(0.5), nn.Linear(6, 6), layer.SynapseFilter(), recurrent, nn.Linear(6, 6), neuron.IFNode())
+    net = nn.Sequential(*parts)
+    functional.set_step_mode(net, "m")
+    twin, x, found = copy.deepcopy(net), torch.rand(4, 3, 6) * 4, []
+    apply_plan(net, {"[0:4]": "checkpoint", "[4:6]": "bits"})
+    for each in (net, twin):
+        torch.manual_seed(0)
+        first = each(x).sum()
+        if not carried:
+            functional.reset_net(each)
+        (first + (each(x + 0.5) ** 2).sum()).backward()
+        found.append([*(parameter.grad for parameter in each.parameters()), each[0].mask])
+    assert all(map(torch.equal, *found))
+    assert all(each.count_nonzero() for each in found[0])
+
+
 def test_a_plan_from_a_file(tmp_path):
     """`apply_plan` reads what `revsnn-bench plan` writes."""
     path = tmp_path / "plan.json"
