@@ -372,11 +372,22 @@ States = Sequence[tuple[nn.Module, dict[str, Any]]]
 
 
 def _states(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """The mode of modules, and what they carry: a neuron's `v`, or SpikingJelly's memories, a dropout's mask too."""
-    kept = ((each, getattr(each, "_memories", None)) for each in modules)
-    memories = ((each, own if isinstance(own, dict) else {}) for each, own in kept)
-    carried = [(each, dict(own or {"v": each.v})) for each, own in memories if own or is_neuron(each)]
-    return [(each, {"training": each.training}) for each in modules] + carried
+    """The mode of modules, and what they carry: a neuron in any attribute, SpikingJelly's layers in their memories."""
+    states: list[tuple[nn.Module, dict[str, Any]]] = []
+    for module in modules:
+        carried: dict[str, Any] = {"training": module.training}
+        if is_neuron(module):
+            carried["v"] = module.v
+            if not isinstance(module, torch.jit.ScriptModule):
+                carried |= {name: each for name, each in vars(module).items() if name not in _OF_ANY_MODULE}
+        if isinstance(memories := getattr(module, "_memories", None), dict):
+            carried |= memories
+        states.append((module, carried))
+    return states
+
+
+_OF_ANY_MODULE = frozenset({*vars(nn.Module()), "_memories"})
+"""Attributes that are no state of a neuron's own."""
 
 
 Learned = Sequence[tuple[nn.Module, str, Tensor]]
