@@ -55,7 +55,7 @@ def mesh_of_all() -> DeviceMesh:
 def remat_work(rank: int, processes: int, folder: str) -> None:
     """Two steps of a residual network with and without `remat` or a plan.
 
-    Every rank writes its gradients and buffers.
+    Every rank writes its gradients, buffers and the bytes that it kept.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
@@ -69,7 +69,8 @@ def remat_work(rank: int, processes: int, folder: str) -> None:
             torch.manual_seed(1)
             model = make(nodes_remat.residual_net())
             steps = [nodes_remat.train_step(model, nodes_remat.image_sequence(seed=i), context()) for i in (rank, 7)]
-            found.append([(whole(step.gradients), step.buffers) for step in steps])
+            kept = [0 if step.saved is None else step.saved.kept_bytes for step in steps]
+            found.append([(whole(step.gradients), step.buffers, k) for step, k in zip(steps, kept, strict=True)])
         torch.save(found, Path(folder) / f"{wrap.__name__}{rank}.pt")
     collected = [[collective(rank, context()) for collective in COLLECTIVES] for context in (nullcontext, remat)]
     torch.save(collected, Path(folder) / f"collectives{rank}.pt")

@@ -128,7 +128,8 @@ def retained(net, x):
 
 def test_data_parallel_steps_are_equal(tmp_path):
     """Two gloo processes, two batches, weights whole, sharded, or sharded with a plan: gradients after reduction and
-    buffers have the bits that they have without."""
+    buffers have the bits that they have without. Where weights are sharded, a norm's two vectors are kept on top."""
+    kept = {}
     torch.multiprocessing.spawn(ddp.remat_work, args=(2, str(tmp_path)), nprocs=2)
     for wrap in (ddp.DistributedDataParallel, ddp.sharded, ddp.planned):
         plain, ours = torch.load(tmp_path / f"{wrap.__name__}0.pt")
@@ -137,6 +138,10 @@ def test_data_parallel_steps_are_equal(tmp_path):
             assert_equal(two[0], one[0])
             assert_equal(two[1], one[1])
             assert_equal(far[0], one[0])
+        kept[wrap] = [step[2] for step in ours]
+    norms = [module for module in residual_net().modules() if isinstance(module, _BatchNorm)]
+    vectors = sum(norm.weight.nbytes + norm.bias.nbytes for norm in norms)
+    assert kept[ddp.sharded] == [nbytes + vectors for nbytes in kept[ddp.DistributedDataParallel]]
     for rank in range(2):  # what another process wrote to, unseen, is not made again as it was
         plain, ours = torch.load(tmp_path / f"collectives{rank}.pt")
         assert all(map(torch.equal, plain, ours))

@@ -60,7 +60,7 @@ def normed_input(value: Value, x_seq: Tensor, note: Callable[..., None]) -> Norm
     if recipe is None or norm is None or not x_seq.is_contiguous():
         return None
     refs = (norm.z, norm.weight, norm.bias, norm.mean, norm.inverse_std, residual)
-    found = [None if ref is None else ref.value.tensor(ref.view) for ref in refs]
+    found = [ref.value.tensor(ref.view) if isinstance(ref, Ref) else ref for ref in refs]
     z, weight, bias, mean, inverse_std, added = found
     if norm.running is not None:
         mean, inverse_std = running_statistics(*norm.running)

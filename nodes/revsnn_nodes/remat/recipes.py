@@ -244,8 +244,8 @@ class Norm:
     """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it."""
 
     z: Ref  # its input
-    weight: Ref | None
-    bias: Ref | None
+    weight: Ref | Tensor | None
+    bias: Ref | Tensor | None
     mean: Ref | None = None  # of the batch, in training
     inverse_std: Ref | None = None
     running: tuple[Tensor, Tensor, float] | None = None  # mean, variance and eps, in evaluation
@@ -313,8 +313,12 @@ def arguments_of(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
     """Arguments with which a norm runs again and changes nothing, from those with references and with tensors.
 
-    Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now.
+    Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now; and a copy
+    of weights whose memory was handed out, as FSDP does, which frees it after the forward.
     """
+    for name in ("weight", "bias"):
+        if refs[name] is not None and refs[name].value.opened:
+            refs[name] = given[name].detach().clone()
     by_batch = given["training"] if "training" in given else given["use_input_stats"]
     for name in ("running_mean", "running_var"):
         statistics: Tensor | None = given[name]

@@ -287,7 +287,8 @@ class Recorder(TorchFunctionMode):
         result = function(*args, **kwargs)
         if recordable(result):
             again = norm_again(refs, arguments_of(function, args, kwargs))
-            read = {address: value for address, value in call.before.items() if value not in changed}
+            values = {each.value for each in again if isinstance(each, Ref)}
+            read = {address: value for address, value in call.before.items() if value in values}
             self.note(function, Call(again, {}, read, _nbytes(again)), result, NORM_PASSES)
             if function is functional.batch_norm:
                 self.note_norm(again, result)
