@@ -14,6 +14,7 @@ from revsnn_nodes import remat
 from revsnn_nodes.remat import record
 from revsnn_nodes.remat.recipes import MOST_RECIPES, Value
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 STEPS = 8
 
@@ -185,6 +186,20 @@ def test_the_table_tells_of_what_is_there():
     assert saved.kept_bytes == alone.kept_bytes
     assert saved.remade_bytes == alone.remade_bytes
     assert y.requires_grad
+
+
+def test_the_table_counts_no_weight_that_a_mean_over_steps_reads():
+    """Reading an alias of it, after it has changed, told nothing of whose memory that is."""
+    net = nn.Sequential(nn.Linear(6, 64), nn.Sigmoid(), nn.Linear(64, 2))
+    optimizer, x = torch.optim.SGD(net.parameters(), 0.1), torch.rand(3, 6)
+    mean, kept = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn()), []
+    with remat() as saved:
+        for _ in range(3):
+            net(x).sum().backward()
+            kept.append(saved.kept_bytes)
+            optimizer.step()
+            mean.update_parameters(net)
+    assert kept == kept[:1] * 3
 
 
 def test_the_table_leaves_out_a_result_that_was_dropped():

@@ -121,7 +121,7 @@ class Value:
         *("readers", "recipe", "weak"),
     )
 
-    def __init__(self, tensor: Tensor, recipe: "Recipe | None" = None) -> None:
+    def __init__(self, tensor: Tensor, recipe: "Recipe | None" = None, before: "Value | None" = None) -> None:
         storage = tensor.untyped_storage()
         base = tensor._base
         base = tensor if base is None else base
@@ -141,6 +141,8 @@ class Value:
         self.opened = not (storage.resizable() or storage.is_shared() or tensor.requires_grad)
         # Parts of one storage that are no views, as parameters of a flat one are, count their versions apart.
         self.opened |= base.numel() * base.itemsize != self.nbytes
+        if before is not None:  # what was known of the storage; an alias such as `parameter.detach()` tells nothing
+            self.persistent, self.opened = self.persistent or before.persistent, self.opened or before.opened
         self.asks = _NOBODY  # saved tensors that were replaced by its recipe and not asked for yet
         self.held: UntypedStorage | None = None  # contents made again before the next ask
 

@@ -110,9 +110,7 @@ class Recorder(TorchFunctionMode):
         address = tensor.untyped_storage()._cdata
         value = self.values.get(address)
         if value is None or value.counter.version != tensor._version or not value.counter.current:
-            opened = value is not None and value.opened
-            value = self.values[address] = Value(tensor)
-            value.opened |= opened
+            value = self.values[address] = Value(tensor, before=value)
         return value
 
     def pack(self, tensor: Tensor) -> Any:
@@ -395,9 +393,9 @@ class Recorder(TorchFunctionMode):
         """Keeps a tensor whose memory is handed out: it may change unseen."""
         if recordable(tensor):
             self.before_write(tensor)
-            self.value_of(tensor).opened = True
-            value = self.values[tensor.untyped_storage()._cdata] = Value(tensor)
-            value.opened = True
+            before = self.value_of(tensor)
+            before.opened = True
+            self.values[before.address] = Value(tensor, before=before)
 
     def before_write(self, tensor: Tensor) -> None:
         """Copies what recipes read of a tensor that may be about to change."""
