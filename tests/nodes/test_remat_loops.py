@@ -69,6 +69,24 @@ def test_no_step_leaves_anything():
     assert max(objects[2:]) - objects[2] < 20
 
 
+def test_what_comes_before_the_first_save_is_made_again_in_every_step():
+    """An input that is scaled and repeated; a sum and a moving mean behind the backward pass hold on to no step."""
+    net, image, kept, objects = residual_net(), torch.arange(256, dtype=torch.uint8).view(2, 2, 8, 8), [], []
+    total, mean = torch.zeros(()), torch.zeros(4)
+    with remat() as saved:
+        for _ in range(STEPS):
+            loss = net((image / 255 - 0.5).unsqueeze(0).repeat(3, 1, 1, 1, 1)).square().mean()
+            loss.backward()
+            kept.append(saved.kept_bytes)
+            total = total + loss.detach()
+            mean.mul_(0.9).add_(loss.detach() * torch.ones(4))
+            reset(net)
+            gc.collect()
+            objects.append(len(gc.get_objects()))
+    assert kept == kept[:1] * STEPS
+    assert max(objects[3:]) - objects[3] < 20
+
+
 def test_forwards_alone_leave_nothing_beyond_a_bound(monkeypatch):
     """Without a backward pass what is gone is looked for when much has been noted."""
     monkeypatch.setattr(record, "_MANY", 50)

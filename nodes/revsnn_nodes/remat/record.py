@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from types import FunctionType
 from typing import Any, Generic, TypeVar
 
@@ -88,6 +88,7 @@ class Recorder(TorchFunctionMode):
         self.fresh: list[Packed] = []
         self.packed: list[weakref.ref[Packed]] = []  # of the entries, in their order
         self.in_backward = False
+        self.since: list[Value] = []  # noted since a backward pass: what the next step makes before its first save
         self.most = _MANY
         self.due = 0  # how many saved tensors must be noted before a backward pass makes it look for what is gone
         self.earlier = 0  # how many of them are of steps before the running one, where it has not looked since
@@ -125,6 +126,7 @@ class Recorder(TorchFunctionMode):
                 return Kept(tensor)
             if self.in_backward and len(self.packed) < self.due:
                 self.in_backward, self.earlier = False, len(self.packed)
+                self.since.clear()
             elif self.in_backward or len(self.packed) > self.most:
                 self.forget_what_is_gone()
             entry = Entry(self.name or self.module_name(), NOT_CHEAP)
@@ -156,14 +158,15 @@ class Recorder(TorchFunctionMode):
         if not self.in_backward and None in alive and any(alive):
             packing.count(self.saved.entries, alive)
         self.values.clear()
+        self.since.clear()
         self.fresh.clear()  # what the last call saved would live on after its backward
         self.packed.clear()
 
     def forget_what_is_gone(self) -> None:
         """Drops what is noted of earlier steps, where one context is around many; their lines in the table as well.
 
-        Where a backward pass has begun since, tensors that are still there become sources, unless a saved tensor is to
-        be made by their recipes: a sum over all steps would hold on to what every step has noted. What is there now
+        Where a backward pass has begun since, tensors that were there before become sources, unless a saved tensor is
+        to be made by their recipes: a sum over all steps would hold on to what every step has noted. What is there now
         puts off the next look until as many saved tensors have come: else each step would go through all that wait.
         """
         alive = [reference() for reference in self.packed]
@@ -174,11 +177,13 @@ class Recorder(TorchFunctionMode):
         self.packed = [weakref.ref(packed) for packed in there]
         self.values = {address: value for address, value in self.values.items() if not value.expired}
         if self.in_backward:
-            needed = packing.values_to_make(there)
-            for value in self.values.values():
+            needed = packing.values_to_make(there).union(self.since)
+            before = (source for value in self.since if value.recipe for source in value.recipe.sources)
+            for value in chain(self.values.values(), before):
                 if value not in needed:
                     value.recipe = None
         self.in_backward = False
+        self.since.clear()
         self.most = max(_MANY, 2 * max(len(self.values), len(self.packed)))
         self.due, self.earlier = 2 * len(self.packed), 0
 
@@ -352,6 +357,8 @@ class Recorder(TorchFunctionMode):
             return
         how = View.of(result), Autocast.now(result.device.type), passes, overwrites, depth, place
         value = self.values[address] = Value(result, Recipe(run, args, kwargs, tuple(before.values()), copied, *how))
+        if self.in_backward and torch._C._current_graph_task_id() == -1:
+            self.since.append(value)
         for packed in self.fresh:  # saved by the function itself, before there was a recipe
             kept = packed.kept
             if kept is not None and kept.untyped_storage()._cdata == address and packed.current:
