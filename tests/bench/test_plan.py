@@ -13,6 +13,7 @@ import own_models
 import pytest
 import torch
 from revsnn_nodes import StandardLIF, apply_plan
+from revsnn_nodes.plan import WHOLE
 from torch import nn
 from typer.testing import CliRunner
 
@@ -211,6 +212,14 @@ def test_a_buffer_that_each_forward_changes_does_not_tell_a_plan_from_none():
     model = nn.Sequential(nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), Scaled())
     plan = make_plan(model, torch.randn(4, 16, 6, generator=torch.Generator().manual_seed(0)), budget="1 GiB")
     assert plan.measured.gradient_error == 0
+
+
+def test_a_plan_under_which_the_gradient_is_another_is_refused():
+    """A block that runs again draws others in Python; one that does not is as without a plan."""
+    step = build(Case(workload="own_models:DrawsInPython", node="as-is", timesteps=3, batch=2, shape=(6,)))
+    assert measure_step(step, {WHOLE: "remat"}).gradient_error == 0
+    with pytest.raises(ModelError, match=r"must repeat its first run; under the plan the gradient is .* away"):
+        measure_step(step, {WHOLE: "checkpoint"})
 
 
 def test_a_loop_over_time_is_one_block():
