@@ -170,7 +170,10 @@ class StorageTracker(EagerMode):
         module = self._clock.now(node)
         for storage in storages_of(_tensors_in(out)):
             if storage not in self._serials:
-                self._book(storage, module, node, replaced)
+                if func.is_view:  # a fake one, of a real tensor such as labels
+                    self._serials[storage] = None
+                else:
+                    self._book(storage, module, node, replaced)
         if self._scratch is not None and (nbytes := self._scratch(func, args)):
             serial = len(self.blocks)
             self.blocks.append(Block(nbytes, module, _sequence(node)))

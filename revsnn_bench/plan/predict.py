@@ -8,6 +8,7 @@ rounded to `CUDA_BLOCK_BYTES`, as its allocator does; not included are the drive
 cuBLAS, and fragmentation.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ _BATCHED = {
     _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 6,
 }
 """How many of their arguments, the first ones, have a batch."""
+_ERRORS = (_aten.mse_loss.default, _aten.smooth_l1_loss.default)
+_LOSSES = (*_ERRORS, _aten.binary_cross_entropy.default)
+"""Losses whose mean or sum keeps the memory of all terms; of the first two, the terms are there once more meanwhile."""
 _LSTM, _LSTM_BACKWARD = _aten.mkldnn_rnn_layer.default, _aten.mkldnn_rnn_layer_backward.default
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
@@ -79,7 +83,7 @@ def predict(case: Case) -> Prediction:
 
 
 class _Fake(FakeTensorMode):
-    """Fake tensors, and what oneDNN's LSTM keeps for backward, which torch gives no bytes."""
+    """Fake tensors, and what torch gives no bytes: what oneDNN's LSTM keeps for backward, the terms of a loss."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See `FakeTensorMode`."""
@@ -87,6 +91,9 @@ class _Fake(FakeTensorMode):
         if func is _LSTM and torch.is_grad_enabled():
             with self:
                 out = (*out[:3], torch.empty(_lstm_bytes(args)[0], dtype=torch.uint8))
+        if func in _LOSSES and out.numel() < (terms := _terms(args)):
+            with self:
+                out = torch.empty(terms, dtype=out.dtype, device=out.device)[0]
         return out
 
 
@@ -157,6 +164,8 @@ def scratch_bytes(func: Any, args: tuple[Any, ...]) -> int:
     """What a call takes beyond what the tracker sees; 0 but for `_BATCHED`, products in half, and our own kernels."""
     if func.namespace == "revsnn":  # which copy what is not contiguous
         return sum(each.nbytes for each in args if isinstance(each, Tensor) and not each.is_contiguous())
+    if func in _ERRORS and args[2:3] != (0,):
+        return int(_terms(args) * args[0].itemsize)
     if func in (_LSTM, _LSTM_BACKWARD):
         return _lstm_bytes(args)[1 if func is _LSTM else 2]
     is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)
@@ -166,6 +175,11 @@ def scratch_bytes(func: Any, args: tuple[Any, ...]) -> int:
     if key not in _known:
         _known[key] = _of_product(func, args) if is_product else _of_batch(func, args)
     return _known[key]
+
+
+def _terms(args: tuple[Any, ...]) -> int:
+    """How many terms a loss has."""
+    return math.prod(torch.broadcast_shapes(args[0].shape, args[1].shape))
 
 
 def _key(func: Any, args: tuple[Any, ...]) -> str:

@@ -1,6 +1,7 @@
 """Bytes predicted on fake tensors against bytes measured on real ones."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,24 @@ class Attention(nn.Module):
         return self.attention(y, y, y, need_weights=False)[0].unflatten(0, x.shape[:2])
 
 
+def autoencoder(timesteps, batch):
+    """A loss of as many terms as the output has numbers; torch keeps the memory of them all under their mean."""
+    model = nn.Sequential(nn.Linear(256, 32), StandardLIF(step_mode="m"), nn.Linear(32, 256))
+    target = torch.rand(timesteps, batch, 256)
+    return SimpleNamespace(model=model, inputs=lambda: target.clone(), loss=lambda y: nn.functional.mse_loss(y, target))
+
+
+def labelled(timesteps, batch):
+    """Labels of every place, which the loss reads through a view: they are there before the step."""
+    model = nn.Sequential(nn.Linear(8, 8), StandardLIF(step_mode="m"), nn.Linear(8, 3))
+    labels = torch.randint(3, (timesteps, batch, 64))
+    return SimpleNamespace(
+        model=model,
+        inputs=lambda: torch.rand(timesteps, batch, 64, 8),
+        loss=lambda y: nn.functional.cross_entropy(y.flatten(0, 2), labels.flatten()),
+    )
+
+
 CASES = [
     *(
         Case(node=node, timesteps=6, batch=4, shape=(64,))
@@ -108,6 +127,8 @@ CASES = [
         Case(node=node, workload=f"{__name__}:Attention", timesteps=4, batch=batch, shape=(16, 64))
         for node, batch in (("lif+remat", 4), ("lif", 300))
     ),
+    Case(node="lif", workload=f"{__name__}:autoencoder", timesteps=4, batch=16, shape=(256,)),
+    Case(node="lif", workload=f"{__name__}:labelled", timesteps=4, batch=16, shape=(64, 8)),
     Case(node="lif", workload=f"{__name__}:ChannelsLast", timesteps=6, batch=8, shape=(4, 16, 16)),
 ]
 
