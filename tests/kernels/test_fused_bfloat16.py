@@ -51,6 +51,19 @@ def test_gradients_are_right_at_every_length(name, neuron, steps):
         assert error < RTOL[torch.bfloat16]
 
 
+def test_a_steep_surrogate_sees_the_rounding_of_a_kept_charge():
+    """As nodes/README.md says: near the threshold half a unit of bfloat16 is as wide as the surrogate itself."""
+    problem = Problem(steps=16, shape=(8, 512), carried=False, mean=0.5).to(torch.bfloat16)
+
+    def gradient(backend, given):
+        node = make("lif", backend=backend, surrogate_function=surrogate.ATan(25.0))
+        return differentiate(run_node(node), given).x_grad
+
+    exact = gradient("torch", problem.to(torch.float64))
+    fused, plain = (relative_error(gradient(each, problem), exact) for each in ("fused", "torch"))
+    assert plain < 4e-3 < 3e-2 < fused < 0.15
+
+
 @pytest.mark.parametrize("neuron", NEURONS, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_is_the_references(name, neuron):
