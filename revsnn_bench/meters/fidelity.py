@@ -175,9 +175,13 @@ def _require_repeatable(step: TrainingStep, calls: Sequence[Call], fresh: nn.Mod
     pairs = zip(calls, again, strict=True)
     apart = _worst(relative_error(values, other[name]) for call, other in pairs for name, values in call.items())
     if apart is not None and apart > REPEATED * tolerance:
+        theirs = ""
+        if any(type(module).__module__.startswith("snntorch.") for module in fresh.modules()):
+            theirs = ". snntorch.utils.reset finds no copy: leave it out, states are reset between steps"
         raise NoOracle(
             f"it is another function every time, by {apart:.2g} with the same input and the same draws of torch, numpy "
             "and random: it reads a clock, another source of numbers, or what an earlier step left outside of the model"
+            + theirs
         )
 
 
@@ -243,8 +247,11 @@ def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> Fideli
         with in_place_of(bare, one) as placed:
             calls = _calls(bare, placed, bare.source)
         _require_finite(calls)
-        if own and _cuts(bare, one) and _all_within(_calls(step, step.model, step.source), calls, tolerance):
-            raise NoOracle("it cuts values from their graph (`detach`), and a difference cannot leave out a path")
+        hooked = any(parameter._backward_hooks for parameter in learned(one))
+        meant = own and (hooked or _cuts(bare, one))
+        if meant and _all_within(_calls(step, step.model, step.source), calls, tolerance):
+            cause = "changes gradients in hooks" if hooked else "cuts values from their graph (`detach`)"
+            raise NoOracle(f"it {cause}, and a difference cannot leave out a path")
         _require_repeatable(bare, calls, other, tolerance)
         _require_same_function(found.output, tolerance)
     return record

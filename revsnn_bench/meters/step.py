@@ -168,7 +168,8 @@ def is_compiled(model: nn.Module) -> bool:
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy. What cannot be copied, such as a lock or an open file, the copy shares with the model; a tensor that
-    belongs to a graph, such as the weight of `weight_norm`, is copied without it.
+    belongs to a graph, such as the weight of `weight_norm`, is copied without it. Hooks on the gradients of parameters,
+    which torch leaves out, are the copy's too.
 
     Raises:
         NoOracle: there is none, and the model's own would be used up: an iterator; or it has parameters or buffers of
@@ -188,6 +189,9 @@ def copied(model: nn.Module) -> nn.Module:
             raise NoOracle(
                 f"a copy of it has its own {name!r}, which a type of higher precision would change in it too"
             )
+    for theirs, own in zip(made.parameters(), model.parameters(), strict=False):
+        for hook in (own._backward_hooks or {}).values():  # such as the mask of a pruned weight
+            theirs.register_hook(hook)
     return made
 
 

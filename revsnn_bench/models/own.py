@@ -398,14 +398,15 @@ def _counted_calls(model: nn.Module, source: Tensor) -> Iterator[None]:
     def count(neuron: nn.Module, args: tuple[Any, ...]) -> None:
         calls[neuron] = calls.get(neuron, 0) + 1
         line = _line_in_stack(traceback.extract_stack(), _source_file(type(model)))
-        single = getattr(neuron, "step_mode", "m") == "s"
-        most = steps if single else 1
+        shape = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
+        mode = getattr(neuron, "step_mode", None)  # a neuron of the user's own may have none
+        single = mode == "s"
+        most = steps if single or (mode is None and shape[:2] != list(source.shape[:2])) else 1
         if calls[neuron] > most:
             raise ModelError(
                 f"{line}the neuron {names[neuron]!r} is called more than {most} times in one forward of {steps} steps; "
                 "it would start from the membrane of another layer, so give each place a neuron of its own."
             )
-        shape = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
         if single and steps > 1 and len(shape) > 2 and shape[:2] == list(source.shape[:2]):
             raise ModelError(
                 f"{line}the neuron {names[neuron]!r} in step_mode 's' must get one step [B, *] per call; got {shape}, "

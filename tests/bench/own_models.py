@@ -210,7 +210,7 @@ class KlifAnotherInFloat64(AnotherInFloat64):
 
 def wrong_and_another_in_float64():
     model = AnotherInFloat64()
-    model.one.weight.register_hook(lambda gradient: 3 * gradient)
+    model.one.weight.register_post_accumulate_grad_hook(tripled)
     return model
 
 
@@ -220,7 +220,7 @@ class WrongAndMoving(Plain):
     def __init__(self):
         super().__init__()
         self.register_buffer("threshold", torch.zeros(6))
-        self.one.weight.register_hook(lambda gradient: 3 * gradient)
+        self.one.weight.register_post_accumulate_grad_hook(tripled)
 
     def forward(self, x):
         x = x - self.threshold
@@ -310,9 +310,13 @@ class KlifComplex(ComplexWeights):
         self.first = klif()
 
 
+def conjugated(parameter):
+    parameter.grad = parameter.grad.conj()
+
+
 def wrong_imaginary_part(kind=ComplexWeights):
     model = kind()
-    model.complex.register_hook(torch.conj)
+    model.complex.register_post_accumulate_grad_hook(conjugated)
     return model
 
 
@@ -389,6 +393,43 @@ class Loop(nn.Module):
 
     def forward(self, x):
         return torch.stack([self.lif(self.fc(x_t)) for x_t in x.unbind(0)])
+
+
+class Written(nn.Module):
+    """A neuron as people write it: a membrane, no step mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.v, self.fire = 0.0, surrogate.ATan()
+
+    def reset(self):
+        self.v = 0.0
+
+    def forward(self, x):
+        self.v = 0.5 * self.v + x
+        spike = self.fire(self.v - 1.0)
+        self.v = self.v - spike
+        return spike
+
+
+class WrittenLoop(Loop):
+    def __init__(self):
+        super().__init__()
+        self.lif = Written()
+
+
+def pruned(make=sequential):
+    """A weight with a mask, which its gradient gets too."""
+    model = make()
+    weight = next(model.parameters())
+    mask = (torch.arange(weight.numel()).view_as(weight) % 2).float()
+    weight.data.mul_(3 * mask)
+    weight.register_hook(lambda gradient: gradient * mask)
+    return model
+
+
+def pruned_loop():
+    return pruned(WrittenLoop)
 
 
 class Recurrent(nn.Module):
@@ -469,7 +510,7 @@ def izhikevich():
 
 def wrong_before_eif():
     model = eif()
-    model[0].weight.register_hook(lambda gradient: 3 * gradient)
+    model[0].weight.register_post_accumulate_grad_hook(tripled)
     return model
 
 
@@ -537,7 +578,7 @@ def sparse_gradients(timesteps, batch):
 
 def wrong_sparse_gradients(timesteps, batch):
     made = sparse_gradients(timesteps, batch)
-    made.model[0].weight.register_hook(lambda gradient: 3 * gradient)
+    made.model[0].weight.register_post_accumulate_grad_hook(tripled)
     return made
 
 
@@ -788,7 +829,7 @@ def with_a_wrong_weight(*neurons):
     net = nn.Sequential()
     for neuron in neurons:
         net.append(nn.Linear(6, 6)).append(neuron)
-    net[0].weight.register_hook(lambda gradient: -3 * gradient)
+    net[0].weight.register_post_accumulate_grad_hook(tripled)
     return net
 
 
@@ -810,7 +851,7 @@ class ToldOfItself(nn.Module):
     def __init__(self):
         super().__init__()
         self.gain, self.neuron, self.v = nn.Parameter(torch.ones(6)), StandardLIF(step_mode="m", backend="torch"), 0.0
-        self.gain.register_hook(lambda gradient: 100 * gradient)
+        self.gain.register_post_accumulate_grad_hook(tripled)
 
     def reset(self):
         self.neuron.reset()
@@ -1122,6 +1163,14 @@ class Hidden(nn.Module):
 
     def forward(self, x):
         return torch.stack([self.lif2(self.fc2(self.lif1(self.fc1(x_t))))[1] for x_t in x.unbind(0)])
+
+
+class HiddenReset(Hidden):
+    def forward(self, x):
+        from snntorch import utils
+
+        utils.reset(self)
+        return super().forward(x)
 
 
 class Sinabs(nn.Module):

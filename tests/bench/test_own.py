@@ -234,6 +234,24 @@ def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong():
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
 
 
+def test_a_neuron_of_ones_own_may_take_the_steps_one_by_one():
+    """Without a step mode it was refused at its second step, as one that stands in two places."""
+    record = measure(case_of("WrittenLoop", "as-is", timesteps=4), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
+
+
+def test_a_mask_in_a_hook_on_a_gradient_is_no_wrong_gradient():
+    """Copies had no hooks, and the reference another gradient, by 0.1; a difference knows of none."""
+    settings = Settings(passes=("fidelity",))
+    for method in ("as-is", "lif+remat"):
+        record = measure(case_of("pruned", method, timesteps=4), settings)
+        assert record.status is Status.OK, record.reason
+        assert record.fidelity.largest_parameter_error < 1e-5
+    record = measure(case_of("pruned_loop", "as-is", timesteps=4), settings)
+    assert record.status is Status.OK
+    assert "it changes gradients in hooks" in record.reason
+
+
 @pytest.mark.parametrize(
     ("model", "method"), [("Delayed", "as-is"), ("Delayed", "lif+remat"), ("Norse", "as-is+remat")]
 )
@@ -430,6 +448,14 @@ def test_a_model_without_neurons_is_measured_as_it_is():
     assert record.flops.forward.multiply_accumulate == 2 * 4 * 3 * 8 * (6 + 8)
     with pytest.raises(SkipCase, match=r"line \d+: ByHand has no neuron that lif\+remat could exchange"):
         build(case_of("ByHand", "lif+remat"))
+
+
+def test_a_reset_that_finds_no_copy_is_named():
+    """snnTorch's goes over a list of its own of neurons, in which copies are not."""
+    pytest.importorskip("snntorch")
+    record = measure(case_of("HiddenReset", "as-is+remat", timesteps=4), Settings(passes=("fidelity",)))
+    assert record.status is Status.UNVERIFIED
+    assert record.reason.endswith("snntorch.utils.reset finds no copy: leave it out, states are reset between steps")
 
 
 @pytest.mark.parametrize("model", ["ByHand", "Hidden", "Sinabs", "SnnTorch"])
