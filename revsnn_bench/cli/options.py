@@ -101,11 +101,14 @@ def given_model(context: typer.Context, model: str, input: str) -> dict[str, Any
     is missing, or where another option is given for what they say."""
     if not (model or input):
         return {}
-    if not input or ":" not in model:
+    if not (model and input):
         raise failure(
             "--model MODULE:CALLABLE and --input T,B,features belong together, such as my_net:make and 4,8,3,32,32.",
             ExitCode.USAGE,
         )
+    if ":" not in model:
+        stem = model.removesuffix(".py").replace("/", ".")
+        raise failure(f"--model must name the function too, such as {stem}:make; got {model!r}.", ExitCode.USAGE)
     for name in ("suite", "workload", "timesteps", "batch", "shape"):
         if is_typed(context, name):
             raise failure(

@@ -247,6 +247,11 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
     """Model, inputs and loss of the user's callable."""
     make = load_callable(case.workload)
     file = _source_file(make)
+    if isinstance(make, nn.Module):
+        raise ModelError(
+            f"{case.workload} must be a function that makes a model; it is a model, a {type(make).__name__}. A method "
+            "changes a model in place, and is held against another that is as it was."
+        )
     names: Collection[str] = ()
     with suppress(ValueError):  # some of C have no signature
         names = inspect.signature(make).parameters
@@ -263,9 +268,10 @@ def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
         return made, None, None
     missing = [name for name in ("model", "inputs", "loss") if not hasattr(made, name)]
     if missing or not isinstance(made.model, nn.Module):
+        lacks = f" without {' and '.join(missing)}" if 0 < len(missing) < 3 else ""
         raise ModelError(
             f"{_where(make)}: {case.workload} must return an nn.Module, or an object with model, inputs() and "
-            f"loss(output); it returned a {type(made).__name__}."
+            f"loss(output); it returned a {type(made).__name__}{lacks}."
         )
     try:
         inputs = made.inputs()

@@ -38,6 +38,9 @@ class Plain(nn.Module):
         return self.second(self.two(self.first(self.one(x))))
 
 
+INSTANCE = Plain()
+
+
 def plain():
     return Plain()
 
@@ -1130,6 +1133,10 @@ def data_dependent():
 
 def loss_none():
     return SimpleNamespace(model=Plain(), inputs=lambda: torch.rand(2, 3, 6), loss=lambda y: None)
+
+
+def no_loss():
+    return SimpleNamespace(model=Plain(), inputs=lambda: torch.rand(2, 3, 6))
 
 
 def wrong_inputs():

@@ -647,6 +647,7 @@ BAD = {
     "exits": (own_models.exits, "raise", "raised SystemExit: 3. It must not end the process"),
     "cut": (own_models.Cut.forward, "", "forward must return a tensor with a gradient"),
     "loss_none": (own_models.loss_none, "loss=", "must return a tensor of one element .*; it returned None"),
+    "no_loss": (own_models.no_loss, "", r"loss\(output\); it returned a SimpleNamespace without loss\."),
     "wrong_inputs": (
         own_models.wrong_inputs,
         "inputs=",
@@ -691,6 +692,7 @@ def test_an_input_that_does_not_fit():
         ("no_such_module:make", "There is no module 'no_such_module' here"),
         ("folder/own_models.py:plain", "Pass folder.own_models:plain, the module's name in place of the file's"),
         ("own_models:no_such_name", "The module has no callable 'no_such_name'"),
+        ("own_models:INSTANCE", "own_models:INSTANCE must be a function that makes a model; it is a model, a Plain"),
     ],
 )
 def test_a_bad_path(path, message):

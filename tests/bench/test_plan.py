@@ -385,7 +385,7 @@ def test_no_block_is_told_to_take_less_time_than_plain():
         ),
         (["--model", "own_models:no_neuron", "--input", "2,3,6"], 5, "NoNeuron has no neuron that lif could exchange"),
         (["--model", "own_models:plain", "--input", "2,6"], 2, "`--input` must be T,B,features; got '2,6'"),
-        (["--model", "plain", "--input", "2,3,6"], 2, "belong together"),
+        (["--model", "plain.py", "--input", "2,3,6"], 2, "--model must name the function too, such as plain:make; got"),
         (
             ["--model", "own_models:plain", "--input", "2,3,6", "--blocks", "torch.nn:Lin"],
             2,
