@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revsnn_bench.meters.step import EagerMode, called_by_engine, called_by_user
+from revsnn_bench.meters.step import EagerMode, called_by_engine, called_by_user, in_custom_function
 
 JUMPS = {
     *("ge", "gt", "le", "lt", "eq", "ne", "sign", "sgn", "heaviside"),
@@ -41,6 +41,14 @@ _WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.floa
 """What a type that a model names becomes in float64."""
 
 
+def _cuts(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether the user's code cuts a value from its graph; a custom function has a gradient of its own instead."""
+    if name != "detach" and torch.is_grad_enabled():
+        return False
+    learns = any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    return learns and called_by_user() and not in_custom_function()
+
+
 @cache
 def _name_of(operator: Any) -> str:
     """Without its namespace, and without the underscore of one in place."""
@@ -56,7 +64,7 @@ class Decisions(EagerMode):
     its operator, its shape, and its number among those of the same.
 
     `dtypes` are the floating-point types that operators were given, those that `torch.autocast` casts to among them;
-    `cuts` is whether a value was cut from its graph, by `detach`.
+    `cuts` is whether a value was cut from its graph, by `detach` or `no_grad`.
 
     Args:
         places: whether only draws are recorded, places of maxima and in sorted values, and the sides of `relu`. These
@@ -98,7 +106,7 @@ class Decisions(EagerMode):
         if not found:
             return func(*args, **kwargs)
         self.dtypes |= found
-        self.cuts = self.cuts or (name == "detach" and args[0].requires_grad and called_by_user())
+        self.cuts = self.cuts or _cuts(name, args)
         if self._repeats and torch.float64 in found and len(found) > 1:
             args, kwargs = _in_one_type(func, args, kwargs)
         if name in SIDE_BY_VALUE and not self._places:

@@ -250,7 +250,7 @@ def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> Fideli
         hooked = any(parameter._backward_hooks for parameter in learned(one))
         meant = own and (hooked or _cuts(bare, one))
         if meant and _all_within(_calls(step, step.model, step.source), calls, tolerance):
-            cause = "changes gradients in hooks" if hooked else "cuts values from their graph (`detach`)"
+            cause = "changes gradients in hooks" if hooked else "cuts values from their graph (`detach`, `no_grad`)"
             raise NoOracle(f"it {cause}, and a difference cannot leave out a path")
         _require_repeatable(bare, calls, other, tolerance)
         _require_same_function(found.output, tolerance)

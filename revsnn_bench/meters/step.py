@@ -155,6 +155,17 @@ def called_by_user() -> bool:
     return frame is not None and not frame.f_code.co_filename.startswith(_NEURONS)
 
 
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+def in_custom_function() -> bool:
+    """Whether the forward of an `autograd.Function` runs."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code is not _APPLY:
+        frame = frame.f_back
+    return frame is not None
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether a module of the model, or a method of one, has gone through `torch.compile`."""
     for module in model.modules():

@@ -727,8 +727,24 @@ class Adaptive(nn.Module):
         return torch.stack(spikes)
 
 
+class AdaptiveWithoutGrad(Adaptive):
+    def forward(self, x):
+        spikes = []
+        for x_t in x:
+            self.v = 0.8 * self.v + x_t
+            spikes.append(self.surrogate_function(self.v - 1 - self.threshold))
+            self.v = self.v - spikes[-1]
+            with torch.no_grad():
+                self.threshold = 0.9 * self.threshold + 0.1 * spikes[-1]
+        return torch.stack(spikes)
+
+
 def adaptive():
     return nn.Sequential(nn.Linear(6, 8), Adaptive(), nn.Linear(8, 4))
+
+
+def adaptive_without_grad():
+    return nn.Sequential(nn.Linear(6, 8), AdaptiveWithoutGrad(), nn.Linear(8, 4))
 
 
 class Delayed(nn.Sequential):

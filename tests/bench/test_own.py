@@ -225,12 +225,13 @@ def test_a_layer_whose_gradient_is_nothing_is_judged_beside_others(method):
     assert record.status is Status.WRONG, record.reason
 
 
-def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong():
-    """A difference goes through what `detach` cuts: it was wrong by 0.07, and so was `remat` around the same bits."""
+@pytest.mark.parametrize("model", ["adaptive", "adaptive_without_grad"])
+def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong(model):
+    """A difference goes through what is cut: it was wrong by 0.07, and so was `remat` around the same bits."""
     settings = Settings(passes=("fidelity",))
-    plain, inside = (measure(case_of("adaptive", node, timesteps=4), settings) for node in ("as-is", "as-is+remat"))
+    plain, inside = (measure(case_of(model, node, timesteps=4), settings) for node in ("as-is", "as-is+remat"))
     assert (plain.status, plain.fidelity, inside.status) == (Status.OK, None, Status.OK)
-    assert "it cuts values from their graph (`detach`)" in plain.reason
+    assert "it cuts values from their graph (`detach`, `no_grad`)" in plain.reason
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
 
 
