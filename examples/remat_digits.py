@@ -72,7 +72,8 @@ def step(net: nn.Module, images: Tensor, labels: Tensor, context: Context, steps
     """One forward in the context, and its backward."""
     net.zero_grad()
     with context():
-        loss = nn.functional.cross_entropy(net(images.expand(steps, *images.shape)).mean(0), labels)
+        y = net(images.expand(steps, *images.shape))
+        loss = nn.functional.cross_entropy(y.mean(0) if y.ndim == 3 else y, labels)  # some take the mean themselves
     loss.backward()
     reset(net)
 

@@ -43,7 +43,16 @@ def vision_operators() -> torch.library.Library | None:
 def networks(size: int, steps: int) -> dict[str, Any]:
     """Makers of networks for RGB images, and the modules that memopt takes as its segments (VGG has none)."""
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
-    from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_resnet, spiking_vgg
+    from spikingjelly.activation_based.model import (
+        maxformer,
+        ms_resnet,
+        qkformer,
+        sew_resnet,
+        spike_driven_transformer,
+        spikformer,
+        spiking_resnet,
+        spiking_vgg,
+    )
 
     lif: dict[str, Any] = {"spiking_neuron": neuron.LIFNode, "surrogate_function": surrogate.ATan()}
 
@@ -61,6 +70,7 @@ def networks(size: int, steps: int) -> dict[str, Any]:
         spikformer.Spikformer, T=steps, img_size_h=size, img_size_w=size, patch_size=4, num_classes=10, embed_dims=128,
         num_heads=8, depths=4, **lif,
     )  # fmt: skip
+    wide: dict[str, Any] = {"T": steps, "num_classes": 10, "embed_dims": 128, **lif}
     return {
         "digits": (partial(network, 3), (Block,)),
         "sew_resnet18": (
@@ -73,6 +83,22 @@ def networks(size: int, steps: int) -> dict[str, Any]:
         ),
         "vgg11": (partial(made, vgg), ()),
         "spikformer": (partial(made, transformer), (spikformer.SpikformerConv2dBNLIF, spikformer.SpikformerMLP)),
+        "ms_resnet18": (
+            partial(made, partial(ms_resnet.ms_resnet18, T=steps, num_classes=10, **lif)),
+            (ms_resnet._MSBlock,),
+        ),
+        "qkformer": (
+            partial(made, partial(qkformer.QKFormer, num_heads=(2, 4, 4), depths=(1, 1, 2), **wide)),
+            (qkformer._Block,),
+        ),
+        "sdt": (
+            partial(made, partial(spike_driven_transformer.SpikeDrivenTransformer, depths=4, **wide)),
+            (spike_driven_transformer._Block,),
+        ),
+        "maxformer": (
+            partial(made, partial(maxformer.MaxFormer, depths=(1, 1, 2), **wide)),
+            (maxformer._DWCBlock, maxformer._SSABlock),
+        ),
     }
 
 

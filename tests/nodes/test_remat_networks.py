@@ -3,6 +3,7 @@
 import copy
 import gc
 from contextlib import nullcontext
+from functools import partial
 
 import nodes_ddp_worker as ddp
 import pytest
@@ -25,19 +26,28 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 STEPS, BATCH, SIZE = 2, 2, 32
-PATCHES, WIDTH, DEPTH, HEADS = (SIZE // 4) ** 2, 32, 2, 2
 
 
 @pytest.fixture(scope="module")
 def models():
-    """Four of their networks, by name."""
+    """Networks of theirs, by name."""
+    wide = {"T": STEPS, "num_classes": 3, "embed_dims": 32}
+    stages = {"depths": (1, 1, 1), **wide}
+    spikformer = {"img_size_h": SIZE, "img_size_w": SIZE, "patch_size": 4, "num_heads": 2, "depths": 2, **wide}
     return {
         "sew_resnet18": lambda **lif: their("sew_resnet").sew_resnet18(cnf="ADD", num_classes=3, **lif),
         "spiking_resnet18": lambda **lif: their("spiking_resnet").spiking_resnet18(num_classes=3, **lif),
         "vgg11": lambda **lif: their("spiking_vgg").spiking_vgg11_bn(num_classes=3, **lif),
-        "spikformer": lambda **lif: their("spikformer").Spikformer(
-            STEPS, 3, SIZE, SIZE, 4, 3, WIDTH, num_heads=HEADS, depths=DEPTH, **lif
+        "ms_resnet18": lambda **lif: their("ms_resnet").ms_resnet18(T=STEPS, num_classes=3, **lif),
+        "spikformer": lambda **lif: their("spikformer").Spikformer(**spikformer, **lif),
+        "qkformer": lambda **lif: their("qkformer").QKFormer(num_heads=(2, 2, 2), **stages, **lif),
+        "qkformer, channels": lambda **lif: their("qkformer").QKFormer(
+            num_heads=(2, 2, 2), qka_type="channel", **stages, **lif
         ),
+        "spike-driven transformer": lambda **lif: their("spike_driven_transformer").SpikeDrivenTransformer(
+            num_heads=4, depths=2, **wide, **lif
+        ),
+        "maxformer": lambda **lif: their("maxformer").MaxFormer(**stages, **lif),
     }
 
 
@@ -53,16 +63,27 @@ def make(models, name):
     return with_our_neurons(net)
 
 
-def norm_and_pool_bytes(net, x):
-    """Input and two statistics per channel of every batch norm; a byte for each maximum of a pooling."""
+def bytes_of_kinds(net, x):
+    """What is kept: a norm's input and two statistics per channel; a byte for each maximum of a pooling; of attention
+    by matrices, the product of v and k; what neurons behind attention read, and behind a mean, and the head of it."""
     total = 0
 
-    def count(module, inputs, output):
+    def count(module, inputs, output, after_sum=False):
         nonlocal total
-        total += output.numel() if isinstance(module, nn.MaxPool2d) else inputs[0].nbytes + 2 * module.num_features * 4
+        if isinstance(module, nn.MaxPool2d):
+            total += output.numel()
+        elif isinstance(module, _BatchNorm):
+            total += inputs[0].nbytes + 2 * module.num_features * 4
+        elif after_sum:
+            total += inputs[0].nbytes
+        else:
+            total += STEPS * BATCH * 4 * module.dim**2 // module.num_heads
 
-    counted = [module for module in net.modules() if isinstance(module, _BatchNorm | nn.MaxPool2d)]
-    handles = [module.register_forward_hook(count) for module in counted]
+    handles = []
+    for name, module in net.named_modules():
+        after_sum = name.split(".")[-1] in ("attn_lif", "head_lif", "head") and not name_of(net).endswith("ResNet")
+        if after_sum or isinstance(module, _BatchNorm | nn.MaxPool2d) or name_of(module) == MATRICES:
+            handles.append(module.register_forward_hook(partial(count, after_sum=after_sum)))
     net(x)
     reset(net)
     for handle in handles:
@@ -70,22 +91,30 @@ def norm_and_pool_bytes(net, x):
     return total
 
 
-# Spikformer's attention multiplies v by k, then by q; its neuron reads what comes out; the head reads a mean.
-ATTENTION = PATCHES * WIDTH + WIDTH**2 // HEADS
-REST = {"spikformer": STEPS * BATCH * 4 * (DEPTH * ATTENTION + WIDTH)}
+MATRICES = "SpikingSelfAttention"
 
 
-@pytest.mark.parametrize("name", ["sew_resnet18", "spiking_resnet18", "vgg11", "spikformer"])
+def name_of(module):
+    return type(module).__name__
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sew_resnet18", "spiking_resnet18", "vgg11", "ms_resnet18", "spikformer", "qkformer", "qkformer, channels"),
+        *("spike-driven transformer", "maxformer"),
+    ],
+)
 def test_bytes_are_the_closed_form_and_gradients_equal(models, name):
     """One z per convolution, statistics per channel, maxima's places, the input; by the handle and the allocator.
 
-    Spikformer keeps the two products of its attention too.
+    Attention keeps sums and products, which are not run again.
     """
     net, x = make(models, name), torch.randn(STEPS, BATCH, 3, SIZE, SIZE)
     saved = assert_same_step(net, x)
-    expected = norm_and_pool_bytes(net, x) + REST.get(name, 0)
+    expected = bytes_of_kinds(net, x)
     assert saved.kept_bytes - x.nbytes == expected
-    scales = 8 * DEPTH * (name == "spikformer")  # the attention's factor, a number in float64
+    scales = 8 * sum(name_of(module) == MATRICES for module in net.modules())  # a factor, a number in float64
     assert retained(net, x) == expected + scales
 
 
@@ -109,7 +138,7 @@ def test_what_is_enlarged_is_made_again():
     """A U-Net keeps what its norms and its pooling keep, and its input, but nothing of the large sum of both ways."""
     net, x = UNet(), torch.randn(STEPS, BATCH, 3, 8, 8)
     saved = assert_same_step(net, x)
-    assert saved.kept_bytes - x.nbytes == norm_and_pool_bytes(net, x)
+    assert saved.kept_bytes - x.nbytes == bytes_of_kinds(net, x)
 
 
 def retained(net, x):
