@@ -53,8 +53,12 @@ class View(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> "View":
         """The place of a tensor; one object for many tensors in the same."""
-        view = cls(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.device)
-        return _one_of(view)
+        place = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device)
+        try:
+            known: View | None = _known.get(place)  # a tuple has the hash of a named one
+        except TypeError:  # sizes that are symbols
+            known = None
+        return _one_of(cls(place[0], place[1], int(place[2]), *place[3:])) if known is None else known
 
     def on(self, storage: UntypedStorage) -> Tensor:
         """The tensor in this place of another storage."""

@@ -322,7 +322,7 @@ class Recorder(TorchFunctionMode):
     def refer_to(self, leaf: Any, before: dict[int, Value]) -> Any:
         """An argument with a reference in place of each tensor, whose values are added to `before`."""
         kind: Any = type(leaf)
-        if is_fixed_type(kind):
+        if kind is not Tensor and is_fixed_type(kind):
             return leaf
         if kind is tuple or kind is list:
             return kind([self.refer_to(each, before) for each in leaf])
