@@ -38,6 +38,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _READ_VERSIONS = (1, SCHEMA_VERSION)
 _DEEPEST = 40  # levels of lists and objects in a file, at most
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # where a file system has none
+_ENDS_OF_REPORTS = ("-claims", ".columns", ".long", ".study")
+"""What stands between the name of a run and `.md`, `.csv` or `.html` in files of its reports."""
 _HAS_JOURNAL = (
     "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
     "name."
@@ -232,11 +234,15 @@ def require_new(run_id: str, results_dir: Path) -> None:
 
 
 def _require_name(run_id: str) -> None:
-    if not RUN_ID.fullmatch(run_id) or run_id == "latest":
-        why = "That is the newest run, whatever its name" if run_id == "latest" else "It becomes a file name"
+    why = "" if RUN_ID.fullmatch(run_id) else "It becomes a file name"
+    if run_id == "latest":
+        why = "That is the newest run, whatever its name"
+    elif run_id == "index" or run_id.endswith(_ENDS_OF_REPORTS):
+        why = f"{run_id}.* in the folder of reports are files of another run, or of the gallery"
+    if why:
         raise ValueError(
-            f"`run_id` must be letters, digits, `.`, `_` and `-`; got {run_id!r}. {why}. Leave it out to get one made "
-            "of date and time."
+            f"`run_id` must be letters, digits, `.`, `_` and `-`, and mean nothing else; got {run_id!r}. {why}. Leave "
+            "it out to get one made of date and time."
         )
 
 
@@ -417,12 +423,12 @@ class Journal:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Has Ctrl-C, and SIGTERM where Python handles it, wait until the block has ended."""
+    """Has Ctrl-C, and SIGTERM and SIGHUP where Python handles them, wait until the block has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are handled in the main thread only
         return
     waiting: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in handlers:
         signal.signal(number, lambda came, _: waiting.append(came))

@@ -76,6 +76,8 @@ def main() -> None:
     """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
     # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; `nohup` ignores it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     _open_streams()
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")  # a terminal may have no sign for ×

@@ -1,6 +1,7 @@
 """What the commands share: options from the tables, saved runs by what the user typed, errors with their exit code."""
 
 import inspect
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from revsnn_bench.runs import RUN_ID, JournalError, load_run
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROWS = {row.name: row for row in CASE_FIELDS}
+_STARTED = re.compile(rb'"started_at": ?"([^"]*)"')
 _PANELS = {"sweep": "Sweep", "run": "Run"}
 
 
@@ -197,16 +199,28 @@ def saved_runs(results_dir: Path) -> tuple[list[Run], list[str]]:
 
 
 def _files(results_dir: Path) -> list[Path]:
-    """Files of runs, the latest one last; of a run that was killed as it finished, the finished one."""
+    """Files of runs, that which measured last at the end; of a run that was killed as it finished, the finished one.
+
+    The dates are those in the files, for a clone has all of them of one second. Of two that end with the same case,
+    as a merged run and its last part do, the larger one counts.
+    """
     dated = []
     for path in results_dir.glob("*.json*"):
         stale = path.suffix == ".jsonl" and path.with_suffix(".json").exists()
         if path.suffix in (".json", ".jsonl") and not stale:
             with suppress(OSError):  # removed since
-                status = path.stat()
-                if stat.S_ISREG(status.st_mode):
-                    dated.append((status.st_mtime_ns, path))
-    return [path for _, path in sorted(dated)]
+                if stat.S_ISREG(path.stat().st_mode):
+                    dated.append((*_measured_last(path), path))
+    return [path for *_, path in sorted(dated)]
+
+
+def _measured_last(path: Path) -> tuple[bytes, int]:
+    """The start of the last case in a file, and its size."""
+    try:
+        content = path.read_bytes()
+    except OSError:  # to read it will say why
+        return b"", 0
+    return max(_STARTED.findall(content), default=b""), len(content)
 
 
 def _path_of(name: str, results_dir: Path) -> Path:

@@ -367,6 +367,8 @@ def load_baseline(path: Path, run: str = "latest") -> Run:
         MissingBaseline: no such file.
         DamagedFile, UnknownSchema: see `load_run`.
     """
+    if path.is_dir():
+        raise MissingBaseline(f"`baseline` must be the file of a run; {path} is a folder. Name a .json file in it.")
     if not path.is_file():
         raise MissingBaseline(
             f"`baseline` must be the file of a run; {path} does not exist. Without one there is nothing to hold "

@@ -118,13 +118,13 @@ def _record(case: Case | None = None, /, status: Status | str | None = None, **c
     fidelity = _fidelity(case)
     right = fidelity.gradient_error <= fidelity.tolerance
     status = Status(status) if status else Status.OK if right else Status.WRONG
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"started_at": "2026-01-01T00:00:00Z"}
     if status in (Status.OK, Status.WRONG):
-        parts = {"memory": _memory(case), "flops": _flops(case), "time": _time(case), "fidelity": fidelity}
+        parts |= {"memory": _memory(case), "flops": _flops(case), "time": _time(case), "fidelity": fidelity}
     if status is not Status.OK:
         parts["reason"] = f"ended as {status.value}"
     parts |= changes
-    return Record(case=case, status=status, started_at="2026-01-01T00:00:00Z", duration_s=1.0, **parts)
+    return Record(case=case, status=status, duration_s=1.0, **parts)
 
 
 @pytest.fixture(scope="session")

@@ -569,8 +569,14 @@ def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys
             main()
         return left.value.code
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP)]
     try:
+        for ignored in (signal.SIG_IGN, signal.SIG_DFL):  # as under `nohup`, and as where a terminal is closed
+            signal.signal(signal.SIGHUP, ignored)
+            assert leave(KeyboardInterrupt()) == ExitCode.INTERRUPTED
+            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == (ignored is signal.SIG_IGN)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
         assert leave(BrokenPipeError()) == ExitCode.CLOSED_PIPE
         assert leave(KeyboardInterrupt()) == ExitCode.INTERRUPTED
         assert leave(ValueError()) == ExitCode.REGRESSION  # a status that a command chose
@@ -584,7 +590,8 @@ def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys
         assert left.value.code == ExitCode.BROKEN
         assert "ValueError: a fault" in capsys.readouterr().err
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("name", sorted(each.name for each in app.registered_commands))

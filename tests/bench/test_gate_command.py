@@ -1,5 +1,6 @@
 """`revsnn-bench gate` on files: its exit codes, its messages, and who may become the baseline."""
 
+import os
 import shlex
 
 import pytest
@@ -80,6 +81,24 @@ def test_missing_baseline_names_the_command_that_makes_one(cli, runs, tmp_path):
     assert cli(*command).exit_code == 0
     assert load_run(path) == load_run(runs["good"])
     assert cli(runs["good"], "--baseline", path).exit_code == 0
+    folder = cli("good", "--results", tmp_path, "--baseline", tmp_path)
+    assert folder.exit_code == 3
+    assert f"{tmp_path} is a folder. Name a .json file in it." in folder.stderr
+
+
+def test_latest_is_the_run_that_measured_last(cli, make_run, make_record, saved, tmp_path):
+    """Whatever the dates of the files, which a clone makes anew; a merged run is later than its last part."""
+    early, late = (
+        make_record(node="lif", timesteps=day, started_at=f"2026-01-0{day}T00:00:00+00:00") for day in (2, 3)
+    )
+    for records, run_id in (([late], "part"), ([early], "first"), ([early, late], "whole"), ([early], "again")):
+        path = saved(make_run(records, run_id), f"{run_id}.json")
+        os.utime(path, (2e9 if records == [early] else 1e9,) * 2)
+        expected = "part" if run_id in ("part", "first") else "whole"
+        assert (
+            f"PASS: {expected} against"
+            in cli("latest", "--results", tmp_path, "--baseline", tmp_path / f"{expected}.json").stdout
+        )
 
 
 def test_other_torch_ends_with_four(cli, runs, saved, make_run, make_record):

@@ -123,7 +123,7 @@ from pathlib import Path
 from revsnn_bench.runs import Journal
 from revsnn_bench.records import Run
 
-for number in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a job in the background ignores the first
     signal.signal(number, signal.default_int_handler)
 run = Run.model_validate_json(sys.argv[2])
 journal = Journal.create(Path(sys.argv[1]), run.header)
@@ -140,11 +140,11 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize(("call", "number"), [("write", "SIGINT"), ("fsync", "SIGTERM")])
+@pytest.mark.parametrize(("call", "number"), [("write", "SIGINT"), ("fsync", "SIGTERM"), ("fsync", "SIGHUP")])
 def test_interrupt_waits_until_a_record_is_written_and_known(
     tmp_path: Path, header: RunHeader, records: list[Record], call: str, number: str
 ) -> None:
-    """Ctrl-C or SIGTERM in the middle of an append is raised after it: file and journal both hold the record."""
+    """An interrupt in the middle of an append is raised after it: file and journal both hold the record."""
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_SWEEP, str(tmp_path), _json(_part(header, records)), call, number],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -337,9 +337,9 @@ def test_newer_schema_is_refused(journal_file: Path, header: RunHeader, finished
         load_run(path)
 
 
-@pytest.mark.parametrize("run_id", ["", "a/b", "../up", ".hidden", "a b", "latest"])
+@pytest.mark.parametrize("run_id", ["", "a/b", "../up", ".hidden", "a b", "latest", "index", "x-claims", "x.long"])
 def test_run_id_must_be_a_file_name(tmp_path: Path, header: RunHeader, run_id: str) -> None:
-    """A run id that would leave the folder or hide in it is refused."""
+    """A run id that would leave the folder or hide in it, or has reports called as another run's are, is refused."""
     with pytest.raises(ValueError, match="`run_id` must be letters, digits"):
         Journal.create(tmp_path, header.model_copy(update={"run_id": run_id}))
     assert list(tmp_path.iterdir()) == []
