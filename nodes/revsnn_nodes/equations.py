@@ -191,6 +191,12 @@ def decode_input(y: Tensor, spike: Tensor, epsilon: float) -> Tensor:
 
 def clamp_input(x: Tensor, neuron: CarrierParameters) -> Tensor:
     """The input that a carrier neuron works with: clamped to [-c, c]; no gradient passes at the borders or beyond."""
+    most = torch.finfo(x.dtype).max
+    require(
+        neuron.clamp <= most, "x", f"be of a type that holds the carrier's clamp, {neuron.clamp:g}", x.dtype,
+        f"Its largest number is {most:g}; the clamp grows with v_threshold and falls with epsilon.",
+        "Scale input and v_threshold down, or take bfloat16.",
+    )  # fmt: skip
     # hardtanh, not clamp: its derivative is 0 at both borders, where what is carried does not tell them from beyond.
     return hardtanh(x, -neuron.clamp, neuron.clamp)
 

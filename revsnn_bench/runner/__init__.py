@@ -166,7 +166,7 @@ def _value(outcome: Outcome) -> Any:
 def measure_in_processes(runner: Runner, case: Case, settings: Settings) -> Record:
     """What a run records of a case: measured in one process, and timed in as many as `settings.processes`.
 
-    Where a further one fails, the times are those of the first alone.
+    Where a further one fails, the times are those of the processes before it.
     """
     record = runner.run(case, settings)
     if record.time is None or record.case == record.case.point:
@@ -175,7 +175,7 @@ def measure_in_processes(runner: Runner, case: Case, settings: Settings) -> Reco
     while len(times) < settings.processes:
         again = runner.run(case, alone)
         if again.time is None:
-            return record
+            break
         times.append(again.time)
     return record.model_copy(update={"time": joined(times)}) if len(times) > 1 else record
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from revsnn_bench.case import Case
+from revsnn_bench.measuring import Settings
 from revsnn_bench.report import units
 from revsnn_bench.report.findings import findings
 from revsnn_bench.report.points import (
@@ -21,6 +22,7 @@ from revsnn_bench.report.points import (
     reference_for,
     references,
 )
+from revsnn_bench.runner import measure_in_processes
 
 
 def found(run, variant, metric, axis="timesteps"):
@@ -192,6 +194,38 @@ def test_a_time_of_one_process_or_of_disturbed_rounds_is_not_decided(make_record
     assert {name: told.get(name) for name in ("Times", "Contention")} == {"Times": None, "Contention": None} | {
         topic: "1 of 2 timed cases"
     }
+
+
+def test_times_of_one_process_say_what_to_do(make_record, make_run):
+    """The option by its name in pytest and on the command line; of several asked for, that the second failed."""
+    record = make_record(node="lif-carrier")
+    run = make_run([record.model_copy(update={"time": record.time.model_copy(update={"rounds_by_process": ()})})])
+
+    def advice(**header):
+        changed = run.model_copy(update={"header": run.header.model_copy(update=header)})
+        return next(each.text for each in findings(changed) if each.topic == "Times")
+
+    assert advice().endswith("Pass --processes 3, or leave it out.")
+    assert advice(command=("pytest", "--benchmark")).endswith("Pass --run-processes 3, or leave it out.")
+    assert "Of the 3 that were to take them, the second ended without" in advice(settings={"processes": 3})
+    assert "Pass" not in advice(settings={"processes": 3})
+
+
+@pytest.mark.parametrize("fine", [1, 2, 3])
+def test_a_process_that_fails_takes_no_other_ones_times(make_record, fine):
+    """A case is timed by the processes before the one that failed."""
+    record = make_record(node="lif-carrier")
+    times = record.time.model_copy(update={"rounds_by_process": ()})
+
+    class Failing:
+        left = fine
+
+        def run(self, case, settings):
+            self.left -= 1
+            return record.model_copy(update={"time": times if self.left >= 0 else None})
+
+    found = measure_in_processes(Failing(), record.case, Settings()).time
+    assert len(found.rounds_by_process) == (fine if fine > 1 else 0)
 
 
 def test_ratio_shows_its_interval_unless_it_says_nothing():

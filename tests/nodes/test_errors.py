@@ -8,6 +8,7 @@ import pytest
 import torch
 from nodes_cases import ALL, COUPLED, make
 from revsnn_nodes import (
+    CarrierLIF,
     NormCarrierLIF,
     ReversibleLIF,
     StandardLIF,
@@ -130,6 +131,15 @@ def test_inputs_are_checked(name):
         with pytest.raises(ValueError, match=f"`x` must be dense; got {shown}.*to_dense"):
             node(given)
     assert node.v == single.v == 0.0
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_clamp_beyond_the_largest_number_is_said(backend):
+    """With a threshold of 1e4 the carrier's clamp is none of float16; bfloat16 holds it."""
+    node = CarrierLIF(v_threshold=1e4, step_mode="m", backend=backend)
+    with pytest.raises(ValueError, match=r"holds the carrier's clamp, 126976; got torch\.float16\. .* is 65504"):
+        node(torch.zeros(3, 2, 4, dtype=torch.float16))
+    assert not node(torch.zeros(3, 2, 4, dtype=torch.bfloat16)).any()
 
 
 def test_what_norms_and_surrogates_take_is_checked():
