@@ -352,6 +352,11 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
             if not (isinstance(module, _NormBase) and module.training)  # what it returns then needs no buffers
             for name, buffer in module.named_buffers(recurse=False)
         ]
+        carried = [
+            (state, name, each, each._version, each.clone())
+            for module, state in start if not type(module).__module__.startswith(_WRITE_TO_NO_STATE)
+            for name, each in state.items() if isinstance(each, Tensor) and not each.is_inference()
+        ]  # fmt: skip
         output = checkpoint(
             function, *args, use_reentrant=False, **kwargs,
             context_fn=lambda: (nullcontext(), run_again(inner, start, learned, read)),
@@ -362,6 +367,11 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
             start.append((module, {name: value if copied else buffer}))
             if not copied:
                 read.append(Counter(buffer))
+        for state, name, each, version, value in carried:
+            if each._version != version:
+                state[name] = _Written(value)
+            else:
+                read.append(Counter(each))
         if option == "bits" and isinstance(output, Tensor) and (packed := pack_bits(output.detach())) is not None:
             note_recipe(lambda *parts: unpack_bits(Packed(*parts)), tuple(packed), output)
         return output
@@ -369,6 +379,15 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
 
 States = Sequence[tuple[nn.Module, dict[str, Any]]]
 """Modules and what they were in a forward: mode, memories and buffers, by name."""
+
+_WRITE_TO_NO_STATE = ("revsnn_nodes.", "spikingjelly.")
+"""Where neurons are from that never write to a membrane in place; a user's may."""
+
+
+class _Written(NamedTuple):
+    """A copy of what a neuron carried, for a forward that writes to it in place, as every further run does."""
+
+    value: Tensor
 
 
 def _states(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, dict[str, Any]]]:
@@ -439,7 +458,7 @@ def _running_again(
 def _set_states(states: States) -> None:
     for module, memories in states:
         for name, value in memories.items():
-            setattr(module, name, value)
+            setattr(module, name, value.value.clone() if isinstance(value, _Written) else value)
 
 
 def _set_learned(learned: Learned) -> None:

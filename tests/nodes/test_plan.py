@@ -113,31 +113,36 @@ def test_a_carried_state_goes_through_a_checkpoint():
 
 
 class Adaptive(nn.Module):
-    """A neuron whose threshold rises with every spike: its membrane is not all that it carries."""
+    """A neuron whose threshold rises with every spike: its membrane is not all that it carries.
 
-    def __init__(self):
+    The membrane of one that works in place is a tensor at rest, which is written to.
+    """
+
+    def __init__(self, in_place):
         super().__init__()
-        self.spike, self.v, self.rise = ATan(), 0.0, 0.0
+        self.spike, self.in_place = ATan(), in_place
+        self.reset()
 
     def reset(self):
         """To rest."""
-        self.v = self.rise = 0.0
+        self.v, self.rise = torch.zeros(3, 6) if self.in_place else 0.0, 0.0
 
     def forward(self, x_seq):
         """Spikes."""
         spikes = []
         for x in x_seq:
-            self.v = 0.8 * self.v + x
+            self.v = self.v.mul_(0.8).add_(x) if self.in_place else 0.8 * self.v + x
             spikes.append(self.spike(self.v - 0.5 - self.rise))
             self.v, self.rise = self.v - 0.5 * spikes[-1], 0.9 * self.rise + 0.2 * spikes[-1]
         return torch.stack(spikes)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("carried", [False, True])
-def test_a_second_run_has_all_that_a_neuron_carried(carried):
-    """Over two forwards and two backward passes."""
+def test_a_second_run_has_all_that_a_neuron_carried(carried, in_place):
+    """Over two forwards and two backward passes; also where it writes to that in place."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 6), Adaptive(), nn.Linear(6, 6), Adaptive())
+    net = nn.Sequential(nn.Linear(6, 6), Adaptive(in_place), nn.Linear(6, 6), Adaptive(in_place))
     twin, x, found = copy.deepcopy(net), torch.rand(4, 3, 6) * 4, []
     apply_plan(net, {"[0:2]": "checkpoint", "[2:4]": "bits"})
     for each in (net, twin):
