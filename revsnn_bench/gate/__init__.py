@@ -11,14 +11,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from statistics import mean, variance
+from statistics import mean
 
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.gate.policy import Policy, names
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
-from revsnn_bench.report.comparison import EXTENT, STATUS, CasePair, Difference, FieldDifference, compare, ratio_name
+from revsnn_bench.report.comparison import (
+    EXTENT,
+    STATUS,
+    CasePair,
+    Difference,
+    FieldDifference,
+    compare,
+    discoveries,
+    p_of_slowdown,
+    ratio_name,
+)
 from revsnn_bench.runs import load_run, write_run
 
 __all__ = [
@@ -144,9 +154,6 @@ FAILED = (Status.OOM, Status.TIMEOUT, Status.ERROR)
 
 TIMES = ("forward_time_s", "backward_time_s")
 """The phases that are tested; their sum follows."""
-
-FALSE_DISCOVERY_RATE = 0.05
-"""Expected share of false alarms among the slowdowns that are reported."""
 
 NO_VALUE = "gated values"
 """Field of a verdict on two runs that measured the same cases, and in them nothing that is gated."""
@@ -285,7 +292,7 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
     pairs = list(pairs)
     machines = dict.fromkeys(text for pair in pairs if (text := pair.two_machines))
     findings = [Finding(Kind.NOTE, "", "time", detail=f"not judged: {text}") for text in machines]
-    tests: list[tuple[Finding, float]] = []
+    tests: dict[Finding, float] = {}
     for pair in pairs:
         if pair.before is None or pair.after is None or pair.after.case == pair.after.case.point:
             continue
@@ -296,17 +303,12 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
                     continue
                 found = _judge_time(pair, ratio_name(name), old, new)
                 if found.kind is Kind.SLOWER:
-                    tests.append((found, _p_value(old, new, percent)))
+                    tests[found] = p_of_slowdown(old, new, percent)
                 else:
                     findings.append(found)
-    if tests:
-        from scipy.stats import false_discovery_control
-
-        adjusted = false_discovery_control([p_value for _, p_value in tests])
-        for (found, _), p_value in zip(tests, adjusted, strict=True):
-            if p_value <= FALSE_DISCOVERY_RATE:
-                detail = f"more than {percent:g} % slower than the baseline, p = {p_value:.2g}"
-                findings.append(replace(found, detail=detail))
+    for found, p_value in discoveries(tests).items():
+        detail = f"more than {percent:g} % slower than the baseline, p = {p_value:.2g}"
+        findings.append(replace(found, detail=detail))
     return findings
 
 
@@ -326,17 +328,6 @@ def _judge_time(pair: CasePair, metric: str, old: list[float], new: list[float])
         kind = Kind.SLOWER
     before, after = (math.exp(mean(logs)) if logs else None for logs in (old, new))
     return Finding(kind, pair.id, metric, before, after, detail)
-
-
-def _p_value(old: list[float], new: list[float], percent: float) -> float:
-    """How likely a slowdown of no more than the percentage is to show as the one between two lists of logarithms."""
-    from scipy.special import stdtr
-
-    beyond = mean(new) - mean(old) - math.log1p(percent / 100)
-    freedom = len(old) + len(new) - 2
-    squares = variance(old) * (len(old) - 1) + variance(new) * (len(new) - 1)
-    error = math.sqrt(squares / freedom * (1 / len(old) + 1 / len(new)))
-    return float(stdtr(freedom, -beyond / error)) if error else float(beyond <= 0)
 
 
 def _excused(finding: Finding, policy: Policy) -> Finding:

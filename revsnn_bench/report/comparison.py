@@ -3,14 +3,17 @@
 Cases are matched by id; of a case recorded twice in one run, the last record counts. Bytes and operations are
 compared exactly. Seconds of two runs are never compared, since load and clocks differ even on one machine: each time is
 taken as a ratio to the reference, which was timed in the same process, round by round. `Comparison.verdict` judges only
-exact values of comparable environments, and times with intervals; what is a regression is decided by the gate.
+exact values of comparable environments, and times with intervals, all of them together by the gate's test, so that many
+cases give no more false alarms than few; what is a regression is decided by the gate.
 """
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from statistics import mean, variance
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.text import Text
@@ -27,6 +30,10 @@ _SUFFIX = "_ratio_to_lif"
 _HEADINGS = ("case", "metric", "before", "after", "change", "verdict")
 _NUMBERS = (False, False, True, True, True, False)
 _MOST_ROWS = 5000
+FALSE_DISCOVERY_RATE = 0.05
+"""Expected share of false alarms among the times that are told to have changed."""
+
+Key = TypeVar("Key")
 _POINT = 0.01 * (1 - 1e-9)
 """A point of accuracy, whatever the rounding of a difference."""
 
@@ -147,16 +154,39 @@ class CasePair:
             before, after = (record.host or "a machine without a cluster" for record in (self.before, self.after))
         return f"timed on {before} before and on {after} after" if before != after else ""
 
-    def times_apart(self, metric: Metric) -> bool | None:
-        """Whether the intervals of a time's ratios do not overlap; None where that cannot be told."""
+    def p_value(self, metric: Metric) -> float | None:
+        """How likely a time's ratios are to lie so far apart without a change; None where that cannot be told."""
         left, right = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
         if self.two_machines or left is None or right is None or left.low is None or right.low is None:
             return None
-        return (left.high or 0.0) < right.low or (right.high or 0.0) < left.low
+        before, after = self.logs_by_process(metric)
+        return min(1.0, 2 * min(p_of_slowdown(before, after), p_of_slowdown(after, before)))
 
     def logs_by_process(self, metric: Metric) -> tuple[list[float], list[float]]:
         """Of each process in both runs the logarithm of its median ratio; empty where a time was not measured."""
         return _logs(self.before, metric), _logs(self.after, metric)
+
+
+def p_of_slowdown(old: list[float], new: list[float], percent: float = 0.0) -> float:
+    """How likely a slowdown of no more than a percentage is to show as the one between two lists of logarithms, one
+    value per process: one-sided t-test, of equal variances."""
+    from scipy.special import stdtr
+
+    beyond = mean(new) - mean(old) - math.log1p(percent / 100)
+    freedom = len(old) + len(new) - 2
+    squares = variance(old) * (len(old) - 1) + variance(new) * (len(new) - 1)
+    error = math.sqrt(squares / freedom * (1 / len(old) + 1 / len(new)))
+    return float(stdtr(freedom, -beyond / error)) if error else float(beyond <= 0)
+
+
+def discoveries(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Which of many tests found something, with their p-values adjusted by Benjamini and Hochberg's procedure."""
+    if not p_values:
+        return {}
+    from scipy.stats import false_discovery_control
+
+    adjusted = zip(p_values, false_discovery_control([*p_values.values()]), strict=True)
+    return {key: float(p_value) for key, p_value in adjusted if p_value <= FALSE_DISCOVERY_RATE}
 
 
 class FieldDifference(NamedTuple):
@@ -217,6 +247,16 @@ class Comparison:
         found = incomparable_fields(self.before.header.environment, self.after.header.environment)
         return [FieldDifference(*difference) for difference in found]
 
+    @cached_property
+    def _times_apart(self) -> Mapping[tuple[str, str], float]:
+        """Cases and times whose ratios differ by more than processes do, of all that are tested together."""
+        tested = {
+            (pair.id, found.metric.name): p_value
+            for pair, found in self.changed()
+            if found.is_ratio and found.metric and (p_value := pair.p_value(found.metric)) is not None
+        }
+        return discoveries(tested)
+
     def verdict(self, pair: CasePair, found: Difference) -> str:
         """The key of `VERDICTS` that describes a difference."""
         if found.before is None or found.after is None:
@@ -230,9 +270,10 @@ class Comparison:
         if metric is None or metric.better is None:
             return CHANGED
         if found.is_ratio:
-            apart = pair.times_apart(metric)
-            if not apart:
-                return UNJUDGED if apart is None else VARIES
+            if pair.p_value(metric) is None:
+                return UNJUDGED
+            if (pair.id, metric.name) not in self._times_apart:
+                return VARIES
         elif not metric.deterministic:
             return FAR if _far_apart(pair, metric) else VARIES
         elif self.incomparable_fields:

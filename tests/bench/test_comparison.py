@@ -2,13 +2,14 @@
 
 import io
 import math
+import random
 import re
 
 import pytest
 from rich.console import Console
 
 from revsnn_bench.gate import Policy, gate
-from revsnn_bench.report.comparison import compare, render_comparison, render_comparison_html
+from revsnn_bench.report.comparison import BETTER, WORSE, compare, render_comparison, render_comparison_html
 
 
 def grown(record, extra):
@@ -175,6 +176,34 @@ def test_an_error_ten_times_as_large_or_across_its_tolerance_is_listed(make_reco
     fidelity = [record.fidelity.model_copy(update={"gradient_error": error}) for error in (before, after)]
     runs = [make_run([record.model_copy(update={"fidelity": each})]) for each in fidelity]
     assert judged(*runs) == {"gradient_error": verdict}
+
+
+def test_many_cases_give_no_more_false_alarms_than_few(make_record, make_run):
+    """Of 12 pairs of runs of one program, 30 cases each, none has a time called worse or better; by intervals
+    that do not overlap, a third would. Three times the time is found among them."""
+    draw, cases = random.Random(0), [make_record(node="lif-carrier", timesteps=t) for t in range(2, 32)]
+
+    def run():
+        records = []
+        for record in cases:
+            factors = [draw.lognormvariate(0, 0.05) for _ in range(6)]
+            taken = {"forward_time_s": tuple(factors[:3]), "backward_time_s": tuple(factors[3:])}
+            standard = {"lif_forward_time_s": (1.0,) * 3, "lif_backward_time_s": (1.0,) * 3}
+            time = record.time.model_copy(update={**taken, **standard, "rounds_by_process": (1, 1, 1)})
+            records.append(record.model_copy(update={"time": time}))
+        return records
+
+    def alarms(before, after):
+        changes = compare(make_run(before), make_run(after)).judged()
+        return [change.case for change in changes if change.verdict in (WORSE, BETTER)]
+
+    pairs = [(run(), run()) for _ in range(12)]
+    assert not any(alarms(*pair) for pair in pairs)
+    before, after = pairs[0]
+    time = before[7].time
+    slow = time.model_copy(update={"backward_time_s": tuple(3 * t for t in time.backward_time_s)})
+    after[7] = before[7].model_copy(update={"time": slow})
+    assert {*alarms(before, after)} == {before[7].case.id}
 
 
 @pytest.mark.parametrize("change", [{"cpu_model": "Other CPU"}, {"cores": 128}])
