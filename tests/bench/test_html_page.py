@@ -354,6 +354,16 @@ def test_gallery_draws_every_metric_over_the_baseline(sweep_run, make_run):
     assert lif[2:5] == ["86.00 KiB", "172.00 KiB", "86.00 KiB"]
 
 
+def test_gallery_draws_lines_on_top_of_each_other_once(make_record, make_run):
+    """Cases by the thousand make no page that takes minutes: of 20 that all stay as they were one line is seen."""
+
+    def markers(seeds):
+        records = [make_record(node="lif", seed=seed) for seed in range(seeds)]
+        return render_gallery([make_run(records, run_id) for run_id in ("one", "other")]).count("<use")
+
+    assert markers(20) == markers(1) > 0
+
+
 def test_claims_are_those_that_the_run_can_judge(make_record, make_run, sweep_run):
     """A run with a claim's cases shows the verdict of the claims code, word for word; others have no such section."""
     records = []

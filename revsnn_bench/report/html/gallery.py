@@ -207,13 +207,17 @@ def _drawn(metric: Metric, lines: Sequence[History], looks: canvas.Looks) -> can
     height, right = names_room([*named.values(), "baseline"])
     with canvas.panels(height, right=right) as (axes,):
         axes.axhline(1, color=canvas.INK, linewidth=1, linestyle=(0, (6, 3)))
-        ends = []
+        ends, paths = [], dict[tuple[str, str], dict[tuple[tuple[float, float], ...], None]]()
         for history in drawn:
             look, found = looks[history.node], points[history.case_id]
-            at = [(place[run.header.run_id], value) for run, value in found]
-            axes.plot(*zip(*at, strict=True), color=look.colour, linewidth=1.2, marker=look.marker, markersize=4)
+            at = tuple((place[run.header.run_id], value) for run, value in found)
+            paths.setdefault((look.colour, look.marker), {})[at] = None
             if history.case_id in named:
                 ends.append((*at[-1], named[history.case_id], look))
+        # Cases by the thousand: lines of one look are one path with gaps, and what lies on another is drawn once.
+        for (colour, marker), lines_of in paths.items():
+            joined = [point for at in lines_of for point in (*at, (math.nan, math.nan))]
+            axes.plot(*zip(*joined, strict=True), color=colour, linewidth=1.2, marker=marker, markersize=4)
         _scale(axes, [value for found in points.values() for _, value in found], runs)
         name_lines(axes, ends)
         axes.set_ylabel(f"{metric.label}{' × reference' if metric.samples else ''}, over the baseline")
