@@ -18,6 +18,7 @@ import gc
 import importlib.util
 import inspect
 import random
+import re
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -348,6 +349,16 @@ def _scalar(loss: Loss, output: Tensor) -> Tensor:
     return value
 
 
+_HINTS = {
+    r"scalar types: Long, Int": ". Tokens are whole numbers, which inputs() gives: return an object with model and "
+    "inputs() (docs/your-model.md).",
+    r"\b[234]D\b|running_mean should contain": ". torch's layers know no time: fold it into the batch, by "
+    "x.flatten(0, 1) before and unflatten(0, (T, B)) behind, by SpikingJelly's SeqToANNContainer, or by its layers with "
+    "step_mode='m'.",
+}
+"""What may help, by what torch says of an input that a layer cannot take."""
+
+
 def _trial(step: OwnStep) -> torch.Size:
     """Runs a copy of the model once, and says what is wrong with it; returns the shape of the output."""
     model, of_torch = copy_to_try(step.model), type(step.model).__module__.startswith("torch.")
@@ -362,7 +373,8 @@ def _trial(step: OwnStep) -> torch.Size:
             raise asks_for_numbers(name, error, file) from error
         except Exception as error:
             shape = list(step.source.shape)
-            raise _raised(f"{name} on an input {shape}", error, file) from error
+            hint = next((hint for words, hint in _HINTS.items() if re.search(words, str(error))), "")
+            raise ModelError(f"{_raised(f'{name} on an input {shape}', error, file)}{hint}") from error
         finally:
             # A carried state may hold a checkpointed graph, and that the copy: a circle that no collector sees.
             reset(model)

@@ -572,6 +572,18 @@ def tokens(timesteps, batch):
     )
 
 
+def without_inputs(timesteps, batch):
+    return tokens(timesteps, batch).model
+
+
+def without_time():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), StandardLIF(step_mode="m"))
+
+
+def without_time_in_its_norm():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), StandardLIF(step_mode="m"))
+
+
 def sparse_gradients(timesteps, batch):
     """An embedding of which each step learns the rows that it reads."""
     words = torch.randint(20, (timesteps, batch, 6))

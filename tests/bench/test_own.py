@@ -688,6 +688,20 @@ def test_an_input_that_does_not_fit():
 
 
 @pytest.mark.parametrize(
+    ("model", "shape", "hint"),
+    [
+        ("without_inputs", (6,), r"Tokens are whole numbers, which inputs\(\) gives"),
+        ("without_time", (3, 8, 8), r"torch's layers know no time: fold it into the batch, .*SeqToANNContainer"),
+        ("without_time_in_its_norm", (6,), "torch's layers know no time"),
+    ],
+)
+def test_an_input_that_a_layer_cannot_take(model, shape, hint):
+    """Tokens that came as floats, and time where a layer knows none: what to do stands behind torch's words."""
+    with pytest.raises(ModelError, match=rf"on an input \[2, 3, .* raised RuntimeError: .*\. {hint}"):
+        build(case_of(model, shape=shape))
+
+
+@pytest.mark.parametrize(
     ("path", "message"),
     [
         ("no_such_module:make", "There is no module 'no_such_module' here"),
