@@ -353,8 +353,8 @@ _HINTS = {
     r"scalar types: Long, Int": ". Tokens are whole numbers, which inputs() gives: return an object with model and "
     "inputs() (docs/your-model.md).",
     r"\b[234]D\b|running_mean should contain": ". torch's layers know no time: fold it into the batch, by "
-    "x.flatten(0, 1) before and unflatten(0, (T, B)) behind, by SpikingJelly's SeqToANNContainer, or by its layers with "
-    "step_mode='m'.",
+    "x.flatten(0, 1) before and unflatten(0, (T, B)) behind, by SpikingJelly's SeqToANNContainer, or by its layers in "
+    "step_mode 'm'.",
 }
 """What may help, by what torch says of an input that a layer cannot take."""
 

@@ -82,6 +82,15 @@ def autoencoder(timesteps, batch):
     return SimpleNamespace(model=model, inputs=lambda: target.clone(), loss=lambda y: nn.functional.mse_loss(y, target))
 
 
+def signs(timesteps, batch):
+    """A loss of as many terms, whose backward has two of that size for a time."""
+    target = torch.rand(timesteps, batch, 256).round() * 2 - 1
+    loss = nn.functional.soft_margin_loss
+    return SimpleNamespace(
+        model=nn.Linear(8, 256), inputs=lambda: torch.rand(timesteps, batch, 8), loss=lambda y: loss(y, target)
+    )
+
+
 def labelled(timesteps, batch):
     """Labels of every place, which the loss reads through a view: they are there before the step."""
     model = nn.Sequential(nn.Linear(8, 8), StandardLIF(step_mode="m"), nn.Linear(8, 3))
@@ -128,6 +137,7 @@ CASES = [
         for node, batch in (("lif+remat", 4), ("lif", 300))
     ),
     Case(node="lif", workload=f"{__name__}:autoencoder", timesteps=4, batch=16, shape=(256,)),
+    Case(node="as-is", workload=f"{__name__}:signs", timesteps=4, batch=16, shape=(8,)),
     Case(node="lif", workload=f"{__name__}:labelled", timesteps=4, batch=16, shape=(64, 8)),
     Case(node="lif", workload=f"{__name__}:ChannelsLast", timesteps=6, batch=8, shape=(4, 16, 16)),
 ]
@@ -138,15 +148,14 @@ CASES = [
 def test_predicted_bytes_are_those_measured(case):
     """Peak within 1 %, retained within 1 % of the peak, for nodes, networks and models of users.
 
-    Beside these, what is missing is the state of the random generator, 5056 bytes for each checkpoint that is alive.
+    With the state of the random generator, 5056 bytes for each checkpoint that is alive.
     """
     step = build(case)
     step.backward(step.forward())
     found = predict(case)
     peak = peak_bytes(step)
-    generator = 2 * torch.get_rng_state().nbytes if case.node.endswith("+checkpoint") else 0
-    assert 0.99 * peak - generator <= found.peak_bytes <= 1.01 * peak
-    assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak + generator)
+    assert 0.99 * peak <= found.peak_bytes <= 1.01 * peak
+    assert found.retained_bytes == pytest.approx(retained_bytes(step)[0], abs=0.01 * peak)
 
 
 class Sorted(nn.Module):
