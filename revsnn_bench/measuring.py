@@ -88,6 +88,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     import torch
 
     from revsnn_bench.system.environment import conditions, read_conditions, read_switches, restore_switches
+    from revsnn_bench.system.process import hand_over
 
     settings = settings or Settings()
     if case.device == "cuda" and not torch.cuda.is_available():
@@ -101,6 +102,7 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
             for each in (each for name, each in PASSES.items() if name in settings.passes):
                 torch.compiler.reset()  # a function is compiled so many times, and left eager from there on
                 parts[each.field] = each.meter(case, settings)
+                hand_over(_exact(parts))
             accuracy = _accuracy(case, settings)
     finally:
         switched = restore_switches(switches)
@@ -141,6 +143,12 @@ def _verdict(case: Case, parts: Mapping[str, Any], switched: str) -> tuple[Statu
         status = Status.UNVERIFIED
         reason = f"it changed settings of the process while it was measured, which others meet too: {switched}"
     return status, reason
+
+
+def _exact(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The bytes and operations that were measured, all of them; true whatever a later pass finds."""
+    names = ["memory"] if _uncounted(parts) else ["memory", "flops"]
+    return {name: parts[name] for name in names if parts.get(name) is not None}
 
 
 def _uncounted(parts: Mapping[str, Any]) -> str | None:

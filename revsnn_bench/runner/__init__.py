@@ -75,7 +75,8 @@ class Runner:
         """Measures one case in a process of its own, with settings that pickle.
 
         Returns:
-            The record that `measure` made; or one without any number, whose status and reason say how it failed.
+            The record that `measure` made; or one whose status and reason say how it failed, without any number but
+            those that it had handed over before its time was up.
         Raises:
             RuntimeError: the server cannot start, such as when a module of `preload` cannot be imported.
         """
@@ -91,10 +92,16 @@ class Runner:
             except Exception as error:
                 reason = f"`measure` returned what cannot be saved: {error}"
             outcome = Outcome(Status.ERROR, reason=reason)
+        parts: dict[str, Any] = {}
+        reason = outcome.reason
+        if outcome.status is Status.TIMEOUT and outcome.payload and (parts := pickle.loads(outcome.payload)):
+            headline, *rest = (reason or "").splitlines()
+            reason = "\n".join([f"{headline}; {' and '.join(parts)}, measured before, are in CSV and JSON", *rest])
         return Record(
+            **parts,
             case=case,
             status=outcome.status,
-            reason=outcome.reason,
+            reason=reason,
             conditions=conditions(before),
             started_at=started_at,
             duration_s=time.monotonic() - start,

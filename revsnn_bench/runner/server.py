@@ -103,7 +103,7 @@ class _Worker:
         self._deadline = time.monotonic() + request.timeout_s
         self._answer, answer_end = multiprocessing.Pipe(duplex=False)
         self._output, output_end = os.pipe()
-        self._printed = b""
+        self._printed = self._so_far = b""
         self._output_open = self._answer_open = True
         ends_of_the_server = (client, self._answer)
 
@@ -152,7 +152,10 @@ class _Worker:
                 except (EOFError, OSError):  # it closed its end of the pipe: how it ends says why
                     self._answer_open = False
                     continue
-                return answer
+                if answer.status is not Status.TIMEOUT:
+                    return answer
+                self._so_far = answer.payload
+                continue
             if self._ended in ready:
                 return None
             if not ready:
@@ -182,7 +185,7 @@ class _Worker:
             self._read_output()
             if time.monotonic() > self._deadline + 1:
                 break
-        return Outcome(Status.TIMEOUT, reason=f"ran past the time limit of {self._timeout_s:g} s")
+        return Outcome(Status.TIMEOUT, self._so_far, f"ran past the time limit of {self._timeout_s:g} s")
 
     def _kill(self) -> None:
         """Kills the worker's whole group, while its leader is not reaped and its number not used again."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from revsnn_bench.records import SkipCase, Status
-from revsnn_bench.system.process import status_bytes
+from revsnn_bench.system.process import LISTENERS, status_bytes
 
 _OUT_OF_MEMORY = (
     "not enough memory",
@@ -28,7 +28,10 @@ _LONGEST_TRACEBACK = 8000
 
 
 class Outcome(NamedTuple):
-    """How a call ended: `payload` is its pickled value where `status` is ok; `reason` says why it is not."""
+    """How a call ended: `payload` is its pickled value where `status` is ok; `reason` says why it is not.
+
+    Where `status` is timeout, `payload` is what was handed over before.
+    """
 
     status: Status
     payload: bytes = b""
@@ -103,6 +106,7 @@ def work(call: bytes, memory_limit_bytes: int | None, answer: Connection, output
     """
     _stand_alone(output, server)
     _limit_memory(memory_limit_bytes)
+    LISTENERS.append(lambda parts: answer.send(Outcome(Status.TIMEOUT, pickle.dumps(parts))))
     try:
         function, arguments = pickle.loads(call)
         outcome = Outcome(Status.OK, pickle.dumps(function(*arguments)))

@@ -29,6 +29,15 @@ def case(node, **more):
     return Case(node=node, **({"timesteps": T, "batch": B, "shape": (N,), "node_options": {"backend": "torch"}} | more))
 
 
+def test_bytes_and_operations_are_handed_over_before_later_passes(monkeypatch):
+    """What a worker has measured when its time is up is not lost."""
+    told = []
+    monkeypatch.setattr("revsnn_bench.system.process.LISTENERS", [told.append])
+    record = measure(case("lif"), Settings(passes=("memory", "flops", "fidelity")))
+    both = {"memory": record.memory, "flops": record.flops}
+    assert told == [{"memory": record.memory}, both, both]
+
+
 # A step of the coupled forward, and the sigmoid surrogate: alpha z, sigmoid, 1 - s, two products.
 COUPLED_FORWARD, PHI = 11, 5
 README = Path(__file__).parents[2] / "nodes" / "README.md"

@@ -241,10 +241,11 @@ def test_timeout_says_where_and_kills_the_children(measures: ModuleType, tmp_pat
 
 
 def test_timeout_needs_no_cooperation(measures: ModuleType) -> None:
-    """A worker that ignores signals is killed all the same, and the next case runs."""
+    """A worker that ignores signals is killed all the same, and the next case runs; what it had measured is kept."""
     with Runner(measures.ignore_signals_and_sleep, timeout_s=0.5, preload=()) as runner:
-        assert runner.run(CASE, None).status is Status.TIMEOUT
-        assert runner.run(CASE, None).status is Status.TIMEOUT
+        for record in (runner.run(CASE, None), runner.run(CASE, None)):
+            assert (record.status, record.flops, record.memory) == (Status.TIMEOUT, measures.FLOPS, None)
+            assert "limit of 0.5 s; flops, measured before, are in CSV and JSON" in str(record.reason).splitlines()[0]
 
 
 def test_dead_server_is_an_error_and_replaced(measures: ModuleType) -> None:

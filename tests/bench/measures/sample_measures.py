@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from revsnn_bench import Case
-from revsnn_bench.records import Record, SkipCase, Status
+from revsnn_bench.records import FlopsRecord, PhaseFlops, Record, SkipCase, Status
+from revsnn_bench.system.process import hand_over
+
+FLOPS = FlopsRecord(
+    **dict.fromkeys(("forward", "backward", "recompute"), PhaseFlops(pointwise=3, multiply_accumulate=4))
+)
 
 
 def call_by_name(case: Case, settings: tuple[str, object]) -> Record:
@@ -111,6 +116,7 @@ def sleep_with_a_child(case: Case, settings: str) -> Record:
 
 
 def ignore_signals_and_sleep(case: Case, settings: object) -> Record:
+    hand_over({"flops": FLOPS})
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     time.sleep(60)
