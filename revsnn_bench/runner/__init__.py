@@ -93,15 +93,15 @@ class Runner:
                 reason = f"`measure` returned what cannot be saved: {error}"
             outcome = Outcome(Status.ERROR, reason=reason)
         parts: dict[str, Any] = {}
-        reason = outcome.reason
+        why = outcome.reason
         if outcome.status is Status.TIMEOUT and outcome.payload and (parts := pickle.loads(outcome.payload)):
-            headline, *rest = (reason or "").splitlines()
-            reason = "\n".join([f"{headline}; {' and '.join(parts)}, measured before, are in CSV and JSON", *rest])
+            headline, *rest = (why or "").splitlines()
+            why = "\n".join([f"{headline}; {' and '.join(parts)}, measured before, are in CSV and JSON", *rest])
         return Record(
             **parts,
             case=case,
             status=outcome.status,
-            reason=reason,
+            reason=why,
             conditions=conditions(before),
             started_at=started_at,
             duration_s=time.monotonic() - start,
