@@ -11,9 +11,8 @@ pytest.importorskip("triton", reason="the Triton kernels need triton")
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    cache = str(tmp_path_factory.mktemp("triton"))
-    with kernels_triton.child(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache) as pool:
+def pool():
+    with kernels_triton.child(TRITON_INTERPRET="0") as pool:
         yield pool
 
 
