@@ -59,7 +59,7 @@ def test_every_method_is_held_against_the_model_as_it_is(model, node):
 def test_a_model_that_draws_numbers_is_right(node):
     """A dropout has the same mask in the model, in its reference and in float64; it was called wrong by 0.8."""
     for model, judge in (("Noisy", "reference"), ("noisy_klif", "differences")):
-        record = measure(case_of(model, node, timesteps=4), Settings(passes=("fidelity",)))
+        record = measure(case_of(model, node), Settings(passes=("fidelity",)))
         assert (record.status, record.fidelity.judged_by) == (Status.OK, judge), record.reason
         assert record.fidelity.gradient_error < 1e-5
 
@@ -152,7 +152,7 @@ def test_a_gradient_of_nothing_is_judged_by_differences():
 )
 def test_complex_parameters_stay_complex_and_are_judged_in_both_parts(model, node, status):
     """They were cast to floats, and of their gradients the real part alone was read."""
-    case = case_of(model, node, timesteps=4)
+    case = case_of(model, node)
     assert build(case).model.complex.is_complex()
     record = measure(case, Settings(passes=("fidelity",)))
     assert record.status is status, record.reason
@@ -210,7 +210,7 @@ def test_sparse_gradients_are_measured_and_judged(method):
 def test_what_tells_nothing_of_a_gradient_is_not_judged(model, reason, method):
     """Gradients of nothing were `ok`, or `wrong` by 1e-21; numbers that are not finite `wrong`; and a part that is
     shared by all copies was cast to float64 in the model itself, which ended the case."""
-    record = measure(case_of(model, method, timesteps=4), Settings(passes=("fidelity",)))
+    record = measure(case_of(model, method), Settings(passes=("fidelity",)))
     assert (record.status, record.fidelity) == (Status.OK if method == "as-is" else Status.UNVERIFIED, None)
     assert "its gradient was not judged" in record.reason
     assert reason in record.reason
@@ -229,7 +229,7 @@ def test_a_layer_whose_gradient_is_nothing_is_judged_beside_others(method):
 def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong(model):
     """A difference goes through what is cut: it was wrong by 0.07, and so was `remat` around the same bits."""
     settings = Settings(passes=("fidelity",))
-    plain, inside = (measure(case_of(model, node, timesteps=4), settings) for node in ("as-is", "as-is+remat"))
+    plain, inside = (measure(case_of(model, node), settings) for node in ("as-is", "as-is+remat"))
     assert (plain.status, plain.fidelity, inside.status) == (Status.OK, None, Status.OK)
     assert "it cuts values from their graph (`detach`, `no_grad`)" in plain.reason
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
