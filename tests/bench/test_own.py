@@ -268,11 +268,11 @@ def test_states_in_lists_and_of_another_type_are_judged(model, method):
 @pytest.mark.parametrize("model", ["Directed", "Scanned"])
 def test_what_looks_like_no_layer_of_today_is_measured(model, method):
     """A parameter `v` was taken for a membrane and drawn anew at every step; no meter took an operator of functions."""
-    record = measure(case_of(model, method, timesteps=4), Settings(passes=("memory", "flops", "fidelity")))
+    record = measure(case_of(model, method), Settings(passes=("memory", "flops", "fidelity")))
     assert (record.status, record.uncounted) == (Status.OK, None), record.reason
     assert record.fidelity.judged_by == "reference"
-    plain = measure(case_of("Plain", method, timesteps=4), Settings(passes=("flops",)))
-    assert record.flops.forward.total >= plain.flops.forward.total + 2 * 4 * 3 * 6
+    plain = measure(case_of("Plain", method), Settings(passes=("flops",)))
+    assert record.flops.forward.total >= plain.flops.forward.total + 2 * 2 * 3 * 6
 
 
 @pytest.mark.parametrize("method", ["as-is", "lif+remat"])
@@ -465,16 +465,16 @@ def test_models_of_others_are_measured_inside_remat(model):
     pytest.importorskip("snntorch")
     pytest.importorskip("sinabs")
     settings = Settings(passes=("memory", "flops", "fidelity"))
-    plain, inside = (measure(case_of(model, node, timesteps=6), settings) for node in ("as-is", "as-is+remat"))
+    plain, inside = (measure(case_of(model, node, timesteps=3), settings) for node in ("as-is", "as-is+remat"))
     assert (plain.status, inside.status) == (Status.OK, Status.OK), inside.reason
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
     assert inside.fidelity.gradient_error < 1e-5
     assert inside.memory.retained_bytes < plain.memory.retained_bytes
     assert inside.flops.forward == plain.flops.forward
-    if model in ("Hidden", "SnnTorch"):  # the spikes of six steps of three samples of the first layer
-        assert plain.memory.retained_bytes - inside.memory.retained_bytes == 6 * 3 * 8 * 4
+    if model in ("Hidden", "SnnTorch"):  # the spikes of three steps of three samples of the first layer
+        assert plain.memory.retained_bytes - inside.memory.retained_bytes == 3 * 3 * 8 * 4
         for node, record in (("as-is", plain), ("as-is+remat", inside)):
-            assert predict(case_of(model, node, timesteps=6)).retained_bytes == record.memory.retained_bytes
+            assert predict(case_of(model, node, timesteps=3)).retained_bytes == record.memory.retained_bytes
 
 
 @pytest.mark.parametrize("node", ["lif+checkpoint", "lif+bitpack"])
