@@ -336,7 +336,7 @@ WITH_TORCH = [
     (("nodes", "lif+xyz"), "stands for a number. Pass one of +"),
 ]
 REFUSE = """
-import json, sys
+import gc, json, sys
 from typer.testing import CliRunner
 sys.path.append(sys.argv[2])
 import warm_servers
@@ -344,6 +344,7 @@ from revsnn_bench.cli import app
 refused = []
 with warm_servers.use():
     for arguments in json.loads(sys.argv[1]):
+        gc.freeze()  # pytest collects garbage at the end of every run: beside torch that takes a fifth of a second
         done = CliRunner().invoke(app, arguments, env={"COLUMNS": "500"})
         refused.append((done.exit_code, done.output, "torch" in sys.modules))
 print(json.dumps(refused), file=sys.__stdout__)
