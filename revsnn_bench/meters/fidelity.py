@@ -353,7 +353,7 @@ def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> 
 
     A model of another structure may carry other states, which cannot be held against each other. The gradient of one
     parameter may be nearly nothing, such as that of a bias before a batch norm, and all rounding: what is below a share
-    of the norm of all is held against that.
+    of the norm of all is held against that, and what plain autograd in the same precision misses, against its miss.
     """
     errors: dict[str, float | None] = {}
     nothing = NOTHING * max(map(_norm, _gradients(exact)))
@@ -366,9 +366,10 @@ def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> 
         norms = [float(in_reals(each).norm()) for each in exact["parameters"]]
         least = max(nothing, least_share * float(torch.tensor(norms, dtype=torch.float64).norm()))
         of_each = []
-        for got, right, norm in zip(mine["parameters"], exact["parameters"], norms, strict=True):
-            wrong = float((in_reals(got) - in_reals(right)).norm())
-            of_each.append(wrong / max(norm, least) if norm or least else float(wrong > 0))
+        for got, plain, right, norm in zip(*(call["parameters"] for call in (mine, same, exact)), norms, strict=True):
+            wrong, rounding = (float((in_reals(each) - in_reals(right)).norm()) for each in (got, plain))
+            size = max(norm, least, rounding / least_share)
+            of_each.append(wrong / size if size else float(wrong > 0))
         errors["largest"] = _worst(of_each)
     return errors
 

@@ -265,6 +265,15 @@ class NoCopy(Plain):
         raise TypeError("there is one of it")
 
 
+def biased_before_a_norm():
+    """The norm takes the bias off again: its gradient is 0, and in float32 the rounding of large terms."""
+    model = nn.Sequential(per_step(nn.Linear(3, 8), nn.BatchNorm1d(8, eps=1e-12)), StandardLIF(step_mode="m"))
+    aim = torch.linspace(0, 1, 8)
+    return SimpleNamespace(
+        model=model, inputs=lambda: 0.1 * torch.rand(4, 256, 3), loss=lambda y: (y.mean(0) - aim).square().mean()
+    )
+
+
 def learned_loss():
     return SimpleNamespace(model=Plain(), inputs=lambda: torch.rand(4, 3, 6), loss=Mean())
 
