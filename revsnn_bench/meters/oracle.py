@@ -347,13 +347,17 @@ def cut_states(model: nn.Module) -> list[Tensor]:
 
 
 def _cut(model: nn.Module) -> None:
-    """Cuts every carried state from its graph, in lists too, as the queue of a delay is."""
+    """Cuts every carried state from its graph, in lists too, as a delay's queue is; counts of steps begin again."""
     parts = ("_parameters", "_modules", "_buffers")
     for module in model.modules():
         own = {name: value for name, value in vars(module).items() if name not in parts}
         for name, value in [*own.items(), *module.named_buffers(recurse=False)]:  # a buffer: snnTorch's
             if (cut := _without_graph(value)) is not value:
                 setattr(module, name, cut)
+        memories, at_rest = (getattr(module, name, {}) for name in ("_memories", "_memories_rv"))
+        for name in at_rest:
+            if type(memories.get(name)) is int:  # SpikingJelly's count of steps: its norms of each step end with it
+                setattr(module, name, at_rest[name])
 
 
 def _without_graph(value: Any) -> Any:

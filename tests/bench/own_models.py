@@ -778,6 +778,14 @@ class Delayed(nn.Sequential):
         super().__init__(nn.Linear(6, 8), delay, neuron.LIFNode(step_mode="m"), nn.Linear(8, 4))
 
 
+def norm_of_each_step():
+    """SpikingJelly's batch norm through time, which counts the steps and has norms for four."""
+    from spikingjelly.activation_based import layer, neuron
+
+    norm = layer.BatchNormThroughTime1d(4, 8, step_mode="m")
+    return nn.Sequential(nn.Linear(6, 8), norm, neuron.LIFNode(step_mode="m"), nn.Linear(8, 4))
+
+
 class Norse(nn.Module):
     """Norse's cells, whose states begin as leaves in float32 that want a gradient."""
 

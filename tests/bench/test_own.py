@@ -264,10 +264,12 @@ def test_a_mask_in_a_hook_on_a_gradient_is_no_wrong_gradient():
 
 
 @pytest.mark.parametrize(
-    ("model", "method"), [("Delayed", "as-is"), ("Delayed", "lif+remat"), ("Norse", "as-is+remat")]
+    ("model", "method"),
+    [("Delayed", "as-is"), ("Delayed", "lif+remat"), ("norm_of_each_step", "lif+remat"), ("Norse", "as-is+remat")],
 )
 def test_states_in_lists_and_of_another_type_are_judged(model, method):
-    """A queue kept its graph from call to call, which ended the case; a leaf in float32 could not be judged."""
+    """A queue kept its graph from call to call, which ended the case, as did a count of steps that went on; a leaf in
+    float32 could not be judged."""
     pytest.importorskip("norse")
     record = measure(case_of(model, method, timesteps=4), Settings(passes=("fidelity",)))
     assert (record.status, record.fidelity.judged_by) == (Status.OK, "reference"), record.reason
