@@ -114,7 +114,11 @@ def test_remat_page_shows_what_spikingjellys_networks_keep():
         "sew_resnet18 --batch 8": (None, "SEW-ResNet-18, 8"),
         "spiking_resnet18 --batch 32": ("spiking ResNet-18", "spiking ResNet-18, 32"),
         "vgg11 --batch 8": ("VGG-11-BN", "VGG-11-BN, 8"),
+        "ms_resnet18 --batch 32": ("MS-ResNet-18", "MS-ResNet-18, 32"),
         "spikformer --batch 8": ("Spikformer", "Spikformer, 8"),
+        "qkformer --batch 8": ("QKFormer", "QKFormer, 8"),
+        "sdt --batch 8": ("Spike-driven Transformer", "Spike-driven Transformer, 8"),
+        "maxformer --batch 8": ("MaxFormer", "MaxFormer, 8"),
     }
     page = (ROOT / "docs" / "remat.md").read_text(encoding="utf-8")
     printed = (ROOT / "results" / "remat-networks.txt").read_text(encoding="utf-8")
@@ -132,6 +136,10 @@ def test_remat_page_shows_what_spikingjellys_networks_keep():
         assert not bytes_name or f"| {bytes_name} | {eager[0]} / {eager[1]} MiB | {' | '.join(less)} |" in page
         slower = [f"{float(inside[2]) / float(each[2]):.2f}" if each else "-" for each in (fused, memopt)]
         assert f"| {times_name}, {rounds} | {' | '.join(slower)} |" in page
+    ratios = re.findall(r"^StandardLIF, remat .* 1/([\d.]+) +1/([\d.]+)", printed, flags=re.MULTILINE)
+    kept, peak = ([f"{end(map(float, each)):.1f}" for end in (min, max)] for each in zip(*ratios, strict=True))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert f"keeps {' to '.join(kept)} times less than as it comes, and the peak is {' to '.join(peak)} times" in readme
 
 
 FIELD = load_run(ROOT / "results" / "field.json")
