@@ -270,7 +270,7 @@ def biased_before_a_norm():
     model = nn.Sequential(per_step(nn.Linear(3, 8), nn.BatchNorm1d(8, eps=1e-12)), StandardLIF(step_mode="m"))
     aim = torch.linspace(0, 1, 8)
     return SimpleNamespace(
-        model=model, inputs=lambda: 0.1 * torch.rand(4, 256, 3), loss=lambda y: (y.mean(0) - aim).square().mean()
+        model=model, inputs=lambda: 1.5 * torch.rand(4, 256, 3), loss=lambda y: (y.mean(0) - aim).square().mean()
     )
 
 
