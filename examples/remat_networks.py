@@ -59,46 +59,28 @@ def networks(size: int, steps: int) -> dict[str, Any]:
     def vgg() -> nn.Module:
         net = spiking_vgg.spiking_vgg11_bn(**lif, num_classes=10)
         net.avgpool, net.classifier = layer.AdaptiveAvgPool2d(1), nn.Sequential(layer.Linear(512, 10))
-        return net
-
-    def made(maker: Any) -> nn.Module:
-        net: nn.Module = maker()
         functional.set_step_mode(net, "m")
         return net
 
-    transformer = partial(
-        spikformer.Spikformer, T=steps, img_size_h=size, img_size_w=size, patch_size=4, num_classes=10, embed_dims=128,
-        num_heads=8, depths=4, **lif,
-    )  # fmt: skip
-    wide: dict[str, Any] = {"T": steps, "num_classes": 10, "embed_dims": 128, **lif}
+    def made(maker: Any, **options: Any) -> nn.Module:
+        net: nn.Module = maker(num_classes=10, **lif, **options)
+        functional.set_step_mode(net, "m")
+        return net
+
+    wide: dict[str, Any] = {"T": steps, "embed_dims": 128}
+    stages: dict[str, Any] = {"depths": (1, 1, 2), **wide}
+    sizes: dict[str, Any] = {"img_size_h": size, "img_size_w": size, "patch_size": 4, "num_heads": 8, "depths": 4}
+    sdt, segments_of_spikformer = spike_driven_transformer, (spikformer.SpikformerConv2dBNLIF, spikformer.SpikformerMLP)
     return {
         "digits": (partial(network, 3), (Block,)),
-        "sew_resnet18": (
-            partial(made, partial(sew_resnet.sew_resnet18, cnf="ADD", num_classes=10, **lif)),
-            (sew_resnet.BasicBlock,),
-        ),
-        "spiking_resnet18": (
-            partial(made, partial(spiking_resnet.spiking_resnet18, num_classes=10, **lif)),
-            (spiking_resnet.BasicBlock,),
-        ),
-        "vgg11": (partial(made, vgg), ()),
-        "spikformer": (partial(made, transformer), (spikformer.SpikformerConv2dBNLIF, spikformer.SpikformerMLP)),
-        "ms_resnet18": (
-            partial(made, partial(ms_resnet.ms_resnet18, T=steps, num_classes=10, **lif)),
-            (ms_resnet._MSBlock,),
-        ),
-        "qkformer": (
-            partial(made, partial(qkformer.QKFormer, num_heads=(2, 4, 4), depths=(1, 1, 2), **wide)),
-            (qkformer._Block,),
-        ),
-        "sdt": (
-            partial(made, partial(spike_driven_transformer.SpikeDrivenTransformer, depths=4, **wide)),
-            (spike_driven_transformer._Block,),
-        ),
-        "maxformer": (
-            partial(made, partial(maxformer.MaxFormer, depths=(1, 1, 2), **wide)),
-            (maxformer._DWCBlock, maxformer._SSABlock),
-        ),
+        "sew_resnet18": (partial(made, sew_resnet.sew_resnet18, cnf="ADD"), (sew_resnet.BasicBlock,)),
+        "spiking_resnet18": (partial(made, spiking_resnet.spiking_resnet18), (spiking_resnet.BasicBlock,)),
+        "ms_resnet18": (partial(made, ms_resnet.ms_resnet18, T=steps), (ms_resnet._MSBlock,)),
+        "vgg11": (vgg, ()),
+        "spikformer": (partial(made, spikformer.Spikformer, **sizes, **wide), segments_of_spikformer),
+        "qkformer": (partial(made, qkformer.QKFormer, num_heads=(2, 4, 4), **stages), (qkformer._Block,)),
+        "sdt": (partial(made, sdt.SpikeDrivenTransformer, depths=4, **wide), (sdt._Block,)),
+        "maxformer": (partial(made, maxformer.MaxFormer, **stages), (maxformer._DWCBlock, maxformer._SSABlock)),
     }
 
 

@@ -744,20 +744,17 @@ class Adaptive(nn.Module):
             self.v = 0.8 * self.v + x_t
             spikes.append(self.surrogate_function(self.v - 1 - self.threshold))
             self.v = self.v - spikes[-1]
-            self.threshold = 0.9 * self.threshold + 0.1 * spikes[-1].detach()
+            self.adapt(spikes[-1])
         return torch.stack(spikes)
+
+    def adapt(self, spike):
+        self.threshold = 0.9 * self.threshold + 0.1 * spike.detach()
 
 
 class AdaptiveWithoutGrad(Adaptive):
-    def forward(self, x):
-        spikes = []
-        for x_t in x:
-            self.v = 0.8 * self.v + x_t
-            spikes.append(self.surrogate_function(self.v - 1 - self.threshold))
-            self.v = self.v - spikes[-1]
-            with torch.no_grad():
-                self.threshold = 0.9 * self.threshold + 0.1 * spikes[-1]
-        return torch.stack(spikes)
+    @torch.no_grad()
+    def adapt(self, spike):
+        self.threshold = 0.9 * self.threshold + 0.1 * spike
 
 
 def adaptive():
