@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from revsnn_bench.meters.decisions import Decisions
-from revsnn_bench.meters.oracle import CALLS, NO_GRADIENT, cut_states, in_float64, measure_oracle_errors
+from revsnn_bench.meters.oracle import (
+    CALLS,
+    NO_GRADIENT,
+    TOLERANCE,
+    cut_states,
+    in_float64,
+    measure_oracle_errors,
+    tolerance_of,
+)
 from revsnn_bench.meters.step import (
     TrainingStep,
     backward_gradients,
@@ -34,11 +42,6 @@ from revsnn_bench.meters.step import (
     same_draws,
 )
 from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest relative gradient error that counts as right, by dtype: training tolerates noise, not a wrong direction.
-
-Of a step that computes in several, as under `torch.autocast`, the largest holds."""
 
 REPEATED = 0.01
 """Share of the tolerance by which a function may differ from itself: some kernels add in another order every time."""
@@ -110,7 +113,7 @@ def _by_reference(subject: Subject, reference: nn.Module) -> FidelityRecord:
     recovered = _recovered(subject)
     bare = subject.bare or step
     fresh, same, exact, dtypes = _reference_calls(bare, reference)
-    tolerance = _tolerance(dtypes)
+    tolerance = tolerance_of(dtypes)
     errors = _errors(tested, same, exact, tolerance)
     neurons = step.source[0].numel()
     if subject.whole is not None:
@@ -234,7 +237,7 @@ def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> Fideli
     """The fidelity of a step without a reference, by differences of its own forward; for the rest see `Subject`."""
     one, other = copied(step.model), copied(step.model)
     found = measure_oracle_errors(step)
-    tolerance = _tolerance(found.dtypes)
+    tolerance = found.tolerance
     record = FidelityRecord(
         gradient_error=found.input,
         parameter_gradient_error=found.parameters,
@@ -255,10 +258,6 @@ def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> Fideli
         _require_repeatable(bare, calls, other, tolerance)
         _require_same_function(found.output, tolerance)
     return record
-
-
-def _tolerance(dtypes: Iterable[torch.dtype]) -> float:
-    return max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
 
 
 def _bias(model: nn.Module, tested: Call, exact: Call) -> GradientBias:

@@ -14,7 +14,7 @@ that is judged found them, and `relu` on the side it was on: spikes tie, and a d
 Two calls in a row are judged: the second from the membrane that the first one left, cut from its graph.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -39,8 +39,18 @@ from revsnn_bench.meters.step import (
 )
 from revsnn_bench.records import NoOracle
 
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest relative gradient error that counts as right, by dtype: training tolerates noise, not a wrong direction."""
+
 DIRECTIONS = 12
 """Random directions per call: a relative error is then estimated to about a fifth of itself."""
+
+FEW = 4
+"""Directions after which no more are tried where the estimate is far below the tolerance, by `FAR`: of a gradient that
+is wrong by the tolerance, 3 estimates of 100 million are (the ratio of two chi-squares of four degrees of freedom)."""
+
+FAR = 0.01
+"""Share of the tolerance."""
 
 STEP = 1e-7
 """Half width of the central difference, for directions of unit variance per element; so small that hardly a value
@@ -56,7 +66,7 @@ NO_GRADIENT = "every gradient is 0, as any method has it. Scale its input or its
 
 
 class OracleErrors(NamedTuple):
-    """Estimated relative L2 errors of gradients, the worst of the calls, and the types that the step computes in.
+    """Estimated relative L2 errors of gradients, the worst of the calls, and the largest that counts as right.
 
     Of an input of integers the error is that of the parameters, which count each by its own norm; None where there are
     none. States are the membranes that the second call starts from. The output's is how far that of float64 is away.
@@ -66,7 +76,12 @@ class OracleErrors(NamedTuple):
     parameters: float | None
     states: float | None
     output: float
-    dtypes: frozenset[torch.dtype]
+    tolerance: float
+
+
+def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
+    """Of a step that computes in several types, as under `torch.autocast`: the largest of theirs holds."""
+    return max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
 
 
 def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
@@ -100,7 +115,8 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
         raise NoOracle(NO_GRADIENT)
     parameters = worst.get("parameters")
     error = worst.get("input", parameters or 0.0)
-    return OracleErrors(error, parameters, worst.get("states"), worst["output"], frozenset(tested[0].decisions.dtypes))
+    tolerance = tolerance_of(tested[0].decisions.dtypes)
+    return OracleErrors(error, parameters, worst.get("states"), worst["output"], tolerance)
 
 
 @contextmanager
@@ -196,12 +212,15 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
     """Relative errors of the directional derivatives of one call, from the state that `model` carries."""
     distances, exact = _replay(step, copied(model), call)
     errors = {"output": relative_error([call.output], [exact])}
+    far = FAR * tolerance_of(call.decisions.dtypes)
     for name, gradients in call.gradients.items():
         if not gradients:
             continue
         wrong = scale = 0.0
         weights = _balanced(gradients) if name == "parameters" else [1.0] * len(gradients)
-        for _ in range(DIRECTIONS):
+        for number in range(DIRECTIONS):
+            if number == FEW and wrong <= far**2 * scale:
+                break
             along = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in gradients]
             along = [weight * each.to(call.source.device) for weight, each in zip(weights, along, strict=True)]
             values = []

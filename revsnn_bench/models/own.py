@@ -312,17 +312,17 @@ def _check_neurons(model: nn.Module, case: Case) -> None:
     places: dict[int, str] = {}
     method, kind = case.node, type(model)
     # The user's line: where the model is made, if its class is one of torch.
-    where = _where(load_callable(case.workload) if kind.__module__.startswith("torch.") else kind)
+    made = load_callable(case.workload) if kind.__module__.startswith("torch.") else kind
     if method in BY_BLOCK and any(map(is_lazy, model.parameters())):
         raise ModelError(
-            f"{where}: {kind.__name__} must have its parameters for {method}, which looks for blocks of weights and "
-            "neurons; some get theirs from a first input. Run the model once where it is made."
+            f"{_where(made)}: {kind.__name__} must have its parameters for {method}, which looks for blocks of weights "
+            "and neurons; some get theirs from a first input. Run the model once where it is made."
         )
     if not neurons_of(model) and not is_untouched(method):
         theirs = any(type(module).__module__.startswith("snntorch.") for module in model.modules())
         fix = " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if theirs else ""
         raise SkipCase(
-            f"{where}: {kind.__name__} has no neuron that {method} could exchange: none of its "
+            f"{_where(made)}: {kind.__name__} has no neuron that {method} could exchange: none of its "
             "modules has a membrane `v` and a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have. "
             f"Methods that leave it as it is: as-is, as-is+remat.{fix}"
         )
@@ -330,8 +330,8 @@ def _check_neurons(model: nn.Module, case: Case) -> None:
         first = places.setdefault(id(module), name)
         if first != name and neurons_of(module):
             raise ModelError(
-                f"{where}: {first!r} and {name!r} of {kind.__name__} are one module; a neuron has one membrane, so "
-                "each place needs a module of its own."
+                f"{_where(made)}: {first!r} and {name!r} of {kind.__name__} are one module; a neuron has one membrane, "
+                "so each place needs a module of its own."
             )
 
 

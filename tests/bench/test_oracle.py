@@ -7,10 +7,11 @@ import pytest
 import torch
 from own_models import per_step, wrong_backend
 from revsnn_nodes import StandardLIF, registry, surrogate
+from scipy import stats
 from torch import nn
 
 from revsnn_bench import Case, Settings, measure
-from revsnn_bench.meters.oracle import measure_oracle_errors
+from revsnn_bench.meters.oracle import CALLS, DIRECTIONS, FAR, FEW, measure_oracle_errors
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import NoOracle, Status
 
@@ -60,6 +61,18 @@ def test_the_error_is_estimated_in_size():
     """A gradient three times too large is off by 2; one that is 1 % too large by 0.01."""
     assert errors_of(planted_faults.WRONG["three times"]()).input == pytest.approx(2.0, rel=1e-3)
     assert errors_of(planted_faults.WRONG["one percent"]()).input == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_gradient_far_within_the_tolerance_takes_few_directions():
+    """One that is wrong by a twentieth of the tolerance takes all: its estimate may be off by more than one of few."""
+    runs = {}
+    for name, at_input in {"right": None, "nearer": lambda g: (1 + TOLERANCE / 20) * g}.items():
+        model, calls = planted_faults.Planted(at_input=at_input), []
+        model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        assert errors_of(model).input < TOLERANCE
+        runs[name] = len(calls)
+    assert runs["nearer"] - runs["right"] == 2 * CALLS * (DIRECTIONS - FEW)
+    assert float(stats.f.cdf(FAR**2, FEW, FEW)) < 1e-7
 
 
 @pytest.mark.parametrize("kind", [surrogate.Sigmoid, surrogate.ATan, surrogate.PiecewiseQuadratic, surrogate.Rect])
