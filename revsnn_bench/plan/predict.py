@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from revsnn_nodes import reset
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -75,6 +75,7 @@ def predict(case: Case) -> Prediction:
         unit_bytes = CUDA_BLOCK_BYTES if case.device == "cuda" else 1
         peak = attribute_peak(step, probe_for(case), unit_bytes, after_another=True)
         retained = sum(retained_by_module(step).values()) + peak.lasting_bytes
+        cast("FakeTensor", step.source).fake_mode.cache_enabled = True  # operations ask for no lifetimes
         try:
             flops = measure_flops(step, cross_check=False)
         except UnknownOperation as reason:
