@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from torch._C._profiler import _EventType
-from torch.autograd.profiler import profile, record_function
+from torch._C._autograd import _enable_profiler
+from torch._C._profiler import RecordScope, _EventType
+from torch.autograd.profiler import _run_on_profiler_start, profile, record_function
 
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
@@ -122,10 +123,20 @@ class Ledger:
 _END = "end of what is measured"
 
 
+class _BlocksAlone(profile):
+    """The profiler without operators, which are most of its events and its time; marks of `record_function` stay."""
+
+    def _start_trace(self) -> None:
+        self.entered = True
+        _run_on_profiler_start()
+        kinds = {RecordScope.USER_SCOPE}  # an argument that torch's stub lacks
+        _enable_profiler(self.config(create_trace_id=False), self.kineto_activities, kinds)  # type: ignore[call-arg]
+
+
 @contextmanager
-def _profiled() -> Iterator[profile]:
+def _profiled(profiler: type[profile]) -> Iterator[profile]:
     """Inside, blocks are noted, to be read by `_events_of` once the block has ended."""
-    with profile(profile_memory=True) as prof:
+    with profiler(profile_memory=True) as prof:
         yield prof
         with record_function(_END):
             pass
@@ -139,7 +150,7 @@ def watch_timeline(device: str = "cpu") -> Iterator[Ledger]:
     """
     ledger = Ledger()
     with quiet_gc():
-        with _profiled() as prof:
+        with _profiled(_BlocksAlone) as prof:
             yield ledger
         ledger.replay(_events_of(prof, device))
 
@@ -157,8 +168,8 @@ def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Re
 
 
 def profiled_events(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, list[Any]]:
-    """What `record_timeline` reads: the profiler's events in order of time, ops, marks, and the device's blocks."""
-    with quiet_gc(), _profiled() as prof:
+    """What `record_timeline` reads and operators: the profiler's events in order of time, on a device its blocks."""
+    with quiet_gc(), _profiled(profile) as prof:
         result = work()
     return result, _events_of(prof, device)
 
