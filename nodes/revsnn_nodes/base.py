@@ -29,7 +29,6 @@ def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..
     """
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
-        """The method with the joined signature."""
         _, *inherited = signature(base.__init__).parameters.values()  # type: ignore[misc]
         own = signature(init).parameters.values()
         first = [each for each in own if each.kind is Parameter.POSITIONAL_OR_KEYWORD]
@@ -48,8 +47,8 @@ def naming_what_was_called(init: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(init)
     def named(self: Any, *args: Any, **kwargs: Any) -> None:
-        """The constructor."""
-        if named is next(each for each in map(_own_init, type(self).__mro__) if hasattr(each, "__wrapped__")):
+        inits = (vars(kind).get("__init__") for kind in type(self).__mro__)
+        if named is next(each for each in inits if hasattr(each, "__wrapped__")):
             try:
                 taken.bind(self, *args, **kwargs)
             except TypeError as error:
@@ -58,10 +57,6 @@ def naming_what_was_called(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return named
-
-
-def _own_init(kind: type) -> Any:
-    return vars(kind).get("__init__")
 
 
 def require_tensor(argument: str, x: object) -> None:

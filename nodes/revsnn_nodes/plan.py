@@ -19,7 +19,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -150,7 +150,11 @@ def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
             elif neurons_of(child):
                 yield Block(path, start, number + 1)
                 start = number + 1
-    elif 2 * sum(_size(child) for _, child in inner) > _size(module) or _holds_all_neurons(inner, module):
+    elif (
+        2 * sum(_size(child) for _, child in inner) > _size(module)
+        # as of a network whose head has most of the parameters
+        or {each for _, child in inner for each in neurons_of(child)} == {*neurons_of(module)}
+    ):
         for name, child in inner:
             yield from _blocks_in(name, child)
     else:
@@ -159,11 +163,6 @@ def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
 
 def _holds_both(module: nn.Module) -> bool:
     return any(p.dim() > 1 for p in module.parameters()) and bool(neurons_of(module))
-
-
-def _holds_all_neurons(parts: Iterable[tuple[str, nn.Module]], module: nn.Module) -> bool:
-    """As of a network whose head has most of the parameters."""
-    return {each for _, part in parts for each in neurons_of(part)} == set(neurons_of(module))
 
 
 def _size(module: nn.Module) -> int:
@@ -189,7 +188,11 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
     remove_plan(model)
     by_module: dict[str, list[tuple[Block, str]]] = {}
     for name, option in plan.items():
-        _require_option(name, option)
+        allowed = ("plain", *PASSES) if name == REST else (*OPTIONS, OFFLOAD)
+        require(
+            option in allowed, "plan", f"give {name!r} one of {', '.join(allowed)}", option,
+            "It says what the block keeps.", "Make the plan again with this version.",
+        )  # fmt: skip
         if name != REST:
             block = Block.named(name)
             _require_block(model, block)
@@ -197,7 +200,11 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
             by_module.setdefault(block.path, []).append((block, option))
     for rows in by_module.values():
         rows.sort(key=lambda row: (row[0].start or 0, row[0].stop or math.inf))
-        _require_apart([block for block, _ in rows])
+        for (one, _), (other, _) in pairwise(rows):
+            require(
+                one.stop is not None and one.stop <= (other.start or 0), "plan", "name blocks that do not overlap",
+                f"{one.name} and {other.name}", "What is in both would run twice.", "Leave one of them out.",
+            )  # fmt: skip
     if not {*plan.values()} <= {"plain"}:
         for path, rows in by_module.items():
             module = model.get_submodule(path)
@@ -244,14 +251,6 @@ def put_in_our_neurons(model: nn.Module) -> None:
         swap_neurons(model)
 
 
-def _require_option(name: str, option: str) -> None:
-    allowed = ("plain", *PASSES) if name == REST else (*OPTIONS, OFFLOAD)
-    require(
-        option in allowed, "plan", f"give {name!r} one of {', '.join(allowed)}", option,
-        "It says what the block keeps.", "Make the plan again with this version.",
-    )  # fmt: skip
-
-
 def _require_block(model: nn.Module, block: Block) -> None:
     module = dict(model.named_modules()).get(block.path)
     is_there = module is not None
@@ -262,15 +261,6 @@ def _require_block(model: nn.Module, block: Block) -> None:
         is_there, "plan", "name blocks of the model", block.name, f"{type(model).__name__} has no such block.",
         "Apply it to the model that it was made for.",
     )  # fmt: skip
-
-
-def _require_apart(blocks: Sequence[Block]) -> None:
-    """Refuses blocks of one module, in their order, that have children in common."""
-    for one, other in pairwise(blocks):
-        require(
-            one.stop is not None and one.stop <= (other.start or 0), "plan", "name blocks that do not overlap",
-            f"{one.name} and {other.name}", "What is in both would run twice.", "Leave one of them out.",
-        )  # fmt: skip
 
 
 def _require_device(model: nn.Module, block: Block, option: str) -> None:
@@ -291,7 +281,6 @@ class _Forward:
         self.inner: Callable[..., Any] | None = module.__dict__.get("forward")
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module does without it."""
         if self.inner is not None:
             return self.inner(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -334,7 +323,6 @@ def _in_turn(modules: Sequence[nn.Module], x: Any) -> Any:
 
 
 def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls a block's forward with its option."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     with recording(PASSES.get(option)):

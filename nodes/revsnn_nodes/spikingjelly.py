@@ -261,7 +261,9 @@ def twin_of(neuron: nn.Module, **options: Any) -> SpikingNode[Any] | None:
 
 def _chosen(child: nn.Module, to: str, options: dict[str, Any]) -> Exchange | str | None:
     if not isinstance(child, their_neuron.BaseNode | MemoryNode):
-        return "it is snnTorch's: see revsnn_nodes.snntorch.swap_neurons" if _is_snntorchs(child) else None
+        kinds = {(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(child).__mro__}
+        theirs = ("SpikingNeuron", "snntorch") in kinds
+        return "it is snnTorch's: see revsnn_nodes.snntorch.swap_neurons" if theirs else None
     if why := _obstacle(child, to):
         return why
     node = _back(child) if to == "spikingjelly" else _node(child, to, options)
@@ -297,11 +299,6 @@ def _obstacle(neuron: nn.Module, to: str) -> str:
     if getattr(neuron, "_memories_rv", {}).get("v", rest) != rest:
         return "its membrane begins at another value than v_reset"
     return "it has hooks; remove them, swap, and register them again" if is_hooked(neuron) else ""
-
-
-def _is_snntorchs(module: nn.Module) -> bool:
-    kinds = [(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(module).__mro__]
-    return ("SpikingNeuron", "snntorch") in kinds
 
 
 def _node(neuron: Any, to: str, options: dict[str, Any]) -> MemoryNode:
