@@ -42,7 +42,6 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """Refuses, and names what can be differentiated twice."""
         raise RuntimeError(_REFUSAL)
 
 
@@ -63,7 +62,6 @@ def first_derivative_only(backward: Backward) -> Backward:
 
     @wraps(backward)
     def once(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
-        """The gradients, from which no second derivative leads on."""
         if _nested_transforms() > 1:
             raise RuntimeError(_REFUSAL)
         with torch.no_grad():
@@ -291,7 +289,11 @@ class FusedNormCarrier(_Fused):
         y_seq, v_last, mean, var, inverse_std, cut = _ops.norm_carrier_forward(
             z_seq, v, weight, bias, residual, numbers(neuron), layer.eps, neuron.decay_input, _is_soft(neuron)
         )
-        _enter_statistics(layer, mean, var, z_seq.numel() // z_seq.shape[2])
+        count = z_seq.numel() // z_seq.shape[2]
+        running_mean, running_var, momentum = layer.update_of_statistics()
+        for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+            if running is not None:
+                running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
         clipped = _cut_off(z_seq, y_seq, mean, inverse_std, neuron) if cut.item() else (None, None)
         FusedNormCarrier.keep(
             ctx, neuron, layer.surrogate_function, y_seq, v, weight, bias, residual, inverse_std, *clipped
@@ -308,13 +310,6 @@ class FusedNormCarrier(_Fused):
             neuron.detach_reset, needs[3], needs[4],
         )  # fmt: skip
         return *(each if needed else None for each, needed in zip(gradients, needs, strict=False)), None
-
-
-def _enter_statistics(layer: Any, mean: Tensor, var: Tensor, count: int) -> None:
-    running_mean, running_var, momentum = layer.update_of_statistics()
-    for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-        if running is not None:
-            running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
 
 
 def _cut_off(z_seq: Tensor, y_seq: Tensor, mean: Tensor, inverse_std: Tensor, neuron: Any) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ Operations are not counted here: a counter runs the reference, see `support.equa
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,24 +132,18 @@ _LIBRARY = torch.library.Library("revsnn", "DEF")
 
 
 def _define(name: str, operator: Operator) -> None:
-    def on_cpu(*arguments: Any) -> tuple[Tensor, ...]:
-        """Runs the Numba kernel."""
-        from revsnn_nodes.kernels.cpu import launch
+    def kernel_in(package: str) -> Callable[..., tuple[Tensor, ...]]:
+        def run(*arguments: Any) -> tuple[Tensor, ...]:
+            launch, call = import_module(f"revsnn_nodes.kernels.{package}.launch"), operator.call(*arguments)
+            results: tuple[Tensor, ...] = launch.run(name, operator.results(call), call)
+            return results
 
-        call = operator.call(*arguments)
-        return launch.run(name, operator.results(call), call)
-
-    def on_cuda(*arguments: Any) -> tuple[Tensor, ...]:
-        """Runs the Triton kernel."""
-        from revsnn_nodes.kernels.triton import launch
-
-        call = operator.call(*arguments)
-        return launch.run(name, operator.results(call), call)
+        return run
 
     _LIBRARY.define(name + operator.schema)
-    _LIBRARY.impl(name, on_cpu, "CPU")
+    _LIBRARY.impl(name, kernel_in("cpu"), "CPU")
     if operator.on_cuda:
-        _LIBRARY.impl(name, on_cuda, "CUDA")
+        _LIBRARY.impl(name, kernel_in("triton"), "CUDA")
     torch.library.register_fake(
         f"revsnn::{name}", lambda *arguments: operator.results(operator.call(*arguments)), lib=_LIBRARY
     )

@@ -79,7 +79,6 @@ def by_type(function: Any, of_bits: Any, of_floats: Any) -> None:
     place = list(signature(function).parameters).index("row")
 
     def of_row(*arguments: Any) -> Any:
-        """The function for the type of the row."""
         return of_bits if arguments[place].dtype == numba.types.uint16 else of_floats
 
     overload(function, strict=False, jit_options=CALLED)(of_row)
@@ -242,17 +241,9 @@ def _exp64(x: Any) -> Any:
     return np.int64(np.float64(p).view(np.int64) + exponent).view(np.float64)
 
 
-@overload(_exp, jit_options=CALLED)
+@overload(_exp, strict=False, jit_options=CALLED)
 def _exp_of_type(x: Any) -> Any:
-    def narrow(x: Any) -> Any:
-        """Of a float32."""
-        return _exp32(x)
-
-    def wide(x: Any) -> Any:
-        """Of a float64."""
-        return _exp64(x)
-
-    return narrow if x == numba.types.float32 else wide
+    return (lambda x: _exp32(x)) if x == numba.types.float32 else (lambda x: _exp64(x))
 
 
 @contracted

@@ -113,7 +113,6 @@ class _Shared(_BySources, caching.UserProvidedCacheLocator):
     """NUMBA_CACHE_DIR: one folder for all copies of this package; versions of it lie side by side."""
 
     def get_cache_path(self) -> str:
-        """The folder of the package's kernels."""
         return os.path.join(str(numba.config.CACHE_DIR), _PACKAGE_NAME)  # type: ignore[attr-defined]
 
     def get_disambiguator(self) -> str:
@@ -237,7 +236,18 @@ def _share_of(kernel: Any, task_type: Any) -> Any:
     return share
 
 
-def _shared_out(typing_context: Any, start: Any, stop: Any, size: Any, threads: Any) -> Any:
+_intrinsic: Decorator = intrinsic
+"""Has numba call what a function of types returns: the signature, and what writes the code."""
+
+
+@_intrinsic
+def shared_out(typing_context: Any, start: Any, stop: Any, size: Any, threads: Any) -> Any:
+    """`(start, stop, size, threads)`, the last arguments of the kernel that asks: whether others have done its columns.
+
+    With several threads, each calls the kernel for `size` columns at a time until none are left; one that is held up by
+    other work on the machine leaves them to the others. A call by one thread does its columns itself.
+    """
+
     def _generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kernel = builder.function  # its arguments: where to put result and error, its own, the four numbers
         values = [*kernel.args[2:-4], _INT64(1), *given[:3], _INT32(0)]
@@ -258,13 +268,6 @@ def _shared_out(typing_context: Any, start: Any, stop: Any, size: Any, threads: 
 
     return types.boolean(start, stop, size, threads), _generate
 
-
-shared_out: Any = intrinsic(_shared_out)
-"""`(start, stop, size, threads)`, the last arguments of the kernel that asks: whether others have done its columns.
-
-With several threads, each calls the kernel for `size` columns at a time until none are left; one that is held up by
-other work on the machine leaves them to the others. A call by one thread does its columns itself.
-"""
 
 _NO_MEMORY = "a kernel must have memory for a block of neurons; there is none left."
 
@@ -327,7 +330,6 @@ def in_pool(work: Callable[[int, int], None], stop: int, size: int, threads: int
     del work
 
     def take(pieces: Iterator[int]) -> None:
-        """Takes one piece after the other until there is none."""
         for start in pieces:
             shared[0](start, min(start + size, stop))
 
@@ -413,7 +415,8 @@ def _itemsize(context: Any, array: Any) -> int:
 
 
 def _ask_ahead(write: bool) -> Any:
-    def _ask(typing_context: Any, array: Any, index: Any) -> Any:
+    @_intrinsic
+    def ask(typing_context: Any, array: Any, index: Any) -> Any:
         def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             size = _itemsize(context, array)
             start = builder.gep(
@@ -430,7 +433,7 @@ def _ask_ahead(write: bool) -> Any:
 
         return types.void(array, types.int64), _generate
 
-    return intrinsic(_ask)
+    return ask
 
 
 read_ahead: Any = _ask_ahead(write=False)
@@ -440,7 +443,10 @@ write_ahead: Any = _ask_ahead(write=True)
 """As `read_ahead`, for elements that will be written."""
 
 
-def _stream(typing_context: Any, target: Any, source: Any) -> Any:
+@_intrinsic
+def stream(typing_context: Any, target: Any, source: Any) -> Any:
+    """`(target, source)`: copies a row past the caches; both begin at a line, and are whole lines long."""
+
     def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         count = VECTOR_BYTES // _itemsize(context, target)
         vector = ir.VectorType(context.get_data_type(target.dtype), count).as_pointer()
@@ -457,11 +463,12 @@ def _stream(typing_context: Any, target: Any, source: Any) -> Any:
     return types.void(target, source), _generate
 
 
-stream: Any = intrinsic(_stream)
-"""`(target, source)`: copies a row past the caches; both begin at a line, and are whole lines long."""
+@_intrinsic
+def row_of(typing_context: Any, array: Any, index: Any, length: Any) -> Any:
+    """`(array, index, length)`: a row of a contiguous array, from a flat index; it does not keep the array alive.
 
-
-def _row_of(typing_context: Any, array: Any, index: Any, length: Any) -> Any:
+    Slices do, by counting references, which costs as much as the arithmetic of a piece.
+    """
     row = types.Array(array.dtype, 1, "C")
 
     def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -477,34 +484,25 @@ def _row_of(typing_context: Any, array: Any, index: Any, length: Any) -> Any:
     return row(array, types.int64, types.int64), _generate
 
 
-row_of: Any = intrinsic(_row_of)
-"""`(array, index, length)`: a row of a contiguous array, from a flat index; it does not keep the array alive.
+@_intrinsic
+def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """`(a, b, c)`: a b + c, rounded once."""
 
-Slices do, by counting references, which costs as much as the arithmetic of a piece.
-"""
-
-
-def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fma(*arguments)
 
     return a(a, a, a), _generate
 
 
-fma: Any = intrinsic(_fma)
-"""`(a, b, c)`: a b + c, rounded once."""
+@_intrinsic
+def settle(typing_context: Any) -> Any:
+    """Waits until everything that was streamed can be seen by other threads."""
 
-
-def _settle(typing_context: Any) -> Any:
     def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
     return types.void(), _generate
-
-
-settle: Any = intrinsic(_settle)
-"""Waits until everything that was streamed can be seen by other threads."""
 
 
 @exact
