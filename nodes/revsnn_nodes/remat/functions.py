@@ -178,15 +178,12 @@ def _how_it_writes(function: Function) -> str | int | None:
     if isinstance(function, OpOverload | OpOverloadPacket):
         packet = function.overloadpacket if isinstance(function, OpOverload) else function
         arguments = [each for name in packet.overloads() for each in getattr(packet, name)._schema.arguments]
-        return "any" if any(_is_written(each) for each in arguments) else None
+        aliases = [each.alias_info for each in arguments if not each.is_out]
+        return "any" if any(each is not None and each.is_write for each in aliases) else None
     try:
         return list(signature(function).parameters).index("inplace")
     except (TypeError, ValueError):
         return None
-
-
-def _is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write and not argument.is_out
 
 
 def copied_operands(left: Tensor, right: Tensor) -> tuple[bool, bool]:

@@ -20,17 +20,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from revsnn_nodes.kernels import ops  # noqa: F401  (defines torch.ops.revsnn)
 from revsnn_nodes.kernels.layout import FORMS, numbers
 from revsnn_nodes.parameters import LIFParameters
-from revsnn_nodes.remat.functions import (
-    Function,
-)
+from revsnn_nodes.remat.functions import Function
 from revsnn_nodes.remat.pack import Leaf
-from revsnn_nodes.remat.recipes import (
-    Call,
-    PoolWindows,
-    Recipe,
-    Ref,
-    Value,
-)
+from revsnn_nodes.remat.recipes import Call, PoolWindows, Recipe, Ref, Value
 
 _ADDITIONS = frozenset({torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__})
 
@@ -223,7 +215,6 @@ def exact_form(kind: NormKind) -> int | None:
 
 
 def _exact_forms(kind: NormKind, seed: int, forms: Sequence[int]) -> list[int]:
-    """Those of the forms that give torch's bits for the numbers of one seed."""
     dtype, types, shape, stride, training, device, _ = kind
     generator = torch.Generator().manual_seed(seed)
     z = torch.empty_strided(shape, (math.prod(shape[1:]), *stride), dtype=dtype, device=device)

@@ -208,7 +208,8 @@ class Recorder(TorchFunctionMode):
             packed.entry.because = obstacle
             return
         packed.replace(value, plan)
-        if _is_distributed():  # a collective writes to buffers, and counts no version
+        # A collective writes to buffers, and counts no version.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             for source, _ in plan.leaves:
                 if not source.persistent and source.nbytes * _FEW <= value.nbytes and source.part_from():
                     self.values.pop(source.address, None)
@@ -455,10 +456,6 @@ def _place(function: Function, result: Tensor) -> Place:
     while len(calls) < 8 and (frame := frame and frame.f_back) is not None:  # type: ignore[assignment]
         calls += [frame.f_code, frame.f_lasti]
     return (function, result.shape, result.dtype, result.device, *calls)
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _nbytes(arguments: tuple[Any, ...]) -> int:

@@ -46,33 +46,25 @@ class Rerun(torch.autograd.Function):
         twice = torch.is_grad_enabled()  # create_graph
         needs = ctx.needs_input_grad[1:]
         with torch._C.DisableTorchFunction(), torch.enable_grad(), paused():
-            tensors = ctx.saved_tensors if twice else _apart(ctx.saved_tensors, needs)
+            tensors = ctx.saved_tensors
+            if not twice:  # as leaves of a graph of their own
+                pairs = zip(tensors, needs, strict=True)
+                tensors = [None if each is None else each.detach().requires_grad_(need) for each, need in pairs]
             with record_function(LABEL), ctx.autocast.again():
                 made = ctx.call(*tensors)
             outputs = made if isinstance(made, tuple) else (made,)
-            reached = [pair for pair in zip(outputs, arriving, strict=True) if pair[1] is not None]
+            reached = [
+                (output, gradient)
+                for output, gradient in zip(outputs, arriving, strict=True)
+                if gradient is not None and output.requires_grad
+            ]
             wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
-            found = _gradients(reached, wanted, twice)
+            found: tuple[Tensor | None, ...] = (None,) * len(wanted)
+            if reached:
+                ends, arrived = zip(*reached, strict=True)
+                found = torch.autograd.grad(ends, wanted, arrived, create_graph=twice, allow_unused=True)
         gradients = iter(found)
         return None, *(next(gradients) if need else None for need in needs)
-
-
-def _apart(tensors: tuple[Tensor | None, ...], needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """The tensors as leaves of a graph of their own."""
-    return [
-        None if tensor is None else tensor.detach().requires_grad_(need)
-        for tensor, need in zip(tensors, needs, strict=True)
-    ]
-
-
-def _gradients(
-    reached: list[tuple[Tensor, Tensor | None]], wanted: list[Tensor], twice: bool
-) -> tuple[Tensor | None, ...]:
-    reached = [(output, gradient) for output, gradient in reached if output.requires_grad]
-    if not reached:
-        return (None,) * len(wanted)
-    outputs, gradients = zip(*reached, strict=True)
-    return torch.autograd.grad(outputs, wanted, gradients, create_graph=twice, allow_unused=True)
 
 
 def run_node(
