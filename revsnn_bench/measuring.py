@@ -102,7 +102,9 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
             for each in (each for name, each in PASSES.items() if name in settings.passes):
                 torch.compiler.reset()  # a function is compiled so many times, and left eager from there on
                 parts[each.field] = each.meter(case, settings)
-                hand_over(_exact(parts))
+                # Bytes and operations, all of them, are true whatever a later pass finds.
+                exact = ["memory"] if _uncounted(parts) else ["memory", "flops"]
+                hand_over({name: parts[name] for name in exact if parts.get(name) is not None})
             accuracy = _accuracy(case, settings)
     finally:
         switched = restore_switches(switches)
@@ -133,22 +135,26 @@ def _verdict(case: Case, parts: Mapping[str, Any], switched: str) -> tuple[Statu
         # A user's model as it is makes no claim: it is what its methods are held against.
         status = Status.OK if case.node == case.reference == AS_IS else Status.UNVERIFIED
         reason = f"its gradient was not judged: {fidelity}"
-    elif fidelity is not None and (reason := _disagreement(fidelity)):
-        status = Status.WRONG
+    elif fidelity is not None and (beyond := fidelity.beyond_tolerance()):
+        errors = ", ".join(f"{name} {error:.2g}" for name, error in beyond.items())
+        limits = " and ".join(dict.fromkeys(f"{fidelity.allowed(name):g}" for name in beyond))
+        status, reason = Status.WRONG, f"{errors}: more than the tolerance {limits}"
     elif is_approximate(case.node):
-        status, reason = Status.APPROXIMATE, _bias(fidelity)
+        bias = None if fidelity is None else fidelity.gradient_bias
+        status, reason = (
+            Status.APPROXIMATE,
+            (
+                "its gradient is not meant to be that of BPTT, and its bias was not measured"
+                if bias is None
+                else f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
+            ),
+        )
     if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
         status, reason = Status.UNVERIFIED, doubt
     if status in (Status.OK, Status.APPROXIMATE) and switched:
         status = Status.UNVERIFIED
         reason = f"it changed settings of the process while it was measured, which others meet too: {switched}"
     return status, reason
-
-
-def _exact(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The bytes and operations that were measured, all of them; true whatever a later pass finds."""
-    names = ["memory"] if _uncounted(parts) else ["memory", "flops"]
-    return {name: parts[name] for name in names if parts.get(name) is not None}
 
 
 def _uncounted(parts: Mapping[str, Any]) -> str | None:
@@ -275,21 +281,6 @@ PASSES: dict[str, Pass] = {
 
 USUAL: tuple[str, ...] = tuple(name for name, each in PASSES.items() if each.usual)
 """What a case gets unless its suite names other passes."""
-
-
-def _disagreement(fidelity: FidelityRecord) -> str:
-    """Which errors exceed the tolerance; "" where none does."""
-    beyond = fidelity.beyond_tolerance()
-    found = ", ".join(f"{name} {error:.2g}" for name, error in beyond.items())
-    limits = " and ".join(dict.fromkeys(f"{fidelity.allowed(name):g}" for name in beyond))
-    return f"{found}: more than the tolerance {limits}" if beyond else ""
-
-
-def _bias(fidelity: FidelityRecord | None) -> str:
-    bias = None if fidelity is None else fidelity.gradient_bias
-    if bias is None:
-        return "its gradient is not meant to be that of BPTT, and its bias was not measured"
-    return f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
 
 
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05

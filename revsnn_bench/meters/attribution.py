@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -61,21 +62,17 @@ def hook_modules(model: nn.Module, enter: Callable[[str], None], leave: Callable
     Returns the handles of the hooks.
     """
 
-    def before(label: str) -> None:
+    def tell(call: Callable[..., None], *label: str) -> None:
         if not torch.compiler.is_compiling():
-            enter(label)
-
-    def after() -> None:
-        if not torch.compiler.is_compiling():
-            leave()
+            call(*label)
 
     handles: list[Any] = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue  # takes no hooks
         label = name or type(model).__name__
-        handles.append(module.register_forward_pre_hook(lambda *_, label=label: before(label), prepend=True))
-        handles.append(module.register_forward_hook(lambda *_: after(), always_call=True))
+        handles.append(module.register_forward_pre_hook(lambda *_, label=label: tell(enter, label), prepend=True))
+        handles.append(module.register_forward_hook(lambda *_: tell(leave), always_call=True))
     return handles
 
 
@@ -289,12 +286,6 @@ class _Replay:
         if key in self.ledger.live:
             self.parts.setdefault(self.ledger.live[key], category)
 
-    def enter(self, label: str) -> None:
-        self.stack.append(label)
-
-    def leave(self) -> None:
-        self.stack.pop()
-
     def end_forward(self) -> None:
         self.retained = set(self.ledger.live.values())
         self.forward_events = len(self.ledger.log)
@@ -304,13 +295,15 @@ class _Replay:
         return self.parts.get(number, "retained" if number in self.retained else "temporary")
 
     def attribution(self, phase: str, module: str) -> Attribution:
-        sizes: dict[str, int] = {}
+        sizes = Counter[str]()
         for number in self.ledger.at_peak:
-            category = self.category(number)
-            sizes[category] = sizes.get(category, 0) + self.ledger.sizes[number]
+            sizes[self.category(number)] += self.ledger.sizes[number]
         timeline = self.ledger.timeline(self.category, self.forward_events)
         lasting = sum(self.ledger.sizes[number] for number in self.lasting & self.retained)
         return Attribution(self.ledger.peak_bytes, dict(sorted(sizes.items())), phase, module, timeline, lasting)
+
+
+Action = Callable[[_Replay], object]
 
 
 @dataclass
@@ -320,7 +313,7 @@ class _Marks:
     `key_of` is what the replay's ledger calls the block of a storage, `last_of_forward` the number of the next node.
     """
 
-    put: Callable[[Callable[[_Replay], None]], None]
+    put: Callable[[Action], None]
     key_of: Callable[[torch.UntypedStorage], Any]
     last_of_forward: int = 0
 
@@ -409,13 +402,11 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
     with _tracked(step) as (tracker, marks):
         output = step.forward()
         marks.put(_Replay.end_forward)
-        states, of_output = (
-            set(map(tracker.serial, storages_of(step.state_tensors()))),
-            tracker.serial(storage_of(output)),
-        )
+        states = {*map(tracker.serial, storages_of(step.state_tensors()))}
+        of_output = tracker.serial(storage_of(output))
         step.reset_state()
     replay = _replayed(tracker)
-    sizes: dict[str, int] = {}
+    sizes = Counter[str]()
     for number in sorted(replay.retained):
         serial = replay.ledger.keys[number]
         if serial in states and serial not in replay.ledger.live:
@@ -424,10 +415,10 @@ def retained_by_module(step: TrainingStep) -> dict[str, int]:
         nbytes = block.nbytes - (own_bytes(output) if serial == of_output else 0)
         module = "input" if replay.parts.get(number) == "input" else block.module
         if nbytes:
-            sizes[module] = sizes.get(module, 0) + nbytes
+            sizes[module] += nbytes
     del output
     step.prepare()
-    return sizes
+    return dict(sizes)
 
 
 _MARK = "revsnn_bench:"
@@ -440,14 +431,14 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     Categories, as of `attribute_peak`, sum to the allocator's peak to the byte. In backward the module is the one whose
     forward made the graph node that allocates.
     """
-    actions: list[Callable[[_Replay], None]] = []
+    actions: list[Action] = []
 
-    def put(action: Callable[[_Replay], None]) -> None:
+    def put(action: Action) -> None:
         with record_function(f"{_MARK}{len(actions)}"):
             actions.append(action)
 
     def enter(label: str) -> None:
-        put(partial(_Replay.enter, label=label))
+        put(lambda replay: replay.stack.append(label))
 
     marks = _Marks(put, lambda storage: storage.data_ptr())
     step.prepare()
@@ -455,7 +446,7 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
     with ExitStack() as hooks:
         hooks.callback(clock.close)
         hooks.enter_context(watched(step.model, marks.note_inputs))
-        for hook in hook_modules(step.model, enter, lambda: put(_Replay.leave)):
+        for hook in hook_modules(step.model, enter, lambda: put(lambda replay: replay.stack.pop())):
             hooks.enter_context(hook)
         _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
     step.prepare()

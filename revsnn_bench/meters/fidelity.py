@@ -104,7 +104,6 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
 
 
 def _by_reference(subject: Subject, reference: nn.Module) -> FidelityRecord:
-    """The fidelity of a step, held against a reference."""
     step = subject.step
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -137,12 +136,15 @@ def _by_reference(subject: Subject, reference: nn.Module) -> FidelityRecord:
         neurons=neurons,
         gradient_bias=_bias(step.model, tested[0], exact[0]) if subject.approximate else None,
     )
-    _require_gradient(tested, exact)
+    most, of_tested = (max(_norm(values) for call in calls for values in _gradients(call)) for calls in (exact, tested))
+    if most == 0 and of_tested < NOTHING:  # which any method would have
+        raise NoOracle(NO_GRADIENT)
     if found.beyond_tolerance():
         _require_finite(same)
         _require_repeatable(bare, same, fresh, tolerance)
         if _all_within(tested, same, tolerance):
-            _require_same_function(_outputs_apart(same, exact), tolerance)
+            outputs = zip((call["output"] for call in same), (call["output"] for call in exact), strict=True)
+            _require_same_function(_worst(relative_error(*each) for each in outputs) or 0.0, tolerance)
     return found
 
 
@@ -154,13 +156,6 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 def _gradients(call: Call) -> list[list[Tensor]]:
     """The gradients of a call, of its input, parameters and states."""
     return [values for name, values in call.items() if name != "output"]
-
-
-def _require_gradient(tested: Sequence[Call], exact: Sequence[Call]) -> None:
-    """Raises `NoOracle` where all gradients are 0, and those under test are nothing too: any method would have them."""
-    largest = [max(_norm(values) for call in calls for values in _gradients(call)) for calls in (exact, tested)]
-    if largest[0] == 0 and largest[1] < NOTHING:
-        raise NoOracle(NO_GRADIENT)
 
 
 def _require_finite(calls: Sequence[Call]) -> None:
@@ -192,12 +187,6 @@ def _require_same_function(apart: float, tolerance: float) -> None:
     """Raises `NoOracle` where the output in float64 is further away than rounding explains."""
     if apart > tolerance:
         raise NoOracle(f"its output in float64 is another by {apart:.2g}, and so is what its gradient must be")
-
-
-def _outputs_apart(calls: Sequence[Call], others: Sequence[Call]) -> float:
-    """The largest relative error of the outputs of calls against those of others."""
-    errors = (relative_error(call["output"], other["output"]) for call, other in zip(calls, others, strict=True))
-    return _worst(errors) or 0.0
 
 
 def _errors(

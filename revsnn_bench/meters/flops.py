@@ -34,7 +34,7 @@ import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import log2, prod
 from typing import Any, Literal
@@ -143,8 +143,7 @@ def _per_element_of(argument: str) -> Formula:
 def _convolution_macs(call: Call, output: Tensor) -> int:
     """Every weight meets every position once: output positions, or the input's when transposed."""
     positions = call["input"] if call["transposed"] else output
-    macs: int = positions.shape[0] * prod(positions.shape[2:]) * call["weight"].numel()
-    return macs
+    return int(positions.shape[0] * prod(positions.shape[2:]) * call["weight"].numel())
 
 
 def _convolution_backward(call: Call) -> PhaseFlops:
@@ -158,10 +157,6 @@ def _norm(call: Call) -> int:
     """Mean R and variance R where they are taken, centre N, scale N; weight N and bias N where present."""
     statistics = 2 if call.arguments.get("training", True) else 0
     return (statistics + 2 + call.has("weight", "bias")) * elements(call["input"])
-
-
-def _norm_with_constants(call: Call) -> int:
-    return (2 + call.has("weight", "bias")) * elements(call["input"])
 
 
 def _batch_norm_backward(call: Call) -> int:
@@ -208,20 +203,15 @@ def _interpolation(inputs: int) -> Formula:
 def _grid_sampling(dimensions: int) -> Formula:
     """As an interpolation of 2, 1 or 4 values in each dimension; backward once for the input, once for the grid."""
 
-    def formula(call: Call) -> PhaseFlops:
+    def formula(call: Call) -> PhaseFlops | int:
         inputs = (2, 1, 4)[call["interpolation_mode"]] ** dimensions
         outputs = elements(call.arguments.get("grad_output", call.out))
         wanted = call.arguments.get("output_mask", ())
         if inputs > 1:
             return _macs(inputs * outputs * (sum(wanted) if wanted else 1))
-        return PhaseFlops(pointwise=outputs * any(wanted[:1]), multiply_accumulate=0)  # moved; backward, added up
+        return outputs * any(wanted[:1])  # moved; backward, added up
 
     return formula
-
-
-def _affine_grid(call: Call) -> PhaseFlops:
-    """Each coordinate is a product of a point, with a 1 behind it, and a row of the matrix."""
-    return _macs(elements(call.out) * (call.out.shape[-1] + 1))
 
 
 def _product(call: Call) -> PhaseFlops:
@@ -244,7 +234,7 @@ def _scaled(formula: Formula) -> Formula:
     return count
 
 
-def _trilinear(call: Call) -> PhaseFlops:
+def _trilinear(call: Call) -> PhaseFlops | int:
     """A product of three tensors, each with sides of 1 where it is expanded, summed over some sides."""
     shapes = []
     for i in "123":
@@ -252,12 +242,7 @@ def _trilinear(call: Call) -> PhaseFlops:
         for place in sorted(call[f"expand{i}"]):
             shapes[-1].insert(place, 1)
     products = prod(map(max, zip(*shapes, strict=True)))
-    return _macs(products, products) if call["sumdim"] else PhaseFlops(pointwise=2 * products, multiply_accumulate=0)
-
-
-def _distances(call: Call) -> int:
-    """Difference, its power or sign, and sum for each feature of each pair; backward for one of the two sides."""
-    return 3 * elements(call.arguments.get("grad", call.out)) * int(call["x1"].shape[-1])
+    return _macs(products, products) if call["sumdim"] else 2 * products
 
 
 def _euclidean_distances(call: Call) -> PhaseFlops:
@@ -270,16 +255,6 @@ def _bag(call: Call) -> int:
     """Every row that is looked up is added or compared; backward its gradient."""
     rows = call["weight"] if "weight" in call.arguments else call["grad"]
     return elements(call["indices"]) * int(rows.shape[-1])
-
-
-def _loss(call: Call) -> int:
-    """The loss of each element N, and R where it is reduced (reduction is 0 for none)."""
-    return elements(call["self"]) * (2 if call["reduction"] else 1)
-
-
-def _index_put(call: Call) -> int:
-    """Writing is movement; accumulating adds every value."""
-    return elements(call["values"]) if call["accumulate"] else 0
 
 
 def _scores(call: Call) -> tuple[int, int]:
@@ -306,8 +281,7 @@ def _fourier(per_element: float) -> Formula:
     """Of a transform over n values each, log2 n times a number for each of its elements: the convention of FFTW."""
 
     def formula(call: Call) -> int:
-        """Of the real side, where there is one."""
-        reals = max(call["self"], call.out, key=elements)
+        reals = max(call["self"], call.out, key=elements)  # the real side, where there is one
         return round(per_element * elements(reals) * log2(max(1, prod(reals.shape[each] for each in call["dim"]))))
 
     return formula
@@ -380,7 +354,9 @@ _BY_NAMES: dict[str, Formula] = {
     "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit _batch_norm_with_update "
     "native_layer_norm native_group_norm": _norm,
-    "_native_batch_norm_legit_no_training _batch_norm_no_update": _norm_with_constants,
+    "_native_batch_norm_legit_no_training _batch_norm_no_update": lambda call: (
+        (2 + call.has("weight", "bias")) * elements(call["input"])
+    ),
     "native_batch_norm_backward batch_norm_backward cudnn_batch_norm_backward "
     "miopen_batch_norm_backward": _batch_norm_backward,
     "native_layer_norm_backward native_group_norm_backward": _row_norm_backward,
@@ -392,11 +368,15 @@ _BY_NAMES: dict[str, Formula] = {
     "upsample_bicubic2d upsample_bicubic2d_backward": _interpolation(16),
     "grid_sampler_2d grid_sampler_2d_backward": _grid_sampling(2),
     "grid_sampler_3d grid_sampler_3d_backward": _grid_sampling(3),
-    "affine_grid_generator": _affine_grid,
+    # Each coordinate is a product of a point, with a 1 behind it, and a row of the matrix
+    "affine_grid_generator": lambda call: _macs(elements(call.out) * (call.out.shape[-1] + 1)),
     "mm": _product,
     "addmm _sparse_addmm": _scaled(_product),
     "_trilinear": _trilinear,
-    "_cdist_forward _cdist_backward": _distances,
+    # Difference, its power or sign, and sum for each feature of each pair; backward for one of the two sides
+    "_cdist_forward _cdist_backward": lambda call: (
+        3 * elements(call.arguments.get("grad", call.out)) * int(call["x1"].shape[-1])
+    ),
     "_euclidean_dist": _euclidean_distances,
     "_embedding_bag _embedding_bag_forward_only _embedding_bag_backward _embedding_bag_dense_backward": _bag,
     "linalg_cross": _times(3),
@@ -415,13 +395,19 @@ _BY_NAMES: dict[str, Formula] = {
     # Product or exponential N, sum R, product N, difference N
     "_softmax_backward_data _log_softmax_backward_data": _first(4),
     "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward": _per_element_of("target"),
-    "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits": _loss,
+    # The loss of each element N, and R where it is reduced (reduction is 0 for none)
+    "mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits": (
+        lambda call: elements(call["self"]) * (2 if call["reduction"] else 1)
+    ),
     # Norm R and product N; backward: product N, sum R, the share of v N, difference N, scaled N
     "_weight_norm_interface": _first(2),
     "_weight_norm_interface_backward": _first(5),
     # Draw and compare N, scale the mask N, multiply N: what dropout written out counts
     "native_dropout": _first(3),
-    "index_put index_put_ _index_put_impl_ _unsafe_index_put": _index_put,
+    # Writing is movement; accumulating adds every value
+    "index_put index_put_ _index_put_impl_ _unsafe_index_put": lambda call: (
+        elements(call["values"]) * call["accumulate"]
+    ),
     "index_add index_add_": lambda call: elements(call["source"]) * (1 + (call["alpha"] != 1)),
     "scatter_add scatter_add_ scatter_reduce scatter_reduce_": _per_element_of("src"),
 }
@@ -471,25 +457,24 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     """
     counter = _Counter()
     step.prepare()
-    with equations_written_out(), _recurrent_layers_written_out(step.model), counter:
+    # An LSTM on the CPU is then products and gates, and no single operator of oneDNN.
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in step.model.modules())
+    written_out = torch.backends.mkldnn.flags(enabled=False) if is_recurrent else nullcontext()
+    with equations_written_out(), written_out, counter:
         output = step.forward()
         counter.stage = "backward"
         step.backward(output)
     del output
     step.prepare()
-    phases = counter.phases()
+    phases = {
+        phase: PhaseFlops(pointwise=pointwise, multiply_accumulate=multiply_accumulate)
+        for phase, (pointwise, multiply_accumulate) in counter.counts.items()
+    }
     check = None
     if cross_check and phases["forward"].multiply_accumulate:  # fvcore counts nothing else, and its tracing is slow
         check = fvcore_forward_flops(step.model, step.make_input())
         step.prepare()
     return FlopsRecord(**phases, fvcore_forward_flops=check)
-
-
-def _recurrent_layers_written_out(model: nn.Module) -> AbstractContextManager[object]:
-    """Inside, an LSTM on the CPU is products and gates, and no single operator of oneDNN."""
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return torch.backends.mkldnn.flags(enabled=False)
-    return nullcontext()
 
 
 class _Counter(EagerMode):
@@ -498,7 +483,7 @@ class _Counter(EagerMode):
     def __init__(self) -> None:
         super().__init__()
         self.stage: Phase = "forward"
-        self._counts: dict[Phase, list[int]] = {"forward": [0, 0], "backward": [0, 0], "recompute": [0, 0]}
+        self.counts: dict[Phase, list[int]] = {"forward": [0, 0], "backward": [0, 0], "recompute": [0, 0]}
         # Open ranges of each thread, innermost last: is it a recomputation?
         self._ranges: dict[int, list[bool]] = defaultdict(list)
         self._lock = threading.Lock()
@@ -508,7 +493,11 @@ class _Counter(EagerMode):
         if name.startswith("prim::"):  # a fake tensor is asked for its device
             return func(*args, **kwargs)
         if name.startswith("profiler::"):
-            self._follow_range(name, args)
+            ranges = self._ranges[threading.get_ident()]
+            if "_record_function_enter" in name:
+                ranges.append("recompute" in args[0])
+            elif ranges:
+                ranges.pop()
             return func(*args, **kwargs)
         composite = torch._C.DispatchKey.CompositeImplicitAutograd
         known = name not in _registered and torch._C._dispatch_has_kernel(func.name())  # not all of nested tensors are
@@ -518,32 +507,16 @@ class _Counter(EagerMode):
                 pieces = func.decompose(*args, **kwargs)
             if pieces is not NotImplemented:
                 return pieces
-        phase = self._phase()
+        in_graph_task = torch._C._current_graph_task_id() != -1
+        phase: Phase = "backward" if in_graph_task else self.stage
+        if any(self._ranges[threading.get_ident()]) or (in_graph_task and torch.is_grad_enabled()):
+            phase = "recompute"
         out = func(*args, **kwargs)
         flops = count(func, args, kwargs, out)
         with self._lock:
-            self._counts[phase][0] += flops.pointwise
-            self._counts[phase][1] += flops.multiply_accumulate
+            self.counts[phase][0] += flops.pointwise
+            self.counts[phase][1] += flops.multiply_accumulate
         return out
-
-    def phases(self) -> dict[Phase, PhaseFlops]:
-        return {
-            phase: PhaseFlops(pointwise=pointwise, multiply_accumulate=multiply_accumulate)
-            for phase, (pointwise, multiply_accumulate) in self._counts.items()
-        }
-
-    def _follow_range(self, name: str, args: tuple[Any, ...]) -> None:
-        ranges = self._ranges[threading.get_ident()]
-        if "_record_function_enter" in name:
-            ranges.append("recompute" in args[0])
-        elif ranges:
-            ranges.pop()
-
-    def _phase(self) -> Phase:
-        in_graph_task = torch._C._current_graph_task_id() != -1
-        if any(self._ranges[threading.get_ident()]) or (in_graph_task and torch.is_grad_enabled()):
-            return "recompute"
-        return "backward" if in_graph_task else self.stage
 
 
 def count(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> PhaseFlops:

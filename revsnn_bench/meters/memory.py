@@ -90,27 +90,23 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
             "other devices. Move the case to one of these."
         )
     older = Older(step.left_by_trial)
-    with frozen_heap():
-        return _measure(step, device, older, rehearse)
-
-
-def _measure(step: TrainingStep, device: torch.device, older: Older, rehearse: Callable[[], object]) -> MemoryRecord:
-    first = first_step(step, older, rehearse)
     fields: dict[str, Any]
-    if device.type == "cpu":
-        with quiet_gc():
-            process = process_peak_bytes(lambda: _forward_backward(step))
-        fields = {"process_peak_bytes": process, **_after_forward(step), "peak_bytes": peak_bytes(step)}
-    else:
-        fields = _measure_cuda(step, device)
-    live = fields.pop("live_bytes", 0)
-    forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
-    saved = measure_saved(step)
-    attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
-    categories = _parts_of(fields["peak_bytes"], attribution.peak_by_category_bytes)
-    modules = _parts_of(fields["retained_bytes"], retained_by_module(step))
-    growth_bytes, growth_module = growth(step, older)
-    lasting, after_forward, untracked = measure_untracked(step, older, first, live)
+    with frozen_heap():
+        first = first_step(step, older, rehearse)
+        if device.type == "cpu":
+            with quiet_gc():
+                process = process_peak_bytes(lambda: _forward_backward(step))
+            fields = {"process_peak_bytes": process, **_after_forward(step), "peak_bytes": peak_bytes(step)}
+        else:
+            fields = _measure_cuda(step, device)
+        live = fields.pop("live_bytes", 0)
+        forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
+        saved = measure_saved(step)
+        attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
+        categories = _parts_of(fields["peak_bytes"], attribution.peak_by_category_bytes)
+        modules = _parts_of(fields["retained_bytes"], retained_by_module(step))
+        growth_bytes, growth_module = growth(step, older)
+        lasting, after_forward, untracked = measure_untracked(step, older, first, live)
     if lasting:
         # What forward lets go of, such as the state of the step before, is not there at a peak in backward.
         peak = max(fields["peak_bytes"] + after_forward, forward_peak + lasting)

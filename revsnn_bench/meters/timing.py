@@ -107,8 +107,10 @@ def measure_time(
         for _ in range(max(warm_rounds, 2) - 1):
             warm = _run_round(step, reference, touched, step_first=False)
         target = min(max(math.ceil(target_s / warm.wall_s), min_rounds), max_rounds)
-        others = OtherWork()
-        rounds = _run_rounds(step, reference, touched, target)
+        others, alone, rounds = OtherWork(), 0, list[Round]()
+        while alone < target and len(rounds) < 2 * target:
+            rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
+            alone += not is_contended(rounds[-1])
         others_cores = others.cores()
     step.prepare()
     kept = select_rounds(rounds, min_rounds)
@@ -126,16 +128,6 @@ def measure_time(
         load_after=psutil.getloadavg()[0],
         threads=torch.get_num_threads(),
     )
-
-
-def _run_rounds(step: TrainingStep, reference: TrainingStep | None, touched: Tensor, target: int) -> list[Round]:
-    """Runs until `target` rounds were left alone, at most twice as many."""
-    rounds: list[Round] = []
-    alone = 0
-    while alone < target and len(rounds) < 2 * target:
-        rounds.append(_run_round(step, reference, touched, step_first=len(rounds) % 2 == 0))
-        alone += not is_contended(rounds[-1])
-    return rounds
 
 
 def is_contended(each: Round) -> bool:
