@@ -36,7 +36,7 @@ from revsnn_bench.gate import (
     load_baseline,
     update_baseline,
 )
-from revsnn_bench.gate.formats import RENDERERS, Format, headline, print_verdict
+from revsnn_bench.gate.formats import RENDERERS, headline, print_verdict
 from revsnn_bench.records import Run
 from revsnn_bench.report import write_reports
 from revsnn_bench.report.comparison import render_comparison, render_comparison_html
@@ -136,8 +136,8 @@ def gate_command(
         ),
     ] = None,
     format: Annotated[
-        str, checked(one_of([*Format]), metavar="FORMAT", help=f"Format of the verdict: {', '.join(Format)}.")
-    ] = Format.TABLE,
+        str, checked(one_of([*RENDERERS]), metavar="FORMAT", help=f"Format of the verdict: {', '.join(RENDERERS)}.")
+    ] = "table",
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File for the verdict; the terminal by default.")
     ] = None,
@@ -157,7 +157,7 @@ def gate_command(
     measured, verdict = find_run(run, results), None
     if baseline.exists() or not update:
         verdict = gate(measured, _load_baseline(baseline, run, results), policy)
-        _say(verdict, measured, Format(format), output)
+        _say(verdict, measured, format, output)
         if not update:
             raise typer.Exit(verdict.exit_code)
     try:
@@ -201,12 +201,12 @@ def _load_baseline(path: Path, run: str, results: Path) -> Run:
         return load_baseline(path, words)
 
 
-def _say(verdict: Verdict, run: Run, format: Format, output: Path | None) -> None:
+def _say(verdict: Verdict, run: Run, format: str, output: Path | None) -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(RENDERERS[format](verdict, run), encoding="utf-8", newline="\n")
         typer.echo(headline(verdict))
-    elif format is Format.TABLE:
+    elif format == "table":
         print_verdict(verdict, Console())
     else:
         typer.echo(RENDERERS[format](verdict, run), nl=False)

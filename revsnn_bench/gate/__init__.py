@@ -160,6 +160,7 @@ NO_VALUE = "gated values"
 
 _MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED, Status.APPROXIMATE)
 _FINE = (Status.OK, Status.APPROXIMATE)
+_EXCUSABLE = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
 
 
 def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
@@ -201,27 +202,27 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         ]
         if not run.records and not any(finding.case for finding in findings):
             forbidden, partial, findings = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), (), []
-        elif not values and policy.time_ratio_percent is None and _judges_nothing(comparison.cases, findings):
-            forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
+        elif not values and policy.time_ratio_percent is None and not any(f.kind in FAILING for f in findings):
+            both = (
+                p.before.status in _MEASURED and p.after.status in _MEASURED
+                for p in comparison.cases
+                if p.before and p.after
+            )
+            if any(both):
+                forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
     return Verdict(
         run_id=run.header.run_id,
         baseline_id=baseline.header.run_id,
         policy=policy,
-        findings=tuple(_excused(finding, policy) for finding in findings),
-        incomparable=forbidden,
-        allowed_differences=(
-            *partial,
-            *(found for found in differing if found.field in policy.allow_environment),
+        findings=tuple(
+            replace(each, allowed_by=policy.pattern_for(each.case)) if each.kind in _EXCUSABLE else each
+            for each in findings
         ),
+        incomparable=forbidden,
+        allowed_differences=(*partial, *(each for each in differing if each.field in policy.allow_environment)),
         cases=cases,
         values_compared=values,
     )
-
-
-def _judges_nothing(pairs: Iterable[CasePair], findings: Iterable[Finding]) -> bool:
-    """Whether cases were measured in both runs, without a value to compare, and nothing else is wrong."""
-    both = any(p.before and p.after and p.before.status in _MEASURED and p.after.status in _MEASURED for p in pairs)
-    return both and not any(finding.kind in FAILING for finding in findings)
 
 
 def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
@@ -262,7 +263,6 @@ def _judge_status(case_id: str, before: Record, after: Record) -> list[Finding]:
 
 
 def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
-    """The finding on a deterministic metric that differs."""
     before, after = value.before, value.after
     assert not isinstance(before, str)
     assert not isinstance(after, str)
@@ -330,11 +330,6 @@ def _judge_time(pair: CasePair, metric: str, old: list[float], new: list[float])
     return Finding(kind, pair.id, metric, before, after, detail)
 
 
-def _excused(finding: Finding, policy: Policy) -> Finding:
-    may_be = finding.kind in (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
-    return replace(finding, allowed_by=policy.pattern_for(finding.case)) if may_be else finding
-
-
 DEFAULT_BASELINE = Path("results/baselines/default.json")
 """The baseline that is taken where none is named."""
 
@@ -381,15 +376,6 @@ def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: boo
             a case failed or which has no case, and for a run that is not complete.
         ValueError: the verdict is about another run, or missing although there is a baseline.
     """
-    _require_verdict(run, path, verdict)
-    if not force:
-        _require_worthy(run, path, verdict)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_run(run, path)
-    return path
-
-
-def _require_verdict(run: Run, path: Path, verdict: Verdict | None) -> None:
     if verdict is None and path.exists():
         raise ValueError(
             f"`verdict` must be given where there is a baseline; got None for {path}. It says whether the run "
@@ -400,6 +386,11 @@ def _require_verdict(run: Run, path: Path, verdict: Verdict | None) -> None:
             f"`verdict` must be about the run; got one on {verdict.run_id!r} for {run.header.run_id!r}. It says "
             "whether this run may replace the baseline. Pass what gate(run, baseline) returned."
         )
+    if not force:
+        _require_worthy(run, path, verdict)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_run(run, path)
+    return path
 
 
 def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:

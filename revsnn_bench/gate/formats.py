@@ -9,7 +9,6 @@ shows the first ten errors of a step. `bencher` (Bencher Metric Format) and `cus
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from enum import StrEnum
 from io import StringIO
 from itertools import groupby
 from typing import NamedTuple
@@ -36,17 +35,6 @@ MOST_ROWS = 200
 """Rows of one Markdown table; GitHub drops a summary of more than 1 MiB as a whole."""
 
 _UNITS = {"B": "bytes", "FLOP": "FLOP"}
-
-
-class Format(StrEnum):
-    """Names of the formats, as the command line takes them."""
-
-    TABLE = "table"
-    MARKDOWN = "markdown"
-    JUNIT = "junit"
-    GITHUB = "github"
-    CUSTOM_SMALLER_IS_BETTER = "customSmallerIsBetter"
-    BENCHER = "bencher"
 
 
 def _value(metric: str, amount: Number | str | None) -> str:
@@ -325,12 +313,12 @@ def render_customsmaller(verdict: Verdict, run: Run) -> str:
     return json.dumps(entries, indent=1) + "\n"
 
 
-RENDERERS: dict[Format, Callable[[Verdict, Run], str]] = {
-    Format.TABLE: render_table,
-    Format.MARKDOWN: render_markdown,
-    Format.JUNIT: render_junit,
-    Format.GITHUB: render_github,
-    Format.CUSTOM_SMALLER_IS_BETTER: render_customsmaller,
-    Format.BENCHER: render_bencher,
+RENDERERS: dict[str, Callable[[Verdict, Run], str]] = {
+    "table": render_table,
+    "markdown": render_markdown,
+    "junit": render_junit,
+    "github": render_github,
+    "customSmallerIsBetter": render_customsmaller,
+    "bencher": render_bencher,
 }
-"""Text of a verdict in each format."""
+"""Text of a verdict in each format, by its name on the command line."""
