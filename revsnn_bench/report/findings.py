@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from revsnn_bench.case import Case, is_own
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import FidelityRecord, Record, Run, Status
+from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.points import (
     Naming,
@@ -215,16 +215,13 @@ def _errors(word: str, records: list[Record], status: Status) -> str:
     if not known:
         return ""
     at = ", ".join(map(str, _steps(records, status)))
-    error, limit = max(map(_shown_error, known), key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
+    shown_errors = []
+    for fidelity in known:  # that of the input's gradient, or where it is within its tolerance, one that is not
+        name = next(iter(fidelity.beyond_tolerance()), "gradient_error")
+        shown_errors.append((fidelity.errors().get(name, fidelity.gradient_error), fidelity.allowed(name)))
+    error, limit = max(shown_errors, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
     shown = units.number(BY_NAME["gradient_error"], error)
     return f"{word} at T = {at} (worst error {shown}, tolerance {limit:.1e})"
-
-
-def _shown_error(fidelity: FidelityRecord) -> tuple[float, float]:
-    """The error of the input's gradient and its tolerance, or where it is within, those of one that is not."""
-    beyond = fidelity.beyond_tolerance()
-    name = next(iter(beyond), "gradient_error")
-    return fidelity.errors().get(name, fidelity.gradient_error), fidelity.allowed(name)
 
 
 def _saving(run: Run) -> list[Finding]:

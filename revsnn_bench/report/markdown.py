@@ -44,6 +44,7 @@ _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
 def render(run: Run, pictures: Sequence[Figure] = ()) -> str:
     """Returns the report, with the figures whose files lie beside it; the same run always gives the same text."""
     found = [(each.topic, each.where, each.text) for each in findings(run)]
+    note, headings, trained = accuracy_table(run)
     sections = [
         f"# Benchmark report {units.markdown(run.header.run_id)}",
         _intro(run),
@@ -52,10 +53,16 @@ def render(run: Run, pictures: Sequence[Figure] = ()) -> str:
         _failures(run),
         _section("Approximate gradients", [APPROXIMATE], APPROXIMATE_HEADINGS, approximate_rows(run)),
         *(_sweep_section(run, axis) for axis in AXES),
-        _rest_section(run),
-        _bandwidth_section(run),
+        f"## Single points\n\n{_record_table(run, None, left)}" if (left := rest(run)) else "",
+        _section(
+            "Against a copy of the input",
+            [f"{BANDWIDTH} {about_pages(run)}"],
+            BANDWIDTH_HEADINGS,
+            bandwidth_rows(run),
+            [heading != "node" for heading in BANDWIDTH_HEADINGS],
+        ),
         _growth_section(run),
-        _accuracy_section(run),
+        _section("Accuracy", [units.markdown(note)], headings, trained),
         _module_section(run),
         _peak_section(run),
         _reading(run),
@@ -146,17 +153,6 @@ def _sweep_section(run: Run, axis: Axis) -> str:
     return "\n\n".join([f"## {_TITLES[axis]}", *parts]) if parts else ""
 
 
-def _rest_section(run: Run) -> str:
-    records = rest(run)
-    return f"## Single points\n\n{_record_table(run, None, records)}" if records else ""
-
-
-def _bandwidth_section(run: Run) -> str:
-    numbers = [heading != "node" for heading in BANDWIDTH_HEADINGS]
-    text = f"{BANDWIDTH} {about_pages(run)}"
-    return _section("Against a copy of the input", [text], BANDWIDTH_HEADINGS, bandwidth_rows(run), numbers)
-
-
 def _growth_section(run: Run) -> str:
     """Retained and peak memory, FLOPs and time of a step; the other metrics follow from the files."""
     names = namings(run)
@@ -180,11 +176,6 @@ def _growth_section(run: Run) -> str:
     text = f"{text} {units.markdown(names.note)}".strip()
     headings = ("metric", "node", "growth", "measured over", "gradient wrong at", "fixed")
     return _section("Growth", [text], headings, rows)
-
-
-def _accuracy_section(run: Run) -> str:
-    note, headings, rows = accuracy_table(run)
-    return _section("Accuracy", [units.markdown(note)], headings, rows)
 
 
 def _module_section(run: Run) -> str:

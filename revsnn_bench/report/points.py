@@ -52,8 +52,7 @@ class Sweep(NamedTuple):
 
 def position(record: Record, axis: Axis) -> int:
     """Returns where on the axis a record stands."""
-    value: int = getattr(record.case, axis)
-    return value
+    return int(getattr(record.case, axis))
 
 
 def fixed_part(case: Case, without: Axis | None = None) -> str:

@@ -141,20 +141,17 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=_one_line,
+        # Foreign text loses control characters and newlines before it is escaped.
+        finalize=lambda value: value if isinstance(value, Markup) else units.one_line(value),
     )
-    made.filters["breakable"] = _breakable
+
+    def breakable(name: str | Markup) -> Markup:
+        """A name that may break before each of its parts, where a column is narrow."""
+        text = name if isinstance(name, Markup) else re.sub(r"(?<=[\[,=+])", "<wbr/>", escape(units.one_line(name)))
+        return Markup(text)
+
+    made.filters["breakable"] = breakable
     return made
-
-
-def _breakable(name: str | Markup) -> Markup:
-    """A name that may break before each of its parts, where a column is narrow."""
-    return name if isinstance(name, Markup) else Markup(re.sub(r"(?<=[\[,=+])", "<wbr/>", escape(units.one_line(name))))
-
-
-def _one_line(value: Any) -> Any:
-    """Drops control characters and newlines from foreign text before it is escaped."""
-    return value if isinstance(value, Markup) else units.one_line(value)
 
 
 @cache

@@ -147,8 +147,13 @@ def _histories(runs: Sequence[Run], baselines: Sequence[Run]) -> list[History]:
     }
 
     def value_in(run: Run, record: Record, metric: Metric) -> Number | None:
-        is_elsewhere = metric.samples is not None and machine_of(run, record) != machines.get(record.case.id)
-        return None if is_elsewhere else _value(metric, record)
+        """What is compared across runs: a time as its ratio to the reference, and only where that is decided."""
+        if metric.samples is not None:
+            is_elsewhere = machine_of(run, record) != machines.get(record.case.id)
+            is_reference = record.case == record.case.point
+            return None if is_elsewhere or is_reference else decided_ratio(metric.name, record)
+        value = metric.read(record)
+        return value if value is not None and math.isfinite(value) else None
 
     for run in runs:
         for case_id, record in _latest(run).items():
@@ -174,14 +179,6 @@ def _histories(runs: Sequence[Run], baselines: Sequence[Run]) -> list[History]:
 def _latest(run: Run) -> dict[str, Record]:
     """The cases of a run that have numbers, by id."""
     return {record.case.id: record for record in run if record.status in (Status.OK, Status.WRONG)}
-
-
-def _value(metric: Metric, record: Record) -> Number | None:
-    """What is compared across runs: a time as its ratio to the reference, and only where that is decided."""
-    if metric.samples is not None:
-        return None if record.case == record.case.point else decided_ratio(metric.name, record)
-    value = metric.read(record)
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _figures(histories: Sequence[History], runs: Sequence[Run]) -> tuple[list[canvas.Figure], list[canvas.Figure]]:
@@ -242,13 +239,12 @@ def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
     step = -(-len(runs) // 6)
-    axes.set_xticks(range(0, len(runs), step), [_when(run) for run in runs[::step]], fontsize=8)
+    whens = [
+        f"{(run.header.environment.commit or '?')[:7]}\n{_moment(run.header.started_at):%m-%d %H:%M}"
+        for run in runs[::step]
+    ]
+    axes.set_xticks(range(0, len(runs), step), whens, fontsize=8)
     axes.set_xlim(-0.3, max(1, len(runs) - 1) + 0.3)
-
-
-def _when(run: Run) -> str:
-    """Commit and start of a run, on two lines."""
-    return f"{(run.header.environment.commit or '?')[:7]}\n{_moment(run.header.started_at):%m-%d %H:%M}"
 
 
 def _link(run: Run) -> Cell:
@@ -289,17 +285,17 @@ def _steady_table(histories: Sequence[History]) -> Table:
     for history in histories:
         if not history.turns:
             cases.setdefault(history.case_id, {})[history.metric.name] = history
+
+    def latest(name: str) -> Column[dict[str, History]]:
+        def show(known: dict[str, History]) -> Cell:
+            return known[name].cell(known[name].values[-1]) if name in known else Cell(units.ABSENT)
+
+        return Column(BY_NAME[name].label, show, BY_NAME[name].meaning, is_number=True)
+
     columns: list[Column[dict[str, History]]] = [
         Column("case", lambda known: next(iter(known.values())).case_id),
         Column("runs", lambda known: max(len(history.values) for history in known.values()), is_number=True),
         Column("same values", len, "exact quantities that no run changed", is_number=True),
-        *map(_steady, _STEADY),
+        *map(latest, _STEADY),
     ]
     return make_table("steady", "What stayed the same", columns, cases.values())
-
-
-def _steady(name: str) -> Column[dict[str, History]]:
-    def show(known: dict[str, History]) -> Cell:
-        return known[name].cell(known[name].values[-1]) if name in known else Cell(units.ABSENT)
-
-    return Column(BY_NAME[name].label, show, BY_NAME[name].meaning, is_number=True)

@@ -167,7 +167,7 @@ class Point(NamedTuple):
         setting: what a reader chooses beside T and B, and the backend where several were measured.
         gradient: what is known of it for those that are ranked.
         winner: the nodes that need least peak memory among those that are right; empty where none is.
-        steps: by increasing budget, the node that is cheapest from there on.
+        steps: by increasing budget, the node that is cheapest from there on: those that no other beats in both.
         candidates: right ones by memory, then wrong ones, then those that failed.
     """
 
@@ -225,6 +225,8 @@ def _point(
     timed = any(decided_ratio("step_time_s", r, known) for r in right)
     quantity = "step_time_s" if timed else "step_flops"
     ranked = [Candidate(names(r.case), r, index[r.case], _need(r)[0], decided_ratio(quantity, r, known)) for r in right]
+    places = {c.node: (c.peak_bytes, c.cost) for c in ranked if c.peak_bytes is not None and c.cost is not None}
+    by_node = {candidate.node: candidate for candidate in ranked}
     backend = [f"{name}={value}" for name, value in point.node_options] if several else []
     return Point(
         setting=", ".join([setting(point), *backend]),
@@ -237,7 +239,7 @@ def _point(
         memory=_memory_text(best, reference_for(best[0].case, known) if best else None, records, names),
         cost=" ".join(_cost_text(r, known, names) for r in best),
         trust=_trust_text(best, others, names),
-        steps=_ladder(ranked),
+        steps=[by_node[name] for name in pareto_front(places)],
         cost_label="time" if timed else "FLOPs",
         candidates=[*ranked, *(Candidate(names(r.case), r, index[r.case], None, None) for r in others)],
     )
@@ -268,11 +270,9 @@ def _cost_text(record: Record, known: Mapping[Case, Record], names: Naming) -> s
     if record.case == record.case.point:
         return f"{name} is the standard: every ratio is taken against it."
     found = costs(record, ("step_time_s", "step_flops"), known)
+    unsure = " Its threads had to wait for a core in some rounds, so its time is not ranked."
     text = f"{name} costs {found or f'an amount not known against {record.case.reference}'}."
-    unsure = (
-        " Its threads had to wait for a core in some rounds, so its time is not ranked." if contended(record) else ""
-    )
-    return text + unsure
+    return text + unsure * contended(record)
 
 
 def _trust_text(best: list[Record], others: list[Record], names: Naming) -> str:
@@ -287,13 +287,6 @@ def _trust_text(best: list[Record], others: list[Record], names: Naming) -> str:
     if wrong := [names(record.case) for record in others if record.status is Status.WRONG]:
         texts.append(f"Wrong here, and ranked nowhere: {units.listing(wrong)}.")
     return " ".join(texts)
-
-
-def _ladder(right: list[Candidate]) -> list[Candidate]:
-    """The candidates that no other beats in both memory and cost, by increasing memory."""
-    known = {c.node: c for c in right}
-    places = {c.node: (c.peak_bytes, c.cost) for c in right if c.peak_bytes is not None and c.cost is not None}
-    return [known[name] for name in pareto_front(places)]
 
 
 def _picks(points: Sequence[Point]) -> list[tuple[str, list[tuple[int, list[tuple[int, int]]]]]]:
@@ -338,7 +331,13 @@ def _cases(run: Run, known: Mapping[Case, Record], index: Mapping[Case, int]) ->
             *(_column(name, as_ratio, known, reference_name(run)) for name, as_ratio in _QUANTITIES),
             *fields.values(),
             *([Column("host", lambda record: record.host or "", "host of the cluster")] if run.hosts else []),
-            Column("note", _note, "why the case ended so, and what the node warned of"),
+            Column(
+                "note",
+                lambda record: "; ".join(
+                    filter(None, [record.reason, record.fidelity.warning if record.fidelity else None])
+                ),
+                "why the case ended so, and what the node warned of",
+            ),
         ],
         run,
         kind=lambda record: record.status.value,
@@ -386,8 +385,3 @@ def _column(name: str, as_ratio: bool, known: Mapping[Case, Record], base: str) 
 
 def _unsure(text: str, unsure: bool) -> str | Markup:
     return Markup('<span class="unsure">{}</span>').format(text) if unsure and text != units.ABSENT else text
-
-
-def _note(record: Record) -> str:
-    notes = [record.reason, record.fidelity.warning if record.fidelity else None]
-    return "; ".join(note for note in notes if note)
