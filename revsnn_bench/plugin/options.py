@@ -100,8 +100,12 @@ def check(config: pytest.Config) -> None:
 
 def check_names(config: pytest.Config) -> None:
     """The same of what is known with torch imported: modules, workloads and nodes."""
-    with _refusing(config, "preload"):
-        _import_preload(config)
+    with _refusing(config, "preload"):  # what workers will import, so that a node which it registers is known
+        for name in config.getoption("run_preload") or ():
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                raise ValueError(f"cannot import {name!r} ({type(error).__name__}: {error}).") from None
     with _refusing(config, "workload"):
         for workload in config.getoption("sweep_workload") or ():
             from revsnn_bench.models.workloads import require_workload
@@ -226,15 +230,6 @@ def journal(config: pytest.Config) -> Path | None:
     """The journal of the run to go on with."""
     resumed = config.getoption("run_resume")
     return find_journal(resumed, config.getoption("run_results")) if resumed else None
-
-
-def _import_preload(config: pytest.Config) -> None:
-    """Imports here what workers will import, so that a node which it registers is known."""
-    for name in config.getoption("run_preload") or ():
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            raise ValueError(f"cannot import {name!r} ({type(error).__name__}: {error}).") from None
 
 
 def has_own_model(config: pytest.Config) -> bool:
