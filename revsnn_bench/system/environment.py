@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
@@ -127,22 +127,14 @@ def _system(environment: Environment) -> tuple[str, str]:
     return words[0], words[-1]
 
 
-class Reading(NamedTuple):
-    """Conditions at one moment: load average over one minute, and the GPU where there is one."""
-
-    load: float
-    gpu: dict[str, Any] | None
+def read_conditions() -> Conditions:
+    """Those before a case: load over one minute, and clocks, temperature and throttle reasons of the GPU, if any."""
+    return Conditions(load_before=os.getloadavg()[0], gpu_before=gpu.gpu_reading())
 
 
-def read_conditions() -> Reading:
-    """Reads load, and clocks, temperature and throttle reasons of the GPU; about 1 ms without one."""
-    return Reading(os.getloadavg()[0], gpu.gpu_reading())
-
-
-def conditions(before: Reading) -> Conditions:
-    """Conditions around a case, from a reading before it and one now."""
-    after = read_conditions()
-    return Conditions(load_before=before.load, load_after=after.load, gpu_before=before.gpu, gpu_after=after.gpu)
+def conditions(before: Conditions) -> Conditions:
+    """Conditions around a case, from what was read before it and what there is now."""
+    return before.model_copy(update={"load_after": os.getloadavg()[0], "gpu_after": gpu.gpu_reading()})
 
 
 _SWITCHES = {
@@ -213,22 +205,17 @@ def _commit() -> tuple[str | None, bool | None, str | None]:
     none, also when it lies inside some other repository. Results and reports do not make a checkout dirty: the journal
     of the very run is one of them.
     """
-    checkout = _checkout()
-    if checkout is None:
+    for checkout in (_CHECKOUT, Path.cwd()):
+        top = _git(checkout, "rev-parse", "--show-toplevel")
+        is_top = top is not None and Path(top).resolve() == checkout.resolve()
+        if is_top and (checkout == _CHECKOUT or _is_built_from(checkout)):
+            break
+    else:
         return None, None, None
     changes = _git(checkout, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)reports")
     commit = _git(checkout, "rev-parse", "HEAD")
     committed_at = None if commit is None else _git(checkout, "show", "-s", "--format=%cI", commit)
     return commit, None if changes is None else bool(changes), committed_at
-
-
-def _checkout() -> Path | None:
-    """The clone whose code runs: where this package lies, or the working folder if this package was built from it."""
-    for root in (_CHECKOUT, Path.cwd()):
-        top = _git(root, "rev-parse", "--show-toplevel")
-        if top is not None and Path(top).resolve() == root.resolve() and (root == _CHECKOUT or _is_built_from(root)):
-            return root
-    return None
 
 
 _BUILT_FROM = {"revsnn_bench/suites": "suites", "revsnn_bench": "revsnn_bench", "revsnn_nodes": "nodes/revsnn_nodes"}
@@ -257,7 +244,8 @@ def _sources(modules: Sequence[str]) -> str | None:
     for name in modules:
         with suppress(BaseException):
             import_module(name)
-    loaded = {name: Path(file) for name, each in sys.modules.items() if isinstance(file := _file_of(each), str)}
+    files_of = ((name, getattr(module, "__file__", None)) for name, module in [*sys.modules.items()])
+    loaded = {name: Path(file) for name, file in files_of if isinstance(file, str)}
     tops = [loaded[top] for top in {name.partition(".")[0] for name in modules} if top in loaded]
     roots = [top.parents[top.name == "__init__.py"] for top in tops]
     files = {name: path for name, path in loaded.items() if any(map(path.is_relative_to, roots))}
@@ -271,10 +259,6 @@ def _sources(modules: Sequence[str]) -> str | None:
                 digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
                 found = True
     return digest.hexdigest()[:16] if found else None
-
-
-def _file_of(module: Any) -> Any:
-    return getattr(module, "__file__", None)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -197,7 +197,7 @@ def test_conditions_hold_both_readings() -> None:
     """The load is read from the system, before and after."""
     before = read_conditions()
     found = conditions(before)
-    assert found.load_before == before.load
+    assert found.load_before == before.load_before
     assert found.load_after is not None
     assert abs(found.load_after - os.getloadavg()[0]) < 1
 
@@ -213,7 +213,7 @@ def test_hidden_gpu_is_none_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(gpu.gpu_name() is None, reason="needs an NVIDIA GPU")
 def test_gpu_reading_has_clocks_and_throttling() -> None:
     """On a GPU the conditions tell clocks, temperature and throttle reasons."""
-    reading = read_conditions().gpu
+    reading = read_conditions().gpu_before
     assert reading is not None
     assert {"sm_clock_mhz", "temperature_c", "throttle_reasons"} <= reading.keys()
 
