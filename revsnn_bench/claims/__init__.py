@@ -177,17 +177,14 @@ def _judged(claim: Claim, found: Mapping[Case, Record], plan: Plan) -> ClaimFind
         lack.append(f"failed: {listed(failed)}")
     if partial:
         lack.append(f"{partial} cases were measured without {listed(claim.reads)}")
+    judged, gap = None, "; ".join(lack)
     try:
-        judged = _open("; ".join(lack)) if lack else claim.judge(records)
+        judged = None if lack else claim.judge(records)
     except ZeroDivisionError:
-        judged = _open("a value that the claim divides by is 0")
-    except Gap as gap:
-        judged = _open(str(gap))
-    return ClaimFinding(claim.key, claim.says, *judged)
-
-
-def _open(gap: str) -> Judged:
-    return Judged("", gap, Verdict.OPEN, "A gap is no verdict.")
+        gap = "a value that the claim divides by is 0"
+    except Gap as error:
+        gap = str(error)
+    return ClaimFinding(claim.key, claim.says, *(judged or Judged("", gap, Verdict.OPEN, "A gap is no verdict.")))
 
 
 _STYLES = {

@@ -41,20 +41,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(run.run)
-app.command("merge")(run.merge)
-app.command("report")(reports.report)
-app.command("compare")(reports.compare)
-app.command("gate")(reports.gate_command)
-app.command("train")(training.train)
-app.command("tune")(training.tune)
-app.command("largest")(plan.largest)
-app.command("plan")(plan.plan)
-app.command("predict")(plan.predict)
-app.command("claims")(claims.claims)
-app.command("nodes")(machine.nodes)
-app.command("env")(machine.env)
-app.command("doctor")(machine.doctor)
+for command in (
+    *(run.run, run.merge, reports.report, reports.compare, reports.gate_command, training.train, training.tune),
+    *(plan.largest, plan.plan, plan.predict, claims.claims, machine.nodes, machine.env, machine.doctor),
+):
+    app.command(command.__name__.removesuffix("_command"))(command)
 
 
 def _show_version(asked: bool) -> None:
@@ -82,7 +73,11 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")  # a terminal may have no sign for ×
     try:
-        _require_folder()
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # workers could not even start
+            sys.stderr.write("Error: the current folder does not exist any more. Change into another one.\n")
+            sys.exit(ExitCode.NO_FILE)
         app()
     except OSError as error:
         place = f" {error.filename!r}" if error.filename else ""
@@ -91,7 +86,10 @@ def main() -> None:
         sys.exit(ExitCode.NO_FILE)
     except SystemExit as left:
         # click leaves with 1 after these; 1 means a regression here.
-        causes = [type(error) for error in _causes(left)]
+        causes, cause = set[type](), left.__context__
+        while cause is not None:
+            causes.add(type(cause))
+            cause = cause.__context__
         if BrokenPipeError in causes:
             sys.exit(ExitCode.CLOSED_PIPE)
         if left.code == ExitCode.REGRESSION and KeyboardInterrupt in causes:
@@ -112,19 +110,3 @@ def _open_streams() -> None:
     sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115  (open as long as the process)
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
-
-
-def _require_folder() -> None:
-    """Ends the command where the folder that it runs in was removed: workers could not even start."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        sys.stderr.write("Error: the current folder does not exist any more. Change into another one.\n")
-        sys.exit(ExitCode.NO_FILE)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What an error was raised in the handling of, from the last to the first."""
-    while error.__context__ is not None:
-        error = error.__context__
-        yield error

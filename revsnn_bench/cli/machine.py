@@ -1,8 +1,6 @@
 """`revsnn-bench env`, `doctor` and `nodes`: the environment, checks of meters and machine, and what can be compared."""
 
 import inspect
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -75,20 +73,16 @@ def doctor(
     if not gpu:
         return
     name = run_id or "gpu"
-    _time_kernels(device, REHEARSAL_SIZES if rehearse else GPU_SIZES, results / f"{name}-kernels.json", console)
+    from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
+
+    path = results / f"{name}-kernels.json"
+    rows = measure_speeds(device, REHEARSAL_SIZES if rehearse else GPU_SIZES, path)
+    console.print(Grid("Kernels alone, and steps of a layer", SPEED_HEADINGS, [False] * 2 + [True] * 6, rows))
+    typer.echo(path)
     if rehearse:  # every case once, small, with nothing saved
         run_suites("gpu", ["--sweep-device=cpu"], {})
     saved = {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports}
     run_suites("gpu", ["--benchmark"], saved)
-
-
-def _time_kernels(device: str, sizes: Sequence[tuple[int, int]], path: Path, console: Console) -> None:
-    """Writes the speed of every fused kernel, and of steps of layers, to a file, and prints it."""
-    from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
-
-    rows = measure_speeds(device, sizes, path)
-    console.print(Grid("Kernels alone, and steps of a layer", SPEED_HEADINGS, [False] * 2 + [True] * 6, rows))
-    typer.echo(path)
 
 
 def _self_test(device: str) -> list[Finding]:

@@ -210,17 +210,11 @@ def _files(results_dir: Path) -> list[Path]:
         if path.suffix in (".json", ".jsonl") and not stale:
             with suppress(OSError):  # removed since
                 if stat.S_ISREG(path.stat().st_mode):
-                    dated.append((*_measured_last(path), path))
+                    content = b""
+                    with suppress(OSError):  # to read it will say why
+                        content = path.read_bytes()
+                    dated.append((max(_STARTED.findall(content), default=b""), len(content), path))
     return [path for *_, path in sorted(dated)]
-
-
-def _measured_last(path: Path) -> tuple[bytes, int]:
-    """The start of the last case in a file, and its size."""
-    try:
-        content = path.read_bytes()
-    except OSError:  # to read it will say why
-        return b"", 0
-    return max(_STARTED.findall(content), default=b""), len(content)
 
 
 def _path_of(name: str, results_dir: Path) -> Path:

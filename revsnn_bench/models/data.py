@@ -43,21 +43,18 @@ def digits(size: int = SIDE, channels: int = 1) -> Split:
         size: height and width to enlarge the images to; below 8 raises `ValueError`.
         channels: how often to repeat the one channel, for networks that take colour.
     """
-    rows = torch.from_numpy(np.loadtxt(_digits_file(), delimiter=","))
+    # What `sklearn.datasets.load_digits` reads. Importing scikit-learn takes two seconds; every run would wait.
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ImportError("The digits need scikit-learn, which is not installed: pip install scikit-learn.")
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    rows = torch.from_numpy(np.loadtxt(file, delimiter=","))
     images = rows[:, :-1].float().reshape(-1, 1, SIDE, SIDE) / 16.0
     labels = rows[:, -1].long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = upsampled(images[order], size).expand(-1, channels, -1, -1), labels[order]
     first = round(len(labels) * 0.2)
     return Split(images[first:], labels[first:], images[:first], labels[:first])
-
-
-def _digits_file() -> Path:
-    """What `sklearn.datasets.load_digits` reads. Importing scikit-learn takes two seconds; every run would wait."""
-    package = find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise ImportError("The digits need scikit-learn, which is not installed: pip install scikit-learn.")
-    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def upsampled(images: Tensor, size: int) -> Tensor:

@@ -150,7 +150,11 @@ def sinabs(tau: float = 2.0, v_threshold: float = 1.0, detach_reset: bool = Fals
     activation = theirs("sinabs.activation")
     single_step = theirs("sinabs.layers.functional.lif").lif_forward_single
     phi = activation.SingleExponential(grad_width=0.5 / v_threshold, grad_scale=0.5)
-    reset = activation.MembraneReset() if detach_reset else _reset_with_gradient
+
+    def with_gradient(spikes: Tensor, state: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
+        return {"v_mem": state["v_mem"] * (1.0 - spikes)}
+
+    reset = activation.MembraneReset() if detach_reset else with_gradient
 
     def step(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         spikes, state = single_step(
@@ -161,10 +165,6 @@ def sinabs(tau: float = 2.0, v_threshold: float = 1.0, detach_reset: bool = Fals
     own = surrogate.PiecewiseExp(2.0)
     matched = {"tau": tau, "v_threshold": v_threshold, "detach_reset": detach_reset, "surrogate_function": own}
     return Stepped(_over_steps(step), matched)
-
-
-def _reset_with_gradient(spikes: Tensor, state: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
-    return {"v_mem": state["v_mem"] * (1.0 - spikes)}
 
 
 def theirs(name: str) -> Any:

@@ -1,6 +1,7 @@
 """What the fidelity of a case is judged by: its reference model, and how its node recovers its input."""
 
 import copy
+import math
 from contextlib import nullcontext
 from functools import partial
 from inspect import unwrap
@@ -36,7 +37,10 @@ def subject_of(case: Case) -> Subject:
     A single layer that is too large is judged on a slice of its samples, which are independent, and as a whole against
     the reference in its own precision.
     """
-    part = _slice(case)
+    part = case
+    if case.workload == "layer":
+        most = LARGEST_REFERENCE // (case.timesteps * math.prod(case.shape))
+        part = case.model_copy(update={"batch": max(1, min(case.batch, most))})
     step = build(part)
     if differs := next((found for m in step.model.modules() if (found := getattr(m, "differs", ""))), ""):
         raise NoOracle(differs)
@@ -118,20 +122,15 @@ def reference_of(model: nn.Module) -> nn.Module | None:
             inside.update(module.modules())
             replacement = _reference_of_neuron(module)
             assert replacement is not None
-            _tie(module, replacement, shared)
+            theirs = dict(replacement.named_parameters(recurse=False))
+            for own, parameter in module.named_parameters(recurse=False):
+                if own in theirs:  # that of an earlier replacement, where neurons share it
+                    setattr(replacement, own, shared.setdefault(parameter, theirs[own]))
             place = ".".join(part for part in name.split(".") if part != COMPILED)
             if not place:
                 return replacement
             reference.set_submodule(place, replacement)
     return reference
-
-
-def _tie(neuron: nn.Module, replacement: nn.Module, shared: dict[nn.Parameter, nn.Parameter]) -> None:
-    """Gives a replacement the parameters of earlier ones where its neuron shares them; notes those it brings."""
-    theirs = dict(replacement.named_parameters(recurse=False))
-    for name, parameter in neuron.named_parameters(recurse=False):
-        if name in theirs:
-            setattr(replacement, name, shared.setdefault(parameter, theirs[name]))
 
 
 def _as_written(model: nn.Module) -> nn.Module:
@@ -194,13 +193,6 @@ def recovered_steps(node: InvertingNode, x_seq: Tensor, y_seq: Tensor) -> int:
 
 def _plain(case: Case) -> Case:
     return case.model_copy(update={"node": case.node.partition("+")[0]})
-
-
-def _slice(case: Case) -> Case:
-    if case.workload != "layer":
-        return case
-    per_sample = case.timesteps * torch.Size(case.shape).numel()
-    return case.model_copy(update={"batch": max(1, min(case.batch, LARGEST_REFERENCE // per_sample))})
 
 
 def _recover(node: InvertingNode | CarrierLIF, x: Tensor, y: Tensor) -> dict[str, Any]:

@@ -67,7 +67,14 @@ class Trainer:
         for batch in torch.randperm(len(self.data.train_labels), generator=self.order).split(self.recipe.batch):
             self.optimizer.zero_grad()
             labels = self.data.train_labels[batch].to(self.case.device)
-            loss = self._loss(encoded(self.case, self.data.train_images[batch], self._spike_seed()), labels)
+            # Spikes are new for every batch, drawn with the order of samples, so that a checkpoint goes on with them.
+            is_drawn = self.case.encoding == "poisson"
+            seed = int(torch.randint(1 << 62, (), generator=self.order)) if is_drawn else 0
+            x_seq = encoded(self.case, self.data.train_images[batch], seed)
+            if isinstance(self.model, Stepwise):
+                loss = self._from_rest(x_seq, labels)
+            else:
+                loss = cross_entropy(self._from_rest(x_seq), labels)
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
@@ -146,17 +153,6 @@ class Trainer:
 
     def _made_for(self) -> dict[str, Any]:
         return {"case": self.case.model_dump_json(), "data": self.data_name, **asdict(self.recipe)}
-
-    def _spike_seed(self) -> int:
-        """A new one for every batch, drawn with the order of samples, so that a checkpoint goes on with it."""
-        if self.case.encoding != "poisson":
-            return 0
-        return int(torch.randint(1 << 62, (), generator=self.order))
-
-    def _loss(self, x_seq: Tensor, labels: Tensor) -> Tensor:
-        if isinstance(self.model, Stepwise):
-            return self._from_rest(x_seq, labels)
-        return cross_entropy(self._from_rest(x_seq), labels)
 
     def _from_rest(self, *given: Tensor) -> Tensor:
         reset(self.model)

@@ -87,7 +87,6 @@ class _Fake(FakeTensorMode):
     """Fake tensors, and what torch gives no bytes: what oneDNN's LSTM keeps for backward, the terms of a loss."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See `FakeTensorMode`."""
         out: Any = super().dispatch(func, types, args, kwargs)
         if func is _LSTM and torch.is_grad_enabled():
             with self:
@@ -198,7 +197,6 @@ def scratch_bytes(func: Any, args: tuple[Any, ...]) -> int:
 
 
 def _terms(args: tuple[Any, ...]) -> int:
-    """How many terms a loss has."""
     return math.prod(torch.broadcast_shapes(args[0].shape, args[1].shape))
 
 

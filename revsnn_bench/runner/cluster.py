@@ -85,10 +85,6 @@ class _Host:
     environment: Environment
     slots: list[_Slot] = field(default_factory=list)
 
-    def has_room_for(self, job: _Job) -> bool:
-        busy = [slot for slot in self.slots if slot.job is not None]
-        return len(busy) < self.gpus and all(slot.on_gpu for slot in busy) if job.on_gpu else not busy
-
 
 class Answer(NamedTuple):
     """What a host said, first of all its name: its environment, or what went wrong."""
@@ -234,7 +230,9 @@ class Cluster:
                 raise ClusterError("Ray is in use in this process already. Call `ray.shutdown()` first.")
             options = self._local() if self._address == "local" else {}
             try:
-                _require_listener(self._address)
+                host, _, port = self._address.rpartition(":")
+                if host:  # fails at once where nobody listens, for whom Ray would wait for minutes
+                    socket.create_connection((host.strip("[]"), int(port)), _LISTENER_S).close()
                 ray.init(address=self._address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
             except Exception as error:
                 raise ClusterError(f"cannot join the cluster {self._address!r}: {_headline(error)}") from None
@@ -373,7 +371,9 @@ class Cluster:
     def _next_for(self, host: _Host) -> _Job | None:
         """The first case that fits; one that was lost here goes to another host where there is one."""
         names = {each.name for each in self._hosts.values()}
-        fitting = (job for job in self._waiting if host.has_room_for(job))
+        busy = [slot for slot in host.slots if slot.job is not None]
+        has_room = {False: not busy, True: len(busy) < host.gpus and all(slot.on_gpu for slot in busy)}
+        fitting = (job for job in self._waiting if has_room[job.on_gpu])
         return next((job for job in fitting if host.name not in job.lost_with or names <= {*job.lost_with}), None)
 
     def _impossible(self) -> Iterator[Record]:
@@ -405,18 +405,14 @@ class Cluster:
         except RayTaskError as error:
             return _without_numbers(job.case, Status.ERROR, f"on host {host.name!r}: {_headline(error)}")
         except RayError as error:
-            self._doubt(host)
+            # No case for this host until it has answered anew: for seconds Ray takes one that is lost to be alive.
+            if self._hosts.get(host.node) is host:
+                del self._hosts[host.node]
+                for idle in [each for each in host.slots if each.job is None]:
+                    _end(idle)
             if isinstance(error, OutOfMemoryError):
                 return _without_numbers(job.case, Status.OOM, f"Ray ended it, for the memory of {host.name!r} was full")
             return self._sent_again(host, job, began=not isinstance(error, ActorUnschedulableError))
-
-    def _doubt(self, host: _Host) -> None:
-        """Gives a host no case until it has answered anew: for seconds Ray takes one that is lost to be alive."""
-        if self._hosts.get(host.node) is host:
-            del self._hosts[host.node]
-            for slot in host.slots:
-                if slot.job is None:
-                    _end(slot)
 
     def _sent_again(self, host: _Host, job: _Job, began: bool = True) -> Record | None:
         """Puts a case that lost its host first in the line; the record of one that lost too many."""
@@ -445,7 +441,12 @@ class OnHost:
         sys.path += [path for path in paths if path not in sys.path and Path(path).exists()]
         if Path(folder).is_dir():
             os.chdir(folder)
-        _undo_threads()
+        # OpenMP would take a thread per processor that an actor asks for, unless told otherwise: Ray's doing.
+        given = list[bytes]()
+        with suppress(OSError):
+            given = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+        if not any(each.startswith(f"{_THREADS}=".encode()) for each in given):
+            os.environ.pop(_THREADS, None)
         self._runner = Runner(measure, **options)
 
     def environment(self, modules: Sequence[str]) -> str:
@@ -463,8 +464,11 @@ class OnHost:
         if case.device == "cuda" and (foreign := processes_on_gpu()):
             return _disturbed(case, foreign)
         record = measure_in_processes(self._runner, case, settings)
-        if case.device == "cuda" and (foreign := _left_on_gpu()):
-            return _disturbed(case, foreign)
+        deadline = time.monotonic() + _RELEASE_S  # by then the driver has seen that the workers are gone
+        while case.device == "cuda" and (foreign := processes_on_gpu()):
+            if time.monotonic() >= deadline:
+                return _disturbed(case, foreign)
+            time.sleep(0.1)
         return record.model_dump_json()
 
 
@@ -473,33 +477,8 @@ def _disturbed(case: Case, foreign: Mapping[int, str]) -> str:
     return _without_numbers(case, Status.ERROR, f"another process was on the GPU: {names}").model_dump_json()
 
 
-def _left_on_gpu() -> dict[int, str]:
-    """Processes on the GPU once the driver has seen that the workers are gone."""
-    deadline = time.monotonic() + _RELEASE_S
-    while (left := processes_on_gpu()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return left
-
-
 def _require_module(name: str) -> None:
     importlib.import_module(name)
-
-
-def _undo_threads() -> None:
-    """Undoes what Ray does to threads: OpenMP takes one per processor that an actor asks for, unless told otherwise."""
-    try:
-        given = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    except OSError:
-        given = []
-    if not any(each.startswith(f"{_THREADS}=".encode()) for each in given):
-        os.environ.pop(_THREADS, None)
-
-
-def _require_listener(address: str) -> None:
-    """Fails at once where nobody listens, for whom Ray would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if host:
-        socket.create_connection((host.strip("[]"), int(port)), _LISTENER_S).close()
 
 
 def _gpus(node: Mapping[str, Any]) -> int:

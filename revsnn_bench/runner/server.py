@@ -128,7 +128,11 @@ class _Worker:
         try:
             outcome = self._watch()
         finally:
-            self._kill()
+            # The worker's whole group, while its leader is not reaped and its number not used again.
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+            self._process.kill()
+            self._process.join()
             _kill_orphans()
             os.close(self._ended)
             self._answer.close()
@@ -186,10 +190,3 @@ class _Worker:
             if time.monotonic() > self._deadline + 1:
                 break
         return Outcome(Status.TIMEOUT, self._so_far, f"ran past the time limit of {self._timeout_s:g} s")
-
-    def _kill(self) -> None:
-        """Kills the worker's whole group, while its leader is not reaped and its number not used again."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.join()

@@ -64,8 +64,10 @@ def measure_trial(case: Case, trial: Trial) -> Record:
     started_at, start = utc_now(), time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        known = TrialRecord(number=trial.number, params=trial.params, predicted_gradient_error=predicted_drift(case))
-        reason = _drifts(known.predicted_gradient_error, trial.settings)
+        drift, tolerance, reason = predicted_drift(case), trial.settings.drift_tolerance, ""
+        known = TrialRecord(number=trial.number, params=trial.params, predicted_gradient_error=drift)
+        if drift is not None and not drift <= tolerance:
+            reason = f"its gradient is predicted to be wrong by {drift:.1g}, more than the tolerance {tolerance:g}"
         if not reason:
             foreseen = predict(case)
             bytes_and_work = {"predicted_peak_bytes": foreseen.peak_bytes, "predicted_flops": foreseen.flops}
@@ -97,12 +99,6 @@ def _over_budget(peak_bytes: int | None, settings: StudySettings, how: str) -> s
     return f"its {how} peak is {peak_bytes:,} B, more than the budget of {budget:,} B"
 
 
-def _drifts(error: float | None, settings: StudySettings) -> str:
-    if error is None or error <= settings.drift_tolerance:
-        return ""
-    return f"its gradient is predicted to be wrong by {error:.1g}, more than the tolerance {settings.drift_tolerance:g}"
-
-
 def _measured(record: Record, trial: Trial) -> Record:
     """The record with the passes of a trial; what is trained again is judged, and on its first seed alone."""
     first = record.case.seed == trial.settings.fresh_seeds[0]
@@ -122,33 +118,23 @@ def _trained(record: Record, trial: Trial) -> tuple[Record, str]:
         trainer.run_epoch()
         if trainer.epoch == 1 and known is not None:
             rates = list(trainer.firing_rates().values()) or [math.nan]
-            known = known.model_copy(update={"firing_rate": (mean(rates), min(rates), max(rates))})
-            reason = "" if trial.again else _fires_wrongly(mean(rates), trial.settings)
-        if not trial.again and not reason:
-            reason = _lost(trainer, rivals)
+            rate, (low, high) = mean(rates), trial.settings.firing
+            known = known.model_copy(update={"firing_rate": (rate, min(rates), max(rates))})
+            if not trial.again and not low <= rate <= high:
+                state = "silent" if rate < low else "saturated"
+                reason = f"the network is {state}: {rate:.2%} of its neurons' steps fire after the first epoch"
+        if trial.again or reason:
+            continue
+        if not math.isfinite(trainer.loss_by_epoch[-1]):
+            reason = f"its loss is {trainer.loss_by_epoch[-1]} after epoch {trainer.epoch}"
+        elif trainer.epoch < case.epochs and is_lost(rivals, trainer.accuracy_by_epoch):
+            reason = f"after epoch {trainer.epoch} it is below the median of {len(rivals)} trials that cost no more"
     return record.model_copy(update={"accuracy": trainer.record(), "trial": known}), reason
 
 
 def costs_no_more(rival: Rival, known: TrialRecord) -> bool:
     """Whether a rival takes no more bytes and operations than predicted of a trial: else both may be on the front."""
     return rival.peak_bytes <= (known.predicted_peak_bytes or 0) and rival.flops <= (known.predicted_flops or 0)
-
-
-def _fires_wrongly(rate: float, settings: StudySettings) -> str:
-    low, high = settings.firing
-    if low <= rate <= high:
-        return ""
-    state = "silent" if rate < low else "saturated"
-    return f"the network is {state}: {rate:.2%} of its neurons' steps fire after the first epoch"
-
-
-def _lost(trainer: Trainer, rivals: Sequence[Curve]) -> str:
-    """Why a training is not worth its end; "" where it may be."""
-    if not math.isfinite(trainer.loss_by_epoch[-1]):
-        return f"its loss is {trainer.loss_by_epoch[-1]} after epoch {trainer.epoch}"
-    if trainer.epoch < trainer.recipe.epochs and is_lost(rivals, trainer.accuracy_by_epoch):
-        return f"after epoch {trainer.epoch} it is below the median of {len(rivals)} trials that cost no more"
-    return ""
 
 
 def is_lost(rivals: Sequence[Curve], own: Sequence[float]) -> bool:
