@@ -22,28 +22,10 @@ from typing import TYPE_CHECKING, Any
 from revsnn_bench.case import Case
 from revsnn_bench.metrics import BY_NAME, Number
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import canvas, units
+from revsnn_bench.report import canvas, points, tables, units
 from revsnn_bench.report.canvas import INK, MUTED, PAPER, Figure, Looks
 from revsnn_bench.report.labels import name_lines, name_points, names_room
 from revsnn_bench.report.memory_figures import breakdown_figures, step_figures
-from revsnn_bench.report.points import (
-    Axis,
-    Sweep,
-    decided_ratio,
-    exact,
-    fixed_part,
-    grouped,
-    one_host,
-    pareto_front,
-    points_by_setting,
-    position,
-    ranked_gradient,
-    ratio_of,
-    setting,
-    sweeps,
-    work,
-)
-from revsnn_bench.report.tables import LEAST_COPIES, bandwidth_shares, compared_nodes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,10 +60,10 @@ Costs = dict[str, tuple[Number, Number]]
 
 def pareto_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one front per workload, dtype and device; operations stand in where times were not taken on one host."""
-    settings = list(points_by_setting(run).items())
+    settings = list(points.points_by_setting(run).items())
     figures = []
     for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1):
-        fit = [name for name in _COSTS if BY_NAME[name].family != "time" or one_host(*records.values())]
+        fit = [name for name in _COSTS if BY_NAME[name].family != "time" or points.one_host(*records.values())]
         cost = next((name for name in fit if len(_ranked(records, name)) > 1), None)
         if cost is not None:
             figures.append(_draw_front(f"pareto-{number}", point, records, cost, looks))
@@ -96,19 +78,19 @@ def _costs(records: Mapping[str, Record], cost: str) -> Costs:
 def _spent(record: Record, cost: str) -> Number | None:
     if cost != "step_time_s":
         return BY_NAME[cost].read(record)
-    ratio = ratio_of(cost, record)
+    ratio = points.ratio_of(cost, record)
     return None if ratio is None else ratio.value
 
 
 def _ranked(records: Mapping[str, Record], cost: str) -> Costs:
     """Without those whose time is not decided."""
     found = _costs(records, cost)
-    return {v: both for v, both in found.items() if cost != "step_time_s" or decided_ratio(cost, records[v])}
+    return {v: both for v, both in found.items() if cost != "step_time_s" or points.decided_ratio(cost, records[v])}
 
 
 def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str, looks: Looks) -> Figure:
     found, sure = _costs(records, cost), _ranked(records, cost)
-    best = pareto_front(sure)
+    best = points.pareto_front(sure)
     across = canvas.LogRange((peak for peak, _ in found.values()), base=2)
     labels, note = looks.labels([records[variant] for variant in found])
     with canvas.panels(left=_LEFT_IN, right=_BESIDE_IN) as (axes,):
@@ -118,7 +100,7 @@ def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str
         steps = [(across.place(found[variant][0]), found[variant][1] / scale) for variant in best]
         corners = [steps[0]] + [corner for (_, y), after in pairwise(steps) for corner in ((after[0], y), after)]
         axes.plot(*zip(*corners, strict=True), color=MUTED, linewidth=1, zorder=1)
-        points = []
+        dots = []
         for variant, label in labels.items():
             peak, spent = found[variant]
             style: dict[str, Any] = looks[variant].point() | {"markersize": 8.5}
@@ -127,40 +109,44 @@ def _draw_front(name: str, point: Case, records: Mapping[str, Record], cost: str
             x, y = across.place(peak), spent / scale
             fade = 1.0 if variant in best else 0.45
             axes.plot([x], [y], alpha=fade, url=looks.url(records[variant]), **style)
-            points.append((x, y, label, INK if variant in best else MUTED))
+            dots.append((x, y, label, INK if variant in best else MUTED))
         axes.set_xlabel("peak bytes")
         axes.set_ylabel(f"{BY_NAME[cost].label} ({unit})")
-        name_points(axes, points, _BESIDE_IN, corners)
+        name_points(axes, dots, _BESIDE_IN, corners)
         caption = (
             "Lower left is better. The line joins the nodes that no other beats on both counts; the others are "
-            f"faded. Only nodes whose gradient {ranked_gradient(records.values())} take part."
+            f"faded. Only nodes whose gradient {points.ranked_gradient(records.values())} take part."
         )
         grey = "Grey and hollow: the time is not decided, so not ranked." if len(sure) < len(found) else ""
-        return canvas.finish(axes, name, f"{_COSTS[cost]} against memory: {fixed_part(point)}", caption, grey, note)
+        return canvas.finish(
+            axes, name, f"{_COSTS[cost]} against memory: {points.fixed_part(point)}", caption, grey, note
+        )
 
 
 def roofline_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one figure per size of `compared_nodes`, largest sizes first."""
-    compared = sorted(compared_nodes(run).items(), key=lambda group: work(group[0]), reverse=True)
+    compared = sorted(tables.compared_nodes(run).items(), key=lambda group: points.work(group[0]), reverse=True)
     numbered = enumerate(compared[:_MOST_FIGURES], start=1)
     return [_draw_roofline(f"roofline-{number}", *group, looks) for number, group in numbered]
 
 
 def _draw_roofline(name: str, place: Case, found: Mapping[str, Record], looks: Looks) -> Figure:
     shown, note = looks.labels(found.values())
-    phases = [canvas.entry(phase, **_marker(phase)) for phase in LEAST_COPIES]
+    phases = [canvas.entry(phase, **_marker(phase)) for phase in tables.LEAST_COPIES]
     with canvas.named_rows([*shown.values()], _ROW_IN * len(shown) + 0.15, phases) as axes:
         axes.axvline(100, color=INK, linewidth=1, linestyle=(0, (6, 3)))
         for row, variant in enumerate(shown):
-            _draw_row(axes, row, bandwidth_shares(found[variant]), looks.url(found[variant]))
-        _scale_percents(axes, [100 * share for variant in shown for share in bandwidth_shares(found[variant]).values()])
+            _draw_row(axes, row, tables.bandwidth_shares(found[variant]), looks.url(found[variant]))
+        _scale_percents(
+            axes, [100 * share for variant in shown for share in tables.bandwidth_shares(found[variant]).values()]
+        )
         axes.set_xlabel("share of the copy's bandwidth (%)")
         caption = (
             "100 % is the time in which the input could be copied: once for forward, one and a half times for "
             "backward, the least that a node which keeps nothing can do with. Beyond it data came from a cache, or "
             "other work slowed the copy. Small sizes are bound by calls, not by memory."
         )
-        return canvas.finish(axes, name, f"Share of the memory bandwidth: {fixed_part(place)}", caption, note)
+        return canvas.finish(axes, name, f"Share of the memory bandwidth: {points.fixed_part(place)}", caption, note)
 
 
 def _marker(phase: str) -> dict[str, Any]:
@@ -190,8 +176,12 @@ def _scale_percents(axes: "Axes", percents: list[float]) -> None:
 
 
 _LIMIT = 100
-_AXIS_LABELS: dict[Axis, str] = {"timesteps": "time steps T", "batch": "batch B (samples)", "depth": "depth D (blocks)"}
-_MOST_SWEEPS: dict[Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
+_AXIS_LABELS: dict[points.Axis, str] = {
+    "timesteps": "time steps T",
+    "batch": "batch B (samples)",
+    "depth": "depth D (blocks)",
+}
+_MOST_SWEEPS: dict[points.Axis, int] = {"timesteps": 3, "batch": 1, "depth": 1}
 _METRICS = ("retained_bytes", "peak_bytes")
 _SLOPES = "Beside the name: the slope on these two logarithmic scales; 1 is in proportion, 0 independent."
 
@@ -218,7 +208,7 @@ def _drawn(
     """Lines over the positions that were measured, with their labels at the right: of bytes, or of errors below
     tolerances."""
     is_bytes, limits = tolerances is None, tolerances or ()
-    values = [value for points in lines.values() for _, value, *_ in points]
+    values = [value for line in lines.values() for _, value, *_ in line]
     places = canvas.LogRange([*values, *limits], base=2 if is_bytes else 10)
     height, right = names_room(labels.values())
     with canvas.panels(height, right=right) as (axes,):
@@ -230,12 +220,12 @@ def _drawn(
             axes.annotate(text, **spot, xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
         ends = []
         for variant, look in looks.dashed(labels).items():
-            points = [(x, places.place(y)) for x, y, *_ in lines[variant]]
-            axes.plot(*zip(*points, strict=True), **look.line())
-            for (x, y), (_, _, url, is_right) in zip(points, lines[variant], strict=True):
+            dots = [(x, places.place(y)) for x, y, *_ in lines[variant]]
+            axes.plot(*zip(*dots, strict=True), **look.line())
+            for (x, y), (_, _, url, is_right) in zip(dots, lines[variant], strict=True):
                 axes.plot([x], [y], url=url, **look.point(filled=is_right))
-            ends.append((*points[-1], labels[variant], look))
-        canvas.positions(axes, [x for points in lines.values() for x, *_ in points])
+            ends.append((*dots[-1], labels[variant], look))
+        canvas.positions(axes, [x for line in lines.values() for x, *_ in line])
         name_lines(axes, ends)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
@@ -244,8 +234,8 @@ def _drawn(
 
 def fidelity_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one figure per dtype in which a gradient was compared, in order of appearance."""
-    compared = (record for record in exact(run) if record.fidelity is not None)
-    by_dtype = grouped(compared, lambda record: record.case.dtype)
+    compared = (record for record in points.exact(run) if record.fidelity is not None)
+    by_dtype = points.grouped(compared, lambda record: record.case.dtype)
     return [_draw_errors(dtype, records, looks) for dtype, records in by_dtype.items()]
 
 
@@ -288,7 +278,7 @@ def scaling_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws the sweeps with most records, one workload after the other; captions count the others."""
     figures = []
     for axis, limit in _MOST_SWEEPS.items():
-        found = sweeps(run, axis)
+        found = points.sweeps(run, axis)
         left_out = max(0, len(found) - limit)
         for number, sweep in enumerate(_chosen(found)[:limit], start=1):
             for metric in _METRICS:
@@ -299,7 +289,7 @@ def scaling_figures(run: Run, looks: Looks) -> list[Figure]:
 def method_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws the peak against T of each place where a method is approximate, with its bias; exact methods for scale."""
     measured = (r for r in run if r.status in (Status.OK, Status.APPROXIMATE) and r.memory is not None)
-    places = grouped(measured, lambda record: record.case.point.model_copy(update={"timesteps": 1}))
+    places = points.grouped(measured, lambda record: record.case.point.model_copy(update={"timesteps": 1}))
     shown = [found for found in places.values() if any(r.status is Status.APPROXIMATE for r in found)]
     return [_draw_methods(found, looks, number) for number, found in enumerate(shown, start=1)]
 
@@ -314,7 +304,7 @@ def _draw_methods(records: list[Record], looks: Looks, number: int) -> Figure:
     biases = {record.case.variant: _bias(record) for record in ordered}
     shown, note = looks.labels(ordered)
     labels = {variant: f"{label} · {biases[variant]}" for variant, label in shown.items()}
-    title = f"Methods over time: {fixed_part(records[0].case, without='timesteps')}"
+    title = f"Methods over time: {points.fixed_part(records[0].case, without='timesteps')}"
     caption = (
         "Hollow: an approximate gradient, ranked nowhere. Beside the name: the bias at the largest T, which is the "
         "distance to the gradient of backpropagation in relative L2, all parameters taken as one vector."
@@ -328,15 +318,15 @@ def _bias(record: Record) -> str:
     return "exact" if bias is None else units.fraction(bias.relative)
 
 
-def _chosen(found: Sequence[Sweep]) -> list[Sweep]:
+def _chosen(found: Sequence[points.Sweep]) -> list[points.Sweep]:
     """Largest first, but every setting before any comes a second time."""
     largest_first = sorted(found, key=lambda sweep: -len(sweep.records))
-    places = grouped(largest_first, lambda sweep: setting(sweep.records[0].case))
+    places = points.grouped(largest_first, lambda sweep: points.setting(sweep.records[0].case))
     turn = {id(sweep): number for own in places.values() for number, sweep in enumerate(own)}
     return sorted(largest_first, key=lambda sweep: turn[id(sweep)])
 
 
-def _draw_sweep(sweep: Sweep, metric: str, looks: Looks, name: str, left_out: int) -> Figure | None:
+def _draw_sweep(sweep: points.Sweep, metric: str, looks: Looks, name: str, left_out: int) -> Figure | None:
     lines = _lines(sweep, metric, looks)
     if not lines:
         return None
@@ -350,20 +340,20 @@ def _draw_sweep(sweep: Sweep, metric: str, looks: Looks, name: str, left_out: in
     return _drawn(words, lines, labels, looks, _AXIS_LABELS[sweep.axis], f"{BY_NAME[metric].label} bytes")
 
 
-def _lines(sweep: Sweep, metric: str, looks: Looks) -> Lines:
+def _lines(sweep: points.Sweep, metric: str, looks: Looks) -> Lines:
     """Bytes do not depend on the gradient, so wrong cases take part; failed ones have no number."""
     found: dict[str, dict[int, Point]] = defaultdict(dict)
     for record in sweep.records:
         value = BY_NAME[metric].read(record) if record.status in (Status.OK, Status.WRONG) else None
         if value is not None:
-            at = position(record, sweep.axis)
+            at = points.position(record, sweep.axis)
             found[record.case.variant][at] = (at, value, looks.url(record), record.status is Status.OK)
-    return {variant: list(points.values()) for variant, points in found.items()}
+    return {variant: list(line.values()) for variant, line in found.items()}
 
 
-def _slope(points: Sequence[Point]) -> str:
+def _slope(line: Sequence[Point]) -> str:
     """The least-squares slope of the logarithms: 1 means in proportion, 0 independent."""
-    usable = [(math.log(x), math.log(y)) for x, y, *_ in points if y > 0 and math.isfinite(y)]
+    usable = [(math.log(x), math.log(y)) for x, y, *_ in line if y > 0 and math.isfinite(y)]
     if not usable:
         return "always 0"
     if len(usable) < 2:

@@ -13,25 +13,7 @@ from typing import NamedTuple
 from revsnn_bench.case import Case, is_own
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import units
-from revsnn_bench.report.points import (
-    Naming,
-    by_point,
-    by_setting,
-    ended_text,
-    fixed_part,
-    grouped,
-    naming,
-    namings,
-    one_host,
-    ratio_of,
-    ratio_text,
-    reference_for,
-    references,
-    unjudged,
-    variants,
-    work,
-)
+from revsnn_bench.report import points, units
 from revsnn_bench.system.process import CONTENDED_SHARE
 
 KINDS = {
@@ -60,7 +42,7 @@ class Finding(NamedTuple):
 def findings(run: Run) -> list[Finding]:
     """Returns the findings of a run, most important first; the first one counts how the cases ended."""
     found = [Finding("Cases", run.extent if not run.complete else "the whole run", overview(run))]
-    for group in by_setting(run).values():
+    for group in points.by_setting(run).values():
         found += [
             *_least(run, group, "peak_bytes", "Least peak memory"),
             *_least(run, group, "retained_bytes", "Least retained memory"),
@@ -76,7 +58,7 @@ def overview(run: Run) -> str:
     if not run.records:
         return "No case was recorded."
     extent = "" if run.complete else f" Not complete: {run.extent}."
-    return f"{len(run.records)} in all: {ended_text(run)}.{extent}"
+    return f"{len(run.records)} in all: {points.ended_text(run)}.{extent}"
 
 
 class Least(NamedTuple):
@@ -91,15 +73,15 @@ class Least(NamedTuple):
 
 def least_of(run: Run, name: str) -> list[Least]:
     """Returns who needs least of a metric, one entry for each workload, dtype and device that compares nodes."""
-    return [found for group in by_setting(run).values() if (found := _least_in(group, name))]
+    return [found for group in points.by_setting(run).values() if (found := _least_in(group, name))]
 
 
 def _least_in(records: list[Record], name: str) -> Least | None:
     """Ranks the cases that are `ok` at each point; tells the longest with a reference, then the largest one."""
     read = BY_NAME[name].read
-    points = by_point(r for r in records if r.status is Status.OK and read(r) is not None)
+    places = points.by_point(r for r in records if r.status is Status.OK and read(r) is not None)
     ranked: dict[Case, dict[str, Record]] = {}
-    for point, found in points.items():
+    for point, found in places.items():
         if len(found) > 1:
             least = min(value for record in found.values() if (value := read(record)) is not None)
             ranked[point] = {variant: record for variant, record in found.items() if read(record) == least}
@@ -107,8 +89,8 @@ def _least_in(records: list[Record], name: str) -> Least | None:
         return None
 
     def tells(point: Case) -> tuple[bool, int, int]:
-        nodes = {record.case.node for record in points[point].values()}
-        return point.reference in nodes, point.timesteps, work(point)
+        nodes = {record.case.node for record in places[point].values()}
+        return point.reference in nodes, point.timesteps, points.work(point)
 
     point = max(ranked, key=tells)
     often = sum(set(ranked[point]) <= set(other) for other in ranked.values())
@@ -120,20 +102,20 @@ def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Findi
     if found is None:
         return []
     first = next(iter(found.winners.values()))
-    names = naming(record for record in records if record.case.point == found.point)
+    names = points.naming(record for record in records if record.case.point == found.point)
     winners = units.listing([names(record.case) for record in found.winners.values()])
     text = f"{winners} with {units.measured(name, first)} ({_standard(run, first, name, names)})."
     for record in found.winners.values():
-        cost = costs(record, ("step_flops", "step_time_s"), references(run))
+        cost = costs(record, ("step_flops", "step_time_s"), points.references(run))
         text += f" Cost of {names(record.case)}: {cost or f'not known against {record.case.reference}'}."
     if found.compared > 1:
         text += f" Least, alone or shared, at {found.often} of the {found.compared} points compared."
-    return [Finding(topic, f"{fixed_part(found.point)}. {names.note}".removesuffix(". "), text)]
+    return [Finding(topic, f"{points.fixed_part(found.point)}. {names.note}".removesuffix(". "), text)]
 
 
-def _standard(run: Run, record: Record, name: str, names: Naming) -> str:
+def _standard(run: Run, record: Record, name: str, names: points.Naming) -> str:
     """What the reference needs at the point of a record, or why that is not known."""
-    reference, base = reference_for(record.case, references(run)), record.case.reference
+    reference, base = points.reference_for(record.case, points.references(run)), record.case.reference
     if reference is not None:
         return f"{names(reference.case)}: {units.measured(name, reference)}"
     at_point = [other for other in run if other.case == record.case.point]
@@ -142,18 +124,20 @@ def _standard(run: Run, record: Record, name: str, names: Naming) -> str:
 
 def costs(record: Record, names: Sequence[str], known: Mapping[Case, Record]) -> str:
     """Returns ratios to the reference as `1.53 × lif in step time and ...`; empty where there is none."""
-    found = {name: ratio_of(name, record, known) for name in names}
+    found = {name: points.ratio_of(name, record, known) for name in names}
     base = record.case.reference
-    return units.listing([f"{ratio_text(r)} × {base} in {BY_NAME[name].label}" for name, r in found.items() if r])
+    return units.listing(
+        [f"{points.ratio_text(r)} × {base} in {BY_NAME[name].label}" for name, r in found.items() if r]
+    )
 
 
 def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
     """How many times less the paper's node retains than the standard LIF; it means nothing without its T."""
-    known = references(run)
+    known = points.references(run)
     ratios = {
         record.case.timesteps: 1 / found.value
         for record in sorted(records, key=lambda record: record.case.timesteps)
-        if record.case.node == "revlif" and (found := ratio_of("retained_bytes", record, known)) and found.value
+        if record.case.node == "revlif" and (found := points.ratio_of("retained_bytes", record, known)) and found.value
     }
     shown = ", ".join(f"{units.times(times)} times at T = {t}" for t, times in ratios.items())
     case = records[0].case
@@ -165,10 +149,10 @@ def _paper_ratio(run: Run, records: list[Record]) -> list[Finding]:
 def _trust(run: Run) -> list[Finding]:
     """One finding per dtype and set of T at which gradients are right or wrong, with the nodes of which it is true; one
     for a user's model as it is that nothing could judge."""
-    names, order = naming(run), variants(run)
+    names, order = points.naming(run), points.variants(run)
     compared = sorted((r for r in run if r.fidelity is not None), key=lambda r: order.index(r.case.variant))
-    nodes = grouped(compared, lambda record: (names(record.case), record.case.dtype))
-    alike = grouped(nodes, lambda n: (n[1], _steps(nodes[n], Status.OK), _steps(nodes[n], Status.WRONG)))
+    nodes = points.grouped(compared, lambda record: (names(record.case), record.case.dtype))
+    alike = points.grouped(nodes, lambda n: (n[1], _steps(nodes[n], Status.OK), _steps(nodes[n], Status.WRONG)))
     found = []
     for (dtype, *_), members in alike.items():
         records = [record for node in members for record in nodes[node]]
@@ -185,7 +169,7 @@ def _trust(run: Run) -> list[Finding]:
 
 def not_judged(run: Run) -> list[Finding]:
     """One finding with the nodes that are ranked although their run left out the pass that judges the gradient."""
-    found, names = unjudged(run), naming(run)
+    found, names = points.unjudged(run), points.naming(run)
     where = ", ".join(dict.fromkeys(names(record.case) for record in found))
     count = "" if len(found) == len(run.records) else f" in {len(found)} of {len(run.records)} cases"
     text = f"not judged{count}: the run left out the pass `fidelity`; what is ranked here may be wrong."
@@ -194,7 +178,7 @@ def not_judged(run: Run) -> list[Finding]:
 
 def uncounted(run: Run) -> list[Finding]:
     """Why operations were not counted: one finding per reason, with the cases of which it is true."""
-    names, reasons = naming(run), dict.fromkeys(record.uncounted for record in run if record.uncounted)
+    names, reasons = points.naming(run), dict.fromkeys(record.uncounted for record in run if record.uncounted)
     return [
         Finding(
             "Operations",
@@ -235,8 +219,8 @@ def _saving(run: Run) -> list[Finding]:
         flops = [BY_NAME["backward_recompute_flops"].read(each) for each in (record, revnet)]
         if flops[0] is not None and flops[1]:
             of_flops.append(1 - flops[0] / flops[1])
-        took = [ratio_of("backward_time_s", each) for each in (record, revnet)]
-        if took[0] and took[1] and took[0].decided and took[1].decided and one_host(record, revnet):
+        took = [points.ratio_of("backward_time_s", each) for each in (record, revnet)]
+        if took[0] and took[1] and took[0].decided and took[1].decided and points.one_host(record, revnet):
             of_time.append(1 - took[0].value / took[1].value)
     parts = []
     for saved, what in ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif")):
@@ -250,14 +234,14 @@ def _saving(run: Run) -> list[Finding]:
 def _accuracy(run: Run) -> list[Finding]:
     """One finding for each size at which networks were trained, over all seeds."""
     trained = (record for record in run if record.accuracy is not None and record.status is Status.OK)
-    places = grouped(trained, lambda record: fixed_part(record.case.model_copy(update={"seed": 0})))
+    places = points.grouped(trained, lambda record: points.fixed_part(record.case.model_copy(update={"seed": 0})))
     return [Finding("Accuracy", place, _scores(records)) for place, records in places.items()]
 
 
 def _scores(records: list[Record]) -> str:
     """Mean and deviation of each node over its seeds."""
-    names, texts = naming(records), []
-    for name, seeds in grouped(records, lambda record: names(record.case)).items():
+    names, texts = points.naming(records), []
+    for name, seeds in points.grouped(records, lambda record: names(record.case)).items():
         scores = [BY_NAME["accuracy"].read(record) or 0.0 for record in seeds]
         texts.append(f"{name} {units.spread(scores)}{f' ({len(seeds)} seeds)' if len(seeds) > 1 else ''}")
     return f"{', '.join(texts)}. {names.note}".strip()
@@ -283,7 +267,7 @@ def _contention(run: Run) -> list[Finding]:
 
 def _one_process(run: Run) -> list[Finding]:
     """Says which times have no interval because one process took them."""
-    timed = [(record, found) for record in run if (found := ratio_of("step_time_s", record))]
+    timed = [(record, found) for record in run if (found := points.ratio_of("step_time_s", record))]
     alone = [r for r, found in timed if not found.decided and r.time and len(r.time.rounds_by_process) < 2]
     asked = run.header.settings.get("processes", 1)
     flag = "--processes" if run.header.command[:1] == ("revsnn-bench",) else "--run-processes"
@@ -296,7 +280,7 @@ def _one_process(run: Run) -> list[Finding]:
 
 def _warnings(run: Run) -> list[Finding]:
     """Each warning once, with the node that gave it and the T at which it did; of numbers in it, those of the first."""
-    names = namings(run)
+    names = points.namings(run)
     given: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in run:
         if record.fidelity is not None and record.fidelity.warning:
@@ -322,7 +306,7 @@ def module_rows(run: Run) -> list[tuple[str, ...]]:
 
     In a model of the user's a name says nothing of the kind: a node called `sn` would be of no kind.
     """
-    rows, names = [], namings(run)
+    rows, names = [], points.namings(run)
     for record in run:
         sizes = {} if is_own(record.case.workload) else by_kind(record)
         if record.status is not Status.OK or record.memory is None or not set(sizes) - {"input", REST}:
@@ -349,12 +333,12 @@ def own_module_rows(run: Run) -> list[tuple[str, ...]]:
 
 def node_and_network(run: Run) -> list[tuple[str, str]]:
     """Per node a sentence: the bytes of lif over its own, by itself and in each network of the run at the same T."""
-    known, names = references(run), naming(run)
+    known, names = points.references(run), points.naming(run)
     alone: dict[tuple[str, int], float] = {}
     inside: dict[tuple[str, int], list[str]] = defaultdict(list)
     for record in run:
-        found, key = ratio_of("retained_bytes", record, known), (names(record.case), record.case.timesteps)
-        if found is None or reference_for(record.case, known) is record:
+        found, key = points.ratio_of("retained_bytes", record, known), (names(record.case), record.case.timesteps)
+        if found is None or points.reference_for(record.case, known) is record:
             continue
         if record.case.workload == "layer":
             alone[key] = found.value

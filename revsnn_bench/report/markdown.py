@@ -6,36 +6,9 @@ from urllib.parse import quote
 from tabulate import tabulate
 
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import units
+from revsnn_bench.report import points, tables, units
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.findings import KINDS, REST, findings, module_rows, own_module_rows
-from revsnn_bench.report.points import (
-    AXES,
-    Axis,
-    exact,
-    fixed_part,
-    growths,
-    namings,
-    reference_name,
-    reference_text,
-    rest,
-    sweeps,
-)
-from revsnn_bench.report.tables import (
-    APPROXIMATE,
-    APPROXIMATE_HEADINGS,
-    BANDWIDTH,
-    BANDWIDTH_HEADINGS,
-    about_pages,
-    accuracy_table,
-    approximate_rows,
-    bandwidth_rows,
-    columns,
-    environment_rows,
-    environment_text,
-    metric_rows,
-    value_cell,
-)
 
 _TITLES = {"timesteps": "Time steps T", "batch": "Batch B", "depth": "Depth D"}
 _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
@@ -44,30 +17,32 @@ _STATED = ("retained_bytes", "peak_bytes", "step_flops", "step_time_s")
 def render(run: Run, pictures: Sequence[Figure] = ()) -> str:
     """Returns the report, with the figures whose files lie beside it; the same run always gives the same text."""
     found = [(each.topic, each.where, each.text) for each in findings(run)]
-    note, headings, trained = accuracy_table(run)
+    note, headings, trained = tables.accuracy_table(run)
     sections = [
         f"# Benchmark report {units.markdown(run.header.run_id)}",
         _intro(run),
         _section("Findings", [], ("about", "where", "what was found"), found),
         _pictures(run, pictures),
         _failures(run),
-        _section("Approximate gradients", [APPROXIMATE], APPROXIMATE_HEADINGS, approximate_rows(run)),
-        *(_sweep_section(run, axis) for axis in AXES),
-        f"## Single points\n\n{_record_table(run, None, left)}" if (left := rest(run)) else "",
+        _section(
+            "Approximate gradients", [tables.APPROXIMATE], tables.APPROXIMATE_HEADINGS, tables.approximate_rows(run)
+        ),
+        *(_sweep_section(run, axis) for axis in points.AXES),
+        f"## Single points\n\n{_record_table(run, None, left)}" if (left := points.rest(run)) else "",
         _section(
             "Against a copy of the input",
-            [f"{BANDWIDTH} {about_pages(run)}"],
-            BANDWIDTH_HEADINGS,
-            bandwidth_rows(run),
-            [heading != "node" for heading in BANDWIDTH_HEADINGS],
+            [f"{tables.BANDWIDTH} {tables.about_pages(run)}"],
+            tables.BANDWIDTH_HEADINGS,
+            tables.bandwidth_rows(run),
+            [heading != "node" for heading in tables.BANDWIDTH_HEADINGS],
         ),
         _growth_section(run),
         _section("Accuracy", [units.markdown(note)], headings, trained),
         _module_section(run),
         _peak_section(run),
         _reading(run),
-        f"## Environment\n\n{units.markdown(environment_text(run))}\n\n"
-        + table(("field", "value"), environment_rows(run)),
+        f"## Environment\n\n{units.markdown(tables.environment_text(run))}\n\n"
+        + table(("field", "value"), tables.environment_rows(run)),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -99,10 +74,10 @@ def _pictures(run: Run, pictures: Sequence[Figure]) -> str:
     return "\n\n".join(shown)
 
 
-def _record_table(run: Run, axis: Axis | None, records: Sequence[Record]) -> str:
+def _record_table(run: Run, axis: points.Axis | None, records: Sequence[Record]) -> str:
     """The table of some records, below the options that all its nodes share."""
-    names = namings(records)
-    shown = columns(run, axis, names, compact=False)
+    names = points.namings(records)
+    shown = tables.columns(run, axis, names, compact=False)
     rows = [[column.cell(record) for column in shown] for record in records]
     made = table([column.heading for column in shown], rows, [column.is_number for column in shown])
     return f"{units.markdown(names.note)}\n\n{made}" if names.note else made
@@ -113,8 +88,8 @@ def _intro(run: Run) -> str:
     return (
         f"Measured on {units.markdown(run.place)} with torch {units.markdown(environment.torch)}, started "
         f"{units.markdown(header.started_at)}. One case is one node in one workload at one size, run in a "
-        f"process of its own. Ratios (× {reference_name(run)}) are taken against {reference_text(run)} at the same "
-        "size: below 1 means that the node needs less. 1 MiB is 2^20 bytes."
+        f"process of its own. Ratios (× {points.reference_name(run)}) are taken against {points.reference_text(run)} "
+        "at the same size: below 1 means that the node needs less. 1 MiB is 2^20 bytes."
     )
 
 
@@ -131,13 +106,13 @@ def _section(
 
 def _failures(run: Run) -> str:
     """Every case that did not end as `ok`, with its reason."""
-    failed = [record for record in exact(run) if record.status is not Status.OK]
-    names = namings(failed)
+    failed = [record for record in points.exact(run) if record.status is not Status.OK]
+    names = points.namings(failed)
     rows = [
         (
             names.id(record.case),
             record.status.value,
-            value_cell("gradient_error", record),
+            tables.value_cell("gradient_error", record),
             record.reason or units.ABSENT,
         )
         for record in failed
@@ -147,26 +122,26 @@ def _failures(run: Run) -> str:
     return _section("Cases that did not end well", texts, headings, rows)
 
 
-def _sweep_section(run: Run, axis: Axis) -> str:
-    found = sweeps(run, axis)
+def _sweep_section(run: Run, axis: points.Axis) -> str:
+    found = points.sweeps(run, axis)
     parts = [f"### {units.markdown(sweep.title)}\n\n{_record_table(run, axis, sweep.records)}" for sweep in found]
     return "\n\n".join([f"## {_TITLES[axis]}", *parts]) if parts else ""
 
 
 def _growth_section(run: Run) -> str:
     """Retained and peak memory, FLOPs and time of a step; the other metrics follow from the files."""
-    names = namings(run)
+    names = points.namings(run)
     rows = [
         (
             growth.metric,
             names(growth.fixed),
             growth.formula(),
-            f"{AXES[axis]} = {', '.join(map(str, growth.at))}",
+            f"{points.AXES[axis]} = {', '.join(map(str, growth.at))}",
             ", ".join(map(str, growth.wrong_at)) or units.ABSENT,
-            fixed_part(growth.fixed, without=axis),
+            points.fixed_part(growth.fixed, without=axis),
         )
-        for axis in AXES
-        for growth in growths(run, axis, _STATED)
+        for axis in points.AXES
+        for growth in points.growths(run, axis, _STATED)
     ]
     text = (
         "b is the bytes of one number, N the neurons of the whole batch, T the time steps, "
@@ -182,18 +157,21 @@ def _module_section(run: Run) -> str:
     """What each network retains, by the kind of module that made it; the kinds sum to the total."""
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     headings = ("case", "retained", *KINDS, REST)
-    texts, numbers = (units.markdown(namings(run).note), f"{kinds}."), [heading != "case" for heading in headings]
+    texts, numbers = (
+        (units.markdown(points.namings(run).note), f"{kinds}."),
+        [heading != "case" for heading in headings],
+    )
     title = "Where the retained bytes come from"
     own = _section(f"{title}, by module", [], ("case", "retained", "made by"), own_module_rows(run))
     return "\n\n".join(filter(None, [_section(title, texts, headings, module_rows(run), numbers), own]))
 
 
 def _peak_section(run: Run) -> str:
-    names = namings(run)
+    names = points.namings(run)
     rows = [
         (
             names.id(record.case),
-            value_cell("peak_bytes", record),
+            tables.value_cell("peak_bytes", record),
             record.memory.peak_phase,
             record.memory.peak_module,
             ", ".join(f"{kind} {units.size(n)}" for kind, n in record.memory.peak_by_category_bytes.items() if n),
@@ -215,5 +193,5 @@ def _reading(run: Run) -> str:
         "interval, over several processes where the case was timed in several. The quotient of two step times in a "
         "table is another number, for they were taken minutes apart. What was timed beside other work, or "
         "too seldom, is not decided. A ratio in memory holds at its T only.\n\n"
-        + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), metric_rows(run))
+        + table(("name in the files", "column", "meaning", "direction", "in repeated runs"), tables.metric_rows(run))
     )

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from revsnn_bench.case import Case
 from revsnn_bench.records import MemoryTimeline, Record, Run, Status
-from revsnn_bench.report import canvas, units
+from revsnn_bench.report import canvas, points, units
 from revsnn_bench.report.canvas import INK, MUTED, Figure, Looks
-from revsnn_bench.report.points import (
-    Points,
-    best_points,
-    by_point,
-    fixed_part,
-    naming,
-    points_by_setting,
-    ranked_gradient,
-    work,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +57,7 @@ def binary_unit(largest: int) -> tuple[int, str]:
 
 def breakdown_figures(run: Run, looks: Looks) -> list[Figure]:
     """Draws one figure per workload, dtype and device."""
-    settings = [(point, records) for point, records in points_by_setting(run).items() if _peaks(records)]
+    settings = [(point, records) for point, records in points.points_by_setting(run).items() if _peaks(records)]
     return [
         _draw_peak(f"breakdown-{number}", point, records, looks)
         for number, (point, records) in enumerate(settings[: canvas.MOST_POINTS], start=1)
@@ -100,9 +90,9 @@ def _draw_peak(name: str, point: Case, records: Mapping[str, Record], looks: Loo
         axes.set_xlabel(f"live bytes at the peak ({unit})")
         caption = (
             "Live tensor bytes at the moment of the peak, by kind. "
-            f"Only nodes whose gradient {ranked_gradient(records.values())} take part."
+            f"Only nodes whose gradient {points.ranked_gradient(records.values())} take part."
         )
-        return canvas.finish(axes, name, f"What the peak is made of: {fixed_part(point)}", caption, note)
+        return canvas.finish(axes, name, f"What the peak is made of: {points.fixed_part(point)}", caption, note)
 
 
 def _entries(kinds: Sequence[str]) -> list[Any]:
@@ -117,9 +107,9 @@ def step_figures(run: Run, looks: Looks) -> list[Figure]:
     return [_draw_step(f"timeline-{i}", *each, looks) for i, each in enumerate(found, 1)]
 
 
-def _points(run: Run) -> Points:
+def _points(run: Run) -> points.Points:
     """The point of each setting that has most of the nodes shown first, then the largest one; latest records."""
-    points = by_point(
+    places = points.by_point(
         record
         for record in run
         if record.status in (Status.OK, Status.WRONG)
@@ -129,9 +119,9 @@ def _points(run: Run) -> Points:
     )
 
     def rank(point: Case) -> tuple[int, int]:
-        return len({record.case.node for record in points[point].values()} & {*_FIRST}), work(point)
+        return len({record.case.node for record in places[point].values()} & {*_FIRST}), points.work(point)
 
-    return best_points(points, rank)
+    return points.best_points(places, rank)
 
 
 def _draw_step(name: str, point: Case, found: Mapping[str, Record], looks: Looks) -> Figure:
@@ -141,7 +131,7 @@ def _draw_step(name: str, point: Case, found: Mapping[str, Record], looks: Looks
     timelines = [r.memory.timeline for r in shown if r.memory is not None and r.memory.timeline is not None]
     kinds = kinds_in_order(kind for timeline in timelines for kind in timeline.live_bytes)
     largest = max(timeline.peak_bytes for timeline in timelines)
-    longest, names = max(timeline.events for timeline in timelines), naming(shown)
+    longest, names = max(timeline.events for timeline in timelines), points.naming(shown)
     scale, unit = binary_unit(largest)
     stacked = canvas.panels(
         _HEIGHT_IN, _LEFT_IN, legend=_entries(kinds), columns=3, count=len(shown), between=_BETWEEN_IN
@@ -160,7 +150,7 @@ def _draw_step(name: str, point: Case, found: Mapping[str, Record], looks: Looks
         )
         left_out = len(chosen) - len(shown)
         more = f"{left_out} more nodes were measured at this point." if left_out else ""
-        title = f"Memory over one training step: {fixed_part(point)}"
+        title = f"Memory over one training step: {points.fixed_part(point)}"
         return canvas.finish(stack[0], name, title, caption, more, names.note)
 
 

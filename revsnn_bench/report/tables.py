@@ -16,23 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from revsnn_bench.case import CASE_FIELDS, Case
 from revsnn_bench.metrics import BY_NAME, METRICS, measured
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import units
-from revsnn_bench.report.points import (
-    AXES,
-    ITEMSIZE,
-    Axis,
-    Naming,
-    approximate,
-    naming,
-    namings,
-    neurons,
-    position,
-    ratio_of,
-    ratio_text,
-    reference_for,
-    reference_name,
-    references,
-)
+from revsnn_bench.report import points, units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +47,7 @@ def long_rows(run: Run) -> list[Row]:
 
     Values are in the unit of the column `unit`. A row with NaN was measured as NaN; what was not measured has no row.
     """
-    known = references(run)
+    known = points.references(run)
     rows: list[Row] = []
     for record in run:
         values = measured(record)
@@ -72,7 +56,7 @@ def long_rows(run: Run) -> list[Row]:
         for name, value in values.items():
             row = dict.fromkeys(LONG_COLUMNS) | identity(record)
             row |= {"metric": name, "value": value, "unit": BY_NAME[name].unit}
-            if ratio := ratio_of(name, record, known):
+            if ratio := points.ratio_of(name, record, known):
                 row |= {"ratio_to_lif": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
             rows.append(row)
     return rows
@@ -80,14 +64,14 @@ def long_rows(run: Run) -> list[Row]:
 
 def wide_rows(run: Run) -> list[Row]:
     """Returns one row per case, in the order of the run, each with every column of `WIDE_COLUMNS`."""
-    known = references(run)
+    known = points.references(run)
     rows: list[Row] = []
     for record in run:
         row: Row = dict.fromkeys(WIDE_COLUMNS) | identity(record) | measured(record)
         for name in BY_NAME:
-            if ratio := ratio_of(name, record, known):
+            if ratio := points.ratio_of(name, record, known):
                 row[f"{name}_ratio_to_lif"] = ratio.value
-        if times := ratio_of("step_time_s", record):
+        if times := points.ratio_of("step_time_s", record):
             row["times_decided"] = times.decided
         row["host"], row["reason"] = record.host, record.reason
         if record.fidelity is not None:
@@ -294,10 +278,10 @@ APPROXIMATE_HEADINGS = ("case", "bias", "cosine", "by module", "retained", "peak
 
 def approximate_rows(run: Run) -> list[tuple[str, ...]]:
     """Returns one row per case of an approximate method, in the order of `APPROXIMATE_HEADINGS`."""
-    known, names = references(run), namings(approximate(run))
+    known, names = points.references(run), points.namings(points.approximate(run))
     rows = []
-    for record in approximate(run):
-        lif, bias = reference_for(record.case, known), record.fidelity and record.fidelity.gradient_bias
+    for record in points.approximate(run):
+        lif, bias = points.reference_for(record.case, known), record.fidelity and record.fidelity.gradient_bias
         modules = bias.by_module.items() if bias else ()
         rows.append(
             (
@@ -315,7 +299,7 @@ def approximate_rows(run: Run) -> list[tuple[str, ...]]:
 def accuracy_table(run: Run) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
     """Returns what all trained nodes share, headings, and a row for each case that was trained."""
     shown = [metric for metric in METRICS if metric.family == "accuracy"]
-    names = namings(record for record in run if record.accuracy is not None)
+    names = points.namings(record for record in run if record.accuracy is not None)
     rows = [
         (
             names.id(record.case),
@@ -383,10 +367,10 @@ def bandwidth_rows(run: Run) -> list[tuple[str, ...]]:
     """Returns one row per node and size, in the order of `BANDWIDTH_HEADINGS`: sizes as they grow, in each the fastest
     node first."""
     groups = compared_nodes(run)
-    names = naming(record for found in groups.values() for record in found.values())
+    names = points.naming(record for found in groups.values() for record in found.values())
 
     def input_bytes(place: Case) -> int:
-        return place.timesteps * neurons(place) * ITEMSIZE[place.dtype]
+        return place.timesteps * points.neurons(place) * points.ITEMSIZE[place.dtype]
 
     rows = []
     for place in sorted(groups, key=lambda place: (input_bytes(place), place.timesteps)):
@@ -416,21 +400,21 @@ def value_cell(name: str, record: Record) -> str:
     return units.measured(name, record)
 
 
-def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> list[Column]:
+def columns(run: Run, axis: points.Axis | None, names: points.Naming, *, compact: bool) -> list[Column]:
     """Returns the columns of a sweep table, at most 100 characters wide if `compact`; with no axis, those of cases
     outside of all sweeps, which show their whole point."""
-    known, base = references(run), reference_name(run)
+    known, base = points.references(run), points.reference_name(run)
 
     def value(name: str) -> Column:
         return Column(BY_NAME[name].label, lambda record: value_cell(name, record))
 
     def ratio(name: str, heading: str) -> Column:
-        return Column(heading, lambda record: ratio_text(ratio_of(name, record, known)))
+        return Column(heading, lambda record: points.ratio_text(points.ratio_of(name, record, known)))
 
     if axis is None:
         place = Column("point", lambda record: " ".join(record.case.place), is_number=False)
     else:
-        place = Column(AXES[axis], lambda record: str(position(record, axis)))
+        place = Column(points.AXES[axis], lambda record: str(points.position(record, axis)))
     shown = [
         place,
         Column("node", lambda record: names(record.case), is_number=False),
@@ -461,5 +445,5 @@ def columns(run: Run, axis: Axis | None, names: Naming, *, compact: bool) -> lis
 def ratio_value(name: str, record: Record, known: Mapping[Case, Record]) -> str:
     """Returns a ratio to the reference without its interval, which a terminal has no room for; with a question mark
     where it is not decided."""
-    found = ratio_of(name, record, known)
+    found = points.ratio_of(name, record, known)
     return units.ABSENT if found is None else f"{units.times(found.value)}{'' if found.decided else '?'}"

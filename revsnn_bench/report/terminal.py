@@ -14,23 +14,8 @@ from rich.text import Text
 
 from revsnn_bench.case import Case
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import units
+from revsnn_bench.report import points, units
 from revsnn_bench.report.findings import Least, findings, least_of, not_judged, overview, uncounted
-from revsnn_bench.report.points import (
-    AXES,
-    Axis,
-    Naming,
-    approximate,
-    decided_ratio,
-    naming,
-    ratio_of,
-    ratio_text,
-    reference_name,
-    references,
-    rest,
-    sweeps,
-    variants,
-)
 from revsnn_bench.report.tables import accuracy_table, columns, ratio_value
 
 _STYLES = {
@@ -55,18 +40,18 @@ def print_summary(run: Run, console: Console) -> None:
     largest T at which the reference and another node are right; a row for each of several settings."""
     console.print(Text(f"Run {units.one_line(run.header.run_id)}: {overview(run)}", style="bold"))
     if found := least_of(run, "peak_bytes"):
-        known, names = references(run), naming(run)
+        known, names = points.references(run), points.naming(run)
         console.print(Text(_headline(found[0], known, names)))
         if len(found) > 1:
             rows = [_answer(least, known, names) for least in found[:_MOST_ROWS]]
-            console.print(_answers(rows, reference_name(run), console.width))
+            console.print(_answers(rows, points.reference_name(run), console.width))
         if len(found) > _MOST_ROWS:
             console.print(f"{len(found) - _MOST_ROWS} more workloads and types are in the report.")
-    wrong = variants(record for record in run if record.status is Status.WRONG)
+    wrong = points.variants(record for record in run if record.status is Status.WRONG)
     if wrong:
         text = f"Wrong gradient at some points, and ranked at none of them: {units.listing(wrong)}."
         console.print(Text(units.one_line(text), style=_STYLES[Status.WRONG]), **_ONE_LINE)
-    if methods := variants(approximate(run)):
+    if methods := points.variants(points.approximate(run)):
         text = f"Approximate gradient by design, ranked nowhere: {units.listing(methods)}."
         console.print(Text(units.one_line(text), style=_STYLES[Status.APPROXIMATE]), **_ONE_LINE)
     for finding in [*not_judged(run), *uncounted(run)]:
@@ -80,14 +65,16 @@ def print_summary(run: Run, console: Console) -> None:
 
 def _quickest(least: Least, known: Mapping[Case, Record]) -> Record:
     """Of several nodes that share the least bytes the one whose time is least, among those whose time is decided."""
-    return min(least.winners.values(), key=lambda record: decided_ratio("step_time_s", record, known) or math.inf)
+    return min(
+        least.winners.values(), key=lambda record: points.decided_ratio("step_time_s", record, known) or math.inf
+    )
 
 
-def _headline(least: Least, known: Mapping[Case, Record], names: Naming) -> str:
+def _headline(least: Least, known: Mapping[Case, Record], names: points.Naming) -> str:
     """Peak and time of the first setting, each to the reference, the time with its interval."""
     best = _quickest(least, known)
     peak, base = ratio_value("peak_bytes", best, known), best.case.reference
-    time = ratio_text(ratio_of("step_time_s", best, known))
+    time = points.ratio_text(points.ratio_of("step_time_s", best, known))
     text = f"Least peak at {_size(best.case)}: {names(best.case)}, {units.measured('peak_bytes', best)}"
     text += f" ({peak} × {base})" if peak != units.ABSENT else ""
     text += f", time {time} × {base}" if time != units.ABSENT else ""
@@ -99,7 +86,7 @@ def _size(case: Case) -> str:
     return f"{case.workload} {case.size} {case.dtype}{device}"
 
 
-def _answer(least: Least, known: Mapping[Case, Record], names: Naming) -> tuple[str, ...]:
+def _answer(least: Least, known: Mapping[Case, Record], names: points.Naming) -> tuple[str, ...]:
     """The cells of a row: the quickest of the nodes that share the least bytes, and how many more there are."""
     best = _quickest(least, known)
     more = f" (+{len(least.winners) - 1})" if len(least.winners) > 1 else ""
@@ -109,7 +96,7 @@ def _answer(least: Least, known: Mapping[Case, Record], names: Naming) -> tuple[
         units.measured("peak_bytes", best),
         ratio_value("peak_bytes", best, known),
         ratio_value("retained_bytes", best, known),
-        ratio_text(ratio_of("step_time_s", best, known)),
+        points.ratio_text(points.ratio_of("step_time_s", best, known)),
     )
 
 
@@ -142,10 +129,10 @@ def print_run(run: Run, console: Console) -> None:
     for record in run:
         if record.status is not Status.OK:
             console.print(_failure(record))
-    for axis in AXES:
-        for sweep in sweeps(run, axis):
+    for axis in points.AXES:
+        for sweep in points.sweeps(run, axis):
             console.print(_record_table(sweep.title, run, axis, sweep.records))
-    if records := rest(run):
+    if records := points.rest(run):
         console.print(_record_table("Single points", run, None, records))
     note, headings, trained = accuracy_table(run)
     if trained:
@@ -237,9 +224,9 @@ class Grid:
         return table
 
 
-def _record_table(title: str, run: Run, axis: Axis | None, records: Sequence[Record]) -> Grid:
+def _record_table(title: str, run: Run, axis: points.Axis | None, records: Sequence[Record]) -> Grid:
     """A table of records, whose title says which options all its nodes share."""
-    names = naming(records)
+    names = points.naming(records)
     shown = columns(run, axis, names, compact=True)
     made = Grid(
         f"{title}. {names.note}" if names.note else title,

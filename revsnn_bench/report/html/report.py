@@ -10,40 +10,11 @@ from markupsafe import Markup
 from revsnn_bench.case import CASE_FIELDS, Case, CaseField
 from revsnn_bench.metrics import BY_NAME, Number, measured
 from revsnn_bench.records import Record, Run, Status
-from revsnn_bench.report import units
+from revsnn_bench.report import points, tables, units
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.report.figures import draw_figures
 from revsnn_bench.report.findings import costs, findings
 from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
-from revsnn_bench.report.points import (
-    Naming,
-    Ratio,
-    by_point,
-    contended,
-    decided_ratio,
-    ended,
-    exact,
-    naming,
-    namings,
-    pareto_front,
-    ranked_gradient,
-    ratio_of,
-    ratio_text,
-    reference_for,
-    reference_name,
-    reference_text,
-    references,
-    work,
-)
-from revsnn_bench.report.tables import (
-    APPROXIMATE,
-    APPROXIMATE_HEADINGS,
-    approximate_rows,
-    environment_rows,
-    environment_text,
-    metric_rows,
-    value_cell,
-)
 
 _QUANTITIES = (
     ("retained_bytes", False),
@@ -101,10 +72,10 @@ def render_html(
     """
     drawn = draw_figures(run) if figures is None else figures
     index = {record.case: number for number, record in enumerate(run)}
-    points, first = answers(run, index)
-    names = namings(run)
+    answered, first = answers(run, index)
+    names = points.namings(run)
     labels = [_label(record, names) for record in run]
-    known = references(run)
+    known = points.references(run)
     return render_page(
         "report",
         refresh_s=refresh_s,
@@ -112,10 +83,10 @@ def render_html(
         heading=headline(run),
         header=run.header,
         where=run.place,
-        counts=[(status.value, count) for status, count in ended(run).items()],
-        points=points,
+        counts=[(status.value, count) for status, count in points.ended(run).items()],
+        points=answered,
         first=first,
-        picks=_picks(points),
+        picks=_picks(answered),
         findings=findings(run),
         figures=[(figure, Markup(figure.inline(labels))) for figure in drawn],
         plain_figures=_PLAIN_FIGURES,
@@ -125,25 +96,25 @@ def render_html(
         approximate=make_table(
             "approximate",
             "Cases of approximate methods",
-            [Column(heading, itemgetter(number)) for number, heading in enumerate(APPROXIMATE_HEADINGS)],
-            approximate_rows(run),
+            [Column(heading, itemgetter(number)) for number, heading in enumerate(tables.APPROXIMATE_HEADINGS)],
+            tables.approximate_rows(run),
         ),
-        approximate_text=APPROXIMATE,
-        metrics=metric_rows(run),
-        place=environment_text(run),
-        places=[(name.replace("_", " "), text) for name, text in environment_rows(run)],
+        approximate_text=tables.APPROXIMATE,
+        metrics=tables.metric_rows(run),
+        place=tables.environment_text(run),
+        places=[(name.replace("_", " "), text) for name, text in tables.environment_rows(run)],
         absent=units.ABSENT,
-        cell=value_cell,
-        base=reference_name(run),
-        against=reference_text(run),
-        ratio=lambda name, record: _ratio(ratio_of(name, record, known)),
+        cell=tables.value_cell,
+        base=points.reference_name(run),
+        against=points.reference_text(run),
+        ratio=lambda name, record: _ratio(points.ratio_of(name, record, known)),
         note=names.note,
         times=units.times,
     )
 
 
-def _ratio(found: Ratio | None) -> str | Markup:
-    return _unsure(ratio_text(found), bool(found and not found.decided))
+def _ratio(found: points.Ratio | None) -> str | Markup:
+    return _unsure(points.ratio_text(found), bool(found and not found.decided))
 
 
 class Candidate(NamedTuple):
@@ -189,22 +160,22 @@ class Point(NamedTuple):
 def answers(run: Run, index: Mapping[Case, int]) -> tuple[list[Point], int]:
     """Returns every point in order of setting, T and B, and which to show first: of those where something is cheapest
     within a budget that with most nodes that are right, of several such points the largest."""
-    points = by_point(exact(run))
+    places = points.by_point(points.exact(run))
     backends: dict[str, set[object]] = defaultdict(set)
-    for point in points:
+    for point in places:
         backends[setting(point)].add(point.node_options)
-    order = sorted(points, key=lambda p: (setting(p), p.node_options, p.timesteps, p.batch))
+    order = sorted(places, key=lambda p: (setting(p), p.node_options, p.timesteps, p.batch))
     if not order:
         return [], 0
 
-    known = references(run)
+    known = points.references(run)
     made = [
-        _point(point, list(points[point].values()), index, known, len(backends[setting(point)]) > 1) for point in order
+        _point(point, list(places[point].values()), index, known, len(backends[setting(point)]) > 1) for point in order
     ]
 
     def tells(number: int) -> tuple[bool, int, int]:
-        right = sum(record.status is Status.OK for record in points[order[number]].values())
-        return bool(made[number].steps), right, work(order[number])
+        right = sum(record.status is Status.OK for record in places[order[number]].values())
+        return bool(made[number].steps), right, points.work(order[number])
 
     return made, max(range(len(order)), key=tells)
 
@@ -221,10 +192,12 @@ def _point(
     right = sorted((r for r in records if r.status is Status.OK and r.memory is not None), key=_need)
     others = sorted((r for r in records if r not in right), key=lambda r: list(Status).index(r.status))
     best = [r for r in right if _need(r) == _need(right[0])]
-    names = naming(records)
-    timed = any(decided_ratio("step_time_s", r, known) for r in right)
+    names = points.naming(records)
+    timed = any(points.decided_ratio("step_time_s", r, known) for r in right)
     quantity = "step_time_s" if timed else "step_flops"
-    ranked = [Candidate(names(r.case), r, index[r.case], _need(r)[0], decided_ratio(quantity, r, known)) for r in right]
+    ranked = [
+        Candidate(names(r.case), r, index[r.case], _need(r)[0], points.decided_ratio(quantity, r, known)) for r in right
+    ]
     places = {c.node: (c.peak_bytes, c.cost) for c in ranked if c.peak_bytes is not None and c.cost is not None}
     by_node = {candidate.node: candidate for candidate in ranked}
     backend = [f"{name}={value}" for name, value in point.node_options] if several else []
@@ -234,12 +207,12 @@ def _point(
         timesteps=point.timesteps,
         batch=point.batch,
         reference=point.reference,
-        gradient=ranked_gradient(right),
+        gradient=points.ranked_gradient(right),
         winner=units.listing([names(r.case) for r in best]),
-        memory=_memory_text(best, reference_for(best[0].case, known) if best else None, records, names),
+        memory=_memory_text(best, points.reference_for(best[0].case, known) if best else None, records, names),
         cost=" ".join(_cost_text(r, known, names) for r in best),
         trust=_trust_text(best, others, names),
-        steps=[by_node[name] for name in pareto_front(places)],
+        steps=[by_node[name] for name in points.pareto_front(places)],
         cost_label="time" if timed else "FLOPs",
         candidates=[*ranked, *(Candidate(names(r.case), r, index[r.case], None, None) for r in others)],
     )
@@ -250,32 +223,33 @@ def _need(record: Record) -> tuple[Number, Number]:
     return (memory.peak_bytes, memory.retained_bytes) if memory else (0, 0)
 
 
-def _memory_text(best: list[Record], lif: Record | None, records: list[Record], names: Naming) -> str:
+def _memory_text(best: list[Record], lif: Record | None, records: list[Record], names: points.Naming) -> str:
     if not best and any(record.status is Status.OK for record in records):
         return "Memory was not measured here, so no node is ranked by it."
     if not best:
-        counts = units.listing([f"{count} {status.value}" for status, count in ended(records).items()])
+        counts = units.listing([f"{count} {status.value}" for status, count in points.ended(records).items()])
         return f"No node can be recommended here: of {len(records)} measured, {counts}."
     record = best[0]
-    text = f"Peak {value_cell('peak_bytes', record)}, retained {value_cell('retained_bytes', record)}"
+    text = f"Peak {tables.value_cell('peak_bytes', record)}, retained {tables.value_cell('retained_bytes', record)}"
     if lif is not None and lif.memory is not None:
-        return f"{text}; {names(lif.case)}: {value_cell('peak_bytes', lif)} and {value_cell('retained_bytes', lif)}."
+        its = [tables.value_cell(name, lif) for name in ("peak_bytes", "retained_bytes")]
+        return f"{text}; {names(lif.case)}: {' and '.join(its)}."
     at_lif = {r.case: r for r in records}.get(record.case.point)
     why = f"ended as {at_lif.status.value}" if at_lif is not None else "was not measured"
     return f"{text}; {record.case.reference} {why} here."
 
 
-def _cost_text(record: Record, known: Mapping[Case, Record], names: Naming) -> str:
+def _cost_text(record: Record, known: Mapping[Case, Record], names: points.Naming) -> str:
     name = names(record.case)
     if record.case == record.case.point:
         return f"{name} is the standard: every ratio is taken against it."
     found = costs(record, ("step_time_s", "step_flops"), known)
     unsure = " Its threads had to wait for a core in some rounds, so its time is not ranked."
     text = f"{name} costs {found or f'an amount not known against {record.case.reference}'}."
-    return text + unsure * contended(record)
+    return text + unsure * points.contended(record)
 
 
-def _trust_text(best: list[Record], others: list[Record], names: Naming) -> str:
+def _trust_text(best: list[Record], others: list[Record], names: points.Naming) -> str:
     texts = []
     for record in best:
         found, name = record.fidelity, names(record.case)
@@ -289,27 +263,27 @@ def _trust_text(best: list[Record], others: list[Record], names: Naming) -> str:
     return " ".join(texts)
 
 
-def _picks(points: Sequence[Point]) -> list[tuple[str, list[tuple[int, list[tuple[int, int]]]]]]:
+def _picks(answered: Sequence[Point]) -> list[tuple[str, list[tuple[int, list[tuple[int, int]]]]]]:
     """Every point by setting, T and B, each with its number: what a reader without scripts chooses from."""
     found: dict[str, dict[int, list[tuple[int, int]]]] = {}
-    for number, point in enumerate(points):
+    for number, point in enumerate(answered):
         found.setdefault(point.setting, {}).setdefault(point.timesteps, []).append((point.batch, number))
     return [(setting, list(steps.items())) for setting, steps in found.items()]
 
 
-def _label(record: Record, names: Naming) -> str:
+def _label(record: Record, names: points.Naming) -> str:
     """A figure's tooltip."""
     values = [
         f"{BY_NAME[name].label} {text}"
         for name in ("retained_bytes", "peak_bytes", "step_time_s", "gradient_error")
-        if (text := value_cell(name, record)) != units.ABSENT
+        if (text := tables.value_cell(name, record)) != units.ABSENT
     ]
     return "; ".join([names.id(record.case), record.status.value, *values])
 
 
 def _cases(run: Run, known: Mapping[Case, Record], index: Mapping[Case, int]) -> Table:
     """Node, place, T, B, status and three quantities first; then every other quantity, and the parts of the place."""
-    names = namings(run)
+    names = points.namings(run)
     places = [row for row in CASE_FIELDS[1:] if row.name not in ("timesteps", "batch")]
     varying = [row for row in places if len({record.case.value(row) for record in run}) > 1]
     fields = {row.name: _field(row) for row in CASE_FIELDS[1:]}
@@ -328,7 +302,7 @@ def _cases(run: Run, known: Mapping[Case, Record], index: Mapping[Case, int]) ->
             fields.pop("timesteps"),
             fields.pop("batch"),
             Column("status", lambda record: record.status.value, "how the case ended", is_filter=True),
-            *(_column(name, as_ratio, known, reference_name(run)) for name, as_ratio in _QUANTITIES),
+            *(_column(name, as_ratio, known, points.reference_name(run)) for name, as_ratio in _QUANTITIES),
             *fields.values(),
             *([Column("host", lambda record: record.host or "", "host of the cluster")] if run.hosts else []),
             Column(
@@ -369,12 +343,12 @@ def _column(name: str, as_ratio: bool, known: Mapping[Case, Record], base: str) 
     metric = BY_NAME[name]
 
     def value(record: Record) -> Cell:
-        text = value_cell(name, record)
+        text = tables.value_cell(name, record)
         number = None if text == units.ABSENT else metric.read(record)
-        return Cell(_unsure(text, metric.family == "time" and contended(record)), number)
+        return Cell(_unsure(text, metric.family == "time" and points.contended(record)), number)
 
     def ratio(record: Record) -> Cell:
-        found = ratio_of(name, record, known)
+        found = points.ratio_of(name, record, known)
         return Cell(_ratio(found), found.value if found else None)
 
     if not as_ratio:
