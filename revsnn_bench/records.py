@@ -164,13 +164,10 @@ class UntrackedBytes(_Frozen):
 class MemoryRecord(_Frozen):
     """Bytes of one training step; on CPU from the profiler's timeline, exact to the byte.
 
-    Fields:
-        retained_bytes: alive after forward only because of the model (input dropped; output, parameters
-            and carried state not counted), read while the state is carried, as in a training loop.
-        state_bytes: neuron state carried to the next call until `reset()`.
+    Fields, beside what `revsnn_bench.metrics.METRICS` says of them:
+        retained_bytes: read while the state is carried, as in a training loop.
         saved_bytes: what autograd packs; None where a transform of `torch.func` refuses the hooks that see it.
-        peak_bytes: highest live tensor bytes during forward and backward, less what was alive before.
-        peak_by_category_bytes: the same peak by kind (input, output, retained, gradient, temporary, ...).
+        peak_by_category_bytes: the peak by kind (input, output, retained, gradient, temporary, ...).
         peak_phase, peak_module: where the peak occurred.
         retained_by_module_bytes: the retained bytes by the module that made them; sums to `retained_bytes` exactly.
         timeline: live bytes over the step; its highest sum is `peak_bytes`, less what is `unattributed` there.
@@ -179,9 +176,6 @@ class MemoryRecord(_Frozen):
         growth_module: the module that holds most of the growth, "" for the root; None where nothing grows, or where no
             module holds it.
         untracked_bytes: memory that is no tensor; None where the system does not say.
-        process_peak_bytes: what the operating system says: growth of the high-water mark in the step.
-        device_peak_bytes, device_reserved_bytes: what the device allocator says; None on CPU.
-        driver_peak_bytes: NVML per-process memory on NVIDIA; None elsewhere.
     """
 
     retained_bytes: Amount
@@ -304,21 +298,18 @@ gradient that is lost or reversed is wrong by its whole norm or twice that."""
 class FidelityRecord(_Frozen):
     """Is the gradient right? Relative L2 errors against float64 backpropagation of the same forward.
 
-    Fields:
-        gradient_error: of the gradient with respect to the input, the worst of two calls in a row, as all errors are;
-            of all parameters' where the step needs no gradient of its input.
-        parameter_gradient_error: of all parameter gradients together; None without parameters.
+    Fields, beside what `revsnn_bench.metrics.METRICS` says of them:
+        gradient_error: the worst of two calls in a row, as all errors are; of all parameters' where the step needs no
+            gradient of its input.
+        parameter_gradient_error: None without parameters.
         largest_parameter_error: of the parameter whose gradient is worst, by its own norm or, where that is less, by
             a tolerance of the norm of all; None without parameters, in half precision, or where differences judge.
-        state_gradient_error: of the gradients with respect to the membranes that the first call left to the second;
-            None where none is carried, or the reference carries others.
-        output_error: of the output against the reference dynamics in the same dtype; None without a reference.
+        state_gradient_error: None where no membrane is carried, or the reference carries others.
+        output_error: in the same dtype; None without a reference.
         tolerance: largest gradient error that counts as right for this dtype.
-        reconstruction_error: worst absolute input error after inverting or decoding; None where nothing is inverted.
-        flipped_spikes: spikes recovered wrongly; None where nothing is inverted.
+        reconstruction_error, flipped_spikes: None where nothing is inverted.
         recovered_steps: how many steps, from the last one back, the inverse agrees with the stored input and membrane
             by `torch.allclose`; None where no membrane is inverted.
-        predicted_error: what a node that inverts its membrane predicts of itself; None for others.
         bit_equal: how many outputs and gradients of both calls, and buffers after them, have the bits of the same
             network without its strategy, and how many there are; None where there is no such network to compare with.
         warning: the warning that the node gave, word for word.
@@ -372,10 +363,8 @@ class AccuracyRecord(_Frozen):
     """Test accuracy, in [0, 1], after a fixed budget of training on real data.
 
     Fields:
-        accuracy: of the network as it was trained.
         stripped_accuracy: of the same network emitting binary spikes; None where its nodes carry nothing.
         accuracy_by_epoch, loss_by_epoch: test accuracy after, and mean training loss in, each epoch.
-        batch, learning_rate: of the training.
     """
 
     accuracy: Share

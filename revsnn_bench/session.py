@@ -31,9 +31,7 @@ class SavedOptions:
         reports_dir: where the reports go.
         formats: formats of the reports.
         resume: journal of an interrupted run to go on with.
-        timeout_s, memory_limit_bytes: of each case; the second None for none.
-        threads: threads of intra-op parallelism in the workers; None leaves it to torch.
-        preload: modules that workers import first, such as one that registers nodes.
+        timeout_s, memory_limit_bytes, threads, preload: of the workers; see `Runner`.
         command: the command that asked for the run, for the record.
     """
 

@@ -28,10 +28,6 @@ def _on_noise(make_model: Callable[[Case, Strategy], nn.Module], case: Case, mak
     return WorkloadStep(make_model(case, make), input_noise(case), around=make.around)
 
 
-def _layer(case: Case, make: Strategy) -> nn.Module:
-    return _placed(make(), case)
-
-
 def _linear_blocks(case: Case, make: Strategy) -> nn.Module:
     (features,) = shape_of(case, "one size, such as (256,)", 1)
     return _placed(nn.Sequential(*[linear_block(features, features, make) for _ in range(case.depth)]), case)
@@ -124,7 +120,7 @@ NETWORKS: dict[str, Network] = {
 """Networks that classify, by name. The name may be followed by @ and a factor of its channels: `vgg11@0.25`."""
 
 WORKLOADS: dict[str, Callable[[Case, Strategy], WorkloadStep]] = {
-    "layer": partial(_on_noise, _layer),
+    "layer": partial(_on_noise, lambda case, make: _placed(make(), case)),
     "linear-blocks": partial(_on_noise, _linear_blocks),
     "conv-blocks": partial(_on_noise, _conv_blocks),
     "rev-blocks": partial(_on_noise, _rev_blocks),

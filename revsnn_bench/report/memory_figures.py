@@ -170,7 +170,7 @@ def _fill(axes: "Axes", timeline: MemoryTimeline, kinds: Sequence[str], scale: i
     for count in range(len(kinds), 0, -1):
         sums = [(event, sum(live.get(kind, 0) for kind in kinds[:count]) / scale) for event, live in rows]
         if any(live.get(kinds[count - 1]) for _, live in rows):
-            axes.fill(*zip(*_outline(sums, end), strict=True), **(kind_style(kinds[count - 1]) | {"linewidth": 0.5}))
+            axes.fill(*zip(*_outline(sums, end), strict=True), **kind_style(kinds[count - 1]))
     border = timeline.forward_events + 1
     axes.axvline(border, color=INK, linewidth=1, linestyle=(0, (4, 2)))
     axes.set_xlim(1, longest + 1)
