@@ -260,7 +260,8 @@ def twin_of(neuron: nn.Module, **options: Any) -> SpikingNode[Any] | None:
 
 
 def _chosen(child: nn.Module, to: str, options: dict[str, Any]) -> Exchange | str | None:
-    if not isinstance(child, their_neuron.BaseNode | MemoryNode):
+    # Not all of theirs are a `BaseNode`: PSN, GatedLIFNode and others are not.
+    if not any(kind.__module__.startswith(their_neuron.__name__) for kind in type(child).__mro__):
         kinds = {(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(child).__mro__}
         theirs = ("SpikingNeuron", "snntorch") in kinds
         return "it is snnTorch's: see revsnn_nodes.snntorch.swap_neurons" if theirs else None
@@ -277,6 +278,8 @@ def _shown(neuron: nn.Module) -> str:
 def _obstacle(neuron: nn.Module, to: str) -> str:
     """Why a neuron is not exchanged; "" where it is."""
     if to == "spikingjelly":
+        if not isinstance(neuron, MemoryNode):
+            return "it is SpikingJelly's already"
         return "" if type(neuron) in TWINS else f"{type(neuron).__name__} has no counterpart in SpikingJelly"
     if type(neuron) is KINDS[to] or (to == "lif" and type(neuron) in (IFNode, ParametricLIFNode)):
         return "it is one already"

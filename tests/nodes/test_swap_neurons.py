@@ -210,14 +210,19 @@ def test_a_neuron_that_is_compiled_by_itself_is_left():
 
 
 def test_what_is_left_says_why():
-    """Other neurons and hooked ones stay, with the reason in the printed table."""
+    """Other neurons and hooked ones stay, with the reason in the printed table; those that are no `BaseNode` were not
+    named. On the way back each was said to have no counterpart in SpikingJelly."""
     hooked = neuron.LIFNode()
     hooked.register_forward_hook(lambda *_: None)
-    net = nn.Sequential(neuron.QIFNode(), hooked)
+    net = nn.Sequential(neuron.QIFNode(), hooked, neuron.PSN(4), neuron.GatedLIFNode(4), neuron.DSRLIFNode())
     done = swap_neurons(net)
     assert not done.swapped
-    assert "0: left, QIFNode is not among LIFNode, IFNode and ParametricLIFNode, which 'lif' takes" in str(done)
+    for place in (0, 2, 3, 4):
+        name = type(net[place]).__name__
+        told = f"{place}: left, {name} is not among LIFNode, IFNode and ParametricLIFNode, which 'lif' takes"
+        assert told in str(done)
     assert "1: left, it has hooks" in str(done)
+    assert swap_neurons(net, "spikingjelly").left == dict.fromkeys("01234", "it is SpikingJelly's already")
 
 
 def test_neurons_of_another_function_are_left():
