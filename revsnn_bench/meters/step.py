@@ -10,10 +10,12 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops import utils as hop_utils
 from torch._ops import HigherOrderOperator
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import (
@@ -81,27 +83,43 @@ class TrainingStep:
         return []
 
 
+_HOP_COMPILE_AND_CALL: Any = getattr(hop_utils, "_hop_compile_and_call", None)  # torch 2.13 on
+
+
+def _compile_and_call(*args: Any) -> Any:
+    with torch.compiler.set_stance("default"):
+        return _HOP_COMPILE_AND_CALL(*args)
+
+
 class EagerMode(TorchDispatchMode):
     """A mode that sees operators, under which functions of `torch.compile` run as they are written.
 
     Afterwards they are compiled as before. Under a mode of torch's own, a function that must be compiled is left eager,
     and stays so for the rest of the process. What is made of operators, as a branch, a scan, or a tensor that wraps
-    others, is seen as those.
+    others, is seen as those. What a branch closes over, as its parameters, only the compiler finds: that runs there.
     """
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
-        self._entered: list[Any] = []  # what ends each entry's effect on the compiler: it may be entered inside itself
+        self._entered: list[ExitStack] = []  # each entry's effect on the compiler: it may be entered inside itself
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """See `TorchDispatchMode`."""
+        return True
 
     def __enter__(self) -> Any:
-        self._entered.append(torch.compiler.set_stance("force_eager"))
+        effects = ExitStack()
+        effects.enter_context(patch.object(hop_utils, "_hop_compile_and_call", _compile_and_call, create=True))
+        effects.enter_context(torch.compiler.set_stance("force_eager"))
+        self._entered.append(effects)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._entered.pop().__exit__(*error)
+        self._entered.pop().close()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from revsnn_nodes import reset
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
@@ -86,7 +87,13 @@ def predict(case: Case) -> Prediction:
 class _Fake(FakeTensorMode):
     """Fake tensors, and what torch gives no bytes: what oneDNN's LSTM keeps for backward, the terms of a loss."""
 
+    supports_higher_order_operators = True
+
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            raise NotImplementedError(
+                f"what `{func}` runs and keeps of its functions is known when it has run. Measure it: revsnn-bench run."
+            )
         out: Any = super().dispatch(func, types, args, kwargs)
         if func is _LSTM and torch.is_grad_enabled():
             with self:
@@ -114,7 +121,7 @@ def fake_step(case: Case) -> Iterator[WorkloadStep]:
     model = _fake_copy(model, mode)
     if is_own(case.workload) and isinstance(loss, nn.Module):
         loss = _fake_copy(loss, mode)
-    with mode, _random_states() if case.device == "cpu" else nullcontext():
+    with torch.compiler.set_stance("force_eager"), mode, _random_states() if case.device == "cpu" else nullcontext():
         shape = (case.timesteps, case.batch, *features)
         source = torch.empty(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
         if not is_own(case.workload):

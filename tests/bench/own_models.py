@@ -819,12 +819,14 @@ class Traced(Plain):
 
 
 class Scanned(Plain):
-    """A sum that fades, by an operator that is given a function."""
+    """A sum that fades, and one of two layers, by operators that are given functions."""
 
     def forward(self, x):
         from torch._higher_order_ops.scan import scan
 
-        return super().forward(scan(lambda kept, now: (kept / 2 + now, kept / 2 + now), torch.zeros_like(x[0]), x)[1])
+        x = scan(lambda kept, now: (kept / 2 + now, kept / 2 + now), torch.zeros_like(x[0]), x)[1]
+        x = torch.cond(x.sum() > 0, lambda x: self.one(x), lambda x: -self.one(x), (x,))
+        return self.second(self.two(self.first(x)))
 
 
 class Dictionary(Plain):

@@ -291,7 +291,8 @@ def test_states_in_lists_and_of_another_type_are_judged(model, method):
 @pytest.mark.parametrize("method", ["as-is", "lif+remat"])
 @pytest.mark.parametrize("model", ["Directed", "Scanned"])
 def test_what_looks_like_no_layer_of_today_is_measured(model, method, runner):
-    """A parameter `v` was taken for a membrane and drawn anew at every step; no meter took an operator of functions.
+    """A parameter `v` was taken for a membrane and drawn anew at every step; no meter took an operator of
+    functions, or found the parameters of a branch.
 
     In a process of its own: dynamo runs in each call of the operator, and Python's memory for it is counted.
     """

@@ -243,12 +243,17 @@ def test_a_step_of_100_gib_is_predicted():
     assert predict(case).peak_bytes == pytest.approx(2 * half, rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # in what torch imports for a scan
 def test_control_flow_that_reads_values_is_named():
-    """Fake tensors have none: the line of the user's file that asks for one."""
+    """Fake tensors have none: the line of the user's file that asks for one. An operator that is given functions has
+    its line too; it ended in torch's words on how to register a rule."""
     case = Case(node="lif", workload="own_models:data_dependent", timesteps=2, batch=3, shape=(6,))
     build(case)
     with pytest.raises(ModelError, match=r"own_models.py, line \d+: Branch asks for the numbers of a tensor"):
         predict(case)
+    told = r"own_models.py, line \d+: Scanned .* what `scan` runs and keeps of its functions is known when it has run"
+    with pytest.raises(ModelError, match=told):
+        predict(case.model_copy(update={"workload": "own_models:Scanned"}))
 
 
 def images():
