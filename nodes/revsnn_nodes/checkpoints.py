@@ -29,11 +29,15 @@ _LENT: WeakKeyDictionary[Any, tuple[int, Tensor]] = WeakKeyDictionary()
 """Nodes that show the membrane of a second run until that backward pass ends: which one, and the membrane."""
 
 
+_GOES_ON: Any = object()
+"""In place of the state of a call that goes on from the call before; the calls themselves would be a reference cycle."""
+
+
 @dataclass
 class Calls:
     """One node's calls in one region."""
 
-    starts: list[Any] = field(default_factory=list)  # the state of each; self where it goes on from the one before
+    starts: list[Any] = field(default_factory=list)  # the state of each, or `_GOES_ON`
     left: ref[Tensor] | None = None  # what the first run's last call left, while somebody else holds it
     last: Any = None  # the state that the last call of a second run left
     task: int | None = None  # the backward pass of the present second run
@@ -46,7 +50,7 @@ class Calls:
             self.task, self.done = task, 0
         start = self.starts[self.done]
         self.done += 1
-        if start is self:
+        if start is _GOES_ON:
             return self.last
         return start.detach().requires_grad_(start.requires_grad) if isinstance(start, Tensor) else start
 
@@ -86,7 +90,7 @@ class Turn:
             "Pass use_reentrant=False, or call the node's detach() or reset() between.",
         )  # fmt: skip
         for calls, follows in zip(self.first, followed, strict=True):
-            calls.starts.append(calls if follows else start)
+            calls.starts.append(_GOES_ON if follows else start)
 
     def end(self, node: Any, left: Tensor) -> None:
         """Hands the state on: to the region where this was a second run, else to the node."""

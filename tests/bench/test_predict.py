@@ -124,6 +124,7 @@ CASES = [
         Case(node=node, workload="own_models:pooled", timesteps=4, batch=4, shape=(2, 16, 16))
         for node in ("lif", "lif+remat")
     ),
+    Case(node="lif+checkpoint", workload="own_models:Loop", timesteps=6, batch=64, shape=(6,)),
     Case(node="lif", workload="own_models:lazy", timesteps=3, batch=4, shape=(6,)),
     Case(node="lif", workload="own_models:with_loss", timesteps=3, batch=4, shape=(6,)),
     Case(node="lif", workload=f"{__name__}:Volumes", timesteps=8, batch=8, shape=(8, 32, 32)),

@@ -1,5 +1,8 @@
 """torch.utils.checkpoint around nodes that carry a state and are not reset inside."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from nodes_cases import ALL, make
@@ -81,6 +84,29 @@ def test_the_second_run_starts_where_the_first_did(name, wrap):
     checkpointed, without = WRAPS[wrap]
     for got, want in zip(gradients(name, checkpointed), gradients(name, without), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_a_backward_pass_frees_what_the_second_run_made():
+    """A loop of single steps left it in a reference cycle, of several tensors a step, until Python looked for such."""
+    node, x = make("lif", step_mode="s"), torch.randn(8, 2, 6, requires_grad=True)
+    made = []
+
+    def loop(each):
+        spikes = []
+        for step in each.unbind(0):
+            spikes.append(node(2 * step))
+            made.append(weakref.ref(node.v))
+        return torch.stack(spikes)
+
+    gc.collect()
+    gc.disable()
+    try:
+        checkpoint(loop, x, use_reentrant=False).sum().backward()
+        node.reset()
+        assert len(made) > 8  # the second run ends where it has made all that was saved
+        assert all(membrane() is None for membrane in made)
+    finally:
+        gc.enable()
 
 
 def test_a_region_may_run_again_twice():
