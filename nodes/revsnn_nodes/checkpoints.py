@@ -30,7 +30,7 @@ _LENT: WeakKeyDictionary[Any, tuple[int, Tensor]] = WeakKeyDictionary()
 
 
 _GOES_ON: Any = object()
-"""In place of the state of a call that goes on from the call before; the calls themselves would be a reference cycle."""
+"""In place of the state of a call that goes on from the call before; the calls themselves would be a circle."""
 
 
 @dataclass
