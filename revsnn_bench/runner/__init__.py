@@ -76,7 +76,7 @@ class Runner:
 
         Returns:
             The record that `measure` made; or one whose status and reason say how it failed, without any number but
-            those that it had handed over before its time was up.
+            those that it had handed over before its time was up or its memory ran out.
         Raises:
             RuntimeError: the server cannot start, such as when a module of `preload` cannot be imported.
         """
@@ -94,7 +94,7 @@ class Runner:
             outcome = Outcome(Status.ERROR, reason=reason)
         parts: dict[str, Any] = {}
         why = outcome.reason
-        if outcome.status is Status.TIMEOUT and outcome.payload and (parts := pickle.loads(outcome.payload)):
+        if outcome.payload and (parts := pickle.loads(outcome.payload)):
             headline, *rest = (why or "").splitlines()
             why = "\n".join([f"{headline}; {' and '.join(parts)}, measured before, are in CSV and JSON", *rest])
         return Record(

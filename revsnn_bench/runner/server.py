@@ -141,10 +141,10 @@ class _Worker:
             os.close(self._output)
         printed = kept_output(self._printed).decode(errors="replace")
         if outcome is None:
-            return of_exit(self._process.exitcode, printed)
-        if outcome.status in (Status.TIMEOUT, Status.ERROR):
-            return outcome._replace(reason=with_output(outcome.reason or "", printed))
-        return outcome
+            outcome = of_exit(self._process.exitcode, printed)
+        elif outcome.status in (Status.TIMEOUT, Status.ERROR):
+            outcome = outcome._replace(reason=with_output(outcome.reason or "", printed))
+        return outcome._replace(payload=self._so_far) if outcome.status in (Status.TIMEOUT, Status.OOM) else outcome
 
     def _watch(self) -> Outcome | None:
         """The answer; None when the process ended without one."""
@@ -189,4 +189,4 @@ class _Worker:
             self._read_output()
             if time.monotonic() > self._deadline + 1:
                 break
-        return Outcome(Status.TIMEOUT, self._so_far, f"ran past the time limit of {self._timeout_s:g} s")
+        return Outcome(Status.TIMEOUT, reason=f"ran past the time limit of {self._timeout_s:g} s")

@@ -30,7 +30,7 @@ _LONGEST_TRACEBACK = 8000
 class Outcome(NamedTuple):
     """How a call ended: `payload` is its pickled value where `status` is ok; `reason` says why it is not.
 
-    Where `status` is timeout, `payload` is what was handed over before.
+    Where `status` is timeout or oom, `payload` is what was handed over before.
     """
 
     status: Status

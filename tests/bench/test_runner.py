@@ -87,13 +87,14 @@ def test_skipped_case_gives_its_reason(run: Callable[..., Record]) -> None:
     assert (record.status, record.reason) == (Status.SKIPPED, "no CUDA on this machine")
 
 
-def test_memory_limit_makes_an_oom(run: Callable[..., Record]) -> None:
-    """Half the limit fits; twice the limit is torch's own allocation error, and no number."""
+def test_memory_limit_makes_an_oom(run: Callable[..., Record], measures: ModuleType) -> None:
+    """Half the limit fits; twice the limit is torch's own allocation error; what it had measured is kept."""
     assert run("allocate", 128 * MIB).status is Status.OK
     record = run("allocate", 512 * MIB)
     assert record.status is Status.OOM
     assert "you tried to allocate 536870912 bytes" in str(record.reason)
-    assert _has_no_numbers(record)
+    assert str(record.reason).endswith("; flops, measured before, are in CSV and JSON")
+    assert (record.flops, record.memory) == (measures.FLOPS, None)
 
 
 def test_device_memory_error_is_oom_through_its_cause(run: Callable[..., Record]) -> None:
