@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from revsnn_bench.meters.flops import UnknownOperation, fvcore_forward_flops, measure_flops, register_flop_formula
 from revsnn_bench.meters.step import own_bytes, unique_bytes
@@ -88,11 +89,16 @@ def test_a_sparse_matrix_is_as_many_multiply_accumulates_as_it_has_values():
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_convolution_counts_every_weight_at_every_position(groups, transposed):
+    """Torch's own counter takes the gradient of a weight in groups for that of one without: it counts it G times."""
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
-    record = measured(kind(4, 6, 3, padding=1, groups=groups), 2, 4, 8, 8)
+    step = Step(kind(4, 6, 3, padding=1, groups=groups), 2, 4, 8, 8)
+    record = measure_flops(step)
     macs = 2 * 8 * 8 * 4 * 6 * 9 // groups
     assert record.forward == flops(0, 2 * macs)
     assert record.backward == flops(2 * 6 * 64, 4 * macs)
+    with FlopCounterMode(display=False) as theirs:
+        step.backward(step.forward())
+    assert theirs.get_total_flops() == 2 * macs * (2 + groups)
 
 
 def test_a_convolution_whose_input_needs_no_gradient_does_half_of_the_backward():
