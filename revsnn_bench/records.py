@@ -301,7 +301,7 @@ class FidelityRecord(_Frozen):
     Fields, beside what `revsnn_bench.metrics.METRICS` says of them:
         gradient_error: the worst of two calls in a row, as all errors are; of all parameters' where the step needs no
             gradient of its input.
-        parameter_gradient_error: None without parameters.
+        parameter_gradient_error: of those that are not rounding alone; None without parameters.
         largest_parameter_error: of the parameter whose gradient is worst, by its own norm or, where that is less, by
             a tolerance of the norm of all; None without parameters, in half precision, or where differences judge.
         state_gradient_error: None where no membrane is carried, or the reference carries others.

@@ -41,7 +41,7 @@ from revsnn_bench.meters.step import (
     same_bits,
     same_draws,
 )
-from revsnn_bench.records import FidelityRecord, GradientBias, NoOracle
+from revsnn_bench.records import ONE_PARAMETER, FidelityRecord, GradientBias, NoOracle
 
 REPEATED = 0.01
 """Share of the tolerance by which a function may differ from itself: some kernels add in another order every time."""
@@ -341,7 +341,8 @@ def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> 
 
     A model of another structure may carry other states, which cannot be held against each other. The gradient of one
     parameter may be nearly nothing, such as that of a bias before a batch norm, and all rounding: what is below a share
-    of the norm of all is held against that, and what plain autograd in the same precision misses, against its miss.
+    of the norm of all is held against that, and what plain autograd in the same precision misses, against its miss; and
+    where that is larger than the gradient, it is no part of the error of all.
     """
     errors: dict[str, float | None] = {}
     nothing = NOTHING * max(map(_norm, _gradients(exact)))
@@ -353,11 +354,14 @@ def _errors_of_call(mine: Call, same: Call, exact: Call, least_share: float) -> 
     if "parameters" in errors:
         norms = [float(in_reals(each).norm()) for each in exact["parameters"]]
         least = max(nothing, least_share * float(torch.tensor(norms, dtype=torch.float64).norm()))
-        of_each = []
+        of_each, of_all = [], []
         for got, plain, right, norm in zip(*(call["parameters"] for call in (mine, same, exact)), norms, strict=True):
             wrong, rounding = (float((in_reals(each) - in_reals(right)).norm()) for each in (got, plain))
             size = max(norm, least, rounding / least_share)
             of_each.append(wrong / size if size else float(wrong > 0))
+            if norm >= rounding or not wrong <= ONE_PARAMETER * rounding:
+                of_all.append((got, right))
+        errors["parameters"] = relative_error([got for got, _ in of_all], [right for _, right in of_all], nothing)
         errors["largest"] = _worst(of_each)
     return errors
 
