@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import Parts
-from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, first_derivative_only
+from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, Saved, first_derivative_only
 from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, is_number, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -180,13 +180,17 @@ class _Inverting(torch.autograd.Function):
 
 
 def _backward_in_time(
-    ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, step_vjp: Callable[..., tuple[Parts, Parts]]
+    ctx: Any,
+    saved: Saved,
+    ybar_seq: Tensor | None,
+    vbar_last: Tensor | None,
+    step_vjp: Callable[..., tuple[Parts, Parts]],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the input and of the first membrane: inverts step by step, and differentiates what was found.
 
     `step_vjp` gives those of the input and of the membrane before a step: see `_multiply`, `_rerun`.
     """
-    y_seq, v_last = ctx.saved_tensors
+    y_seq, v_last = saved
     neuron = ctx.neuron
     ybar_seq = eq.arriving(ybar_seq, y_seq)
     xbar_seq, dtype = torch.empty_like(y_seq), v_last.dtype
@@ -233,8 +237,10 @@ class _InvertAndMultiply(_Inverting):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _backward_in_time(ctx, ybar_seq, vbar_last, _multiply)
+    def backward(
+        ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return _backward_in_time(ctx, saved, ybar_seq, vbar_last, _multiply)
 
 
 class _InvertAndRerun(_Inverting):
@@ -242,8 +248,10 @@ class _InvertAndRerun(_Inverting):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _backward_in_time(ctx, ybar_seq, vbar_last, _rerun)
+    def backward(
+        ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return _backward_in_time(ctx, saved, ybar_seq, vbar_last, _rerun)
 
 
 class InvertingNode(CoupledNode):
@@ -400,8 +408,10 @@ class _RegenerateAndMultiply(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        y_seq, v, *later = ctx.saved_tensors
+    def backward(
+        ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        y_seq, v, *later = saved
         neuron, phi = ctx.neuron, ctx.surrogate.derivative
         ybar_seq = eq.arriving(ybar_seq, y_seq)
         # The charges of a segment wait in the buffer of the input gradient until the gradient overwrites them.

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import StepMode, require_tensor, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
-from revsnn_nodes.kernels.autograd import FusedNormCarrier, first_derivative_only, fused_lif
+from revsnn_nodes.kernels.autograd import FusedNormCarrier, Saved, first_derivative_only, fused_lif
 from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
 
 SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats")
@@ -242,12 +242,12 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
         """Makes the charges again, goes back through the neuron step by step, then through the norm at once.
 
         Equations: section "Carrier with its norm" of nodes/README.md.
         """
-        y_seq, weight, bias, residual, v, inverse_std, beyond, excess = ctx.saved_tensors
+        y_seq, weight, bias, residual, v, inverse_std, beyond, excess = saved
         neuron, needs = ctx.neuron, ctx.needs_input_grad
         # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.
         zbar_seq = torch.empty_like(y_seq)

@@ -17,6 +17,9 @@ from revsnn_nodes.parameters import CoupledParameters, LIFParameters
 from revsnn_nodes.surrogate import SurrogateFunction
 
 Gradients = tuple[Tensor | None, ...]
+Saved = tuple[Any, ...]
+"""What a backward pass gets of its forward: tensors, None among them."""
+
 Backward = Callable[..., Gradients]
 
 _REFUSAL = (
@@ -50,7 +53,7 @@ _DIFFERENTIABLE = torch.empty(0, requires_grad=True)
 
 
 def first_derivative_only(backward: Backward) -> Backward:
-    """Decorates a backward pass as `once_differentiable` does, with the way out in its error.
+    """Decorates a backward pass as `once_differentiable` does, with the way out in its error. It gets what was saved.
 
     Contrast: it also refuses where the arriving gradient is a constant, as in the penalty `grad(y.sum(), x,
     create_graph=True)`. There the result would otherwise be a constant too, and its part of the loss would have no
@@ -64,13 +67,14 @@ def first_derivative_only(backward: Backward) -> Backward:
     def once(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
         if _nested_transforms() > 1:
             raise RuntimeError(_REFUSAL)
+        saved = ctx.saved_tensors  # once: a checkpoint that leads on refuses a second time
         with torch.no_grad():
-            results = backward(ctx, *arriving)
+            results = backward(ctx, saved, *arriving)
         if not torch.is_grad_enabled():  # no create_graph
             return results
         # An output among the saved tensors leads from the gradients to the inputs: autograd then comes past here. So
         # does each saved input, to itself.
-        leading = [each for each in ctx.saved_tensors if each is not None and each.requires_grad] or [_DIFFERENTIABLE]
+        leading = [each for each in saved if each is not None and each.requires_grad] or [_DIFFERENTIABLE]
         return tuple(None if each is None else _Refuse.apply(each, *leading) for each in results)
 
     return once
@@ -131,9 +135,9 @@ class FusedLIF(_Fused):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None, _: Tensor | None) -> Gradients:
+    def backward(ctx: Any, saved: Saved, sbar_seq: Tensor | None, vbar: Tensor | None, _: Tensor | None) -> Gradients:
         """Gradients of the input, of the first membrane and of 1/tau."""
-        (charge_seq, v, rate, _), neuron = ctx.saved_tensors, ctx.neuron
+        (charge_seq, v, rate, _), neuron = saved, ctx.neuron
         _, need_v, need_rate, *_ = ctx.needs_input_grad
         xbar_seq, vbar0, ratebar = _ops.lif_backward(
             charge_seq, sbar_seq, vbar, v, rate, *FusedLIF.constants(ctx), neuron.decay_input, _is_soft(neuron),
@@ -175,11 +179,11 @@ class FusedNormLIF(_Fused):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, sbar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+    def backward(ctx: Any, saved: Saved, sbar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the neuron's input and of the first membrane."""
         neuron, need_v = ctx.neuron, ctx.needs_input_grad[1]
         xbar_seq, vbar0 = _ops.norm_lif_backward(
-            *ctx.saved_tensors, sbar_seq, vbar, *FusedNormLIF.constants(ctx), ctx.inner, ctx.form,
+            *saved, sbar_seq, vbar, *FusedNormLIF.constants(ctx), ctx.inner, ctx.form,
             neuron.decay_input, _is_soft(neuron), neuron.detach_reset, need_v,
         )  # fmt: skip
         return xbar_seq, vbar0 if need_v else None, *(None,) * 10
@@ -210,9 +214,9 @@ class FusedCarrier(_Fused):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the input and of the first membrane."""
-        (y_seq, v), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        (y_seq, v), neuron, need_v = saved, ctx.neuron, ctx.needs_input_grad[1]
         xbar_seq, vbar0 = _ops.carrier_backward(
             y_seq, v, ybar_seq, vbar, *FusedCarrier.constants(ctx), _is_soft(neuron), neuron.detach_reset, need_v
         )
@@ -241,9 +245,9 @@ class FusedInverse(_Fused):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the input and of the first membrane."""
-        (y_seq, v_last), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        (y_seq, v_last), neuron, need_v = saved, ctx.neuron, ctx.needs_input_grad[1]
         xbar_seq, vbar0 = _ops.inverse_backward(
             y_seq, v_last, ybar_seq, vbar, *FusedInverse.constants(ctx), _is_soft(neuron), neuron.detach_reset,
             neuron.groups, neuron.group_dim, need_v,
@@ -266,9 +270,9 @@ class FusedAnchored(_Fused):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the input and of the first membrane."""
-        (y_seq, v, anchors), neuron, need_v = ctx.saved_tensors, ctx.neuron, ctx.needs_input_grad[1]
+        (y_seq, v, anchors), neuron, need_v = saved, ctx.neuron, ctx.needs_input_grad[1]
         xbar_seq, vbar0 = _ops.anchored_backward(
             y_seq, v, anchors, ybar_seq, vbar, *FusedAnchored.constants(ctx), neuron.decay_input, _is_soft(neuron),
             neuron.detach_reset, neuron.reset_gate == "spike", neuron.groups, neuron.group_dim, ctx.every, need_v,
@@ -302,11 +306,11 @@ class FusedNormCarrier(_Fused):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Gradients of the input, gamma, bias, residual and first membrane."""
         neuron, needs = ctx.neuron, ctx.needs_input_grad
         gradients = _ops.norm_carrier_backward(
-            *ctx.saved_tensors, ybar_seq, vbar, *FusedNormCarrier.constants(ctx), _is_soft(neuron),
+            *saved, ybar_seq, vbar, *FusedNormCarrier.constants(ctx), _is_soft(neuron),
             neuron.detach_reset, needs[3], needs[4],
         )  # fmt: skip
         return *(each if needed else None for each, needed in zip(gradients, needs, strict=False)), None
