@@ -42,7 +42,8 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, v, ctx.neuron, ctx.surrogate = inputs
+        _, v, ctx.neuron, surrogate = inputs
+        ctx.surrogate = surrogate.as_now()
         ctx.save_for_backward(output[0], v)
         ctx.set_materialize_grads(False)
 

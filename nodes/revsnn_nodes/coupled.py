@@ -174,7 +174,8 @@ class _Inverting(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, _, ctx.neuron, ctx.surrogate = inputs
+        _, _, ctx.neuron, surrogate = inputs
+        ctx.surrogate = surrogate.as_now()
         ctx.save_for_backward(*output)
         ctx.set_materialize_grads(False)
 
@@ -400,7 +401,8 @@ class _RegenerateAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, v, ctx.neuron, ctx.surrogate, ctx.every = inputs
+        _, v, ctx.neuron, surrogate, ctx.every = inputs
+        ctx.surrogate = surrogate.as_now()
         y_seq, _, *anchors = output
         ctx.mark_non_differentiable(*anchors)
         ctx.save_for_backward(y_seq, v, *anchors)

@@ -235,7 +235,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
             neuron_input(out, gamma, shift, None if residual is None else residual[t], out=x)
             _, before = eq.lif_step(x.to(dtype), before, neuron, eq.fire, out=(spike, membrane))
             torch.add(spike, out, alpha=neuron.share, out=out)
-        ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function
+        ctx.neuron, ctx.surrogate = neuron, layer.surrogate_function.as_now()
         ctx.save_for_backward(y_seq, weight, bias, residual, v, inverse_std, beyond, excess)
         ctx.set_materialize_grads(False)
         return y_seq, membrane

@@ -5,6 +5,7 @@ of the charge to the threshold, any shape, floating. Theta(0) = 1. A new surroga
 one row of `kernels/layout.py` where the fused kernels are to know it.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,12 +90,16 @@ class SurrogateFunction(nn.Module):
         """The surrogate whose formulas this one has now: itself, or what another package's is in this one."""
         return self
 
+    def as_now(self) -> "SurrogateFunction":
+        """This one with the sharpness of now, for a backward pass: alpha may have been assigned anew by then."""
+        return self if torch.compiler.is_compiling() else copy.copy(self.known())
+
     def forward(self, z: Tensor) -> Tensor:
         """Fires: Theta(z), with derivative phi(z) in autograd."""
         if torch.compiler.is_exporting():  # which would inline the forward alone
             smooth = self.primitive(z)
             return heaviside(z) + (smooth - smooth.detach())
-        return _Spike.apply(z, self.derivative)  # type: ignore[no-any-return]
+        return _Spike.apply(z, self.as_now().derivative)  # type: ignore[no-any-return]
 
     def derivative(self, z: Tensor) -> Tensor:
         """The surrogate derivative phi(z), shape and dtype of z."""

@@ -2,13 +2,14 @@
 
 import importlib
 import inspect
+from contextlib import nullcontext
 
 import pytest
 import revsnn_nodes
 import torch
 from nodes_cases import ALL, foreign_import_is_silent, make
-from revsnn_nodes import NormCarrierLIF, StandardLIF, node_factory
-from revsnn_nodes.surrogate import TWINS
+from revsnn_nodes import NormCarrierLIF, StandardLIF, node_factory, remat
+from revsnn_nodes.surrogate import TWINS, ATan
 
 pytest.importorskip("spikingjelly")
 
@@ -135,6 +136,26 @@ def test_spikingjellys_surrogates_run_fused_with_the_alpha_of_now(name):
         foreign.reset()
     node.surrogate_function.alpha = 1.5
     assert function.alpha == 1.5
+
+
+@pytest.mark.parametrize("around", [nullcontext, remat])
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.usefixtures("on_each_backend")
+def test_an_alpha_assigned_before_the_backward_pass_is_none_of_it(name, around):
+    """The gradient is that of the forward's alpha, as in SpikingJelly's neurons; it was that of the new one."""
+    _, theirs = foreign_import_is_silent()
+    gradients = []
+    for function in (ATan(), theirs.ATan()):
+        for later in (2.0, 5.0):
+            node = make(name, surrogate_function=function)
+            function.alpha = 2.0
+            x = torch.linspace(-1, 4, 36, dtype=torch.float64).reshape(3, 2, 6).requires_grad_()
+            with around():
+                y = node(2 * x)
+            function.alpha = later
+            gradients += torch.autograd.grad(y.sum(), x)
+    assert gradients[0].any()
+    assert all(torch.equal(each, gradients[0]) for each in gradients[1:])
 
 
 def test_a_subclass_of_theirs_is_used_as_it_is():

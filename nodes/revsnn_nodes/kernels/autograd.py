@@ -97,16 +97,15 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def keep(ctx: Any, neuron: LIFParameters, surrogate: SurrogateFunction, *tensors: Tensor | None) -> None:
         """Keeps what the backward pass needs; a gradient that does not arrive is None there, not zeros."""
-        ctx.neuron, ctx.surrogate = neuron, surrogate
+        ctx.neuron, ctx.code = neuron, surrogate_code(surrogate)  # now: alpha may be assigned before backward
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def constants(ctx: Any) -> tuple[Numbers, int]:
         """`p` and `kind` of a backward operator."""
-        code = surrogate_code(ctx.surrogate)
-        assert code is not None, "`support.fused_obstacle` lets no other surrogate through"
-        kind, height, scale = code
+        assert ctx.code is not None, "`support.fused_obstacle` lets no other surrogate through"
+        kind, height, scale = ctx.code
         return numbers(ctx.neuron, height, scale), kind
 
 

@@ -141,7 +141,8 @@ def _of_input(
 ) -> Run:
     """A neuron that keeps its input, and is run again in the backward pass."""
     frozen = object.__new__(type(node))
-    frozen.__dict__.update(node.__dict__, v=None, _modules=dict(node._modules))
+    surrogate = node.surrogate_function.as_now()
+    frozen.__dict__.update(node.__dict__, v=None, _modules=dict(node._modules, surrogate_function=surrogate))
 
     def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
         """Spikes and the last membrane, with the parameters as they were."""
