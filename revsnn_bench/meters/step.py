@@ -209,6 +209,12 @@ def copied(model: nn.Module) -> nn.Module:
     except Exception:  # whatever a foreign object raises
         shared = {id(value): own for module in model.modules() for value, own in _without_copy(module)}
         try:
+            for module in reversed([*model.modules()]):  # the parts of one first
+                try:
+                    copy.deepcopy(module, dict(shared))
+                except AttributeError:  # in its own `__deepcopy__`, as in that of sinabs' recurrent layers
+                    made = shared[id(module)] = object.__new__(type(module))
+                    made.__setstate__(copy.deepcopy(vars(module), shared))
             made = copy.deepcopy(model, shared)
         except Exception as error:
             raise NoOracle(f"it cannot be copied ({type(error).__name__}: {error})") from error

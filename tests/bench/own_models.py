@@ -1237,6 +1237,16 @@ class Sinabs(nn.Module):
         return self.lif(self.fc(x).transpose(0, 1)).transpose(0, 1)
 
 
+class SinabsRecurrent(Sinabs):
+    """A layer of sinabs whose own `__deepcopy__` raises."""
+
+    def __init__(self):
+        import sinabs.layers
+
+        super().__init__()
+        self.lif = sinabs.layers.LIFRecurrent(tau_mem=2.0, rec_connect=nn.Linear(8, 8))
+
+
 def relus():
     return nn.Sequential(nn.Linear(6, 8), StandardLIF(step_mode="m"), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
 

@@ -488,7 +488,7 @@ def test_a_reset_that_finds_no_copy_is_named():
     assert record.reason.endswith("snntorch.utils.reset finds no copy: leave it out, states are reset between steps")
 
 
-@pytest.mark.parametrize("model", ["ByHand", "Hidden", "Sinabs", "SnnTorch"])
+@pytest.mark.parametrize("model", ["ByHand", "Hidden", "Sinabs", "SinabsRecurrent", "SnnTorch"])
 def test_models_of_others_are_measured_inside_remat(model):
     """What a surrogate of any package saves is made again; the judge is the model as it is, and no bit differs."""
     pytest.importorskip("snntorch")
