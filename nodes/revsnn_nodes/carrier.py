@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode
-from revsnn_nodes.kernels.autograd import FusedCarrier, Saved, first_derivative_only, fused_lif
+from revsnn_nodes.kernels.autograd import FusedCarrier, Gradients, Saved, first_derivative_only, fused_lif
 from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.parameters import CarrierMode, CarrierParameters
 from revsnn_nodes.surrogate import SurrogateFunction, in_transform
@@ -49,7 +49,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         y_seq, v = saved
         neuron = ctx.neuron
         # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.

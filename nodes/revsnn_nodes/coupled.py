@@ -22,7 +22,7 @@ from torch.profiler import record_function
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import SpikingNode, StepMode, with_arguments_of
 from revsnn_nodes.equations import Parts
-from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, Saved, first_derivative_only
+from revsnn_nodes.kernels.autograd import FusedAnchored, FusedInverse, Gradients, Saved, first_derivative_only
 from revsnn_nodes.kernels.support import Backend
 from revsnn_nodes.parameters import CoupledParameters, ResetGate, is_number, require, require_word
 from revsnn_nodes.surrogate import SurrogateFunction, heaviside
@@ -181,12 +181,9 @@ class _Inverting(torch.autograd.Function):
 
 
 def _backward_in_time(
-    ctx: Any,
-    saved: Saved,
-    ybar_seq: Tensor | None,
-    vbar_last: Tensor | None,
+    ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None,
     step_vjp: Callable[..., tuple[Parts, Parts]],
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:  # fmt: skip
     """Gradients of the input and of the first membrane: inverts step by step, and differentiates what was found.
 
     `step_vjp` gives those of the input and of the membrane before a step: see `_multiply`, `_rerun`.
@@ -238,9 +235,7 @@ class _InvertAndMultiply(_Inverting):
 
     @staticmethod
     @first_derivative_only
-    def backward(
-        ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> Gradients:
         return _backward_in_time(ctx, saved, ybar_seq, vbar_last, _multiply)
 
 
@@ -249,9 +244,7 @@ class _InvertAndRerun(_Inverting):
 
     @staticmethod
     @first_derivative_only
-    def backward(
-        ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> Gradients:
         return _backward_in_time(ctx, saved, ybar_seq, vbar_last, _rerun)
 
 
@@ -410,9 +403,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(
-        ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None) -> Gradients:
         y_seq, v, *later = saved
         neuron, phi = ctx.neuron, ctx.surrogate.derivative
         ybar_seq = eq.arriving(ybar_seq, y_seq)

@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from revsnn_nodes import equations as eq
 from revsnn_nodes.base import StepMode, require_tensor, with_arguments_of
 from revsnn_nodes.carrier import CarrierNode
-from revsnn_nodes.kernels.autograd import FusedNormCarrier, Saved, first_derivative_only, fused_lif
+from revsnn_nodes.kernels.autograd import FusedNormCarrier, Gradients, Saved, first_derivative_only, fused_lif
 from revsnn_nodes.parameters import CarrierParameters, NormCarrierParameters, require
 
 SETTINGS = ("num_features", "eps", "momentum", "affine", "track_running_stats")
@@ -242,7 +242,7 @@ class _DecodeNormAndMultiply(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
         """Makes the charges again, goes back through the neuron step by step, then through the norm at once.
 
         Equations: section "Carrier with its norm" of nodes/README.md.
