@@ -206,7 +206,7 @@ def _migrate(header: Any, path: Path) -> None:
     if version not in _READ_VERSIONS:
         advice = "Upgrade revsnn-bench." if version > SCHEMA_VERSION else "Measure it again."
         raise UnknownSchema(
-            f"{path}: written with schema version {version}; this program reads {SCHEMA_VERSION}. {advice}"
+            f"{path}: written with schema version {version}; this program reads 1 to {SCHEMA_VERSION}. {advice}"
         )
     header["schema_version"] = SCHEMA_VERSION
     run_id = header.get("run_id")

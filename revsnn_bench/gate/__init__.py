@@ -200,16 +200,11 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
             for pattern in policy.allow
             if not any(names(pattern, case_id) for case_id in cases)
         ]
+        findings += _processors(run, baseline, findings)
         if not run.records and not any(finding.case for finding in findings):
             forbidden, partial, findings = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), (), []
-        elif not values and policy.time_ratio_percent is None and not any(f.kind in FAILING for f in findings):
-            both = (
-                p.before.status in _MEASURED and p.after.status in _MEASURED
-                for p in comparison.cases
-                if p.before and p.after
-            )
-            if any(both):
-                forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
+        elif not values and policy.time_ratio_percent is None and _judges_nothing(comparison.cases, findings):
+            forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
     return Verdict(
         run_id=run.header.run_id,
         baseline_id=baseline.header.run_id,
@@ -223,6 +218,21 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         cases=cases,
         values_compared=values,
     )
+
+
+def _processors(run: Run, baseline: Run, findings: Iterable[Finding]) -> list[Finding]:
+    """A note on two processors where a peak differs: scratch of convolutions depends on their vector units."""
+    old, new = (each.header.environment.cpu_model for each in (baseline, run))
+    if old == new or not any(finding.metric == "peak_bytes" for finding in findings):
+        return []
+    why = "scratch of convolutions, and so their peak, depends on the processor"
+    return [Finding(Kind.NOTE, "", "cpu_model", old, new, why)]
+
+
+def _judges_nothing(pairs: Iterable[CasePair], findings: Iterable[Finding]) -> bool:
+    """Whether cases were measured in both runs, without a value to compare, and nothing else is wrong."""
+    both = any(p.before and p.after and p.before.status in _MEASURED and p.after.status in _MEASURED for p in pairs)
+    return both and not any(finding.kind in FAILING for finding in findings)
 
 
 def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:

@@ -98,7 +98,7 @@ def headline(verdict: Verdict) -> str:
     if verdict.passed:
         return f"PASS: {pair}: {compared}{better}, none worse."
     count = len(verdict.failures)
-    return f"FAIL: {pair}: {compared}{better}, {count} {'is' if count == 1 else 'are'} worse."
+    return f"FAIL: {pair}: {compared}{better}, {count} {'fails' if count == 1 else 'fail'}."
 
 
 def advice(verdict: Verdict) -> list[str]:

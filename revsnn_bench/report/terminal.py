@@ -146,6 +146,10 @@ def _failure(record: Record) -> Text:
     return Text(units.one_line(f"{record.case.id} {record.status.value}: {shown}"), style=_STYLES[record.status])
 
 
+_MOST_LINES = 4
+"""Lines of a cell from which on a table looks for a form in which its cells are wider."""
+
+
 class Grid:
     """A table that no terminal breaks within a word: where a row has no room, its first cell goes on a line of its own,
     and where the others have no room either, each cell does.
@@ -177,21 +181,31 @@ class Grid:
         """Renders the widest form that fits."""
         if self.title:
             yield Text(self.title, style="italic")
-        for gap in (2, 1):
-            if widths := self._widths(options.max_width, gap, 0):
+        forms = [
+            (widths, gap, first)
+            for first in (0, 1)
+            for gap in (2, 1)
+            if (widths := self._widths(options.max_width - 2 * first, gap, first))
+        ]
+        if forms:
+            widths, gap, first = min(forms, key=lambda form: max(_MOST_LINES, self._tallest(form[0], form[2])))
+            if not first:
                 yield self._table(self.rows, widths, gap, 0)
                 return
-        for gap in (2, 1):
-            if widths := self._widths(options.max_width - 2, gap, 1):
-                yield Padding(self._table([], widths, gap, 1), (0, 0, 0, 2))
-                for name, rows in groupby(self.rows, key=lambda row: row[0][0].plain):
-                    yield Text(name, style="bold")
-                    yield Padding(self._table(list(rows), widths, gap, 1, heads=False), (0, 0, 0, 2))
-                return
+            yield Padding(self._table([], widths, gap, 1), (0, 0, 0, 2))
+            for name, rows in groupby(self.rows, key=lambda row: row[0][0].plain):
+                yield Text(name, style="bold")
+                yield Padding(self._table(list(rows), widths, gap, 1, heads=False), (0, 0, 0, 2))
+            return
         for cells, style in self.rows:
             yield Text(cells[0].plain, style="bold")
             for heading, cell in zip(self.headings[1:], cells[1:], strict=True):
                 yield Padding(Text.assemble((f"{heading} ", "dim"), cell, style=style), (0, 0, 0, 2))
+
+    def _tallest(self, widths: Sequence[int], first: int) -> int:
+        """About how many lines the longest cell takes."""
+        cells = (pair for row, _ in self.rows for pair in zip(row[first:], widths, strict=True))
+        return max((math.ceil(text.cell_len / max(width, 1)) for text, width in cells), default=1)
 
     def _widths(self, room: int, gap: int, first: int) -> list[int] | None:
         """Columns from one on: as wide as their contents where there is room, at least as their longest word."""

@@ -198,6 +198,18 @@ def test_other_torch_is_not_comparable(make_run, record):
     assert told.allowed_differences == (("torch", "2.6.0+cpu", "2.13.0+cpu"),)
 
 
+def test_a_peak_of_another_processor_is_told_to_be(make_run, record):
+    """Convolutions take other scratch there: the peak counts all the same, and the processors stand beside it."""
+    before, worse = make_run([record]), make_run([with_memory(record, peak_bytes=9_088)])
+    assert not gate(worse, before).remarks
+    place = before.header.environment.model_copy(update={"cpu_model": "Another CPU"})
+    moved = worse.model_copy(update={"header": worse.header.model_copy(update={"environment": place})})
+    verdict = gate(moved, before)
+    assert verdict.exit_code is ExitCode.REGRESSION
+    assert "cpu_model Some CPU -> Another CPU; scratch of conv" in formats.sentence(verdict.remarks[0])
+    assert not gate(moved, moved).remarks
+
+
 def test_pattern_that_names_nothing_is_said(make_run, record):
     """A typing error in a pattern does not pass in silence; two patterns for one case are both in use."""
     run = make_run([record])

@@ -332,7 +332,7 @@ def test_newer_schema_is_refused(journal_file: Path, header: RunHeader, finished
     text = path.read_text("utf-8")
     newer = text.replace('"schema_version":', f'"new_field":1,"schema_version":{SCHEMA_VERSION + 1},"was":', 1)
     path.write_text(newer, "utf-8")
-    message = f"schema version {SCHEMA_VERSION + 1}; this program reads {SCHEMA_VERSION}. Upgrade"
+    message = f"schema version {SCHEMA_VERSION + 1}; this program reads 1 to {SCHEMA_VERSION}. Upgrade"
     with pytest.raises(UnknownSchema, match=message):
         load_run(path)
 

@@ -259,6 +259,16 @@ def test_a_grid_breaks_no_word_at_any_width(width, count):
     assert len(lines) == count
 
 
+def test_a_long_cell_gets_the_room_of_the_first_one():
+    """A sentence beside wide cells would be a column of single words: the first cell goes on a line of its own."""
+    table = Grid("Title", ["case", "before", "what"])
+    table.add_row("net:make/as-is/T8-B4-N16/float32/cpu" * 2, "ok", "why it failed, in words " * 9)
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(table)
+    assert len(stream.getvalue().splitlines()) < 10
+    assert "why it failed, in words why it failed, in words" in stream.getvalue()
+
+
 def test_every_case_is_in_the_report(sweep_run, make_record, make_run):
     """A case outside of all sweeps has its row too."""
     run = make_run([*sweep_run, make_record(node="lif", workload="conv", dtype="float16")])
