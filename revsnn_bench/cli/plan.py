@@ -14,7 +14,7 @@ from revsnn_bench.cli.options import Input, Model, case_option, checked, count, 
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.metrics import BY_NAME
-from revsnn_bench.records import MemoryRecord
+from revsnn_bench.records import MemoryRecord, Record, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.terminal import Grid
 from revsnn_bench.runs import require_writable
@@ -42,6 +42,12 @@ Limit = Annotated[
 Page = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Where to write a page on what fits.", show_default=False)
 ]
+
+Failed = dict[tuple[str, ExitCode], list[str]]
+"""What is wrong and how the command ends, PASS for what was skipped, with the nodes that it is about."""
+
+_METHODS = ["as-is", "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
+"""Methods for a model of one's own, where none is named."""
 
 
 def plan(
@@ -142,8 +148,14 @@ def predict(
     model: Model = "",
     input: Input = "",
     node: Annotated[
-        str, checked(each(str), metavar="NAMES", help="Nodes, or methods for --model, separated by commas.")
-    ] = "lif",
+        str,
+        checked(
+            each(str),
+            metavar="NAMES",
+            help="Nodes, or methods for --model, separated by commas.",
+            show_default="lif; of a model every method",
+        ),
+    ] = "",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps")] = 8,
     batch: Annotated[int, case_option("batch")] = 8,
@@ -155,12 +167,13 @@ def predict(
     A node that cannot be predicted is named below those that can.
     """
     fields = _fields(context, workload, timesteps, batch, shape)
-    from revsnn_bench.runner import Runner
+    from revsnn_bench.runner import Runner, Skipped
 
-    cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in listed(node)]
+    names = listed(node) or (_METHODS if model else ["lif"])
+    cases = [Case.model_validate({"node": name, "device": device, **fields}) for name in names]
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
     table, uncounted = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3]), ""
-    failed: dict[tuple[str, ExitCode], list[str]] = {}
+    failed: Failed = {}
     with Runner(measure, timeout_s=1800) as runner:
         from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
 
@@ -168,7 +181,8 @@ def predict(
             try:
                 found = runner.call(predicted, case)
             except RuntimeError as error:
-                failed.setdefault(_told(error), []).append(case.node)
+                text, code = _told(error)
+                failed.setdefault((text, ExitCode.PASS if isinstance(error, Skipped) else code), []).append(case.node)
                 continue
             flops = units.number(BY_NAME["step_flops"], found.flops)
             table.add_row(case.node, units.size(found.peak_bytes), units.size(found.retained_bytes), flops)
@@ -182,9 +196,20 @@ def predict(
             "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "
             "fragmentation."
         )
-    errors = [failure(f"{', '.join(nodes)}: {text}", code) for (text, code), nodes in failed.items()]
-    if errors:
-        raise errors[0]
+    _tell(failed, bool(table.rows))
+
+
+def _tell(failed: Failed, has_rows: bool) -> None:
+    """Names what has no row; ends the command where a node failed, or all were skipped."""
+    ends = []
+    for (text, code), nodes in failed.items():
+        told = f"{', '.join(nodes)}: {text}"
+        if has_rows and code is ExitCode.PASS:
+            typer.echo(f"Skipped: {told}")
+        else:
+            ends.append(failure(told, code or ExitCode.CASE_FAILED))
+    if ends:
+        raise ends[0]
 
 
 def largest(
@@ -219,8 +244,8 @@ def largest(
     from revsnn_bench.models.strategies import strategy
     from revsnn_bench.runner import Runner
 
-    own = ["as-is", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
-    names = listed(node) or (own if model else [name for name in usable_node_names() if name not in OTHER_NEURONS])
+    known = [name for name in usable_node_names() if name not in OTHER_NEURONS]
+    names, failed = listed(node) or (_METHODS if model else known), Failed()
     title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
     headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
     table = Grid(title, headings, [False, *[True] * 5])
@@ -230,14 +255,29 @@ def largest(
         with Runner(measure, timeout_s=600) as runner:
             for name in names:
                 case = fixed.model_copy(update={"node": name, axis: 1})
-                table.add_row(name, *_cells(runner, case, axis, parse_size(budget), limit, of == "process"))
-    Console().print(table)
+                try:
+                    table.add_row(name, *_cells(runner, case, axis, parse_size(budget), limit, of == "process"))
+                except NoPeak as error:
+                    failed.setdefault((str(error), error.code), []).append(name)
+    if table.rows:
+        Console().print(table)
+    _tell(failed, bool(table.rows))
+
+
+class NoPeak(Exception):
+    """A case whose peak could not be measured, for another reason than memory."""
+
+    def __init__(self, record: Record) -> None:
+        reason = (record.reason or "no reason recorded").partition("\n")[0]
+        self.code = ExitCode.PASS if record.status is Status.SKIPPED else ExitCode.CASE_FAILED
+        super().__init__(reason if record.status is Status.SKIPPED else f"{record.status.value}: {reason}")
 
 
 def _cells(runner: "Runner", case: Case, axis: str, budget_bytes: int, limit: int, of_process: bool) -> tuple[str, ...]:
     """What fits of a node, its peaks of tensors and process, the peak of the next, and how many were measured.
 
-    A case that fails for another reason than memory ends the command.
+    Raises:
+        NoPeak: a case fails for another reason than memory.
     """
     from revsnn_bench.plan.predict import predict
 
@@ -245,9 +285,8 @@ def _cells(runner: "Runner", case: Case, axis: str, budget_bytes: int, limit: in
 
     def measured_peak(case: Case) -> int | None:
         record = runner.run(case, Settings(passes=("memory",)))
-        if record.status.value not in ("ok", "oom"):
-            reason = (record.reason or "no reason recorded").partition("\n")[0]
-            raise failure(f"{case.id} {record.status.value}: {reason}", ExitCode.CASE_FAILED)
+        if record.status not in (Status.OK, Status.OOM):
+            raise NoPeak(record)
         if record.memory is None:
             return None
         memory[case] = record.memory

@@ -318,12 +318,13 @@ def _check_neurons(model: nn.Module, case: Case) -> None:
             "and neurons; some get theirs from a first input. Run the model once where it is made."
         )
     if not neurons_of(model) and not is_untouched(method):
-        theirs = any(type(module).__module__.startswith("snntorch.") for module in model.modules())
-        fix = " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if theirs else ""
+        fix = (
+            " Exchange snnTorch's Leaky first: revsnn_nodes.snntorch.swap_neurons(model)." if _has_leaky(model) else ""
+        )
         raise SkipCase(
-            f"{_where(made)}: {kind.__name__} has no neuron that {method} could exchange: none of its "
-            "modules has a membrane `v` and a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have. "
-            f"Methods that leave it as it is: as-is, as-is+remat.{fix}"
+            f"{_where(made)}: {kind.__name__} has no neuron that can be exchanged: none of its modules has a membrane "
+            "`v` and a `reset()`, as the neurons of SpikingJelly and of revsnn_nodes have. Methods that leave it as it "
+            f"is: as-is, as-is+remat.{fix}"
         )
     for name, module in model.named_modules(remove_duplicate=False):
         first = places.setdefault(id(module), name)
@@ -332,6 +333,16 @@ def _check_neurons(model: nn.Module, case: Case) -> None:
                 f"{_where(made)}: {first!r} and {name!r} of {kind.__name__} are one module; a neuron has one membrane, "
                 "so each place needs a module of its own."
             )
+
+
+def _has_leaky(model: nn.Module) -> bool:
+    """Whether a model has neurons of snnTorch that `swap_neurons` takes."""
+    theirs = [module for module in model.modules() if type(module).__module__.startswith("snntorch.")]
+    if not theirs:
+        return False
+    from revsnn_nodes.snntorch import obstacle
+
+    return any(type(module).__name__ == "Leaky" and not obstacle(module) for module in theirs)
 
 
 def _scalar(loss: Loss, output: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The recipe is the same for every node, so that only the node differs: Adam under
 initial weights and the same order of samples for the same seed.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,9 +142,13 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken; raises `ValueError` for one of another case, recipe or data set."""
         if state["made_for"] != self._made_for():
+            old, new = (
+                {**json.loads(made["case"]), **made, "case": ""} for made in (state["made_for"], self._made_for())
+            )
+            differ = ", ".join(f"{name} {old.get(name)}, not {new[name]}" for name in new if old.get(name) != new[name])
             raise ValueError(
-                f"`state` must be of the same training; got {state['made_for']}, this is {self._made_for()}. Another "
-                "network, seed or budget would not go on with it. Give the options that it began with."
+                f"`state` must be of the same training; got one of {differ}. Another network, seed or budget would not "
+                "go on with it. Give the options that it began with."
             )
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])

@@ -119,7 +119,7 @@ class Runner:
         """What `function(*arguments)` returns in a worker of its own; both must pickle.
 
         Raises:
-            RuntimeError: it failed; the message starts with a line that can stand alone.
+            RuntimeError: it failed; the message starts with a line that can stand alone. `Skipped` for `SkipCase`.
         """
         return _value(self._call(function, *arguments))
 
@@ -164,7 +164,13 @@ class Runner:
             raise
 
 
+class Skipped(RuntimeError):
+    """What was called raised `SkipCase`."""
+
+
 def _value(outcome: Outcome) -> Any:
+    if outcome.status is Status.SKIPPED:
+        raise Skipped(outcome.reason)
     if outcome.status is not Status.OK:
         raise RuntimeError(outcome.reason)
     return pickle.loads(outcome.payload)

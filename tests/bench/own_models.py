@@ -1052,7 +1052,7 @@ class NoNeuron(nn.Linear):
 def snntorchs():
     import snntorch
 
-    return nn.Sequential(nn.Linear(6, 4), snntorch.Leaky(0.9, init_hidden=True))
+    return nn.Sequential(nn.Linear(6, 4), snntorch.Leaky(0.9, init_hidden=True, reset_mechanism="zero"))
 
 
 def no_neuron():

@@ -338,8 +338,21 @@ def test_largest_says_in_one_sentence_what_is_wrong():
     model = ["--model", "own_models:returns_a_tuple", "--input", "2,3,6"]
     result = CliRunner().invoke(app, ["largest", *model, "--budget", "1 MiB"], env={"COLUMNS": "400"})
     assert result.exit_code == 5
-    assert re.search(r"cpu error: own_models.py, line \d+: forward must return one tensor", result.output)
+    what = r"as-is, as-is\+remat, lif, .*: error: own_models.py, line \d+: forward must return one tensor"
+    assert re.search(what, result.output)
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", [["predict"], ["largest", "--budget", "4 KiB", "--limit", "2"]])
+def test_methods_that_a_model_has_not_are_named_below_those_that_it_has(command):
+    """Nobody asked for them: the table is there, and the command has not failed."""
+    model = ["--model", "own_models:no_neuron", "--input", "2,3,6"]
+    result = CliRunner().invoke(app, [*command, *model], env={"COLUMNS": "400"})
+    assert result.exit_code == 0, result.output
+    rows = [line.split()[0] for line in result.output.splitlines() if line.startswith("as-is")]
+    assert rows == ["as-is", "as-is+remat"]
+    assert re.search(r"Skipped: lif, lif\+remat, lif\+checkpoint, lif\+bitpack: own_models.py, line", result.output)
+    assert CliRunner().invoke(app, [*command, *model, "--node", "lif"]).exit_code == 5
 
 
 PLAIN = ["plan", "--model", "own_models:sequential", "--input", "2,3,6", "--rounds", "1"]
@@ -383,7 +396,7 @@ def test_no_block_is_told_to_take_less_time_than_plain():
             5,
             r"own_models.py, line \d+: own_models:raises raised",
         ),
-        (["--model", "own_models:no_neuron", "--input", "2,3,6"], 5, "NoNeuron has no neuron that lif could exchange"),
+        (["--model", "own_models:no_neuron", "--input", "2,3,6"], 5, "NoNeuron has no neuron that can be exchanged"),
         (["--model", "own_models:plain", "--input", "2,6"], 2, "`--input` must be T,B,features; got '2,6'"),
         (["--model", "plain.py", "--input", "2,3,6"], 2, "--model must name the function too, such as plain:make; got"),
         (

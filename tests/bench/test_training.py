@@ -53,9 +53,9 @@ def test_resumed_training_continues_to_the_bit(make_trainer, tmp_path):
 def test_checkpoint_of_another_training_is_refused(make_trainer):
     """A checkpoint of another seed or budget is refused, with the difference in the message."""
     state = make_trainer().state()
-    with pytest.raises(ValueError, match="must be of the same training"):
+    with pytest.raises(ValueError, match=r"must be of the same training; got one of epochs 3, not 4\. Another"):
         make_trainer(epochs=4).load_state(state)
-    with pytest.raises(ValueError, match="must be of the same training"):
+    with pytest.raises(ValueError, match=r"must be of the same training; got one of seed 0, not 1\. Another"):
         make_trainer(CASE.model_copy(update={"seed": 1})).load_state(state)
 
 
