@@ -40,7 +40,7 @@ def claims(
         str, checked(each(str), metavar="NAMES", help="Claims, separated by commas; every one by default.")
     ] = "",
     from_run: Annotated[
-        str, typer.Option("--from", metavar="RUN", help="Judge a saved run again, without measuring.")
+        str, typer.Option("--from", metavar="RUN", help="Judge a saved run again; with --only it is printed alone.")
     ] = "",
     run_id: RunName = "",
     resume: Resume = "",
@@ -68,7 +68,9 @@ def claims(
         run, files = _measured(session, {case: passes_of(case, plan, keys) for case in cases_of(plan, keys)})
     findings = judge(run, plan, keys)
     Console().print(claims_table(findings))
-    for path in (*files, *write_claims(run, findings, reports)):
+    if not (from_run and keys):  # some claims would take the place of the table of all
+        files += write_claims(run, findings, reports)
+    for path in files:
         typer.echo(path)
     if any(finding.verdict is Verdict.OPEN for finding in findings):
         raise typer.Exit(ExitCode.CASE_FAILED)

@@ -220,7 +220,12 @@ def largest(
     ] = "timesteps",
     node: Annotated[
         str,
-        checked(each(str), metavar="NAMES", help="Nodes, separated by commas; every LIF and coupled node by default."),
+        checked(
+            each(str),
+            metavar="NAMES",
+            help="Nodes, or methods for --model, separated by commas.",
+            show_default="every LIF and coupled node; of a model every method",
+        ),
     ] = "",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps", help="T, where the batch grows.")] = 8,
