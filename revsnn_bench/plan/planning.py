@@ -129,7 +129,7 @@ class Plan:
         peak = f"Predicted peak {size(self.predicted_bytes)}"
         if self.measured is not None:
             peak += f", measured {size(self.measured.peak_bytes)}, gradient error {self.measured.gradient_error:.1e}"
-        slower = f"It takes {self.step_s / self.plain_s:.2f} times the time of the model with fused neurons and no plan"
+        slower = f"It takes {self.step_s / self.plain_s:.2f} times the time of the model with our neurons and no plan"
         lines = [f"{self._verdict()} {peak}. {slower}, whose peak is {size(self.plain_bytes)}."]
         if self.measured is None:
             lines.append("The step is too large to run here: its seconds are those of a smaller batch, in proportion.")

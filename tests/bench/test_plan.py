@@ -184,7 +184,7 @@ def test_a_plan_for_a_model_in_python(tmp_path):
     model, x = conv_net(3), torch.randn(3, 4, 2, 8, 8)
     plan = make_plan(model, x, budget="1 GiB", rounds=1)
     assert plan.fits
-    takes = f"with fused neurons and no plan, whose peak is {units.size(plan.plain_bytes)}."
+    takes = f"with our neurons and no plan, whose peak is {units.size(plan.plain_bytes)}."
     assert takes in plan.summary()[0]  # as the command's tables have it
     near = replace(plan, fits=False, budget_bytes=339_999, measured=replace(plan.measured, peak_bytes=340_000))
     told = "budget of 339,999 B. The least found is 340,000 B, by this plan."

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from nodes_remat import image_sequence, reset, residual_net
-from revsnn_nodes import remat
+from revsnn_nodes import StandardLIF, remat
 from revsnn_nodes.remat import record
 from revsnn_nodes.remat.recipes import MOST_RECIPES, Value
 from torch import nn
@@ -334,6 +334,28 @@ def test_one_object_is_entered_many_times(use):
         assert second.kept_bytes == first.kept_bytes
     assert all(map(torch.equal, [parameter.grad for parameter in net.parameters()], expected))
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("v_threshold", [1.0, 0.3])
+def test_a_fused_neuron_that_steps_keeps_its_charges_alone(dtype, v_threshold):
+    """The next layer's spikes are made from them: one tensor per step in place of two, and every bit is the same."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 64), StandardLIF(v_threshold=v_threshold), nn.Linear(64, 8)]
+    net, x_seq = nn.Sequential(*layers).to(dtype), 3 * torch.randn(6, 5, 16).to(dtype)
+    gradients = []
+    for context in (nullcontext(), remat(verify=True)):
+        reset(net)
+        net.zero_grad()
+        with context as saved:
+            loss = torch.stack([net(x) for x in x_seq]).square().sum()
+        loss.backward()
+        gradients.append([parameter.grad for parameter in net.parameters()])
+    assert all(map(torch.equal, *gradients))
+    assert layers[1].backend_in_use == "fused"
+    (kept,) = {entry.kept_bytes for entry in saved.entries if entry.name == "1" and entry.kept_bytes}
+    assert kept == 5 * 64 * dtype.itemsize
+    assert not any(entry.kept_bytes for entry in saved.entries if entry.name == "2")
 
 
 def generator():

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from revsnn_nodes.kernels.autograd import FusedNormLIF, norm_lif_spikes
+from revsnn_nodes.equations import state_dtype
+from revsnn_nodes.kernels.autograd import FusedLIF, FusedNormLIF, norm_lif_spikes
 from revsnn_nodes.remat.norm import NormedInput, normed_input
 from revsnn_nodes.remat.pack import LABEL, paused, recordable
 from revsnn_nodes.remat.recipes import Autocast
-from revsnn_nodes.remat.record import recorder_now
+from revsnn_nodes.remat.record import Recorder, recorder_now
 
 Outputs = Tensor | tuple[Tensor, ...]
 
@@ -92,7 +93,7 @@ def run_node(
             call, again, sources = _of_norm(node, x_seq, v, normed)
         read = recorder.refer(sources, {})
         if read is None or recorder.new_bytes(read) > x_seq.numel() * x_seq.itemsize:
-            return run(x_seq, v)
+            return _with_charges(node, run, recorder, x_seq, v)
         private = () if normed is None else (normed.mean, normed.inverse_std)  # which no code of the user's has
         recorder.may_change = read.before.keys() - {each.untyped_storage()._cdata for each in private}
         try:
@@ -101,6 +102,23 @@ def run_node(
             recorder.may_change = frozenset()
         recorder.note(again, read, spikes, 1)
     return spikes, v_last
+
+
+def _with_charges(
+    node: Any, run: Callable[..., tuple[Tensor, Tensor]], recorder: Recorder, x_seq: Tensor, v: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A neuron that keeps its charges, as one does that takes a single step; fused, its spikes are made from those."""
+    spikes, v_last = run(x_seq, v)
+    if type(spikes.grad_fn).__name__ == f"{FusedLIF.__name__}Backward":
+        read = recorder.refer((spikes.grad_fn.saved_tensors[0], node.neuron.v_threshold), {})  # type: ignore[union-attr]
+        if read is not None:
+            recorder.note(_fired, read, spikes, 1)
+    return spikes, v_last
+
+
+def _fired(charge_seq: Tensor, threshold: float) -> Tensor:
+    """Spikes, from charges that were each rounded to their side of the threshold."""
+    return (charge_seq.to(state_dtype(charge_seq.dtype)) - threshold >= 0).to(charge_seq.dtype)
 
 
 def _is_a_function_of_parameters(node: Any, run: Callable[..., Any]) -> bool:
