@@ -118,6 +118,13 @@ def given_model(context: typer.Context, model: str, input: str) -> dict[str, Any
                 "at the steps, batch and features of --input. Leave it out, or change --input.",
                 ExitCode.USAGE,
             )
+    for name in ("tau", "alpha", "groups", "depth", "encoding"):
+        if is_typed(context, name):
+            raise failure(
+                f"--{name}: cannot be used with --model; got {context.params[name]}. What a model of your own is made "
+                "of is set where it is made. Leave it out.",
+                ExitCode.USAGE,
+            )
     return {"workload": model, **parse_input(input)}
 
 

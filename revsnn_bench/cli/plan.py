@@ -10,7 +10,18 @@ import typer
 from rich.console import Console
 
 from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
-from revsnn_bench.cli.options import Input, Model, case_option, checked, count, failure, given_model, listed, refusing
+from revsnn_bench.cli.options import (
+    Input,
+    Model,
+    case_option,
+    checked,
+    count,
+    failure,
+    given_model,
+    is_typed,
+    listed,
+    refusing,
+)
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.metrics import BY_NAME
@@ -243,6 +254,8 @@ def largest(
     A prediction says where to look; steps measured in fresh processes decide, the next larger size among them.
     Parameters and the input are allocated before the step and are not counted; the neuron state is.
     """
+    if is_typed(context, axis):
+        raise failure(f"--{axis}: cannot be used where it is what grows, up to --limit; leave it out.", ExitCode.USAGE)
     fixed = Case.model_validate({"node": "lif", **_fields(context, workload, timesteps, batch, shape)})
     from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 

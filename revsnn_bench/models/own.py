@@ -138,6 +138,11 @@ def leaf(inputs: Tensor) -> Tensor:
 def own_parts(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None, Context]:
     """Model after its method, inputs and loss where the user gives them, and the forward's context: nothing ran."""
     require_method(case.node)
+    if known := [name for name in case.options if name != "backend"]:
+        raise ValueError(
+            f"`node_options` must be no other than `backend` for a model of your own; got {', '.join(known)}. Its "
+            "neurons are made where it is made. Set them there."
+        )
     refuse_offload(case)
     model, inputs, loss = _made(case)
     _check_neurons(model, case)

@@ -208,20 +208,19 @@ def unlisted() -> Iterator[None]:
 
 
 def takes(node: str, option: str, value: Any) -> bool:
-    """Whether a node, or strategy, by name, has the backend `value`; any other option it takes, or says why not.
+    """Whether a node, or strategy, by name, takes an option, and of backends `value`.
 
-    A method for a model of the user takes any, for the neurons that it puts in. What no node can have here, such as
-    "fused" without numba, counts as taken: the node's error says what to install.
+    A method for a model of the user takes any backend, for the neurons that it puts in. What no node can have here,
+    such as "fused" without numba, counts as taken: the node's error says what to install.
     """
-    if option != "backend":
-        return True
     name = node.partition("+")[0]
-    if name in PEERS:
-        return False
-    if node in METHODS:
-        return not is_untouched(node)
-    factory = CarrierLIF if name == "norm-carrier" else node_factory(name)
-    if not accepts(factory, "backend"):
+    if node in METHODS and (option == "backend" or is_untouched(node)):
+        return option != "backend" or not is_untouched(node)
+    factory = CarrierLIF if name == "norm-carrier" else PEERS.get(name) or node_factory(name)
+    if option != "backend":
+        known = signature(factory).parameters
+        return option in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
+    if name in PEERS or not accepts(factory, "backend"):
         return False
     made, x = factory(), torch.zeros(1, 1, 2)
     if value != "fused" or not isinstance(made, SpikingNode):

@@ -5,6 +5,7 @@ import shlex
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,35 +137,39 @@ def check_axes(config: pytest.Config, cases: list[Case]) -> None:
         raise pytest.UsageError(
             f"{flag(config, name)}: must be values that some case has; got {','.join(map(_shown, values))}, and no "
             f"case has {','.join(map(_shown, left))}. {meant}A suite takes all values of the axes that it sweeps, and "
-            "the first of the others. Name a suite that sweeps it, or give one value."
+            "the first of the others. Name a suite that sweeps it, or nodes that take it, or give one value."
         )
 
 
 def check_node_options(config: pytest.Config, cases: list[Case]) -> None:
-    """Refuses options with which no node of the sweeps can be made or take its input, with what the last one says."""
-    given = [row.name for row in FIELDS if row.of_node and row.name in axes(config)]
-    shapes = {case: case.shape if case.workload == "layer" else () for case in cases if not is_own(case.workload)}
-    nodes = {(case.node, case.node_options, shape) for case, shape in shapes.items()}
-    if not given or not nodes or not config.getoption("benchmark"):
+    """Refuses an option with which no node of the sweeps can be made or take its input, with what the last one says."""
+    if not config.getoption("benchmark"):
         return
+    shapes = {case: case.shape if case.workload == "layer" else () for case in cases if not is_own(case.workload)}
+    nodes = sorted({(case.node, case.node_options, shape) for case, shape in shapes.items()}, key=repr)
+    for name in [row.name for row in FIELDS if row.of_node and row.name in axes(config)]:
+        refusals = [_refusal(*each) for each in nodes if name in dict(each[1])]
+        if refusals and all(refusals):
+            raise pytest.UsageError(f"{flag(config, name)}: no node can be made with it; {refusals[-1]}")
+
+
+@cache
+def _refusal(node: str, options: tuple[tuple[str, Any], ...], shape: tuple[int, ...]) -> str:
+    """What a node says against its options, or its input; "" where nothing."""
     import torch
 
     from revsnn_bench.models.strategies import strategy
 
-    refusal = ""
-    for node, options, shape in sorted(nodes, key=repr):
-        try:
-            strategy(node, **dict(options))()
-            if shape:  # on the reference backend, which needs no memory to tell
-                plain = {name: value for name, value in options if name != "backend"}
-                strategy(node, **plain)()(torch.empty(1, 1, *shape, device="meta"))
-        except (ValueError, TypeError) as error:
-            refusal = f"no node can be made with it; {node}: {error}"
-        except Exception:
-            return  # such as a package that is not installed: the case has the reason
-        else:
-            return
-    raise pytest.UsageError(f"{', '.join(flag(config, name) for name in given)}: {refusal}")
+    try:
+        strategy(node, **dict(options))()
+        if shape:  # on the reference backend, which needs no memory to tell
+            plain = {name: value for name, value in options if name != "backend"}
+            strategy(node, **plain)()(torch.empty(1, 1, *shape, device="meta"))
+    except (ValueError, TypeError) as error:
+        return f"{node}: {error}"
+    except Exception:
+        pass  # such as a package that is not installed: the case has the reason
+    return ""
 
 
 def _require_module(config: pytest.Config, workload: str) -> None:

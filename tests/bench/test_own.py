@@ -614,6 +614,12 @@ def test_a_state_that_nobody_resets_is_told():
         measure(case_of("Carries", "as-is"), Settings(passes=("memory",)))
 
 
+def test_options_of_nodes_reach_no_model():
+    """They would stand in the case's name, and change nothing."""
+    with pytest.raises(ValueError, match=r"no other than `backend` for a model of your own; got tau\."):
+        build(case_of("plain").model_copy(update={"node_options": (("tau", 3.0),)}))
+
+
 def test_neurons_of_snntorch_are_told_their_way():
     """They have no `v` and no `reset()`; ours that take their place have both, where the exchange takes them."""
     with pytest.raises(SkipCase, match=r"has no neuron.*revsnn_nodes\.snntorch\.swap_neurons\(model\)"):

@@ -88,6 +88,17 @@ def test_a_backend_reaches_the_nodes_that_have_it(declared):
     assert {case.options["tau"] for case in cases} == {3.0}
 
 
+def test_an_option_reaches_the_nodes_that_take_it():
+    """The standard LIF has no groups: it is measured once, as what the coupled nodes are held against."""
+    sweep = Sweep(quick={"timesteps": (4,)}, nodes=("lif", "revlif", "if", "norse"), shape=(8,))
+    cases = sweep.cases("quick", {"groups": (4,), "tau": (3.0,)}, NODES, takes=takes)
+    options = {case.node: case.options for case in cases}
+    assert options == {"lif": {"tau": 3.0}, "revlif": {"groups": 4, "tau": 3.0}, "if": {}, "norse": {"tau": 3.0}}
+    (lif, *_) = cases
+    assert cases[1].point.node_options == ()
+    assert lif.options["tau"] == 3.0
+
+
 def test_every_node_of_ours_takes_the_reference():
     """What has no kernels takes "torch" and "auto" all the same; a peer takes neither."""
     for backend in ("torch", "auto"):
