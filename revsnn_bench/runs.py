@@ -70,13 +70,14 @@ class NotMergeable(JournalError):
     """The parts are not parts of one run."""
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path | str) -> Run:
     """Reads a run, finished (`.json`) or not (`.jsonl`; a torn last line is left out).
 
     Raises:
         DamagedFile: names the file, the line or field, and what is wrong with it.
         UnknownSchema: written by a newer program.
     """
+    path = Path(path)
     if path.suffix == ".jsonl":
         return _parse_journal(path)[0]
     data = _parse_json(path.read_bytes(), path)

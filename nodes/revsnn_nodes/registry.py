@@ -121,5 +121,6 @@ def make_node(name: str, **options: Any) -> nn.Module:
 
     Raises:
         ValueError: no such node, or an option that it refuses.
+        TypeError: an option that it does not have.
     """
     return node_factory(name)(**options)

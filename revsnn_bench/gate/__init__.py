@@ -356,13 +356,14 @@ class BaselineRefused(ValueError):
         self.exit_code = exit_code
 
 
-def load_baseline(path: Path, run: str = "latest") -> Run:
+def load_baseline(path: Path | str, run: str = "latest") -> Run:
     """Reads a baseline; `run` is how the command in the message names the run.
 
     Raises:
         MissingBaseline: no such file.
         DamagedFile, UnknownSchema: see `load_run`.
     """
+    path = Path(path)
     if path.is_dir():
         raise MissingBaseline(f"`baseline` must be the file of a run; {path} is a folder. Name a .json file in it.")
     if not path.is_file():

@@ -64,7 +64,7 @@ def test_finished_run_reads_the_same(journal_file: Path, header: RunHeader, reco
     path = Journal.resume(journal_file, header).finish()
     assert path.name == "run-1.json"
     assert [file.name for file in path.parent.iterdir()] == ["run-1.json"]
-    assert _json(load_run(path)) == _json(Run(header=header, records=tuple(records)))
+    assert _json(load_run(str(path))) == _json(Run(header=header, records=tuple(records)))
     assert _json(before) == _json(_part(header, records))
 
 
