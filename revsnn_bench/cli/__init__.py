@@ -1,5 +1,6 @@
 """The command `revsnn-bench`: one small file per subcommand, or per few that belong together."""
 
+import codecs
 import os
 import signal
 import sys
@@ -63,6 +64,12 @@ def _options(
     pass
 
 
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for signs that a terminal has not; a question mark of ours says that a time is not decided."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join({"×": "x", "–": "-"}.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
 def main() -> None:
     """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
     # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
@@ -71,7 +78,8 @@ def main() -> None:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     _open_streams()
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may have no sign for ×
+        codecs.register_error("plain", _plain)
+        sys.stdout.reconfigure(errors="plain")
     try:
         try:
             os.getcwd()

@@ -60,7 +60,7 @@ def command(folder, *arguments, how=WARM):
     ],
 )
 def test_a_terminal_without_a_sign_gets_another_one(tmp_path, encoding, settings):
-    """What its encoding does not have is a question mark there, and no error; the files are UTF-8 all the same."""
+    """An x for × and - for –, for a question mark says that a time is not decided; files are UTF-8 all the same."""
     done = subprocess.run(
         [sys.executable, *ITSELF, "report", EXAMPLE, "--format=md", f"--reports={tmp_path}"],
         capture_output=True,
@@ -69,7 +69,8 @@ def test_a_terminal_without_a_sign_gets_another_one(tmp_path, encoding, settings
         env=os.environ | settings,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "?" in done.stdout
+    assert re.search(r"wrong .* - ", done.stdout)
+    assert re.search("[0-9] [x×] lif", done.stdout)
     assert "–" in (tmp_path / "example-quick.md").read_text(encoding="utf-8")
 
 
