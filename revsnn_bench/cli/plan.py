@@ -270,15 +270,17 @@ def largest(
     with refusing(ValueError):
         for name in () if model else names:
             strategy(name)
-        with Runner(measure, timeout_s=600) as runner:
-            for name in names:
-                case = fixed.model_copy(update={"node": name, axis: 1})
-                try:
-                    table.add_row(name, *_cells(runner, case, axis, parse_size(budget), limit, of == "process"))
-                except NoPeak as error:
-                    failed.setdefault((str(error), error.code), []).append(name)
-    if table.rows:
-        Console().print(table)
+        try:
+            with Runner(measure, timeout_s=600) as runner:
+                for name in names:
+                    case = fixed.model_copy(update={"node": name, axis: 1})
+                    try:
+                        table.add_row(name, *_cells(runner, case, axis, parse_size(budget), limit, of == "process"))
+                    except NoPeak as error:
+                        failed.setdefault((str(error), error.code), []).append(name)
+        finally:  # after Ctrl-C too, for a row may take minutes
+            if table.rows:
+                Console().print(table)
     _tell(failed, bool(table.rows))
 
 
