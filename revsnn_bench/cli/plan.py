@@ -207,15 +207,15 @@ def predict(
             "Blocks are rounded up to 512 B. Not included: the driver's context, workspaces of cuDNN and cuBLAS, "
             "fragmentation."
         )
-    _tell(failed, bool(table.rows))
+    _tell(failed, bool(table.rows) and not node)
 
 
-def _tell(failed: Failed, has_rows: bool) -> None:
-    """Names what has no row; ends the command where a node failed, or all were skipped."""
+def _tell(failed: Failed, others: bool) -> None:
+    """Names what has no row; ends the command unless that was skipped, nobody asked for it, and `others` have rows."""
     ends = []
     for (text, code), nodes in failed.items():
         told = f"{', '.join(nodes)}: {text}"
-        if has_rows and code is ExitCode.PASS:
+        if others and code is ExitCode.PASS:
             typer.echo(f"Skipped: {told}")
         else:
             ends.append(failure(told, code or ExitCode.CASE_FAILED))
@@ -281,7 +281,7 @@ def largest(
         finally:  # after Ctrl-C too, for a row may take minutes
             if table.rows:
                 Console().print(table)
-    _tell(failed, bool(table.rows))
+    _tell(failed, bool(table.rows) and not node)
 
 
 class NoPeak(Exception):
