@@ -62,6 +62,9 @@ def claims(
             raise failure(f"no claim {key!r}. Claims are: {', '.join(known)}.", ExitCode.USAGE)
     plan, files = Plan(), list[Path]()
     if from_run:
+        for flag, value in {"--run-id": run_id, "--resume": resume, "--threads": threads}.items():
+            if value:
+                raise failure(f"{flag}: nothing is measured with --from, which judges a saved run.", ExitCode.USAGE)
         run = find_run(from_run, results)
     else:
         session = _session(run_id, resume, threads, results, reports)

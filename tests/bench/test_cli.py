@@ -306,6 +306,7 @@ WITHOUT_TORCH = [
     (("claims", "--only=,"), "'--only': must be one value or more; got none"),
     (("claims", "--only=nothing"), "no claim 'nothing'. Claims are: "),
     (("claims", "--threads=x"), f"'--threads': {COUNTED} 'x'"),
+    (("claims", "--from=paper", "--threads=2"), "--threads: nothing is measured with --from"),
     (("plan", "--model=net:make", "--input=1"), "'--input': `--input` must be T,B,features; got '1'"),
     (("nothing",), "No such command 'nothing'"),
 ]
