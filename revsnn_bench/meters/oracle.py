@@ -157,8 +157,9 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
         decisions = Decisions(places=True)
         called: set[nn.Module] = set()
 
-        def record(module: nn.Module, args: tuple[Any, ...], out: Tensor, fired: list[Tensor] = fired) -> None:
-            fired.extend(_spikes_of(module, out.detach(), called))  # noqa: B023  (hooked in this turn alone)
+        def record(module: nn.Module, args: tuple[Any, ...], out: Any, fired: list[Tensor] = fired) -> None:
+            if isinstance(out, Tensor):  # a neuron that learns online returns its trace, too
+                fired.extend(_spikes_of(module, out.detach(), called))  # noqa: B023  (hooked in this turn alone)
 
         with hooked([*_firing(step.model), *filter(_may_be_fused, step.model.modules())], record), decisions:
             output = _run(step, step.model, source)
@@ -312,8 +313,8 @@ def _firing(model: nn.Module) -> list[nn.Module]:
 
 
 def _may_be_fused(module: nn.Module) -> bool:
-    """Whether a neuron may run as one operator: ours, and SpikingJelly's over all steps, as written."""
-    theirs = type(module).__module__.startswith("spikingjelly.") and getattr(module, "step_mode", "s") == "m"
+    """Whether a neuron may run as one operator: ours, and SpikingJelly's, as written."""
+    theirs = type(module).__module__.startswith("spikingjelly.")
     is_neuron = theirs and isinstance(getattr(module, "surrogate_function", None), nn.Module)
     return hasattr(module, "backend_in_use") or (is_neuron and not (is_hooked(module) or replaced_method(module)))
 
@@ -373,10 +374,10 @@ def _cut(model: nn.Module) -> None:
         for name, value in [*own.items(), *module.named_buffers(recurse=False)]:  # a buffer: snnTorch's
             if (cut := _without_graph(value)) is not value:
                 setattr(module, name, cut)
-        memories, at_rest = (getattr(module, name, {}) for name in ("_memories", "_memories_rv"))
-        for name in at_rest:
-            if type(memories.get(name)) is int:  # SpikingJelly's count of steps: its norms of each step end with it
-                setattr(module, name, at_rest[name])
+        memories = getattr(module, "_memories", {})
+        if any(type(value) is int for value in memories.values()):  # SpikingJelly's count of steps
+            to_rest: Any = module.reset  # together with what belongs to these steps, as a queue does
+            to_rest()
 
 
 def _without_graph(value: Any) -> Any:

@@ -378,7 +378,7 @@ def _trial(step: OwnStep) -> torch.Size:
     """Runs a copy of the model once, and says what is wrong with it; returns the shape of the output."""
     model, of_torch = copy_to_try(step.model), type(step.model).__module__.startswith("torch.")
     name, file = (step.name, "") if of_torch else (type(model).__name__, _source_file(type(model)))
-    with _counted_calls(model, step.source):
+    with _counted_calls(model, step.source, name, file):
         try:
             with step.around():
                 output = model(step.make_input())
@@ -422,7 +422,7 @@ def asks_for_numbers(name: str, error: Any, file: str = "") -> ModelError:
 
 
 @contextmanager
-def _counted_calls(model: nn.Module, source: Tensor) -> Iterator[None]:
+def _counted_calls(model: nn.Module, source: Tensor, name: str, file: str) -> Iterator[None]:
     """Refuses a neuron that runs more often than once per step, or a single-step one that gets all steps at once."""
     calls: dict[nn.Module, int] = {}
     names = {module: name for name, module in model.named_modules()}
@@ -430,7 +430,7 @@ def _counted_calls(model: nn.Module, source: Tensor) -> Iterator[None]:
 
     def count(neuron: nn.Module, args: tuple[Any, ...]) -> None:
         calls[neuron] = calls.get(neuron, 0) + 1
-        line = _line_in_stack(traceback.extract_stack(), _source_file(type(model)))
+        line = _line_in_stack(traceback.extract_stack(), file) or f"{name}: "
         shape = list(args[0].shape) if args and isinstance(args[0], Tensor) else []
         mode = getattr(neuron, "step_mode", None)  # a neuron of the user's own may have none
         single = mode == "s"

@@ -526,6 +526,45 @@ def wrong_before_eif():
     return model
 
 
+def in_steps(kind, **arguments):
+    """A neuron of SpikingJelly in a loop over time; many run each step as one operator, too."""
+    from spikingjelly.activation_based import neuron
+
+    model = Loop()
+    model.lif = getattr(neuron, kind)(**arguments)
+    return model
+
+
+def eif_in_steps():
+    return in_steps("EIFNode")
+
+
+def wrong_before_eif_in_steps():
+    model = eif_in_steps()
+    model.fc.weight.register_post_accumulate_grad_hook(tripled)
+    return model
+
+
+def sltt():
+    return in_steps("SLTTLIFNode", detach_reset=False)
+
+
+def ottt():
+    from spikingjelly.activation_based import layer, neuron
+
+    model = Loop()
+    model.lif = layer.OTTTSequential(neuron.OTTTLIFNode(detach_reset=False), nn.Linear(8, 4))
+    return model
+
+
+def masked_psn():
+    return in_steps("MaskedPSN", k=2, T=4, lambda_init=1.0)
+
+
+def sequential_in_steps():
+    return nn.Sequential(nn.Linear(6, 6), StandardLIF())
+
+
 def noisy_klif():
     return Noisy("KLIFNode")
 

@@ -409,13 +409,29 @@ def test_a_fused_neuron_beside_an_unknown_one_is_judged():
 
 @pytest.mark.parametrize(
     ("model", "status"),
-    [*((each, Status.OK) for each in ("eif", "qif", "izhikevich")), ("wrong_before_eif", Status.WRONG)],
+    [
+        *((each, Status.OK) for each in ("eif", "qif", "izhikevich", "eif_in_steps", "masked_psn")),
+        *((each, Status.WRONG) for each in ("wrong_before_eif", "wrong_before_eif_in_steps")),
+    ],
 )
 def test_a_neuron_in_one_operator_is_judged_by_its_spikes(model, status):
-    """Its surrogate is called in float64 alone, step by step; before, nothing could judge it."""
+    """Its surrogate is called in float64 alone, step by step; before, nothing could judge it.
+
+    A masked PSN calls its own, and counts its steps: the count began again without the queue of inputs, an error.
+    """
     record = measure(case_of(model, "as-is", timesteps=4, batch=8), Settings(passes=("fidelity",)))
     assert (record.status, record.fidelity.judged_by) == (status, "differences")
     assert status is Status.WRONG or max(record.fidelity.errors().values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model", "why"), [("sltt", "it cuts values from their graph"), ("ottt", "it does not fire through a surrogate")]
+)
+def test_a_neuron_that_learns_online_is_not_called_wrong(model, why):
+    """It cuts its membrane from the graph at every step, as it is meant to; with its trace it returns a list."""
+    record = measure(case_of(model, "as-is", timesteps=4, batch=8), Settings(passes=("fidelity",)))
+    assert record.status is Status.OK
+    assert why in record.reason
 
 
 def test_a_neuron_that_fires_unseen_beside_others_is_told():
@@ -701,6 +717,12 @@ def test_a_bad_model_gets_one_sentence_with_its_line(model):
         build(case_of(model))
     assert str(caught.value).startswith(f"own_models.py, line {line_of(thing, text)}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_torchs_class_is_told_by_its_name():
+    """The line was one in torch's own file."""
+    with pytest.raises(ModelError, match=r"^own_models:sequential_in_steps: the neuron '1' in step_mode 's' must get"):
+        build(case_of("sequential_in_steps"))
 
 
 def test_blocks_of_lazy_modules_are_not_looked_for():
