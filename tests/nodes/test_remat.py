@@ -675,6 +675,22 @@ def test_carried_state_over_several_calls_and_truncation():
     assert_equal(run(nullcontext, remat), expected)
 
 
+@pytest.mark.parametrize("make", [StandardLIF, StandardParametricLIF])
+def test_a_state_that_is_cut_costs_itself_alone(make):
+    """In truncated BPTT each chunk keeps what the first one does, and the membranes that it began with.
+
+    What the fused kernels have made numpy has read, and without a graph it was taken for memory that numpy may change.
+    """
+    net, kept = nn.Sequential(conv_norm(2, 4), make(step_mode="m"), conv_norm(4, 4)), []
+    for _ in range(2):
+        with remat() as saved:
+            loss = net(image_sequence()).sin().sum()
+        loss.backward()
+        net[1].detach()
+        kept.append(saved.kept_bytes)
+    assert kept[1] == kept[0] + net[1].v.nbytes
+
+
 @pytest.mark.parametrize("make", [CarrierLIF, CheckpointedLIF])
 def test_other_nodes_are_unchanged(make):
     """Nodes that keep little by themselves run as outside."""

@@ -85,6 +85,8 @@ def run_node(
     if not (all(map(recordable, given)) and any(tensor.requires_grad for tensor in given)):
         return run(x_seq, v)
     with torch._C.DisableTorchFunction():
+        if v is not None and recorder.value_of(v).opened:  # cut from its graph: what numpy has read may change unseen
+            v = v.clone()
         fuses = node.fuses_batch_norm and run.__name__ == "fused_sequence" and x_seq.requires_grad
         normed = normed_input(recorder.value_of(x_seq), x_seq, recorder.note) if fuses else None
         if normed is None:
