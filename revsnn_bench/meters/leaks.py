@@ -144,7 +144,7 @@ def _saved(tensor: Tensor, seen: set[Any]) -> Iterator[Tensor]:
         for name in ["saved_tensors", *(each for each in dir(node) if each.startswith("_saved_"))]:
             try:
                 yield from _tensors(getattr(node, name, None))
-            except RuntimeError:  # freed by a backward pass
+            except Exception:  # freed by a backward pass, or to be made by a function that cannot run here
                 continue
 
 
@@ -163,15 +163,16 @@ class Older:
         tensors, keys = _with_gradients(all_tensors()), {reference.cdata for reference in newer}
         self._storages = {
             each._cdata: (StorageWeakRef(each), 0 if each._cdata in keys else each.nbytes())
-            for each in _storages(tensors)
+            for each in (*_storages(tensors), *_bare_storages(gc.get_objects()))
         }
         self._tensors = [weakref.ref(tensor) for tensor in tensors]
 
     def newer_storages(self) -> list[tuple[StorageWeakRef, int]]:
-        """Storages of all tensors that are alive now, with the bytes that they have had since."""
+        """Storages that are alive now, of tensors or bare, with the bytes that they have had since."""
         known = [tensor for reference in self._tensors if (tensor := reference()) is not None]
-        tensors = _with_gradients([*known, *tensors_among(gc.get_objects())])
-        found = {storage._cdata: storage for storage in _storages(tensors)}
+        objects = gc.get_objects()
+        tensors = _with_gradients([*known, *tensors_among(objects)])
+        found = {storage._cdata: storage for storage in (*_storages(tensors), *_bare_storages(objects))}
         more = [(each, each.nbytes() - self._storages.get(key, (None, 0))[1]) for key, each in found.items()]
         return [(StorageWeakRef(storage), nbytes) for storage, nbytes in more if nbytes > 0]
 
@@ -223,9 +224,9 @@ def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
 
     The mean of two steps, for what is kept in every second one.
     """
-    held = held_by_module(step.model)
     with quiet_gc():
         before = older.newer_bytes()
+    held = held_by_module(step.model)  # asks for saved tensors, upon which what `remat` holds for them is let go
     for _ in range(2):
         step.backward(step.forward())
         step.prepare()
@@ -239,6 +240,11 @@ def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
 def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
     """Storages with memory: not wrappers of `torch.func`, nor a compiler's fake tensors, which claim a device."""
     return (storage for storage in storages_of(tensors) if storage.device.type != "meta")
+
+
+def _bare_storages(objects: list[Any]) -> Iterator[torch.UntypedStorage]:
+    """Storages that Python holds without a tensor, as `remat` does until a backward pass."""
+    return (each for each in objects if type(each) is torch.UntypedStorage and each.device.type != "meta")
 
 
 def measure_untracked(

@@ -438,7 +438,8 @@ def _counted_calls(model: nn.Module, source: Tensor, name: str, file: str) -> It
         if calls[neuron] > most:
             raise ModelError(
                 f"{line}the neuron {names[neuron]!r} is called more than {most} times in one forward of {steps} steps; "
-                "it would start from the membrane of another layer, so give each place a neuron of its own."
+                "it would start from the membrane of another layer, so give each place a neuron of its own. Where "
+                "forward repeats its input over time by itself, --input must begin with that T."
             )
         if single and steps > 1 and len(shape) > 2 and shape[:2] == list(source.shape[:2]):
             raise ModelError(
