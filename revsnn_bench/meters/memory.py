@@ -102,10 +102,11 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
         live = fields.pop("live_bytes", 0)
         forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
         saved = measure_saved(step)
-        attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
-        growth_bytes, growth_module = growth(step, older)  # behind a whole step, whose backward pass may leave more
-        categories = _parts_of(fields["peak_bytes"], attribution.peak_by_category_bytes)
         modules = _parts_of(fields["retained_bytes"], retained_by_module(step))
+        # Whole steps come last: a forward pass alone leaves the graph that a backward pass would have freed.
+        attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
+        categories = _parts_of(fields["peak_bytes"], attribution.peak_by_category_bytes)
+        growth_bytes, growth_module = growth(step, older)
         lasting, after_forward, untracked = measure_untracked(step, older, first, live)
     if lasting:
         # What forward lets go of, such as the state of the step before, is not there at a peak in backward.
