@@ -322,7 +322,7 @@ def test_a_graph_that_is_left_from_step_to_step_is_counted(method):
     record = measure(case_of("LeavesAGraph", method, timesteps=2, batch=256), Settings(passes=("memory",)))
     assert record.status is Status.OK, record.reason
     assert record.memory.lasting_bytes >= 8 << 20
-    assert record.memory.lasting_bytes % (8 << 20) < 24 << 10  # without the graph that a backward pass frees
+    assert record.memory.lasting_bytes % (8 << 20) <= 32 << 10  # without the graph that a backward pass frees
 
 
 def test_what_the_trial_of_a_model_keeps_is_counted():
