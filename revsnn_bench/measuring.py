@@ -140,15 +140,12 @@ def _verdict(case: Case, parts: Mapping[str, Any], switched: str) -> tuple[Statu
         limits = " and ".join(dict.fromkeys(f"{fidelity.allowed(name):g}" for name in beyond))
         status, reason = Status.WRONG, f"{errors}: more than the tolerance {limits}"
     elif is_approximate(case.node):
-        bias = None if fidelity is None else fidelity.gradient_bias
         status, reason = (
             Status.APPROXIMATE,
-            (
-                "its gradient is not meant to be that of BPTT, and its bias was not measured"
-                if bias is None
-                else f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
-            ),
+            "its gradient is not meant to be that of BPTT, and its bias was not measured",
         )
+        if bias := None if fidelity is None else fidelity.gradient_bias:
+            reason = f"its gradient is {bias.relative:.2g} from that of BPTT in relative L2, cosine {bias.cosine:.2g}"
     if status in (Status.OK, Status.APPROXIMATE) and (doubt := memory_doubt(case, parts.get("memory"))):
         status, reason = Status.UNVERIFIED, doubt
     if status in (Status.OK, Status.APPROXIMATE) and switched:

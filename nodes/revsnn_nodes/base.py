@@ -29,6 +29,7 @@ def with_arguments_of(base: type) -> Callable[[Callable[..., None]], Callable[..
     """
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
+        """The method with the joined signature."""
         _, *inherited = signature(base.__init__).parameters.values()  # type: ignore[misc]
         own = signature(init).parameters.values()
         first = [each for each in own if each.kind is Parameter.POSITIONAL_OR_KEYWORD]
@@ -47,6 +48,7 @@ def naming_what_was_called(init: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(init)
     def named(self: Any, *args: Any, **kwargs: Any) -> None:
+        """The constructor."""
         inits = (vars(kind).get("__init__") for kind in type(self).__mro__)
         if named is next(each for each in inits if hasattr(each, "__wrapped__")):
             try:

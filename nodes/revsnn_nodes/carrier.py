@@ -31,6 +31,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
     def forward(
         x_seq: Tensor, v: Tensor | None, neuron: CarrierParameters, surrogate: SurrogateFunction
     ) -> tuple[Tensor, Tensor]:
+        """Output `[T, N, *]` and the last membrane `[N, *]`."""
         y_seq = torch.empty_like(x_seq)
         membrane: Tensor | float = neuron.rest if v is None else v
         for x, out in zip(x_seq.unbind(0), y_seq.unbind(0), strict=True):
@@ -42,6 +43,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps the output and the first membrane."""
         _, v, ctx.neuron, surrogate = inputs
         ctx.surrogate = surrogate.as_now()
         ctx.save_for_backward(output[0], v)
@@ -50,6 +52,7 @@ class _DecodeAndMultiply(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar: Tensor | None) -> Gradients:
+        """Gradients of the input and of the first membrane."""
         y_seq, v = saved
         neuron = ctx.neuron
         # The charges wait in the buffer of the input gradient until the gradient overwrites them, last step first.

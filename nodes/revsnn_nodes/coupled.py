@@ -158,6 +158,7 @@ def _run_forward(
 
 
 def _write(out: Tensor, parts: Parts, neuron: CoupledParameters) -> None:
+    """Writes n parts into one step of a sequence."""
     for target, part in zip(eq.split(out, neuron), parts, strict=True):
         target.copy_(part)
 
@@ -169,11 +170,13 @@ class _Inverting(torch.autograd.Function):
     def forward(
         x_seq: Tensor, v: Tensor | None, neuron: CoupledParameters, surrogate: SurrogateFunction
     ) -> tuple[Tensor, Tensor]:
+        """Output and the last membrane."""
         y_seq, v_last, _ = _run_forward(x_seq, v, neuron, x_seq.shape[0])
         return y_seq, v_last
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Keeps the output and the last membrane."""
         _, _, ctx.neuron, surrogate = inputs
         ctx.surrogate = surrogate.as_now()
         ctx.save_for_backward(*output)
@@ -213,6 +216,7 @@ def _rerun(y: Parts, v: Parts, charges: Parts, ybar: Parts, vbar: Parts, ctx: An
     groups, dtype = ctx.neuron.groups, ybar[0].dtype
 
     def step(*before: Tensor) -> tuple[Tensor, ...]:
+        """Outputs and membranes of a step, from its inputs and the membranes before it."""
         outputs, membranes, _ = eq.coupled_step(before[:groups], before[groups:], ctx.neuron, ctx.surrogate)
         return *outputs, *membranes
 
@@ -236,6 +240,7 @@ class _InvertAndMultiply(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> Gradients:
+        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, saved, ybar_seq, vbar_last, _multiply)
 
 
@@ -245,6 +250,7 @@ class _InvertAndRerun(_Inverting):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None) -> Gradients:
+        """Gradients of the input and of the first membrane."""
         return _backward_in_time(ctx, saved, ybar_seq, vbar_last, _rerun)
 
 
@@ -394,6 +400,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keeps the output, the first membrane and the anchors."""
         _, v, ctx.neuron, surrogate, ctx.every = inputs
         ctx.surrogate = surrogate.as_now()
         y_seq, _, *anchors = output
@@ -404,6 +411,7 @@ class _RegenerateAndMultiply(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, saved: Saved, ybar_seq: Tensor | None, vbar_last: Tensor | None, *_: None) -> Gradients:
+        """Gradients of the input and of the first membrane."""
         y_seq, v, *later = saved
         neuron, phi = ctx.neuron, ctx.surrogate.derivative
         ybar_seq = eq.arriving(ybar_seq, y_seq)

@@ -308,6 +308,7 @@ class _ChannelSums:
         self.totals: dict[str, Tensor] = {}
 
     def add(self, name: str, step: Tensor) -> None:
+        """Adds one step, `[N, C, *]`."""
         part = step.sum(self.dims, dtype=self.dtype)
         self.totals[name] = self.totals[name].add_(part) if name in self.totals else part
 

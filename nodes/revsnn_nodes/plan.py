@@ -281,6 +281,7 @@ class _Forward:
         self.inner: Callable[..., Any] | None = module.__dict__.get("forward")
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module does without it."""
         if self.inner is not None:
             return self.inner(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
@@ -323,6 +324,7 @@ def _in_turn(modules: Sequence[nn.Module], x: Any) -> Any:
 
 
 def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls a block's forward with its option."""
     if not torch.is_grad_enabled():
         return function(*args, **kwargs)
     with recording(PASSES.get(option)):

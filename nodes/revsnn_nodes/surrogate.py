@@ -39,15 +39,18 @@ class _Spike(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, derivative: Callable[[Tensor], Tensor]) -> Tensor:
+        """1 where z >= 0, else 0, in the type of z."""
         return heaviside(z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps z."""
         z, ctx.derivative = inputs
         ctx.save_for_backward(z)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The gradient times phi(z)."""
         (z,) = ctx.saved_tensors
         return grad * ctx.derivative(z), None
 

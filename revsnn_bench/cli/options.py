@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,6 +23,16 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROWS = {row.name: row for row in CASE_FIELDS}
 _STARTED = re.compile(rb'"started_at": ?"([^"]*)"')
 _PANELS = {"sweep": "Sweep", "run": "Run"}
+
+_NOT_OF_A_MODEL = {
+    ("suite", "workload", "timesteps", "batch", "shape"): (
+        "A model of your own is measured at the steps, batch and features of --input. Leave it out, or change --input."
+    ),
+    ("tau", "alpha", "groups", "depth", "encoding"): (
+        "What a model of your own is made of is set where it is made. Leave it out."
+    ),
+}
+"""Options of a case that cannot stand beside --model, and why."""
 
 
 def checked(parse: Parser, **options: Any) -> Any:
@@ -111,20 +122,9 @@ def given_model(context: typer.Context, model: str, input: str) -> dict[str, Any
     if ":" not in model:
         stem = model.removesuffix(".py").replace("/", ".")
         raise failure(f"--model must name the function too, such as {stem}:make; got {model!r}.", ExitCode.USAGE)
-    for name in ("suite", "workload", "timesteps", "batch", "shape"):
-        if is_typed(context, name):
-            raise failure(
-                f"--{name}: cannot be used with --model; got {context.params[name]}. A model of your own is measured "
-                "at the steps, batch and features of --input. Leave it out, or change --input.",
-                ExitCode.USAGE,
-            )
-    for name in ("tau", "alpha", "groups", "depth", "encoding"):
-        if is_typed(context, name):
-            raise failure(
-                f"--{name}: cannot be used with --model; got {context.params[name]}. What a model of your own is made "
-                "of is set where it is made. Leave it out.",
-                ExitCode.USAGE,
-            )
+    for names, why in _NOT_OF_A_MODEL.items():
+        for name in filter(partial(is_typed, context), names):
+            raise failure(f"--{name}: cannot be used with --model; got {context.params[name]}. {why}", ExitCode.USAGE)
     return {"workload": model, **parse_input(input)}
 
 

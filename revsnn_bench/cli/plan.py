@@ -57,6 +57,13 @@ Page = Annotated[
 Failed = dict[tuple[str, ExitCode], list[str]]
 """What is wrong and how the command ends, PASS for what was skipped, with the nodes that it is about."""
 
+
+def _nodes(default: str) -> Any:
+    """The option --node of a command, with what it is where none is named."""
+    text = "Nodes, or methods for --model, separated by commas."
+    return checked(each(str), metavar="NAMES", help=text, show_default=default)
+
+
 _METHODS = ["as-is", "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack"]
 """Methods for a model of one's own, where none is named."""
 
@@ -158,15 +165,7 @@ def predict(
     context: typer.Context,
     model: Model = "",
     input: Input = "",
-    node: Annotated[
-        str,
-        checked(
-            each(str),
-            metavar="NAMES",
-            help="Nodes, or methods for --model, separated by commas.",
-            show_default="lif; of a model every method",
-        ),
-    ] = "",
+    node: Annotated[str, _nodes("lif; of a model every method")] = "",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps")] = 8,
     batch: Annotated[int, case_option("batch")] = 8,
@@ -229,15 +228,7 @@ def largest(
     axis: Annotated[
         str, checked(one_of(("timesteps", "batch")), metavar="NAME", help="What grows: timesteps or batch.")
     ] = "timesteps",
-    node: Annotated[
-        str,
-        checked(
-            each(str),
-            metavar="NAMES",
-            help="Nodes, or methods for --model, separated by commas.",
-            show_default="every LIF and coupled node; of a model every method",
-        ),
-    ] = "",
+    node: Annotated[str, _nodes("every LIF and coupled node; of a model every method")] = "",
     workload: Annotated[str, case_option("workload")] = "layer",
     timesteps: Annotated[int, case_option("timesteps", help="T, where the batch grows.")] = 8,
     batch: Annotated[int, case_option("batch", help="Batch, where T grows.")] = 8,

@@ -353,6 +353,7 @@ def _carry_out(opened: "Study") -> None:
 
 
 def _show(record: Record) -> None:
+    """A line for each record, as it comes."""
     known, accuracy = record.trial, record.accuracy
     number = "" if known is None else f"{known.number:3}"
     got = "" if accuracy is None else f"  {100 * accuracy.accuracy:5.1f} % after {accuracy.epochs} epochs"

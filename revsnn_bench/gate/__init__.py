@@ -273,6 +273,7 @@ def _judge_status(case_id: str, before: Record, after: Record) -> list[Finding]:
 
 
 def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
+    """The finding on a deterministic metric that differs."""
     before, after = value.before, value.after
     assert not isinstance(before, str)
     assert not isinstance(after, str)

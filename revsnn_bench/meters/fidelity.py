@@ -104,6 +104,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
 
 
 def _by_reference(subject: Subject, reference: nn.Module) -> FidelityRecord:
+    """The fidelity of a step, held against a reference."""
     step = subject.step
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -281,6 +281,7 @@ def _fourier(per_element: float) -> Formula:
     """Of a transform over n values each, log2 n times a number for each of its elements: the convention of FFTW."""
 
     def formula(call: Call) -> int:
+        """Of the real side, where there is one."""
         reals = max(call["self"], call.out, key=elements)  # the real side, where there is one
         return round(per_element * elements(reals) * log2(max(1, prod(reals.shape[each] for each in call["dim"]))))
 

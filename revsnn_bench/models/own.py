@@ -250,6 +250,7 @@ def _file_of(module_name: str) -> str:
 
 
 def _made(case: Case) -> tuple[nn.Module, Tensor | None, Loss | None]:
+    """Model, inputs and loss of the user's callable."""
     make = load_callable(case.workload)
     file = _source_file(make)
     if isinstance(make, nn.Module):
@@ -461,6 +462,7 @@ def _source_file(thing: Any) -> str:
 
 
 def _where(thing: Any) -> str:
+    """File and line of a definition."""
     thing = inspect.unwrap(thing)
     try:
         return f"{Path(_source_file(thing)).name}, line {inspect.getsourcelines(thing)[1]}"

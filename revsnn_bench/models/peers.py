@@ -214,8 +214,10 @@ def takes(node: str, option: str, value: Any) -> bool:
     such as "fused" without numba, counts as taken: the node's error says what to install.
     """
     name = node.partition("+")[0]
-    if node in METHODS and (option == "backend" or is_untouched(node)):
-        return option != "backend" or not is_untouched(node)
+    if node in METHODS and is_untouched(node):
+        return option != "backend"
+    if node in METHODS and option == "backend":
+        return True
     factory = CarrierLIF if name == "norm-carrier" else PEERS.get(name) or node_factory(name)
     if option != "backend":
         known = signature(factory).parameters

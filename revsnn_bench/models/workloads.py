@@ -45,6 +45,7 @@ def _conv_blocks(case: Case, make: Strategy) -> nn.Module:
 
 
 def _field(case: Case, make: Strategy) -> nn.Module:
+    """A network of SpikingJelly."""
     shape_of(case, "3 channels, height and width, such as (3, 64, 64)", 3)
     return field.field_network(case, input_noise(case))
 

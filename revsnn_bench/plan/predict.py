@@ -90,6 +90,7 @@ class _Fake(FakeTensorMode):
     supports_higher_order_operators = True
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See `FakeTensorMode`."""
         if isinstance(func, HigherOrderOperator):
             raise NotImplementedError(
                 f"what `{func}` runs and keeps of its functions is known when it has run. Measure it: revsnn-bench run."
@@ -204,6 +205,7 @@ def scratch_bytes(func: Any, args: tuple[Any, ...]) -> int:
 
 
 def _terms(args: tuple[Any, ...]) -> int:
+    """How many terms a loss has."""
     return math.prod(torch.broadcast_shapes(args[0].shape, args[1].shape))
 
 

@@ -345,6 +345,7 @@ class _Recorded:
         self.highest[key] = max(self.highest.get(key, 0), self.ledger.live_bytes)
 
     def costs(self) -> list[Cost]:
+        """Of every segment."""
         found, left, before = [], 0, sum(self.kept)
         for n in reversed(range(self.segments)):
             before -= self.kept[n]

@@ -197,6 +197,7 @@ class Submitted(Skipped):
 
 
 def _measures(item: pytest.Item) -> bool:
+    """Whether a test measures cases."""
     return "measure_case" in getattr(item, "fixturenames", ())
 
 
@@ -261,23 +262,12 @@ def measure_case(request: pytest.FixtureRequest) -> "Callable[..., Record]":
         untold.append(record)
         # Only a time asks for the fixture: pytest-benchmark warns of one that is not used.
         if benchmark is None and record.time is not None and options.feeds_benchmark(config):
-            if timer is not None:  # the fixture takes its timer and its group from the test's marker
-                swept = _case_of(request.node)
-                group = None if swept is None else " ".join(swept.place)
-                request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
-            benchmark = request.getfixturevalue("benchmark")
+            benchmark = _benchmark_of(request, timer)
         while benchmark is not None and untold:
             _replay(benchmark, timer, untold.pop(0))
-        status, told = record.status.value, f"{case.id} {record.status.value}: {record.reason}"
-        if status == "skipped":
-            pytest.skip(told)
-        if status in ("error", "timeout", "oom"):
-            pytest.fail(told, pytrace=False)
+        _judge(record)
         hold_to_budget(request.node, record)
-        if status == "wrong":
-            if request.node.get_closest_marker("sweep") and record.fidelity is not None and record.fidelity.warning:
-                pytest.xfail(told)
-            pytest.fail(told, pytrace=False)
+        _judge_gradient(request.node, record)
         return record
 
     return measure
@@ -375,6 +365,35 @@ def _replay(benchmark: Any, timer: ReplayTimer | None, record: "Record") -> None
     samples = [f + b for f, b in zip(record.time.forward_time_s, record.time.backward_time_s, strict=True)]
     timer.load(samples)
     benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1)
+
+
+def _benchmark_of(request: pytest.FixtureRequest, timer: ReplayTimer | None) -> Any:
+    """The fixture of pytest-benchmark, which takes its timer and its group from the test's marker."""
+    case = _case_of(request.node)
+    group = None if case is None else " ".join(case.place)
+    if timer is not None:
+        request.node.add_marker(pytest.mark.benchmark(timer=timer, group=group))
+    return request.getfixturevalue("benchmark")
+
+
+def _judge(record: "Record") -> None:
+    """Ends the test of a case that was not measured."""
+    if record.status.value == "skipped":
+        pytest.skip(_told(record))
+    if record.status.value in ("error", "timeout", "oom"):
+        pytest.fail(_told(record), pytrace=False)
+
+
+def _judge_gradient(item: pytest.Item, record: "Record") -> None:
+    """Ends the test of a wrong gradient; in a sweep, which compares nodes, one of which the node warned is expected."""
+    if record.status.value == "wrong":
+        if item.get_closest_marker("sweep") and record.fidelity is not None and record.fidelity.warning:
+            pytest.xfail(_told(record))
+        pytest.fail(_told(record), pytrace=False)
+
+
+def _told(record: "Record") -> str:
+    return f"{record.case.id} {record.status.value}: {record.reason}"
 
 
 def _limits(item: pytest.Item) -> dict[str, int]:

@@ -397,6 +397,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
 
 
 def _counted(comparison: Comparison, verdicts: list[str]) -> str:
+    """How many values were compared, and how many differ in which way."""
     counts = [f"{n} {kind}" for kind in VERDICTS if kind != VARIES and (n := verdicts.count(kind))]
     text = f"{comparison.values_compared} values compared: {', '.join(counts) or 'none that can be judged differs'}."
     if varying := verdicts.count(VARIES):

@@ -197,6 +197,7 @@ def summary(run: Run) -> list[str]:
 
 
 def _came_back(each: Retrained) -> str:
+    """How a setting did on fresh seeds."""
     found, fresh = units.percent(_score(each.first)), units.spread(each.fresh.values())
     back = f"regression to the mean: {each.to_first.in_points()}"
     return f"had {found} in the search and has {fresh} on {len(each.fresh)} fresh seeds; {back}."

@@ -45,6 +45,7 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Refuses, and names what can be differentiated twice."""
         raise RuntimeError(_REFUSAL)
 
 
@@ -65,6 +66,7 @@ def first_derivative_only(backward: Backward) -> Backward:
 
     @wraps(backward)
     def once(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients, from which no second derivative leads on."""
         if _nested_transforms() > 1:
             raise RuntimeError(_REFUSAL)
         saved = ctx.saved_tensors  # once: a checkpoint that leads on refuses a second time

@@ -34,6 +34,7 @@ def cached(function: Callable[Given, Result]) -> Callable[Given, Result]:
 
     @wraps(function)
     def call(*arguments: Given.args, **keywords: Given.kwargs) -> Result:
+        """What the function returns, remembered where nothing is being compiled."""
         return (function if torch.compiler.is_compiling() else remembered)(*arguments, **keywords)  # type: ignore[arg-type]
 
     call.cache_clear = remembered.cache_clear  # type: ignore[attr-defined]

@@ -215,6 +215,7 @@ def exact_form(kind: NormKind) -> int | None:
 
 
 def _exact_forms(kind: NormKind, seed: int, forms: Sequence[int]) -> list[int]:
+    """Those of the forms that give torch's bits for the numbers of one seed."""
     dtype, types, shape, stride, training, device, _ = kind
     generator = torch.Generator().manual_seed(seed)
     z = torch.empty_strided(shape, (math.prod(shape[1:]), *stride), dtype=dtype, device=device)

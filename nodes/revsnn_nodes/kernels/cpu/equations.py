@@ -79,6 +79,7 @@ def by_type(function: Any, of_bits: Any, of_floats: Any) -> None:
     place = list(signature(function).parameters).index("row")
 
     def of_row(*arguments: Any) -> Any:
+        """The function for the type of the row."""
         return of_bits if arguments[place].dtype == numba.types.uint16 else of_floats
 
     overload(function, strict=False, jit_options=CALLED)(of_row)

@@ -302,6 +302,7 @@ class _Channels(_Arrays):
         return _numbers_of(tensor, self.like.dtype)
 
     def run(self, kernel: Any, *arguments: Any) -> None:
+        """Runs a kernel over all columns."""
         run_columns(kernel, (*arguments, self.unit, self.block), self.columns, self.unit, self.like.numel())
 
 

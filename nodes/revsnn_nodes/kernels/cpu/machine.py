@@ -113,6 +113,7 @@ class _Shared(_BySources, caching.UserProvidedCacheLocator):
     """NUMBA_CACHE_DIR: one folder for all copies of this package; versions of it lie side by side."""
 
     def get_cache_path(self) -> str:
+        """The folder of the package's kernels."""
         return os.path.join(str(numba.config.CACHE_DIR), _PACKAGE_NAME)  # type: ignore[attr-defined]
 
     def get_disambiguator(self) -> str:
@@ -330,6 +331,7 @@ def in_pool(work: Callable[[int, int], None], stop: int, size: int, threads: int
     del work
 
     def take(pieces: Iterator[int]) -> None:
+        """Takes one piece after the other until there is none."""
         for start in pieces:
             shared[0](start, min(start + size, stop))
 

@@ -141,6 +141,7 @@ def _first_launch(name: str, key: tuple[Any, ...], call: dict[str, Any], tensors
 
 
 def _current(device: torch.device) -> Any:
+    """A context in which a device is the current one."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
