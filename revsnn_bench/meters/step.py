@@ -179,13 +179,21 @@ def called_by_user() -> bool:
     return file.endswith("online_learning.py") or not file.startswith(_NEURONS)
 
 
-_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+def _forwards(kind: Any = torch.autograd.Function) -> Iterator[Any]:
+    """The code of the forward of every `autograd.Function` there is."""
+    for each in kind.__subclasses__():
+        forward = getattr(each, "forward", None)
+        while hasattr(forward, "__wrapped__"):  # by `torch.no_grad()`, say
+            forward = forward.__wrapped__
+        yield getattr(forward, "__code__", None)
+        yield from _forwards(each)
 
 
 def in_custom_function() -> bool:
     """Whether the forward of an `autograd.Function` runs."""
+    forwards = {*_forwards()}
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code is not _APPLY:
+    while frame is not None and frame.f_code not in forwards:
         frame = frame.f_back
     return frame is not None
 

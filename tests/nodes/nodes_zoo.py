@@ -16,16 +16,19 @@ STEPS, BATCH = 3, 2
 def their(name: str) -> Any:
     """A module of `spikingjelly.activation_based.model`.
 
-    They import torchvision, which may not match torch: its two missing operators are then defined.
+    They import torchvision, which may not match torch: two operators that it misses are then defined.
     """
     foreign_import_is_silent()
+    name = f"spikingjelly.activation_based.model.{name}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, operator):
+        try:
+            return import_module(name)
+        except RuntimeError:
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return import_module(f"spikingjelly.activation_based.model.{name}")
+            return import_module(name)
 
 
 def _small_vgg(norm: bool) -> Callable[..., nn.Module]:

@@ -298,7 +298,7 @@ TAKEN_AS_THEY_ARE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:`torch.jit:FutureWarning")
 @pytest.mark.parametrize("name", TAKEN_AS_THEY_ARE)
 def test_what_has_no_recipe_runs_as_without(name):
     torch.manual_seed(0)
