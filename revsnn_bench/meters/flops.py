@@ -376,7 +376,7 @@ _BY_NAMES: dict[str, Formula] = {
     "_trilinear": _trilinear,
     # Difference, its power or sign, and sum for each feature of each pair; backward for one of the two sides
     "_cdist_forward _cdist_backward": lambda call: (
-        3 * elements(call.arguments.get("grad", call.out)) * int(call["x1"].shape[-1])
+        3 * elements(call.arguments.get("cdist", call.out)) * int(call["x1"].shape[-1])
     ),
     "_euclidean_dist": _euclidean_distances,
     "_embedding_bag _embedding_bag_forward_only _embedding_bag_backward _embedding_bag_dense_backward": _bag,
