@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from nodes_remat import image_sequence, reset, residual_net
-from revsnn_nodes import StandardLIF, remat
+from revsnn_nodes import StandardLIF, StandardParametricLIF, remat
 from revsnn_nodes.remat import record
 from revsnn_nodes.remat.recipes import MOST_RECIPES, Value
 from torch import nn
@@ -218,6 +218,41 @@ def test_the_table_counts_no_weight_that_a_mean_over_steps_reads():
             optimizer.step()
             mean.update_parameters(net)
     assert kept == kept[:1] * 3
+
+
+def write_file(net):
+    torch.save(net.state_dict(), io.BytesIO())
+
+
+def read_by_numpy(net):
+    for each in net.parameters():
+        each.detach().numpy()
+
+
+def clamp_by_data(net):
+    for each in net.parameters():
+        each.data.clamp_(-0.9, 0.9)
+
+
+@pytest.mark.parametrize("hand_out", [write_file, read_by_numpy, clamp_by_data])
+def test_small_weights_are_copied_once_their_memory_was_handed_out(hand_out):
+    """Those of norms and neurons between steps; what is made with them was kept whole from the second step on."""
+    found = []
+    for context in (nullcontext(), remat()):
+        torch.manual_seed(0)
+        layers = [(nn.Linear(8, 8), nn.LayerNorm(8), StandardParametricLIF(step_mode="m")) for _ in range(2)]
+        net, kept = nn.Sequential(*(layer for each in layers for layer in each), nn.Linear(8, 8)), []
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        with context as saved:
+            for _ in range(3):
+                reset(net)
+                net(torch.randn(4, 8, 8)).square().mean().backward()
+                kept.append(0 if saved is None else saved.kept_bytes)
+                optimizer.step()
+                hand_out(net)
+        found.append([*net.parameters()])
+    assert all(map(torch.equal, *found))
+    assert kept[0] < max(kept) < 1.1 * kept[0]
 
 
 def test_the_table_leaves_out_a_result_that_was_dropped():

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
+from math import prod
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -24,6 +25,9 @@ Place = tuple[Any, ...]
 
 MOST_RECIPES = 256
 """Functions that are run for one tensor at most: each takes its time, however small what it makes."""
+
+FEW = 16
+"""What is smaller than a tensor by this factor is copied for it where others may write to it unseen."""
 
 _MOST_KNOWN = 10_000
 _known: dict[Any, Any] = {}
@@ -245,6 +249,32 @@ def map_leaves(structure: Any, kind: type | tuple[type, ...], change: Callable[[
     return change(structure) if isinstance(structure, kind) else structure
 
 
+def copy_small(call: Call, result: Tensor) -> Call:
+    """A call with copies of tensors that may change unseen, if they are small beside its result.
+
+    A norm's weights are, once they were written to a file or through `.data`, or are sharded by FSDP, which frees them.
+    """
+    if not any(value.opened for value in call.before.values()):
+        return call
+    before: dict[int, Value] = {}
+    copied, most = call.copied, result.numel() * result.itemsize // FEW
+
+    def kept(ref: Ref) -> Ref | Tensor:
+        """The reference, or a copy of what it refers to."""
+        nonlocal copied
+        value, (size, _, _, dtype, _) = ref
+        small = prod(size) * dtype.itemsize
+        storage = UntypedStorage._new_with_weak_ptr(value.weak) if value.opened and small <= most else None
+        if storage is None or not value.counter.current:
+            before[value.address] = value
+            return ref
+        copied += small
+        return ref.view.on(storage).clone()
+
+    args, kwargs = map_leaves((call.args, call.kwargs), Ref, kept)
+    return Call(args, kwargs, before, copied)
+
+
 @dataclass(frozen=True)
 class Norm:
     """What a batch norm read and normalised by, as the kernels of `revsnn_nodes.remat.norm` take it."""
@@ -319,12 +349,8 @@ def arguments_of(norm: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def norm_again(refs: dict[str, Any], given: dict[str, Any]) -> tuple[Any, ...]:
     """Arguments with which a norm runs again and changes nothing, from those with references and with tensors.
 
-    Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now; and a copy
-    of weights whose memory was handed out, as FSDP does, which frees it after the forward.
+    Where it normalises by the batch's statistics it gets no running ones, else a copy of what they are now.
     """
-    for name in ("weight", "bias"):
-        if refs[name] is not None and refs[name].value.opened:
-            refs[name] = given[name].detach().clone()
     by_batch = given["training"] if "training" in given else given["use_input_stats"]
     for name in ("running_mean", "running_var"):
         statistics: Tensor | None = given[name]

@@ -40,6 +40,7 @@ from revsnn_nodes.remat.functions import (
 from revsnn_nodes.remat.norm import layout_of_norm, saved_statistics
 from revsnn_nodes.remat.pack import Entry, Kept, Leaf, Packed, Plan, Saved, fills_its_storage, plan_for, recordable
 from revsnn_nodes.remat.recipes import (
+    FEW,
     MOST_RECIPES,
     Autocast,
     Call,
@@ -51,6 +52,7 @@ from revsnn_nodes.remat.recipes import (
     Value,
     View,
     arguments_of,
+    copy_small,
     keeps_type,
     map_leaves,
     norm_again,
@@ -62,9 +64,6 @@ NOT_CHEAP = "not cheap"
 
 _MANY = 10_000
 """Values and saved tensors that are noted before those that are gone are looked for."""
-
-_FEW = 16
-"""What is smaller than a tensor by this factor is copied for it where processes write to each other's tensors."""
 
 _NO_KWARGS: dict[str, Any] = {}  # shared by all calls without any
 
@@ -211,7 +210,7 @@ class Recorder(TorchFunctionMode):
         # A collective writes to buffers, and counts no version.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for source, _ in plan.leaves:
-                if not source.persistent and source.nbytes * _FEW <= value.nbytes and source.part_from():
+                if not source.persistent and source.nbytes * FEW <= value.nbytes and source.part_from():
                     self.values.pop(source.address, None)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -295,15 +294,15 @@ class Recorder(TorchFunctionMode):
             read = {address: value for address, value in call.before.items() if value in values}
             self.note(function, Call(again, {}, read, _nbytes(again)), result, NORM_PASSES)
             if function is functional.batch_norm:
-                self.note_norm(again, result)
+                self.note_norm(result)
         return result
 
-    def note_norm(self, arguments: tuple[Any, ...], result: Any) -> None:
+    def note_norm(self, result: Any) -> None:
         """Adds the statistics that a batch norm used to its recipe."""
-        z, running_mean, running_var, weight, bias, training, _, eps = arguments
         recipe = self.value_of(result).recipe
         if recipe is None:
             return
+        z, running_mean, running_var, weight, bias, training, _, eps = recipe.args
         if not training:
             recipe.norm = Norm(z, weight, bias, running=(running_mean, running_var, eps))
             return
@@ -351,7 +350,7 @@ class Recorder(TorchFunctionMode):
             return
         if len(self.values) > self.most:
             self.forget_what_is_gone()
-        args, kwargs, before, copied = call
+        args, kwargs, before, copied = copy_small(call, result)
         depth = 1 + max((value.recipe.depth for value in before.values() if value.recipe is not None), default=0)
         if depth > MOST_RECIPES:  # a source: so long a way is not gone, and what is on it would never be let go of
             self.values.pop(address, None)
