@@ -230,7 +230,9 @@ def test_a_write_at_equal_places_is_not_repeated():
     """Which of two values stays at a place that an index names twice is chance on a GPU; a mask names each once."""
     x = torch.randn(40, 30, requires_grad=True)
     mask, places = x.detach() > 0, torch.arange(40) // 2
-    for index, remade in ((mask, True), (places, False), (([0, 0, 1],), False), ((slice(2), None, ...), True)):
+    rows = slice(2), slice(torch.tensor(2))  # the second as of a sequence whose length is in a tensor
+    once = *((each, None, ...) for each in rows), mask
+    for index, remade in ((places, False), (([0, 0, 1],), False), *((each, True) for each in once)):
         with remat() as saved:
             out = torch.zeros_like(x)
             out[index] = 2.0

@@ -329,7 +329,8 @@ class Recorder(TorchFunctionMode):
         if kind is dict:
             return {name: self.refer_to(each, before) for name, each in leaf.items()}
         if kind is slice:
-            return slice(*(self.refer_to(each, before) for each in (leaf.start, leaf.stop, leaf.step)))
+            bounds = (leaf.start, leaf.stop, leaf.step)
+            return slice(*(int(each) if isinstance(each, Tensor) else self.refer_to(each, before) for each in bounds))
         if not (isinstance(leaf, Tensor) and recordable(leaf)):
             raise _Unrecorded
         value = self.value_of(leaf)
