@@ -231,27 +231,28 @@ class SpikingNode(nn.Module, Generic[P]):
         run: Callable[..., tuple[Tensor, Tensor]] = (
             self.fused_sequence if self.backend_in_use == "fused" else self.torch_sequence
         )
+        if not others:
+            run = partial(run_node, self, run)
         if self.store_v_seq:
-            y_seq, self.v_seq = self._run_step_by_step(run, x_seq, v, *others)
-            v_last = self.v_seq[-1]
-        elif others:
+            y_seq, v_last = self._run_step_by_step(run, x_seq, v, *others)
+        elif others or not self.pointwise:
             y_seq, v_last = run(x_seq, v, *others)
         else:
-            remade = partial(run_node, self, run)
-            y_seq, v_last = in_memory_order(remade, x_seq, v) if self.pointwise else remade(x_seq, v)
+            y_seq, v_last = in_memory_order(run, x_seq, v)
         turn.end(self, v_last)
         return y_seq
 
     def _run_step_by_step(
         self, run: Callable[..., tuple[Tensor, Tensor]], x_seq: Tensor, v: Tensor | None, *others: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The output and the membrane after every step, both `[T, N, *]`."""
+        """The output `[T, N, *]` and the last membrane; that after every step, `[T, N, *]`, is in `v_seq`."""
         outputs, membranes = [], []
         for t, x in enumerate(x_seq.split(1)):
             y, v = run(x, v, *(None if each is None else each[t : t + 1] for each in others))
             outputs.append(y)
             membranes.append(v)
-        return torch.cat(outputs), torch.stack(membranes)
+        self.v_seq = torch.stack(membranes)
+        return torch.cat(outputs), membranes[-1]
 
     def check_neuron(self, neuron: P) -> None:
         """Raises ValueError for parameters that are valid but not for this kind of node, given or assigned later."""

@@ -5,6 +5,7 @@ import gc
 import itertools
 import sys
 import warnings
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -689,6 +690,32 @@ def test_a_state_that_is_cut_costs_itself_alone(make):
         net[1].detach()
         kept.append(saved.kept_bytes)
     assert kept[1] == kept[0] + net[1].v.nbytes
+
+
+@pytest.mark.parametrize("make", [StandardLIF, StandardParametricLIF])
+def test_a_neuron_that_stores_its_membranes_keeps_them_alone(make):
+    """With a loss on each of them: neither charges and spikes nor what the loss is made of."""
+    net, found = nn.Sequential(conv_norm(2, 4), make(step_mode="m", store_v_seq=True), conv_norm(4, 4)), []
+    for context in (nullcontext(), remat(verify=True)):
+        reset(net)
+        with context as saved:
+            y = net(image_sequence())
+            loss = y.sin().sum() + F.relu(net[1].v_seq - 0.5).square().sum()
+        found.append(torch.autograd.grad(loss, [*net.parameters()]))
+    assert all(map(torch.equal, *found))
+    kept = {name: each.kept_bytes for name, each in saved.by_module().items()}
+    assert kept["1"] + kept["(no module)"] == net[1].v_seq.nbytes
+    assert kept["2.0"] == 0
+
+
+def test_a_neuron_is_gone_with_its_graph():
+    """Without a collection of garbage: what runs it again holds no membrane, and that would hold the graph."""
+    node = StandardParametricLIF(step_mode="m", store_v_seq=True)
+    with remat():
+        y = node(leaf(4, 3, 50).sin())
+    gone = weakref.ref(node)
+    del node, y
+    assert gone() is None
 
 
 @pytest.mark.parametrize("make", [CarrierLIF, CheckpointedLIF])

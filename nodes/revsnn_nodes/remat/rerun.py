@@ -162,12 +162,13 @@ def _of_input(
     """A neuron that keeps its input, and is run again in the backward pass."""
     frozen = object.__new__(type(node))
     surrogate = node.surrogate_function.as_now()
-    frozen.__dict__.update(node.__dict__, v=None, _modules=dict(node._modules, surrogate_function=surrogate))
+    frozen.__dict__.update(node.__dict__, v=None, v_seq=None, _modules=dict(node._modules, surrogate_function=surrogate))
+    name = run.__name__  # not `run` itself, whose node holds the membrane, and that the graph
 
     def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
         """Spikes and the last membrane, with the parameters as they were."""
         frozen.__dict__["_parameters"] = dict(zip(parameters, learned, strict=True))
-        result: tuple[Tensor, Tensor] = getattr(frozen, run.__name__)(x, v)
+        result: tuple[Tensor, Tensor] = getattr(frozen, name)(x, v)
         return result
 
     sources = (x_seq, v, *parameters.values())
