@@ -162,7 +162,8 @@ def _of_input(
     """A neuron that keeps its input, and is run again in the backward pass."""
     frozen = object.__new__(type(node))
     surrogate = node.surrogate_function.as_now()
-    frozen.__dict__.update(node.__dict__, v=None, v_seq=None, _modules=dict(node._modules, surrogate_function=surrogate))
+    modules = dict(node._modules, surrogate_function=surrogate)
+    frozen.__dict__.update(node.__dict__, v=None, v_seq=None, _modules=modules)
     name = run.__name__  # not `run` itself, whose node holds the membrane, and that the graph
 
     def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
