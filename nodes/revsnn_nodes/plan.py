@@ -175,7 +175,8 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
     Args:
         model: changed in place; its parameters, buffers and the names of them stay.
         plan: option by name of the block, or the file that `revsnn-bench plan` wrote, whose neurons are put in, too.
-            Blocks that it does not name are plain. Warns where the file says that its plan does not fit.
+            Blocks that it does not name are plain. Warns where the file says that its plan does not fit, and where
+            neurons cannot be put in.
     Returns:
         The model.
     Raises:
@@ -183,8 +184,12 @@ def apply_plan(model: nn.Module, plan: Mapping[str, str] | str | PathLike[str]) 
     """
     if not isinstance(plan, Mapping):
         neurons, plan = _read_plan(Path(plan))
-        if neurons == "lif":
-            put_in_our_neurons(model)
+        if neurons == "lif" and (hooked := [name for name, why in put_in_our_neurons(model).items() if "hooks" in why]):
+            warnings.warn(
+                f"The neurons {', '.join(hooked)} stay SpikingJelly's, for they have hooks: a step takes more than the "
+                "plan says, if that was made without them. Apply the plan first, then register them.",
+                stacklevel=2,
+            )
     remove_plan(model)
     by_module: dict[str, list[tuple[Block, str]]] = {}
     for name, option in plan.items():
@@ -243,12 +248,13 @@ def remove_plan(model: nn.Module) -> None:
                 module.forward = inner
 
 
-def put_in_our_neurons(model: nn.Module) -> None:
-    """Exchanges SpikingJelly's LIF neurons for the fused ones of the same function, where there are any."""
-    if any(type(neuron).__module__.startswith("spikingjelly.") for neuron in neurons_of(model)):
-        from revsnn_nodes.spikingjelly import swap_neurons
+def put_in_our_neurons(model: nn.Module) -> dict[str, str]:
+    """Exchanges SpikingJelly's LIF neurons for the fused ones of the same function; what is left, and why."""
+    if not any(type(neuron).__module__.startswith("spikingjelly.") for neuron in neurons_of(model)):
+        return {}
+    from revsnn_nodes.spikingjelly import swap_neurons
 
-        swap_neurons(model)
+    return swap_neurons(model).left
 
 
 def _require_block(model: nn.Module, block: Block) -> None:

@@ -323,6 +323,22 @@ def test_a_plan_that_does_not_fit_warns(tmp_path):
     apply_plan(residual_net(), path)
 
 
+def test_a_plan_whose_neurons_cannot_be_put_in_warns(tmp_path):
+    """As where monitors were registered first; those without hooks are exchanged."""
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import neuron
+
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"neurons": "lif", "blocks": []}))
+    net = nn.Sequential(neuron.LIFNode(), neuron.LIFNode(), neuron.KLIFNode())
+    net[1].register_forward_hook(lambda *call: None)
+    with pytest.warns(UserWarning, match="neurons 1 stay SpikingJelly's, for they have hooks: .* Apply the plan first"):
+        apply_plan(net, path)
+    assert [type(each).__module__.split(".")[0] for each in net[:2]] == ["revsnn_nodes", "spikingjelly"]
+    net[1]._forward_hooks.clear()
+    apply_plan(net, path)
+
+
 def test_offload_keeps_copies_on_the_host(monkeypatch):
     """Its hooks decide inside of `remat`, gradients keep their bits; the check of the device is left out here."""
     net, x = residual_net(), image_sequence()
