@@ -294,6 +294,7 @@ TAKEN_AS_THEY_ARE = {
     "in place under jvp": lambda: torch.func.jvp(lambda a: (a * 2).add_(1), (torch.ones(3),), (torch.ones(3),))[1],
     "by name": lambda: torch.relu_(input=torch.ones(4) * 2),
     "nested": nested,
+    "sparse in place": lambda: torch.eye(3).to_sparse().mul_(2).to_dense(),
     "traced": lambda: torch.jit.trace(nn.Sequential(nn.MaxPool1d(2), nn.BatchNorm1d(2)).eval(), torch.ones(1, 2, 4))(
         torch.ones(1, 2, 4)
     ),

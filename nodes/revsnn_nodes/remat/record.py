@@ -275,7 +275,9 @@ class Recorder(TorchFunctionMode):
 
     def is_source(self, tensor: Any) -> bool:
         """Whether a tensor has no recipe, and then has none after a change in place either."""
-        value = self.values.get(tensor.untyped_storage()._cdata) if isinstance(tensor, Tensor) else None
+        if not (isinstance(tensor, Tensor) and recordable(tensor)):  # a sparse one has no storage
+            return True
+        value = self.values.get(tensor.untyped_storage()._cdata)
         return value is None or value.recipe is None
 
     def call_norm(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
