@@ -161,7 +161,10 @@ def _difference(neuron: Any) -> str:
     if neuron.beta.numel() > 1 or neuron.threshold.numel() > 1:
         return "it has a beta or a threshold for each neuron"
     if _parameters(neuron) is None:
-        return "its dynamics are those of no node: a reset by subtraction leaks with beta, and its own does not"
+        leaks = "a reset by subtraction leaks with beta, and its own does not"
+        subtracts = leaks if neuron.beta < 1 else "without reset_delay a high charge resets twice"
+        why = {"none": "it never resets", "zero": "its beta is 0"}.get(neuron.reset_mechanism, subtracts)
+        return f"its dynamics are those of no node: {why}"
     if neuron.reset_delay and (neuron.output or not neuron.init_hidden):
         return "it returns the membrane before its reset; pass reset_delay=False, or init_hidden=True without output"
     if _surrogate(neuron.spike_grad) is None:

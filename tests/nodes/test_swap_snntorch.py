@@ -22,9 +22,9 @@ SAME = (
     {"beta": 1.0, "reset_mechanism": "zero", "reset_delay": False},
 )
 OTHER = (
-    ({"beta": 0.75, "init_hidden": True}, "its dynamics are those of no node"),
-    ({"beta": 0.75, "reset_mechanism": "none", "init_hidden": True}, "its dynamics are those of no node"),
-    ({"beta": 1.0, "reset_delay": False, "init_hidden": True}, "its dynamics are those of no node"),
+    ({"beta": 0.75, "init_hidden": True}, "those of no node: a reset by subtraction leaks with beta"),
+    ({"beta": 0.75, "reset_mechanism": "none", "init_hidden": True}, "those of no node: it never resets"),
+    ({"beta": 1.0, "reset_delay": False, "init_hidden": True}, "those of no node: without reset_delay a high"),
     ({"beta": 0.75, "reset_mechanism": "zero"}, "it returns the membrane before its reset"),
     ({"beta": torch.tensor([0.5, 0.75]), "reset_mechanism": "zero", "init_hidden": True}, "for each neuron"),
     ({"beta": 0.5, "reset_mechanism": "zero", "init_hidden": True, "learn_beta": True}, "it learns its beta"),
