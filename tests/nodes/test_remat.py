@@ -965,16 +965,33 @@ def test_without_grad_it_does_nothing():
     assert saved.entries == []
 
 
-def test_under_compile_it_steps_aside_and_says_so():
-    """A compiled module keeps what the compiler decides; its gradients are equal."""
+@pytest.mark.parametrize("part", [False, True])
+def test_under_compile_it_steps_aside_and_says_so(part):
+    """A compiled module, or part of one, keeps what the compiler decides; its gradients are equal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net, x = residual_net(blocks=1), image_sequence()
-        compiled = torch.compile(net, backend="aot_eager")
+        if part:
+            net[0].compile(backend="aot_eager")
+        compiled = net if part else torch.compile(net, backend="aot_eager")
         expected = train_step(compiled, x)
         got = train_step(compiled, x, remat())
     assert_equal(got.gradients, expected.gradients)
     assert any("is compiled" in note for note in got.saved.notes)
+
+
+def test_tensors_of_a_subclass_are_kept_which_the_table_says():
+    """As images of MONAI and fastai are, which make one of everything behind them."""
+
+    class Image(torch.Tensor):
+        pass
+
+    net, x = residual_net(blocks=1), image_sequence()
+    expected = train_step(net, x)
+    for given in (x, x.as_subclass(Image)):
+        got = train_step(net, given, remat())
+        assert_equal(got.gradients, expected.gradients)
+        assert any("Image is a subclass of Tensor" in note for note in got.saved.notes) == (given is not x)
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")

@@ -42,6 +42,9 @@ def is_paused() -> bool:
     return getattr(_local, "paused", False)
 
 
+PLAIN = (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
+"""Types of tensors that may be recorded."""
+
 _PLAIN: dict[tuple[type, int], bool] = {}
 """Verdicts of `recordable` by type and dispatch keys, which tell of everything that it asks."""
 
@@ -53,7 +56,7 @@ def recordable(tensor: Tensor) -> bool:
     found = _PLAIN.get(kind)
     if found is None:
         found = (
-            kind[0] in (Tensor, nn.Parameter, nn.Buffer, FakeTensor)
+            kind[0] in PLAIN
             and tensor.layout is torch.strided
             and not (tensor.is_inference() or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
             and not (tensor.is_nested or tensor.device.type == "meta")

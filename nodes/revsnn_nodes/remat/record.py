@@ -117,6 +117,9 @@ class Recorder(TorchFunctionMode):
         """Called by autograd for each tensor that it saves; what lives anyway has no line in the report."""
         with torch._C.DisableTorchFunction():
             if packing.is_paused() or not recordable(tensor) or torch._C._get_tracing_state() is not None:
+                if type(tensor) not in packing.PLAIN:
+                    name = type(tensor).__name__
+                    self.saved.note(f"{name} is a subclass of Tensor, and kept uncounted: pass x.as_subclass(Tensor)")
                 return tensor.detach()
             if tensor.is_leaf and (tensor.requires_grad or type(tensor) is nn.Parameter):
                 return Kept(tensor)
@@ -425,8 +428,9 @@ class Recorder(TorchFunctionMode):
             outer = inner
             for outer in running:  # noqa: B007  (the last one)
                 pass
-            self.names.update((id(each), path or type(each).__name__) for path, each in outer.named_modules())
-            for module in (inner, outer):
+            modules = {each: path for path, each in outer.named_modules()}
+            self.names.update((id(each), path or type(each).__name__) for each, path in modules.items())
+            for module in (inner, *modules):
                 if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
                     self.saved.note(
                         f"{type(module).__name__} is compiled: the compiler decides what to recompute there"
