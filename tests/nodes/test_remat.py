@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 import itertools
 import sys
 import warnings
@@ -708,14 +709,18 @@ def test_a_neuron_that_stores_its_membranes_keeps_them_alone(make):
     assert kept["2.0"] == 0
 
 
-def test_a_neuron_is_gone_with_its_graph():
-    """Without a collection of garbage: what runs it again holds no membrane, and that would hold the graph."""
-    node = StandardParametricLIF(step_mode="m", store_v_seq=True)
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_neuron_is_gone_with_its_graph(theirs):
+    """Without a collection of garbage: what runs it again holds no membrane, which would hold the graph."""
+    if theirs:
+        foreign_import_is_silent()
+    kind = importlib.import_module("revsnn_nodes.spikingjelly").ParametricLIFNode if theirs else StandardParametricLIF
+    node = kind(step_mode="m", store_v_seq=True)
     with remat():
         y = node(leaf(4, 3, 50).sin())
-    gone = weakref.ref(node)
+    gone = [weakref.ref(each) for each in (node, node.v)]
     del node, y
-    assert gone() is None
+    assert [each() for each in gone] == [None, None]
 
 
 @pytest.mark.parametrize("make", [CarrierLIF, CheckpointedLIF])

@@ -163,8 +163,9 @@ def _of_input(
     frozen = object.__new__(type(node))
     surrogate = node.surrogate_function.as_now()
     modules = dict(node._modules, surrogate_function=surrogate)
-    frozen.__dict__.update(node.__dict__, v=None, v_seq=None, _modules=modules)
-    name = run.__name__  # not `run` itself, whose node holds the membrane, and that the graph
+    # Nothing that holds a membrane, which holds this graph: memories of SpikingJelly do, and `run` does by its node.
+    frozen.__dict__.update(node.__dict__, v=None, v_seq=None, _memories={}, _modules=modules)
+    name = run.__name__
 
     def again(x: Tensor, v: Tensor | None, *learned: Tensor) -> tuple[Tensor, Tensor]:
         """Spikes and the last membrane, with the parameters as they were."""
