@@ -521,8 +521,10 @@ class remat(ManyTimes[Saved]):
     def __init__(self, max_passes: int = 16, verify: bool = False) -> None:
         require(
             isinstance(max_passes, int) and max_passes >= 1,
-            "max_passes", "be a whole number, at least 1", max_passes, "It bounds the work for one tensor.",
-            "Write `remat()` for 16, or leave it out to keep everything.",
+            "max_passes", "be a whole number, at least 1",
+            type(max_passes).__name__ if isinstance(max_passes, nn.Module) else max_passes,
+            "It bounds the work for one tensor.",
+            "Write `with remat():` around the forward, for 16; or leave it out to keep everything.",
         )  # fmt: skip
         super().__init__(partial(_watched, max_passes, verify))
 
