@@ -35,18 +35,38 @@ RANDOM = {
 SIDE_BY_VALUE = {"threshold_backward", "hardtanh_backward", "leaky_relu_backward"}
 """Derivatives that read their second argument for its side of a kink alone."""
 
+CUT_OFF = {"relu", "clamp", "clamp_min", "clamp_max"}
+"""Operators that pass a value on or give a bound."""
+
 _WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64) | {
     torch.complex64: torch.complex128
 }
 """What a type that a model names becomes in float64."""
 
+_OF_RESULTS = ("_saved_result", "_saved_output", "_saved_self_or_result")
+"""How attributes of a node of the graph begin that hold what its operator returned."""
+
 
 def _cuts(name: str, args: tuple[Any, ...]) -> bool:
     """Whether the user's code cuts a value from its graph; a custom function has a gradient of its own instead."""
-    if name != "detach" and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and (name != "detach" or _saves(args[0])):
         return False
     learns = any(isinstance(x, Tensor) and x.requires_grad for x in args)
     return learns and called_by_user() and not in_custom_function()
+
+
+def _saves(tensor: Tensor) -> bool:
+    """Whether a `detach` is of an operator that keeps its own result for backward, as `tanh` does, not of the user's.
+
+    One of the user's goes through autograd; `.data` does not, but comes after the operator has kept its result.
+    """
+    node = tensor.grad_fn
+    if node is None or torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView):
+        return False
+    notes: Any = node.metadata  # a dictionary, which torch's stub takes for a method
+    first = tensor.output_nr not in notes.setdefault("kept", set())
+    notes["kept"].add(tensor.output_nr)
+    return first and any(name.startswith(_OF_RESULTS) for name in dir(node))
 
 
 @cache
@@ -67,8 +87,8 @@ class Decisions(EagerMode):
     `cuts` is whether a value was cut from its graph, by `detach` or `no_grad`.
 
     Args:
-        places: whether only draws are recorded, places of maxima and in sorted values, and the sides of `relu`. These
-            are the same where a model runs other operators inside its neurons, and where its input is moved a little.
+        places: whether only draws are recorded, places of maxima and in sorted values, and the sides of what cuts off.
+            These are the same where a model has other operators inside its neurons, and where its input moves a little.
     """
 
     def __init__(self, places: bool = False) -> None:
@@ -113,12 +133,12 @@ class Decisions(EagerMode):
             side = args[1].clone()
             self._decide(func, [side])
             return func(args[0], side, *args[2:], **kwargs)
-        before = args[0].clone() if name == "relu" and self._places else None
+        before = args[0].clone() if name in CUT_OFF and self._places else None
         out = func(*args, **kwargs)
         if before is not None:
-            passed = out > 0
+            passed = out > 0 if name == "relu" else out == before
             self._decide(func, [passed])
-            return out.copy_(before.masked_fill_(~passed, 0))
+            return out.copy_(torch.where(passed, before, 0 if name == "relu" else out))
         results = [x for x in (out if isinstance(out, tuple | list) else (out,)) if isinstance(x, Tensor)]
         whole = [x for x in results if not (x.is_floating_point() or x.is_complex())]
         has_places = len(results) == 2 and len(whole) == 1

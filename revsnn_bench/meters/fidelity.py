@@ -100,6 +100,7 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
     except NoOracle:
         if subject.itself is None:
             raise
+        _restore_buffers(subject.step.model, subject.itself)
         return _by_reference(subject, subject.itself)
 
 
@@ -205,6 +206,14 @@ def _errors(
     return errors
 
 
+def _restore_buffers(model: nn.Module, fresh: nn.Module) -> None:
+    """Gives buffers of a model the values of one that has not run: a spectral norm's vectors move with every call."""
+    theirs = dict(fresh.named_buffers())
+    for name, buffer in model.named_buffers():
+        if name in theirs and theirs[name].shape == buffer.shape:
+            buffer.detach().copy_(theirs[name])
+
+
 def _cuts(step: TrainingStep, model: nn.Module) -> bool:
     """Whether a forward of a model in the place of the step's own cuts values from their graph."""
     decisions = Decisions(places=True)
@@ -242,11 +251,17 @@ def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> Fideli
         _require_finite(calls)
         hooked = any(parameter._backward_hooks for parameter in learned(one))
         meant = own and (hooked or _cuts(bare, one))
+        _restore_buffers(step.model, other)
         if meant and _all_within(_calls(step, step.model, step.source), calls, tolerance):
             cause = "changes gradients in hooks" if hooked else "cuts values from their graph (`detach`, `no_grad`)"
             raise NoOracle(f"it {cause}, and a difference cannot leave out a path")
         _require_repeatable(bare, calls, other, tolerance)
         _require_same_function(found.output, tolerance)
+        if found.bent:
+            raise NoOracle(
+                "its forward has a kink where its values lie, as `leaky_relu` has at the zeros of no spikes, and a "
+                "difference has a part of both sides"
+            )
     return record
 
 

@@ -9,13 +9,14 @@ the surrogate's derivative phi. At the forward that is judged both give the same
 second is exactly what backpropagation with the surrogate must return. So the model's own forward is run in float64
 with that replacement, central differences along random directions give directional derivatives, and the gradient
 under test must have the same ones. Nothing of the backward pass under test takes part. Maxima stay where the forward
-that is judged found them, and `relu` on the side it was on: spikes tie, and a difference would change sides.
+that is judged found them, `relu` and `clamp` on the side they were on: spikes tie, and a difference would change sides.
 
 Two calls in a row are judged: the second from the membrane that the first one left, cut from its graph.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite, isnan
 from typing import Any, NamedTuple
 
 import torch
@@ -54,13 +55,16 @@ FAR = 0.01
 
 STEP = 1e-7
 """Half width of the central difference, for directions of unit variance per element; so small that hardly a value
-crosses a kink by it. Only maxima and `relu`, where values tie exactly, are held on their side."""
+crosses a kink by it. Only maxima, `relu` and `clamp`, where values tie exactly, are held on their side."""
 
 CALLS = 2
 
 LEAST_SHARE = 0.01
 """A parameter's gradient counts by its own norm, from this share of the norm of all on."""
 
+KINKED = 10
+"""How often the squared difference of the derivatives of both sides may be in the squared error of their mean, which
+is half of that difference or less, with another sign for each of many kinks."""
 
 NO_GRADIENT = "every gradient is 0, as any method has it. Scale its input or its weights, so that it learns"
 
@@ -70,6 +74,7 @@ class OracleErrors(NamedTuple):
 
     Of an input of integers the error is that of the parameters, which count each by its own norm; None where there are
     none. States are the membranes that the second call starts from. The output's is how far that of float64 is away.
+    `bent` is whether kinks of the forward explain what of these is beyond the tolerance.
     """
 
     input: float
@@ -77,6 +82,7 @@ class OracleErrors(NamedTuple):
     states: float | None
     output: float
     tolerance: float
+    bent: bool
 
 
 def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
@@ -110,13 +116,13 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
             # A NaN must stay: it is compared the other way round.
             worst[name] = worst[name] if name in worst and error <= worst[name] else error
     step.prepare()
-    of_gradients = [error for name, error in worst.items() if name != "output"]
+    of_gradients = [worst[name] for name in ("input", "parameters", "states") if name in worst]
     if not any(of_gradients) and not any(x.any() for call in tested for each in call.gradients.values() for x in each):
         raise NoOracle(NO_GRADIENT)
     parameters = worst.get("parameters")
     error = worst.get("input", parameters or 0.0)
     tolerance = tolerance_of(tested[0].decisions.dtypes)
-    return OracleErrors(error, parameters, worst.get("states"), worst["output"], tolerance)
+    return OracleErrors(error, parameters, worst.get("states"), worst["output"], tolerance, "smooth" not in worst)
 
 
 @contextmanager
@@ -210,14 +216,25 @@ def _gradients(
 
 
 def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
-    """Relative errors of the directional derivatives of one call, from the state that `model` carries."""
+    """Relative errors of the directional derivatives of one call, from the state that `model` carries.
+
+    `smooth` is 1 where one is beyond the tolerance by more than the derivatives of both sides differ: at a kink whose
+    side no decision holds, a difference is their mean.
+    """
     distances, exact = _replay(step, copied(model), call)
     errors = {"output": relative_error([call.output], [exact])}
-    far = FAR * tolerance_of(call.decisions.dtypes)
+    tolerance = tolerance_of(call.decisions.dtypes)
+    far = FAR * tolerance
+
+    def value_of(moved: nn.Module, x: Tensor) -> float:
+        output = _smooth(step, moved, call, distances, x)
+        return float((output.double() * call.arriving.to(x.device)).sum())
+
+    middle = value_of(copied(model), call.source)
     for name, gradients in call.gradients.items():
         if not gradients:
             continue
-        wrong = scale = 0.0
+        wrong = scale = bent = 0.0
         weights = _balanced(gradients) if name == "parameters" else [1.0] * len(gradients)
         for number in range(DIRECTIONS):
             if number == FEW and wrong <= far**2 * scale:
@@ -234,12 +251,15 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
                     with torch.no_grad():
                         for tensor, each in zip(moving, along, strict=True):
                             (torch.view_as_real(tensor) if tensor.is_complex() else tensor).add_(sign * each)
-                output = _smooth(step, moved, call, distances, x)
-                values.append(float((output.double() * call.arriving.to(x.device)).sum()))
+                values.append(value_of(moved, x))
             expected = (values[0] - values[1]) / (2 * STEP)
             got = sum(float((gradient * each).sum()) for gradient, each in zip(gradients, along, strict=True))
             wrong += (got - expected) ** 2
             scale += expected**2
+            bent += ((values[0] - 2 * middle + values[1]) / STEP) ** 2
+        of_a_kink = wrong <= KINKED * bent or (isfinite(middle) and isnan(bent))
+        if not wrong <= tolerance**2 * scale and not of_a_kink:
+            errors["smooth"] = 1.0
         errors[name] = (wrong / scale) ** 0.5 if scale else float(wrong > 0)
     return errors
 

@@ -13,6 +13,7 @@ import numpy
 import torch
 from revsnn_nodes import StandardLIF, StandardParametricLIF, surrogate
 from torch import nn
+from torch.nn.utils import spectral_norm
 
 
 def per_step(*layers):
@@ -1029,6 +1030,51 @@ def planted():
 def faulty():
     """A neuron of the user's own, whose gradient is three times too large."""
     return nn.Sequential(nn.Linear(6, 8), planted(), nn.Linear(8, 4))
+
+
+def faulty_before_tanh():
+    """Operators that keep their results, as `tanh` does, cut nothing."""
+    return nn.Sequential(faulty(), nn.Tanh())
+
+
+class Rectified(Written):
+    """A neuron whose membrane is 0 or more, and just 0 until something comes."""
+
+    def forward(self, x):
+        spikes = []
+        for x_t in x:
+            h = torch.clamp(0.5 * self.v + x_t, min=0)
+            spikes.append(self.fire(h - 1))
+            self.v = (1 - spikes[-1]) * h
+        return torch.stack(spikes)
+
+
+def rectified():
+    first, second = nn.Linear(6, 8), nn.Linear(8, 4, bias=False)
+    return nn.Sequential(first, Rectified(), second, Rectified(), nn.Linear(4, 4))
+
+
+def leaky(neuron):
+    """A `leaky_relu` of nothing but 0, where no spike has come."""
+    return nn.Sequential(nn.Linear(6, 8), neuron, nn.Linear(8, 4, bias=False), nn.LeakyReLU(), nn.Linear(4, 4))
+
+
+def leaky_and_right():
+    import planted_faults
+
+    return leaky(planted_faults.Planted())
+
+
+def leaky_and_faulty():
+    import planted_faults
+
+    return leaky(planted_faults.Planted(at_input=lambda g: 30 * g))
+
+
+def spectral():
+    import planted_faults
+
+    return nn.Sequential(spectral_norm(nn.Linear(6, 8)), planted_faults.Planted(), nn.Linear(8, 4))
 
 
 def loop():

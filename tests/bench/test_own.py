@@ -258,6 +258,32 @@ def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong(mode
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
 
 
+def test_differences_stay_on_one_side_of_a_clamp():
+    """A membrane that must be 0 or more is just 0 until a spike comes: a right gradient was called wrong by 0.1."""
+    record = measure(case_of("rectified", "as-is", timesteps=8), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
+
+
+def test_a_kink_that_differences_cross_is_no_wrong_gradient():
+    """Each side has its derivative, and a difference is their mean: a right gradient was wrong by 1 there. An error
+    that is far more than that stays wrong."""
+    settings = Settings(passes=("fidelity",))
+    right, inside = (
+        measure(case_of("leaky_and_right", node, timesteps=4), settings) for node in ("as-is", "as-is+remat")
+    )
+    assert (right.status, right.fidelity, inside.status) == (Status.OK, None, Status.OK)
+    assert "its forward has a kink where its values lie" in right.reason
+    assert measure(case_of("leaky_and_faulty", "as-is", timesteps=4), settings).status is Status.WRONG
+
+
+def test_a_spectral_norm_is_judged_from_the_vectors_that_it_began_with():
+    """They move with every call: a copy that had not run was another function, and right gradients wrong by 0.02."""
+    settings = Settings(passes=("fidelity",))
+    plain, inside = (measure(case_of("spectral", node, timesteps=4), settings) for node in ("as-is", "as-is+remat"))
+    assert (plain.status, plain.fidelity, inside.status) == (Status.OK, None, Status.OK)
+    assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1]
+
+
 def test_a_neuron_of_ones_own_may_take_the_steps_one_by_one():
     """Without a step mode it was refused at its second step, as one that stands in two places."""
     record = measure(case_of("WrittenLoop", "as-is", timesteps=4), Settings(passes=("fidelity",)))
@@ -660,10 +686,16 @@ def test_a_carrier_needs_a_lif(model, kind):
         build(case_of(model, "lif-carrier"))
 
 
-@pytest.mark.parametrize("node", ["as-is", "lif", "lif+checkpoint"])
-def test_a_model_of_unknown_neurons_does_not_judge_itself(node):
-    """Its gradient is three times too large: wrong by differences, where its own float64 run would call it right."""
-    record = measure(case_of("faulty", node, timesteps=4), Settings(passes=("fidelity",)))
+@pytest.mark.parametrize(
+    ("model", "node"),
+    [*(("faulty", node) for node in ("as-is", "lif", "lif+checkpoint")), ("faulty_before_tanh", "as-is+remat")],
+)
+def test_a_model_of_unknown_neurons_does_not_judge_itself(model, node):
+    """Its gradient is three times too large: wrong by differences, where its own float64 run would call it right.
+
+    An operator that keeps its result cuts nothing from its graph: with a `tanh` or `relu` the model was not judged.
+    """
+    record = measure(case_of(model, node, timesteps=4), Settings(passes=("fidelity",)))
     assert (record.status, record.fidelity.judged_by) == (Status.WRONG, "differences")
 
 
