@@ -158,6 +158,9 @@ TIMES = ("forward_time_s", "backward_time_s")
 NO_VALUE = "gated values"
 """Field of a verdict on two runs that measured the same cases, and in them nothing that is gated."""
 
+NO_RATIO = "not judged: no case that is ok in both runs has the time of another than its reference"
+"""What is said of times to be gated where there are none."""
+
 _MEASURED = (Status.OK, Status.WRONG, Status.UNVERIFIED, Status.APPROXIMATE)
 _FINE = (Status.OK, Status.APPROXIMATE)
 _EXCUSABLE = (Kind.ADDED, Kind.REMOVED, Kind.FAILED, Kind.SKIPPED)
@@ -193,8 +196,11 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
             found, compared = _judge_case(pair, policy)
             findings += found
             values += compared
+        has_ratios = False
         if policy.time_ratio_percent is not None:
-            findings += time_findings(comparison.cases, policy.time_ratio_percent)
+            of_times = time_findings(comparison.cases, policy.time_ratio_percent)
+            has_ratios = not any(finding.detail == NO_RATIO for finding in of_times)
+            findings += of_times
         findings += [
             Finding(Kind.NOTE, "", "allow", detail=f"{pattern!r} names no case of either run")
             for pattern in policy.allow
@@ -203,7 +209,7 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         findings += _processors(run, baseline, findings)
         if not run.records and not any(finding.case for finding in findings):
             forbidden, partial, findings = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), (), []
-        elif not values and policy.time_ratio_percent is None and _judges_nothing(comparison.cases, findings):
+        elif not (values or has_ratios) and _judges_nothing(comparison.cases, findings):
             forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
     return Verdict(
         run_id=run.header.run_id,
@@ -298,18 +304,21 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
     Benjamini and Hochberg's procedure keeps the rate of false alarms over all cases and phases.
 
     Returns:
-        Notes on what could not be judged and `no longer measured`, then `slower`, each with the ratios.
+        Notes on what could not be judged and `no longer measured`, then `slower`, each with the ratios; one note where
+        neither run has a ratio.
     """
     pairs = list(pairs)
     machines = dict.fromkeys(text for pair in pairs if (text := pair.two_machines))
     findings = [Finding(Kind.NOTE, "", "time", detail=f"not judged: {text}") for text in machines]
     tests: dict[Finding, float] = {}
+    ratios = False
     for pair in pairs:
         if pair.before is None or pair.after is None or pair.after.case == pair.after.case.point:
             continue
         if pair.before.status is pair.after.status is Status.OK:
             for name in TIMES:
                 old, new = pair.logs_by_process(BY_NAME[name])
+                ratios = ratios or bool(old or new)
                 if (not old and not new) or (old and new and pair.two_machines):
                     continue
                 found = _judge_time(pair, ratio_name(name), old, new)
@@ -317,6 +326,8 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
                     tests[found] = p_of_slowdown(old, new, percent)
                 else:
                     findings.append(found)
+    if not ratios:
+        findings.append(Finding(Kind.NOTE, "", "time", detail=NO_RATIO))
     for found, p_value in discoveries(tests).items():
         detail = f"more than {percent:g} % slower than the baseline, p = {p_value:.2g}"
         findings.append(replace(found, detail=detail))

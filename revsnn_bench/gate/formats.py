@@ -111,7 +111,10 @@ def advice(verdict: Verdict) -> list[str]:
             f"with `revsnn-bench merge`{how}."
         ]
     if any(found.field == NO_VALUE for found in verdict.incomparable):
-        return ["Bytes and operations are gated. Measure both with the passes memory and flops, or pass --time-ratio."]
+        return [
+            "Bytes and operations are gated. Measure both with the passes memory and flops, or with the pass time and "
+            "gate by --time-ratio."
+        ]
     if verdict.incomparable:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)
         return [

@@ -320,12 +320,14 @@ def compare(before: Run, after: Run) -> Comparison:
 
 
 def machine_of(run: Run, record: Record | None) -> str:
-    """Returns what the times of a record depend on: the GPU where it ran there, the processor and its cores."""
+    """Returns what the times of a record depend on: the GPU where it ran there, the processor, its cores, and whether
+    the process kept what it freed."""
     if record is None:
         return ""
     place = run.hosts.get(record.host or "", run.header.environment)
     gpu = f"{place.gpu}, " if record.case.device != "cpu" else ""
-    return f"{gpu}{place.cpu_model}, {place.cores} cores"
+    kept = " with freed memory kept" if record.time and record.time.freed_memory_kept else ""
+    return f"{gpu}{place.cpu_model}, {place.cores} cores{kept}"
 
 
 def render_comparison(before: Run, after: Run, console: Console | None = None) -> str:

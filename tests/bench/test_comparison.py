@@ -206,11 +206,13 @@ def test_many_cases_give_no_more_false_alarms_than_few(make_record, make_run):
     assert {*alarms(before, after)} == {before[7].case.id}
 
 
-@pytest.mark.parametrize("change", [{"cpu_model": "Other CPU"}, {"cores": 128}])
+@pytest.mark.parametrize("change", [{"cpu_model": "Other CPU"}, {"cores": 128}, {}])
 def test_times_of_two_machines_are_not_compared(make_record, make_run, change):
-    """Three times the ratio says nothing across processors; each text names both, and bytes are judged all the same."""
+    """Three times the ratio says nothing across processors, nor where one run kept what it freed (--keep-freed); each
+    text names both, and bytes are judged all the same."""
     record = make_record(node="lif-carrier")
-    slow = record.time.model_copy(update={"backward_time_s": tuple(3 * t for t in record.time.backward_time_s)})
+    slow = {"backward_time_s": tuple(3 * t for t in record.time.backward_time_s), "freed_memory_kept": not change}
+    slow = record.time.model_copy(update=slow)
     before, after = make_run([record]), make_run([grown(record.model_copy(update={"time": slow}), 1)], **change)
     assert judged(before, after) == {
         "peak_bytes": "worse",
@@ -218,7 +220,8 @@ def test_times_of_two_machines_are_not_compared(make_record, make_run, change):
         "step_time_s_ratio_to_lif": "not judged",
     }
     place = after.header.environment
-    said = f"timed on Some CPU, 2 cores before and on {place.cpu_model}, {place.cores} cores after"
+    said = f"timed on Some CPU, 2 cores before and on {place.cpu_model}, {place.cores} cores"
+    said += " after" if change else " with freed memory kept after"
     for text in (render_comparison(before, after), render_comparison_html(before, after)):
         assert f"Times are not compared: {said}." in text
     verdict = gate(after, before, Policy(time_ratio_percent=0, tolerance_percent={"peak_bytes": 1}))

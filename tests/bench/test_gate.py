@@ -99,6 +99,8 @@ def test_two_runs_without_a_gated_value_are_no_pass(make_run, record):
     assert formats.headline(verdict).endswith("no case has a gated value in both.")
     assert "the passes memory and flops" in formats.advice(verdict)[0]
     assert gate(run, run, TIMED).passed
+    bare = make_run([run.records[0].model_copy(update={"time": None})])
+    assert gate(bare, bare, TIMED).exit_code is ExitCode.NOT_COMPARABLE
 
 
 def test_metric_that_was_lost_is_a_regression(make_run, record):
@@ -337,7 +339,8 @@ def test_time_that_was_lost_is_a_regression(make_run, timed):
 
 
 def test_standard_lif_is_not_held_against_itself(make_run, timed):
-    """Its ratio is 1 by definition, so there is nothing to test."""
+    """Its ratio is 1 by definition, so there is nothing to test; a gate of times that judged none says so."""
     lif = timed(1.0, seed=1, node="lif")
     verdict = gate(make_run([lif]), make_run([timed(1.0, seed=2, node="lif")]), TIMED)
-    assert verdict.findings == ()
+    (note,) = verdict.findings
+    assert (note.kind, note.metric, note.detail[:10]) == (Kind.NOTE, "time", "not judged")
