@@ -147,6 +147,8 @@ def _by_reference(subject: Subject, reference: nn.Module) -> FidelityRecord:
         if _all_within(tested, same, tolerance):
             outputs = zip((call["output"] for call in same), (call["output"] for call in exact), strict=True)
             _require_same_function(_worst(relative_error(*each) for each in outputs) or 0.0, tolerance)
+            if of_tested < NOTHING:  # in this precision alone: a sigmoid ends in 1 sooner than in float64
+                raise NoOracle(NO_GRADIENT)
     return found
 
 

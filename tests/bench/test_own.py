@@ -202,7 +202,7 @@ def test_sparse_gradients_are_measured_and_judged(method):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        *((model, "every gradient is 0") for model in ("Ends", "KlifEndsInNothing", "Saturated")),
+        *((model, "every gradient is 0") for model in ("Ends", "EndsInOne", "KlifEndsInNothing", "Saturated")),
         ("EndsInInf", "its output has numbers that are not finite, and so has that of its reference"),
         *((model, "has numbers that are not finite") for model in ("EndsInNan", "KlifEndsInNan")),
         ("Taught", "a copy of it has its own 'teacher.weight'"),
