@@ -216,8 +216,8 @@ def _restore_buffers(model: nn.Module, fresh: nn.Module) -> None:
             buffer.detach().copy_(theirs[name])
 
 
-def _cuts(step: TrainingStep, model: nn.Module) -> bool:
-    """Whether a forward of a model in the place of the step's own cuts values from their graph."""
+def _decided(step: TrainingStep, model: nn.Module) -> Decisions:
+    """What a forward of a model in the place of the step's own decides, and what it cuts."""
     decisions = Decisions(places=True)
     with in_place_of(step, model) as placed:
         moved = step.replaced(placed, step.source)
@@ -225,7 +225,7 @@ def _cuts(step: TrainingStep, model: nn.Module) -> bool:
         with decisions:
             moved.run(moved.make_input())
         moved.prepare()
-    return decisions.cuts
+    return decisions
 
 
 def _all_within(calls: Sequence[Call], others: Sequence[Call], tolerance: float) -> bool:
@@ -251,14 +251,19 @@ def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> Fideli
         with in_place_of(bare, one) as placed:
             calls = _calls(bare, placed, bare.source)
         _require_finite(calls)
-        hooked = any(parameter._backward_hooks for parameter in learned(one))
-        meant = own and (hooked or _cuts(bare, one))
+        hooked, decided = any(parameter._backward_hooks for parameter in learned(one)), _decided(bare, one)
+        meant = own and (hooked or decided.cuts)
         _restore_buffers(step.model, other)
         if meant and _all_within(_calls(step, step.model, step.source), calls, tolerance):
             cause = "changes gradients in hooks" if hooked else "cuts values from their graph (`detach`, `no_grad`)"
             raise NoOracle(f"it {cause}, and a difference cannot leave out a path")
         _require_repeatable(bare, calls, other, tolerance)
         _require_same_function(found.output, tolerance)
+        if decided.jumps:
+            raise NoOracle(
+                "an `autograd.Function` of its own decides something, such as who fires, and a difference does not "
+                "know the derivative that it means"
+            )
         if found.bent:
             raise NoOracle(
                 "its forward has a kink where its values lie, as `leaky_relu` has at the zeros of no spikes, and a "

@@ -23,6 +23,7 @@ import torch
 from revsnn_nodes import reset
 from revsnn_nodes.swap import is_hooked, replaced_method
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from revsnn_bench.meters.decisions import Decisions
 from revsnn_bench.meters.step import (
@@ -109,7 +110,7 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
         with in_float64():
             model = copied(double)
             for earlier in tested[:number]:
-                _replay(step, model, earlier)
+                _replay(step, model, earlier, Decisions())
                 _cut(model)
             errors = _errors(step, model, call, generator)
         for name, error in errors.items():
@@ -221,13 +222,14 @@ def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.
     `smooth` is 1 where one is beyond the tolerance by more than the derivatives of both sides differ: at a kink whose
     side no decision holds, a difference is their mean.
     """
-    distances, exact = _replay(step, copied(model), call)
+    jumps = Decisions()
+    distances, exact = _replay(step, copied(model), call, jumps)
     errors = {"output": relative_error([call.output], [exact])}
     tolerance = tolerance_of(call.decisions.dtypes)
     far = FAR * tolerance
 
     def value_of(moved: nn.Module, x: Tensor) -> float:
-        output = _smooth(step, moved, call, distances, x)
+        output = _smooth(step, moved, call, jumps, distances, x)
         return float((output.double() * call.arriving.to(x.device)).sum())
 
     middle = value_of(copied(model), call.source)
@@ -277,8 +279,11 @@ def _balanced(gradients: Sequence[Tensor]) -> list[float]:
     return [each / max(inverse) for each in inverse]
 
 
-def _replay(step: TrainingStep, model: nn.Module, call: _Call) -> tuple[list[Tensor], Tensor]:
-    """Runs a call in float64 with the spikes that fired; returns the distances to the threshold, and the output."""
+def _replay(step: TrainingStep, model: nn.Module, call: _Call, jumps: Decisions) -> tuple[list[Tensor], Tensor]:
+    """Runs a call in float64 with the spikes that fired; returns the distances to the threshold, and the output.
+
+    `jumps` records what is decided there beside the spikes, as by a reset `where(spike > 0, ...)`.
+    """
     spikes, distances = iter(call.spikes), []
 
     def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
@@ -289,7 +294,7 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call) -> tuple[list[Ten
         return fired.to(out)
 
     try:
-        with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
+        with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated(), jumps:
             output = _run(step, model, call.source)
     except StopIteration:
         distances.clear()
@@ -298,17 +303,20 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call) -> tuple[list[Ten
     return distances, output
 
 
-def _smooth(step: TrainingStep, model: nn.Module, call: _Call, distances: list[Tensor], source: Tensor) -> Tensor:
-    """The output with every spike replaced by s0 + P(z) - P(z0)."""
+def _smooth(
+    step: TrainingStep, model: nn.Module, call: _Call, jumps: Decisions, distances: list[Tensor], source: Tensor
+) -> Tensor:
+    """The output with every spike replaced by s0 + P(z) - P(z0), and all else decided as in `_replay`."""
     spikes, origins = iter(call.spikes), iter(distances)
 
     def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         primitive = _primitive_of(module)
         assert primitive is not None
-        moved = primitive(args[0]) - primitive(next(origins))
-        return next(spikes).to(moved) + moved
+        with _disable_current_modes():  # what a primitive compares was not recorded
+            moved = primitive(args[0]) - primitive(next(origins))
+            return next(spikes).to(moved) + moved
 
-    with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated():
+    with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated(), jumps.repeated():
         return _run(step, model, source)
 
 

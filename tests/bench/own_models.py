@@ -1063,6 +1063,43 @@ def rectified():
     return nn.Sequential(first, Rectified(), second, Rectified(), nn.Linear(4, 4))
 
 
+class Masked(Written):
+    """A reset by a comparison with the spikes, which are 0 and 1 give or take what a difference moves them by."""
+
+    def forward(self, x):
+        h = 0.5 * self.v + x
+        spike = self.fire(h - 0.5)
+        self.v = torch.where(spike > 0, 0.0, h)
+        return spike
+
+
+def masked():
+    loop = Loop()
+    loop.lif = Masked()
+    return loop
+
+
+class Heaviside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / (1 + ctx.saved_tensors[0].abs()) ** 2
+
+
+class Fires(nn.Module):
+    def forward(self, x):
+        return Heaviside.apply(x - 0.1)
+
+
+def fires_by_its_own():
+    """A neuron that differences can judge, and one that they cannot."""
+    return nn.Sequential(nn.Linear(6, 8), Rectified(), nn.Linear(8, 8), Fires(), nn.Linear(8, 4))
+
+
 def leaky(neuron):
     """A `leaky_relu` of nothing but 0, where no spike has come."""
     return nn.Sequential(nn.Linear(6, 8), neuron, nn.Linear(8, 4, bias=False), nn.LeakyReLU(), nn.Linear(4, 4))

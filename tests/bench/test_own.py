@@ -258,10 +258,22 @@ def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong(mode
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
 
 
-def test_differences_stay_on_one_side_of_a_clamp():
-    """A membrane that must be 0 or more is just 0 until a spike comes: a right gradient was called wrong by 0.1."""
-    record = measure(case_of("rectified", "as-is", timesteps=8), Settings(passes=("fidelity",)))
+@pytest.mark.parametrize("model", ["rectified", "masked"])
+def test_differences_decide_as_the_forward_did(model):
+    """A membrane that must be 0 or more is just 0 until a spike comes, and a spike is above 0 where a difference moves
+    it there: right gradients were called wrong by 0.1 and more."""
+    record = measure(case_of(model, "as-is", timesteps=8), Settings(passes=("fidelity",)))
     assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
+
+
+def test_spikes_by_a_function_of_ones_own_are_no_wrong_gradient():
+    """Beside a neuron that differences can judge: they saw no derivative where it has one, and said wrong by 1."""
+    settings = Settings(passes=("fidelity",))
+    plain, inside = (
+        measure(case_of("fires_by_its_own", node, timesteps=4), settings) for node in ("as-is", "as-is+remat")
+    )
+    assert (plain.status, plain.fidelity, inside.status) == (Status.OK, None, Status.OK)
+    assert "an `autograd.Function` of its own decides something" in plain.reason
 
 
 def test_a_kink_that_differences_cross_is_no_wrong_gradient():
