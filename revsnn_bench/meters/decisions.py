@@ -85,7 +85,7 @@ class Decisions(EagerMode):
 
     `dtypes` are the floating-point types that operators were given, those that `torch.autocast` casts to among them;
     `cuts` is whether a value was cut from its graph, by `detach` or `no_grad`; `jumps` whether a custom function of the
-    user's decided something, whose derivative is then its own, as of a spike.
+    user's decided something, whose derivative is then its own, as of a spike; not while `in_surrogate`, which is known.
 
     Args:
         places: whether only draws are recorded, places of maxima and in sorted values, and the sides of what cuts off.
@@ -97,7 +97,7 @@ class Decisions(EagerMode):
         self._places = places
         self._repeats = False
         self.dtypes: set[torch.dtype] = set()
-        self.cuts = self.jumps = False
+        self.cuts = self.jumps = self.in_surrogate = False
         self._made: dict[tuple[Any, ...], list[list[Tensor]]] = defaultdict(list)
         self._read: dict[tuple[Any, ...], int] = defaultdict(int)
 
@@ -128,7 +128,8 @@ class Decisions(EagerMode):
             return func(*args, **kwargs)
         self.dtypes |= found
         self.cuts = self.cuts or _cuts(name, args)
-        self.jumps = self.jumps or (self._places and name in JUMPS and in_custom_function() and called_by_user())
+        if self._places and name in JUMPS and not (self.jumps or self.in_surrogate):
+            self.jumps = in_custom_function() and called_by_user()
         if self._repeats and torch.float64 in found and len(found) > 1:
             args, kwargs = _in_one_type(func, args, kwargs)
         if name in SIDE_BY_VALUE and not self._places:

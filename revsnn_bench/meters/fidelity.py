@@ -11,6 +11,7 @@ whole against the reference in its own precision, block by block.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -26,6 +27,7 @@ from revsnn_bench.meters.oracle import (
     cut_states,
     in_float64,
     measure_oracle_errors,
+    surrogates_of,
     tolerance_of,
 )
 from revsnn_bench.meters.step import (
@@ -219,7 +221,14 @@ def _restore_buffers(model: nn.Module, fresh: nn.Module) -> None:
 def _decided(step: TrainingStep, model: nn.Module) -> Decisions:
     """What a forward of a model in the place of the step's own decides, and what it cuts."""
     decisions = Decisions(places=True)
-    with in_place_of(step, model) as placed:
+
+    def in_surrogate(entered: bool) -> Callable[..., None]:
+        return lambda *_: setattr(decisions, "in_surrogate", entered)
+
+    with in_place_of(step, model) as placed, ExitStack() as stack:
+        for surrogate in surrogates_of(placed):
+            stack.enter_context(surrogate.register_forward_pre_hook(in_surrogate(True)))
+            stack.enter_context(surrogate.register_forward_hook(in_surrogate(False)))
         moved = step.replaced(placed, step.source)
         moved.prepare()
         with decisions:

@@ -168,7 +168,7 @@ def _tested_gradients(step: TrainingStep, generator: torch.Generator) -> list[_C
             if isinstance(out, Tensor):  # a neuron that learns online returns its trace, too
                 fired.extend(_spikes_of(module, out.detach(), called))  # noqa: B023  (hooked in this turn alone)
 
-        with hooked([*_firing(step.model), *filter(_may_be_fused, step.model.modules())], record), decisions:
+        with hooked([*surrogates_of(step.model), *filter(_may_be_fused, step.model.modules())], record), decisions:
             output = _run(step, step.model, source)
         arriving = torch.randn(output.shape, generator=generator, dtype=torch.float64)
         in_double = source.detach().double() if source.requires_grad else source
@@ -294,7 +294,7 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call, jumps: Decisions)
         return fired.to(out)
 
     try:
-        with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated(), jumps:
+        with torch.no_grad(), hooked(surrogates_of(model), replace), call.decisions.repeated(), jumps:
             output = _run(step, model, call.source)
     except StopIteration:
         distances.clear()
@@ -316,7 +316,7 @@ def _smooth(
             moved = primitive(args[0]) - primitive(next(origins))
             return next(spikes).to(moved) + moved
 
-    with torch.no_grad(), hooked(_firing(model), replace), call.decisions.repeated(), jumps.repeated():
+    with torch.no_grad(), hooked(surrogates_of(model), replace), call.decisions.repeated(), jumps.repeated():
         return _run(step, model, source)
 
 
@@ -329,7 +329,7 @@ def _primitive_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     return (lambda z: theirs(z, **getattr(module, "_sg_params", {}))) if callable(theirs) else None
 
 
-def _firing(model: nn.Module) -> list[nn.Module]:
+def surrogates_of(model: nn.Module) -> list[nn.Module]:
     """The surrogates of a model; a wrapped surrogate, inside of another one, is left to the outer one."""
     inner: set[int] = set()
     firing = []

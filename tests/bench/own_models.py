@@ -1100,6 +1100,19 @@ def fires_by_its_own():
     return nn.Sequential(nn.Linear(6, 8), Rectified(), nn.Linear(8, 8), Fires(), nn.Linear(8, 4))
 
 
+class TellsAnother(Fires):
+    """A surrogate of the user's own, which names another primitive than the one that it has the derivative of."""
+
+    def primitive(self, z):
+        return torch.sigmoid(4 * (z - 0.1))
+
+
+def fires_wrongly():
+    import planted_faults
+
+    return nn.Sequential(nn.Linear(6, 8), planted_faults.Planted(fire=TellsAnother()), nn.Linear(8, 4))
+
+
 def leaky(neuron):
     """A `leaky_relu` of nothing but 0, where no spike has come."""
     return nn.Sequential(nn.Linear(6, 8), neuron, nn.Linear(8, 4, bias=False), nn.LeakyReLU(), nn.Linear(4, 4))

@@ -700,7 +700,11 @@ def test_a_carrier_needs_a_lif(model, kind):
 
 @pytest.mark.parametrize(
     ("model", "node"),
-    [*(("faulty", node) for node in ("as-is", "lif", "lif+checkpoint")), ("faulty_before_tanh", "as-is+remat")],
+    [
+        *(("faulty", node) for node in ("as-is", "lif", "lif+checkpoint")),
+        ("faulty_before_tanh", "as-is+remat"),
+        ("fires_wrongly", "as-is"),
+    ],
 )
 def test_a_model_of_unknown_neurons_does_not_judge_itself(model, node):
     """Its gradient is three times too large: wrong by differences, where its own float64 run would call it right.
