@@ -214,7 +214,7 @@ def _restore_buffers(model: nn.Module, fresh: nn.Module) -> None:
     """Gives buffers of a model the values of one that has not run: a spectral norm's vectors move with every call."""
     theirs = dict(fresh.named_buffers())
     for name, buffer in model.named_buffers():
-        if name in theirs and theirs[name].shape == buffer.shape:
+        if name in theirs and theirs[name].shape == buffer.shape and not same_bits(buffer, theirs[name]):
             buffer.detach().copy_(theirs[name])
 
 

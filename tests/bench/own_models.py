@@ -1133,7 +1133,9 @@ def leaky_and_faulty():
 def spectral():
     import planted_faults
 
-    return nn.Sequential(spectral_norm(nn.Linear(6, 8)), planted_faults.Planted(), nn.Linear(8, 4))
+    first = spectral_norm(nn.Linear(6, 8))
+    first.register_buffer("expanded", torch.zeros(1).expand(3))  # which cannot be written to
+    return nn.Sequential(first, planted_faults.Planted(), nn.Linear(8, 4))
 
 
 def loop():
