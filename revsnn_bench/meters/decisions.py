@@ -129,7 +129,7 @@ class Decisions(EagerMode):
         self.dtypes |= found
         self.cuts = self.cuts or _cuts(name, args)
         if self._places and name in JUMPS and not (self.jumps or self.in_surrogate):
-            self.jumps = in_custom_function() and called_by_user()
+            self.jumps = called_by_user() and in_custom_function()
         if self._repeats and torch.float64 in found and len(found) > 1:
             args, kwargs = _in_one_type(func, args, kwargs)
         if name in SIDE_BY_VALUE and not self._places:
