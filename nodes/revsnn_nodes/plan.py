@@ -68,9 +68,11 @@ class Packed(NamedTuple):
 def pack_bits(x: Tensor) -> Packed | None:
     """A tensor of zeros and ones in bits; None where any element is another number, NaN included.
 
-    A fake tensor, which has no numbers, is taken for one of zeros and ones.
+    A fake tensor, which has no numbers, is taken for one of zeros and ones, unless it is a sum.
     """
-    if not isinstance(x, FakeTensor) and not bool(((x == 0) | (x == 1)).all()):
+    is_sum, x = type(x.grad_fn).__name__ == "AddBackward0", x.detach()
+    binary = ((x == 0) | (x == 1)).all()
+    if is_sum if isinstance(x, FakeTensor) else not bool(binary):
         return None
     ones = (x != 0).flatten()
     padded = torch.nn.functional.pad(ones, (0, -ones.numel() % 8)).view(-1, 8)
@@ -368,7 +370,7 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
                 state[name] = _Written(value)
             else:
                 read.append(Counter(each))
-        if option == "bits" and isinstance(output, Tensor) and (packed := pack_bits(output.detach())) is not None:
+        if option == "bits" and isinstance(output, Tensor) and (packed := pack_bits(output)) is not None:
             note_recipe(lambda *parts: unpack_bits(Packed(*parts)), tuple(packed), output)
         return output
 

@@ -3,8 +3,8 @@
 `attribute_host_peak` reads the allocator's events, exact and with kernel scratch: marks (empty `record_function`
 ranges) tie what Python knows, which tensor plays which part and which module runs, to the clock of the profiler.
 `attribute_peak` and `retained_by_module` answer for any device, from the log of a `StorageTracker`: a dispatch mode
-sees every storage that an op returns, and a finalizer sees it die. It does not see scratch inside kernels nor wrapped
-Python numbers; apart from these its peak agrees with the allocator's.
+sees every storage that an op returns, and a finalizer sees it die. It does not see scratch inside kernels nor Python
+numbers that become tensors, unless it is given what knows them; apart from these its peak agrees with the allocator's.
 
 An active dispatch mode changes what it watches: autograd's engine adds gradients in place only while none is
 active (`can_accumulate_inplace` in torch/csrc/autograd/input_buffer.cpp). Such an `add` is recognised by
@@ -121,14 +121,26 @@ class ModuleClock:
             self._names.append(name)
 
 
-Scratch = Callable[[Any, tuple[Any, ...]], int]
+Scratch = Callable[[Any, tuple[Any, ...], torch.dtype | None], int]
+
+NUMBER_BYTES = 8
+"""What a Python number takes as a tensor."""
+
+_aten = torch.ops.aten
+_SCALES = {_aten.mul.Tensor, _aten.mul_.Tensor, _aten.div.Tensor, _aten.div_.Tensor}
+"""Operators for whose backward autograd keeps the number that they are given."""
+
+
+class _Number:
+    """Stands for the tensor of a number, which no mode sees."""
 
 
 class StorageTracker(EagerMode):
     """Logs the life of every storage made while it is active.
 
     Args:
-        scratch: from an operator and its arguments, the bytes that it takes inside of itself.
+        scratch: from an operator, its arguments and its `dtype`, the bytes that it takes inside of itself; with it,
+            numbers that autograd keeps count, too.
     Attributes:
         blocks: what was made, by serial number.
         log: +(serial + 1) where a block was made and -(serial + 1) where it died, in order; and what callers put there.
@@ -143,6 +155,7 @@ class StorageTracker(EagerMode):
         self._serials: Any = WeakIdKeyDictionary()  # UntypedStorage -> serial, or None for what is older
         self._finalizers: list[Any] = []
         self._awaiting: tuple[int, weakref.ref[Any], int] | None = None
+        self._scaled: tuple[weakref.ref[Tensor], Block] | None = None
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
@@ -153,6 +166,8 @@ class StorageTracker(EagerMode):
 
     def serial(self, storage: torch.UntypedStorage) -> int | None:
         """The number of a storage; None if it is older than the tracker or unseen."""
+        if self._scaled is not None:
+            self._keep_number(*self._scaled)  # of the last product of a forward too
         found: int | None = self._serials.get(storage)
         return found
 
@@ -171,10 +186,14 @@ class StorageTracker(EagerMode):
                     self._serials[storage] = None
                 else:
                     self._book(storage, module, node, replaced)
-        if self._scratch is not None and (nbytes := self._scratch(func, args)):
+        if self._scratch is not None and (nbytes := self._scratch(func, args, kwargs.get("dtype"))):
             serial = len(self.blocks)
             self.blocks.append(Block(nbytes, module, _sequence(node)))
             self.log += [serial + 1, -(serial + 1)]
+        if self._scratch is not None and func in _SCALES and torch.is_grad_enabled():
+            x, number = args
+            if x.requires_grad and not isinstance(number, Tensor):
+                self._scaled = weakref.ref(out), Block(NUMBER_BYTES, module, _sequence(node))
         return out
 
     def _book(self, storage: torch.UntypedStorage, module: str, node: Any, replaced: int | None) -> None:
@@ -189,7 +208,7 @@ class StorageTracker(EagerMode):
             self.log.append(serial + 1)
             self._watch(storage, serial)
 
-    def _watch(self, storage: torch.UntypedStorage, serial: int) -> None:
+    def _watch(self, storage: Any, serial: int) -> None:
         self._serials[storage] = serial
         self._finalizers.append(weakref.finalize(storage, self._died, serial))
 
@@ -203,8 +222,24 @@ class StorageTracker(EagerMode):
                 return
         self.log.append(-(serial + 1))
 
+    def _keep_number(self, product: Any, block: Block) -> None:
+        """Books the tensor of a number that another was multiplied by, which lives until its node in the graph ran."""
+        scaled = product()
+        if scaled is not None and scaled.grad_fn is None:
+            return  # autograd asks for its device before it gives it a node
+        self._scaled = None
+        if scaled is None:
+            return
+        held, serial = [_Number()], len(self.blocks)
+        self.blocks.append(block)
+        self.log.append(serial + 1)
+        self._watch(held[0], serial)
+        scaled.grad_fn.register_prehook(lambda _: held.clear())
+
     def _settle(self) -> None:
         """The operand of the last engine `add` outlived it: the engine would have made a new block too."""
+        if self._scaled is not None:
+            self._keep_number(*self._scaled)
         if self._awaiting is None:
             return
         _, result, position = self._awaiting
@@ -392,18 +427,18 @@ def attribute_peak(
     return replay.attribution(*(replay.ledger.where or ("forward", OUTSIDE)))
 
 
-def retained_by_module(step: TrainingStep) -> dict[str, int]:
+def retained_by_module(step: TrainingStep, scratch: Scratch | None = None) -> dict[str, int]:
     """Bytes retained after forward by the name of the module that made them; the step is left prepared.
 
     The root goes by its class, an input that is kept alive by `input`, and code of the step outside of modules by
     `step`. The sum is the tracker's retained bytes.
     """
     step.prepare()
-    with _tracked(step) as (tracker, marks):
+    with _tracked(step, scratch) as (tracker, marks):
         output = step.forward()
+        of_output = tracker.serial(storage_of(output))
         marks.put(_Replay.end_forward)
         states = {*map(tracker.serial, storages_of(step.state_tensors()))}
-        of_output = tracker.serial(storage_of(output))
         step.reset_state()
     replay = _replayed(tracker)
     sizes = Counter[str]()

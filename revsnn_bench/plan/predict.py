@@ -18,6 +18,7 @@ import torch
 from revsnn_nodes import reset
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
@@ -48,7 +49,10 @@ _BATCHED = {
 _ERRORS = (_aten.mse_loss.default, _aten.smooth_l1_loss.default)
 _LOSSES = (*_ERRORS, _aten.binary_cross_entropy.default, _aten.soft_margin_loss.default)
 """Losses whose mean or sum keeps the memory of all terms; of the first two, the terms are there once more meanwhile."""
+_SUMS = (_aten.sum.default, _aten.sum.dim_IntList)
 _LSTM, _LSTM_BACKWARD = _aten.mkldnn_rnn_layer.default, _aten.mkldnn_rnn_layer_backward.default
+_NORMS = {_aten.native_batch_norm.default: 0, _aten.native_batch_norm_backward.default: 1}
+"""Where their input stands. Real results are contiguous or channels_last, fake ones have the strides of the input."""
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
 CUDA_BLOCK_BYTES = 512
@@ -75,7 +79,7 @@ def predict(case: Case) -> Prediction:
     with fake_step(case) as step:
         unit_bytes = CUDA_BLOCK_BYTES if case.device == "cuda" else 1
         peak = attribute_peak(step, probe_for(case), unit_bytes, after_another=True)
-        retained = sum(retained_by_module(step).values()) + peak.lasting_bytes
+        retained = sum(retained_by_module(step, probe_for(case)).values()) + peak.lasting_bytes
         cast("FakeTensor", step.source).fake_mode.cache_enabled = True  # operations ask for no lifetimes
         try:
             flops = measure_flops(step, cross_check=False)
@@ -85,7 +89,7 @@ def predict(case: Case) -> Prediction:
 
 
 class _Fake(FakeTensorMode):
-    """Fake tensors, and what torch gives no bytes: what oneDNN's LSTM keeps for backward, the terms of a loss."""
+    """Fake tensors, with what torch gives them no bytes or another layout for: LSTMs of oneDNN, losses, batch norms."""
 
     supports_higher_order_operators = True
 
@@ -102,6 +106,10 @@ class _Fake(FakeTensorMode):
         if func in _LOSSES and out.numel() < (terms := _terms(args)):
             with self:
                 out = torch.empty(terms, dtype=out.dtype, device=out.device)[0]
+        if func in _NORMS and out[0] is not None:
+            with self:
+                layout = suggest_memory_format(args[_NORMS[func]])
+                out = (out[0].contiguous(memory_format=layout), *out[1:])
         return out
 
 
@@ -185,8 +193,14 @@ _known: dict[str, int] = {}
 """Scratch by operator and layout of its arguments."""
 
 
-def scratch_bytes(func: Any, args: tuple[Any, ...]) -> int:
-    """What a call takes beyond what the tracker sees; 0 but for `_BATCHED`, products in half, and our own kernels."""
+def scratch_bytes(func: Any, args: tuple[Any, ...], dtype: torch.dtype | None = None) -> int:
+    """What a call takes beyond what the tracker sees; 0 but for `_BATCHED`, products in half, and our own kernels.
+
+    `dtype` is that of a sum, which copies what has another.
+    """
+    if func in _SUMS:
+        into = dtype or (args[0].dtype if args[0].dtype.is_floating_point or args[0].is_complex() else torch.int64)
+        return 0 if into is args[0].dtype else args[0].numel() * into.itemsize
     if func.namespace == "revsnn":  # which copy what is not contiguous
         return sum(each.nbytes for each in args if isinstance(each, Tensor) and not each.is_contiguous())
     if func in _ERRORS and args[2:3] != (0,):
