@@ -295,14 +295,22 @@ def _cells(runner: "Runner", case: Case, axis: str, budget_bytes: int, limit: in
     memory: dict[Case, MemoryRecord] = {}
 
     def measured_peak(case: Case) -> int | None:
-        record = runner.run(case, Settings(passes=("memory",)))
-        if record.status not in (Status.OK, Status.OOM):
-            raise NoPeak(record)
-        if record.memory is None:
-            return None
-        memory[case] = record.memory
-        return record.memory.process_peak_bytes if of_process else record.memory.peak_bytes
+        if case not in memory:
+            record = runner.run(case, Settings(passes=("memory",)))
+            if record.status not in (Status.OK, Status.OOM):
+                raise NoPeak(record)
+            if record.memory is None:
+                return None
+            memory[case] = record.memory
+        return memory[case].process_peak_bytes if of_process else memory[case].peak_bytes
 
+    try:
+        measured_peak(case)
+    except NoPeak as error:
+        if axis != "batch" or error.code is ExitCode.PASS:
+            raise
+        case = case.model_copy(update={axis: 2})  # a batch norm over features takes two samples at least
+        measured_peak(case)
     guess: int | None = None
     with suppress(RuntimeError):  # of a node that cannot run without values
         foreseen = largest_that_fits(case, axis, budget_bytes, lambda one: runner.call(predict, one).peak_bytes, limit)

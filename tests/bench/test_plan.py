@@ -343,6 +343,15 @@ def test_largest_says_in_one_sentence_what_is_wrong():
     assert "Traceback" not in result.output
 
 
+def test_largest_begins_at_two_samples_where_a_batch_norm_needs_them():
+    """A norm over the features of one step has no variance in a batch of one: that said nothing of larger ones."""
+    model = ["--model", "own_models:norm_of_each_step", "--input", "3,8,6", "--node", "as-is"]
+    options = ["--axis", "batch", "--budget", "1 MiB", "--limit", "2"]
+    result = CliRunner().invoke(app, ["largest", *model, *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^as-is +2 or more ", result.output, re.MULTILINE)
+
+
 @pytest.mark.parametrize("command", [["predict"], ["largest", "--budget", "4 KiB", "--limit", "2"]])
 def test_methods_that_a_model_has_not_are_named_below_those_that_it_has(command):
     """Nobody asked for them: the table is there, and the command has not failed."""
