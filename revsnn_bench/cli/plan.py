@@ -250,6 +250,7 @@ def largest(
     fixed = Case.model_validate({"node": "lif", **_fields(context, workload, timesteps, batch, shape)})
     from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 
+    from revsnn_bench.models.own import require_method
     from revsnn_bench.models.strategies import strategy
     from revsnn_bench.runner import Runner
 
@@ -259,8 +260,8 @@ def largest(
     headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
     table = Grid(title, headings, [False, *[True] * 5])
     with refusing(ValueError):
-        for name in () if model else names:
-            strategy(name)
+        for name in names:
+            (require_method if model else strategy)(name)
         try:
             with Runner(measure, timeout_s=600) as runner:
                 for name in names:
@@ -279,9 +280,13 @@ class NoPeak(Exception):
     """A case whose peak could not be measured, for another reason than memory."""
 
     def __init__(self, record: Record) -> None:
-        reason = (record.reason or "no reason recorded").partition("\n")[0]
-        self.code = ExitCode.PASS if record.status is Status.SKIPPED else ExitCode.CASE_FAILED
-        super().__init__(reason if record.status is Status.SKIPPED else f"{record.status.value}: {reason}")
+        reason = record.reason or "no reason recorded"
+        text, self.code = _told(RuntimeError(reason))
+        if record.status is Status.SKIPPED:
+            self.code = ExitCode.PASS
+        elif self.code is ExitCode.CASE_FAILED:
+            text = f"{record.status.value}: {text}"
+        super().__init__(text)
 
 
 def _cells(runner: "Runner", case: Case, axis: str, budget_bytes: int, limit: int, of_process: bool) -> tuple[str, ...]:

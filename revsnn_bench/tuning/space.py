@@ -38,6 +38,11 @@ class Range:
     def __str__(self) -> str:
         return f"{self.low:g}..{self.high:g}{':log' if self.log else ''}"
 
+    @property
+    def values(self) -> tuple[Option, ...]:
+        """Its ends."""
+        return self.low, self.high
+
     def nearest(self, value: Option) -> Option:
         """The value itself where it lies inside, else the end that is nearer."""
         return min(max(float(value or 0), self.low), self.high)
@@ -225,7 +230,7 @@ class StudySettings(BaseModel):
         return value
 
     def require_sound(self) -> None:
-        """A ValueError for a parameter or an option that no node has, and for defaults of which no network is made."""
+        """A ValueError for a parameter or an option that no node has, and where no network is made of a value."""
         from revsnn_bench.models.workloads import network
 
         taken = frozenset[str]().union(*map(arguments_of, self.nodes))
@@ -237,7 +242,17 @@ class StudySettings(BaseModel):
                     "them would be changed by it. Leave it out, or name a node that has it."
                 )
         for node in self.nodes:
-            network(self.case(self.defaults(node)), classes=10)
+            defaults = self.defaults(node)
+            network(self.case(defaults), classes=10)
+            for name, axis in self.axes(node).items():
+                usual = BY_NAME[name].default
+                if isinstance(axis, Range) and not isinstance(usual, float):
+                    raise ValueError(
+                        f"`{name}` must be searched among values separated by commas; got {axis}. A range has numbers "
+                        f"between whole ones. Pass for example {name}={_word(usual)}."
+                    )
+                for value in axis.values if name in self.space else ():
+                    network(self.case(defaults | {name: value}), classes=10)
 
     def axes(self, node: str) -> dict[str, Axis]:
         """What is searched for a node, by parameter."""

@@ -341,6 +341,14 @@ def test_largest_says_in_one_sentence_what_is_wrong():
     what = r"as-is, as-is\+remat, lif, .*: error: own_models.py, line \d+: forward must return one tensor"
     assert re.search(what, result.output)
     assert "Traceback" not in result.output
+    arguments = ["largest", "--model=own_models:nett", "--input=2,3,6", "--budget=1 MiB", "--node=as-is"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: as-is: `--model` must be package.module:callable; got 'own_models:nett'.")
+    arguments = ["largest", *model, "--budget=1 MiB", "--node=lif+chekpoint"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: `node` must be a method for a model of your own; got 'lif+chekpoint'.")
 
 
 def test_largest_begins_at_two_samples_where_a_batch_norm_needs_them():
