@@ -202,6 +202,9 @@ def test_every_option_of_a_study_is_fixed_once_it_began(tmp_path):
     assert "--resume must come without --trials" in done.output
 
 
+BRIEF = ["--budget=1 B", "--trials=2", "--retrain=0", "--node=lif"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -210,10 +213,16 @@ def test_every_option_of_a_study_is_fixed_once_it_began(tmp_path):
         (["--space=gamma=1..2"], "`space` must name parameters"),
         (["--space=node=lif,revlif"], "--node"),
         (["--node=lif", "--space=alpha=0.1..0.2"], "None of"),
-        (["--space=timesteps=2..16"], "`timesteps` must be searched among values separated by commas; got 2..16."),
-        (["--space=tau=0.5..4"], "`tau` must be > 1 step; got 0.5."),
-        (["--space=learning_rate=-1..1"], "`learning_rate`: input should be greater than 0"),
-        (["--space=surrogate=Sigmoid,Foo"], "`surrogate` must name a class of revsnn_nodes.surrogate; got 'Foo'."),
+        (
+            [*BRIEF, "--space=timesteps=2..16"],
+            "`timesteps` must be searched among values separated by commas; got 2..16.",
+        ),
+        ([*BRIEF, "--space=tau=0.5..4"], "`tau` must be > 1 step; got 0.5."),
+        ([*BRIEF, "--space=learning_rate=-1..1"], "`learning_rate`: input should be greater than 0"),
+        (
+            [*BRIEF, "--space=surrogate=Sigmoid,Foo"],
+            "`surrogate` must name a class of revsnn_nodes.surrogate; got 'Foo'.",
+        ),
         (["--node=lif", "--option=alpha=0.1"], "None of"),
         (["--node=liff"], "liff"),
         (["--node=lif,lif"], "at most once"),
