@@ -413,12 +413,18 @@ WITHOUT_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 """What tensors that have shapes alone raise where they are asked for more."""
 
 
+_NOT_THEIRS = r"[/\\](torch|revsnn_nodes|revsnn_bench)[/\\]|^<"
+"""Files where no model asks for a number by itself."""
+
+
 def asks_for_numbers(name: str, error: Any, file: str = "") -> ModelError:
     """The error of a model, or of its backward pass, that reads values where a prediction has none."""
+    stack = traceback.extract_tb(error.__traceback__)
+    others = (each.filename for each in reversed(stack) if not re.search(_NOT_THEIRS, each.filename))
+    line = _line_in_stack(stack, file) or _line_in_stack(stack, next(others, ""))
     return ModelError(
-        f"{_line_in_stack(traceback.extract_tb(error.__traceback__), file)}{name} asks for the numbers of a tensor "
-        f"({error.func}), as `.item()`, `if` and a mask of booleans do; a prediction has shapes alone. Measure it: "
-        "revsnn-bench run."
+        f"{line}{name} asks for the numbers of a tensor ({error.func}), as `.item()`, `if` and a mask of booleans do; "
+        "a prediction has shapes alone. Measure it: revsnn-bench run."
     )
 
 
