@@ -10,7 +10,7 @@ what it holds beside its parameters and buffers, such as a constant, meets float
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -45,6 +45,32 @@ _WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.floa
 
 _OF_RESULTS = ("_saved_result", "_saved_output", "_saved_self_or_result")
 """How attributes of a node of the graph begin that hold what its operator returned."""
+
+
+def _at_bound(bound: Any) -> float:
+    """The derivative of a clamped value that is its bound: 1 in torch 2.13, 0 in 2.15, a half there for a tensor."""
+    x = torch.zeros(1, requires_grad=True)
+    return float(torch.autograd.grad(torch.clamp(x, min=bound), x)[0])
+
+
+_AT_BOUND = {False: _at_bound(0), True: _at_bound(torch.zeros(1))}
+
+
+def _passes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Tells of an operator's input and output which values it passes on; None where it passes half of one."""
+    bounds = (0,) if name == "relu" else (*args[1:], kwargs.get("min"), kwargs.get("max"))
+    at_bound = 0.0 if name == "relu" else _AT_BOUND[any(isinstance(bound, Tensor) for bound in bounds)]
+    if 0 < at_bound < 1:
+        return None
+
+    def passes(before: Tensor, out: Tensor) -> Tensor:
+        passed = out == before
+        for bound in bounds if at_bound == 0 else ():
+            if bound is not None:
+                passed &= before != bound
+        return passed
+
+    return passes
 
 
 def _cuts(name: str, args: tuple[Any, ...]) -> bool:
@@ -136,12 +162,13 @@ class Decisions(EagerMode):
             side = args[1].clone()
             self._decide(func, [side])
             return func(args[0], side, *args[2:], **kwargs)
-        before = args[0].clone() if name in CUT_OFF and self._places else None
+        if self._places and name in CUT_OFF and (passes := _passes(name, args, kwargs)) is not None:
+            before = args[0].clone()  # the operator may be one in place
+            out = func(*args, **kwargs)
+            held = out.clone()
+            self._decide(func, [passed := passes(before, out), held])
+            return out.copy_(torch.where(passed, before, held))
         out = func(*args, **kwargs)
-        if before is not None:
-            passed = out > 0 if name == "relu" else out == before
-            self._decide(func, [passed])
-            return out.copy_(torch.where(passed, before, 0 if name == "relu" else out))
         results = [x for x in (out if isinstance(out, tuple | list) else (out,)) if isinstance(x, Tensor)]
         whole = [x for x in results if not (x.is_floating_point() or x.is_complex())]
         has_places = len(results) == 2 and len(whole) == 1

@@ -182,7 +182,7 @@ def called_by_user() -> bool:
 def _forwards(kind: Any = torch.autograd.Function) -> Iterator[Any]:
     """The code of the forward of every `autograd.Function` there is."""
     for each in kind.__subclasses__():
-        forward = getattr(each, "forward", None)
+        forward: Any = getattr(each, "forward", None)
         while hasattr(forward, "__wrapped__"):  # by `torch.no_grad()`, say
             forward = forward.__wrapped__
         yield getattr(forward, "__code__", None)
