@@ -83,7 +83,7 @@ class TrainingStep:
         return []
 
 
-_HOP_COMPILE_AND_CALL: Any = getattr(hop_utils, "_hop_compile_and_call", None)  # torch 2.13 on
+_HOP_COMPILE_AND_CALL: Any = getattr(hop_utils, "_hop_compile_and_call", None)  # where there is none, nothing calls it
 
 
 def _compile_and_call(*args: Any) -> Any:

@@ -35,7 +35,8 @@ def environment(make_run: Callable[..., Run]) -> Callable[..., Environment]:
 def test_fingerprint_describes_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions, threads, cores and memory are those of the process that asks."""
     found = fingerprint()
-    assert found.torch == torch.__version__ == found.packages["torch"]
+    assert found.torch == torch.__version__
+    assert found.packages["torch"].split("+")[0] == found.torch.split("+")[0]  # a wheel may leave its device out
     assert found.threads == torch.get_num_threads()
     assert found.cores == len(os.sched_getaffinity(0))
     assert found.memory_bytes == psutil.virtual_memory().total
