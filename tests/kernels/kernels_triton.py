@@ -84,12 +84,29 @@ def _replace_language(function: Any) -> None:
     interpreter._patch_lang(function)
 
 
+@cache
+def _take_masks_of_integers(builder: Any) -> None:
+    """Triton 3.9 lets its interpreter hold a condition on a number as integers, and refuses those as a mask."""
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def masked_load(self: Any, pointers: Any, mask: Any, *others: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return load(self, pointers, mask, *others)
+
+    def masked_store(self: Any, pointers: Any, value: Any, mask: Any, *others: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return store(self, pointers, value, mask, *others)
+
+    builder.create_masked_load, builder.create_masked_store = masked_load, masked_store
+
+
 def _launch(packed: bytes) -> bytes:
     from revsnn_nodes.kernels.triton import equations as triton_jit
     from triton.runtime import interpreter
 
     assert triton_jit.INTERPRETED
     interpreter.InterpretedFunction.__call__ = _call_in_kernel
+    _take_masks_of_integers(interpreter.InterpreterBuilder)
     results = io.BytesIO()
     torch.save(launched(*torch.load(io.BytesIO(packed))), results)
     return results.getvalue()
