@@ -156,7 +156,10 @@ def gate_command(
         raise failure("--force must come with --update-baseline; it changes nothing else.", ExitCode.USAGE)
     measured, verdict = find_run(run, results), None
     if baseline.exists() or not update:
-        verdict = gate(measured, _load_baseline(baseline, run, results), policy)
+        accepted = _load_baseline(baseline, run, results)
+        verdict = gate(measured, accepted, policy)
+        if measured.header == accepted.header:
+            typer.echo(f"{measured.header.run_id} is the baseline itself: nothing was measured since.", err=True)
         _say(verdict, measured, format, output)
         if not update:
             raise typer.Exit(verdict.exit_code)

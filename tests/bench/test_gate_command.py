@@ -56,8 +56,10 @@ def runs(make_run, make_record, saved):
 
 
 def test_pass_and_regression(cli, runs):
-    """0 and 1, with case, metric and both values on standard output."""
-    assert cli(runs["good"], "--baseline", runs["good"]).exit_code == 0
+    """0 and 1, with case, metric and both values on standard output; a run held against itself passes, and says so."""
+    itself = cli(runs["good"], "--baseline", runs["good"])
+    assert (itself.exit_code, itself.stderr) == (0, "good is the baseline itself: nothing was measured since.\n")
+    assert "itself" not in cli(runs["better"], "--baseline", runs["good"]).stderr
     failed = cli(runs["worse"], "--baseline", runs["good"], "--format", "github")
     assert failed.exit_code == 1
     before = load_run(runs["good"]).records[0].memory.peak_bytes
