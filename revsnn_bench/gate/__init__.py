@@ -196,11 +196,9 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
             found, compared = _judge_case(pair, policy)
             findings += found
             values += compared
-        has_ratios = False
-        if policy.time_ratio_percent is not None:
-            of_times = time_findings(comparison.cases, policy.time_ratio_percent)
-            has_ratios = not any(finding.detail == NO_RATIO for finding in of_times)
-            findings += of_times
+        times = [] if policy.time_ratio_percent is None else time_findings(comparison.cases, policy.time_ratio_percent)
+        timed = policy.time_ratio_percent is not None and all(found.detail != NO_RATIO for found in times)
+        findings += times
         findings += [
             Finding(Kind.NOTE, "", "allow", detail=f"{pattern!r} names no case of either run")
             for pattern in policy.allow
@@ -209,7 +207,7 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         findings += _processors(run, baseline, findings)
         if not run.records and not any(finding.case for finding in findings):
             forbidden, partial, findings = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), (), []
-        elif not (values or has_ratios) and _judges_nothing(comparison.cases, findings):
+        elif not (values or timed) and _judges_nothing(comparison.cases, findings):
             forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
     return Verdict(
         run_id=run.header.run_id,

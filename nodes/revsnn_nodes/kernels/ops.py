@@ -133,7 +133,10 @@ _LIBRARY = torch.library.Library("revsnn", "DEF")
 
 def _define(name: str, operator: Operator) -> None:
     def kernel_in(package: str) -> Callable[..., tuple[Tensor, ...]]:
+        """The operator's kernel of `kernels.cpu` or `kernels.triton`, which is imported at the first call."""
+
         def run(*arguments: Any) -> tuple[Tensor, ...]:
+            """Takes the schema's arguments; returns its results, newly made."""
             launch, call = import_module(f"revsnn_nodes.kernels.{package}.launch"), operator.call(*arguments)
             results: tuple[Tensor, ...] = launch.run(name, operator.results(call), call)
             return results

@@ -419,6 +419,8 @@ def _itemsize(context: Any, array: Any) -> int:
 def _ask_ahead(write: bool) -> Any:
     @_intrinsic
     def ask(typing_context: Any, array: Any, index: Any) -> Any:
+        """`(array, index)`: asks for the piece of a row that begins at that element, and returns nothing."""
+
         def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             size = _itemsize(context, array)
             start = builder.gep(
