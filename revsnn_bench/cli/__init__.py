@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 
 @contextmanager
@@ -70,12 +70,21 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join({"×": "x", "–": "-"}.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
 
 
+def _interrupt(number: int, _: object) -> NoReturn:
+    """As Python's own handler; while torch is imported, which swallows exceptions, at once: nothing is measured yet."""
+    if getattr(getattr(sys.modules.get("torch"), "__spec__", None), "_initializing", False):
+        os._exit(ExitCode.INTERRUPTED)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of the console script: whatever goes wrong ends with a status of `ExitCode`, never with 1."""
-    # As Ctrl-C: what is done is kept, and the hint how to go on is printed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # All as Ctrl-C: what is done is kept, and the hint how to go on is printed.
+    signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; `nohup` ignores it
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     _open_streams()
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         codecs.register_error("plain", _plain)
@@ -103,6 +112,8 @@ def main() -> None:
         if left.code == ExitCode.REGRESSION and KeyboardInterrupt in causes:
             sys.exit(ExitCode.INTERRUPTED)
         raise
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
     except Exception:
         traceback.print_exc()
         sys.stderr.write("This is an error of revsnn-bench; please report it with the lines above.\n")

@@ -489,12 +489,17 @@ def test_a_closed_stream_is_not_the_next_file(tmp_path):
 
 
 def test_an_interrupt_while_the_command_is_imported_shows_no_traceback(tmp_path):
-    """Ctrl-C in the first second ends it by the signal."""
+    """Ctrl-C in the first second ends it by the signal, and while torch is imported with the code of interrupts."""
     code = "import os, signal, sys\nsignal.signal(2, signal.default_int_handler)\nclass Finder:\n"
     code += "    def find_spec(name, *_): name == 'typer' and os.kill(os.getpid(), 2)\n"
     code += "sys.meta_path.insert(0, Finder)\nimport revsnn_bench.cli\n"
     ended, out, err = command(tmp_path, how=("-c", code))
     assert (ended, out, err) == (-signal.SIGINT, "", "")
+
+    code = code.replace("name == 'typer' and", "name == 'numpy' and not sys.meta_path.remove(Finder) and")
+    code = code.replace("import revsnn_bench.cli\n", "sys.argv[1:] = ['doctor']\n")
+    code += "from revsnn_bench.cli import main\nmain()\n"  # numpy is imported by torch, which drops the exception
+    assert command(tmp_path, how=("-c", code)) == (ExitCode.INTERRUPTED, "", "")
 
 
 @pytest.mark.parametrize(
@@ -562,22 +567,24 @@ def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys
     assert lost.returncode == ExitCode.NO_FILE
     assert lost.stderr == b"Error: the current folder does not exist any more. Change into another one.\n"
 
-    def leave(error):
+    def leave(error, by_click=True):
         def broken():
             try:
                 raise error
             except BaseException:
-                sys.exit(1)  # as click does
+                if by_click:
+                    sys.exit(1)
+                raise
 
         monkeypatch.setattr(revsnn_bench.cli, "app", broken)
         with pytest.raises(SystemExit) as left:
             main()
         return left.value.code
 
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP)]
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
     try:
         # Under `nohup` it stays ignored.
-        for given, after in ((signal.SIG_IGN, signal.SIG_IGN), (signal.SIG_DFL, signal.default_int_handler)):
+        for given, after in ((signal.SIG_IGN, signal.SIG_IGN), (signal.SIG_DFL, revsnn_bench.cli._interrupt)):
             signal.signal(signal.SIGHUP, given)
             assert leave(KeyboardInterrupt()) == ExitCode.INTERRUPTED
             assert signal.getsignal(signal.SIGHUP) is after
@@ -585,14 +592,10 @@ def test_a_crash_or_a_lost_folder_is_no_regression(tmp_path, monkeypatch, capsys
         assert leave(KeyboardInterrupt()) == ExitCode.INTERRUPTED
         assert leave(ValueError()) == ExitCode.REGRESSION  # a status that a command chose
 
-        def crash():
-            raise ValueError("a fault")
-
-        monkeypatch.setattr(revsnn_bench.cli, "app", crash)
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert left.value.code == ExitCode.BROKEN
+        assert leave(ValueError("a fault"), by_click=False) == ExitCode.BROKEN
         assert "ValueError: a fault" in capsys.readouterr().err
+        assert leave(KeyboardInterrupt(), by_click=False) == ExitCode.INTERRUPTED  # as while a usage error is printed
+        assert capsys.readouterr().err == ""
     finally:
         for number, handler in before:
             signal.signal(number, handler)
