@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from revsnn_bench.case import AS_IS, Case
+from revsnn_bench.case import AS_IS, Case, is_own
 from revsnn_bench.records import (
     AccuracyRecord,
     FidelityRecord,
@@ -93,6 +93,10 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     settings = settings or Settings()
     if case.device == "cuda" and not torch.cuda.is_available():
         raise SkipCase("no CUDA device is available")
+    if is_own(case.workload):
+        from revsnn_bench.models.own import load_callable
+
+        load_callable(case.workload)  # what its module sets as it is imported holds for its reference all the time, too
     started_at, start, before, switches = utc_now(), time.monotonic(), read_conditions(), read_switches()
     try:
         with warnings.catch_warnings():
@@ -150,7 +154,10 @@ def _verdict(case: Case, parts: Mapping[str, Any], switched: str) -> tuple[Statu
         status, reason = Status.UNVERIFIED, doubt
     if status in (Status.OK, Status.APPROXIMATE) and switched:
         status = Status.UNVERIFIED
-        reason = f"it changed settings of the process while it was measured, which others meet too: {switched}"
+        reason = (
+            f"it changed settings of the process while it was measured, which others meet too: {switched}. Set them "
+            "where its module is imported, threads by --threads"
+        )
     return status, reason
 
 

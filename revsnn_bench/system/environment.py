@@ -49,6 +49,7 @@ def fingerprint(modules: Sequence[str] = ()) -> Environment:
     import torch  # not at the top: reading a run and checking a command line need no torch
 
     commit, dirty, committed_at = _commit()
+    sources = _sources(modules)  # first, for what a module sets as it is imported, such as threads
     return Environment(
         torch=torch.__version__,
         python=platform.python_version(),
@@ -61,7 +62,7 @@ def fingerprint(modules: Sequence[str] = ()) -> Environment:
         commit=commit,
         committed_at=committed_at,
         dirty=dirty,
-        sources=_sources(modules),
+        sources=sources,
         packages={name: version for name in PACKAGES if (version := _version(name))},
         cuda=torch.version.cuda,
         driver=gpu.driver_version(),

@@ -19,6 +19,7 @@ from revsnn_bench.records import SkipCase, Status
 from revsnn_bench.report import markdown
 from revsnn_bench.report.html.report import render_html
 from revsnn_bench.report.points import ratio_of, references
+from revsnn_bench.system.environment import fingerprint, read_switches, restore_switches
 
 
 def case_of(model="plain", node="lif", shape=(6,), **fields):
@@ -879,7 +880,23 @@ def test_a_model_that_changes_settings_of_the_process_is_unverified():
     assert (torch.get_num_threads(), torch.get_default_dtype(), torch.is_anomaly_enabled()) == before
     assert record.status is Status.UNVERIFIED
     assert "default dtype from torch.float32 to torch.float64" in record.reason
-    assert record.reason.endswith("anomaly detection from False to True")
+    assert "anomaly detection from False to True. Set them where its module is imported" in record.reason
+
+
+def test_settings_of_a_models_module_hold_for_its_reference_too(tmp_path, monkeypatch):
+    """What is set as the module is imported is no doubt of a case, and the run records the threads that there are."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import torch\nfrom own_models import plain\ntorch.set_num_threads(torch.get_num_threads() % 2 + 1)\n"
+    for name in ("own_sets_a", "own_sets_b"):
+        (tmp_path / f"{name}.py").write_text(text + "torch.set_default_dtype(torch.float64)\n")
+    before = read_switches()
+    try:
+        assert fingerprint(["own_sets_a"]).threads == torch.get_num_threads() != before["number of threads"]
+        record = measure(case_of(workload="own_sets_b:plain", node="lif+remat"), Settings(passes=("flops", "fidelity")))
+        assert record.status is Status.OK, record.reason
+        assert torch.get_num_threads() == before["number of threads"]
+    finally:
+        restore_switches(before)
 
 
 def test_workers_import_the_model(runner):
