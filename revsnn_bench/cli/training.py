@@ -5,10 +5,12 @@ of nodes within a budget of bytes, and trains the best again on fresh seeds.
 """
 
 import pickle
+import shlex
 import time
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,9 +161,18 @@ def _write(trainer: "Trainer", checkpoint: Path) -> None:
     import torch
 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_suffix(".part")
-    torch.save(trainer.state(), part)
-    part.replace(checkpoint)
+    part = checkpoint.with_name(f"{checkpoint.name}.part")
+    state = BytesIO()
+    torch.save(trainer.state(), state)  # to a file it has an error of its own for a full disk
+    try:
+        part.write_bytes(state.getbuffer())
+        part.replace(checkpoint)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        kept = f"after epoch {trainer.epoch - 1}" if checkpoint.exists() else "from the start"
+        named = OSError(error.errno, error.strerror, str(checkpoint))
+        named.add_note(f"The same command goes on {kept}.")
+        raise named from None
 
 
 def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:
@@ -332,12 +343,15 @@ def _sentence(error: Exception) -> str:
 
 def _carry_out(opened: "Study") -> None:
     with opened as study:
-        run_id = study.run.header.run_id
+        go_on = f"go on: revsnn-bench tune --resume {shlex.quote(str(study.journal_path))}"
         try:
             study.search()
             study.retrain()
         except KeyboardInterrupt:
-            raise failure(f"interrupted; go on: revsnn-bench tune --resume {run_id}", ExitCode.INTERRUPTED) from None
+            raise failure(f"interrupted; {go_on}", ExitCode.INTERRUPTED) from None
+        except OSError as error:
+            error.add_note(f"What is done is kept; {go_on}")
+            raise
         run, files = study.finish()
     from revsnn_bench.report import study as read
 

@@ -22,7 +22,7 @@ from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import study as read
 from revsnn_bench.report import write_reports
 from revsnn_bench.runner import Runner
-from revsnn_bench.runs import load_run, require_new
+from revsnn_bench.runs import load_run, require_new, require_writable
 from revsnn_bench.session import SavedOptions
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings
 from revsnn_bench.tuning.trial import Rival, Trial, measure_trial
@@ -71,6 +71,7 @@ class Study:
         self.settings, self.options = settings, options
         if options.resume is None and options.run_id is not None:
             require_new(options.run_id, options.results_dir)
+        require_writable(options.results_dir if options.resume is None else options.resume.parent, options.reports_dir)
         of_workers = options.of_workers("optuna", "revsnn_bench.tuning.trial")
         self._runners = [Runner(measure_trial, **of_workers) for _ in range(options.workers)]
         with contextlib.ExitStack() as opened:
@@ -91,6 +92,11 @@ class Study:
     def run(self) -> Run:
         """What is in the journal."""
         return self._journal.run
+
+    @property
+    def journal_path(self) -> Path:
+        """Where the journal is, until the study is finished."""
+        return self._journal.path
 
     def search(self) -> None:
         """Tries what is left of the trials."""

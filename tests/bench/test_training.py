@@ -1,6 +1,7 @@
 """Training: what a checkpoint keeps, what the record tells, and what the command says of wrong options."""
 
 import json
+import resource
 import warnings
 
 import pytest
@@ -159,3 +160,21 @@ def test_an_interrupted_training_says_what_is_kept(tmp_path, monkeypatch):
     assert __file__ not in done.output
     done = CliRunner().invoke(app, [*arguments, f"--checkpoint={tmp_path / 'c.pt'}"])
     assert "Error: interrupted; the same command goes on after epoch 0." in done.output
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_with_what_is_kept(tmp_path):
+    """No half of one is left, and files of one stem have each a part of their own."""
+    kept = tmp_path / "vgg11@0.25"
+    arguments = ["train", "--network=digits-net", "--node=lif", "--timesteps=1", "--batch=512", f"--results={tmp_path}"]
+    arguments += ["--epochs=2", f"--checkpoint={kept}"]
+    (tmp_path / "vgg11@0.part").write_text("of vgg11@0.5")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        done = CliRunner().invoke(app, arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(done.exception, OSError), done.output
+    assert done.exception.filename == str(kept)
+    assert done.exception.__notes__ == ["The same command goes on from the start."]
+    assert [path.name for path in tmp_path.iterdir()] == ["vgg11@0.part"]

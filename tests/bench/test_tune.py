@@ -205,6 +205,27 @@ def test_every_option_of_a_study_is_fixed_once_it_began(tmp_path):
 BRIEF = ["--budget=1 B", "--trials=2", "--retrain=0", "--node=lif"]
 
 
+def test_a_study_that_cannot_go_on_says_how_to(tmp_path, monkeypatch):
+    """Interrupted, or on a full disk; with the journal's place. Where reports cannot be written, nothing is tried."""
+    results = tmp_path / "my results"
+    arguments = ["tune", *BRIEF, "--run-id=cut", f"--results={results}"]
+    done = CliRunner().invoke(app, [*arguments, "--reports=/proc/nope"])
+    assert isinstance(done.exception, FileNotFoundError), done.output
+    assert not [*results.iterdir()]
+
+    monkeypatch.chdir(tmp_path)
+    go_on = f"go on: revsnn-bench tune --resume '{results}/cut.jsonl'"
+    for error, code in ((KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 1)):
+
+        def stopped(study, error=error):
+            raise error
+
+        monkeypatch.setattr(Study, "search", stopped)
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == code
+        assert go_on in done.output + "".join(getattr(done.exception, "__notes__", ()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
