@@ -33,13 +33,10 @@ from revsnn_bench.records import SCHEMA_VERSION, Environment, Host, Plan, Record
 from revsnn_bench.system.environment import machine_differences, place_differences
 
 _Model = TypeVar("_Model", bound=BaseModel)
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What a run may be called."""
-_READ_VERSIONS = (1, SCHEMA_VERSION)
-_DEEPEST = 40  # levels of lists and objects in a file, at most
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # what a run may be called
+_READ_VERSIONS, _DEEPEST = (1, SCHEMA_VERSION), 40  # the second: levels of lists and objects in a file, at most
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # where a file system has none
-_ENDS_OF_REPORTS = ("-claims", ".columns", ".long", ".study")
-"""What stands between the name of a run and `.md`, `.csv` or `.html` in files of its reports."""
+_ENDS_OF_REPORTS = ("-claims", ".columns", ".long", ".study")  # between a run's name and `.md` or the like
 _HAS_JOURNAL = (
     "`run_id` must be new; {!r} has a journal already. It is running, or was interrupted. Resume it, or choose another "
     "name."
@@ -257,10 +254,11 @@ def require_writable(*folders: Path) -> None:
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
-        with NamedTemporaryFile(dir=folder):
-            pass
+            with NamedTemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            code = errno.ENOTDIR if isinstance(error, FileExistsError) else error.errno or 0
+            raise OSError(code, os.strerror(code), str(folder)) from None
 
 
 def new_run_id() -> str:
@@ -524,17 +522,25 @@ def _short(value: Any) -> str:
 
 def write_run(run: Run, target: Path) -> None:
     """Writes a finished run, in one step as seen by readers."""
-    temporary = target.with_name(f"{target.name}.tmp")
+    write_whole(run.model_dump_json(indent=1) + "\n", target)
+    _sync_folder(target.parent)
+
+
+def write_whole(text: str, target: Path) -> None:
+    """Writes a file in one step; an OSError names it, and then what it held before is there still."""
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")  # such as /dev/stdout
+        return
+    temporary = target.resolve().with_name(f"{target.name}.tmp")  # a link stays one
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(run.model_dump_json(indent=1) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        os.replace(temporary, target.resolve())
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(target)) from None
-    _sync_folder(target.parent)
 
 
 def _link(temporary: Path, path: Path) -> None:

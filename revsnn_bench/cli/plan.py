@@ -28,7 +28,7 @@ from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import MemoryRecord, Record, Status
 from revsnn_bench.report import units
 from revsnn_bench.report.terminal import Grid
-from revsnn_bench.runs import require_writable
+from revsnn_bench.runs import require_writable, write_whole
 
 if TYPE_CHECKING:
     from revsnn_bench.plan.planning import Plan
@@ -102,12 +102,12 @@ def plan(
     except RuntimeError as error:
         raise failure(*_told(error)) from None
     _show(found, frontier)
-    output.write_text(found.to_json(), encoding="utf-8")
+    write_whole(found.to_json(), output)
     typer.echo(f"plan: {output}")
     if page is not None:
         from revsnn_bench.report.html.plan import plan_page
 
-        page.write_text(plan_page(found.as_dict(), f"{model}, input {input}"), encoding="utf-8")
+        write_whole(plan_page(found.as_dict(), f"{model}, input {input}"), page)
         typer.echo(f"page: {page}")
     if not found.fits:
         raise typer.Exit(ExitCode.CASE_FAILED)

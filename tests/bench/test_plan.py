@@ -3,8 +3,10 @@
 import functools
 import itertools
 import json
+import os
 import random
 import re
+import resource
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,7 @@ from revsnn_bench.plan.profile import (
 from revsnn_bench.plan.solve import cheapest, chosen, frontier, frontier_budgets, least, refined
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.report import units
+from revsnn_bench.runs import write_whole
 
 
 def conv_net(blocks=4):
@@ -378,6 +381,9 @@ PLAIN = ["plan", "--model", "own_models:sequential", "--input", "2,3,6", "--roun
 def test_a_command_that_finds_no_plan_that_fits_ends_with_5(tmp_path):
     """So that what follows `&&` does not start; `apply_plan` warns, and the text explains its words."""
     path = tmp_path / "made" / "plan.json"
+    path.parent.mkdir()
+    path.write_text("the old plan")
+    os.link(path, tmp_path / "old.json")
     result = CliRunner().invoke(app, [*PLAIN, "--budget", "10 B", "--output", str(path)], env={"COLUMNS": "400"})
     assert result.exit_code == 5
     assert re.search(r"Nothing fits the budget of 10 B. The least found is [\d.]+ KiB, by this plan.", result.output)
@@ -385,6 +391,7 @@ def test_a_command_that_finds_no_plan_that_fits_ends_with_5(tmp_path):
     assert not re.search(r"-\d+\.\d ms", result.output)
     with pytest.warns(UserWarning, match=r"does not fit its budget of 0.00 MiB: a step is expected to take"):
         apply_plan(own_models.sequential(), path)
+    assert (tmp_path / "old.json").read_text() == "the old plan"  # replaced in one step, not written over
 
 
 def test_a_plan_that_could_not_be_saved_is_not_made(tmp_path, monkeypatch):
@@ -395,6 +402,23 @@ def test_a_plan_that_could_not_be_saved_is_not_made(tmp_path, monkeypatch):
         result = CliRunner().invoke(app, [*PLAIN, "--budget", "1 MiB", flag, str(path)])
         assert result.exit_code == 2
         assert result.output.startswith(f"Error: {flag}: ")
+
+
+def test_a_plan_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path):
+    """The file is named, its plan is whole, and no half of another lies beside it; what is no file is written to."""
+    path = tmp_path / "plan.json"
+    path.write_text("the old plan")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            write_whole("a plan\n" * 100, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.filename == str(path)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("plan.json", "the old plan")]
+    write_whole("a plan", Path(os.devnull))
+    assert Path(os.devnull).is_char_device()
 
 
 def test_no_block_is_told_to_take_less_time_than_plain():
