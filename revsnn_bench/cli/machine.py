@@ -6,11 +6,22 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.console import Console
 
-from revsnn_bench.cli.options import REPORTS, RESULTS, Reports, Results, Resume, RunName, failure, refusing
+from revsnn_bench.cli.options import (
+    REPORTS,
+    RESULTS,
+    Reports,
+    Results,
+    Resume,
+    RunName,
+    failure,
+    refusing,
+    require_name,
+)
 from revsnn_bench.cli.run import run_suites
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.measuring import measure
 from revsnn_bench.report.terminal import Grid
+from revsnn_bench.runs import require_writable
 from revsnn_bench.system.environment import Finding, machine
 
 
@@ -56,7 +67,11 @@ def doctor(
 
     if gpu and not rehearse and not torch.cuda.is_available():
         raise failure("--gpu needs a CUDA device, and torch finds none. Try `doctor --gpu --rehearse`.", ExitCode.USAGE)
-    device = "cuda" if gpu and not rehearse else "cpu"
+    device, name = "cuda" if gpu and not rehearse else "cpu", run_id or "gpu"
+    if gpu:  # what could not be saved is not measured
+        if not rehearse:
+            require_name("" if resume else name, results, resume)
+        require_writable(results, *(() if rehearse else (reports,)))
     console = Console()
     tests = {"Meters against closed forms": _self_test("cpu")}
     if device == "cuda":
@@ -72,7 +87,6 @@ def doctor(
         raise typer.Exit(ExitCode.CASE_FAILED)
     if not gpu:
         return
-    name = run_id or "gpu"
     from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
 
     path = results / f"{name}-kernels.json"

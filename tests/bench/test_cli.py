@@ -662,6 +662,18 @@ def test_the_first_hour_needs_a_gpu():
     assert "doctor --gpu --rehearse" in done.output
 
 
+def test_the_first_hour_begins_where_it_can_be_saved(tmp_path, monkeypatch):
+    """A name that a run has, or a folder that cannot be written, is refused before minutes on a rented card."""
+    (tmp_path / "gpu.json").write_bytes(EXAMPLE.read_bytes())
+    monkeypatch.setattr("revsnn_bench.cli.machine._self_test", None)
+    done = invoke("doctor", "--gpu", "--rehearse", "--results=/proc/nope")
+    assert isinstance(done.exception, FileNotFoundError)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    done = invoke("doctor", "--gpu", f"--results={tmp_path}")
+    assert done.exit_code == 2, done.output
+    assert "--run-id: `run_id` must be new; 'gpu'" in done.output
+
+
 def test_env_and_doctor_speak(tmp_path):
     """The environment is that of a worker, and the meters are exact; in processes of their own, whose heap is fresh."""
     code, out, err = command(tmp_path, "env", "--json")
