@@ -310,9 +310,9 @@ class InvertingNode(CoupledNode):
         message = (
             f"{type(self).__name__} inverts its membrane over T = {steps} steps; with tau = {neuron.tau:g}, alpha = "
             f"{neuron.alpha:g} and {str(dtype).removeprefix('torch.')} its gradient is predicted to be wrong by "
-            f"{predicted:.0e} (relative), more than the tolerance {self.drift_tolerance:g}. The inverse of a leaky "
-            "membrane expands rounding errors. Use CarrierLIF or AnchoredReversibleLIF, which are right at every T, or "
-            'a smaller T; on_drift="ignore" silences this.'
+            f"{predicted:.0e} (relative), more than `drift_tolerance`, {self.drift_tolerance:g}. The inverse of a "
+            "leaky membrane expands rounding errors. Use CarrierLIF or AnchoredReversibleLIF, which are right at every "
+            'T, or a smaller T; on_drift="ignore" silences this.'
         )
         if self.on_drift == "error":
             raise DriftError(message)

@@ -26,7 +26,7 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.measuring import Settings, measure
 from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import MemoryRecord, Record, Status
-from revsnn_bench.report import units
+from revsnn_bench.report import points, units
 from revsnn_bench.report.terminal import Grid
 from revsnn_bench.runs import require_writable, write_whole
 
@@ -256,7 +256,7 @@ def largest(
 
     known = [name for name in usable_node_names() if name not in OTHER_NEURONS]
     names, failed = listed(node) or (_METHODS if model else known), Failed()
-    title = f"Largest {axis} in {budget} of {of}: {fixed.workload}, features {fixed.features}"
+    title = f"Largest {axis} in {budget} of {of}: {points.fixed_part(fixed, without=axis)}"
     headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
     table = Grid(title, headings, [False, *[True] * 5])
     with refusing(ValueError):
@@ -326,7 +326,9 @@ def _cells(runner: "Runner", case: Case, axis: str, budget_bytes: int, limit: in
     if fit.case is not None:
         value = f"{getattr(fit.case, axis)}{' or more' if fit.at_limit else ''}"
         own = memory[fit.case].peak_bytes, memory[fit.case].process_peak_bytes
-    shown = ("" if peak is None else units.size(peak) for peak in (*own, fit.next_peak_bytes))
+    shown = ["" if peak is None else units.size(peak) for peak in (*own, fit.next_peak_bytes)]
+    if shown[-1] == units.size(budget_bytes):  # beyond the budget, by less than two decimals tell
+        shown[-1] = f"{fit.next_peak_bytes:,} B"
     return value, *shown, str(fit.probes)
 
 

@@ -370,7 +370,7 @@ def _show(record: Record) -> None:
     """A line for each record, as it comes."""
     known, accuracy = record.trial, record.accuracy
     number = "" if known is None else f"{known.number:3}"
-    got = "" if accuracy is None else f"  {100 * accuracy.accuracy:5.1f} % after {accuracy.epochs} epochs"
+    got = "" if accuracy is None else f"  {100 * accuracy.accuracy:5.1f} % at epoch {accuracy.epochs}"
     reason = (record.reason or "").partition("\n")[0]
     why = f"  {reason}" if reason else ""
     peak = units.measured("peak_bytes", record)

@@ -99,7 +99,7 @@ class Verdict:
         incomparable: fields that forbid the comparison.
         allowed_differences: fields that differ and were allowed to.
         cases: ids of all cases of both runs.
-        values_compared: how many pairs of values were held against each other.
+        cases_compared, values_compared: how many pairs of values were held against each other, and in how many cases.
     """
 
     run_id: str
@@ -109,6 +109,7 @@ class Verdict:
     incomparable: tuple[FieldDifference, ...] = ()
     allowed_differences: tuple[FieldDifference, ...] = ()
     cases: tuple[str, ...] = ()
+    cases_compared: int = 0
     values_compared: int = 0
 
     @property
@@ -188,14 +189,14 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     # Not lost, but not measured yet.
     pending = () if run.complete else cases if run.planned is None else run.missing
     findings: list[Finding] = []
-    values = 0
+    values: list[int] = []
     if not forbidden:
         for pair in comparison.cases:
             if pair.after is None and pair.id in pending:
                 continue
             found, compared = _judge_case(pair, policy)
             findings += found
-            values += compared
+            values += [compared] if compared else []
         times = [] if policy.time_ratio_percent is None else time_findings(comparison.cases, policy.time_ratio_percent)
         timed = policy.time_ratio_percent is not None and all(found.detail != NO_RATIO for found in times)
         findings += times
@@ -220,7 +221,8 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
         incomparable=forbidden,
         allowed_differences=(*partial, *(each for each in differing if each.field in policy.allow_environment)),
         cases=cases,
-        values_compared=values,
+        cases_compared=len(values),
+        values_compared=sum(values),
     )
 
 

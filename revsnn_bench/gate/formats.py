@@ -93,8 +93,8 @@ def headline(verdict: Verdict) -> str:
     pair = f"{verdict.run_id} against the baseline {verdict.baseline_id}"
     if verdict.incomparable:
         return f"NOT COMPARABLE: {pair}: {'; '.join(map(_difference, verdict.incomparable))}."
-    cases = len(verdict.cases)
-    compared = f"{verdict.values_compared} values compared over {cases} {'case' if cases == 1 else 'cases'}"
+    cases = verdict.cases_compared
+    compared = f"{verdict.values_compared} values of {cases} {'case' if cases == 1 else 'cases'} compared"
     better = f", {len(verdict.improvements)} better" if verdict.improvements else ""
     if verdict.passed:
         return f"PASS: {pair}: {compared}{better}, none worse."

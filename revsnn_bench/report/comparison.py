@@ -49,7 +49,7 @@ VERDICTS = {
     CHANGED: "differs, and neither direction is better",
     FAR: "never exact: an accuracy that differs by a point or more, or an error that does by ten times or more or is "
     "on the other side of its tolerance",
-    UNJUDGED: "an exact value of environments that are not comparable, a time without an interval or of two machines, "
+    UNJUDGED: "an exact value of environments that are not comparable, a time without an interval, "
     "or a case that a run which is not complete may still measure",
     VARIES: "differs, but is never exact, or lies within the noise of the samples",
 }
@@ -139,9 +139,10 @@ class CasePair:
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
-        """The status, then every value that one of the two has: exact ones, and times as ratios."""
+        """The status, then every value that one of the two has: exact ones, and times of one machine as ratios."""
         before, after = _values(self.before), _values(self.after)
-        return tuple(Difference(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after]))
+        found = [Difference(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
+        return tuple(d for d in found if not (self.two_machines and d.metric and d.metric.family == "time"))
 
     @property
     def two_machines(self) -> str:
@@ -157,7 +158,7 @@ class CasePair:
     def p_value(self, metric: Metric) -> float | None:
         """How likely a time's ratios are to lie so far apart without a change; None where that cannot be told."""
         left, right = (None if r is None else ratio_of(metric.name, r) for r in (self.before, self.after))
-        if self.two_machines or left is None or right is None or left.low is None or right.low is None:
+        if left is None or right is None or left.low is None or right.low is None:
             return None
         before, after = self.logs_by_process(metric)
         return min(1.0, 2 * min(p_of_slowdown(before, after), p_of_slowdown(after, before)))
@@ -265,8 +266,6 @@ class Comparison:
         if found.name == STATUS:
             return BETTER if found.after == Status.OK.value else WORSE if found.before == Status.OK.value else CHANGED
         metric = found.metric
-        if metric is not None and metric.family == "time" and pair.two_machines:
-            return UNJUDGED
         if metric is None or metric.better is None:
             return CHANGED
         if found.is_ratio:

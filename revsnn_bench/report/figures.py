@@ -233,20 +233,23 @@ def _drawn(
 
 
 def fidelity_figures(run: Run, looks: Looks) -> list[Figure]:
-    """Draws one figure per dtype in which a gradient was compared, in order of appearance."""
+    """Draws one figure per dtype in which the gradient of a node was compared at several T, in order of appearance."""
     compared = (record for record in points.exact(run) if record.fidelity is not None)
     by_dtype = points.grouped(compared, lambda record: record.case.dtype)
-    return [_draw_errors(dtype, records, looks) for dtype, records in by_dtype.items()]
+    figures = [_draw_errors(dtype, records, looks) for dtype, records in by_dtype.items()]
+    return [figure for figure in figures if figure is not None]
 
 
-def _draw_errors(dtype: str, compared: list[Record], looks: Looks) -> Figure:
+def _draw_errors(dtype: str, compared: list[Record], looks: Looks) -> Figure | None:
     worst: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in compared:
         found, t = worst[record.case.variant], record.case.timesteps
         if t not in found or _error(record) > _error(found[t]):
             found[t] = record
-    # A node that was compared at one T is no line, and left out where others are.
-    over_time = {variant: found for variant, found in worst.items() if len(found) > 1} or worst
+    # A node that was compared at one T is no line.
+    over_time = {variant: found for variant, found in worst.items() if len(found) > 1}
+    if not over_time:
+        return None
     lines = {v: [_error_point(found[t], looks) for t in sorted(found)] for v, found in over_time.items()}
     records = [record for record in compared if record.case.variant in lines]
     tolerances = sorted({record.fidelity.tolerance for record in records if record.fidelity is not None})

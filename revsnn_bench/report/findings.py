@@ -281,14 +281,15 @@ def _one_process(run: Run) -> list[Finding]:
 def _warnings(run: Run) -> list[Finding]:
     """Each warning once, with the node that gave it and the T at which it did; of numbers in it, those of the first."""
     names = points.namings(run)
-    given: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    given: dict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
     for record in run:
         if record.fidelity is not None and record.fidelity.warning:
             kind = _NUMBER.sub("#", record.fidelity.warning)
-            given[names(record.case), kind].setdefault(record.case.timesteps, record.fidelity.warning)
+            key = names(record.case), record.case.dtype, kind
+            given[key].setdefault(record.case.timesteps, record.fidelity.warning)
     return [
-        Finding("Warning", f"{name} at T = {', '.join(map(str, sorted(texts)))}", texts[min(texts)])
-        for (name, _), texts in given.items()
+        Finding("Warning", f"{name}, {dtype}, at T = {', '.join(map(str, sorted(texts)))}", texts[min(texts)])
+        for (name, dtype, _), texts in given.items()
     ]
 
 

@@ -55,7 +55,7 @@ def position(record: Record, axis: Axis) -> int:
     return int(getattr(record.case, axis))
 
 
-def fixed_part(case: Case, without: Axis | None = None) -> str:
+def fixed_part(case: Case, without: str | None = None) -> str:
     """Returns a point in words, without the axis that varies."""
     sizes = [f"{symbol} = {getattr(case, axis)}" for axis, symbol in AXES.items() if axis != without]
     if case.depth == 1 and without != "depth":
@@ -221,9 +221,13 @@ def _shared(records: Iterable[Record]) -> Shared:
 
 
 def sweeps(run: Run, axis: Axis) -> list[Sweep]:
-    """Returns every sweep along an axis, of exact methods: at least two positions with all else but the node equal."""
+    """Returns every sweep along an axis, of exact methods: at least two positions with all else but the node equal.
+
+    A case of which the gradient alone was judged stands on the axis of time steps, for errors grow with T.
+    """
     rank = {variant: index for index, variant in enumerate(variants(run))}
-    groups = grouped(_costed(run), lambda record: record.case.point.model_copy(update={axis: 1}))
+    swept = [r for r in _costed(run) if axis == "timesteps" or r.fidelity is None or r.memory or r.flops or r.time]
+    groups = grouped(swept, lambda record: record.case.point.model_copy(update={axis: 1}))
     return [
         Sweep(axis, tuple(sorted(records, key=lambda r: (position(r, axis), rank[r.case.variant]))))
         for records in groups.values()

@@ -147,7 +147,7 @@ def _failure(record: Record) -> Text:
 
 
 _MOST_LINES = 4
-"""Lines of a cell from which on a table looks for a form in which its cells are wider."""
+"""Lines of a cell from which on a table looks for a form with wider cells; one, where first cells repeat."""
 
 
 class Grid:
@@ -188,7 +188,9 @@ class Grid:
             if (widths := self._widths(options.max_width - 2 * first, gap, first))
         ]
         if forms:
-            widths, gap, first = min(forms, key=lambda form: max(_MOST_LINES, self._tallest(form[0], form[2])))
+            repeats = 2 * len({cells[0].plain for cells, _ in self.rows}) <= len(self.rows)
+            most = 1 if repeats else _MOST_LINES
+            widths, gap, first = min(forms, key=lambda form: max(most, self._tallest(form[0], form[2])))
             if not first:
                 yield self._table(self.rows, widths, gap, 0)
                 return

@@ -106,6 +106,7 @@ def test_lost_gradients_stand_at_the_top(make_record, make_run):
     """A NaN error is drawn, above every finite one."""
     run = make_run([make_record(node="revlif", timesteps=t) for t in (4, 256)])
     assert "> 100" in words(figure(run, "gradient-float32").svg)
+    assert "gradient-float32" not in {each.name for each in draw_figures(make_run(run.records[:1]))}  # one T, no line
     places = LogRange([1e-8, math.nan, math.inf], base=10)
     assert places.place(math.nan) == places.place(math.inf) > places.place(1e-8)
 

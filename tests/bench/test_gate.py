@@ -121,6 +121,7 @@ def test_renamed_case_is_removed_and_added(make_run, record):
         (Kind.ADDED, renamed.case.id),
     ]
     assert verdict.exit_code is ExitCode.REGRESSION
+    assert "0 values of 0 cases compared, 2 fail" in formats.headline(verdict)
     assert not gate(run, baseline, Policy(allow=(record.case.id,))).passed
     assert gate(run, baseline, Policy(allow=(record.case.id, "layer/checkpointed/*"))).passed
 

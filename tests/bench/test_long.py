@@ -109,6 +109,7 @@ def test_largest_command_shows_that_the_carrier_goes_further(monkeypatch):
     arguments = ["largest", "--budget=128 KiB", "--node=lif,lif-carrier,revlif", "--batch=2", "--shape=256"]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
     assert done.exit_code != 0
+    assert "Largest timesteps in 128 KiB of tensors: layer, B = 2, features 256, float32, cpu" in done.output
     found = {
         line.split()[0]: int(line.split()[1]) for line in done.output.splitlines() if line.strip().startswith("lif")
     }

@@ -21,6 +21,7 @@ from revsnn_bench.report.points import (
     ratio_text,
     reference_for,
     references,
+    sweeps,
 )
 from revsnn_bench.runner import measure_in_processes
 
@@ -90,6 +91,15 @@ def test_one_position_is_no_growth(make_record, make_run):
     """Nothing is said about growth from a single position, or across different batches."""
     run = make_run([make_record(node="lif", timesteps=4, batch=2), make_record(node="lif", timesteps=8, batch=4)])
     assert growths(run, "timesteps") == growths(run, "batch") == []
+
+
+def test_a_gradient_judged_alone_makes_no_sweep_along_the_batch(make_record, make_run):
+    """Another batch of which nothing was weighed is no position; along T, where errors grow, it is one."""
+    alone = {"memory": None, "flops": None, "time": None}
+    records = [make_record(node="lif-carrier", timesteps=t, batch=1, **alone) for t in (4, 8)]
+    run = make_run([make_record(node="lif", timesteps=4, batch=8), *records])
+    assert sweeps(run, "batch") == []
+    assert [sweep.title for sweep in sweeps(run, "timesteps")] == ["layer, B = 1, features 64, float32, cpu"]
 
 
 def test_failed_positions_take_no_part(make_record, make_run):

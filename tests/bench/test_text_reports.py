@@ -174,19 +174,29 @@ def test_a_gradient_that_is_wrong_in_its_parameters_alone_shows_that_error(make_
 def test_warnings_of_nodes_are_told_once_each(sweep_run):
     """One warning given at two T is one finding that names both."""
     assert [text.split(":")[0] for text in told(sweep_run, "Warning")] == [
-        "revlif-revnet at T = 16, 32",
-        "revlif at T = 16, 32",
+        "revlif-revnet, float32, at T = 16, 32",
+        "revlif, float32, at T = 16, 32",
     ]
 
 
 def test_warnings_that_differ_in_numbers_are_one(make_record, make_run):
-    """The same words with another T and error are one finding, in the words of the smallest T; other words are two."""
+    """The same words with another T and error are one finding, in the words of the smallest T; other words are two,
+    and so are two types, whose names hold numbers, too."""
     records = []
-    for t, text in ((32, "lost over 32 steps by 1e+00"), (16, "lost over 16 steps by 6e-01"), (8, "slow")):
-        record = make_record(node="revlif", timesteps=t)
+    for t, dtype, text in (
+        (32, "float32", "lost over 32 steps of float32 by 1e+00"),
+        (16, "float32", "lost over 16 steps of float32 by 6e-01"),
+        (8, "float32", "slow"),
+        (4, "float16", "lost over 4 steps of float16 by 1e-02"),
+    ):
+        record = make_record(node="revlif", timesteps=t, dtype=dtype)
         fidelity = record.fidelity.model_copy(update={"warning": text})
         records.append(record.model_copy(update={"fidelity": fidelity}))
-    expected = ["revlif at T = 16, 32: lost over 16 steps by 6e-01", "revlif at T = 8: slow"]
+    expected = [
+        "revlif, float32, at T = 16, 32: lost over 16 steps of float32 by 6e-01",
+        "revlif, float32, at T = 8: slow",
+        "revlif, float16, at T = 4: lost over 4 steps of float16 by 1e-02",
+    ]
     assert told(make_run(records), "Warning") == expected
 
 
@@ -326,6 +336,15 @@ def test_a_time_that_is_not_decided_has_a_question_mark_in_the_terminal(make_rec
     for record, shown in ((carrier, "1.53"), (waited, "1.53?")):
         (row,) = re.findall("^.*lif-carrier +ok .*$", printed(make_run([lif, record])), re.MULTILINE)
         assert shown in row.split()
+
+
+def test_nodes_of_one_point_stand_below_it(make_record, make_run):
+    """A point that is too wide for its column is a line above its nodes, not four lines beside each of them."""
+    nodes = ("lif", "lif-checkpoint", "lif-carrier")
+    run = make_run([make_record(node=node, workload="package.module:network", shape=(2, 64, 64)) for node in nodes])
+    lines = printed(run).split("Single points")[1].splitlines()
+    start = lines.index("package.module:network T8-B8-N2x64x64 float32 cpu")
+    assert [line.split()[0] for line in lines[start + 1 : start + 4]] == [*nodes]
 
 
 def test_environment_and_columns_are_explained(sweep_run):
