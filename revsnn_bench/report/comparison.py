@@ -26,7 +26,7 @@ from revsnn_bench.report.terminal import Grid
 from revsnn_bench.system.environment import incomparable_fields
 
 STATUS, EXTENT = "status", "measured"
-_SUFFIX = "_ratio_to_lif"
+_SUFFIX = "_ratio"
 _HEADINGS = ("case", "metric", "before", "after", "change", "verdict")
 _NUMBERS = (False, False, True, True, True, False)
 _MOST_ROWS = 5000
@@ -366,7 +366,7 @@ def render_comparison_html(before: Run, after: Run) -> str:
 
     columns: list[Column[Change]] = [
         Column("case", lambda row: row.case, "workload, node, size, dtype, device"),
-        Column("metric", lambda row: row.found.name, "what was measured; times as ratios to lif", is_filter=True),
+        Column("metric", lambda row: row.found.name, "what was measured; times as ratios", is_filter=True),
         Column("before", lambda row: cell(row.found.texts()[0], row.found.before), is_number=True),
         Column("after", lambda row: cell(row.found.texts()[1], row.found.after), is_number=True),
         Column(

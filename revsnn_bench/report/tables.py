@@ -25,12 +25,12 @@ Value = str | int | float | None
 Row = dict[str, Value]
 
 IDENTITY = ("id", "node", "variant", *(row.name for row in CASE_FIELDS[1:]), "status")
-LONG_COLUMNS = (*IDENTITY, "metric", "value", "unit", "ratio_to_lif", "ratio_low", "ratio_high")
+LONG_COLUMNS = (*IDENTITY, "metric", "value", "unit", "ratio", "ratio_low", "ratio_high")
 _NOTES = ("times_decided", "host", "reason", "warning", "tolerance", "peak_phase", "peak_module")
 WIDE_COLUMNS = (
     *IDENTITY,
     *(metric.name for metric in METRICS),
-    *(f"{metric.name}_ratio_to_lif" for metric in METRICS if metric.has_ratio),
+    *(f"{metric.name}_ratio" for metric in METRICS if metric.has_ratio),
     *_NOTES,
 )
 
@@ -57,7 +57,7 @@ def long_rows(run: Run) -> list[Row]:
             row = dict.fromkeys(LONG_COLUMNS) | identity(record)
             row |= {"metric": name, "value": value, "unit": BY_NAME[name].unit}
             if ratio := points.ratio_of(name, record, known):
-                row |= {"ratio_to_lif": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+                row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
             rows.append(row)
     return rows
 
@@ -70,7 +70,7 @@ def wide_rows(run: Run) -> list[Row]:
         row: Row = dict.fromkeys(WIDE_COLUMNS) | identity(record) | measured(record)
         for name in BY_NAME:
             if ratio := points.ratio_of(name, record, known):
-                row[f"{name}_ratio_to_lif"] = ratio.value
+                row[f"{name}_ratio"] = ratio.value
         if times := points.ratio_of("step_time_s", record):
             row["times_decided"] = times.decided
         row["host"], row["reason"] = record.host, record.reason
@@ -163,7 +163,7 @@ _MEANINGS = {
     "metric": "Name of the quantity; empty for a case without any.",
     "value": "The quantity, in the unit of the column `unit`.",
     "unit": "Unit of the value: B is bytes, FLOP operations, s seconds, 1 a pure number.",
-    "ratio_to_lif": "Value over that of the standard LIF at the same point; of a user's model, over that as it is.",
+    "ratio": "Value over that of the standard LIF at the same point; of a user's model, over that as it is.",
     "ratio_low": "Lower end of the interval of a ratio of times; empty where it is not decided.",
     "ratio_high": "Upper end of the interval of a ratio of times; empty where it is not decided.",
     "times_decided": "Whether the ratios of times can be believed: not where threads had to wait for a core, or one "
@@ -191,9 +191,9 @@ def _described(column: str) -> tuple[str, str, str, str]:
     if column in BY_NAME:
         metric = BY_NAME[column]
         return metric.unit, metric.meaning, metric.better or "", "exact" if metric.deterministic else "varies"
-    base = column.removesuffix("_ratio_to_lif")
+    base = column.removesuffix("_ratio")
     if base != column:
-        return "1", _MEANINGS["ratio_to_lif"].replace("Value", base), BY_NAME[base].better or "", ""
+        return "1", _MEANINGS["ratio"].replace("Value", base), BY_NAME[base].better or "", ""
     return "", _MEANINGS[column], "", ""
 
 

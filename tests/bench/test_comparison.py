@@ -42,7 +42,7 @@ def test_slower_machine_is_no_change(make_record, make_run):
     comparison = compare(make_run([record]), make_run([slow]))
     assert not comparison.changed()
     names = {value.name for value in comparison.cases[0].differences}
-    assert "step_time_s_ratio_to_lif" in names
+    assert "step_time_s_ratio" in names
     assert not {"step_time_s", "train_time_s"} & names
 
 
@@ -148,7 +148,7 @@ def test_contended_times_are_not_judged(make_record, make_run):
     for contended, verdict in ((0, "worse"), (2, "not judged")):
         time = slow.model_copy(update={"rounds_contended": contended})
         after = make_run([record.model_copy(update={"time": time})])
-        assert judged(make_run([record]), after)["step_time_s_ratio_to_lif"] == verdict
+        assert judged(make_run([record]), after)["step_time_s_ratio"] == verdict
 
 
 def test_an_accuracy_that_dropped_is_listed(make_record, make_run, make_accuracy):

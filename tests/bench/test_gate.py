@@ -268,7 +268,7 @@ def test_slowdown_beyond_the_threshold_is_a_regression(make_run, timed):
     """Half as slow again, told with both ratios and a p-value, in the phase where it is."""
     verdict = gate(make_run([timed(3.0, seed=1)]), make_run([timed(2.0, seed=2)]), TIMED)
     (finding,) = verdict.failures
-    assert (finding.kind, finding.metric) == (Kind.SLOWER, "forward_time_s_ratio_to_lif")
+    assert (finding.kind, finding.metric) == (Kind.SLOWER, "forward_time_s_ratio")
     assert finding.before == pytest.approx(2.0, rel=0.1)
     assert finding.after == pytest.approx(3.0, rel=0.1)
     assert "more than 20 % slower" in finding.detail

@@ -297,7 +297,7 @@ def test_times_within_their_noise_are_no_change(make_record, make_run):
 
     def verdict(factor):
         table = rows(render_comparison_html(slowed(1.0), slowed(factor)), "changes")
-        return next(row[-1] for row in table if row[1] == "backward_time_s_ratio_to_lif")
+        return next(row[-1] for row in table if row[1] == "backward_time_s_ratio")
 
     assert [verdict(1.001), verdict(2.0), verdict(0.5)] == ["varies", "worse", "better"]
 
