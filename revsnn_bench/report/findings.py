@@ -325,9 +325,9 @@ def own_module_rows(run: Run) -> list[tuple[str, ...]]:
         if record.status is not Status.OK or not modules or not is_own(record.case.workload):
             continue
         ordered = sorted(modules.items(), key=lambda pair: -pair[1])
-        parts = [f"{name} {units.size(size)}" for name, size in ordered[:_MOST_MODULES] if size]
+        parts = [f"{name}: {units.size(size)}" for name, size in ordered[:_MOST_MODULES] if size]
         if left := sum(size for _, size in ordered[_MOST_MODULES:]):
-            parts.append(f"{REST} {units.size(left)}")
+            parts.append(f"{REST}: {units.size(left)}")
         rows.append((record.case.id, units.measured("retained_bytes", record), ", ".join(parts) or units.ABSENT))
     return rows
 

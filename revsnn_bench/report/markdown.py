@@ -162,7 +162,8 @@ def _module_section(run: Run) -> str:
         [heading != "case" for heading in headings],
     )
     title = "Where the retained bytes come from"
-    own = _section(f"{title}, by module", [], ("case", "retained", "made by"), own_module_rows(run))
+    text = "`input` is the model's input; `unattributed` is what no module was seen to make."
+    own = _section(f"{title}, by module", [text], ("case", "retained", "made by"), own_module_rows(run))
     return "\n\n".join(filter(None, [_section(title, texts, headings, module_rows(run), numbers), own]))
 
 

@@ -82,5 +82,5 @@ def test_modules_of_a_users_model_are_named_as_they_are(network, make_run):
     memory = record.memory.model_copy(update={"retained_bytes": 2009, "retained_by_module_bytes": modules})
     own = record.case.model_copy(update={"workload": "my_net:make", "node": "as-is"})
     report = render(make_run([record.model_copy(update={"case": own, "memory": memory})]))
-    assert "| b1.sn 1.46 KiB, b1.conv 500 B, input 9 B |" in report
+    assert "| b1.sn: 1.46 KiB, b1.conv: 500 B, input: 9 B |" in report
     assert "convolution outputs" not in report

@@ -120,8 +120,8 @@ def _ratio(found: points.Ratio | None) -> str | Markup:
 class Candidate(NamedTuple):
     """One node at one point: its record with the record's index, and for a right one its peak and its cost.
 
-    The cost is against the reference, in time where a time is decided at the point, else in operations; one taken
-    beside other work is none.
+    The cost is against the reference, in time where that of another node is decided at the point, else in operations;
+    one taken beside other work is none.
     """
 
     node: str
@@ -193,7 +193,7 @@ def _point(
     others = sorted((r for r in records if r not in right), key=lambda r: list(Status).index(r.status))
     best = [r for r in right if _need(r) == _need(right[0])]
     names = points.naming(records)
-    timed = any(points.decided_ratio("step_time_s", r, known) for r in right)
+    timed = any(points.decided_ratio("step_time_s", r, known) for r in right if r.case != point)
     quantity = "step_time_s" if timed else "step_flops"
     ranked = [
         Candidate(names(r.case), r, index[r.case], _need(r)[0], points.decided_ratio(quantity, r, known)) for r in right
