@@ -68,7 +68,8 @@ def run(
         suite, full, model, input = (given.pop(name) for name in ("suite", "full", "model", "input"))
     if fields := given_model(context, model, input):
         suite, given = "model", given | fields | {"shape": "x".join(map(str, fields["shape"]))}
-    run_suites(suite, ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}"], given)
+    every = ["--run-every"] if is_typed(context, "suite") and "all" not in listed(suite) else []
+    run_suites(suite, ["--benchmark", f"--sweep-preset={'full' if full else 'quick'}", *every], given)
 
 
 def _begun(context: typer.Context) -> dict[str, Any]:

@@ -33,6 +33,7 @@ HAD_STORAGE = pytest.StashKey[bool]()
 PLANNED = pytest.StashKey[list[str] | None]()
 NODES = pytest.StashKey[list[str]]()
 SWEPT = pytest.StashKey[list[Case]]()
+EMPTY = pytest.StashKey[list[str]]()
 LAST = pytest.StashKey[pytest.Item]()
 FILES = pytest.StashKey[list[str]]()
 HINT = pytest.StashKey[str]()
@@ -112,6 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Which cases belong to a shard does not depend on their order.
     """
+    config.stash[EMPTY] = _without_cases(items) if config.getoption("run_every") else []
     for item in filter(_measures, items):
         if options.skips_benchmarks(config):
             item.add_marker(pytest.mark.skip(reason="--benchmark-skip: it measures cases"))
@@ -126,6 +128,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     own = {*sorted({*keys.values()})[number - 1 :: count]}
     config.hook.pytest_deselected(items=[item for item in items if keys[item] not in own])
     items[:] = [item for item in items if keys[item] in own]
+
+
+_NO_CASE = (
+    "has a case of what was asked for. One that names its nodes takes of these alone, and a workload other than "
+    "`layer` takes shapes of as many sizes as its own. Ask for other nodes, another shape or suite."
+)
+
+
+def _without_cases(items: Iterable[pytest.Item]) -> list[str]:
+    """Suites of which no test has a case."""
+    full = {item.path: False for item in items}
+    for item in items:
+        full[item.path] |= "case" not in _parameters(item) or _case_of(item) is not None
+    return [path.stem.removeprefix("bench_") for path, has_one in full.items() if not has_one]
 
 
 def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
@@ -145,6 +161,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     torch is imported by then: a time limit of a test that struck in the midst of that import would end the process.
     """
     swept = session.config.stash.get(SWEPT, [])
+    if empty := session.config.stash.get(EMPTY, []):
+        raise pytest.UsageError(f"--suite: no sweep of {' or '.join(empty)} {_NO_CASE}")
     options.check_axes(session.config, swept)
     options.check_node_options(session.config, swept)
     if session.config.option.collectonly or options.skips_benchmarks(session.config):
@@ -156,10 +174,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     own = _planned(session.items)
     if own == []:
-        raise pytest.UsageError(
-            "no sweep has a case of what was asked for. One that names its nodes takes of these alone, and a workload "
-            "other than `layer` takes shapes of as many sizes as its own. Ask for other nodes, another shape or suite."
-        )
+        raise pytest.UsageError(f"no sweep {_NO_CASE}")
     cases = [case for item in session.items if _measures(item) and (case := _case_of(item)) is not None]
     try:
         session_of(session.config).open(session.config.stash.get(PLANNED, own), own, cases)

@@ -36,6 +36,7 @@ def add(parser: pytest.Parser) -> None:
         else:
             group.addoption(option.pytest_flag, action="store_true", help=option.help)
     group.addoption("--run-command", metavar="TEXT", help="the command to record in place of this one")
+    group.addoption("--run-every", action="store_true", help="refuse a file of which no test has a case")
     group.addoption("--run-progress", action="store_true", help="a progress bar with the case in flight and time left")
 
 

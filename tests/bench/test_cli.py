@@ -314,7 +314,7 @@ LAYERS = ("run", "--suite=timesteps", "--batch=1,8", "--shape=64,128", "--node=l
 WITH_TORCH = [
     (("run", "--workload=nothing"), "--workload: `workload` must be a registered name; got 'nothing'"),
     (("run", "--node=lif\udcff"), "--node: `node` must be a registered name; got 'lif\\udcff'"),
-    (("run", "--suite=depth", "--shape=512"), "no sweep has a case of what was asked for"),
+    (("run", "--suite=timesteps,depth", "--shape=512"), "--suite: no sweep of depth has a case of what was asked for"),
     (("run", "--tau=0.5"), "--tau: no node can be made with it; revlif-stored: `tau` must be > 1 step; got 0.5."),
     (("run", "--node=revlif", "--alpha=2"), "--alpha: no node can be made with it; revlif: `alpha` must lie in (0, 1)"),
     (("run", "--node=lif", "--groups=2"), "--groups: must be values that some case has; got 2"),
