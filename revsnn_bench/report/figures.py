@@ -290,10 +290,12 @@ def scaling_figures(run: Run, looks: Looks) -> list[Figure]:
 
 
 def method_figures(run: Run, looks: Looks) -> list[Figure]:
-    """Draws the peak against T of each place where a method is approximate, with its bias; exact methods for scale."""
+    """Draws the peak against T of each place where a method is approximate at several, with its bias; exact methods for
+    scale."""
     measured = (r for r in run if r.status in (Status.OK, Status.APPROXIMATE) and r.memory is not None)
     places = points.grouped(measured, lambda record: record.case.point.model_copy(update={"timesteps": 1}))
-    shown = [found for found in places.values() if any(r.status is Status.APPROXIMATE for r in found)]
+    steps = [{r.case.timesteps for r in found if r.status is Status.APPROXIMATE} for found in places.values()]
+    shown = [found for found, several in zip(places.values(), steps, strict=True) if len(several) > 1]
     return [_draw_methods(found, looks, number) for number, found in enumerate(shown, start=1)]
 
 

@@ -61,6 +61,10 @@ def test_it_enters_no_ranking(run):
     ]
     (caption,) = (text for name, _, text in drawn if name == "methods-1")
     assert "Hollow: an approximate gradient, ranked nowhere." in caption
+    at_one_t = run.model_copy(
+        update={"records": tuple(r for r in run if r.case.timesteps == run.records[0].case.timesteps)}
+    )
+    assert "methods-1" not in {figure.name for figure in draw_figures(at_one_t)}
     for record in approximate(run):
         assert ratio_of("peak_bytes", record, lifs) is ratio_of("step_time_s", record, lifs) is None
         assert value_cell("peak_bytes", record) == "–"

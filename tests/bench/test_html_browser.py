@@ -16,6 +16,7 @@ from revsnn_bench.report.comparison import render_comparison_html
 from revsnn_bench.report.html.gallery import render_gallery
 from revsnn_bench.report.html.plan import plan_page
 from revsnn_bench.report.html.report import render_html
+from revsnn_bench.report.html.study import study_page
 from revsnn_bench.runs import load_run
 
 HOSTILE = "</script><script>document.title='hit'</script><img src=x onerror=\"document.title='hit'\"> \"'`" + "y" * 3000
@@ -321,7 +322,7 @@ SCREENS = {"desktop": (1366, 768, "screen"), "phone": (390, 844, "screen"), "pri
 """Width, height and medium; a sheet of A4 has 718 CSS pixels between margins of a centimetre."""
 
 FLAWS = """
-const [width, printed] = arguments, found = { wide: [], clipped: [], faint: [], touching: [] };
+const [width, printed] = arguments, found = { wide: [], clipped: [], faint: [], touching: [], split: [] };
 const name = (e) => `${e.tagName}.${e.getAttribute("class") ?? ""} ${e.textContent.trim().slice(0, 40)}`;
 const seen = (e) => e.checkVisibility({ visibilityProperty: true, contentVisibilityAuto: true });
 const scrolls = (e) => !printed && e.closest(".scroll");
@@ -367,6 +368,12 @@ const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 for (let text = walker.nextNode(); text; text = walker.nextNode()) {
   const e = text.parentElement;
   if (!text.data.trim() || !seen(e) || e.closest("script,style,noscript,option,title,.skip,:disabled")) continue;
+  for (const word of text.data.matchAll(/(?<!\\S)[\\d.]{2,}(?!\\S)/g)) {
+    const range = document.createRange();
+    range.setStart(text, word.index);
+    range.setEnd(text, word.index + word[0].length);
+    if (new Set([...range.getClientRects()].map((box) => box.top)).size > 1) found.split.push(`${name(e)} ${word[0]}`);
+  }
   const style = getComputedStyle(e), below = ground(e);
   let share = 1;
   for (let at = e; at; at = at.parentElement) share *= Number(getComputedStyle(at).opacity);
@@ -402,6 +409,7 @@ def kinds() -> dict[str, str]:
         "paper": render_html(paper),
         "comparison": render_comparison_html(kernels, kept),
         "plan": plan_page(PLAN, "my_net:make, input 4,8,3,32,32"),
+        "study": study_page(load_run(RESULTS / "digits-tune.json")),
         "gallery": render_gallery([kernels, kept, example], baselines=[load_run(RESULTS / "baselines" / "quick.json")]),
     }
 
@@ -422,6 +430,8 @@ def kinds() -> dict[str, str]:
         ("plan", "desktop", "dark"),
         ("plan", "phone", "light"),
         ("plan", "print", "light"),
+        ("study", "desktop", "light"),
+        ("study", "phone", "dark"),
         ("gallery", "desktop", "dark"),
         ("gallery", "phone", "light"),
         ("gallery", "print", "light"),
@@ -437,6 +447,7 @@ def test_nothing_sticks_out_is_clipped_or_faint(opened, kinds, kind, screen, sch
         "clipped": [],
         "faint": [],
         "touching": [],
+        "split": [],
     }
 
 
