@@ -269,12 +269,12 @@ def _one_process(run: Run) -> list[Finding]:
     """Says which times have no interval because one process took them."""
     timed = [(record, found) for record in run if (found := points.ratio_of("step_time_s", record))]
     alone = [r for r, found in timed if not found.decided and r.time and len(r.time.rounds_by_process) < 2]
-    asked = run.header.settings.get("processes", 1)
+    asked = run.header.settings.get("processes")
     flag = "--processes" if run.header.command[:1] == ("revsnn-bench",) else "--run-processes"
-    advice = f"Pass {flag} 3, or leave it out."
-    if asked > 1:
-        advice = f"Of the {asked} that were to take them, the second ended without times, as at a limit."
-    text = f"one process took them, and processes differ by more than the rounds of one tell. {_NOT_RANKED} {advice}"
+    advice = f" Pass {flag} 3, or leave it out." if asked else ""
+    if asked and asked > 1:
+        advice = f" Of the {asked} that were to take them, the second ended without times, as at a limit."
+    text = f"one process took them, and processes differ by more than the rounds of one tell. {_NOT_RANKED}{advice}"
     return [Finding("Times", f"{len(alone)} of {len(timed)} timed cases", text)] if alone else []
 
 

@@ -305,7 +305,7 @@ def accuracy_table(run: Run) -> tuple[str, tuple[str, ...], list[tuple[str, ...]
             names.id(record.case),
             record.status.value,
             *(units.number(metric, metric.read(record)) for metric in shown),
-            f"{known.data}, {known.epochs} epochs",
+            f"{known.data}, {known.epochs} epoch{'s' * (known.epochs > 1)}",
             str(known.train_samples),
             str(known.test_samples),
         )

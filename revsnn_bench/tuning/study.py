@@ -196,7 +196,8 @@ class Study:
 
     def finish(self) -> tuple[Run, list[Path]]:
         """Turns the journal into the run's file; writes the reports, with `html` the page of the study, too."""
-        run, saved = self.run, self._journal.finish()
+        saved = self._journal.finish()
+        run = load_run(saved)
         return run, [saved, *write_reports(run, self.options.reports_dir, self.options.formats)]
 
 

@@ -207,18 +207,20 @@ def test_a_time_of_one_process_or_of_disturbed_rounds_is_not_decided(make_record
 
 
 def test_times_of_one_process_say_what_to_do(make_record, make_run):
-    """The option by its name in pytest and on the command line; of several asked for, that the second failed."""
+    """The option by its name in pytest and on the command line; of several asked for, that the second failed; nothing
+    of a run that has no such option, as of `tune`."""
     record = make_record(node="lif-carrier")
     run = make_run([record.model_copy(update={"time": record.time.model_copy(update={"rounds_by_process": ()})})])
 
-    def advice(**header):
+    def advice(processes=1, **header):
+        header["settings"] = {"processes": processes} if processes else {}
         changed = run.model_copy(update={"header": run.header.model_copy(update=header)})
         return next(each.text for each in findings(changed) if each.topic == "Times")
 
     assert advice().endswith("Pass --processes 3, or leave it out.")
     assert advice(command=("pytest", "--benchmark")).endswith("Pass --run-processes 3, or leave it out.")
-    assert "Of the 3 that were to take them, the second ended without" in advice(settings={"processes": 3})
-    assert "Pass" not in advice(settings={"processes": 3})
+    assert "Of the 3 that were to take them, the second ended without" in advice(processes=3)
+    assert "Pass" not in advice(processes=3) + advice(processes=None)
 
 
 @pytest.mark.parametrize("fine", [1, 2, 3])

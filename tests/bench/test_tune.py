@@ -177,6 +177,7 @@ def test_a_killed_study_goes_on_and_finds_the_same(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "train it with: revsnn-bench train --network mlp" in done.output
     assert (tmp_path / "cut.study.html").is_file()
+    assert "Not complete" not in (tmp_path / "cut.html").read_text()
     cut = load_run(tmp_path / "cut.json")
     assert found(cut.records[:2]) == found(whole)
     assert {record.case.seed for record in cut.records[2:]} == {1, 2}
