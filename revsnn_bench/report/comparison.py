@@ -212,10 +212,11 @@ class Comparison:
         return sum(len(pair.differences) for pair in self.cases if pair.before and pair.after)
 
     def changed(self) -> list[tuple[CasePair, Difference]]:
-        """Every case with each value in which it differs; of one that only one run has, the status alone."""
+        """Every case with each value in which it differs; of one of which only one run has values, the status alone."""
         found = []
         for pair in self.cases:
-            shown = pair.differences if pair.before and pair.after else pair.differences[:1]
+            both = len(_values(pair.before)) > 1 and len(_values(pair.after)) > 1
+            shown = pair.differences if both else pair.differences[:1]
             found += [(pair, each) for each in shown if each.differs]
         return found
 
