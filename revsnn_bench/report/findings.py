@@ -104,9 +104,12 @@ def _least(run: Run, records: list[Record], name: str, topic: str) -> list[Findi
     first = next(iter(found.winners.values()))
     names = points.naming(record for record in records if record.case.point == found.point)
     winners = units.listing([names(record.case) for record in found.winners.values()])
-    text = f"{winners} with {units.measured(name, first)} ({_standard(run, first, name, names)})."
-    for record in found.winners.values():
-        cost = costs(record, ("step_flops", "step_time_s"), points.references(run))
+    known = points.references(run)
+    others = [record for record in found.winners.values() if points.reference_for(record.case, known) is not record]
+    text = f"{winners} with {units.measured(name, first)}"
+    text += f" ({_standard(run, first, name, names)})." if len(others) == len(found.winners) else "."
+    for record in others:
+        cost = costs(record, ("step_flops", "step_time_s"), known)
         text += f" Cost of {names(record.case)}: {cost or f'not known against {record.case.reference}'}."
     if found.compared > 1:
         text += f" Least, alone or shared, at {found.often} of the {found.compared} points compared."

@@ -338,6 +338,13 @@ def test_a_time_that_is_not_decided_has_a_question_mark_in_the_terminal(make_rec
         assert shown in row.split()
 
 
+def test_the_standard_that_wins_costs_nothing_against_itself(make_record, make_run):
+    """Neither its bytes nor its cost is told a second time as that of what all others are held against."""
+    run = make_run([make_record(node="lif"), make_record(node="revlif-stored")])
+    (text,) = told(run, "Least peak memory")
+    assert ": lif and revlif-stored with 86.00 KiB. Cost of revlif-stored: 1.67 × lif" in text
+
+
 def test_nodes_of_one_point_stand_below_it(make_record, make_run):
     """A point that is too wide for its column is a line above its nodes, not four lines beside each of them."""
     nodes = ("lif", "lif-checkpoint", "lif-carrier")
