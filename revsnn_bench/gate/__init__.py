@@ -99,7 +99,7 @@ class Verdict:
         incomparable: fields that forbid the comparison.
         allowed_differences: fields that differ and were allowed to.
         cases: ids of all cases of both runs.
-        cases_compared, values_compared: how many pairs of values were held against each other, and in how many cases.
+        cases_compared, values_compared: in how many cases how many pairs of values were held against each other.
     """
 
     run_id: str
