@@ -25,7 +25,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +43,8 @@ METERS = (
 )
 """What every measurement needs; torch imports the second and the third at the first backward, which takes 0.8 s."""
 
-PRELOAD = (*METERS, *(("revsnn_nodes.kernels.cpu.launch",) if find_spec("numba") else ()))
-"""What is imported once, before workers are forked: `METERS`, and the compiler of the fused kernels.
+PRELOAD = (*METERS, "revsnn_nodes.kernels.cpu")
+"""What is imported once, before workers are forked: `METERS`, and the compiler of the fused kernels where there is one.
 
 What a case imports by itself would count against its memory limit.
 """

@@ -1,13 +1,14 @@
 """Which backend a node runs on: the fused kernels where they are installed and support the case, else the reference.
 
-Asked before numba or triton is imported: so there is a reason where the kernels cannot run.
+Asked before a kernel's module is imported: so there is a reason where the kernels cannot run.
 """
 
+import importlib
 import importlib.metadata
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -27,12 +28,26 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MOST_GROUPS = 8
 """Kernels hold all groups of a column in registers: more of them take long to compile, and then spill."""
 
+LEAST_NUMBA = (0, 62)
+"""The oldest version whose cache of compiled kernels can be told what they depend on."""
+
 LEAST_TRITON = (3, 4)
 """The oldest version with which the kernels were compiled."""
 
 LEAST_CAPABILITY = (8, 0)
 """The kernels read ahead by asynchronous copies, which NVIDIA GPUs have from Ampere on."""
 
+
+def installed_version(package: str) -> tuple[int, ...] | None:
+    """Major and minor version of a package; None where it is not installed."""
+    try:
+        return tuple(map(int, re.findall(r"\d+", importlib.metadata.version(package))[:2]))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+INSTALLED = {package: installed_version(package) for package in ("numba", "triton")}
+"""Read at import: torch.compile traces the choice of a backend, and cannot trace how it is read."""
 
 _written_out = False
 
@@ -54,11 +69,8 @@ def equations_written_out() -> Iterator[None]:
 
 def triton_obstacle(node: Any, x_seq: Tensor) -> str:
     """What keeps the Triton kernels from running this node on this CUDA tensor; "" where nothing does."""
-    version = installed_version()
-    if version is None:
-        return "triton is not installed (pip install triton)"
-    if version < LEAST_TRITON:
-        return f"the fused kernels need triton {_dotted(LEAST_TRITON)} or above, not {_dotted(version)}"
+    if obstacle := _version_obstacle("triton", LEAST_TRITON):
+        return obstacle
     if torch.version.hip is not None:
         return "the fused kernels were not written for ROCm"
     if x_seq.dtype not in DTYPES:
@@ -72,13 +84,13 @@ def triton_obstacle(node: Any, x_seq: Tensor) -> str:
     return ""
 
 
-@cached
-def installed_version() -> tuple[int, ...] | None:
-    """Major and minor version of triton; None where it is not installed."""
-    try:
-        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _version_obstacle(package: str, least: tuple[int, ...]) -> str:
+    version = INSTALLED[package]
+    if version is None:
+        return f"{package} is not installed (pip install {package})"
+    if version < least:
+        return f"the fused kernels need {package} {_dotted(least)} or above, not {_dotted(version)}"
+    return ""
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -130,7 +142,7 @@ def fused_obstacle(node: Any, x_seq: Tensor) -> str:
 
 
 def _cpu_obstacle(node: Any, x_seq: Tensor) -> str:
-    if obstacle := _numba_obstacle():
+    if obstacle := numba_obstacle():
         return obstacle
     given = x_seq.dtype
     if given not in node.fused_cpu_dtypes:
@@ -149,11 +161,14 @@ def _has_kernel(kind: Any) -> bool:
 
 
 @cached
-def _numba_obstacle() -> str:
+def numba_obstacle() -> str:
+    """What keeps numba from compiling the kernels for the CPU; "" where nothing does."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0").strip() not in ("", "0"):
         return "NUMBA_DISABLE_JIT keeps numba from compiling them"
+    if (obstacle := _version_obstacle("numba", LEAST_NUMBA)) or torch.compiler.is_compiling():
+        return obstacle
     try:
-        is_installed = find_spec("numba") is not None
-    except ImportError:  # an import hook that forbids it
-        is_installed = False
-    return "" if is_installed else "numba is not installed (pip install numba)"
+        importlib.import_module("numba")
+    except Exception as problem:  # a NumPy newer than it knows, or an import hook that forbids it
+        return f"numba cannot be imported: {problem}"
+    return ""
