@@ -267,24 +267,31 @@ def _accuracy(case: Case, settings: Settings) -> AccuracyRecord | None:
 
 @dataclass(frozen=True)
 class Pass:
-    """Something that is measured of a case by itself, for a field of `Record`; `usual` unless a suite names passes."""
+    """Something that is measured of a case by itself, for a field of `Record`; `usual` unless a suite names passes.
+
+    One that is `timed` bears no other case beside it.
+    """
 
     meter: Callable[[Case, Settings], Any]
     field: str
     usual: bool = True
+    timed: bool = False
 
 
 PASSES: dict[str, Pass] = {
-    "compile": Pass(_compile_time, "compile_time_s", usual=False),
+    "compile": Pass(_compile_time, "compile_time_s", usual=False, timed=True),
     "memory": Pass(_memory, "memory"),
     "flops": Pass(_flops, "flops"),
     "fidelity": Pass(_fidelity, "fidelity"),
-    "time": Pass(_time, "time"),
+    "time": Pass(_time, "time", timed=True),
 }
 """What can be measured, in the order in which it is: memory while the heap is fresh, time after what counts."""
 
 USUAL: tuple[str, ...] = tuple(name for name, each in PASSES.items() if each.usual)
 """What a case gets unless its suite names other passes."""
+
+UNTIMED: tuple[str, ...] = tuple(name for name, each in PASSES.items() if not each.timed)
+"""What several cases can be measured in at once."""
 
 
 LEAST_SEEN_BYTES, LEAST_SEEN_SHARE = 1 << 20, 0.05

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from revsnn_bench.case import COUNT, FIELDS, POSITIVE, WHOLE, each, one_of, parse_size
-from revsnn_bench.measuring import PASSES
+from revsnn_bench.measuring import PASSES, UNTIMED
 from revsnn_bench.runs import require_new
 
 _FOLDER = re.compile(r"(?:(?<=^)|(?<==))/\S*/")
@@ -103,6 +103,7 @@ RUN_OPTIONS = (
         "ADDRESS",
         parse_cluster,
     ),
+    RunOption("workers", f"Cases at a time; more than 1 only with passes among {', '.join(UNTIMED)}.", "N", COUNT, "1"),
     RunOption("timeout", "Time limit per case, in seconds.", "SECONDS", POSITIVE, "300"),
     RunOption("memory-limit", 'Memory limit per case, such as "2 GiB".', "SIZE", parse_limit),
     RunOption("threads", "Threads of each worker; torch's default if not given.", "N", COUNT),

@@ -12,7 +12,7 @@ from revsnn_bench.measuring import USUAL, Settings, measure
 from revsnn_bench.records import Environment, Record, Run, RunHeader, Status, utc_now
 from revsnn_bench.report import write_reports, write_texts
 from revsnn_bench.run_options import FORMATS
-from revsnn_bench.runner import Runner, measure_in_processes
+from revsnn_bench.runner import Runner, Runners, measure_in_processes
 from revsnn_bench.runner.cluster import Cluster
 from revsnn_bench.runs import Journal, load_run, new_run_id, require_writable
 from revsnn_bench.system.process import PRELOAD
@@ -83,11 +83,13 @@ class RunOptions(SavedOptions):
 
     Args:
         settings: which passes each case gets, and for how long.
+        workers: how many cases are measured at once, each in a process of its own; 1 where one of the passes times.
         cluster: "local" or the address of a Ray cluster, to whose hosts the cases go; None for workers of this process.
         live: whether the page among the reports is written anew as cases finish, and reloads itself.
     """
 
     settings: Settings
+    workers: int = 1
     cluster: str | None = None
     live: bool = False
 
@@ -101,8 +103,9 @@ class BenchSession:
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
-        self._runner = Runner(measure, **options.of_workers())
+        self._runners = [Runner(measure, **options.of_workers()) for _ in range(options.workers)]
         self._cluster = None if options.cluster is None else Cluster(options.cluster, options.of_workers())
+        self._at_once = self._cluster or (Runners(self._runners) if options.workers > 1 else None)
         self._journal: Journal | None = None
         self._records: dict[Case, Record] = {}
         self._passes: dict[Case, tuple[str, ...]] = {}
@@ -112,9 +115,10 @@ class BenchSession:
         self._page_due = 0.0
 
     def start(self) -> None:
-        """Has the process that starts workers load what they need, and does not wait for it."""
+        """Has the processes that start workers load what they need, and does not wait for it."""
         if self._cluster is None:
-            self._runner.start()
+            for runner in self._runners:
+                runner.start()
 
     def measure(self, case: Case, passes: Sequence[str] | None = None) -> Record:
         """The record of a case: from the journal if it is there, else measured in a process of its own.
@@ -125,15 +129,15 @@ class BenchSession:
             OtherPasses: it was measured in this run without one of them.
         """
         self.submit(case, passes)
-        if self._cluster is None and case not in self._records:
-            self._keep(measure_in_processes(self._runner, case, self._settings(passes)))
-        while self._cluster is not None and case not in self._records:
-            for record in self._cluster.results():
+        if self._at_once is None and case not in self._records:
+            self._keep(measure_in_processes(self._runners[0], case, self._settings(passes)))
+        while self._at_once is not None and case not in self._records:
+            for record in self._at_once.results():
                 self._keep(record)
         return self._records[case]
 
     def submit(self, case: Case, passes: Sequence[str] | None = None) -> None:
-        """Has a case measured on the cluster, where there is one; `measure` finds its record later."""
+        """Has a case measured beside others, where that is wanted; `measure` finds its record later."""
         self.open()
         settings = self._settings(passes)
         had = self._passes.setdefault(case, settings.passes)
@@ -143,8 +147,8 @@ class BenchSession:
                 f"{', '.join(missing)} after {', '.join(had) or 'none'}. A run has one record of each case. Ask for "
                 "all of them where it is first measured, or give one of the two another seed."
             )
-        if self._cluster is not None and case not in self._records:
-            self._cluster.submit(case, settings)
+        if self._at_once is not None and case not in self._records:
+            self._at_once.submit(case, settings)
 
     def _settings(self, passes: Sequence[str] | None) -> Settings:
         settings, wanted = self.options.settings, USUAL if passes is None else passes
@@ -168,9 +172,9 @@ class BenchSession:
 
     def close(self) -> None:
         """Ends the workers, and what runs on a cluster; `finish` does so too."""
-        self._runner.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        for each in (self._at_once, *self._runners):
+            if each is not None:
+                each.close()
 
     def leave_out(self, case: Case, reason: str) -> None:
         """Records a planned case as skipped: the user's test ended before it measured."""
@@ -271,5 +275,5 @@ class BenchSession:
         own = (each.partition(":")[0] for each in workloads if is_own(each))
         modules = [*dict.fromkeys([*self.options.preload, *own])]
         if self._cluster is None:
-            return self._runner.environment(modules)
+            return self._runners[0].environment(modules)
         return self._cluster.start(any(case.device == "cuda" for case in known), modules)

@@ -40,7 +40,7 @@ installed, would be imported at the end for nothing."""
 
 
 _OF_THE_PLACE = ("run_id", "resume", "results", "reports")
-_FREE = ("timeout", "memory_limit", "threads", "format", "live", "preload", "cluster")
+_FREE = ("timeout", "memory_limit", "threads", "format", "live", "preload", "workers", "cluster")
 """Options that may be given anew with --resume, since no planned case depends on them."""
 
 

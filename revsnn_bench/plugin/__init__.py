@@ -191,12 +191,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """With a cluster: has every test say which case it measures, so that all are submitted before the first is awaited.
+    """Where several cases run at once: has every test say which it measures; all are submitted before one is awaited.
 
     Each test runs up to its first case, with its fixtures, and is heard of no more until it runs in full.
     """
     config = session.config
-    if config.getoption("run_cluster") and SESSION in config.stash:
+    if options.takes_several(config) and SESSION in config.stash:
         from _pytest.runner import runtestprotocol
 
         asked = [item for item in session.items if _measures(item)]
@@ -208,7 +208,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 class Submitted(Skipped):
-    """Ends a test whose case is submitted to a cluster; the test runs again, and then waits for the record."""
+    """Ends a test whose case is submitted; the test runs again, and then waits for the record."""
 
 
 def _measures(item: pytest.Item) -> bool:

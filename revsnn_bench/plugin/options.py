@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from revsnn_bench.case import FIELDS, Case, Preset, is_own
+from revsnn_bench.measuring import UNTIMED
 from revsnn_bench.run_options import OPTIONS, SWEEP_OPTIONS, RunOption, find_journal, recorded_command, require_run_name
 from revsnn_bench.system.environment import search_working_folder
 
@@ -88,7 +89,11 @@ def check(config: pytest.Config) -> None:
             "--benchmark-histogram: needs pygal; it is not installed. pytest-benchmark draws with it. "
             "Install it with: pip install 'pytest-benchmark[histogram]'"
         )
+    if config.getoption("run_workers") > 1:
+        _check_several(config, "workers")
+        _check_workers(config)
     if config.getoption("run_cluster"):
+        _check_several(config, "cluster")
         _check_cluster(config)
     if config.getoption("run_preload"):
         search_working_folder()  # before the process that starts the workers takes the path over
@@ -213,20 +218,42 @@ def feeds_benchmark(config: pytest.Config) -> bool:
     return bool(given("benchmark") and (given("benchmark_enable", False) or not given("benchmark_disable", False)))
 
 
+def takes_several(config: pytest.Config) -> bool:
+    """Whether several cases are measured at once, on a cluster or here."""
+    return bool(config.getoption("run_cluster") or config.getoption("run_workers") > 1)
+
+
+def _check_several(config: pytest.Config, name: str) -> None:
+    """Refuses what cannot be together with several cases at a time, on a cluster or here."""
+    own = flag(config, name)
+    if not config.getoption("benchmark"):
+        raise pytest.UsageError(f"{own}: must come with --benchmark. Without it every case runs once, small and here.")
+    if config.getoption("timeout", None):  # of pytest-timeout
+        raise pytest.UsageError(
+            f"{own}: cannot be used with --timeout of pytest-timeout. A test waits while its case waits for others. "
+            f"Limit the cases with {flag(config, 'timeout')}."
+        )
+
+
+def _check_workers(config: pytest.Config) -> None:
+    """Several at a time only where none is timed, and not on a cluster, whose hosts have one each."""
+    own = flag(config, "workers")
+    if timed := [name for name in config.getoption("run_passes") if name not in UNTIMED]:
+        raise pytest.UsageError(
+            f"{own}: must be 1 with the passes {', '.join(timed)}; got {config.getoption('run_workers')}. Cases beside "
+            f"each other slow each other. Ask for {flag(config, 'passes')} {','.join(UNTIMED)}, or leave it out."
+        )
+    if config.getoption("run_cluster"):
+        raise pytest.UsageError(f"{own}: cannot be used with {flag(config, 'cluster')}. Leave one of the two out.")
+
+
 def _check_cluster(config: pytest.Config) -> None:
     """Refuses what cannot be together with a cluster, and a cluster without Ray."""
     own = flag(config, "cluster")
-    if not config.getoption("benchmark"):
-        raise pytest.UsageError(f"{own}: must come with --benchmark. Without it every case runs once, small and here.")
     if config.getoption("run_shard"):
         raise pytest.UsageError(
             f"{own}: cannot be used with {flag(config, 'shard')}. A cluster shares all cases among its hosts. Leave "
             "one of the two out."
-        )
-    if config.getoption("timeout", None):  # of pytest-timeout
-        raise pytest.UsageError(
-            f"{own}: cannot be used with --timeout of pytest-timeout. A test waits while its case has no host yet. "
-            f"Limit the cases with {flag(config, 'timeout')}."
         )
     if find_spec("ray") is None:
         raise pytest.UsageError(f"{own}: needs Ray, which is not installed. pip install ray.")
@@ -270,6 +297,7 @@ def run_options(config: pytest.Config) -> "RunOptions":
         memory_limit_bytes=given("run_memory_limit"),
         threads=given("run_threads"),
         preload=given("run_preload") or (),
+        workers=given("run_workers"),
         cluster=given("run_cluster"),
         live=given("run_live"),
         command=recorded_command(_typed(config)),

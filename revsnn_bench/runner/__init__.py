@@ -4,14 +4,17 @@ import os
 import pickle
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from multiprocessing import Pipe
+from queue import SimpleQueue
 from typing import IO, Any, Self
 
 from revsnn_bench.case import Case
@@ -132,7 +135,7 @@ class Runner:
     def kill(self) -> None:
         """Ends the server and any worker at once, from any thread; a call in flight there then ends with an error."""
         if self._server is not None:
-            self._server.kill()
+            self._server.hang_up()
 
     def start(self) -> None:
         """Starts the server, which loads its modules while this process goes on; else the first call starts it."""
@@ -193,6 +196,48 @@ def measure_in_processes(runner: Runner, case: Case, settings: Settings) -> Reco
     return record.model_copy(update={"time": joined(times)}) if len(times) > 1 else record
 
 
+class Runners:
+    """Measures as many cases at once as there are runners; for passes whose numbers do not depend on the time.
+
+    `submit` cases, and ask for `results` until all are there; `close` ends the workers.
+    """
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._runners, self._idle = [*runners], SimpleQueue[Runner]()
+        self._pool = ThreadPoolExecutor(len(self._runners))
+        self._cases, self._running = set[Case](), set[Future[Record]]()
+        for runner in self._runners:
+            self._idle.put(runner)
+
+    def submit(self, case: Case, settings: Settings) -> None:
+        """Has a case measured; once, however often it is asked for."""
+        if case not in self._cases:
+            self._cases.add(case)
+            self._running.add(self._pool.submit(self._measure, case, settings))
+
+    def _measure(self, case: Case, settings: Settings) -> Record:
+        runner = self._idle.get()
+        try:
+            return runner.run(case, settings)
+        finally:
+            self._idle.put(runner)
+
+    def results(self) -> Iterator[Record]:
+        """Records of cases that ended since the last call; waits for one where there is none."""
+        done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+        for each in done:
+            yield each.result()
+
+    def close(self) -> None:
+        """Leaves what waits, and kills what runs."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for runner in self._runners:
+            runner.kill()
+        self._pool.shutdown()
+        for runner in self._runners:
+            runner.close()
+
+
 class _Server:
     """The server process, and this end of the pipe to it."""
 
@@ -235,6 +280,14 @@ class _Server:
         self._errors.seek(0)
         printed = self._errors.read().decode(errors="replace")[-4096:]
         return f"exit code {self._process.poll()}. {printed}".strip()
+
+    def hang_up(self) -> None:
+        """Ends the pipe under whoever reads it: the server kills its worker, with all its children, and ends."""
+        if not self._ready:  # it still loads
+            self.kill()
+            return
+        with suppress(OSError), socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> None:
         """Kills the server, and its worker with it; this end of the pipe then reads its end."""

@@ -253,6 +253,8 @@ WITHOUT_TORCH = [
     (("run", "--cluster=here"), "'--cluster': must be `local`, `auto` or HOST:PORT; got 'here'"),
     (("run", "--cluster=10.0.0.1:0"), "'--cluster': must be `local`, `auto` or HOST:PORT; got '10.0.0.1:0'"),
     (("run", "--cluster=local", "--shard=1/2"), "--cluster: cannot be used with --shard. A cluster shares all cases"),
+    (("run", "--workers=2"), "--workers: must be 1 with the passes compile, time; got 2. Cases beside each other slow"),
+    (("run", "--workers=2", "--passes=memory", "--cluster=local"), "--workers: cannot be used with --cluster."),
     (("run", "--format="), "'--format': must have a value; got none."),
     (("run", "--format=,"), "'--format': must be one value or more; got none."),
     (("run", "--passes="), "'--passes': must have a value; got none."),

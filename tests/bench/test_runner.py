@@ -15,7 +15,7 @@ import pytest
 
 from revsnn_bench import Case
 from revsnn_bench.records import MOST_TEXT_BYTES, Record, Status
-from revsnn_bench.runner import Runner
+from revsnn_bench.runner import Runner, Runners
 from revsnn_bench.runs import require_readable
 from revsnn_bench.system.process import status_bytes
 
@@ -249,6 +249,32 @@ def test_timeout_needs_no_cooperation(measures: ModuleType) -> None:
             assert "limit of 0.5 s; flops, measured before, are in CSV and JSON" in str(record.reason).splitlines()[0]
 
 
+def test_two_runners_measure_at_once(measures: ModuleType, tmp_path: Path) -> None:
+    """Each of two cases waits for the other; a case that is submitted twice is measured once."""
+    cases = [Case(node="lif", timesteps=t) for t in (2, 3)]
+    both = Runners([Runner(measures.meet, timeout_s=30, preload=()) for _ in range(2)])
+    for case in (*cases, *cases):
+        both.submit(case, str(tmp_path))
+    records = [*both.results()]
+    while len(records) < 2:
+        records += both.results()
+    assert {(record.case, record.status) for record in records} == {(case, Status.OK) for case in cases}
+    assert not [*both.results()]
+    both.close()
+
+
+def test_closed_runners_leave_nothing(measures: ModuleType, tmp_path: Path) -> None:
+    """What runs is killed, with its children; what waited for its turn never begins."""
+    runners = Runners([Runner(measures.sleep_with_a_child, timeout_s=60, preload=())])
+    for t in (2, 3):
+        runners.submit(Case(node="lif", timesteps=t), str(tmp_path / "pids"))
+    assert _await((tmp_path / "pids").exists)
+    pids = (tmp_path / "pids").read_text("ascii").split()
+    runners.close()
+    assert all(_await(lambda pid=pid: _gone(int(pid))) for pid in pids)
+    assert (tmp_path / "pids").read_text("ascii").split() == pids
+
+
 def test_dead_server_is_an_error_and_replaced(measures: ModuleType) -> None:
     """When the server itself is killed, the case is an error, and the next case gets a new server."""
     others = psutil.Process().children()
@@ -316,7 +342,7 @@ import sys
 import psutil
 import sample_measures
 from revsnn_bench import Case
-from revsnn_bench.runner import Runner
+from revsnn_bench.runner import Runner, Runners
 
 print("script runs", flush=True)
 runner = Runner(sample_measures.sleep_with_a_child, timeout_s=60, preload=())

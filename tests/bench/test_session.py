@@ -47,6 +47,17 @@ def test_a_case_is_measured_once(session):
     session.finish(complete=False)
 
 
+def test_two_workers_find_the_numbers_of_one(session):
+    """Cases that are submitted together are all in the run, with the bytes of cases measured one by one."""
+    together = BenchSession(replace(session.options, workers=2, run_id="together"))
+    for case in CASES:
+        together.submit(case)
+    found, expected = ([each.measure(case).memory.peak_bytes for case in CASES] for each in (together, session))
+    assert found == expected
+    saved, *_ = together.finish(complete=True)
+    assert {record.case for record in load_run(saved)} == {*CASES}
+
+
 def test_a_case_is_not_taken_for_measured_in_passes_that_it_did_not_get(session):
     """A test that asks for a time after one that asked for bytes of the same case would pass with no time at all."""
     session.options = replace(session.options, settings=Settings(passes=("memory", "time")))
