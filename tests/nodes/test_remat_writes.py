@@ -103,6 +103,8 @@ def step(function, context):
 @pytest.mark.parametrize("name", list(WRITES))
 def test_a_write_reaches_no_recipe(name):
     """However it is written to, what was made of it before is made again from what it was."""
+    if name == "dlpack" and not np.from_dlpack(torch.zeros(1)).flags.writeable:
+        pytest.skip("this NumPy only reads what it takes over by DLPack")
 
     def function(x):
         h, loss = doubled(x * 1.0)
