@@ -245,12 +245,9 @@ def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Mea
 
 def _rows(profile: Profile, choice: Choice) -> tuple[Row, ...]:
     costs = profile.costs_of(choice)
-    plain = profile.plain if choice == profile.plain else (*choice[:1], *profile.plain[1:])
-    pairs = zip(profile.seconds, choice, plain, strict=True)
-    extra = [max(0.0, known.get(own, 0.0) - known.get(kept, 0.0)) for known, own, kept in pairs]
     return tuple(
-        Row(block, option, cost.kept_bytes, max(cost.forward_bytes, cost.peak_bytes), extra_s)
-        for block, option, cost, extra_s in zip(profile.blocks, choice, costs, extra, strict=True)
+        Row(block, option, cost.kept_bytes, max(cost.forward_bytes, cost.peak_bytes), profile.extra_s(number, option))
+        for number, (block, option, cost) in enumerate(zip(profile.blocks, choice, costs, strict=True))
     )
 
 

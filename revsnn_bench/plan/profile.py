@@ -73,7 +73,7 @@ class Profile:
         blocks: names in order of running; the first is `REST`, what is in no block.
         options: what each may do. What is in no block is under `remat`: it lies between the others.
         costs: by segment and pair.
-        seconds: by segment and option: forward and backward of one step.
+        seconds: by segment and option, plain among them: forward and backward of one step.
         plain_s: seconds of the model without a plan.
         recorded: peaks of the whole steps that were recorded, that of the model without a plan among them.
     """
@@ -110,11 +110,13 @@ class Profile:
         known = tuple(old | {pair: new} for old, pair, new in pairs)
         return replace(self, costs=known, recorded=self.recorded | {choice: _peak(costs)})
 
+    def extra_s(self, segment: int, option: str) -> float:
+        """Seconds that an option takes beyond plain; 0 where less was measured, which is noise: it does no less."""
+        return max(0.0, self.seconds[segment][option] - self.seconds[segment]["plain"])
+
     def step_s(self, choice: Choice) -> float:
         """Seconds of a step under a choice of options."""
-        if choice == self.plain:
-            return self.plain_s
-        return sum(seconds[option] for seconds, option in zip(self.seconds, choice, strict=True))
+        return self.plain_s + sum(self.extra_s(number, option) for number, option in enumerate(choice))
 
 
 def profile_step(step: TrainingStep, kind: type[nn.Module] | None = None, rounds: int = 3) -> Profile:
@@ -375,6 +377,7 @@ def _seconds(
             for known, taken, time_s in zip(samples, choice, _timed(step, names, choice), strict=True):
                 known[taken] = min(known.get(taken, math.inf), time_s)
         plain = list(map(min, plain, _timed(step, names, ("plain",) * len(names))))
+    samples[0]["plain"] = plain[0]
     return tuple(samples), sum(plain)
 
 

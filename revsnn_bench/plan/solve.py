@@ -1,9 +1,9 @@
 """The cheapest choice of options within a budget: a mixed-integer program over pairs of neighbouring blocks.
 
 One binary variable z for each block and pair of options; a path through them chooses. With m, f, p, r of
-`revsnn_bench.plan.profile` and seconds c,
+`revsnn_bench.plan.profile` and seconds c beyond plain,
 
-    minimise    sum of c z
+    minimise    sum of c z, and the least m among equals
     subject to  sum over j < i of m_j z_j + f_i z_i <= budget                               for every block i
                 sum over j < i of m_j z_j + p_i z_i + sum over j > i of r_j z_j <= budget   for every block i
                 the option that a pair ends with is the one that the next pair starts with
@@ -22,6 +22,9 @@ Variable = tuple[int, str, str]
 
 FRONTIER_STEPS = 8
 """Budgets for which plans are recorded to draw the frontier."""
+
+EQUAL = 1e-4
+"""Share of the step's time that it is worth to keep nothing at all: of plans that take equal time, one is smaller."""
 
 MOST_RECORDED = 6
 """Plans for one budget that are recorded to correct the costs."""
@@ -93,7 +96,9 @@ def _solve(profile: Profile, budget_bytes: int | None) -> Choice | None:
     memory, path = _memory(profile, variables, scale), _path(variables)
     equal = np.zeros(path.shape[0])
     equal[0] = -1.0  # before the first segment one starts
-    seconds = np.array([profile.seconds[i][option] for i, _, option in variables])
+    kept = np.array([profile.costs[i][before, option].kept_bytes for i, before, option in variables])
+    seconds = np.array([profile.extra_s(i, option) for i, _, option in variables])
+    seconds += kept * (EQUAL * profile.plain_s / profile.plain_bytes)
     top = np.inf if budget_bytes is None else budget_bytes * scale
     objective = np.append(seconds * (1e-6 if budget_bytes is None else 1.0), 1.0 if budget_bytes is None else 0.0)
     found = milp(
