@@ -140,10 +140,7 @@ def _show(found: "Plan", frontier: bool) -> None:
         sizes = (units.size(row.kept_bytes), f"{row.kept_bytes / kept:.0%}", units.size(row.peak_bytes))
         table.add_row(row.block, row.option, *sizes, f"{row.extra_s * 1e3:+.1f} ms")
     console.print(table)
-    typer.echo(
-        "rest: what is in no block. [0:3]: the children 0, 1 and 2 of a Sequential. highest: a block's highest bytes "
-        "beyond what the blocks before it keep."
-    )
+    typer.echo(found.legend())
     if len(found.rows) == 2:
         typer.echo(
             "The model is planned as one block. Where its parts run once in a step each, --blocks names their class."

@@ -5,6 +5,7 @@ plan.apply(model)                        # or save plan.to_json() and apply_plan
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -44,6 +45,16 @@ SMALL_BYTES = 64 << 20
 
 _NUMBERS = ("budget_bytes", "fits", "expected_bytes", "predicted_bytes", "step_s", "plain_bytes", "plain_s", "frontier")
 """Fields and properties of a plan that go into its file."""
+
+MEANINGS = {
+    "plain": "keeps what autograd keeps",
+    "remat": "keeps recipes in place of what is cheap to make again",
+    "remat4": "remat of what at most 4 passes make",
+    "checkpoint": "keeps its inputs, and runs again in the backward pass",
+    "bits": "checkpoint, and spikes are kept as bits",
+    "offload": "keeps what autograd keeps in the host's memory",
+}
+"""What each option of a block does; `revsnn_nodes.plan` says more."""
 
 Measure = Callable[[dict[str, str]], "Measured"]
 Refine = Callable[[Profile, list[int]], Profile]
@@ -155,6 +166,14 @@ class Plan:
             budget, least = f"{self.budget_bytes:,} B", f"{self.expected_bytes:,} B"
         return f"Nothing fits the budget of {budget}. The least found is {least}, by this plan."
 
+    def legend(self) -> str:
+        """What the table of its blocks means, in sentences: of options and names those that are there."""
+        lines = [f"{option}: {meaning}." for option, meaning in MEANINGS.items() if option in self.options.values()]
+        lines += ["rest: what is in no block."]
+        if parts := [match for block in self.options if (match := re.search(r"\[(\d+):(\d+)\]$", block))]:
+            lines += [f"{parts[0][0]}: children {parts[0][1]} to {int(parts[0][2]) - 1} of a Sequential."]
+        return " ".join([*lines, "highest: a block's highest bytes beyond what the blocks before it keep."])
+
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, for a page."""
         timelines = {
@@ -163,7 +182,7 @@ class Plan:
             if measured is not None
         }
         document: dict[str, Any] = json.loads(self.to_json())
-        return document | {"summary": self.summary(), "timelines": timelines}
+        return document | {"summary": self.summary(), "legend": self.legend(), "timelines": timelines}
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Puts our neurons and this plan into a model; see `revsnn_nodes.apply_plan`."""

@@ -388,6 +388,7 @@ return found;
 
 PLAN = {
     "summary": ["This plan fits the budget of 12.00 MiB."],
+    "legend": "checkpoint: keeps its inputs, and runs again in the backward pass. rest: what is in no block.",
     "budget_bytes": 12 << 20,
     "plain_s": 0.0499,
     "frontier": [(17059240, 0.0499), (10374568, 0.0679)],

@@ -388,7 +388,8 @@ def test_a_command_that_finds_no_plan_that_fits_ends_with_5(tmp_path):
     result = CliRunner().invoke(app, [*PLAIN, "--budget", "10 B", "--output", str(path)], env={"COLUMNS": "400"})
     assert result.exit_code == 5
     assert re.search(r"Nothing fits the budget of 10 B. The least found is [\d.]+ KiB, by this plan.", result.output)
-    assert "rest: what is in no block." in result.output
+    assert "rest: what is in no block. " in result.output
+    assert re.search(r"\w+: keeps .* \[\d+:\d+\]: children \d+ to \d+ of a Sequential. highest: ", result.output)
     assert not re.search(r"-\d+\.\d ms", result.output)
     with pytest.warns(UserWarning, match=r"does not fit its budget of 0.00 MiB: a step is expected to take"):
         apply_plan(own_models.sequential(), path)
