@@ -36,9 +36,15 @@ import torch
 from llvmlite import ir
 from numba.core import caching, cgutils, types
 from numba.core.compiler import Compiler
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 from torch import Tensor
+
+# numba loads what it can compile when it first does, or finds what it had compiled: 180 modules, a quarter of a second.
+# Here, a process that is forked later need not do so again.
+cpu_target.typing_context.refresh()
+cpu_target.target_context.refresh()
 
 
 class _Disjoint(Compiler):
