@@ -354,6 +354,8 @@ def _has_leaky(model: nn.Module) -> bool:
 def _scalar(loss: Loss, output: Tensor) -> Tensor:
     try:
         value = loss(output)
+    except WITHOUT_VALUES as error:
+        raise asks_for_numbers("loss(output)", error, _source_file(loss)) from error
     except Exception as error:
         raise _raised("loss(output)", error, _source_file(loss)) from error
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:

@@ -176,11 +176,16 @@ class Plan:
 _SMALL = 1024
 """What is smaller than a tensor by this factor is kept for it where it is there, and not made again."""
 
+_NUMBER = 8
+"""Bytes of one number; a recipe takes more than that."""
+
 
 def plan_for(target: Value, max_passes: int) -> Plan:
     """How to make a value again from storages that are kept, alive, or parameters."""
     if target.recipe is None:
         return Plan("no recipe")
+    if target.nbytes <= _NUMBER:
+        return Plan("bytes")
     work, copied, leaves, seen, ahead, places = 0, 0, {}, {target}, [target], []
     while ahead:
         value = ahead.pop()
