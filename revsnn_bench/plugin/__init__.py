@@ -124,10 +124,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     config.stash[PLANNED] = _planned(items)
     number, count = shard
-    keys = {item: case.id if (case := _case_of(item)) else item.nodeid for item in items}
+    keys = {item: case.id if (case := _case_of(item)) else item.nodeid for item in items if not _is_without_case(item)}
     own = {*sorted({*keys.values()})[number - 1 :: count]}
-    config.hook.pytest_deselected(items=[item for item in items if keys[item] not in own])
-    items[:] = [item for item in items if keys[item] in own]
+    config.hook.pytest_deselected(items=[item for item in items if keys.get(item) not in own])
+    items[:] = [item for item in items if keys.get(item) in own]
+    if keys and not items:
+        raise pytest.UsageError(
+            f"{options.flag(config, 'shard')}: must have no more parts than there are cases; got {count} parts, and "
+            f"{len({*keys.values()})} {'case' if len({*keys.values()}) == 1 else 'cases'}. Part {number} has none."
+        )
 
 
 _NO_CASE = (
@@ -140,8 +145,13 @@ def _without_cases(items: Iterable[pytest.Item]) -> list[str]:
     """Suites of which no test has a case."""
     full = {item.path: False for item in items}
     for item in items:
-        full[item.path] |= "case" not in _parameters(item) or _case_of(item) is not None
+        full[item.path] |= not _is_without_case(item)
     return [path.stem.removeprefix("bench_") for path, has_one in full.items() if not has_one]
+
+
+def _is_without_case(item: pytest.Item) -> bool:
+    """Whether the sweep of a test has no case."""
+    return "case" in _parameters(item) and _case_of(item) is None
 
 
 def _planned(items: Iterable[pytest.Item]) -> list[str] | None:
