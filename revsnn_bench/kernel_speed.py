@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from revsnn_bench.models.peers import spikingjelly
 from revsnn_bench.records import SkipCase
 from revsnn_bench.report import units
+from revsnn_bench.runs import write_whole
 from revsnn_bench.system.gpu import gpu_name
 
 KERNEL_NODES = ("lif", "lif-carrier", "revlif", "revlif-anchored")
@@ -232,7 +233,7 @@ def measure_speeds(device: str, sizes: Sequence[tuple[int, int]], path: Path) ->
     about = {"device": gpu_name() if device == "cuda" else "cpu", "torch": torch.__version__}
     content = {**about, "kernels": [asdict(each) for each in kernels], "steps": [asdict(each) for each in steps]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(json.dumps(content, indent=1) + "\n", path)
     copies = {(each.dtype, each.steps, each.neurons): each.rate for each in kernels if each.name == "copy"}
     rows = list[tuple[str, ...]]()
     for each in kernels:

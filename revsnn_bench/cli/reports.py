@@ -41,7 +41,7 @@ from revsnn_bench.records import Run
 from revsnn_bench.report import write_reports
 from revsnn_bench.report.comparison import render_comparison, render_comparison_html
 from revsnn_bench.report.terminal import print_run
-from revsnn_bench.runs import JournalError, UnknownSchema
+from revsnn_bench.runs import JournalError, UnknownSchema, write_whole
 
 
 def report(
@@ -87,7 +87,7 @@ def _write_gallery(results: Path, reports: Path) -> Path:
         typer.secho(f"Warning: left out: {sentence}", err=True, fg=typer.colors.YELLOW)
     reports.mkdir(parents=True, exist_ok=True)
     page = reports / "index.html"
-    page.write_text(render_gallery(known, unread, baselines), encoding="utf-8")
+    write_whole(render_gallery(known, unread, baselines), page)
     return page
 
 
@@ -103,7 +103,7 @@ def compare(
     """Show what changed from run BEFORE to run AFTER: bytes and FLOPs exactly, times over lif's or your own model's."""
     a, b = find_run(before, results), find_run(after, results)
     if html is not None:
-        html.write_text(render_comparison_html(a, b), encoding="utf-8")
+        write_whole(render_comparison_html(a, b), html)
         typer.echo(html)
     elif markdown:
         typer.echo(render_comparison(a, b))
@@ -207,7 +207,7 @@ def _load_baseline(path: Path, run: str, results: Path) -> Run:
 def _say(verdict: Verdict, run: Run, format: str, output: Path | None) -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(RENDERERS[format](verdict, run), encoding="utf-8", newline="\n")
+        write_whole(RENDERERS[format](verdict, run), output)
         typer.echo(headline(verdict))
     elif format == "table":
         print_verdict(verdict, Console())

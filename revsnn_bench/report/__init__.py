@@ -8,6 +8,7 @@ from revsnn_bench.records import Run
 from revsnn_bench.report import markdown, tables
 from revsnn_bench.report.canvas import Figure
 from revsnn_bench.run_options import FORMATS
+from revsnn_bench.runs import write_whole
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -75,5 +76,5 @@ def write_texts(run: Run, folder: Path, texts: Mapping[str, str]) -> list[Path]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in texts.items():
-        (folder / f"{run_id}{suffix}").write_text(text, encoding="utf-8", newline="\n")
+        write_whole(text, folder / f"{run_id}{suffix}")
     return [folder / f"{run_id}{suffix}" for suffix in texts]

@@ -249,10 +249,6 @@ WITHOUT_TORCH = [
     (("run", f"--memory-limit={'9' * 400} TiB"), "'--memory-limit': `size` must be less than 2^63 bytes"),
     (("run", "--shard=0/3"), "'--shard': must be I/N with 1 <= I <= N; got '0/3'"),
     (("run", "--shard=4/3"), "'--shard': must be I/N with 1 <= I <= N; got '4/3'"),
-    (
-        ("run", "--suite=timesteps,batch", "--node=lif", "--timesteps=2", "--batch=2", "--shape=16", "--shard=3/3"),
-        "--shard: must have no more parts than there are cases; got 3 parts, and 1 case. Part 3 has none.",
-    ),
     (("run", "--shard=x"), "'--shard': must be I/N with 1 <= I <= N; got 'x'"),
     (("run", "--cluster=here"), "'--cluster': must be `local`, `auto` or HOST:PORT; got 'here'"),
     (("run", "--cluster=10.0.0.1:0"), "'--cluster': must be `local`, `auto` or HOST:PORT; got '10.0.0.1:0'"),
@@ -327,6 +323,10 @@ WITH_TORCH = [
     (
         ("run", "--suite=timesteps", "--groups=3"),
         "--groups: no node can be made with it; revlif-stored: `groups` must divide the size 4096 of dimension 1; got",
+    ),
+    (
+        ("run", "--suite=timesteps,batch", "--node=lif", "--timesteps=2", "--batch=2", "--shape=16", "--shard=3/3"),
+        "--shard: must have no more parts than there are cases; got 3 parts, and 1 case. Part 3 has none.",
     ),
     (("run", "--suite=timesteps", "--depth=7"), "--depth: must be values that some case has; got 7, and no case has 7"),
     (
