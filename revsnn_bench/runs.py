@@ -381,7 +381,7 @@ class Journal:
 
         The run is complete where every planned case has a record, or where no plan is known.
         """
-        run = in_order_of_plan(self.run) if self._header.cluster else self.run
+        run = in_order_of_plan(self.run)
         target = self.path.with_suffix(".json")
         write_run(run if run.planned is not None else run.model_copy(update={"complete": True}), target)
         self.path.unlink()

@@ -162,7 +162,8 @@ def test_shards_merged_are_the_run_in_one_piece(measured, tmp_path):
     """Two shards measure different cases, say that they are parts, and together have every byte and operation."""
     whole = measured[0] / "deep" / "down" / "second.json"
     for number in (1, 2):
-        shard = (f"--shard={number}/2", f"--run-id=part-{number}", "--passes=memory,flops", "--format=md")
+        parts = (f"--shard={number}/2", f"--run-id=part-{number}", f"--workers={number}")
+        shard = (*parts, "--passes=memory,flops", "--format=md")
         code, out, err = inside(tmp_path, "run", *SMALL, *shard)
         assert code == 0, out + err
         assert "a part: 2 of 4 planned cases measured; join the parts with revsnn-bench merge" in out

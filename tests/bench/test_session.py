@@ -48,14 +48,15 @@ def test_a_case_is_measured_once(session):
 
 
 def test_two_workers_find_the_numbers_of_one(session):
-    """Cases that are submitted together are all in the run, with the bytes of cases measured one by one."""
+    """Cases that are submitted together are in the run as they were planned, with the bytes of cases one by one."""
     together = BenchSession(replace(session.options, workers=2, run_id="together"))
-    for case in CASES:
+    together.open([case.id for case in CASES])
+    for case in CASES[::-1]:
         together.submit(case)
-    found, expected = ([each.measure(case).memory.peak_bytes for case in CASES] for each in (together, session))
+    found, expected = ([each.measure(c).memory.peak_bytes for c in CASES[::-1]] for each in (together, session))
     assert found == expected
     saved, *_ = together.finish(complete=True)
-    assert {record.case for record in load_run(saved)} == {*CASES}
+    assert [record.case for record in load_run(saved)] == CASES
 
 
 def test_a_case_is_not_taken_for_measured_in_passes_that_it_did_not_get(session):
