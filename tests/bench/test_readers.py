@@ -169,7 +169,8 @@ def test_a_damaged_file_is_refused_in_one_sentence_or_read(damaged, good, part):
             try:
                 with Journal.resume(path, good.header, ["another"]) as journal:
                     again = load_run(journal.finish())
-                assert again.model_dump_json(include={"records"}) == run.model_dump_json(include={"records"})
+                kept, had = (sorted(record.model_dump_json() for record in each.records) for each in (again, run))
+                assert kept == had
             except JournalError as error:
                 _require_sentence(error, path)
     assert read > 2
