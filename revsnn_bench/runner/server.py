@@ -9,7 +9,6 @@ The server never runs an operation itself: OpenMP threads and CUDA contexts do n
 """
 
 import ctypes
-import importlib
 import multiprocessing
 import os
 import re
@@ -27,7 +26,7 @@ import psutil
 
 from revsnn_bench.records import Status
 from revsnn_bench.runner.worker import WHERE_ARE_YOU, Outcome, of_exit, with_output, work
-from revsnn_bench.system.process import freeze_imported
+from revsnn_bench.system.process import import_frozen
 
 _READ_OUTPUT_BYTES, _KEPT_OUTPUT_BYTES = 1 << 16, 4096
 _STACK_DUMP_S, _PATIENCE_S = 0.2, 5.0
@@ -62,14 +61,12 @@ class ClientGone(Exception):
 def main(client: Connection) -> None:
     """Serves one client until it closes the connection; the first message names the modules to import."""
     try:
-        for name in client.recv():
-            importlib.import_module(name)
+        import_frozen(client.recv())
     except Exception as error:
         client.send(f"{error!r}\n\n{traceback.format_exc()}")
         return
     # The only threads are those of numpy's OpenBLAS, which restarts them after a fork.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-    freeze_imported()
     if sys.platform == "linux":  # makes this process the parent of what its workers leave behind, in whatever session
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     client.send(None)

@@ -22,9 +22,10 @@ import re
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +139,17 @@ def freeze_imported() -> None:
         _frozen = []
     gc.collect()
     _freeze()
+
+
+def import_frozen(names: Iterable[str]) -> None:
+    """In the server: imports modules, and freezes them, see `freeze_imported`.
+
+    The collector is off meanwhile: it would go through all that is there again and again, a quarter of the time.
+    """
+    with quiet_gc():
+        for name in names:
+            import_module(name)
+    freeze_imported()
 
 
 def _freeze() -> None:

@@ -8,7 +8,6 @@ As a script, and by the plugin `warm_plugin` of pytest, it does this for a comma
 """
 
 import hashlib
-import importlib
 import os
 import signal
 import socket
@@ -24,7 +23,7 @@ from unittest.mock import patch
 import psutil
 
 from revsnn_bench import runner
-from revsnn_bench.system.process import PRELOAD, freeze_imported
+from revsnn_bench.system.process import PRELOAD, import_frozen
 
 FOLDER = "REVSNN_TEST_SERVERS"
 """The variable that names the folder of the sockets, which tests/conftest.py makes.
@@ -41,9 +40,7 @@ _STARTS_WITHIN_S = 120
 
 def fork_servers(address: str, modules: Sequence[str]) -> None:
     """Imports modules, and forks a server for each client that connects, until the folder or its owner is gone."""
-    for name in modules:
-        importlib.import_module(name)
-    freeze_imported()
+    import_frozen(modules)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a server
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{address}.new")
