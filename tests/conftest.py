@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# Until all tests are collected: going through what is imported, again and again, takes a quarter of the time.
+# Until all tests are collected: it would go through all that is imported again and again.
 gc.disable()
 
 _SERVERS = "REVSNN_TEST_SERVERS"

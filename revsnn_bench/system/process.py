@@ -144,7 +144,7 @@ def freeze_imported() -> None:
 def import_frozen(names: Iterable[str]) -> None:
     """In the server: imports modules, and freezes them, see `freeze_imported`.
 
-    The collector is off meanwhile: it would go through all that is there again and again, a quarter of the time.
+    The collector is off meanwhile: it would go through all that is there again and again.
     """
     with quiet_gc():
         for name in names:
