@@ -244,7 +244,10 @@ GENERATOR_BYTES = torch.get_rng_state().nbytes
 
 
 def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
-    """The peak of every choice of options within 1 %, but for the generator's state that each checkpoint keeps."""
+    """The peak of every choice of options within 1 %, but for the generator's state that each checkpoint keeps.
+
+    Where the peak is before or after the checkpoints, which depends on what the processor's convolutions take, none is.
+    """
     case = CASE.model_copy(update={"batch": 64})
     real, largest = profile_case(case, 1, "", 2**30)
     assert largest == case
@@ -253,7 +256,8 @@ def test_a_profile_on_fake_tensors_has_the_bytes_of_the_real_one():
     assert fake.plain_bytes == pytest.approx(real.plain_bytes, rel=0.01)
     for choice in itertools.product(*real.options):
         kept = GENERATOR_BYTES * sum(option in ("checkpoint", "bits") for option in choice)
-        assert fake.peak_bytes(choice) + kept == pytest.approx(real.peak_bytes(choice), rel=0.01), choice
+        least = fake.peak_bytes(choice)
+        assert 0.99 * least <= real.peak_bytes(choice) <= 1.01 * (least + kept), choice
 
 
 @pytest.mark.parametrize(("model", "batch", "size"), [("vgg", 4, 32), ("sew_resnet", 2, 64), ("spikformer", 16, 16)])
