@@ -8,7 +8,8 @@ import random
 
 import pytest
 
-from revsnn_bench.gate import ExitCode, Kind, Policy, formats, gate
+from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.gate import Kind, Policy, formats, gate
 from revsnn_bench.records import PhaseFlops, Status
 
 TIMED = Policy(time_ratio_percent=20)

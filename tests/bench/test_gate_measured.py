@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from revsnn_bench.case import Case
 from revsnn_bench.cli.reports import gate_command
-from revsnn_bench.gate import ExitCode, formats, gate
+from revsnn_bench.exit_codes import ExitCode
+from revsnn_bench.gate import formats, gate
 from revsnn_bench.measuring import Settings
 from revsnn_bench.records import Run, RunHeader
 
