@@ -526,15 +526,16 @@ def write_run(run: Run, target: Path) -> None:
     _sync_folder(target.parent)
 
 
-def write_whole(text: str, target: Path) -> None:
+def write_whole(content: str | bytes, target: Path) -> None:
     """Writes a file in one step; an OSError names it, and then what it held before is there still."""
+    data = content.encode() if isinstance(content, str) else content
     if target.exists() and not target.is_file():
-        target.write_text(text, encoding="utf-8")  # such as /dev/stdout
+        target.write_bytes(data)  # such as /dev/stdout
         return
     temporary = target.resolve().with_name(f"{target.name}.tmp")  # a link stays one
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target.resolve())

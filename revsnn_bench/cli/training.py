@@ -43,7 +43,7 @@ from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Record, Status, utc_now
 from revsnn_bench.report import units
 from revsnn_bench.run_options import find_journal
-from revsnn_bench.runs import require_writable
+from revsnn_bench.runs import require_writable, write_whole
 from revsnn_bench.system.environment import fingerprint, search_working_folder
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, parse_value
 
@@ -160,19 +160,14 @@ def _write(trainer: "Trainer", checkpoint: Path) -> None:
     """Replaces the checkpoint as a whole, so that an interrupt leaves the old one."""
     import torch
 
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    part = checkpoint.with_name(f"{checkpoint.name}.part")
     state = BytesIO()
     torch.save(trainer.state(), state)  # to a file it has an error of its own for a full disk
     try:
-        part.write_bytes(state.getbuffer())
-        part.replace(checkpoint)
+        write_whole(state.getvalue(), checkpoint)
     except OSError as error:
-        part.unlink(missing_ok=True)
         kept = f"after epoch {trainer.epoch - 1}" if checkpoint.exists() else "from the start"
-        named = OSError(error.errno, error.strerror, str(checkpoint))
-        named.add_note(f"The same command goes on {kept}.")
-        raise named from None
+        error.add_note(f"The same command goes on {kept}.")
+        raise
 
 
 def _save(case: Case, trainer: "Trainer", run_id: str, results: Path) -> Path:

@@ -209,13 +209,13 @@ class Runners:
         for runner in self._runners:
             self._idle.put(runner)
 
-    def submit(self, case: Case, settings: Settings) -> None:
-        """Has a case measured; once, however often it is asked for."""
+    def submit(self, case: Case, settings: object) -> None:
+        """Has a case measured, with settings that pickle; once, however often it is asked for."""
         if case not in self._cases:
             self._cases.add(case)
             self._running.add(self._pool.submit(self._measure, case, settings))
 
-    def _measure(self, case: Case, settings: Settings) -> Record:
+    def _measure(self, case: Case, settings: object) -> Record:
         runner = self._idle.get()
         try:
             return runner.run(case, settings)

@@ -12,7 +12,6 @@ the front is theirs.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from revsnn_bench.case import Case, parse_size
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import study as read
 from revsnn_bench.report import write_reports
-from revsnn_bench.runner import Runner
+from revsnn_bench.runner import Runner, Runners
 from revsnn_bench.runs import load_run, require_new, require_writable
 from revsnn_bench.session import SavedOptions
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings
@@ -73,11 +72,13 @@ class Study:
             require_new(options.run_id, options.results_dir)
         require_writable(options.results_dir if options.resume is None else options.resume.parent, options.reports_dir)
         of_workers = options.of_workers("optuna", "revsnn_bench.tuning.trial")
-        self._runners = [Runner(measure_trial, **of_workers) for _ in range(options.workers)]
+        runners = [Runner(measure_trial, **of_workers) for _ in range(options.workers)]
+        self._workers = Runners(runners)
         with contextlib.ExitStack() as opened:
-            for runner in self._runners:
-                opened.enter_context(runner)
-            journal = options.journal(self._runners[0].environment(), settings.model_dump(mode="json"))
+            opened.callback(self._workers.close)
+            for runner in runners:
+                runner.start()
+            journal = options.journal(runners[0].environment(), settings.model_dump(mode="json"))
             self._journal = opened.enter_context(journal)
             self._open = opened.pop_all()
         self._records = {record.case: record for record in self._journal.run}
@@ -170,21 +171,12 @@ class Study:
 
     def _try(self, wanted: dict[Case, Trial]) -> None:
         """Has workers try what is in no record yet; each record is on the disk before the next one is waited for."""
-        left = [(case, trial) for case, trial in wanted.items() if case not in self._records]
-        idle, busy = list(self._runners), dict[Future[Record], Runner]()
-        with ThreadPoolExecutor(len(self._runners)) as pool:
-            try:
-                while left or busy:
-                    while left and idle:
-                        runner = idle.pop()
-                        busy[pool.submit(runner.run, *left.pop(0))] = runner
-                    for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                        idle.append(busy.pop(future))
-                        self._keep(future.result(), wanted)
-            except BaseException:
-                for runner in self._runners:
-                    runner.kill()
-                raise
+        for case, trial in wanted.items():
+            if case not in self._records:
+                self._workers.submit(case, trial)
+        while not wanted.keys() <= self._records.keys():
+            for record in self._workers.results():
+                self._keep(record, wanted)
 
     def _keep(self, record: Record, trials: dict[Case, Trial]) -> None:
         if record.trial is None:  # the worker gave none: it failed, or was killed

@@ -167,7 +167,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_with_what_is_kept(tmp_path):
     kept = tmp_path / "vgg11@0.25"
     arguments = ["train", "--network=digits-net", "--node=lif", "--timesteps=1", "--batch=512", f"--results={tmp_path}"]
     arguments += ["--epochs=2", f"--checkpoint={kept}"]
-    (tmp_path / "vgg11@0.part").write_text("of vgg11@0.5")
+    (tmp_path / "vgg11@0.tmp").write_text("of vgg11@0.5")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
     try:
@@ -177,4 +177,4 @@ def test_a_checkpoint_that_does_not_fit_is_named_with_what_is_kept(tmp_path):
     assert isinstance(done.exception, OSError), done.output
     assert done.exception.filename == str(kept)
     assert done.exception.__notes__ == ["The same command goes on from the start."]
-    assert [path.name for path in tmp_path.iterdir()] == ["vgg11@0.part"]
+    assert [path.name for path in tmp_path.iterdir()] == ["vgg11@0.tmp"]
