@@ -356,24 +356,20 @@ def _charge_after(y: Any, v: Any, p: Numbers, mode: Mode) -> Any:
 
 
 @exact_row
-def _invert_last_row(y: Any, drive: Any, v: Any, charge: Any, x: Any, p: Numbers, mode: Mode) -> None:
-    """The last group of a step, backward in time; also writes the first group's input, which its output carries."""
+def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Numbers, mode: Mode) -> None:
+    """A group of a step, backward in time."""
     unkeep = type(p.keep)(1) / p.keep
     for j in range(y.shape[0]):
         m = _charge_after(y[j], v[j], p, mode)
         charge[j] = m
-        x[j] = _carried_input(y[j], fired(m, p.threshold), p)
         v[j] = (m - p.gain * drive[j] - p.inflow) * unkeep
 
 
 @exact_row
-def _invert_row(y: Any, drive: Any, v: Any, charge: Any, p: Numbers, mode: Mode) -> None:
-    """Another group of a step, backward in time."""
-    unkeep = type(p.keep)(1) / p.keep
+def _first_inputs(y: Any, charge: Any, x: Any, p: Numbers) -> None:
+    """Writes the first group's input, which the last group's output carries."""
     for j in range(y.shape[0]):
-        m = _charge_after(y[j], v[j], p, mode)
-        charge[j] = m
-        v[j] = (m - p.gain * drive[j] - p.inflow) * unkeep
+        x[j] = _carried_input(y[j], fired(charge[j], p.threshold), p)
 
 
 @exact
@@ -397,10 +393,9 @@ def _invert_step(
                 drive = _opened(row_of(y, _place(y, t, o, i - 1, c), n), row_of(spare, (3 + i % 2) * piece, n))
             else:
                 drive = x_first
+            _invert_row(out, drive, w, h, p, mode)
             if i == groups - 1:
-                _invert_last_row(out, drive, w, h, x_first, p, mode)
-            else:
-                _invert_row(out, drive, w, h, p, mode)
+                _first_inputs(out, h, x_first, p)
             out = drive
 
 
@@ -437,13 +432,6 @@ def _regenerate_row(y: Any, drive: Any, v: Any, charge: Any, p: Numbers, mode: M
         m = charge_of(drive[j], v[j], p, mode.leak)
         charge[j] = m
         v[j] = _reset(m, _gate_of(y[j], m, p, mode), p, mode)
-
-
-@exact_row
-def _first_inputs(y: Any, charge: Any, x: Any, p: Numbers) -> None:
-    """Writes the first group's input, which the last group's output carries."""
-    for j in range(y.shape[0]):
-        x[j] = _carried_input(y[j], fired(charge[j], p.threshold), p)
 
 
 @exact
