@@ -240,7 +240,6 @@ def _without_tf32() -> Iterator[None]:
 
 def _time(case: Case, settings: Settings) -> TimeRecord:
     """The times of a case beside the standard LIF, or beside the user's model as it is."""
-
     from revsnn_bench.meters.timing import measure_time, set_steady_state_malloc
     from revsnn_bench.models.workloads import build
 

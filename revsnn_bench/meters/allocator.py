@@ -167,7 +167,7 @@ def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Re
     return result, ledger
 
 
-def profiled_events(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, list[Any]]:
+def profiled_events(work: Callable[[], Result], device: str) -> tuple[Result, list[Any]]:
     """What `record_timeline` reads and operators: the profiler's events in order of time, on a device its blocks."""
     with quiet_gc(), _profiled(profile) as prof:
         result = work()

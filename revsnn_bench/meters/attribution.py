@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
@@ -38,6 +37,7 @@ from revsnn_bench.meters.step import (
     own_bytes,
     storage_of,
     storages_of,
+    tensors_in,
     watched,
 )
 from revsnn_bench.records import MemoryTimeline
@@ -174,13 +174,13 @@ class StorageTracker(EagerMode):
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs an operator, and books the storages that it makes."""
         self._settle()
-        for storage in storages_of(_tensors_in((args, kwargs))):
+        for storage in storages_of(tensors_in((args, kwargs))):
             self._serials.setdefault(storage, None)
         out = func(*args, **kwargs)
         node = torch._C._current_autograd_node()
         replaced = self._engine_accumulates(func, args, node)
         module = self._clock.now(node)
-        for storage in storages_of(_tensors_in(out)):
+        for storage in storages_of(tensors_in(out)):
             if storage not in self._serials:
                 if func.is_view:  # a fake one, of a real tensor such as labels
                     self._serials[storage] = None
@@ -272,10 +272,6 @@ class StorageTracker(EagerMode):
             if len(set(fed)) == len(fed):
                 return None
         return serial
-
-
-def _tensors_in(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _sequence(node: Any) -> int:
@@ -380,7 +376,7 @@ class _Marks:
 
 
 @contextmanager
-def _tracked(step: TrainingStep, scratch: Scratch | None = None) -> Iterator[tuple[StorageTracker, _Marks]]:
+def _tracked(step: TrainingStep, scratch: Scratch | None) -> Iterator[tuple[StorageTracker, _Marks]]:
     """Watches the code of a `with` block; marks are entries of the tracker's log.
 
     On CUDA, autograd would run backward in a thread of its own, with sequence numbers and a stack of its own.

@@ -33,7 +33,7 @@ import logging
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import log2, prod
@@ -46,7 +46,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils.flop_counter import flop_registry
 
-from revsnn_bench.meters.step import EagerMode, TrainingStep, parts_of
+from revsnn_bench.meters.step import EagerMode, TrainingStep, parts_of, tensors_in
 from revsnn_bench.records import FlopsRecord, PhaseFlops, UnknownOperation
 
 with warnings.catch_warnings():
@@ -108,15 +108,6 @@ Formula = Callable[[Call], PhaseFlops | int]
 def written(call: Call) -> int:
     """Elements of the result; an operator that returns nothing writes its first argument."""
     return elements(call.first if call.out is None else call.out)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Tensors in a result or an argument: a tensor, or any nesting of lists and tuples of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors_in(item)
 
 
 def elements(value: Any) -> int:
@@ -189,7 +180,7 @@ def _pool(dimensions: int) -> Formula:
 
     def formula(call: Call) -> int:
         sizes = [int(size) for size in call["kernel_size"]]
-        outputs: Tensor = call.arguments.get("grad_output", next(tensors_in(call.out)))
+        outputs: Tensor = call.arguments.get("grad_output", tensors_in(call.out)[0])
         return outputs.numel() * prod(sizes * dimensions if len(sizes) == 1 else sizes)
 
     return formula

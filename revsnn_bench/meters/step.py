@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import (
     is_traceable_wrapper_subclass,
     is_traceable_wrapper_subclass_type,
 )
+from torch.utils._pytree import tree_leaves
 
 from revsnn_bench.records import NoOracle
 
@@ -382,6 +383,11 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     if one.layout is torch.strided:
         return torch.equal(one, other)
     return one.layout is other.layout and all(map(torch.equal, parts_of(one), parts_of(other)))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Tensors in the arguments or the results of a call."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def storages_of(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:

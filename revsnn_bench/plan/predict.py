@@ -22,13 +22,13 @@ from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from revsnn_bench.case import Case, is_own
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import Scratch, attribute_peak, retained_by_module
 from revsnn_bench.meters.flops import measure_flops
-from revsnn_bench.meters.step import copied, unique_bytes
+from revsnn_bench.meters.step import copied, tensors_in, unique_bytes
 from revsnn_bench.models.own import WITHOUT_VALUES, ModelError, OwnStep, asks_for_numbers, own_parts
 from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.workloads import build
@@ -287,8 +287,7 @@ def _recorded(work: Callable[[], Any]) -> tuple[Any, int]:
     """What a real call returns, and its highest bytes less those; it has run before, to load what it needs."""
     work()
     results, timeline = record_timeline(work)
-    tensors = [each for each in tree_leaves(results) if isinstance(each, Tensor)]
-    return results, timeline.peak_bytes - unique_bytes(tensors)
+    return results, timeline.peak_bytes - unique_bytes(tensors_in(results))
 
 
 def _of_product(func: Any, args: tuple[Any, ...]) -> int:
