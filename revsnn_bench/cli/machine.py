@@ -73,18 +73,7 @@ def doctor(
             require_name("" if resume else name, results, resume)
         require_writable(results, *(() if rehearse else (reports,)))
     console = Console()
-    tests = {"Meters against closed forms": _self_test("cpu")}
-    if device == "cuda":
-        tests["Meters against closed forms, on the GPU"] = _self_test(device)
-    for title, findings in (*tests.items(), ("This machine", machine())):
-        table = Grid(title, ["", "what", "found", "advice"])
-        for finding in findings:
-            mark = "ok" if finding.good else "LOOK"
-            table.add_row(mark, finding.name, finding.found, "" if finding.good else finding.advice)
-        console.print(table)
-    if not all(finding.good for findings in tests.values() for finding in findings):
-        console.print("A meter is wrong: please report this, with the output of `revsnn-bench env`.")
-        raise typer.Exit(ExitCode.CASE_FAILED)
+    _check(console, device)
     if not gpu:
         return
     from revsnn_bench.kernel_speed import SPEED_HEADINGS, measure_speeds
@@ -97,6 +86,22 @@ def doctor(
         run_suites("gpu", ["--sweep-device=cpu"], {})
     saved = {"run_id": "" if resume else name, "resume": resume, "results": results, "reports": reports}
     run_suites("gpu", ["--benchmark"], saved)
+
+
+def _check(console: Console, device: str) -> None:
+    """Shows how the meters stand to closed forms, and what disturbs here; ends the command where a meter is wrong."""
+    tests = {"Meters against closed forms": _self_test("cpu")}
+    if device == "cuda":
+        tests["Meters against closed forms, on the GPU"] = _self_test(device)
+    for title, findings in (*tests.items(), ("This machine", machine())):
+        table = Grid(title, ["", "what", "found", "advice"])
+        for finding in findings:
+            mark = "ok" if finding.good else "LOOK"
+            table.add_row(mark, finding.name, finding.found, "" if finding.good else finding.advice)
+        console.print(table)
+    if not all(finding.good for findings in tests.values() for finding in findings):
+        console.print("A meter is wrong: please report this, with the output of `revsnn-bench env`.")
+        raise typer.Exit(ExitCode.CASE_FAILED)
 
 
 def _self_test(device: str) -> list[Finding]:
@@ -142,19 +147,19 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 def _makers(name: str) -> list[Any]:
     """Class or function behind a name that `run` accepts: of the node, and then of the strategy."""
-    from revsnn_nodes import NormCarrierLIF, node_factory
+    from revsnn_nodes import NormCarrierLIF
 
     from revsnn_bench.models.methods import method_of
-    from revsnn_bench.models.peers import PEERS
+    from revsnn_bench.models.peers import factory_of
     from revsnn_bench.models.reversible import RevChain
     from revsnn_bench.models.strategies import BLOCKS, CONTEXTS, NORM_CARRIER, REV_BLOCK, strategy
 
     strategy(name)
     if name == NORM_CARRIER:
         return [NormCarrierLIF]
-    node, plus, kind = name.partition("+")
-    made: list[Any] = [PEERS.get(node) or node_factory(node)]
-    if plus:
+    made: list[Any] = [factory_of(name)]
+    kind = name.partition("+")[2]
+    if kind:
         method = method_of(kind)
         made.append(method.of if method else {REV_BLOCK: RevChain, **BLOCKS, **CONTEXTS}[kind])
     return made

@@ -338,7 +338,6 @@ class Fit:
     """
 
     case: Case | None
-    peak_bytes: int | None
     next_peak_bytes: int | None
     at_limit: bool
     probes: int
@@ -349,7 +348,7 @@ def largest_that_fits(
     axis: str,
     budget_bytes: int,
     peak_of: Callable[[Case], int | None],
-    limit: int = 1 << 20,
+    limit: int,
     guess: int | None = None,
 ) -> Fit:
     """Searches one axis of a case by bisection, and where two measured peaks predict it, on the line through them.
@@ -381,7 +380,7 @@ def largest_that_fits(
         return peak is not None and peak <= budget_bytes
 
     if not fits(start):
-        return Fit(None, None, peaks[start], at_limit=False, probes=len(peaks))
+        return Fit(None, peaks[start], at_limit=False, probes=len(peaks))
     low, high = start, limit + 1  # low fits; high does not, or is not tried
     for value in () if guess is None else (guess, guess + 1):
         if low < value < high:
@@ -390,7 +389,7 @@ def largest_that_fits(
         value = min(max(_next_value(peaks, low, high, budget_bytes), low + 1), high - 1)
         low, high = (value, high) if fits(value) else (low, value)
     best = case.model_copy(update={axis: low})
-    return Fit(best, peaks[low], peaks.get(high), at_limit=low == limit, probes=len(peaks))
+    return Fit(best, peaks.get(high), at_limit=low == limit, probes=len(peaks))
 
 
 def _next_value(peaks: dict[int, int | None], low: int, high: int, budget_bytes: int) -> int:

@@ -189,6 +189,16 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
 """Makers by the name that a case gives them."""
 
 
+def factory_of(node: str) -> Callable[..., nn.Module]:
+    """The class or function behind a node, of its neurons where a strategy or block is named with it.
+
+    Raises:
+        ValueError: no such node.
+    """
+    name = node.partition("+")[0]
+    return CarrierLIF if name == "norm-carrier" else PEERS.get(name) or node_factory(name)
+
+
 def accepts(factory: Any, option: str) -> bool:
     """Whether it takes `backend`, or `step_mode`: every node of this package does, by name or among its keywords."""
     ours = isinstance(factory, type) and issubclass(factory, SpikingNode)
@@ -213,16 +223,15 @@ def takes(node: str, option: str, value: Any) -> bool:
     A method for a model of the user takes any backend, for the neurons that it puts in. What no node can have here,
     such as "fused" without numba, counts as taken: the node's error says what to install.
     """
-    name = node.partition("+")[0]
     if node in METHODS and is_untouched(node):
         return option != "backend"
     if node in METHODS and option == "backend":
         return True
-    factory = CarrierLIF if name == "norm-carrier" else PEERS.get(name) or node_factory(name)
+    factory = factory_of(node)
     if option != "backend":
         known = signature(factory).parameters
         return option in known or any(each.kind is each.VAR_KEYWORD for each in known.values())
-    if name in PEERS or not accepts(factory, "backend"):
+    if factory in PEERS.values() or not accepts(factory, "backend"):
         return False
     made, x = factory(), torch.zeros(1, 1, 2)
     if value != "fused" or not isinstance(made, SpikingNode):

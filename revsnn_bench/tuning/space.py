@@ -1,7 +1,7 @@
 """What a study searches: an axis per parameter, as text and as Optuna suggests from it, and the case of a choice."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,14 +157,9 @@ def argument_of(option: str) -> str:
 
 def arguments_of(node: str) -> frozenset[str]:
     """Names of what a node's constructor takes; those of its strategy are the node's."""
-    from revsnn_nodes import CarrierLIF, node_factory
+    from revsnn_bench.models.peers import factory_of
 
-    from revsnn_bench.models.peers import PEERS
-    from revsnn_bench.models.strategies import NORM_CARRIER
-
-    name = node.partition("+")[0]
-    factory: Callable[..., Any] = CarrierLIF if name == NORM_CARRIER else PEERS.get(name) or node_factory(name)
-    return frozenset(signature(factory).parameters)
+    return frozenset(signature(factory_of(node)).parameters)
 
 
 class StudySettings(BaseModel):

@@ -76,14 +76,14 @@ def test_bisection_finds_the_last_size_that_fits(peak, budget, expected):
     assert (fit.case and fit.case.timesteps) == expected
     assert len(asked) == len(set(asked)) == fit.probes < 30
     if expected is not None:
-        assert fit.peak_bytes == peak(expected)
+        assert expected in asked
         assert fit.at_limit == (expected == 5000)
 
 
 def test_a_line_takes_four_probes():
     """Two probes give the line, the third fits, the fourth does not."""
     case = Case(node="lif", timesteps=1)
-    assert largest_that_fits(case, "timesteps", 10**6, lambda c: 17 + 3 * c.timesteps).probes == 4
+    assert largest_that_fits(case, "timesteps", 10**6, lambda c: 17 + 3 * c.timesteps, 1 << 20).probes == 4
 
 
 def test_impossible_search_is_refused():
