@@ -243,7 +243,7 @@ def digits_of(case: Case) -> Split:
     return digits(size=height, channels=channels)
 
 
-def encoded(case: Case, images: Tensor, seed: int = 0) -> Tensor:
+def encoded(case: Case, images: Tensor, seed: int) -> Tensor:
     """Images `[n, *]` as a case's network reads them, `[T, n, *]`, in its dtype and on its device.
 
     A sequence shows one pixel more per step; encoded so, the case's shape is how many pixels a step shows.

@@ -80,7 +80,7 @@ class Stepwise(nn.Module):
         return loss
 
 
-def mlp(make_node: NodeMaker, features: int, depth: int, classes: int, width: float = 1.0) -> Stepwise:
+def mlp(make_node: NodeMaker, features: int, depth: int, classes: int, width: float) -> Stepwise:
     """Hidden layers of weights and `width HIDDEN` neurons, and a linear read-out at every step: `[T, B, *]`.
 
     Hidden layers have no bias, so that each weight is one of the equations above. A `Strategy` in the place of

@@ -31,7 +31,7 @@ def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def digits_net(make_node: NodeMaker, channels: int = 16, size: int = 8, classes: int = CLASSES) -> nn.Sequential:
+def digits_net(make_node: NodeMaker, channels: int, size: int, classes: int) -> nn.Sequential:
     """Two conv-norm-node blocks, average pooling, linear read-out: `[T, B, 1, size, size]`, even, to `[B, classes]`."""
     return nn.Sequential(
         conv_block(1, channels, make_node),
@@ -177,9 +177,7 @@ class LastStep(nn.Module):
         return x_seq[-1:]
 
 
-def sequence_net(
-    timesteps: int, make_node: NodeMaker, features: int, classes: int = CLASSES, width: float = 1.0
-) -> nn.Sequential:
+def sequence_net(timesteps: int, make_node: NodeMaker, features: int, classes: int, width: float) -> nn.Sequential:
     """Classifies a sequence `[T, B, 1]` from its last step, which sees the first: 3 layers for 64 steps, 5 for 1024."""
     neurons = _scaled(features, width)
     depth = max(1, math.ceil(math.log(timesteps, TAPS) - 1e-9))

@@ -170,7 +170,7 @@ def is_untouched(method: str) -> bool:
     return method.partition("+")[0] == AS_IS
 
 
-def change_neurons(model: nn.Module, method: str, backend: str = "auto") -> Context:
+def change_neurons(model: nn.Module, method: str, backend: str) -> Context:
     """Does to a model what a method says, in place; returns the context that its forward needs."""
     if is_untouched(method):
         return remat if method.endswith("+remat") else nullcontext

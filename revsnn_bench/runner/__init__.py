@@ -307,7 +307,7 @@ class _Server:
         self._errors.close()
 
 
-def worker_environment(threads: int | None = None) -> dict[str, str]:
+def worker_environment(threads: int | None) -> dict[str, str]:
     """Environment variables of the workers; glibc and OpenMP read theirs only when a process starts.
 
     Large blocks are mapped and unmapped one by one, so that resident memory follows tensor bytes. CUDA counts
