@@ -34,8 +34,10 @@ from revsnn_bench.models.step import WorkloadStep, input_noise
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import NoOracle, UnknownOperation
 
-PROBE_ELEMENTS, PRODUCT_ELEMENTS = 1 << 20, 1 << 23
-"""Elements, of its input, up to which an operator with a batch is run for its scratch; of all three, a product."""
+PROBE_ELEMENTS, PRODUCT_ELEMENTS, LOOP_ELEMENTS = 1 << 20, 1 << 23, 1 << 17
+"""Elements, of its input, up to which an operator with a batch is run for its scratch; of all three, a product, and one
+that torch computes in loops of its own: in half precision these take a minute for as many as oneDNN does in a second.
+"""
 
 _aten = torch.ops.aten
 _BATCHED = {
@@ -294,15 +296,18 @@ def _of_product(func: Any, args: tuple[Any, ...]) -> int:
     """Scratch of a product whose largest size is halved until all of it is small."""
     *rest, left, right = (each for each in args if isinstance(each, Tensor))
     sizes: list[int] = [*left.shape[-2:], right.shape[-1]]
+    has_bfloat16, has_float16 = torch.ops.mkldnn._is_mkldnn_bf16_supported, torch.ops.mkldnn._is_mkldnn_fp16_supported
+    by_onednn = has_bfloat16() if left.dtype is torch.bfloat16 else has_float16()
+    most = PRODUCT_ELEMENTS if by_onednn else LOOP_ELEMENTS
 
     def elements() -> int:
         n, k, m = sizes
         return n * k + k * m + n * m
 
-    while elements() > PRODUCT_ELEMENTS:
+    while elements() > most:
         sizes[sizes.index(max(sizes))] = max(sizes) // 2
     n, k, m = sizes
-    several = [min(each, max(1, PRODUCT_ELEMENTS // max(1, elements()))) for each in left.shape[:-2]]
+    several = [min(each, max(1, most // max(1, elements()))) for each in left.shape[:-2]]
     summands = [(*several[: each.dim() - 2], n, m) if each.dim() > 1 else (m,) for each in rest]
     return _measured(func, args, [*summands, (*several, n, k), (*several, k, m)])
 
