@@ -166,7 +166,7 @@ class Verdict:
     """What the gate found, in the order of the baseline.
 
     Fields:
-        findings: everything that differs; empty when the two are not comparable.
+        findings: everything that differs; empty where the environments are not comparable.
         incomparable: fields that forbid the comparison.
         allowed_differences: fields that differ and were allowed to.
         cases: ids of all cases of both runs.
@@ -228,7 +228,7 @@ TIMES = ("forward_time_s", "backward_time_s")
 """The phases that are tested; their sum follows."""
 
 NO_VALUE = "gated values"
-"""Field of a verdict on two runs that measured the same cases, and in them nothing that is gated."""
+"""Field of a verdict on two runs of which nothing was held against each other: no value, and no time that is gated."""
 
 NO_RATIO = "not judged: no case that is ok in both runs has the time of another than its reference"
 """What is said of times to be gated where there are none."""
@@ -242,8 +242,8 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     """Judges a run against a baseline.
 
     A run that is not complete is not comparable, unless the policy allows it: then what it lacks is left out. A run
-    without a case is not comparable either, unless it lost those of the baseline, and neither are two runs without a
-    value that is gated, unless times are.
+    without a case is not comparable either, unless it lost those of the baseline, and neither are two runs of which no
+    value and no time was compared, as where every case may fail: a pass has judged something.
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
     was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
     or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
@@ -268,22 +268,22 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
             found, compared = _judge_case(pair, policy)
             findings += found
             values += [compared] if compared else []
-        times = [] if policy.time_ratio_percent is None else time_findings(comparison.cases, policy.time_ratio_percent)
-        timed = policy.time_ratio_percent is not None and all(found.detail != NO_RATIO for found in times)
-        findings += [*times, *_idle_patterns(policy, cases)]
+        timed = 0
+        if policy.time_ratio_percent is not None:
+            times, timed = time_findings(comparison.cases, policy.time_ratio_percent)
+            findings += times
+        findings += _idle_patterns(policy, cases)
         findings += _processors(run, baseline, findings)
+        findings = [replace(f, allowed_by=policy.pattern_for(f.case)) if f.kind in _EXCUSABLE else f for f in findings]
         if not run.records and not any(finding.case for finding in findings):
-            forbidden, partial, findings = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), (), []
-        elif not (values or timed) and _judges_nothing(comparison.cases, findings):
-            forbidden, partial, findings = (FieldDifference(NO_VALUE, "none", "none"),), (), []
+            forbidden, partial = (FieldDifference(EXTENT, baseline.extent, "no case yet"),), ()
+        elif not (values or timed or any(f.fails or f.kind is Kind.IMPROVED for f in findings)):
+            forbidden, partial = (FieldDifference(NO_VALUE, "none", "none"),), ()
     return Verdict(
         run_id=run.header.run_id,
         baseline_id=baseline.header.run_id,
         policy=policy,
-        findings=tuple(
-            replace(each, allowed_by=policy.pattern_for(each.case)) if each.kind in _EXCUSABLE else each
-            for each in findings
-        ),
+        findings=tuple(findings),
         incomparable=forbidden,
         allowed_differences=(*partial, *(each for each in differing if each.field in policy.allow_environment)),
         cases=cases,
@@ -305,12 +305,6 @@ def _processors(run: Run, baseline: Run, findings: Iterable[Finding]) -> list[Fi
         return []
     why = "scratch of convolutions, and so their peak, depends on the processor"
     return [Finding(Kind.NOTE, "", "cpu_model", old, new, why)]
-
-
-def _judges_nothing(pairs: Iterable[CasePair], findings: Iterable[Finding]) -> bool:
-    """Whether cases were measured in both runs, without a value to compare, and nothing else is wrong."""
-    both = any(p.before and p.after and p.before.status in _MEASURED and p.after.status in _MEASURED for p in pairs)
-    return both and not any(finding.kind in FAILING for finding in findings)
 
 
 def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
@@ -367,7 +361,7 @@ def _judge_value(case_id: str, value: Difference, tolerance: float) -> Finding:
     return Finding(kind, case_id, value.name, before, after, detail)
 
 
-def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
+def time_findings(pairs: Iterable[CasePair], percent: float) -> tuple[list[Finding], int]:
     """Finds slowdowns beyond a percentage, in cases that ended as `ok` in both runs.
 
     One-sided t-test, of equal variances, on one value per process: the logarithm of its median ratio, the baseline's
@@ -377,7 +371,7 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
 
     Returns:
         Notes on what could not be judged and `no longer measured`, then `slower`, each with the ratios; one note where
-        neither run has a ratio.
+        neither run has a ratio. And how many times were tested.
     """
     pairs = list(pairs)
     machines = dict.fromkeys(text for pair in pairs if (text := pair.two_machines))
@@ -403,7 +397,7 @@ def time_findings(pairs: Iterable[CasePair], percent: float) -> list[Finding]:
     for found, p_value in discoveries(tests).items():
         detail = f"more than {percent:g} % slower than the baseline, p = {p_value:.2g}"
         findings.append(replace(found, detail=detail))
-    return findings
+    return findings, len(tests)
 
 
 def _judge_time(pair: CasePair, metric: str, old: list[float], new: list[float]) -> Finding:
@@ -468,7 +462,7 @@ def update_baseline(run: Run, path: Path, *, verdict: Verdict | None, force: boo
         force: replaces the baseline although the run did not pass.
     Raises:
         BaselineRefused: without `force`, for a run that did not pass; for a first baseline, for a run in which
-            a case failed or which has no case, and for a run that is not complete.
+            a case failed or none was measured, and for a run that is not complete.
         ValueError: the verdict is about another run, or missing although there is a baseline.
     """
     if verdict is None and path.exists():
@@ -505,10 +499,10 @@ def _require_worthy(run: Run, path: Path, verdict: Verdict | None) -> None:
             verdict.exit_code,
         )
     failed = [f"{record.case.id} ({record.status.value})" for record in run if record.status in FAILED]
-    if verdict is None and (failed or not run.records):
-        what = f"failed cases: {', '.join(failed)}" if failed else "no case at all"
+    if verdict is None and (failed or not any(record.status in _MEASURED for record in run)):
+        what = f"failed cases: {', '.join(failed)}" if failed else "no case that was measured"
         raise BaselineRefused(
-            f"A first baseline must have no failed case; got {what}. They would be expected to fail from now on. "
-            "Fix them; or, if that is what you expect, add --force.",
+            f"A first baseline must have measured cases and no failed one; got {what}. That would be expected from now "
+            "on. Fix it; or, if that is what you expect, add --force.",
             ExitCode.CASE_FAILED,
         )

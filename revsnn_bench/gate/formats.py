@@ -84,7 +84,7 @@ def _difference(found: FieldDifference) -> str:
     if found.field == EXTENT:
         return f"the run has {found.after}, and the baseline {found.before}"
     if found.field == NO_VALUE:
-        return "no case has a gated value in both"
+        return "nothing was compared, for no case has a gated value in both"
     return f"{found.field} is {found.before} in the baseline and {found.after} in the run"
 
 
@@ -113,7 +113,7 @@ def advice(verdict: Verdict) -> list[str]:
     if any(found.field == NO_VALUE for found in verdict.incomparable):
         return [
             "Bytes and operations are gated. Measure both with the passes memory and flops, or with the pass time and "
-            "gate by --time-ratio."
+            "gate by --time-ratio. Cases that failed or were skipped have no value, whatever --allow names."
         ]
     if verdict.incomparable:
         fields = " ".join(f"--allow-environment {found.field}" for found in verdict.incomparable)

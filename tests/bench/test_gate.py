@@ -100,8 +100,10 @@ def test_two_runs_without_a_gated_value_are_no_pass(make_run, record):
     assert formats.headline(verdict).endswith("no case has a gated value in both.")
     assert "the passes memory and flops" in formats.advice(verdict)[0]
     assert gate(run, run, TIMED).passed
-    bare = make_run([run.records[0].model_copy(update={"time": None})])
-    assert gate(bare, bare, TIMED).exit_code is ExitCode.NOT_COMPARABLE
+    record = run.records[0]
+    alone = record.model_copy(update={"time": record.time.model_copy(update={"rounds_by_process": ()})})
+    for bare in (make_run([alone]), make_run([record.model_copy(update={"time": None})])):
+        assert gate(bare, bare, TIMED).exit_code is ExitCode.NOT_COMPARABLE
 
 
 def test_metric_that_was_lost_is_a_regression(make_run, record):
@@ -112,8 +114,8 @@ def test_metric_that_was_lost_is_a_regression(make_run, record):
     assert gate(make_run([record]), make_run([record.model_copy(update={"flops": None})])).passed
 
 
-def test_renamed_case_is_removed_and_added(make_run, record):
-    """A rename fails twice, until both names are allowed."""
+def test_renamed_case_is_removed_and_added(make_run, make_record, record):
+    """A rename fails twice, until both names are allowed; where nothing else is there, nothing was compared."""
     renamed = record.model_copy(update={"case": record.case.model_copy(update={"node": "checkpointed"})})
     run, baseline = make_run([renamed]), make_run([record])
     verdict = gate(run, baseline)
@@ -124,26 +126,34 @@ def test_renamed_case_is_removed_and_added(make_run, record):
     assert verdict.exit_code is ExitCode.REGRESSION
     assert "0 values of 0 cases compared, 2 fail" in formats.headline(verdict)
     assert not gate(run, baseline, Policy(allow=(record.case.id,))).passed
-    assert gate(run, baseline, Policy(allow=(record.case.id, "layer/checkpointed/*"))).passed
+    both, other = Policy(allow=(record.case.id, "layer/checkpointed/*")), make_record(node="revlif")
+    assert gate(run, baseline, both).exit_code is ExitCode.NOT_COMPARABLE
+    assert gate(make_run([renamed, other]), make_run([record, other]), both).passed
 
 
 def test_case_with_brackets_in_its_id_is_allowed_by_its_id(make_run, make_record):
     """An id is taken literally, although brackets mean something in patterns."""
-    case = make_record(node="revlif-anchored", node_options={"anchor_every": 2})
+    case, other = make_record(node="revlif-anchored", node_options={"anchor_every": 2}), make_record(node="revlif")
     assert "[" in case.case.id
-    assert gate(make_run([case]), make_run([]), Policy(allow=(case.case.id,))).passed
+    assert gate(make_run([case, other]), make_run([other]), Policy(allow=(case.case.id,))).passed
 
 
 @pytest.mark.parametrize("status", ["error", "oom", "timeout"])
 def test_newly_failing_case_has_its_own_exit_code(make_run, make_record, status):
-    """A crash, a lack of memory and a timeout end with 5, say the reason, and are excused by name alone."""
-    good = make_record(node="revlif")
-    run, baseline = make_run([make_record(node="revlif", status=status)]), make_run([good])
+    """A crash, a lack of memory and a timeout end with 5, say the reason, and are excused by name alone.
+
+    A pattern that excuses every case makes no pass: nothing was compared.
+    """
+    good, other = make_record(node="revlif"), make_record(node="lif")
+    run, baseline = make_run([make_record(node="revlif", status=status), other]), make_run([good, other])
     verdict = gate(run, baseline)
     assert verdict.exit_code is ExitCode.CASE_FAILED
     assert f"status ok -> {status}; newly failing; ended as {status}" in formats.sentence(verdict.failures[0])
     assert gate(run, baseline, Policy(allow=("layer/revlif/*",))).passed
     assert gate(run, make_run([]), Policy()).exit_code is ExitCode.CASE_FAILED
+    nothing = gate(make_run(run.records[:1]), make_run([good]), Policy(allow=("*",)))
+    assert nothing.exit_code is ExitCode.NOT_COMPARABLE
+    assert "newly failing" in formats.render_table(nothing, run)
 
 
 def test_failed_case_outranks_a_regression(make_run, make_record, record):
@@ -158,16 +168,19 @@ def test_failed_case_outranks_a_regression(make_run, make_record, record):
 def test_case_that_fails_in_both_passes_unless_it_fails_otherwise(make_run, make_record):
     """A known lack of memory is no news; a crash in its place is."""
     oom, error = make_record(status="oom", node="lif"), make_record(status="error", node="lif")
-    assert gate(make_run([oom]), make_run([oom])).passed
+    other = make_record(node="revlif")
+    assert gate(make_run([oom, other]), make_run([oom, other])).passed
+    assert gate(make_run([oom]), make_run([oom])).exit_code is ExitCode.NOT_COMPARABLE
     assert gate(make_run([error]), make_run([oom])).exit_code is ExitCode.CASE_FAILED
 
 
 def test_skipped_case_is_a_vanished_measurement(make_run, make_record):
     """A case that was measured and is now skipped fails; one that was skipped before does not."""
     good, skipped = make_record(node="lif"), make_record(node="lif", status="skipped")
+    other = make_record(node="revlif")
     assert gate(make_run([skipped]), make_run([good])).exit_code is ExitCode.REGRESSION
-    assert gate(make_run([skipped]), make_run([good]), Policy(allow=("*",))).passed
-    assert gate(make_run([skipped]), make_run([skipped])).passed
+    assert gate(make_run([skipped, other]), make_run([good, other]), Policy(allow=("*",))).passed
+    assert gate(make_run([skipped, other]), make_run([skipped, other])).passed
     assert gate(make_run([good]), make_run([skipped])).passed
 
 
