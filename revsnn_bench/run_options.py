@@ -79,7 +79,7 @@ def parse_limit(text: str) -> int:
     """Bytes of a size above 0."""
     size = parse_size(text)
     if not size:
-        raise ValueError(f"must be a size above 0; got {text!r}. Leave the option out for no limit.")
+        raise ValueError(f'must be a size above 0; got {text!r}. Nothing runs in that. Pass for example "64 MiB".')
     return size
 
 

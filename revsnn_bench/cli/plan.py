@@ -28,6 +28,7 @@ from revsnn_bench.metrics import BY_NAME
 from revsnn_bench.records import MemoryRecord, Record, Status
 from revsnn_bench.report import points, units
 from revsnn_bench.report.terminal import Grid
+from revsnn_bench.run_options import parse_limit
 from revsnn_bench.runs import require_writable, write_whole
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 PLAN = Path("plan.json")
 
 Budget = Annotated[
-    str, checked(parse_size, metavar="SIZE", help='Peak that a training step may take, such as "4 GiB".')
+    str, checked(parse_limit, metavar="SIZE", help='Peak that a training step may take, such as "4 GiB".')
 ]
 Backend = Annotated[
     str,
@@ -47,7 +48,7 @@ Blocks = Annotated[str, typer.Option(metavar="MODULE:CLASS", help="Class of the 
 Limit = Annotated[
     str | None,
     checked(
-        parse_size, metavar="SIZE", help="Peak up to which a step is run here.", show_default="half of the free memory"
+        parse_limit, metavar="SIZE", help="Peak up to which a step is run here.", show_default="half of the free memory"
     ),
 ]
 Page = Annotated[

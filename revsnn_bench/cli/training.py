@@ -42,7 +42,7 @@ from revsnn_bench.cli.options import (
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.records import Record, Status, utc_now
 from revsnn_bench.report import units
-from revsnn_bench.run_options import find_journal
+from revsnn_bench.run_options import find_journal, parse_limit
 from revsnn_bench.runs import require_writable, write_whole
 from revsnn_bench.system.environment import fingerprint, search_working_folder
 from revsnn_bench.tuning.space import OBJECTIVES, StudySettings, parse_value
@@ -207,7 +207,7 @@ _BUDGET = 'Peak that no trial\'s step may exceed, such as "64 MiB".'
 
 def tune(
     context: typer.Context,
-    budget: Annotated[str | None, checked(parse_size, metavar="SIZE", help=_BUDGET, show_default="none")] = None,
+    budget: Annotated[str | None, checked(parse_limit, metavar="SIZE", help=_BUDGET, show_default="none")] = None,
     node: Annotated[
         str, case_option("node", help="Nodes, with strategies, separated by commas; the first one is the baseline.")
     ] = "lif,lif-carrier,revlif,revlif-anchored",
@@ -246,7 +246,7 @@ def tune(
     timeout: Annotated[float, checked(POSITIVE, metavar="SECONDS", help="Time limit per trial, in seconds.")] = 900.0,
     memory_limit: Annotated[
         str | None,
-        checked(parse_size, metavar="SIZE", help='Memory limit of a worker, such as "2 GiB".', show_default="none"),
+        checked(parse_limit, metavar="SIZE", help='Memory limit of a worker, such as "2 GiB".', show_default="none"),
     ] = None,
     preload: Annotated[
         str, typer.Option(metavar="MODULES", help="Modules that workers import first, such as one with a node.")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
+from zlib import crc32
 
 import torch
 from revsnn_nodes import reset
@@ -157,7 +159,16 @@ class Trainer:
         self.order.set_state(state["order"])
 
     def _made_for(self) -> dict[str, Any]:
-        return {"case": self.case.model_dump_json(), "data": self.data_name, **asdict(self.recipe)}
+        made_for = {"case": self.case.model_dump_json(), "data": self.data_name, "checksum of its data": self._checksum}
+        return {**made_for, **asdict(self.recipe)}
+
+    @cached_property
+    def _checksum(self) -> str:
+        """Of images and labels: a data set that has changed since is another one, whatever its name."""
+        found = 0
+        for tensor in self.data:
+            found = crc32(tensor.contiguous().numpy().data, found)
+        return f"{found:08x}"
 
     def _from_rest(self, *given: Tensor) -> Tensor:
         reset(self.model)

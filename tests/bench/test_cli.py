@@ -244,6 +244,8 @@ WITHOUT_TORCH = [
     (("run", "--processes=0"), f"'--processes': {COUNTED} '0'"),
     (("run", "--epochs=-1"), "'--epochs': must be a whole number of at least 0; got '-1'"),
     (("run", "--memory-limit=0 B"), "'--memory-limit': must be a size above 0; got '0 B'"),
+    (("plan", "--model=m:make", "--input=1,2,3", "--budget=0 MiB"), "'--budget': must be a size above 0; got '0 MiB'"),
+    (("tune", "--budget=0.5 B"), "'--budget': must be a size above 0; got '0.5 B'"),
     (("run", "--memory-limit=1"), "'--memory-limit': `size` must be a number with B, KiB, MiB, GiB or TiB; got '1'"),
     (("largest", "--budget=640"), "'--budget': `size` must be a number with B, KiB, MiB, GiB or TiB; got '640'"),
     (("run", "--memory-limit=-1 GiB"), "'--memory-limit': `size` must be a number with B, KiB"),

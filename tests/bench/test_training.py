@@ -52,12 +52,16 @@ def test_resumed_training_continues_to_the_bit(make_trainer, tmp_path):
 
 
 def test_checkpoint_of_another_training_is_refused(make_trainer):
-    """A checkpoint of another seed or budget is refused, with the difference in the message."""
-    state = make_trainer().state()
+    """A checkpoint of another seed, budget or data is refused, with the difference in the message."""
+    trainer = make_trainer()
+    state = trainer.state()
     with pytest.raises(ValueError, match=r"must be of the same training; got one of epochs 3, not 4\. Another"):
         make_trainer(epochs=4).load_state(state)
     with pytest.raises(ValueError, match=r"must be of the same training; got one of seed 0, not 1\. Another"):
         make_trainer(CASE.model_copy(update={"seed": 1})).load_state(state)
+    other = trainer.data._replace(test_labels=trainer.data.test_labels.flip(0))
+    with pytest.raises(ValueError, match=r"got one of checksum of its data [0-9a-f]{8}, not [0-9a-f]{8}\. Another"):
+        Trainer(CASE, trainer.recipe, other).load_state(state)
 
 
 def test_record_holds_curve_and_stripped_accuracy(make_trainer):
