@@ -32,6 +32,7 @@ with _ended_by_interrupts():
 
     from revsnn_bench.cli import claims, machine, plan, reports, run, training
     from revsnn_bench.exit_codes import ExitCode
+    from revsnn_bench.system.process import address_limit
 
 app = typer.Typer(
     name="revsnn-bench",
@@ -117,6 +118,8 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         sys.stderr.write("This is an error of revsnn-bench; please report it with the lines above.\n")
+        if limit := address_limit():
+            sys.stderr.write(f"Or it is that of a limit. {limit}\n")
         sys.exit(ExitCode.BROKEN)
 
 

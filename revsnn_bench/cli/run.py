@@ -28,6 +28,7 @@ from revsnn_bench.cli.options import (
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS, RUN_OPTIONS, SWEEP_OPTIONS, find_journal
 from revsnn_bench.runs import Journal, NotMergeable, load_run, merged, new_run_id, write_run
+from revsnn_bench.system.process import address_limit
 
 DEFAULT_SUITES = "timesteps,batch,depth,digits"
 
@@ -121,6 +122,8 @@ def run_suites(names: str, arguments: Sequence[str], given: Mapping[str, Any]) -
         ExitCode.NO_FILE: ExitCode.NO_FILE,
     }
     status = pytest.main([*QUIET, *arguments, *options, command, *files])
+    if status == pytest.ExitCode.INTERNAL_ERROR and (limit := address_limit()):
+        typer.echo(limit, err=True)
     raise typer.Exit(codes.get(status, ExitCode.USAGE))
 
 

@@ -493,6 +493,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[
     The command fails where every case was skipped, since nothing was measured then.
     """
     stash = session.config.stash
+    if session.config.getoption("run_command"):
+        _hide_interrupt(session.config.pluginmanager.getplugin("terminalreporter"))
     if SESSION in stash:
         run = stash[SESSION].run
         all_skipped = run is not None and {record.status.value for record in run} == {"skipped"}
@@ -516,6 +518,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and PLANNED in stash:
         session.exitstatus = pytest.ExitCode.OK  # more shards than cases
     return (yield)
+
+
+def _hide_interrupt(reporter: Any) -> None:
+    """Leaves to the last line of the command what an interrupt means; pytest's tell where in this program it came."""
+    found = reporter._keyboardinterrupt_memo
+    if found is not None and "KeyboardInterrupt" in found.reprcrash.message:
+        reporter._report_keyboardinterrupt = lambda: None
 
 
 def _interrupted_at_the_end(config: pytest.Config) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from revsnn_bench.records import SkipCase, Status
-from revsnn_bench.system.process import LISTENERS, status_bytes
+from revsnn_bench.system.process import LISTENERS, address_limit, status_bytes
 
 _OUT_OF_MEMORY = (
     "not enough memory",
@@ -24,6 +24,9 @@ _OUT_OF_MEMORY = (
     "std::bad_alloc",
     "_status_alloc_failed",
 )
+_NO_ADDRESSES = (*_OUT_OF_MEMORY, "resource temporarily unavailable", "can't start new thread", "failed to map segment")
+"""What is said where addresses run out, the others of a thread or a library."""
+
 _LONGEST_TRACEBACK = 8000
 
 
@@ -45,6 +48,8 @@ def of_exception(error: BaseException) -> Outcome:
         headline = str(error) or headline
     if isinstance(error, SkipCase):
         return Outcome(Status.SKIPPED, reason=str(error))
+    if any(text in headline.lower() for text in _NO_ADDRESSES) and (limit := address_limit()):
+        headline = f"{headline.splitlines()[0].removesuffix('.')}. {limit}"
     if is_out_of_memory(error):
         return Outcome(Status.OOM, reason=headline)
     trace = "".join(traceback.format_exception(error)).strip()[-_LONGEST_TRACEBACK:]

@@ -19,6 +19,7 @@ import mmap
 import os
 import platform
 import re
+import resource
 import sys
 import time
 import weakref
@@ -68,6 +69,17 @@ class RunDelay:
         delays = _delays_ns()
         own = sum(delay - self._delays.get(thread, 0) for thread, delay in delays.items())
         return own / 1e9 + _steal_s() - self._steal
+
+
+def address_limit() -> str:
+    """Of a process under `ulimit -v` a sentence that explains what fails there in other words; "" without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return (
+        f"The address space is limited to {limit:,} B (`ulimit -v`), of which libraries and the stacks of threads take "
+        "more than they use. Lift that limit; --memory-limit bounds what a case allocates."
+    )
 
 
 LISTENERS: list[Callable[[Any], None]] = []

@@ -438,6 +438,7 @@ def test_an_interrupt_ends_cleanly_and_resume_goes_on(tmp_path, kill):
     last = [line for line in (out + err).splitlines() if line.strip()][-1]
     assert last.endswith("go on with: revsnn-bench run --resume=results/cut.jsonl")
     assert "Traceback" not in out + err
+    assert "KeyboardInterrupt" not in out + err
     done = journal.read_text().splitlines()
     assert 4 <= len(done) < 8
     assert f"interrupted: {len(done) - 2} of 6 planned cases measured" in out

@@ -97,6 +97,13 @@ def test_memory_limit_makes_an_oom(run: Callable[..., Record], measures: ModuleT
     assert (record.flops, record.memory) == (measures.FLOPS, None)
 
 
+def test_a_limit_of_addresses_is_named_where_it_ends_a_case(run: Callable[..., Record]) -> None:
+    """Under `ulimit -v` a mapping or a thread fails in words of its own: the limit is said in the same line."""
+    reason = str(run("exhaust_addresses").reason).partition("\n")[0]
+    assert reason.startswith("OSError: [Errno 12] Cannot allocate memory. The address space is limited to ")
+    assert "(`ulimit -v`)" in reason
+
+
 def test_device_memory_error_is_oom_through_its_cause(run: Callable[..., Record]) -> None:
     """An exception raised from an out-of-memory error counts as one."""
     assert run("exhaust_device").status is Status.OOM

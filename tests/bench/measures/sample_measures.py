@@ -5,7 +5,9 @@ Those that need torch import it: a server that has none starts at once.
 
 import atexit
 import ctypes
+import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -70,6 +72,13 @@ def allocate(case: Case, settings: int) -> Record:
 
     hand_over({"flops": FLOPS})
     return succeed(case, torch.ones(settings // 4).sum().item())
+
+
+def exhaust_addresses(case: Case, settings: object) -> Record:
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + (16 << 20), -1))
+    mmap.mmap(-1, 64 << 20)
+    return succeed(case, settings)
 
 
 def exhaust_device(case: Case, settings: object) -> Record:
