@@ -43,7 +43,10 @@ WRONG = 1e-3
 SMALL_BYTES = 64 << 20
 """Peak of the smaller step that gives its seconds."""
 
-_NUMBERS = ("budget_bytes", "fits", "expected_bytes", "predicted_bytes", "step_s", "plain_bytes", "plain_s", "frontier")
+_NUMBERS = (
+    *("budget_bytes", "fits", "expected_bytes", "predicted_bytes"),
+    *("step_s", "plain_bytes", "plain_s", "rounds", "frontier"),
+)
 """Fields and properties of a plan that go into its file."""
 
 MEANINGS = {
@@ -106,6 +109,7 @@ class Plan:
         fits: whether `expected_bytes` are within it; otherwise this is the plan that takes least.
         predicted_bytes, step_s: of the step, by the profile, in which it was recorded once.
         plain_bytes, plain_s: of the step without a plan, by the profile.
+        rounds: of how many timed steps of one process each time is the least.
         measured: the step under the plan in a fresh process; None where it was too large to run.
         smaller: the plan at the largest batch that fits the machine, where the step was too large to run.
         frontier: (peak, seconds) of each distinct plan, by falling peak.
@@ -118,6 +122,7 @@ class Plan:
     step_s: float
     plain_bytes: int
     plain_s: float
+    rounds: int
     measured: Measured | None
     without: Measured | None = None
     smaller: Smaller | None = None
@@ -156,7 +161,8 @@ class Plan:
                     f"The smaller step took {self.smaller.ratio:.2f} times what was predicted, so "
                     f"{size(self.expected_bytes)} are expected."
                 )
-        return lines
+        least = "that of one step" if self.rounds == 1 else f"the least of {self.rounds} steps"
+        return [*lines, f"Each time is {least} of one process, which gives no interval; --rounds N takes more."]
 
     def _verdict(self) -> str:
         budget, least = size(self.budget_bytes), size(self.expected_bytes)
@@ -256,6 +262,7 @@ def solve_plan(profile: Profile, budget_bytes: int, refine: Refine, measure: Mea
         step_s=profile.step_s(choice),
         plain_bytes=profile.plain_bytes,
         plain_s=profile.plain_s,
+        rounds=profile.rounds,
         measured=found,
         without=None if measure is None else measure({}),
         frontier=tuple((profile.peak_bytes(each), profile.step_s(each)) for each in frontier(profile)),

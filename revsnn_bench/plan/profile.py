@@ -76,6 +76,7 @@ class Profile:
         seconds: by segment and option, plain among them: forward and backward of one step.
         plain_s: seconds of the model without a plan.
         recorded: peaks of the whole steps that were recorded, that of the model without a plan among them.
+        rounds: of how many timed steps each time is the least.
     """
 
     blocks: tuple[str, ...]
@@ -84,6 +85,7 @@ class Profile:
     seconds: tuple[dict[str, float], ...]
     plain_s: float
     recorded: dict[Choice, int]
+    rounds: int = 3
 
     @property
     def plain(self) -> Choice:
@@ -137,7 +139,7 @@ def profile_step(step: TrainingStep, kind: type[nn.Module] | None = None, rounds
             seconds, plain_s = _seconds(step, names, tuple(uniform), rounds)
         finally:
             apply_plan(step.model, {})
-    return Profile(names, (("remat",), *(tuple(uniform) for _ in names[1:])), costs, seconds, plain_s, recorded)
+    return Profile(names, (("remat",), *(tuple(uniform) for _ in names[1:])), costs, seconds, plain_s, recorded, rounds)
 
 
 def profile_fake(small: Profile, times: float, record: Record) -> Profile:

@@ -301,7 +301,8 @@ def test_a_step_of_100_gib_is_planned_without_running_it():
     assert "too large to run here" in plan.summary()[1]
     assert f"Verified at a batch of {found.batch:,}" in plan.summary()[2]
     assert plan.summary()[0].startswith("This plan fits the budget of 125.00 GiB. Predicted peak 1")
-    assert len(plan.summary()) == 3
+    assert plan.summary()[3].startswith("Each time is that of one step of one process, which gives no interval")
+    assert len(plan.summary()) == 4
     assert plan.expected_bytes == plan.predicted_bytes
     assert json.loads(plan.to_json())["verified"]["batch"] == found.batch
 
