@@ -1,8 +1,10 @@
 """One run: cases go to workers, here or on a cluster, records to the journal; its end is a file and its reports."""
 
+import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -271,9 +273,12 @@ class BenchSession:
     def _environment(self, planned: Sequence[str], cases: Iterable[Case]) -> Environment:
         """That of the workers, here or on the hosts of the cluster, which is joined for it."""
         known = [*cases]
-        workloads = [case.partition("/")[0] for case in (*planned, *(case.id for case in known))]  # of all shards
+        ids = [*planned, *(case.id for case in known)]  # of all shards
+        workloads = [case.partition("/")[0] for case in ids]
         own = (each.partition(":")[0] for each in workloads if is_own(each))
-        modules = [*dict.fromkeys([*self.options.preload, *own])]
+        nodes = {re.split(r"[+[]", name)[0] for _, name, *_ in (case.split("/", 2) for case in ids)}
+        of_nodes = (point.module for point in entry_points(group="revsnn_bench.nodes") if point.name in nodes)
+        modules = [*dict.fromkeys([*self.options.preload, *own, *of_nodes])]
         if self._cluster is None:
             return self._runners[0].environment(modules)
         return self._cluster.start(any(case.device == "cuda" for case in known), modules)

@@ -43,8 +43,8 @@ def fingerprint(modules: Sequence[str] = ()) -> Environment:
     Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that asks.
 
     Args:
-        modules: those of the user's models, which are imported for the digest `sources`; one that cannot be is left to
-            its cases, which say why.
+        modules: those of the user's models and nodes, which are imported for the digest `sources`; one that cannot be is
+            left to its cases, which say why. Packages that have them are among `packages`.
     """
     import torch  # not at the top: reading a run and checking a command line need no torch
 
@@ -63,7 +63,7 @@ def fingerprint(modules: Sequence[str] = ()) -> Environment:
         committed_at=committed_at,
         dirty=dirty,
         sources=sources,
-        packages={name: version for name in PACKAGES if (version := _version(name))},
+        packages={name: version for name in (*PACKAGES, *_packages_of(modules)) if (version := _version(name))},
         cuda=torch.version.cuda,
         driver=gpu.driver_version(),
         gpu=gpu.gpu_name(),
@@ -165,6 +165,13 @@ def restore_switches(before: dict[str, Any]) -> str:
     for name in changed:
         attrgetter(_SWITCHES[name][1])(torch)(before[name])
     return " and ".join(f"{name} from {before[name]} to {now}" for name, now in changed.items())
+
+
+def _packages_of(modules: Sequence[str]) -> list[str]:
+    """The installed packages, other than this one, that have modules."""
+    known = metadata.packages_distributions() if modules else {}
+    found = {package for name in modules for package in known.get(name.partition(".")[0], ())}
+    return sorted(found - {"revsnn-bench"})
 
 
 def _version(package: str) -> str | None:

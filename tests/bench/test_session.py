@@ -82,7 +82,8 @@ def test_a_run_that_goes_on_elsewhere_makes_no_results_folder(session, tmp_path)
 
 
 def test_a_model_that_changed_is_not_mixed_with_what_was_measured_of_it(session, tmp_path, monkeypatch):
-    """Not its module, and none that it imports: a run that is resumed after an edit is refused, else it goes on."""
+    """Not its module, none that it imports, and no node of an entry point: a run that is resumed after an edit is
+    refused, else it goes on; the package of the node is recorded with its version."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "changing_net.py").write_text(
@@ -90,9 +91,16 @@ def test_a_model_that_changed_is_not_mixed_with_what_was_measured_of_it(session,
     )
     size = tmp_path / "changing_size.py"
     size.write_text("SIZE = 8\n")
-    ids = ["changing_net:make/as-is/T2", "changing_net:make/as-is/T3"]
+    info, node = tmp_path / "changing-1.5.dist-info", tmp_path / "changing_node.py"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: changing\nVersion: 1.5\n")
+    (info / "top_level.txt").write_text("changing_node\n")
+    (info / "entry_points.txt").write_text("[revsnn_bench.nodes]\nchanging = changing_node:make\n")
+    node.write_text("from torch import nn\nmake = nn.Identity\n")
+    ids = ["changing_net:make/as-is/T2", "layer/changing+checkpoint/T3"]
     session.open(ids)
     found, journal = session.run.header.environment.sources, session.saved
+    assert session.run.header.environment.packages["changing"] == "1.5"
     session.leave_out(CASES[0], "so that there is a record")
     session.finish(complete=False)
     again = BenchSession(replace(session.options, run_id=None, resume=journal))
@@ -100,6 +108,11 @@ def test_a_model_that_changed_is_not_mixed_with_what_was_measured_of_it(session,
     again.finish(complete=False)
     size.write_text("SIZE = 4 + 4\n")
     later = BenchSession(replace(session.options, run_id=None, resume=journal))
-    with pytest.raises(NotResumable, match=f"`sources` was '{found}', is '.*go back to those, or start a new run"):
+    refused = pytest.raises(NotResumable, match=f"`sources` was '{found}', is '.*go back to those, or start a new run")
+    with refused:
+        later.open(ids)
+    size.write_text("SIZE = 8\n")
+    node.write_text("from torch import nn\nmake = nn.Tanh\n")
+    with refused:
         later.open(ids)
     later.close()
