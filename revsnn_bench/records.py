@@ -95,7 +95,7 @@ def cut(text: object) -> object:
 Foreign = Annotated[str, BeforeValidator(cut)]
 """Text that a node, a model or a library made."""
 
-Amount = Annotated[int, Field(ge=0)]  # of bytes or operations
+Amount = Annotated[int, Field(ge=0)]  # of bytes, operations, or what is counted
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -107,6 +107,16 @@ def _taken(seconds: float) -> float:
 
 Seconds = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False), AfterValidator(_taken)]
 """A time that a clock can tell, so that the ratio of two is finite."""
+
+
+def _not_negative(error: float) -> float:
+    if error < 0:
+        raise ValueError(f"must not be negative; got {error}")
+    return error
+
+
+Error = Annotated[float, AfterValidator(_not_negative)]
+"""A distance, which may be infinite; a NaN was measured."""
 
 
 def _date(text: str) -> str:
@@ -247,12 +257,12 @@ class TimeRecord(_Frozen):
     copy_time_s: tuple[Seconds, ...] = ()
     first_step_time_s: Seconds | None = None
     rounds_by_process: tuple[int, ...] = ()
-    rounds_rejected: int
-    rounds_contended: int = 0
+    rounds_rejected: Amount
+    rounds_contended: Amount = 0
     others_cores: float | None = None
     load_before: float
     load_after: float
-    threads: int
+    threads: Annotated[int, Field(ge=1)]
     freed_memory_kept: bool = False
 
     def model_post_init(self, context: Any) -> None:
@@ -319,19 +329,19 @@ class FidelityRecord(_Frozen):
         gradient_bias: of a method that is not meant to be exact; None of every other. It has no tolerance.
     """
 
-    gradient_error: float
-    parameter_gradient_error: float | None = None
-    largest_parameter_error: float | None = None
-    state_gradient_error: float | None = None
-    output_error: float | None = None
+    gradient_error: Error
+    parameter_gradient_error: Error | None = None
+    largest_parameter_error: Error | None = None
+    state_gradient_error: Error | None = None
+    output_error: Error | None = None
     tolerance: Annotated[float, Field(ge=0, le=0.1, allow_inf_nan=False)]
-    reconstruction_error: float | None = None
-    flipped_spikes: int | None = None
-    recovered_steps: int | None = None
-    predicted_error: float | None = None
+    reconstruction_error: Error | None = None
+    flipped_spikes: Amount | None = None
+    recovered_steps: Amount | None = None
+    predicted_error: Error | None = None
     bit_equal: tuple[int, int] | None = None
     warning: Foreign | None = None
-    neurons: int
+    neurons: Amount
     judged_by: str = "reference"
     inputs: int = 1
     gradient_bias: GradientBias | None = None
@@ -426,7 +436,7 @@ class Record(_Frozen):
     memory: MemoryRecord | None = None
     flops: FlopsRecord | None = None
     uncounted: Foreign | None = None
-    compile_time_s: float | None = None
+    compile_time_s: Seconds | None = None
     time: TimeRecord | None = None
     fidelity: FidelityRecord | None = None
     accuracy: AccuracyRecord | None = None
@@ -435,6 +445,14 @@ class Record(_Frozen):
     conditions: Conditions = Conditions()
     started_at: str
     duration_s: Seconds
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuses a status that the errors beside it deny."""
+        beyond = self.fidelity.beyond_tolerance() if self.fidelity else {}
+        if beyond and self.status in (Status.OK, Status.APPROXIMATE):
+            raise ValueError(
+                f"`status` cannot be {self.status.value} where {', '.join(beyond)} is beyond its tolerance"
+            )
 
 
 class Environment(_Frozen):

@@ -43,8 +43,8 @@ def fingerprint(modules: Sequence[str] = ()) -> Environment:
     Call it in a worker (`Runner.environment()`): threads and allocator settings are those of the process that asks.
 
     Args:
-        modules: those of the user's models and nodes, which are imported for the digest `sources`; one that cannot be is
-            left to its cases, which say why. Packages that have them are among `packages`.
+        modules: those of the user's models and nodes, which are imported for the digest `sources`; one that cannot be
+            is left to its cases, which say why. Packages that have them are among `packages`.
     """
     import torch  # not at the top: reading a run and checking a command line need no torch
 

@@ -261,6 +261,9 @@ def test_a_file_with_values_that_nothing_can_have_is_refused(good, tmp_path):
         "accuracy.accuracy": 25.0,
         "accuracy.stripped_accuracy": "NaN",
         "fidelity.tolerance": 1e9,
+        "fidelity.gradient_error": -1.0,
+        "fidelity.flipped_spikes": -1,
+        "time.rounds_contended": -1,
         "time.forward_time_s": [1e308] * rounds,
         "time.lif_forward_time_s": [1e-308] * rounds,
         "time.rounds_by_process": [rounds, 1],
@@ -272,6 +275,9 @@ def test_a_file_with_values_that_nothing_can_have_is_refused(good, tmp_path):
         assert "`rounds_by_process` must be positive, with the sum" in refused(
             lambda _, record, processes=processes: record["time"].update(rounds_by_process=processes)
         )
+    for error in (0.5, "NaN"):  # a status that was written over
+        denied = refused(lambda _, record, error=error: record["fidelity"].update(output_error=error))
+        assert "`status` cannot be ok where output_error is beyond its tolerance" in denied
     said = refused(lambda run, _: run.update(planned=[*(run["planned"] or ()), "layer/x"], complete=True))
     assert "`complete` must be false; " in said
     assert "more than once" in refused(lambda run, record: run["records"].append(record))

@@ -59,8 +59,8 @@ def test_an_operator_without_a_formula_is_named(make_record, make_run):
 
 def test_a_gradient_that_no_pass_judged_is_named(make_record, make_run):
     """Where the pass was left out a node with a wrong gradient may lead, and each text says that none was judged."""
-    records = [make_record(node=node, timesteps=64, status="ok") for node in ("lif", "revlif")]
-    run = make_run([record.model_copy(update={"fidelity": None}) for record in records])
+    nodes = ("lif", "revlif")
+    run = make_run([make_record(node=node, timesteps=64, status="ok", fidelity=None) for node in nodes])
     said = "lif, revlif: not judged: the run left out the pass `fidelity`; what is ranked here may be wrong."
     assert told(run, "Gradient") == [said]
     assert f"Gradient of {said}" in " ".join(summed_up(run, 200))
