@@ -38,6 +38,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from math import log2, prod
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from revsnn_nodes.kernels.support import equations_written_out
@@ -445,19 +446,25 @@ def measure_flops(step: TrainingStep, cross_check: bool = True) -> FlopsRecord:
     Args:
         cross_check: whether to ask fvcore, which cannot trace fake tensors.
     Raises:
-        UnknownOperation: an operator ran that has no formula; the message says how to register one.
+        UnknownOperation: an operator ran that has no formula, and the message says how to register one; or tensors were
+            handed to numpy.
     """
     counter = _Counter()
     step.prepare()
     # An LSTM on the CPU is then products and gates, and no single operator of oneDNN.
     is_recurrent = any(isinstance(module, nn.RNNBase) for module in step.model.modules())
     written_out = torch.backends.mkldnn.flags(enabled=False) if is_recurrent else nullcontext()
-    with equations_written_out(), written_out, counter:
+    with equations_written_out(), written_out, counter, patch.object(Tensor, "numpy", counter.numpy, create=True):
         output = step.forward()
         counter.stage = "backward"
         step.backward(output)
     del output
     step.prepare()
+    if counter.handed_over:
+        raise UnknownOperation(
+            f"tensors were handed to numpy {counter.handed_over:,} times, where no operation is seen. Compute with "
+            "torch, or make an operator of it, by `torch.library.custom_op`, and register its formula."
+        )
     phases = {
         phase: PhaseFlops(pointwise=pointwise, multiply_accumulate=multiply_accumulate)
         for phase, (pointwise, multiply_accumulate) in counter.counts.items()
@@ -479,6 +486,18 @@ class _Counter(EagerMode):
         # Open ranges of each thread, innermost last: is it a recomputation?
         self._ranges: dict[int, list[bool]] = defaultdict(list)
         self._lock = threading.Lock()
+        self.handed_over = self._depth = 0
+
+    @property
+    def numpy(self) -> Callable[..., Any]:
+        """What `Tensor.numpy` is meanwhile: tensors of no operator are counted, whatever becomes of their numbers."""
+        original = Tensor.numpy
+
+        def numpy(tensor: Tensor, **options: Any) -> Any:
+            self.handed_over += not self._depth
+            return original(tensor, **options)
+
+        return numpy
 
     def operator(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name: str = func._schema.name
@@ -503,7 +522,11 @@ class _Counter(EagerMode):
         phase: Phase = "backward" if in_graph_task else self.stage
         if any(self._ranges[threading.get_ident()]) or (in_graph_task and torch.is_grad_enabled()):
             phase = "recompute"
-        out = func(*args, **kwargs)
+        self._depth += 1
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._depth -= 1
         flops = count(func, args, kwargs, out)
         with self._lock:
             self.counts[phase][0] += flops.pointwise

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -425,10 +426,17 @@ def test_an_unknown_operation_in_backward_is_refused_too():
         measured(Apply(Renorm.apply), 10, 2)
 
 
+@pytest.mark.parametrize("take", [lambda x: x.detach().numpy(), lambda x: numpy.asarray(x.detach())])
+def test_tensors_handed_to_numpy_leave_operations_uncounted(take):
+    """A matrix product there would count as nothing."""
+    with pytest.raises(UnknownOperation, match="tensors were handed to numpy 2 times, where no operation is seen"):
+        measured(Apply(lambda x: x * float(numpy.outer(take(x), take(x)[:0]).sum() + 1)), 10)
+
+
 @torch.library.custom_op("revsnn_test::twice", mutates_args=())
 def twice(x: Tensor, times: int = 2) -> Tensor:
-    """A fused kernel: what it runs inside is its own business."""
-    return (x * times).sort().values
+    """A fused kernel: what it runs inside is its own business, numpy too."""
+    return torch.from_numpy((x * times).sort().values.numpy().copy())
 
 
 twice.register_autograd(lambda ctx, grad: (grad, None))
