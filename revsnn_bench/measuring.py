@@ -194,10 +194,13 @@ def _memory(case: Case, settings: Settings) -> MemoryRecord:
 def _flops(case: Case, settings: Settings) -> FlopsRecord | UnknownOperation:
     """The operations, or which of them has no formula: a part of a count would pass for the whole."""
     from revsnn_bench.meters.flops import measure_flops
+    from revsnn_bench.meters.step import change_input
     from revsnn_bench.models.workloads import build
 
+    step = build(case)
+    change_input(step)  # what the pass before left in a cache of the class is of another input
     try:
-        return measure_flops(build(case))
+        return measure_flops(step)
     except UnknownOperation as reason:
         return reason
 

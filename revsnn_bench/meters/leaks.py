@@ -25,7 +25,7 @@ from torch.autograd.profiler import profile
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from revsnn_bench.meters.allocator import record_timeline
-from revsnn_bench.meters.step import TrainingStep, storages_of
+from revsnn_bench.meters.step import TrainingStep, change_input, storages_of
 from revsnn_bench.records import UntrackedBytes
 from revsnn_bench.system.process import ChildUse, HostUse, all_tensors, host_use, quiet_gc, tensors_among
 
@@ -228,6 +228,7 @@ def growth(step: TrainingStep, older: Older) -> tuple[int, str | None]:
         before = older.newer_bytes()
     held = held_by_module(step.model)  # asks for saved tensors, upon which what `remat` holds for them is let go
     for _ in range(2):
+        change_input(step)
         step.backward(step.forward())
         step.prepare()
     with quiet_gc():
@@ -260,6 +261,7 @@ def measure_untracked(
         Bytes of older tensors of the step that are alive before it, and those of them that are so after forward; and
         memory that is no tensor, None where the system does not say or the step runs on a device.
     """
+    change_input(step)
     step.prepare()
     with quiet_gc():
         kept = older.newer_storages()
@@ -290,6 +292,7 @@ def measure_untracked(
 
 def _passing(step: TrainingStep) -> tuple[int, int]:
     """Most bytes of Python's objects and arrays at once in a step, and the operators that it ran in other threads."""
+    change_input(step)
     step.prepare()
     was_tracing = tracemalloc.is_tracing()
     with quiet_gc(), profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)) as prof:

@@ -16,7 +16,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from revsnn_bench.meters.allocator import record_timeline
 from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.leaks import Older, first_step, growth, measure_untracked
-from revsnn_bench.meters.step import TrainingStep, own_bytes, storage_of, storages_of, unique_bytes, watched
+from revsnn_bench.meters.step import (
+    TrainingStep,
+    change_input,
+    own_bytes,
+    storage_of,
+    storages_of,
+    unique_bytes,
+    watched,
+)
 from revsnn_bench.records import MemoryRecord, SavedBytes
 from revsnn_bench.system.gpu import process_gpu_bytes
 from revsnn_bench.system.process import frozen_heap, process_peak_bytes, quiet_gc
@@ -73,7 +81,8 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
 
     The first forward and backward are not measured: caches and thread pools that are made once belong to the process.
     Tensors that they leave for good count as retained, in every category the `lasting` ones. The process's high-water
-    mark comes next, before any profiler fills the heap.
+    mark comes next, before any profiler fills the heap. Each step that is measured has another input: a model that
+    keeps results by their inputs computes them, and grows.
 
     Args:
         rehearse: runs an equal step, of another model, so that what is loaded and compiled once counts for nobody.
@@ -93,17 +102,15 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
     fields: dict[str, Any]
     with frozen_heap():
         first = first_step(step, older, rehearse)
-        if device.type == "cpu":
-            with quiet_gc():
-                process = process_peak_bytes(lambda: _forward_backward(step))
-            fields = {"process_peak_bytes": process, **_after_forward(step), "peak_bytes": peak_bytes(step)}
-        else:
-            fields = _measure_cuda(step, device)
+        fields = _measure_cpu(step) if device.type == "cpu" else _measure_cuda(step, device)
         live = fields.pop("live_bytes", 0)
         forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
+        change_input(step)
         saved = measure_saved(step)
+        change_input(step)
         modules = _parts_of(fields["retained_bytes"], retained_by_module(step))
         # Whole steps come last: a forward pass alone leaves the graph that a backward pass would have freed.
+        change_input(step)
         attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
         categories = _parts_of(fields["peak_bytes"], attribution.peak_by_category_bytes)
         growth_bytes, growth_module = growth(step, older)
@@ -184,8 +191,20 @@ def dropped_state(step: TrainingStep) -> list[tuple[int, int]]:
     return [(pointer, nbytes) for reference, pointer, nbytes in held.values() if reference.expired()]
 
 
+def _measure_cpu(step: TrainingStep) -> dict[str, Any]:
+    """Reads what the process took, what stays after forward, and the peak, each of a step with another input."""
+    change_input(step)
+    with quiet_gc():
+        process = process_peak_bytes(lambda: _forward_backward(step))
+    change_input(step)
+    fields = {"process_peak_bytes": process, **_after_forward(step)}
+    change_input(step)
+    return fields | {"peak_bytes": peak_bytes(step)}
+
+
 def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:
     """Reads the caching allocator; `requested_bytes` leaves out its rounding, `allocated_bytes` has it."""
+    change_input(step)
     step.prepare()
     with quiet_gc():
         torch.cuda.synchronize(device)
@@ -198,6 +217,7 @@ def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:
         carried = sum(nbytes for _, nbytes in dropped_state(step))
         output_size = own_bytes(output)
         del output
+        change_input(step)
         step.prepare()
         torch.cuda.reset_peak_memory_stats(device)
         _forward_backward(step)

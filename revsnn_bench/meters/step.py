@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -82,6 +83,34 @@ class TrainingStep:
     def state_tensors(self) -> list[Tensor]:
         """The neuron state that is carried to the next call."""
         return []
+
+
+_turns = count()
+
+
+def change_input(step: TrainingStep) -> None:
+    """Changes one number of the source, another each time: a result that a model remembers is not that of this step.
+
+    Integers change places with another number; there is nothing to change where all are one.
+    """
+    values, turn = step.source.detach(), next(_turns)
+    if not values.numel():
+        return
+    at = _place(turn % values.numel(), values.shape)
+    was = values[at].item()
+    if values.is_floating_point():
+        share = 1 + 0.618034 * turn % 1  # another sum, too, than after any other turns
+        values[at] += 2 * share * max(2**-10, torch.finfo(values.dtype).eps) * max(1.0, abs(was))
+        return
+    others = (values != was).flatten().nonzero()
+    if len(others):
+        beside = _place(int(others[turn % len(others)]), values.shape)
+        values[at], values[beside] = values[beside].clone(), was
+
+
+def _place(index: int, shape: torch.Size) -> tuple[int, ...]:
+    """Where the element of a number is, counted row by row."""
+    return tuple(int(each) for each in torch.unravel_index(torch.tensor(index), shape))
 
 
 _HOP_COMPILE_AND_CALL: Any = getattr(hop_utils, "_hop_compile_and_call", None)  # where there is none, nothing calls it

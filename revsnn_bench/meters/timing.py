@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import count
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 
 from revsnn_bench.case import Case
-from revsnn_bench.meters.step import TrainingStep
+from revsnn_bench.meters.step import TrainingStep, change_input
 from revsnn_bench.records import TimeRecord
 from revsnn_bench.system.process import CONTENDED_SHARE, METERS, OtherWork, RunDelay, frozen_heap, quiet_gc
 
@@ -178,37 +177,10 @@ def _copy_s(source: Tensor, touched: Tensor) -> float:
     return (time.perf_counter_ns() - start) / 1e9
 
 
-_turns = count()
-
-
-def _change_input(step: TrainingStep) -> None:
-    """Changes one number of the source, another each time: a result that a model remembers is not that of this step.
-
-    Integers change places with another number; there is nothing to change where all are one.
-    """
-    values, turn = step.source.detach(), next(_turns)
-    if not values.numel():
-        return
-    at = _place(turn % values.numel(), values.shape)
-    was = values[at].item()
-    if values.is_floating_point():
-        values[at] += 2 * max(2**-10, torch.finfo(values.dtype).eps) * max(1.0, abs(was))
-        return
-    others = (values != was).flatten().nonzero()
-    if len(others):
-        beside = _place(int(others[turn % len(others)]), values.shape)
-        values[at], values[beside] = values[beside].clone(), was
-
-
-def _place(index: int, shape: torch.Size) -> tuple[int, ...]:
-    """Where the element of a number is, counted row by row."""
-    return tuple(int(each) for each in torch.unravel_index(torch.tensor(index), shape))
-
-
 def _time(step: TrainingStep) -> Sample:
     device = step.source.device
     step.prepare()
-    _change_input(step)
+    change_input(step)
     x = step.make_input()
     gc.collect()
     synchronize(device)

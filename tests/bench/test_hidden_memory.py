@@ -57,6 +57,24 @@ def test_a_node_that_hides_nothing_is_ok(plain_memory):
     assert record.memory.untracked_bytes.held < 1 << 17
 
 
+def test_a_result_that_is_remembered_by_its_input_is_computed_in_what_is_measured(plain_memory, monkeypatch):
+    """In an attribute of the class, for every instance: peak and operations are those of a step with a new input."""
+    kept = {}
+
+    def remember(node, x, y):
+        key = x.double().sum().item()
+        if key not in kept:
+            kept[key] = x.repeat(8, 1, 1).sum()
+
+    monkeypatch.setitem(registry._NODES, "planted", lambda: hidden_memory.Hiding(remember))
+    case = Case(node="planted", timesteps=4, batch=2, shape=SHAPE)
+    record = measure(case, Settings(passes=("memory", "flops")))
+    assert record.memory.peak_bytes >= plain_memory.memory.peak_bytes + 3 * SIZE
+    assert record.flops.forward.pointwise >= 2 * SIZE
+    assert record.status is Status.UNVERIFIED
+    assert "it holds 4 B more after every step" in record.reason
+
+
 @pytest.mark.parametrize("name", hidden_memory.TENSORS)
 def test_a_hidden_tensor_is_counted_to_the_byte(measured, plain_memory, name):
     """Wherever it is kept, retained and peak bytes hold it."""
