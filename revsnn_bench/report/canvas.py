@@ -92,7 +92,7 @@ _RC: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
 }
-_MOST_TICKS, _DIGIT_IN = 8, 0.082
+_MOST_TICKS, _DIGIT_IN, _TICK_IN = 8, 0.082, 0.65
 MOST_POINTS = 3
 """How many settings of a run are drawn as figures of one kind."""
 
@@ -362,20 +362,26 @@ class LogRange:
             return float(self.base ** (self.last + self._gap))
         return float(value) if value > 0 else float(self.base ** (self.first - self._gap))
 
-    def _ticks(self) -> list[tuple[int, float]]:
-        """Powers of the base; where bytes span two octaves at most, parts of them as well."""
+    def _ticks(self, power_in: float) -> list[tuple[int, float]]:
+        """Powers of the base; where bytes span two octaves at most, parts of them as well.
+
+        Args:
+            power_in: inches of one power, which a name must fit in; infinite on an axis that goes up.
+        """
         octaves = self.last - self.first
         parts = {1: (1, 1.25, 1.5, 1.75), 2: (1, 1.5)}.get(octaves, (1,)) if self.base == 2 else (1,)
-        powers = range(self.first, self.last + 1, self.step)
+        step = max(self.step, math.ceil(_TICK_IN / power_in)) if len(parts) == 1 else self.step
+        powers = range(self.first, self.last + 1, step)
         return [(power, part) for power in powers for part in parts if power < self.last or part == 1]
 
     def apply(self, axes: "Axes", axis: "Axis", zero: str = "0 B", lost: str = "") -> None:
         """Sets scale, limits and ticks of `axes.xaxis` or `axes.yaxis`; names those of 0 and of what is not finite."""
-        ticks = self._ticks()
+        up = axis is axes.yaxis
+        span = self.last - self.first + (0.24 + 1.23 * (self.has_zero + self.has_lost)) * self._gap
+        ticks = self._ticks(math.inf if up else axes.get_position().width * WIDTH_IN / span)
         places = [float(self.base**exponent) * part for exponent, part in ticks]
         names = [binary_tick(exponent, part) if self.base == 2 else _decimal(exponent) for exponent, part in ticks]
         low, high = self.first - 0.12 * self._gap, self.last + 0.12 * self._gap
-        up = axis is axes.yaxis
         draw = axes.axhline if up else axes.axvline
         if self.has_zero:
             places, names, low = [self.place(0), *places], [zero, *names], self.first - 1.35 * self._gap

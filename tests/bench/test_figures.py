@@ -8,11 +8,14 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.meters.selftest import SelfTestStep
+from revsnn_bench.report import canvas
 from revsnn_bench.report.canvas import _NODES, INK, LogRange, Looks, binary_tick
 from revsnn_bench.report.figures import draw_figures
+from revsnn_bench.report.html import gallery
 from revsnn_bench.report.labels import apart
 from revsnn_bench.report.points import pareto_front
 
@@ -293,6 +296,21 @@ def test_dark_readers_get_light_ink(sweep_run):
 def test_short_range_of_bytes_has_more_ticks(timed_run):
     """Within an octave or two, parts of an octave are named too."""
     assert {"32 KiB", "48 KiB", "64 KiB", "96 KiB", "128 KiB"} <= set(words(figure(timed_run, "pareto-1").svg))
+
+
+@pytest.mark.parametrize("right", [0.1, 1.6])
+def test_names_of_ticks_do_not_touch(sweep_run, right):
+    """Neither of seven powers of two of bytes, nor of the dates of nine runs, on a panel with names beside it."""
+    for scale in (
+        lambda axes: LogRange([1 << 24, 1 << 30], base=2).apply(axes, axes.xaxis),
+        lambda axes: gallery._scale(axes, [1.0, 2.0], [sweep_run] * 9),
+    ):
+        with canvas.panels(right=right) as (axes,):
+            scale(axes)
+            FigureCanvasAgg(axes.figure).draw()
+            boxes = sorted(each.get_window_extent().extents.tolist() for each in axes.get_xticklabels())
+        assert len(boxes) > 1
+        assert all(one[2] < other[0] for one, other in pairwise(boxes))
 
 
 def test_byte_ticks_are_binary():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _STEADY = ("retained_bytes", "peak_bytes", "step_flops")
 _MOST_ROWS, _MOST_NAMED = 4000, 8
 _TICKS = (0.001, 0.01, 0.1, 0.25, 0.5, 0.8, 0.9, 1, 1.1, 1.25, 2, 4, 10, 100, 1000)
-_FURTHEST = 1000
+_FURTHEST, _WHEN_IN = 1000, 0.8  # inches for the date of a run
 """Times the baseline, or a part of it, beyond which a value is drawn no further away."""
 
 
@@ -230,7 +230,7 @@ def _drawn(metric: Metric, lines: Sequence[History], looks: canvas.Looks) -> can
 
 
 def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:
-    """Commits below the runs, at most eight of them; heights on a logarithmic scale with 1 in it, named in full."""
+    """Commits below the runs, while there is room; heights on a logarithmic scale with 1 in it, named in full."""
     low, high = min([*values, 1.0]), max([*values, 1.0])
     axes.set_yscale("log", base=2)
     low, high = low / 1.1, high * 1.1
@@ -238,13 +238,14 @@ def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:
     ticks = [tick for tick in _TICKS if low <= tick <= high]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_yticks([], minor=True)
-    step = -(-len(runs) // 6)
+    width = max(1, len(runs) - 1) + 0.6
+    step = math.ceil(_WHEN_IN * width / (axes.get_position().width * canvas.WIDTH_IN))
     whens = [
         f"{(run.header.environment.commit or '?')[:7]}\n{_moment(run.header.started_at):%m-%d %H:%M}"
         for run in runs[::step]
     ]
     axes.set_xticks(range(0, len(runs), step), whens, fontsize=8)
-    axes.set_xlim(-0.3, max(1, len(runs) - 1) + 0.3)
+    axes.set_xlim(-0.3, width - 0.3)
 
 
 def _link(run: Run) -> Cell:
