@@ -100,6 +100,10 @@ class OtherPasses(ValueError):
     """A case is to be measured in passes that it did not get when this run first measured it."""
 
 
+class SameCase(OtherPasses):
+    """A case that is another than one of this run, and has its id or is equal to it: one record would be of both."""
+
+
 class BenchSession:
     """Measures cases in workers and keeps what they found; a case that is in the journal is not measured again."""
 
@@ -111,6 +115,7 @@ class BenchSession:
         self._journal: Journal | None = None
         self._records: dict[Case, Record] = {}
         self._passes: dict[Case, tuple[str, ...]] = {}
+        self._known: dict[str | Case, Case] = {}  # by id, and by what is equal to it
         self._own: frozenset[str] = frozenset()
         self._opened = False
         self.saved: Path | None = None
@@ -129,6 +134,7 @@ class BenchSession:
 
         Raises:
             OtherPasses: it was measured in this run without one of them.
+            SameCase: the run has another case of the same id, as where an option is 2.0 and "2.0", or 2.
         """
         self.submit(case, passes)
         if self._at_once is None and case not in self._records:
@@ -141,6 +147,14 @@ class BenchSession:
     def submit(self, case: Case, passes: Sequence[str] | None = None) -> None:
         """Has a case measured beside others, where that is wanted; `measure` finds its record later."""
         self.open()
+        for key in (case.id, case):
+            known = self._known.setdefault(key, case)
+            if (known.id, known) != (case.id, case):
+                raise SameCase(
+                    f"{case}: must differ from every other case of a run in what it is and by its id; got options "
+                    f"{dict(case.node_options)} after {known} with {dict(known.node_options)}. A run has one record of "
+                    "each. Give the option the same type everywhere."
+                )
         settings = self._settings(passes)
         had = self._passes.setdefault(case, settings.passes)
         if missing := [name for name in settings.passes if name not in had]:
@@ -266,6 +280,7 @@ class BenchSession:
         )
         self.saved = self._journal.path
         self._records = {record.case: record for record in self._journal.run}
+        self._known = {key: case for case in self._records for key in (case.id, case)}
         if self._cluster is not None:
             self._cluster.keep_names(self._journal.run.hosts)
         self._opened = True

@@ -6,7 +6,7 @@ import pytest
 
 from revsnn_bench import Case, Settings
 from revsnn_bench.runs import NotResumable, load_run
-from revsnn_bench.session import BenchSession, OtherPasses, RunOptions
+from revsnn_bench.session import BenchSession, OtherPasses, RunOptions, SameCase
 
 CASES = [Case(node="lif", timesteps=t, batch=2, shape=(8,)) for t in (2, 3)]
 
@@ -67,6 +67,16 @@ def test_a_case_is_not_taken_for_measured_in_passes_that_it_did_not_get(session)
         session.measure(CASES[0], ("time",))
     assert session.measure(CASES[0], ()) is record
     assert session.measure(CASES[0], ("memory",)) is record
+
+
+def test_a_case_that_cannot_be_told_from_another_is_refused(session):
+    """Of the same id the run could not be read again, and equal to it the other would never be measured."""
+    first, *others = (CASES[0].model_copy(update={"node_options": (("tau", tau),)}) for tau in (2.0, "2.0", 2))
+    record = session.measure(first)
+    for other in others:
+        with pytest.raises(SameCase, match=r"got options \{'tau': '?2.*\} after layer/lif\[tau=2.0\].*the same type"):
+            session.measure(other)
+    assert session.measure(first) is record
 
 
 def test_a_run_that_goes_on_elsewhere_makes_no_results_folder(session, tmp_path):
