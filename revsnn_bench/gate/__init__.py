@@ -245,9 +245,10 @@ def gate(run: Run, baseline: Run, policy: Policy | None = None) -> Verdict:
     without a case is not comparable either, unless it lost those of the baseline, and neither are two runs of which no
     value and no time was compared, as where every case may fail: a pass has judged something.
     More of any gated quantity than tolerated is a regression, and less is an improvement. So is a case that
-    was added, removed, newly failing, newly skipped or newly wrong, or lost a measurement. A case that is wrong
-    or approximate in both is compared all the same, for its bytes and operations are exact; one that was right and is
-    approximate now counts as newly wrong. By default nothing is tolerated, and time is left out.
+    was added, removed, newly failing, newly skipped or newly wrong, lost a measurement, or whose gradient is no longer
+    judged. A case that is wrong or approximate in both is compared all the same, for its bytes and operations are
+    exact; one that was right and is approximate now counts as newly wrong. By default nothing is tolerated, and time is
+    left out.
     """
     policy = policy or Policy()
     comparison = compare(baseline, run)
@@ -318,6 +319,9 @@ def _judge_case(pair: CasePair, policy: Policy) -> tuple[list[Finding], int]:
     findings = _judge_status(pair.id, before, after)
     if before.status not in _MEASURED or after.status not in _MEASURED:
         return findings, 0
+    if before.fidelity and not after.fidelity and after.status is Status.OK:
+        why = units.reason(after.reason) or "the pass `fidelity` was left out, and a wrong gradient would not be seen"
+        findings.append(Finding(Kind.UNMEASURED, pair.id, "gradient_error", detail=why))
     found = {difference.name: difference for difference in pair.differences}
     values = [found[name] for name in policy.metrics if name in found]
     for value in values:

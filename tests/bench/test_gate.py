@@ -114,6 +114,16 @@ def test_metric_that_was_lost_is_a_regression(make_run, record):
     assert gate(make_run([record]), make_run([record.model_copy(update={"flops": None})])).passed
 
 
+def test_a_gradient_that_is_no_longer_judged_is_a_regression(make_run, make_record, record):
+    """A run without the pass `fidelity` has no wrong case; that is no pass, and makes no wrong case right."""
+    wrong = make_record(node="revlif", timesteps=32)
+    for before in (record, wrong):
+        bare = before.model_copy(update={"fidelity": None, "status": Status.OK, "reason": None})
+        (finding,) = gate(make_run([bare]), make_run([before])).failures
+        assert "gradient_error; no longer measured; the pass `fidelity` was left out" in formats.sentence(finding)
+        assert gate(make_run([bare]), make_run([bare])).passed
+
+
 def test_renamed_case_is_removed_and_added(make_run, make_record, record):
     """A rename fails twice, until both names are allowed; where nothing else is there, nothing was compared."""
     renamed = record.model_copy(update={"case": record.case.model_copy(update={"node": "checkpointed"})})
