@@ -78,9 +78,10 @@ def measure(case: Case, settings: Settings | None = None) -> Record:
     Returns:
         A record with status `ok`; `wrong` where output or gradient disagree with the reference; `approximate` where the
         output is right and the gradient is not meant to be that of backpropagation; `unverified` where nothing can
-        judge the gradient, where memory grows with every step, where the process holds much more memory than the
-        tensors that were counted, or where the model changed settings of the process. A user's model as it is, which
-        its methods are held against, is `ok` where nothing can judge it; the reason says so.
+        judge the gradient, where memory grows with every step or differs from one to the next, where the process holds
+        much more memory than the tensors that were counted, or where the model changed settings of the process. A
+        user's model as it is, which its methods are held against, is `ok` where nothing can judge it; the reason says
+        so.
     Raises:
         SkipCase: the case cannot run on this machine.
         ValueError: the case names a node, a workload or options that do not exist or do not fit.
@@ -309,6 +310,10 @@ def memory_doubt(case: Case, memory: MemoryRecord | None) -> str:
     if memory is not None and memory.growth_bytes:
         where = "" if memory.growth_module is None else f", in module {memory.growth_module!r}"
         return f"it holds {memory.growth_bytes:,} B more after every step{where}"
+    if memory is not None and memory.unsteady_bytes > LEAST_SEEN_SHARE * memory.peak_bytes:
+        return (
+            f"the peaks of two steps in a row differ by {memory.unsteady_bytes:,} B: one step does not tell of others"
+        )
     if memory is None or memory.untracked_bytes is None:
         return ""
     beyond = memory.untracked_bytes

@@ -185,6 +185,7 @@ class MemoryRecord(_Frozen):
         growth_bytes: by which tensors grow with every step, though state and gradients are dropped after it.
         growth_module: the module that holds most of the growth, "" for the root; None where nothing grows, or where no
             module holds it.
+        unsteady_bytes: by which the peaks of two steps in a row differ on the CPU, of which the higher one counts.
         untracked_bytes: memory that is no tensor; None where the system does not say.
     """
 
@@ -201,6 +202,7 @@ class MemoryRecord(_Frozen):
     lasting_bytes: Amount = 0
     growth_bytes: Amount = 0
     growth_module: Foreign | None = None
+    unsteady_bytes: Amount = 0
     untracked_bytes: UntrackedBytes | None = None
     process_peak_bytes: int | None = None
     device_peak_bytes: Amount | None = None

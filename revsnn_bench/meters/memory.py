@@ -198,8 +198,11 @@ def _measure_cpu(step: TrainingStep) -> dict[str, Any]:
         process = process_peak_bytes(lambda: _forward_backward(step))
     change_input(step)
     fields = {"process_peak_bytes": process, **_after_forward(step)}
-    change_input(step)
-    return fields | {"peak_bytes": peak_bytes(step)}
+    peaks = []
+    for _ in range(2):
+        change_input(step)
+        peaks.append(peak_bytes(step))
+    return fields | {"peak_bytes": max(peaks), "unsteady_bytes": max(peaks) - min(peaks)}
 
 
 def _measure_cuda(step: TrainingStep, device: torch.device) -> dict[str, Any]:

@@ -75,6 +75,20 @@ def test_a_result_that_is_remembered_by_its_input_is_computed_in_what_is_measure
     assert "it holds 4 B more after every step" in record.reason
 
 
+def test_a_node_that_takes_less_in_every_second_step_is_unverified(plain_memory, measured):
+    """The higher of two peaks counts, and neither tells of a training."""
+    calls = []
+
+    def alternate(node, x, y):
+        calls.append(None)
+        return torch.cat([y] * 8)[: len(y)].clone() if len(calls) % 2 else None
+
+    record = measured(lambda: hidden_memory.Hiding(alternate))
+    assert record.memory.peak_bytes > plain_memory.memory.peak_bytes
+    assert record.status is Status.UNVERIFIED
+    assert "the peaks of two steps in a row differ by " in record.reason
+
+
 @pytest.mark.parametrize("name", hidden_memory.TENSORS)
 def test_a_hidden_tensor_is_counted_to_the_byte(measured, plain_memory, name):
     """Wherever it is kept, retained and peak bytes hold it."""
