@@ -91,19 +91,21 @@ _turns = count()
 def change_input(step: TrainingStep) -> None:
     """Changes one number of the source, another each time: a result that a model remembers is not that of this step.
 
-    Integers change places with another number; there is nothing to change where all are one.
+    A spike among spikes comes or goes: one at another height would not be kept at a bit. What lies between 0 and 1
+    stays there. Integers change places with another number; there is nothing to change where all are one.
     """
     values, turn = step.source.detach(), next(_turns)
     if not values.numel():
         return
     at = _place(turn % values.numel(), values.shape)
     was = values[at].item()
-    if values.is_floating_point():
+    if values.is_floating_point() and ((values == 0) | (values == 1)).all():
+        values[at] = 1 - was
+    elif values.is_floating_point():
         share = 1 + 0.618034 * turn % 1  # another sum, too, than after any other turns
-        values[at] += 2 * share * max(2**-10, torch.finfo(values.dtype).eps) * max(1.0, abs(was))
-        return
-    others = (values != was).flatten().nonzero()
-    if len(others):
+        by = 2 * share * max(2**-10, torch.finfo(values.dtype).eps) * max(1.0, abs(was))
+        values[at] += by if was < 0.5 else -by
+    elif len(others := (values != was).flatten().nonzero()):
         beside = _place(int(others[turn % len(others)]), values.shape)
         values[at], values[beside] = values[beside].clone(), was
 

@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 from revsnn_bench import Case
 from revsnn_bench.case import Sweep
 from revsnn_bench.cli import app
+from revsnn_bench.meters.memory import measure_memory
 from revsnn_bench.models.data import digits
 from revsnn_bench.models.training import Recipe, Trainer
 from revsnn_bench.models.workloads import build, network
+from revsnn_bench.plan.predict import predict
 
 CASE = Case(
     node="lif", workload="digits-net", timesteps=3, batch=4, shape=(1, 8, 8), encoding="poisson",
@@ -47,6 +49,12 @@ def test_measured_step_reads_spikes():
     image = build(CASE.model_copy(update={"encoding": "direct"})).source.detach()
     assert torch.equal(image[0], image[2])
     assert bool((spikes[:, image[0] == 0] == 0).all())
+
+
+def test_spikes_stay_spikes_while_they_are_measured():
+    """Each step that is weighed has another input; one that were no longer binary would not be kept as bits."""
+    case = CASE.model_copy(update={"node": "lif+bitpack"})
+    assert measure_memory(build(case)).retained_bytes == predict(case).retained_bytes
 
 
 def test_training_spikes_are_new_and_test_spikes_are_not(make_trainer):
