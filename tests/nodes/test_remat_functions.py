@@ -311,6 +311,32 @@ def test_what_has_no_recipe_runs_as_without(name):
         assert torch.equal(TAKEN_AS_THEY_ARE[name](), plain)
 
 
+def test_a_kept_copy_serves_for_what_it_is_a_copy_of():
+    """A surrogate that keeps a copy of the charge, as sinabs' do: the clamped membrane and the spikes come from it."""
+    gradients = []
+
+    class Copied(Surrogate):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x.clone())
+            return (x > 1).float()
+
+    for context in (nullcontext(), remat(verify=True)):
+        torch.manual_seed(0)
+        net, v, spikes = nn.Linear(WIDTH, WIDTH), torch.zeros(BATCH, WIDTH), []
+        x = torch.randn(STEPS, BATCH, WIDTH)
+        with context as saved:
+            for current in net(x):
+                v = v + current
+                spikes.append(Copied.apply(v))
+                v = torch.relu(v - spikes[-1] + 1) - 1
+            loss = net(torch.stack(spikes)).sum()
+        loss.backward()
+        gradients.append(net.weight.grad)
+    assert torch.equal(*gradients)
+    assert saved.kept_bytes == x.nbytes + STEPS * v.nbytes
+
+
 def test_a_frozen_weight_counts_for_nothing():
     """It lives anyway, as one that learns."""
     counts = []

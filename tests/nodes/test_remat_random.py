@@ -48,6 +48,7 @@ FUNCTIONS = {
     "split": lambda x, _: x[..., : LENGTH // 2].repeat(1, 1, 2),
     "surrogate": lambda x, _: Spike.apply(x),
     "filled surrogate": lambda x, _: FilledSpike.apply(x * 1.5),
+    "surrogate of a copy": lambda x, earlier: CopiedSpike.apply(x * 1.5) + x,
     "set part": lambda x, earlier: _set_part(x.sin(), earlier),
     "fill": lambda x, earlier: _set_part(torch.zeros_like(x), earlier) + x,
     "mask": lambda x, earlier: x * (earlier > 0).detach().to(x.dtype),
@@ -64,6 +65,7 @@ FUNCTIONS = {
 }
 IN_PLACE = {
     "surrogate in place": lambda x, _: SpikeInPlace.apply(x * 1.0),
+    "change what was copied": lambda x, earlier: CopiedSpike.apply(x) + x.sin_() * CopiedSpike.apply(x.clone().mul_(2)),
     "dirty": lambda x, _: SpikeInPlace.apply(x),
     "iadd": lambda x, earlier: x.__iadd__(earlier),
     "relu_": lambda x, _: F.relu(x, inplace=True),
@@ -123,6 +125,15 @@ class FilledSpike(Spike):
         out[x > 0] = 1.0
         ctx.save_for_backward(x.abs() + 1 - out * 0.1)
         return out
+
+
+class CopiedSpike(Spike):
+    """The same, which saves a copy of its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.clone())
+        return (x > 0).to(x)
 
 
 class SpikeInPlace(Spike):

@@ -7,7 +7,7 @@ to storages weakly, so that recording keeps nothing alive. A view is a value wit
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
 from math import prod
@@ -114,6 +114,8 @@ class Counter:
 _NOBODY: frozenset[int] = frozenset()
 
 
+_CLONES = (Tensor.clone, torch.clone)
+
 _pinned: dict[int, list["Value"]] = {}
 """Values that recipes read, of all recorders, by the address of the storage."""
 
@@ -215,6 +217,19 @@ class Value:
     def read_at(address: int) -> tuple["Value", ...]:
         """What recipes read of a storage, those of earlier forwards too."""
         return tuple(_pinned.get(address, ()))
+
+    def serve_for_original(self) -> None:
+        """Where this is a copy of a whole tensor, and kept, makes the tensor from it: the tensor itself may go.
+
+        Some surrogates keep a copy of the charge, from which the spike and the next membrane can then be made.
+        """
+        copy = self.recipe
+        if copy is None or copy.function not in _CLONES or not copy.args:
+            return
+        original, place = copy.args[0]
+        if place == copy.view and original.nbytes == self.nbytes and not (original.opened or self.opened):
+            self.recipe = None
+            original.recipe = replace(copy, args=(Ref(self, place),), kwargs={}, sources=(self,), depth=1)
 
     def forget(self, packed: Any) -> None:
         """Counts a saved tensor as asked for, or as gone; drops what was held for the last one."""

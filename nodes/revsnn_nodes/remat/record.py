@@ -208,6 +208,7 @@ class Recorder(TorchFunctionMode):
         obstacle = plan.obstacle or ("" if packing.proves(plan, value, packed) else packing.UNSEEN)
         if obstacle:
             packed.entry.because = obstacle
+            value.serve_for_original()
             return
         packed.replace(value, plan)
         # A collective writes to buffers, and counts no version.
