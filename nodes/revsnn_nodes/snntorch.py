@@ -124,7 +124,8 @@ def swap_neurons(model: nn.Module) -> Swapped:
 
 
 def _chosen(child: nn.Module) -> Exchange | str | None:
-    if not isinstance(child, snntorch.SpikingNeuron):
+    # `LeakyParallel` derives from `nn.Module` alone.
+    if not (isinstance(child, snntorch.SpikingNeuron) or type(child).__module__.startswith("snntorch._neurons.")):
         return None
     if why := obstacle(child):
         return why

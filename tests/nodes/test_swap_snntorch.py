@@ -92,11 +92,12 @@ def test_an_exchange_in_the_middle_of_a_sequence_gives_theirs(arguments):
 @pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
 def test_what_differs_is_left_and_says_why(arguments, why):
     """Nothing is exchanged, and the table has the reason; SpikingJelly's exchange points here."""
-    net = nn.Sequential(snntorch.Leaky(**arguments), snntorch.Synaptic(0.5, 0.5))
+    layers = snntorch.Leaky(**arguments), snntorch.Synaptic(0.5, 0.5), snntorch.LeakyParallel(4, 4)
+    net = nn.Sequential(*layers)
     done = swap_neurons(net)
     assert not done.swapped
-    assert why in done.left["0"]
-    assert done.left["1"] == "Synaptic is not Leaky"
+    assert why in done.left.pop("0")
+    assert done.left == {"1": "Synaptic is not Leaky", "2": "LeakyParallel is not Leaky"}
     assert "revsnn_nodes.snntorch.swap_neurons" in swap_spikingjelly(net).left["0"]
 
 
