@@ -200,6 +200,13 @@ def _put_in_carriers(model: nn.Module) -> None:
         raise SkipCase(f"lif-carrier takes the place of LIF neurons, and the model has none, but {kinds}")
 
 
+_LEAVES_NOTHING: dict[str, Callable[[], bool]] = {
+    "torch.set_grad_enabled(False)": lambda: not torch.is_grad_enabled(),
+    "torch.set_default_device('meta')": lambda: torch.get_default_device().type == "meta",
+}
+"""Calls that a module may make for the process, under which no model has gradients or values; and whether one holds."""
+
+
 def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
     """The callable of `package.module:callable`, the working folder searched too; raises `ModelError` without one."""
     module_name, _, name = path.partition(":")
@@ -207,6 +214,7 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
         ("callable", "function that makes the model") if argument == "--model" else ("Class", "class of blocks")
     )
     search_working_folder()
+    before = {call: is_so() for call, is_so in _LEAVES_NOTHING.items()}
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -220,6 +228,11 @@ def load_callable(path: str, argument: str = "--model") -> Callable[..., Any]:
                 f"or among the installed packages. {fix}"
             ) from None
         raise _raised(f"the module {module_name}", error, _file_of(module_name)) from error
+    for call in [call for call, is_so in _LEAVES_NOTHING.items() if is_so() and not before[call]]:
+        raise ModelError(
+            f"the module {module_name} must leave torch's settings as they are; it calls {call} as it is imported, "
+            "which holds for all that follows, and leaves nothing to measure. Make a context of it where it is needed."
+        )
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):

@@ -1,6 +1,7 @@
 """A user's own model as a workload: methods, fidelity, and what is said of one that cannot be measured."""
 
 import inspect
+import re
 import statistics
 
 import own_models
@@ -874,6 +875,20 @@ def test_a_module_that_raises_on_import(tmp_path, monkeypatch):
         build(case_of(workload="own_package.nets:make"))
     with pytest.raises(ModelError, match=r"__init__.py, line 1: the module own_raising.nets raised ZeroDivisionError"):
         build(case_of(workload="own_raising.nets:make"))
+
+
+@pytest.mark.parametrize("call", ["torch.set_grad_enabled(False)", "torch.set_default_device('meta')"])
+def test_a_module_that_leaves_nothing_to_measure_is_named(call, tmp_path, monkeypatch):
+    """For the whole process: a graph that "was cut on the way", or an `item()` of a meta tensor, told little."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"own_{'grad' if 'grad' in call else 'device'}"
+    (tmp_path / f"{name}.py").write_text(f"import torch\n\n{call}\nmake = torch.nn.Flatten\n")
+    try:
+        with pytest.raises(ModelError, match=f"the module {name} must leave .* it calls {re.escape(call)} as it is"):
+            build(case_of(workload=f"{name}:make"))
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_device(None)
 
 
 def test_a_module_that_lacks_a_package_is_not_taken_for_missing(tmp_path, monkeypatch):
