@@ -4,7 +4,7 @@ import pytest
 
 
 @pytest.mark.sweep(
-    quick={"batch": (8,)},
+    quick={"batch": (8,), "dtype": ("float32",), "seed": (0,)},
     workload="revsnn_bench.models.networks:example",
     nodes=("as-is", "as-is+remat", "lif", "lif+remat", "lif+checkpoint", "lif+bitpack", "lif-carrier"),
     timesteps=4,

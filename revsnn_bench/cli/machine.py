@@ -116,6 +116,7 @@ def nodes(
     name: Annotated[str | None, typer.Argument(help="Show everything about one node or node+strategy.")] = None,
 ) -> None:
     """List what `run --node` takes, or describe one: what it computes, keeps and guarantees."""
+    from revsnn_bench.models import own
     from revsnn_bench.models.methods import METHODS
     from revsnn_bench.models.peers import PEERS
     from revsnn_bench.models.strategies import strategy_names
@@ -127,6 +128,9 @@ def nodes(
             summary = (inspect.getdoc(made) or "").partition("\n")[0]
             table.add_row(each, getattr(made, "__name__", repr(made)), summary)
         Console().print(table)
+        return
+    if name in own.METHODS and own.is_untouched(name):
+        typer.echo(f"{name}: {own.__doc__}")
         return
     with refusing(ValueError):
         makers = _makers(name)

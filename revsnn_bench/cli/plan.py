@@ -51,6 +51,7 @@ Limit = Annotated[
         parse_limit, metavar="SIZE", help="Peak up to which a step is run here.", show_default="half of the free memory"
     ),
 ]
+Threads = Annotated[int | None, count(1, "Threads of each worker; torch's default if not given.")]
 Page = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Where to write a page on what fits.", show_default=False)
 ]
@@ -78,6 +79,7 @@ def plan(
     rounds: Annotated[int, count(1, "Timed steps of each option.")] = 3,
     blocks: Blocks = "",
     limit: Limit = None,
+    threads: Threads = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where the plan goes, for `apply_plan`.")] = PLAN,
     page: Page = None,
     frontier: Annotated[bool, typer.Option("--frontier", help="Show the least time for every budget.")] = False,
@@ -96,7 +98,7 @@ def plan(
         _require_writable("--page", page)
     curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
     try:
-        with Runner(measure, timeout_s=1800) as runner:
+        with Runner(measure, timeout_s=1800, threads=threads) as runner:
             from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
 
             found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
@@ -169,6 +171,7 @@ def predict(
     batch: Annotated[int, case_option("batch")] = 8,
     shape: Annotated[str, case_option("shape")] = "4096",
     device: Annotated[str, case_option("device")] = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Predict peak, retained bytes and operations of a training step, without allocating its tensors.
 
@@ -182,7 +185,7 @@ def predict(
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
     table, uncounted = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3]), ""
     failed: Failed = {}
-    with Runner(measure, timeout_s=1800) as runner:
+    with Runner(measure, timeout_s=1800, threads=threads) as runner:
         from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
 
         for case in cases:
@@ -237,6 +240,7 @@ def largest(
     of: Annotated[
         str, checked(one_of(("tensors", "process")), metavar="NAME", help="Whose peak decides: tensors, or process.")
     ] = "tensors",
+    threads: Threads = None,
 ) -> None:
     """Find how far each node, or method for --model, goes in a memory budget.
 
@@ -261,7 +265,7 @@ def largest(
         for name in names:
             (require_method if model else strategy)(name)
         try:
-            with Runner(measure, timeout_s=600) as runner:
+            with Runner(measure, timeout_s=600, threads=threads) as runner:
                 for name in names:
                     case = fixed.model_copy(update={"node": name, axis: 1})
                     try:

@@ -1243,6 +1243,10 @@ def with_loss(timesteps, batch):
     )
 
 
+def counts_threads():
+    raise ValueError(f"{torch.get_num_threads()} threads")
+
+
 def raises():
     return 1 / 0
 

@@ -331,6 +331,13 @@ WITH_TORCH = [
         ("run", "--suite=timesteps,batch", "--node=lif", "--timesteps=2", "--batch=2", "--shape=16", "--shard=3/3"),
         "--shard: must have no more parts than there are cases; got 3 parts, and 1 case. Part 3 has none.",
     ),
+    (
+        (
+            *("run", "--model=revsnn_bench.models.networks:example", "--input=2,2,3,8,8", "--node=as-is"),
+            *("--seed=0,1", "--dtype=float32,bfloat16", "--shard=5/5"),
+        ),
+        "got 5 parts, and 4 cases",
+    ),
     (("run", "--suite=timesteps", "--depth=7"), "--depth: must be values that some case has; got 7, and no case has 7"),
     (
         ("run", "--model=no_net:make", "--input=1,2,3"),
@@ -640,6 +647,7 @@ def test_nodes_are_what_run_takes():
         assert described.exit_code == 0, described.output
         assert f"{name}: " in described.output
     assert "CheckpointBlock" in invoke("nodes", "revlif+checkpoint").output
+    assert "    as-is+remat      the same, inside `remat`" in invoke("nodes", "as-is").output
     told = invoke("nodes", "lif+remat").output
     assert "\n  tau = 2.0\n" in told
     assert "\n  backend = 'auto', or 'torch', 'fused'\n" in told

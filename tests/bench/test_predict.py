@@ -323,15 +323,18 @@ def test_an_input_without_a_dimension_is_told_with_the_models_name():
 
 
 def test_a_method_that_cannot_be_predicted_leaves_the_others_in_the_table():
-    """It is named below them, and the command ends with 5; one sentence where all of them fail alike."""
+    """It is named below them, and the command ends with 5; one sentence where all of them fail alike. Each is predicted
+    on as many threads as are asked for: a convolution has scratch for each."""
     arguments = ["predict", "--input", "2,3,6", "--node", "as-is,lif", "--model"]
     result = CliRunner().invoke(app, [*arguments, "own_models:no_neuron"], env={"COLUMNS": "200"})
     assert result.exit_code == 5
     assert re.search(r"^as-is +[\d.]+ \w+ ", result.output, re.MULTILINE)
     assert re.search(r"^Error: lif: own_models.py, line \d+: NoNeuron has no neuron", result.output, re.MULTILINE)
-    result = CliRunner().invoke(app, [*arguments, "own_models:raises"], env={"COLUMNS": "200"})
+    two = {"COLUMNS": "200", "OMP_NUM_THREADS": "2"}
+    result = CliRunner().invoke(app, [*arguments, "own_models:counts_threads", "--threads=1"], env=two)
     assert result.exit_code == 5
-    assert re.fullmatch(r"Error: as-is, lif: own_models.py, line \d+: own_models:raises raised .*\n", result.output)
+    told = r"Error: as-is, lif: own_models.py, line \d+: own_models:counts_threads raised ValueError: 1 threads\n"
+    assert re.fullmatch(told, result.output)
 
 
 def test_a_compiled_part_is_named():
