@@ -371,7 +371,8 @@ def _scalar(loss: Loss, output: Tensor) -> Tensor:
         raise asks_for_numbers("loss(output)", error, _source_file(loss)) from error
     except Exception as error:
         raise _raised("loss(output)", error, _source_file(loss)) from error
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+    # Where differences judge, it runs without a graph.
+    if not isinstance(value, Tensor) or value.numel() != 1 or (torch.is_grad_enabled() and not value.requires_grad):
         got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ModelError(
             f"{_where(loss)}: loss(output) must return a tensor of one element that depends on the output; it returned "

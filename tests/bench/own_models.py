@@ -592,6 +592,12 @@ def noisy_klif():
     return Noisy("KLIFNode")
 
 
+def klif_with_a_loss(timesteps, batch):
+    return SimpleNamespace(
+        model=noisy_klif(), inputs=lambda: torch.rand(timesteps, batch, 6), loss=lambda y: (y - 1).square().mean()
+    )
+
+
 class Mixed(Plain):
     """Half precision where `torch.autocast` puts it, and a cast at the end."""
 

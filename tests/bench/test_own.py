@@ -67,6 +67,14 @@ def test_a_model_that_draws_numbers_is_right(node):
         assert record.fidelity.gradient_error < 1e-5
 
 
+@pytest.mark.parametrize("node", ["as-is", "lif+remat"])
+def test_a_model_with_a_loss_is_judged_by_differences(node):
+    """The loss has no graph there, and was taken for one that does not depend on the output."""
+    record = measure(case_of("klif_with_a_loss", node), Settings(passes=("fidelity",)))
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
+    assert record.fidelity.gradient_error < 1e-5
+
+
 @pytest.mark.parametrize("node", ["as-is", "lif", "lif+remat", "as-is+remat"])
 def test_weights_are_the_same_in_every_model_that_is_made(node):
     """Python and numpy are seeded, too: such models were called wrong by 3. A generator of one's own cannot be."""
