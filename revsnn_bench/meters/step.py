@@ -99,7 +99,7 @@ def change_input(step: TrainingStep) -> None:
         return
     at = _place(turn % values.numel(), values.shape)
     was = values[at].item()
-    if values.is_floating_point() and ((values == 0) | (values == 1)).all():
+    if values.is_floating_point() and was in (0.0, 1.0) and ((values == 0) | (values == 1)).all():
         values[at] = 1 - was
     elif values.is_floating_point():
         share = 1 + 0.618034 * turn % 1  # another sum, too, than after any other turns
