@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 def findings(run: Run) -> list[Finding]:
     """Returns the findings of a run, most important first; the first one counts how the cases ended."""
-    found = [Finding("Cases", run.extent if not run.complete else "the whole run", overview(run))]
+    found = [Finding("Cases", "the whole run" if run.complete else "what was measured", overview(run))]
     for group in points.by_setting(run).values():
         found += [
             *_least(run, group, "peak_bytes", "Least peak memory"),
