@@ -36,7 +36,7 @@ from revsnn_bench.records import NoOracle, UnknownOperation
 
 PROBE_ELEMENTS, PRODUCT_ELEMENTS, LOOP_ELEMENTS = 1 << 20, 1 << 23, 1 << 17
 """Elements, of its input, up to which an operator with a batch is run for its scratch; of all three, a product, and one
-that torch computes in loops of its own: in half precision these take a minute for as many as oneDNN does in a second.
+in half precision that oneDNN does not have for the processor: torch's own loops took a minute for as many.
 """
 
 _aten = torch.ops.aten
