@@ -11,19 +11,23 @@ once (0.3 s a pass).
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from torch._C._autograd import _enable_profiler
-from torch._C._profiler import RecordScope, _EventType
+from torch._C._profiler import RecordScope, _ExtraFields_Allocation
 from torch.autograd.profiler import _run_on_profiler_start, profile, record_function
 
 from revsnn_bench.records import MemoryTimeline
 from revsnn_bench.system.process import quiet_gc
 
 Result = TypeVar("Result")
+
+Event = tuple[Any, Any]
+"""One of the profiler's events, and the block that it says was made or freed; None where it tells of something else."""
 
 # The profiler's own log would print two lines per profile on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -75,11 +79,12 @@ class Ledger:
             self.log.append((number, -self.sizes[number]))
             self.live_bytes -= self.sizes[number]
 
-    def replay(self, events: Iterable[Any]) -> None:
-        """Books those events of the profiler that are allocations."""
-        for event in filter(is_allocation, events):
-            replay_event(self, event)
-        self.settle()
+    def book(self, block: Any, where: Any = None) -> None:
+        """A block was made or freed, as the profiler tells of it; `where` as in `allocate`."""
+        if block.alloc_size > 0:
+            self.allocate(block.ptr, block.alloc_size, where)
+        else:
+            self.free(block.ptr)
 
     def begin(self) -> None:
         """Forgets what went before, but for the blocks that are alive."""
@@ -152,7 +157,10 @@ def watch_timeline(device: str = "cpu") -> Iterator[Ledger]:
     with quiet_gc():
         with _profiled(_BlocksAlone) as prof:
             yield ledger
-        ledger.replay(_events_of(prof, device))
+        for _, block in _events_of(prof, device):
+            if block is not None:
+                ledger.book(block)
+        ledger.settle()
 
 
 def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, Ledger]:
@@ -167,47 +175,38 @@ def record_timeline(work: Callable[[], Result], device: str = "cpu") -> tuple[Re
     return result, ledger
 
 
-def profiled_events(work: Callable[[], Result], device: str) -> tuple[Result, list[Any]]:
+def profiled_events(work: Callable[[], Result], device: str) -> tuple[Result, list[Event]]:
     """What `record_timeline` reads and operators: the profiler's events in order of time, on a device its blocks."""
     with quiet_gc(), _profiled(profile) as prof:
         result = work()
     return result, _events_of(prof, device)
 
 
-def is_allocation(event: Any) -> bool:
-    """Whether the profiler tells of a block that was made or freed."""
-    return bool(event.tag == _EventType.Allocation)
-
-
-def replay_event(ledger: Ledger, event: Any, where: Any = None) -> None:
-    """Books an event of `is_allocation`, and the place of which the caller says that it happened there."""
-    block = event.extra_fields
-    if block.alloc_size > 0:
-        ledger.allocate(block.ptr, block.alloc_size, where)
-    else:
-        ledger.free(block.ptr)
-
-
-def _events_of(prof: profile, device: str) -> list[Any]:
+def _events_of(prof: profile, device: str) -> list[Event]:
     """The profiler's events in order of time; blocks of other devices are left out.
+
+    A long step has a million of them, and each question to one is a call into C++: none is asked twice.
 
     Raises:
         RuntimeError: another session of torch's profiler has ended this one, which would read as a step of no bytes.
     """
-    found: list[Any] = []
+    found: list[tuple[int, Any, Any]] = []
     assert prof.kineto_results is not None
     pending: list[Any] = list(reversed(prof.kineto_results.experimental_event_tree()))
     is_whole = False
     while pending:
         event = pending.pop()
-        pending.extend(reversed(event.children))
-        is_whole = is_whole or event.name == _END
-        if not is_allocation(event) or event.extra_fields.device.type == device:
-            found.append(event)
+        block = event.extra_fields
+        if type(block) is not _ExtraFields_Allocation:  # blocks have no children
+            pending.extend(reversed(event.children))
+            is_whole = is_whole or event.name == _END
+            found.append((event.start_time_ns, event, None))
+        elif block.device.type == device:
+            found.append((event.start_time_ns, event, block))
     if not is_whole:
         raise RuntimeError(
             "torch's profiler must not run inside of what is measured; it did. One profile ends the other, and no "
             "bytes would be counted. Take it out of there."
         )
-    found.sort(key=lambda event: event.start_time_ns)
-    return found
+    found.sort(key=itemgetter(0))
+    return [(event, block) for _, event, block in found]

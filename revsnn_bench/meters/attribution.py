@@ -29,7 +29,7 @@ from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import record_function
 from torch.utils.weak import WeakIdKeyDictionary
 
-from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
+from revsnn_bench.meters.allocator import Ledger, profiled_events
 from revsnn_bench.meters.step import (
     EagerMode,
     TrainingStep,
@@ -482,9 +482,9 @@ def attribute_host_peak(step: TrainingStep) -> Attribution:
         _, events = profiled_events(lambda: marks.run(step), step.source.device.type)
     step.prepare()
     replay = _Replay()
-    for event in events:
-        if is_allocation(event):
-            replay_event(replay.ledger, event, (replay.phase, replay.stack[-1], event))
+    for event, block in events:
+        if block is not None:
+            replay.ledger.book(block, (replay.phase, replay.stack[-1], event))
         elif event.name.startswith(_MARK):
             actions[int(event.name.removeprefix(_MARK))](replay)
     replay.ledger.settle()

@@ -35,7 +35,7 @@ from revsnn_nodes.plan import OFFLOAD, OPTIONS, PASSES, REST, Block, find_blocks
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from revsnn_bench.meters.allocator import Ledger, is_allocation, profiled_events, replay_event
+from revsnn_bench.meters.allocator import Ledger, profiled_events
 from revsnn_bench.meters.attribution import Scratch, StorageTracker
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.system.process import frozen_heap, quiet_gc
@@ -307,9 +307,9 @@ def record_step(step: TrainingStep, names: Sequence[str], choice: Choice) -> lis
     _, events = profiled_events(lambda: _run(step, blocks, mark), step.source.device.type)
     step.prepare()
     recorded = _Recorded(len(names))
-    for event in events:
-        if is_allocation(event):
-            replay_event(recorded.ledger, event)
+    for event, block in events:
+        if block is not None:
+            recorded.ledger.book(block)
             recorded.now()
         elif event.name.startswith(_MARK):
             recorded.mark(int(event.name.removeprefix(_MARK)))
