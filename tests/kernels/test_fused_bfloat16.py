@@ -76,13 +76,11 @@ def test_forward_is_the_references(name, neuron):
     assert 0.01 < decode_spikes(got).double().mean() < 0.9
 
 
-@pytest.mark.parametrize(
-    "kind", ["ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "Rect"]
-)
-def test_every_surrogate_has_the_references_gradient(kind):
+@pytest.mark.parametrize("kind", ["ATan", "SuperSpike", "Rect"])
+def test_surrogates_have_the_references_gradient(kind):
     """Of the same spikes, in input and carried state: within a few roundings of bfloat16.
 
-    At the rectangle's edges a rounding decides between all and nothing.
+    At the rectangle's edges a rounding decides between all and nothing. The coupled nodes' tests have all surrogates.
     """
     problem, derivative = _problem(shape=(2, 600), seed=3), getattr(surrogate, kind)()
     nodes = [make("lif", backend=backend, surrogate_function=derivative) for backend in ("fused", "torch")]

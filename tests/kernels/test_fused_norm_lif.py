@@ -17,17 +17,15 @@ OPS = torch.ops.revsnn
 
 
 MODES = [
-    (torch.float32, 0.0, 2.0, True, False, True),
-    (torch.float32, None, 3.0, True, True, False),
-    (torch.float32, -0.3, 3.0, False, True, False),
-    (torch.float32, None, 2.0, False, False, True),
-    (torch.float64, -0.3, 2.0, True, True, True),
-    (torch.float64, None, 3.0, False, False, False),
-    (torch.bfloat16, 0.0, 3.0, True, False, False),
-    (torch.bfloat16, None, 2.0, False, True, True),
+    (torch.float32, 0.0, 2.0, False, False, True),
+    (torch.float32, None, 2.0, False, True, False),
+    (torch.float64, None, 3.0, True, False, True),
+    (torch.float64, -0.3, 2.0, True, False, False),
+    (torch.bfloat16, 0.0, 3.0, True, True, False),
+    (torch.bfloat16, -0.3, 3.0, False, True, True),
 ]
 """Type, v_reset, tau, decay_input, detach_reset, and whether a first membrane, a residual and an affine norm are given;
-in the types together, each pair of switches in each of its ways.
+in the types together, each pair of the others in each of its ways.
 """
 
 

@@ -97,9 +97,9 @@ def test_values_and_gradients_are_spikingjellys(neuron, dtype, backend):
         assert_all_close(of_ours, of_theirs, 5 * ALIKE_RTOL[dtype])
 
 
-@pytest.mark.parametrize("kind", ["Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "Erf", "Rect"])
-def test_every_surrogate_reaches_w(kind):
-    """The fused gradient of w with each surrogate is the loop's."""
+@pytest.mark.parametrize("kind", ["Sigmoid", "ATan", "PiecewiseExp"])
+def test_surrogates_reach_w(kind):
+    """The fused gradient of w with other surrogates is the loop's; tests/kernels has each of them in the kernel."""
     problem = Problem(4, carried=False)
     node = StandardParametricLIF(1.7, surrogate_function=getattr(surrogate, kind)(), step_mode="m", backend="fused")
     node.double().w.data.fill_(-math.log(0.7))
