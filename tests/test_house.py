@@ -63,6 +63,7 @@ ORDER = (
     "revsnn_bench.tuning",
     "revsnn_bench.plugin",
     "revsnn_bench.cli",
+    "revsnn_bench.__main__",
     "revsnn_bench",
 )
 """Rooms, lowest first: a module imports from its own room and from those before it. The last ones of each package are
@@ -77,7 +78,7 @@ OF_PEERS = {"revsnn_nodes.spikingjelly": "spikingjelly", "revsnn_nodes.snntorch"
 WITHOUT_TORCH = ("report", "gate", "claims")
 """Packages that work where torch is not installed, or before its import is paid for."""
 
-MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 126, 600, 60
+MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 127, 600, 60
 
 LONG_FUNCTIONS: dict[str, str] = {}
 """Functions of more than `MOST_FUNCTION_LINES` lines, and why each is not cut."""

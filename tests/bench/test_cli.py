@@ -631,6 +631,12 @@ def test_version_is_the_packages():
     assert invoke("--version").output.strip() == f"revsnn-bench {version('revsnn-bench')}"
 
 
+def test_the_package_runs_as_a_module():
+    """As people type where a folder of scripts is not on the path."""
+    command = [sys.executable, "-m", "revsnn_bench", "--version"]
+    assert subprocess.check_output(command, text=True).strip() == f"revsnn-bench {version('revsnn-bench')}"
+
+
 def test_nodes_are_what_run_takes():
     """The list holds nodes, strategies and peers; each can be described, with what its block keeps."""
     from revsnn_bench.models.methods import METHODS
