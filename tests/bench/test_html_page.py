@@ -405,7 +405,7 @@ def test_a_thousand_cases_stay_small_and_quick(large_run, tmp_path):
     """The page of 1,008 cases is less than 2 MB; all formats of a part take less than 9 times the calls of a ninth."""
     few, many = (
         calls_of_reports(large_run.model_copy(update={"records": large_run.records[::every]}), tmp_path)
-        for every in (90, 10)
+        for every in (144, 16)
     )
     assert many < 9 * few
     write_reports(large_run, tmp_path, ("html",))
