@@ -124,8 +124,8 @@ def swap_neurons(model: nn.Module) -> Swapped:
 
 
 def _chosen(child: nn.Module) -> Exchange | str | None:
-    # `LeakyParallel` derives from `nn.Module` alone.
-    if not (isinstance(child, snntorch.SpikingNeuron) or type(child).__module__.startswith("snntorch._neurons.")):
+    # `LeakyParallel` is no `SpikingNeuron`.
+    if not any(kind.__module__.startswith("snntorch._neurons.") for kind in type(child).__mro__):
         return None
     if why := obstacle(child):
         return why

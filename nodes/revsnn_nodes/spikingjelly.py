@@ -262,8 +262,7 @@ def twin_of(neuron: nn.Module, **options: Any) -> SpikingNode[Any] | None:
 def _chosen(child: nn.Module, to: str, options: dict[str, Any]) -> Exchange | str | None:
     # Not all of theirs are a `BaseNode`: PSN, GatedLIFNode and others are not.
     if not any(kind.__module__.startswith(their_neuron.__name__) for kind in type(child).__mro__):
-        kinds = {(kind.__name__, kind.__module__.partition(".")[0]) for kind in type(child).__mro__}
-        theirs = ("SpikingNeuron", "snntorch") in kinds
+        theirs = any(kind.__module__.startswith("snntorch._neurons.") for kind in type(child).__mro__)
         return "it is snnTorch's: see revsnn_nodes.snntorch.swap_neurons" if theirs else None
     if why := _obstacle(child, to):
         return why
