@@ -40,7 +40,7 @@ from revsnn_bench.cli.options import (
     typed_command,
 )
 from revsnn_bench.exit_codes import ExitCode
-from revsnn_bench.records import Record, Status, utc_now
+from revsnn_bench.records import Record, SkipCase, Status, utc_now
 from revsnn_bench.report import units
 from revsnn_bench.run_options import find_journal, parse_limit
 from revsnn_bench.runs import require_writable, write_whole
@@ -89,7 +89,7 @@ def train(
     require_name(run_id, results)
     if checkpoint is not None and checkpoint.exists() and not checkpoint.is_file():
         raise failure(f"--checkpoint must be a file; {checkpoint} is none. Name another.", ExitCode.USAGE)
-    with refusing(ValueError, FileNotFoundError):
+    with refusing(ValueError, FileNotFoundError, SkipCase):
         options = {name: parse_value(value) for name, value in named_values("--option", option).items()}
         case = Case.model_validate({
             "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from revsnn_bench.case import Case
+from revsnn_bench.records import SkipCase
 
 SIDE = 8
 """Height and width of a digit as it ships."""
@@ -224,12 +225,14 @@ def shape_of(case: Case, rule: str, sizes: int) -> tuple[int, ...]:
 def digits_of(case: Case) -> Split:
     """Digits in the size that a case's network reads; for pixel sequences one pixel per time step.
 
-    Raises `ValueError` for a size below a digit's, or a number of steps that is not that of a square's pixels.
+    Raises:
+        ValueError: a size below a digit's.
+        SkipCase: a number of steps that is not that of a square's pixels, as among the values that suites sweep.
     """
     if is_sequence(case):
         side = isqrt(case.timesteps)
         if side < SIDE or side * side != case.timesteps:
-            raise ValueError(
+            raise SkipCase(
                 f"`timesteps` must be a square of at least {SIDE * SIDE}; got {case.timesteps}. Each step shows one "
                 "pixel of a square image. Pass for example 64, 256 or 1024."
             )
