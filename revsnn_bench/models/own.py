@@ -387,6 +387,8 @@ _HINTS = {
     r"\b[234]D\b|running_mean should contain": ". torch's layers know no time: fold it into the batch, by "
     "x.flatten(0, 1) before and unflatten(0, (T, B)) behind, by SpikingJelly's SeqToANNContainer, or by its layers in "
     "step_mode 'm'.",
+    r"\bd(ata)?type\b|expected scalar type|Input type": ". Parameters, buffers and inputs all have the case's dtype "
+    "(--dtype), whatever their own was. Put mixed precision into forward, by torch.autocast.",
 }
 """What may help, by what torch says of an input that a layer cannot take."""
 
