@@ -17,8 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from revsnn_bench.meters.step import EagerMode, called_by_engine, called_by_user, in_custom_function
+from revsnn_bench.meters.step import (
+    REMAT,
+    EagerMode,
+    called_by_engine,
+    called_by_user,
+    calling_file,
+    in_custom_function,
+)
 
 JUMPS = {
     *("ge", "gt", "le", "lt", "eq", "ne", "sign", "sgn", "heaviside"),
@@ -74,8 +82,11 @@ def _passes(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callabl
 
 
 def _cuts(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether the user's code cuts a value from its graph; a custom function has a gradient of its own instead."""
-    if torch.is_grad_enabled() and (name != "detach" or _saves(args[0])):
+    """Whether the user's code cuts a value from its graph, not by `detach()`, which see `_is_constant`.
+
+    A custom function has a gradient of its own instead.
+    """
+    if torch.is_grad_enabled() and (name != "detach" or _through_autograd() or _saves(args[0])):
         return False
     learns = any(isinstance(x, Tensor) and x.requires_grad for x in args)
     return learns and called_by_user() and not in_custom_function()
@@ -84,15 +95,36 @@ def _cuts(name: str, args: tuple[Any, ...]) -> bool:
 def _saves(tensor: Tensor) -> bool:
     """Whether a `detach` is of an operator that keeps its own result for backward, as `tanh` does, not of the user's.
 
-    One of the user's goes through autograd; `.data` does not, but comes after the operator has kept its result.
+    `.data` comes after the operator has kept its result.
     """
     node = tensor.grad_fn
-    if node is None or torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView):
+    if node is None:
         return False
     notes: Any = node.metadata  # a dictionary, which torch's stub takes for a method
     first = tensor.output_nr not in notes.setdefault("kept", set())
     notes["kept"].add(tensor.output_nr)
     return first and any(name.startswith(_OF_RESULTS) for name in dir(node))
+
+
+def _through_autograd() -> bool:
+    """Whether an operator is called by autograd, as for `detach()`; not for `.data`, nor for what an operator keeps."""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView)
+
+
+def _is_constant(name: str) -> bool:
+    """Whether a model takes a value to which no gradient comes: by `detach()`, or a number by `item()`."""
+    taken = name == "_local_scalar_dense" or (name == "detach" and _through_autograd())
+    return taken and not calling_file().startswith(REMAT) and not in_custom_function(of_torch=False)
+
+
+class Detached(TorchFunctionMode):
+    """A mode in which what takes a value where no operator is seen takes it by `detach()`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See `TorchFunctionMode`."""
+        if func is Tensor.detach_:
+            return args[0].copy_(args[0].detach())
+        return func(args[0].detach()) if func is Tensor.tolist else func(*args, **(kwargs or {}))
 
 
 @cache
@@ -110,17 +142,18 @@ class Decisions(EagerMode):
     its operator, its shape, and its number among those of the same.
 
     `dtypes` are the floating-point types that operators were given, those that `torch.autocast` casts to among them;
-    `cuts` is whether a value was cut from its graph, by `detach` or `no_grad`; `jumps` whether a custom function of the
+    `cuts` is whether a value was cut from its graph, by `no_grad` or `.data`; `jumps` whether a custom function of the
     user's decided something, whose derivative is then its own, as of a spike; not while `in_surrogate`, which is known.
 
     Args:
+        constants: whether values that a model takes by `detach()` or `item()` are repeated, too.
         places: whether only draws are recorded, places of maxima and in sorted values, and the sides of what cuts off.
             These are the same where a model has other operators inside its neurons, and where its input moves a little.
     """
 
-    def __init__(self, places: bool = False) -> None:
+    def __init__(self, places: bool = False, constants: bool = False) -> None:
         super().__init__()
-        self._places = places
+        self._places, self._constants = places, constants
         self._repeats = False
         self.dtypes: set[torch.dtype] = set()
         self.cuts = self.jumps = self.in_surrogate = False
@@ -150,6 +183,10 @@ class Decisions(EagerMode):
             self._decide(func, [drawn])
             return drawn
         found = {x.dtype for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()}
+        if found and self._constants and _is_constant(name):
+            held = args[0].clone()
+            self._decide(func, [held])
+            return held if name == "detach" else held.item()
         if not found:
             return func(*args, **kwargs)
         self.dtypes |= found

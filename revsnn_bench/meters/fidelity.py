@@ -254,7 +254,7 @@ def _all_within(calls: Sequence[Call], others: Sequence[Call], tolerance: float)
 def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> FidelityRecord:
     """The fidelity of a step without a reference, by differences of its own forward; for the rest see `Subject`."""
     one, other = copied(step.model), copied(step.model)
-    found = measure_oracle_errors(step)
+    found = measure_oracle_errors(step, own)
     tolerance = found.tolerance
     record = FidelityRecord(
         gradient_error=found.input,
@@ -272,7 +272,7 @@ def _by_differences(step: TrainingStep, bare: TrainingStep, own: bool) -> Fideli
         meant = own and (hooked or decided.cuts)
         _restore_buffers(step.model, other)
         if meant and _all_within(_calls(step, step.model, step.source), calls, tolerance):
-            cause = "changes gradients in hooks" if hooked else "cuts values from their graph (`detach`, `no_grad`)"
+            cause = "changes gradients in hooks" if hooked else "cuts values from their graph (`no_grad`, `.data`)"
             raise NoOracle(f"it {cause}, and a difference cannot leave out a path")
         _require_repeatable(bare, calls, other, tolerance)
         _require_same_function(found.output, tolerance)

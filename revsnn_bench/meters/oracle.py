@@ -25,7 +25,7 @@ from revsnn_nodes.swap import is_hooked, replaced_method
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from revsnn_bench.meters.decisions import Decisions
+from revsnn_bench.meters.decisions import Decisions, Detached
 from revsnn_bench.meters.step import (
     TrainingStep,
     backward_gradients,
@@ -91,15 +91,17 @@ def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
     return max(TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
 
 
-def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
+def measure_oracle_errors(step: TrainingStep, own: bool = False) -> OracleErrors:
     """Judges the gradient of a step by finite differences of its own forward; leaves the step prepared.
 
+    Args:
+        own: whether it is a user's model, in which a value taken by `detach()` or `item()` is meant as a constant.
     Raises:
-        NoOracle: no surrogate with a known primitive fires in it, the spikes are decided elsewhere, the reset is
-            detached (a difference cannot leave out a path), the model cannot be copied or run in float64, or every
-            gradient is 0, rightly.
+        NoOracle: no surrogate with a known primitive fires in it, the spikes are decided elsewhere, the reset of a node
+            is detached (nothing tells which paths are meant to be left out), the model cannot be copied or run in
+            float64, or every gradient is 0, rightly.
     """
-    if any(getattr(module, "detach_reset", False) is True for module in step.model.modules()):
+    if not own and any(getattr(module, "detach_reset", False) is True for module in step.model.modules()):
         raise NoOracle("its reset is detached, and a difference of values cannot leave out a path")
     generator = torch.Generator().manual_seed(0)
     with in_float64():
@@ -112,7 +114,7 @@ def measure_oracle_errors(step: TrainingStep) -> OracleErrors:
             for earlier in tested[:number]:
                 _replay(step, model, earlier, Decisions())
                 _cut(model)
-            errors = _errors(step, model, call, generator)
+            errors = _errors(step, model, call, generator, Decisions(constants=own))
         for name, error in errors.items():
             # A NaN must stay: it is compared the other way round.
             worst[name] = worst[name] if name in worst and error <= worst[name] else error
@@ -216,13 +218,14 @@ def _gradients(
     return {name: [in_reals(next(filled)) for _ in group] for name, group in given.items()}
 
 
-def _errors(step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator) -> dict[str, float]:
+def _errors(
+    step: TrainingStep, model: nn.Module, call: _Call, generator: torch.Generator, jumps: Decisions
+) -> dict[str, float]:
     """Relative errors of the directional derivatives of one call, from the state that `model` carries.
 
     `smooth` is 1 where one is beyond the tolerance by more than the derivatives of both sides differ: at a kink whose
     side no decision holds, a difference is their mean.
     """
-    jumps = Decisions()
     distances, exact = _replay(step, copied(model), call, jumps)
     errors = {"output": relative_error([call.output], [exact])}
     tolerance = tolerance_of(call.decisions.dtypes)
@@ -287,14 +290,14 @@ def _replay(step: TrainingStep, model: nn.Module, call: _Call, jumps: Decisions)
     spikes, distances = iter(call.spikes), []
 
     def replace(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        distances.append(args[0].detach())
+        distances.append(args[0])
         fired = next(spikes)
         if fired.shape != out.shape:  # of another neuron: one that was not seen has fired before
             raise StopIteration
         return fired.to(out)
 
     try:
-        with torch.no_grad(), hooked(surrogates_of(model), replace), call.decisions.repeated(), jumps:
+        with torch.no_grad(), hooked(surrogates_of(model), replace), call.decisions.repeated(), jumps, Detached():
             output = _run(step, model, call.source)
     except StopIteration:
         distances.clear()
@@ -316,7 +319,8 @@ def _smooth(
             moved = primitive(args[0]) - primitive(next(origins))
             return next(spikes).to(moved) + moved
 
-    with torch.no_grad(), hooked(surrogates_of(model), replace), call.decisions.repeated(), jumps.repeated():
+    firing = hooked(surrogates_of(model), replace)
+    with torch.no_grad(), firing, call.decisions.repeated(), jumps.repeated(), Detached():
         return _run(step, model, source)
 
 

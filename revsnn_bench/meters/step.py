@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy
 import torch
+from revsnn_nodes.remat.record import Recorder
 from torch import Tensor, nn
 from torch._higher_order_ops import utils as hop_utils
 from torch._ops import HigherOrderOperator
@@ -196,19 +197,27 @@ _NEURONS = tuple(
     str(Path(spec.origin or "").parent) for name in ("revsnn_nodes", "spikingjelly") if (spec := find_spec(name))
 )
 
+_OF_REMAT = (Recorder.__torch_function__.__code__, Recorder.call.__code__)
+"""What hands on the functions that are called inside `remat`."""
+
+REMAT = str(Path(_OF_REMAT[0].co_filename).parent)
+
+
+def calling_file() -> str:
+    """The file of the code that calls an op, which is none of torch or of a mode."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename.startswith(_OURS) or frame.f_code in _OF_REMAT):
+        frame = frame.f_back
+    return "" if frame is None else str(frame.f_code.co_filename)
+
 
 def called_by_user() -> bool:
     """Whether the code that calls an op is of the user, not of a package whose neurons are known.
 
     What SpikingJelly has for learning online counts as the user's: it cuts values from their graph as they want it.
     """
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
-        frame = frame.f_back
-    if frame is None:
-        return False
-    file: str = frame.f_code.co_filename
-    return file.endswith("online_learning.py") or not file.startswith(_NEURONS)
+    file = calling_file()
+    return bool(file) and (file.endswith("online_learning.py") or not file.startswith(_NEURONS))
 
 
 def _forwards(kind: Any = torch.autograd.Function) -> Iterator[Any]:
@@ -221,9 +230,9 @@ def _forwards(kind: Any = torch.autograd.Function) -> Iterator[Any]:
         yield from _forwards(each)
 
 
-def in_custom_function() -> bool:
-    """Whether the forward of an `autograd.Function` runs."""
-    forwards = {*_forwards()}
+def in_custom_function(of_torch: bool = True) -> bool:
+    """Whether the forward of an `autograd.Function` runs; one of torch's own, as of a checkpoint, if asked for."""
+    forwards = {code for code in _forwards() if of_torch or not (code and code.co_filename.startswith(_OURS[0]))}
     frame: Any = sys._getframe(1)
     while frame is not None and frame.f_code not in forwards:
         frame = frame.f_back
@@ -347,10 +356,14 @@ def in_place_of(step: TrainingStep, model: nn.Module) -> Iterator[nn.Module]:
     if getattr(step, "loss", None) is None or type(own) is not type(model) or own is model or bound:
         yield model
         return
+    # A forward that `apply_plan` has put in runs the module that it was put in.
+    planned = {name: value for name, value in vars(model).items() if getattr(value, "module", None) is model}
     own.__dict__, model.__dict__ = model.__dict__, own.__dict__
+    vars(own).update({name: copy.deepcopy(value, {id(model): own}) for name, value in planned.items()})
     try:
         yield own
     finally:
+        vars(own).update(planned)
         own.__dict__, model.__dict__ = model.__dict__, own.__dict__
 
 

@@ -14,6 +14,7 @@ import torch
 from revsnn_nodes import StandardLIF, StandardParametricLIF, surrogate
 from torch import nn
 from torch.nn.utils import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 
 def per_step(*layers):
@@ -699,6 +700,13 @@ def without_time_in_its_norm():
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), StandardLIF(step_mode="m"))
 
 
+class OfAnotherType(Plain):
+    """A model in half precision, whose forward gives it its input so."""
+
+    def forward(self, x):
+        return super().forward(x.bfloat16())
+
+
 def sparse_gradients(timesteps, batch):
     """An embedding of which each step learns the rows that it reads."""
     words = torch.randint(20, (timesteps, batch, 6))
@@ -863,7 +871,7 @@ class Adaptive(nn.Module):
         return torch.stack(spikes)
 
     def adapt(self, spike):
-        self.threshold = 0.9 * self.threshold + 0.1 * spike.detach()
+        self.threshold = 0.9 * self.threshold + 0.1 * spike.detach() / (1 + self.v.mean().item() ** 2)
 
 
 class AdaptiveWithoutGrad(Adaptive):
@@ -872,8 +880,23 @@ class AdaptiveWithoutGrad(Adaptive):
         self.threshold = 0.9 * self.threshold + 0.1 * spike
 
 
+class Constants(nn.Module):
+    """Scales by numbers and by a tensor that it does not learn from."""
+
+    def forward(self, x):
+        least = min(x.flatten().tolist())
+        return checkpoint(lambda y: y * y.detach().abs() * x.clone().detach_().tanh(), x - least, use_reentrant=True)
+
+
 def adaptive():
-    return nn.Sequential(nn.Linear(6, 8), Adaptive(), nn.Linear(8, 4))
+    from spikingjelly.activation_based import neuron
+
+    klif = neuron.KLIFNode(step_mode="m", detach_reset=True)
+    return nn.Sequential(nn.Linear(6, 8), Adaptive(), nn.Linear(8, 4), Constants(), klif)
+
+
+def adaptive_and_faulty():
+    return nn.Sequential(*adaptive(), planted())
 
 
 def adaptive_without_grad():

@@ -67,9 +67,10 @@ def test_a_model_that_draws_numbers_is_right(node):
         assert record.fidelity.gradient_error < 1e-5
 
 
-@pytest.mark.parametrize("node", ["as-is", "lif+remat"])
+@pytest.mark.parametrize("node", ["as-is", "lif+remat", "lif+bitpack"])
 def test_a_model_with_a_loss_is_judged_by_differences(node):
-    """The loss has no graph there, and was taken for one that does not depend on the output."""
+    """The loss has no graph there, and was taken for one that does not depend on the output; a block that runs again
+    ran the model itself in place of its copy."""
     record = measure(case_of("klif_with_a_loss", node), Settings(passes=("fidelity",)))
     assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
     assert record.fidelity.gradient_error < 1e-5
@@ -258,14 +259,23 @@ def test_rounding_is_held_against_that_of_plain_autograd(times, is_right):
     assert (errors["largest"] < 0.01) == (errors["parameters"] < 0.001) == is_right
 
 
-@pytest.mark.parametrize("model", ["adaptive", "adaptive_without_grad"])
-def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong(model):
+def test_a_neuron_that_cuts_what_it_does_not_learn_from_is_not_called_wrong():
     """A difference goes through what is cut: it was wrong by 0.07, and so was `remat` around the same bits."""
     settings = Settings(passes=("fidelity",))
-    plain, inside = (measure(case_of(model, node), settings) for node in ("as-is", "as-is+remat"))
+    plain, inside = (measure(case_of("adaptive_without_grad", node), settings) for node in ("as-is", "as-is+remat"))
     assert (plain.status, plain.fidelity, inside.status) == (Status.OK, None, Status.OK)
-    assert "it cuts values from their graph (`detach`, `no_grad`)" in plain.reason
+    assert "it cuts values from their graph (`no_grad`, `.data`)" in plain.reason
     assert inside.fidelity.bit_equal[0] == inside.fidelity.bit_equal[1] > 4
+
+
+def test_what_is_detached_is_a_constant():
+    """Of a threshold that is detached, an `item()` and a reset; a wrong neuron beside them was not judged. So are a
+    `tolist()`, a `detach_()`, and what torch's checkpoint with its Function runs: wrong by 0.1 and more, before."""
+    settings = Settings(passes=("fidelity",))
+    record = measure(case_of("adaptive", "as-is+remat"), settings)
+    assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
+    assert record.fidelity.gradient_error < 1e-5
+    assert measure(case_of("adaptive_and_faulty", "lif+bitpack"), settings).status is Status.WRONG
 
 
 @pytest.mark.parametrize("model", ["rectified", "masked"])
@@ -493,14 +503,12 @@ def test_a_neuron_in_one_operator_is_judged_by_its_spikes(model, status):
     assert status is Status.WRONG or max(record.fidelity.errors().values()) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("model", "why"), [("sltt", "it cuts values from their graph"), ("ottt", "it does not fire through a surrogate")]
-)
+@pytest.mark.parametrize(("model", "why"), [("sltt", None), ("ottt", "it does not fire through a surrogate")])
 def test_a_neuron_that_learns_online_is_not_called_wrong(model, why):
     """It cuts its membrane from the graph at every step, as it is meant to; with its trace it returns a list."""
     record = measure(case_of(model, "as-is", timesteps=4, batch=8), Settings(passes=("fidelity",)))
     assert record.status is Status.OK
-    assert why in record.reason
+    assert why in record.reason if why else record.fidelity.gradient_error < 1e-5
 
 
 def test_a_neuron_that_fires_unseen_beside_others_is_told():
@@ -844,10 +852,12 @@ def test_an_input_that_does_not_fit():
         ("without_inputs", (6,), r"Tokens are whole numbers, which inputs\(\) gives"),
         ("without_time", (3, 8, 8), r"torch's layers know no time: fold it into the batch, .*SeqToANNContainer"),
         ("without_time_in_its_norm", (6,), "torch's layers know no time"),
+        ("OfAnotherType", (6,), r"Parameters, buffers and inputs all have the case's dtype \(--dtype\)"),
     ],
 )
 def test_an_input_that_a_layer_cannot_take(model, shape, hint):
-    """Tokens that came as floats, and time where a layer knows none: what to do stands behind torch's words."""
+    """Tokens that came as floats, time where a layer knows none, half precision in a case of float32: what to do stands
+    behind torch's words."""
     with pytest.raises(ModelError, match=rf"on an input \[2, 3, .* raised RuntimeError: .*\. {hint}"):
         build(case_of(model, shape=shape))
 
