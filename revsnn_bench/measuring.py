@@ -311,9 +311,7 @@ def memory_doubt(case: Case, memory: MemoryRecord | None) -> str:
         where = "" if memory.growth_module is None else f", in module {memory.growth_module!r}"
         return f"it holds {memory.growth_bytes:,} B more after every step{where}"
     if memory is not None and memory.unsteady_bytes > LEAST_SEEN_SHARE * memory.peak_bytes:
-        return (
-            f"the peaks of two steps in a row differ by {memory.unsteady_bytes:,} B: one step does not tell of others"
-        )
+        return f"what two of its steps take differs by {memory.unsteady_bytes:,} B: one step does not tell of others"
     if memory is None or memory.untracked_bytes is None:
         return ""
     beyond = memory.untracked_bytes

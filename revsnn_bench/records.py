@@ -185,7 +185,7 @@ class MemoryRecord(_Frozen):
         growth_bytes: by which tensors grow with every step, though state and gradients are dropped after it.
         growth_module: the module that holds most of the growth, "" for the root; None where nothing grows, or where no
             module holds it.
-        unsteady_bytes: by which the peaks of two steps in a row differ on the CPU, of which the higher one counts.
+        unsteady_bytes: by which what steps keep, or their peaks, differ, of which on the CPU the highest count.
         untracked_bytes: memory that is no tensor; None where the system does not say.
     """
 
