@@ -360,11 +360,13 @@ def _spikes_of(module: Any, out: Tensor, called: set[nn.Module]) -> Sequence[Ten
     if _primitive_of(module) is not None:
         called.add(module)
         return (out,)
-    if module.surrogate_function in called or getattr(module, "backend_in_use", "fused") != "fused":
-        called.discard(module.surrogate_function)
+    seen = module.surrogate_function in called or getattr(module, "backend_in_use", "fused") != "fused"
+    called.discard(module.surrogate_function)
+    # What computes its charges again from an output that is no spikes would have others of a spike that moves.
+    if (not seen or hasattr(module, "backend_in_use")) and not bool(((out == 0) | (out == 1)).all()):
+        raise NoOracle(f"its {type(module).__name__} emits no spikes that could be decided again")
+    if seen:
         return ()
-    if not bool(((out == 0) | (out == 1)).all()):
-        raise NoOracle(f"a fused {type(module).__name__} in it emits no spikes that could be decided again")
     return out.unbind(0) if module.step_mode == "m" else (out,)
 
 

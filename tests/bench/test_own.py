@@ -482,8 +482,10 @@ def test_a_fused_neuron_beside_an_unknown_one_is_judged():
     record = measure(case_of("klif_and_lif", "lif", timesteps=4), Settings(passes=("fidelity",)))
     assert (record.status, record.fidelity.judged_by) == (Status.OK, "differences"), record.reason
     assert record.fidelity.gradient_error < 1e-5
-    carrier = measure(case_of("klif_and_lif", "lif-carrier", timesteps=4), Settings(passes=("fidelity",)))
-    assert carrier.reason.endswith("a fused CarrierLIF in it emits no spikes that could be decided again")
+    for backend in ("auto", "torch"):  # by the second it was wrong by 7
+        case = case_of("klif_and_lif", "lif-carrier", timesteps=4, node_options={"backend": backend})
+        carrier = measure(case, Settings(passes=("fidelity",)))
+        assert carrier.reason.endswith("its CarrierLIF emits no spikes that could be decided again")
 
 
 @pytest.mark.parametrize(
