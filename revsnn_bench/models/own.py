@@ -43,6 +43,7 @@ from revsnn_nodes.plan import find_blocks, is_neuron, neurons_of, put_in_our_neu
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn.parameter import is_lazy
+from torch.utils.checkpoint import CheckpointError
 
 from revsnn_bench.case import AS_IS, Case
 from revsnn_bench.meters.leaks import Older
@@ -95,9 +96,20 @@ class OwnStep(WorkloadStep):
             return output if self.loss is None else _scalar(self.loss, output)
 
     def backward(self, output: Tensor) -> None:
-        """Runs backward; raises `ModelError` where the graph goes on into one that an earlier step has freed."""
+        """Runs backward.
+
+        Raises:
+            ModelError: the graph goes on into one that an earlier step has freed, or a block that runs again does
+                something else.
+        """
         try:
             super().backward(output)
+        except CheckpointError as error:
+            told = str(error).partition("\n")[0].removeprefix("torch.utils.checkpoint: ")
+            raise ModelError(
+                f"{self.name}: a block that runs again must repeat its first run. {told} Draw with torch, and let no "
+                "count of calls decide in forward."
+            ) from error
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
                 raise

@@ -707,6 +707,20 @@ class OfAnotherType(Plain):
         return super().forward(x.bfloat16())
 
 
+class Skips(nn.Sequential):
+    """A block that is left out in every second call."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) if self.calls % 2 else x
+
+
+def skips():
+    return nn.Sequential(Skips(nn.Linear(6, 6), StandardLIF(step_mode="m")), nn.Linear(6, 4))
+
+
 def sparse_gradients(timesteps, batch):
     """An embedding of which each step learns the rows that it reads."""
     words = torch.randint(20, (timesteps, batch, 6))

@@ -864,6 +864,15 @@ def test_an_input_that_a_layer_cannot_take(model, shape, hint):
         build(case_of(model, shape=shape))
 
 
+def test_a_block_that_does_something_else_where_it_runs_again():
+    """What to do, beside torch's words."""
+    step = build(case_of("skips", "lif+checkpoint"))
+    with pytest.raises(
+        ModelError, match=r"own_models:skips: a block that runs again .* first run\. A different number"
+    ):
+        step.backward(step.forward())
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
