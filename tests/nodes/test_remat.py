@@ -710,6 +710,25 @@ def test_a_neuron_that_stores_its_membranes_keeps_them_alone(make):
     assert kept["2.0"] == 0
 
 
+def test_a_neuron_that_is_run_again_holds_its_input_no_longer_than_its_forward():
+    """Beyond the arriving gradient: input, spikes and charges in its second forward; then charges and gradient."""
+    node, z = StandardParametricLIF(step_mode="m"), leaf(4, 3, 5000)
+
+    def forward():
+        with remat():
+            return node(2 * z)
+
+    def backward():
+        return torch.autograd.grad(y, z, y_bar, retain_graph=True)
+
+    for _ in range(2):  # the first one compiles kernels
+        node.reset()
+        y = forward()
+        y_bar = torch.ones_like(y)
+        run = timeline(backward)
+    assert run.peak_bytes < 3.5 * z.nbytes
+
+
 @pytest.mark.parametrize("theirs", [False, True])
 def test_a_neuron_is_gone_with_its_graph(theirs):
     """Without a collection of garbage: what runs it again holds no membrane, which would hold the graph."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.profiler import record_function
 
 from revsnn_nodes.equations import state_dtype
@@ -21,6 +22,15 @@ from revsnn_nodes.remat.recipes import Autocast
 from revsnn_nodes.remat.record import Recorder, recorder_now
 
 Outputs = Tensor | tuple[Tensor, ...]
+
+
+class Begin(torch.autograd.Function):
+    """A tensor at which a graph begins, as at a leaf; but a graph holds its leaves, and not this one."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, link: Tensor) -> Tensor:
+        """The tensor; `link` requires grad."""
+        return tensor.detach()
 
 
 class Rerun(torch.autograd.Function):
@@ -48,18 +58,22 @@ class Rerun(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         with torch._C.DisableTorchFunction(), torch.enable_grad(), paused():
             tensors = ctx.saved_tensors
-            if not twice:  # as leaves of a graph of their own
-                pairs = zip(tensors, needs, strict=True)
-                tensors = [None if each is None else each.detach().requires_grad_(need) for each, need in pairs]
+            if not twice:  # at the beginning of a graph of their own
+                link = torch.empty(0, requires_grad=True)
+                tensors = [
+                    each if each is None else Begin.apply(each, link) if need else each.detach()
+                    for each, need in zip(tensors, needs, strict=True)
+                ]
             with record_function(LABEL), ctx.autocast.again():
                 made = ctx.call(*tensors)
             outputs = made if isinstance(made, tuple) else (made,)
             reached = [
-                (output, gradient)
+                (get_gradient_edge(output), gradient)
                 for output, gradient in zip(outputs, arriving, strict=True)
                 if gradient is not None and output.requires_grad
             ]
-            wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
+            wanted = [get_gradient_edge(each) for each, need in zip(tensors, needs, strict=True) if need]
+            del tensors, made, outputs  # what the graph does not keep is free before the gradients are made
             found: tuple[Tensor | None, ...] = (None,) * len(wanted)
             if reached:
                 ends, arrived = zip(*reached, strict=True)
