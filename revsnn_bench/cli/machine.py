@@ -13,6 +13,7 @@ from revsnn_bench.cli.options import (
     Results,
     Resume,
     RunName,
+    busy,
     failure,
     refusing,
     require_name,
@@ -29,7 +30,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     """Show the environment that a run records, as its workers see it."""
     from revsnn_bench.runner import Runner
 
-    with Runner(measure, timeout_s=60) as runner:
+    with busy("Starting a worker ..."), Runner(measure, timeout_s=60) as runner:
         environment = runner.environment()
     if as_json:
         typer.echo(environment.model_dump_json(indent=1))
@@ -63,7 +64,8 @@ def doctor(
     SpikingJelly's (written to <results>/<name>-kernels.json), and the suite `gpu`, whose run is saved and reported.
     Exit code 5 where a meter is wrong or a case failed; advice on the machine does not change the exit code.
     """
-    import torch
+    with busy("Loading torch ..."):
+        import torch
 
     if gpu and not rehearse and not torch.cuda.is_available():
         raise failure("--gpu needs a CUDA device, and torch finds none. Try `doctor --gpu --rehearse`.", ExitCode.USAGE)
@@ -90,9 +92,10 @@ def doctor(
 
 def _check(console: Console, device: str) -> None:
     """Shows how the meters stand to closed forms, and what disturbs here; ends the command where a meter is wrong."""
-    tests = {"Meters against closed forms": _self_test("cpu")}
-    if device == "cuda":
-        tests["Meters against closed forms, on the GPU"] = _self_test(device)
+    with busy("Checking the meters ..."):
+        tests = {"Meters against closed forms": _self_test("cpu")}
+        if device == "cuda":
+            tests["Meters against closed forms, on the GPU"] = _self_test(device)
     for title, findings in (*tests.items(), ("This machine", machine())):
         table = Grid(title, ["", "what", "found", "advice"])
         for finding in findings:

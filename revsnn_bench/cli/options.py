@@ -1,7 +1,9 @@
 """What the commands share: options from the tables, saved runs by what the user typed, errors with their exit code."""
 
 import inspect
+import os
 import re
+import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -138,6 +140,25 @@ def failure(message: str, code: ExitCode) -> typer.Exit:
     """Prints one clear error on stderr; raise what it returns."""
     typer.secho(f"Error: {message}", err=True, fg=typer.colors.RED)
     return typer.Exit(code)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[Callable[[str], None]]:
+    """Shows in a terminal what takes its time, in a line that is gone at the end; yields what changes the line.
+
+    No thread draws it, which would take a core from what is measured, and no cursor is hidden if the process ends here.
+    """
+    shows = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def show(text: str) -> None:
+        if shows:
+            print(f"\r\033[2K{text[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
+
+    show(text)
+    try:
+        yield show
+    finally:
+        show("")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from revsnn_bench.case import Case, each, one_of, parse_shape, parse_size
 from revsnn_bench.cli.options import (
     Input,
     Model,
+    busy,
     case_option,
     checked,
     count,
@@ -98,7 +99,10 @@ def plan(
         _require_writable("--page", page)
     curve, most = frontier or page is not None, None if limit is None else parse_size(limit)
     try:
-        with Runner(measure, timeout_s=1800, threads=threads) as runner:
+        with (
+            busy("Measuring what each block keeps and takes ..."),
+            Runner(measure, timeout_s=1800, threads=threads) as runner,
+        ):
             from revsnn_bench.plan.planning import plan_case  # which loads torch, while the runner does so too
 
             found = plan_case(runner.call, case, parse_size(budget), rounds, blocks, most, curve)
@@ -185,10 +189,11 @@ def predict(
     title = f"Predicted: {cases[0].workload} {cases[0].size}"
     table, uncounted = Grid(title, ["node", "peak", "retained", "FLOPs"], [False, *[True] * 3]), ""
     failed: Failed = {}
-    with Runner(measure, timeout_s=1800, threads=threads) as runner:
+    with busy("Loading torch ...") as show, Runner(measure, timeout_s=1800, threads=threads) as runner:
         from revsnn_bench.plan.predict import predict as predicted  # which loads torch, as in `plan`
 
         for case in cases:
+            show(f"Predicting {case.node} ...")
             try:
                 found = runner.call(predicted, case)
             except RuntimeError as error:
@@ -265,8 +270,9 @@ def largest(
         for name in names:
             (require_method if model else strategy)(name)
         try:
-            with Runner(measure, timeout_s=600, threads=threads) as runner:
+            with busy("") as show, Runner(measure, timeout_s=600, threads=threads) as runner:
                 for name in names:
+                    show(f"Looking for the largest {axis} of {name} ...")
                     case = fixed.model_copy(update={"node": name, axis: 1})
                     try:
                         table.add_row(name, *_cells(runner, case, axis, parse_size(budget), limit, of == "process"))

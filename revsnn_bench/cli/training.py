@@ -28,6 +28,7 @@ from revsnn_bench.cli.options import (
     Results,
     Resume,
     RunName,
+    busy,
     case_option,
     checked,
     count,
@@ -265,7 +266,8 @@ def tune(
     if find_spec("optuna") is None:
         raise failure("tune needs Optuna: pip install optuna.", ExitCode.USAGE)
     try:
-        opened = _opened(context)
+        with busy("Loading torch and Optuna ..."):
+            opened = _opened(context)
     except (ImportError, RuntimeError, ValueError) as error:
         raise failure(_sentence(error), ExitCode.USAGE) from None
     _carry_out(opened)
@@ -337,6 +339,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _carry_out(opened: "Study") -> None:
+    typer.echo("Searching. Each trial has a line when it has ended.", err=True)
     with opened as study:
         go_on = f"go on: revsnn-bench tune --resume {shlex.quote(str(study.journal_path))}"
         try:

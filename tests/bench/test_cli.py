@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import revsnn_bench.cli
 import revsnn_bench.plugin
 from revsnn_bench.cli import app, main
+from revsnn_bench.cli.options import busy
 from revsnn_bench.exit_codes import ExitCode
 from revsnn_bench.run_options import OPTIONS
 
@@ -100,6 +101,19 @@ def measured(tmp_path_factory):
     code, again, err = inside(folder, "run", *SMALL, "--run-id=second", "--passes=memory,flops", "--results=deep/down")
     assert code == 0, again + err
     return folder, out
+
+
+def test_a_terminal_shows_what_takes_its_time(monkeypatch):
+    """In one line, no longer than the terminal is wide, and gone in the end; a pipe gets nothing."""
+    terminal, ours = os.openpty()
+    with open(ours, "w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        monkeypatch.setenv("COLUMNS", "20")
+        with busy("Loading torch ...") as show:
+            show("Predicting a node of a long name")
+        shown = os.read(terminal, 1000).decode().split("\r\033[2K")
+    os.close(terminal)
+    assert shown == ["", "Loading torch ...", "Predicting a node o", ""]
 
 
 def test_run_writes_the_comparison(measured):
