@@ -123,7 +123,9 @@ def less_memory(records: list[Record]) -> Judged:
         t, last = _first_reaching(ratios), max(ratios)
         reached.append(t)
         first = "not reached" if t is None else f"reached at T = {t}"
-        parts.append(f"to the {baseline} LIF {units.times(ratios[last])} at T = {last}{_line(ratios)}, {first}")
+        parts.append(
+            f"{units.times(ratios[last])} times less than the {baseline} LIF at T = {last}{_line(ratios)}, {first}"
+        )
     found = sorted({t for t in reached if t is not None})
     right = {}
     for dtype in ("float32", "float64"):
@@ -132,14 +134,16 @@ def less_memory(records: list[Record]) -> Judged:
                 right[dtype, t] = is_right(record)
                 word, error = "right" if right[dtype, t] else "WRONG", fidelity(record).gradient_error
                 parts.append(f"at T = {t} in {dtype} its gradient is {word} (error {error:.1e})")
-    measured = "; ".join(parts)
+    measured = f"revlif retains {'; '.join(parts)}"
     if not found:
         return Judged(conditions, measured, Verdict.NOT, f"The ratio never reaches {CLAIMED_RATIO}.")
     if None not in reached and all(right["float32", t] for t in found):
         return Judged(conditions, measured, Verdict.REPRODUCED, "Memory and gradient both hold, to each standard LIF.")
-    why = "Memory yes, to the standard LIFs and from the T that are named."
+    why = (
+        f"The ratio passes {CLAIMED_RATIO} to {'some standard LIFs alone' if None in reached else 'each standard LIF'}."
+    )
     if not all(right["float32", t] for t in found):
-        why += " Gradient no: at these T float32 training would follow a wrong gradient."
+        why += " At a T where it does, the float32 gradient is wrong."
         if all(right.get(("float64", t), False) for t in found):
             why += " In float64, at twice the bytes, it is right."
     return Judged(conditions, measured, Verdict.CONDITIONS, why)
@@ -156,10 +160,10 @@ def less_memory_right_gradient(records: list[Record]) -> Judged:
         t = _first_reaching(ratios)
         reached.append(t is not None)
         at = max(ratios) if t is None else t
-        parts.append(f"the {baseline} LIF {units.times(ratios[at])} at T = {at}")
+        parts.append(f"{units.times(ratios[at])} times less than the {baseline} LIF at T = {at}")
     worst = max(fidelity(record).gradient_error for record in carriers)
     measured = (
-        f"retains {sizes(carriers)} at every T; with the carried state counted on both sides it takes less by "
+        f"retains {sizes(carriers)} at every T; with the carried state counted on both sides it takes "
         f"{listed(parts)}; largest gradient error {worst:.1e}"
     )
     verdict, why = of_all(
@@ -206,7 +210,7 @@ def in_the_network(records: list[Record]) -> Judged:
     case = whole[0].case
     conditions = f"{case.workload}, T = {case.timesteps}, B = {case.batch}, {case.dtype}; retained bytes, lif over node"
     alone = f"revlif by itself, to the eager LIF: {units.times(by_itself)}"
-    measured = f"times less retained, to each standard LIF. {'; '.join(parts)}. {alone}"
+    measured = f"times less retained than with each standard LIF. {'; '.join(parts)}. {alone}"
     verdict, why = of_all(
         halved,
         "With revlif the network keeps half of what it keeps with any standard LIF, or less.",
@@ -282,7 +286,7 @@ def one_tensor_per_block(records: list[Record]) -> Judged:
         f"{equal} of {tensors} outputs, gradients and buffers have the bits of lif's, gradient error "
         f"{fidelity(remat).gradient_error:.1e}; retains {sizes([remat])}, {units.times(less)} times less than lif, "
         f"{units.times(far_less)} than eager SpikingJelly (its memopt: {units.times(memopt_less)}); "
-        f"step time to lif {ratio_text(time)} (memopt {ratio_text(memopt_time)})"
+        f"step time {ratio_text(time)} × lif's (memopt {ratio_text(memopt_time)})"
     )
     case = remat.case
     conditions = (
@@ -333,7 +337,7 @@ def _line(ratios: dict[int, float]) -> str:
     if slope <= 0 or any(abs(start + slope * t - ratio) > 1e-3 * ratio for t, ratio in ratios.items()):
         return ""
     line = f"{slope:.3g} T" if abs(start) < 1e-6 else f"{slope:.3g} T {start:+.3g}"
-    return f" ({line}: {CLAIMED_RATIO} at T = {(CLAIMED_RATIO - start) / slope:.1f})"
+    return f" ({line}, which is {CLAIMED_RATIO} at T = {(CLAIMED_RATIO - start) / slope:.1f})"
 
 
 def _first_reaching(ratios: dict[int, float]) -> int | None:
@@ -367,15 +371,15 @@ def _saving(
         f"B = {layer.batch}, {layer.shape[0]} features; {network.workload} T = {network.timesteps}, "
         f"B = {network.batch}; {what}"
     )
-    measured, bound = "; ".join(parts), units.percent(least)
+    measured, bound = "; ".join(parts), f"{units.percent(least)}, {ENOUGH:g} of the claim"
     if None in held and True not in held:
-        why = f"The intervals do not tell whether {bound} are saved."
+        why = f"The intervals do not tell whether either saves {bound}."
         return Judged(conditions, measured, Verdict.UNDECIDED, why)
     verdict, why = of_all(
         [each is True for each in held],
-        f"Each saves at least {bound}.",
-        f"Not each place saves at least {bound}; in a network, what the node does not change remains.",
-        f"None saves {bound}.",
+        f"Both save at least {bound}.",
+        f"One of the two alone is sure to save {bound}; in a network, what the node does not change remains.",
+        f"Neither saves {bound}.",
     )
     return Judged(conditions, measured, verdict, why)
 
@@ -398,11 +402,11 @@ def rises_with_groups(records: list[Record]) -> Judged:
         f"{variant.partition('groups=')[2].rstrip(']')} groups {_shown(each)}"
         for variant, each in _scores(records).items()
     )
-    verdict, why = Verdict.UNDECIDED, "Its interval holds zero."
+    verdict, why = Verdict.UNDECIDED, "The slope's interval holds zero."
     if slope.low > 0:
-        verdict, why = Verdict.REPRODUCED, "Its interval lies above zero."
+        verdict, why = Verdict.REPRODUCED, "The slope's interval lies above zero."
     elif slope.high <= 0:
-        verdict, why = Verdict.NOT, "Its interval lies at or below zero."
+        verdict, why = Verdict.NOT, "The slope's interval lies at or below zero."
     return Judged(_trained(records), f"{shown}; {slope.in_points()} per doubling", verdict, why)
 
 
@@ -422,7 +426,7 @@ def _against_lif(records: list[Record], kept: Mapping[str, int]) -> tuple[list[s
         words, loss = _shown(scores[variant]), _difference(scores[lif], scores[variant])
         times = f" ({units.times(kept[lif] / kept[variant])} times less)" if kept and variant != lif else ""
         retains = f"retains {units.size(kept[variant])}{times}, " if kept else ""
-        parts.append(f"{variant} {retains}{words}" + (f", {loss.in_points()} to lif" if variant != lif else ""))
+        parts.append(f"{variant} {retains}{words}" + (f", {loss.in_points()} against lif" if variant != lif else ""))
         if variant.startswith("revlif"):
             verdicts.append(False if kept and kept[variant] >= kept[lif] else _maintained(loss))
     return parts, verdicts
@@ -438,13 +442,13 @@ def _maintained(difference: Interval) -> bool | None:
 def _verdict(maintained: list[bool | None]) -> tuple[Verdict, str]:
     margin = f"{100 * MARGIN:g} points"
     if all(each is True for each in maintained):
-        return Verdict.REPRODUCED, f"Every interval lies above {margin} below lif."
+        return Verdict.REPRODUCED, f"By its interval, no node is over {margin} below lif."
     if any(each is False for each in maintained):
         if any(each is True for each in maintained):
-            return Verdict.CONDITIONS, f"Some intervals lie above {margin} below lif, some below."
+            return Verdict.CONDITIONS, f"By their intervals, some nodes are at most {margin} below lif, others further."
         if None not in maintained:
-            return Verdict.NOT, f"Every interval lies more than {margin} below lif, or no memory is saved."
-    return Verdict.UNDECIDED, f"An interval holds the margin of {margin} below lif: more seeds or images would tell."
+            return Verdict.NOT, f"By its interval, every node is over {margin} below lif, or saves no memory."
+    return Verdict.UNDECIDED, f"An interval does not tell whether a node is over {margin} below lif: more seeds would."
 
 
 def _difference(lif: dict[int, AccuracyRecord], other: dict[int, AccuracyRecord]) -> Interval:

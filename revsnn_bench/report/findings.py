@@ -226,11 +226,14 @@ def _saving(run: Run) -> list[Finding]:
         if took[0] and took[1] and took[0].decided and took[1].decided and points.one_host(record, revnet):
             of_time.append(1 - took[0].value / took[1].value)
     parts = []
-    for saved, what in ((of_flops, "backward and recompute FLOPs"), (of_time, "backward time, each against lif")):
+    for saved, what in (
+        (of_flops, "fewer backward and recompute FLOPs"),
+        (of_time, "less backward time as a ratio to lif's"),
+    ):
         if saved:
             span = dict.fromkeys([units.percent(min(saved)), units.percent(max(saved))])
-            parts.append(f"{' to '.join(span)} of {what} ({len(saved)} points)")
-    text = f"1 - revlif / revlif-revnet: {units.listing(parts)}."
+            parts.append(f"{' to '.join(span)} {what} ({len(saved)} points)")
+    text = f"revlif takes {units.listing(parts)} than revlif-revnet."
     return [Finding("Inverse gradient", "revlif against revlif-revnet", text)] if parts else []
 
 
@@ -354,4 +357,4 @@ def node_and_network(run: Run) -> list[tuple[str, str]]:
             over = units.times(1 / alone[name, t]) if alone[name, t] else "retains 0 B"
             shown = units.listing(list(dict.fromkeys(places)))
             parts[name].append(f"{over} by itself, {shown} (T = {t})")
-    return [(name, f"lif's retained bytes over its own: {'; '.join(texts)}.") for name, texts in parts.items()]
+    return [(name, f"lif retains so many times as much: {'; '.join(texts)}.") for name, texts in parts.items()]

@@ -76,13 +76,15 @@ def test_memory_is_reached_where_the_gradient_is_wrong(judged):
     """58.65 is passed to each standard LIF, where float32 is wrong: said for each, under conditions."""
     finding = judged("memory")
     assert finding.verdict is Verdict.CONDITIONS
-    assert "to the eager LIF 192 at T = 64 (3 T: 58.65 at T = 19.6), reached at T = 21" in finding.measured
-    assert "to the detached LIF 128 at T = 64 (2 T: 58.65 at T = 29.3), reached at T = 32" in finding.measured
-    assert "to the fused LIF 64.0 at T = 64 (1 T: 58.65 at T = 58.6), reached at T = 64" in finding.measured
+    assert finding.measured.startswith(
+        "revlif retains 192 times less than the eager LIF at T = 64 (3 T, which is 58.65 at T = 19.6), "
+        "reached at T = 21; 128 times less than the detached LIF at T = 64 (2 T, which is 58.65 at T = 29.3), "
+        "reached at T = 32; 64.0 times less than the fused LIF at T = 64 (1 T, which is 58.65 at T = 58.6), reached"
+    )
     for t in (21, 32, 64):
         assert f"at T = {t} in float32 its gradient is WRONG" in finding.measured
         assert f"at T = {t} in float64 its gradient is right" in finding.measured
-    assert "Gradient no" in finding.why
+    assert "the float32 gradient is wrong" in finding.why
     assert "In float64, at twice the bytes, it is right" in finding.why
 
 
@@ -92,7 +94,10 @@ def test_memory_to_the_weaker_baseline_alone_is_no_reproduction(judged, make_rec
     short = replace(PLAN, timesteps=(4, 8, 16, 21))
     finding = judged("memory", lambda case: {"fidelity": right}, short)
     assert finding.verdict is Verdict.CONDITIONS
-    assert "to the fused LIF 21.0 at T = 21 (1 T: 58.65 at T = 58.6), not reached" in finding.measured
+    assert (
+        "21.0 times less than the fused LIF at T = 21 (1 T, which is 58.65 at T = 58.6), not reached"
+        in finding.measured
+    )
     assert judged("memory-right", lambda case: {"fidelity": right}, short).verdict is Verdict.CONDITIONS
 
 
@@ -114,10 +119,8 @@ def test_carrier_counts_its_state(judged):
     finding = judged("memory-right")
     assert finding.verdict is Verdict.REPRODUCED
     assert "retains 0 B" in finding.measured
-    assert (
-        "the eager LIF 64.0 at T = 21, the detached LIF 65.0 at T = 32, the fused LIF 65.0 at T = 64"
-        in finding.measured
-    )
+    for times, baseline, t in (("64.0", "eager", 21), ("65.0", "detached", 32), ("65.0", "fused", 64)):
+        assert f"{times} times less than the {baseline} LIF at T = {t}" in finding.measured
 
 
 def test_constant_memory_needs_one_number(judged, make_record):
@@ -250,7 +253,7 @@ def test_accuracy_is_judged_by_the_interval_over_seeds(judged, make_accuracy):
     for lost in (0.0, 0.01):
         finding = judged("accuracy", drop(lost, both, noise=0.01))
         assert finding.verdict is Verdict.UNDECIDED
-    assert "-1.00 points [-2.69, +0.69] to lif" in finding.measured
+    assert "-1.00 points [-2.69, +0.69] against lif" in finding.measured
     assert judged("accuracy", plan=replace(PLAN, seeds=(0,))).verdict is Verdict.UNDECIDED
 
 

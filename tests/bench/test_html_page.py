@@ -204,9 +204,11 @@ def test_answer_survives_missing_measurements(make_record, make_run):
     (point,), _ = answers(run, indexed(run))
     assert point.winner == "revlif"
     assert point.memory.endswith("lif ended as timeout here.")
-    assert "not known against lif" in point.cost
-    assert point.trust == "The gradient of revlif was not compared."
-    parsed(page_of(run))
+    assert point.cost == "Neither time nor FLOPs of revlif can be held against those of lif here."
+    assert point.trust == "The gradient of revlif was not judged."
+    page = page_of(run)
+    parsed(page)
+    assert '<td><span class="status"></span>not judged</td>' in page
 
 
 def test_memory_that_was_not_measured_is_not_called_a_failure(make_record, make_run):

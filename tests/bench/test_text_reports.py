@@ -144,8 +144,8 @@ def test_memory_ratio_is_told_with_its_t(sweep_run):
 def test_inverse_gradient_saving_is_one_minus_the_quotient(sweep_run):
     """saving = 1 - (14 + 10) / (16 + 19) with the operations of the two nodes."""
     (text,) = told(sweep_run, "Inverse gradient")
-    assert f"{100 * (1 - 24 / 35):.1f} % of backward and recompute FLOPs (2 points)" in text
-    assert "20.0 % of backward time" in text
+    assert f"{100 * (1 - 24 / 35):.1f} % fewer backward and recompute FLOPs (2 points)" in text
+    assert "20.0 % less backward time as a ratio to lif's" in text
 
 
 def test_trust_tells_right_and_wrong_apart(sweep_run):

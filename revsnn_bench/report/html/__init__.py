@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -133,6 +134,12 @@ def render_part(template: str, **values: object) -> Markup:
     return Markup(_environment().get_template(f"{template}.html.j2").render(**values))
 
 
+def moment(date: str) -> datetime:
+    """A date of a run; one that names no zone is of UTC."""
+    found = datetime.fromisoformat(date)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 @cache
 def _environment() -> Environment:
     made = Environment(
@@ -151,6 +158,7 @@ def _environment() -> Environment:
         return Markup(text)
 
     made.filters["breakable"] = breakable
+    made.filters["minute"] = lambda date: f"{moment(date).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     return made
 
 

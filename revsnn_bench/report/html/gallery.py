@@ -8,7 +8,7 @@ machine: the one that timed the case last.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from revsnn_bench.metrics import BY_NAME, METRICS, Metric, Number
 from revsnn_bench.records import Record, Run, Status
 from revsnn_bench.report import canvas, units
 from revsnn_bench.report.comparison import machine_of
-from revsnn_bench.report.html import Cell, Column, Table, make_table, render_page
+from revsnn_bench.report.html import Cell, Column, Table, make_table, moment, render_page
 from revsnn_bench.report.labels import name_lines, names_room
 from revsnn_bench.report.points import decided_ratio, ended_text
 from revsnn_bench.system.environment import incomparable_fields
@@ -126,14 +126,9 @@ def render_gallery(runs: Iterable[Run], unread: Sequence[str] = (), baselines: S
 
 
 def _age(run: Run) -> tuple[datetime, datetime, str]:
-    started = _moment(run.header.started_at)
+    started = moment(run.header.started_at)
     committed = run.header.environment.committed_at
-    return _moment(committed) if committed else started, started, run.header.run_id
-
-
-def _moment(date: str) -> datetime:
-    moment = datetime.fromisoformat(date)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment(committed) if committed else started, started, run.header.run_id
 
 
 def _histories(runs: Sequence[Run], baselines: Sequence[Run]) -> list[History]:
@@ -241,7 +236,7 @@ def _scale(axes: "Axes", values: Sequence[float], runs: Sequence[Run]) -> None:
     width = max(1, len(runs) - 1) + 0.6
     step = math.ceil(_WHEN_IN * width / (axes.get_position().width * canvas.WIDTH_IN))
     whens = [
-        f"{(run.header.environment.commit or '?')[:7]}\n{_moment(run.header.started_at):%m-%d %H:%M}"
+        f"{(run.header.environment.commit or '?')[:7]}\n{moment(run.header.started_at):%m-%d %H:%M}"
         for run in runs[::step]
     ]
     axes.set_xticks(range(0, len(runs), step), whens, fontsize=8)

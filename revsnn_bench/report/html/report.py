@@ -245,7 +245,9 @@ def _cost_text(record: Record, known: Mapping[Case, Record], names: points.Namin
         return f"{name} is the standard: every ratio is taken against it."
     found = costs(record, ("step_time_s", "step_flops"), known)
     unsure = " Its threads had to wait for a core in some rounds, so its time is not ranked."
-    text = f"{name} costs {found or f'an amount not known against {record.case.reference}'}."
+    if not found:
+        return f"Neither time nor FLOPs of {name} can be held against those of {record.case.reference} here."
+    text = f"{name} costs {found}."
     return text + unsure * points.contended(record)
 
 
@@ -254,7 +256,7 @@ def _trust_text(best: list[Record], others: list[Record], names: points.Naming) 
     for record in best:
         found, name = record.fidelity, names(record.case)
         if found is None:
-            texts.append(f"The gradient of {name} was not compared.")
+            texts.append(f"The gradient of {name} was not judged.")
         else:
             error = units.measured("gradient_error", record)
             texts.append(f"{name} is right: relative error {error}, tolerance {found.tolerance:.0e}.")
