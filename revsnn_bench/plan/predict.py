@@ -53,8 +53,11 @@ _LOSSES = (*_ERRORS, _aten.binary_cross_entropy.default, _aten.soft_margin_loss.
 """Losses whose mean or sum keeps the memory of all terms; of the first two, the terms are there once more meanwhile."""
 _SUMS = (_aten.sum.default, _aten.sum.dim_IntList)
 _LSTM, _LSTM_BACKWARD = _aten.mkldnn_rnn_layer.default, _aten.mkldnn_rnn_layer_backward.default
-_NORMS = {_aten.native_batch_norm.default: 0, _aten.native_batch_norm_backward.default: 1}
-"""Where their input stands. Real results are contiguous or channels_last, fake ones have the strides of the input."""
+_NORM = _aten.native_batch_norm.default
+_NORMS = {_NORM: 0, _aten.native_batch_norm_backward.default: 1}
+"""Where their input stands. Real results are contiguous or channels_last, fake ones have the strides of the input; and
+real statistics of an input in half precision have the type of what the norm learns, fake ones that of the input.
+"""
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
 CUDA_BLOCK_BYTES = 512
@@ -111,7 +114,9 @@ class _Fake(FakeTensorMode):
         if func in _NORMS and out[0] is not None:
             with self:
                 layout = suggest_memory_format(args[_NORMS[func]])
-                out = (out[0].contiguous(memory_format=layout), *out[1:])
+                learned = next((each.dtype for each in args[1:5] if isinstance(each, Tensor)), out[0].dtype)
+                statistics = [each.to(learned) for each in out[1:]] if func is _NORM else out[1:]  # under autocast
+                out = (out[0].contiguous(memory_format=layout), *statistics)
         return out
 
 

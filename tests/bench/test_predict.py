@@ -90,6 +90,15 @@ class Tokens(nn.Module):
         return self.out(self.lif(self.norm(y).transpose(1, 2).unflatten(0, x.shape[:2])) + x)
 
 
+class MixedTokens(Tokens):
+    """The same under autocast: the norm's input is in half precision, its statistics and what it learns are not."""
+
+    def forward(self, x):
+        """Values `[T, B, 16, 64]`."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
 class Residual(nn.Sequential):
     """Adds what it computes to its input: spikes and spikes are no bits."""
 
@@ -178,7 +187,10 @@ CASES = [
         Case(node=node, workload=f"{__name__}:Attention", timesteps=4, batch=batch, shape=(16, 64))
         for node, batch in (("lif+remat", 4), ("lif", 300))
     ),
-    Case(node="lif", workload=f"{__name__}:Tokens", timesteps=4, batch=4, shape=(16, 64)),
+    *(
+        Case(node=node, workload=f"{__name__}:{name}", timesteps=4, batch=4, shape=(16, 64))
+        for node, name in (("lif", "Tokens"), ("lif", "MixedTokens"), ("lif+remat", "MixedTokens"))
+    ),
     Case(node="lif+bitpack", workload=f"{__name__}:residuals", timesteps=4, batch=64, shape=(16,)),
     Case(node="lif", workload=f"{__name__}:learned", timesteps=2, batch=64, shape=(64,)),
     Case(node="as-is", workload=f"{__name__}:eager", timesteps=8, batch=2, shape=(8,)),
