@@ -354,7 +354,7 @@ def node_and_network(run: Run) -> list[tuple[str, str]]:
     parts: dict[str, list[str]] = defaultdict(list)
     for (name, t), places in sorted(inside.items(), key=lambda pair: pair[0][1]):
         if (name, t) in alone:
-            over = units.times(1 / alone[name, t]) if alone[name, t] else "retains 0 B"
+            over = units.times(1 / alone[name, t]) if alone[name, t] else "infinitely many (0 B)"
             shown = units.listing(list(dict.fromkeys(places)))
             parts[name].append(f"{over} by itself, {shown} (T = {t})")
     return [(name, f"lif retains so many times as much: {'; '.join(texts)}.") for name, texts in parts.items()]

@@ -36,9 +36,9 @@ def test_report_sets_node_and_network_side_by_side(make_record, make_run, networ
     records = [*run.records, network("lif"), network("revlif", 2), network("lif-carrier", 4)]
     run = run.model_copy(update={"records": tuple(records)})
     revlif, carrier = node_and_network(run)
-    said = "lif's retained bytes over its own: {} by itself, {} in vgg11 (T = 4)."
+    said = "lif retains so many times as much: {} by itself, {} in vgg11 (T = 4)."
     assert revlif == ("revlif", said.format("12.0", "2.00"))
-    assert carrier == ("lif-carrier", said.format("retains 0 B", "4.02"))
+    assert carrier == ("lif-carrier", said.format("infinitely many (0 B)", "4.02"))
     report = render(run)
     assert "Node and network" in report
     assert "Where the retained bytes come from" in report
