@@ -185,7 +185,7 @@ class MemoryRecord(_Frozen):
         growth_bytes: by which tensors grow with every step, though state and gradients are dropped after it.
         growth_module: the module that holds most of the growth, "" for the root; None where nothing grows, or where no
             module holds it.
-        unsteady_bytes: by which what steps keep, or their peaks, differ, of which on the CPU the highest count.
+        unsteady_bytes: by which steps differ in what they keep or in their peaks, the highest of which count; CPU only.
         untracked_bytes: memory that is no tensor; None where the system does not say.
     """
 

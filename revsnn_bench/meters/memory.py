@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from revsnn_bench.meters.allocator import record_timeline
-from revsnn_bench.meters.attribution import attribute_host_peak, attribute_peak, retained_by_module
+from revsnn_bench.meters.attribution import Attribution, attribute_host_peak, attribute_peak, retained_by_module
 from revsnn_bench.meters.leaks import Older, first_step, growth, measure_untracked
 from revsnn_bench.meters.step import (
     TrainingStep,
@@ -108,17 +108,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
         forward_peak = fields.pop("forward_peak_bytes", fields["peak_bytes"])
         change_input(step)
         saved = measure_saved(step)
-        change_input(step)
-        modules, retained = retained_by_module(step), fields["retained_bytes"]
-        # Whole steps come last: a forward pass alone leaves the graph that a backward pass would have freed.
-        change_input(step)
-        attribution = attribute_host_peak(step) if device.type == "cpu" else attribute_peak(step)
-        categories = attribution.peak_by_category_bytes
-        # What is compiled is taken apart as it is written, which may keep more.
-        if device.type == "cpu" and not is_compiled(step.model):
-            beyond = sum(modules.values()) - retained, sum(categories.values()) - fields["peak_bytes"]
-            fields["unsteady_bytes"] = max(fields.get("unsteady_bytes", 0), *beyond)
-        modules, categories = _parts_of(retained, modules), _parts_of(fields["peak_bytes"], categories)
+        modules, categories, attribution = _taken_apart(step, fields)
         growth_bytes, growth_module = growth(step, older)
         lasting, after_forward, untracked = measure_untracked(step, older, first, live)
     if lasting:
@@ -139,6 +129,22 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
         retained_by_module_bytes=modules,
         timeline=attribution.timeline,
     )
+
+
+def _taken_apart(step: TrainingStep, fields: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], Attribution]:
+    """What is retained by module, and the peak by category; `unsteady_bytes` of the fields has what these exceed."""
+    is_host = step.source.device.type == "cpu"
+    retained, peak = fields["retained_bytes"], fields["peak_bytes"]
+    change_input(step)
+    modules = retained_by_module(step)
+    # Whole steps come last: a forward pass alone leaves the graph that a backward pass would have freed.
+    change_input(step)
+    attribution = attribute_host_peak(step) if is_host else attribute_peak(step)
+    categories = attribution.peak_by_category_bytes
+    if is_host and not is_compiled(step.model):  # which is taken apart as it is written, and may keep more so
+        beyond = sum(modules.values()) - retained, sum(categories.values()) - peak
+        fields["unsteady_bytes"] = max(fields["unsteady_bytes"], *beyond)
+    return _parts_of(retained, modules), _parts_of(peak, categories), attribution
 
 
 def _parts_of(whole: int, parts: Mapping[str, int]) -> dict[str, int]:
