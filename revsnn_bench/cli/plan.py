@@ -255,22 +255,15 @@ def largest(
     if is_typed(context, axis):
         raise failure(f"--{axis}: cannot be used where it is what grows, up to --limit; leave it out.", ExitCode.USAGE)
     fixed = Case.model_validate({"node": "lif", **_fields(context, workload, timesteps, batch, shape)})
-    from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
-
-    from revsnn_bench.models.own import require_method
-    from revsnn_bench.models.strategies import strategy
     from revsnn_bench.runner import Runner
 
-    known = [name for name in usable_node_names() if name not in OTHER_NEURONS]
-    names, failed = listed(node) or (_METHODS if model else known), Failed()
+    names, failed = _known(node, model), Failed()
     title = f"Largest {axis} in {budget} of {of}: {points.fixed_part(fixed, without=axis)}"
     headings = ["node", "largest", "its peak", "of the process", "peak of the next", "measured"]
     table = Grid(title, headings, [False, *[True] * 5])
     with refusing(ValueError):
-        for name in names:
-            (require_method if model else strategy)(name)
         try:
-            with busy("") as show, Runner(measure, timeout_s=600, threads=threads) as runner:
+            with busy("Starting a worker ...") as show, Runner(measure, timeout_s=600, threads=threads) as runner:
                 for name in names:
                     show(f"Looking for the largest {axis} of {name} ...")
                     case = fixed.model_copy(update={"node": name, axis: 1})
@@ -282,6 +275,22 @@ def largest(
             if table.rows:
                 Console().print(table)
     _tell(failed, bool(table.rows) and not node)
+
+
+def _known(node: str, model: str) -> list[str]:
+    """The nodes that are asked for, else all that `largest` looks at; ends the command where there is no such one."""
+    with busy("Loading torch ..."), refusing(ValueError):
+        from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
+
+        from revsnn_bench.models.own import require_method
+        from revsnn_bench.models.strategies import strategy
+
+        names = listed(node) or (
+            _METHODS if model else [name for name in usable_node_names() if name not in OTHER_NEURONS]
+        )
+        for name in names:
+            (require_method if model else strategy)(name)
+    return names
 
 
 class NoPeak(Exception):

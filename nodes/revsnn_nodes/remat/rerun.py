@@ -25,7 +25,10 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 
 class Begin(torch.autograd.Function):
-    """A tensor at which a graph begins, as at a leaf; but a graph holds its leaves, and not this one."""
+    """A tensor at which a graph begins, as at a leaf; but a graph holds its leaves, and not this one.
+
+    Keeps nothing for backward, which ends at its output.
+    """
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, link: Tensor) -> Tensor:
