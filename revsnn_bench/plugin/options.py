@@ -179,16 +179,26 @@ def _refusal(node: str, options: tuple[tuple[str, Any], ...], shape: tuple[int, 
 
 
 def _require_module(config: pytest.Config, workload: str) -> None:
-    """Refuses a model of the user whose module is not here; one that is here is imported by the workers alone."""
+    """Refuses a model of the user that is not there; one that seems to be is imported by the workers alone."""
     search_working_folder()
     importlib.invalidate_caches()
-    if not config.getoption("run_cluster") and find_spec(workload.partition(":")[0].partition(".")[0]) is None:
+    if not config.getoption("run_cluster") and not _seems_there(*workload.split(":", 1)):
         from revsnn_bench.models.own import ModelError, load_callable
 
         try:
             load_callable(workload)
         except ModelError as error:
             raise pytest.UsageError(str(error)) from None
+
+
+def _seems_there(module: str, name: str) -> bool:
+    """Whether the module, or the package that it is in, is found, and the text of a module of one file has the name."""
+    package, _, rest = module.partition(".")
+    spec = find_spec(package)
+    if spec is None or rest == "py":
+        return False
+    is_text = not rest and (spec.origin or "").endswith(".py")
+    return not is_text or name.partition(".")[0] in Path(spec.origin or "").read_text("utf-8", "replace")
 
 
 def _shown(value: Any) -> str:

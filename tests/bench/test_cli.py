@@ -359,6 +359,8 @@ WITH_TORCH = [
         ("run", "--model=no_net:make", "--input=1,2,3"),
         "There is no module 'no_net' here or among the installed",
     ),
+    (("run", "--model=own_models:lft", "--input=1,2,3"), "The module has no callable 'lft'. Name the function"),
+    (("run", "--model=own_models.py:lif", "--input=1,2,3"), "Pass own_models:lif, the module's name in place of"),
     (LAYERS, "--batch: must be values that some case has; got 1,8, and no case has 8. A suite takes all values"),
     (("run", "--suite=batch", "--timesteps=4,16"), "--timesteps: must be values that some case has; got 4,16,"),
     (("run", "--suite=timesteps", "--tau=2,4"), "--tau: must be values that some case has; got 2,4, and no case"),
