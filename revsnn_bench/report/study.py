@@ -160,6 +160,10 @@ def command(record: Record) -> str:
     )
 
 
+def _many(trials: int) -> str:
+    return f"{trials} trial{'s' if trials != 1 else ''}"
+
+
 def summary(run: Run) -> list[str]:
     """What came out, in sentences."""
     settings, tried, best = run.header.settings, trials(run), chosen(run)
@@ -169,7 +173,7 @@ def summary(run: Run) -> list[str]:
         "stopped while training": sum(r.status is Status.SKIPPED and r.accuracy is not None for r in tried),
         "failed": sum(r.status in (Status.ERROR, Status.OOM, Status.TIMEOUT) for r in tried),
     }
-    lines = [f"{len(tried)} trials: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}."]
+    lines = [f"{_many(len(tried))}: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}."]
     peaks = [r.memory.peak_bytes for r in tried if r.memory is not None and r.accuracy is not None]
     if settings["budget_bytes"] is not None and peaks:
         lines.append(
@@ -179,7 +183,7 @@ def summary(run: Run) -> list[str]:
     if best is None:
         return [*lines, "No trial was trained to its end."]
     top, again = front(run)[0], {each.first.case: each for each in retrained(run)}
-    lines.append(f"The front has {len(front(run))} trials; the most accurate is trial {known(top).number}.")
+    lines.append(f"The front has {_many(len(front(run)))}; the most accurate is trial {known(top).number}.")
     if top.case in again:
         lines.append(f"Trial {known(top).number} {_came_back(again[top.case])}")
     even = "of those that fresh seeds cannot tell from the best, it takes the fewest bytes"
