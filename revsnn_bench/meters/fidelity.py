@@ -25,6 +25,7 @@ from revsnn_bench.meters.oracle import (
     NO_GRADIENT,
     TOLERANCE,
     cut_states,
+    errors_of_functions,
     in_float64,
     measure_oracle_errors,
     surrogates_of,
@@ -95,6 +96,22 @@ def measure_fidelity(subject: Subject) -> FidelityRecord:
             part; it does not run in float64, or is another function there; its output is another every time; or its
             loss reads the model's parameters, where no reference could take its place.
     """
+    found = _judged(subject)
+    unlike = errors_of_functions(subject.bare or subject.step) if subject.own else {}
+    if not unlike:
+        return found
+    told = [*([found.warning] if found.warning else []), *(_UNLIKE.format(*each) for each in unlike.items())]
+    return found.model_copy(update={"warning": "\n".join(told)})
+
+
+_UNLIKE = (
+    "the backward of {} is not the derivative of its forward: they differ by {:.2g}. That is meant in a surrogate or a "
+    "straight-through estimator; else the gradient of this model is wrong, in every case alike."
+)
+
+
+def _judged(subject: Subject) -> FidelityRecord:
+    """The fidelity of a step, held against its reference, or else against differences."""
     if subject.reference is not None:
         return _by_reference(subject, subject.reference)
     try:

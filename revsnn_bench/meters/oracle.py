@@ -15,7 +15,8 @@ Two calls in a row are judged: the second from the membrane that the first one l
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import wraps
 from math import isfinite, isnan
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from revsnn_bench.meters.step import (
     learned,
     relative_error,
     same_draws,
+    tensors_in,
 )
 from revsnn_bench.records import NoOracle
 
@@ -425,3 +427,110 @@ def _without_graph(value: Any) -> Any:
         cut_values = {name: _without_graph(each) for name, each in value.items()}
         return cut_values if any(cut_values[name] is not value[name] for name in value) else value
     return value
+
+
+FUNCTIONS_OF_OTHERS = {"torch", "revsnn_nodes", "spikingjelly", "snntorch", "norse", "sinabs"}
+"""Packages whose custom functions are not held against differences: their spikes are judged, or known."""
+
+FUNCTION_STEP = 1e-4
+"""Half width of a difference of a custom function, whose decisions are repeated, for directions of its input's size."""
+
+FUNCTION_TOLERANCE = 1e-2
+"""Relative error from which on a custom function's gradient is said not to be the derivative of its forward."""
+
+
+def errors_of_functions(step: TrainingStep) -> dict[str, float]:
+    """How far the gradient of each custom `autograd.Function` in a step is from the derivative of its own forward.
+
+    By the name of its class, where that is more than `FUNCTION_TOLERANCE`. The first call of each in a forward is
+    judged, in float64, with what it decides and draws repeated. One whose forward then does not move, as that of a
+    spike or of a rounding, has a derivative of another function, and tells nothing; nor does one that fails in float64.
+    """
+    kinds = [kind for kind in _functions() if kind.__module__.partition(".")[0] not in FUNCTIONS_OF_OTHERS]
+    if not kinds or is_compiled(step.model):
+        return {}
+    step.prepare()
+    with _first_calls(kinds) as calls:
+        step.run(step.make_input())
+    step.prepare()
+    errors = {}
+    for kind, args in calls.items():
+        with suppress(Exception):  # whatever it raises in float64, or moved by a little
+            error = _error_of_function(kind, args)
+            if error > FUNCTION_TOLERANCE:
+                errors[kind.__name__] = error
+    return errors
+
+
+def _functions(kind: Any = torch.autograd.Function) -> Iterator[type[torch.autograd.Function]]:
+    """Every `autograd.Function` there is that has a forward."""
+    for each in kind.__subclasses__():
+        if "forward" in vars(each):
+            yield each
+        yield from _functions(each)
+
+
+@contextmanager
+def _first_calls(kinds: Iterable[Any]) -> Iterator[dict[Any, tuple[Any, ...]]]:
+    """Inside, the arguments of the first call of each function are recorded, copies of tensors."""
+    calls: dict[Any, tuple[Any, ...]] = {}
+
+    def recording(kind: Any, forward: Callable[..., Any]) -> Any:
+        has_context = kind.setup_context is torch.autograd.Function.setup_context
+
+        @wraps(forward)
+        def record(*args: Any) -> Any:
+            if kind not in calls:
+                given = args[1:] if has_context else args
+                calls[kind] = tuple(
+                    x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in given
+                )
+            return forward(*args)
+
+        return staticmethod(record)
+
+    own = {kind: vars(kind)["forward"] for kind in kinds}
+    for kind, forward in own.items():
+        kind.forward = recording(kind, getattr(forward, "__func__", forward))
+    try:
+        yield calls
+    finally:
+        for kind, forward in own.items():
+            kind.forward = forward
+
+
+def _error_of_function(kind: Any, args: tuple[Any, ...]) -> float:
+    """Relative error of a function's directional derivatives, in float64; 0 where its forward does not move."""
+    generator = torch.Generator().manual_seed(0)
+    wide = [x.detach().double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+    moving = [number for number, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
+    decisions = Decisions()
+
+    def run(changes: Iterable[Tensor]) -> list[Tensor]:
+        given = [x.clone() if isinstance(x, Tensor) else x for x in wide]
+        for number, change in zip(moving, changes, strict=True):
+            given[number] = wide[number] + change
+        with same_draws(wide[moving[0]].device, 0):
+            return [x for x in tensors_in(kind.apply(*given)) if x.is_floating_point()]
+
+    leaves = [torch.zeros_like(wide[number]).requires_grad_() for number in moving]
+    with decisions:
+        outputs = run(leaves)
+    arriving = [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in outputs]
+    found = torch.autograd.grad(outputs, leaves, arriving, materialize_grads=True)
+    wrong = scale = 0.0
+    for _ in range(FEW):
+        along = [
+            torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+            * (wide[number].square().mean().sqrt() or 1.0)
+            for number, x in zip(moving, leaves, strict=True)
+        ]
+        sides = []
+        for width in (FUNCTION_STEP, -FUNCTION_STEP):
+            with torch.no_grad(), decisions.repeated():
+                sides.append(run(width * each for each in along))
+        ends = zip(*sides, arriving, strict=True)
+        expected = sum(float(((up - down) * each).sum()) for up, down, each in ends) / (2 * FUNCTION_STEP)
+        wrong += (sum(float((g * each).sum()) for g, each in zip(found, along, strict=True)) - expected) ** 2
+        scale += expected**2
+    return (wrong / scale) ** 0.5 if scale else 0.0

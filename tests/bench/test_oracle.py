@@ -11,7 +11,7 @@ from scipy import stats
 from torch import nn
 
 from revsnn_bench import Case, Settings, measure
-from revsnn_bench.meters.oracle import CALLS, DIRECTIONS, FAR, FEW, measure_oracle_errors
+from revsnn_bench.meters.oracle import CALLS, DIRECTIONS, FAR, FEW, errors_of_functions, measure_oracle_errors
 from revsnn_bench.meters.step import TrainingStep
 from revsnn_bench.records import NoOracle, Status
 
@@ -266,3 +266,110 @@ def test_spikingjelly_is_held_against_our_lif():
         case = Case(node="spikingjelly", timesteps=6, batch=2, shape=(64,), node_options={"v_reset": v_reset})
         record = measure(case, FIDELITY)
         assert (record.status, record.fidelity.judged_by, record.fidelity.output_error) == (Status.OK, "reference", 0.0)
+
+
+class Tanh(torch.autograd.Function):
+    """Right: two inputs, two outputs of which one decides, and a context of its own."""
+
+    @staticmethod
+    def forward(x, weight):
+        return x.tanh() * weight, x > 0
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        x, weight = ctx.saved_tensors
+        return gradient * weight * (1 - x.tanh() ** 2), (gradient * x.tanh()).sum()
+
+
+class ForgetsTheSquare(Tanh):
+    """Wrong: as `Tanh`, without the square of its derivative."""
+
+    @staticmethod
+    def forward(x, weight):
+        return Tanh.forward(x, weight)
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        x, weight = ctx.saved_tensors
+        return gradient * weight * (1 - x.tanh()), (gradient * x.tanh()).sum()
+
+
+class Clipped(torch.autograd.Function):
+    """A straight-through estimator: it passes the gradient on where it has clipped."""
+
+    forward = staticmethod(lambda ctx, x, weight: x.clamp(-1, 1))
+    backward = staticmethod(lambda ctx, gradient: (gradient, None))
+
+
+class Rounded(Clipped):
+    """Another one, whose forward has no derivative that could be meant."""
+
+    forward = staticmethod(lambda ctx, x, weight: (8 * x).round() / 8)
+
+
+class Drops(torch.autograd.Function):
+    """Right for the mask that it drew, with a kink at 0."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.passed = (torch.rand_like(x) < 0.5) & (x > 0)
+        return torch.where(ctx.passed, x, 0.0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.passed, None
+
+
+class InFloat32(torch.autograd.Function):
+    """Wrong, and told nothing of: it runs in no other precision."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        if x.dtype is not torch.float32:
+            raise TypeError(x.dtype)
+        return x * weight
+
+    backward = staticmethod(lambda ctx, gradient: (gradient, None))
+
+
+class AroundFunction(nn.Module):
+    """A custom function between two layers, before a neuron."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.weight = nn.Parameter(torch.tensor(1.5))
+        self.neuron = StandardLIF(step_mode="m")
+
+    def forward(self, x):
+        y = self.function.apply(2 * self.first(x), self.weight)
+        return self.second(self.neuron(y[0] if isinstance(y, tuple) else y))
+
+
+def wrong_function():
+    return AroundFunction(ForgetsTheSquare)
+
+
+@pytest.mark.parametrize("function", [Tanh, ForgetsTheSquare, Clipped, Rounded, Drops, InFloat32])
+def test_a_custom_function_is_held_against_its_own_forward(function):
+    """By name and size where it is not its derivative; the class is left as it was."""
+    forward = vars(function)["forward"]
+    x = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = errors_of_functions(NodeStep(AroundFunction(function), x))
+    assert vars(function)["forward"] is forward
+    assert [*found] == ([function.__name__] if function in (ForgetsTheSquare, Clipped) else [])
+    assert all(0.3 < error < 1.5 for error in found.values())
+
+
+def test_a_wrong_custom_function_is_told():
+    """No case can judge it, for the model is its own reference; each says so."""
+    workload = "tests.bench.test_oracle:wrong_function"
+    case = Case(node="lif+remat", workload=workload, timesteps=4, batch=8, shape=(8,))
+    record = measure(case, Settings(passes=("fidelity",)))
+    assert record.status is Status.OK, record.reason
+    assert "the backward of ForgetsTheSquare is not the derivative of its forward" in record.fidelity.warning
