@@ -15,6 +15,7 @@ from revsnn_bench.cli.options import (
     Resume,
     RunName,
     Threads,
+    busy,
     checked,
     failure,
     find_run,
@@ -105,7 +106,7 @@ def _measured(session: "BenchSession", cases: dict[Case, tuple[str, ...]]) -> tu
 
     console = Console(stderr=True)
     seen = console.is_terminal  # and then drawn once a second: to draw it takes a core that a case may be using
-    with refusing(ValueError):
+    with refusing(ValueError), busy("Starting a worker ..."):
         session.open([case.id for case in cases])
     try:
         for case in track(cases, "claims", console=console, refresh_per_second=1, disable=not seen, transient=True):

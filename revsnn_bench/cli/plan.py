@@ -279,7 +279,7 @@ def largest(
 
 def _known(node: str, model: str) -> list[str]:
     """The nodes that are asked for, else all that `largest` looks at; ends the command where there is no such one."""
-    with busy("Loading torch ..."), refusing(ValueError):
+    with refusing(ValueError), busy("Loading torch ..."):
         from revsnn_nodes.registry import OTHER_NEURONS, usable_node_names
 
         from revsnn_bench.models.own import require_method

@@ -90,7 +90,7 @@ def train(
     require_name(run_id, results)
     if checkpoint is not None and checkpoint.exists() and not checkpoint.is_file():
         raise failure(f"--checkpoint must be a file; {checkpoint} is none. Name another.", ExitCode.USAGE)
-    with refusing(ValueError, FileNotFoundError, SkipCase):
+    with refusing(ValueError, FileNotFoundError, SkipCase), busy("Loading torch ..."):
         options = {name: parse_value(value) for name, value in named_values("--option", option).items()}
         case = Case.model_validate({
             "node": node, "workload": network, "timesteps": timesteps, "batch": batch, "dtype": dtype, "device": device,
