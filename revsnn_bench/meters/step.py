@@ -220,23 +220,18 @@ def called_by_user() -> bool:
     return bool(file) and (file.endswith("online_learning.py") or not file.startswith(_NEURONS))
 
 
-def _forwards(kind: Any = torch.autograd.Function) -> Iterator[Any]:
-    """The code of the forward of every `autograd.Function` there is."""
-    for each in kind.__subclasses__():
-        forward: Any = getattr(each, "forward", None)
-        while hasattr(forward, "__wrapped__"):  # by `torch.no_grad()`, say
-            forward = forward.__wrapped__
-        yield getattr(forward, "__code__", None)
-        yield from _forwards(each)
+_APPLIES = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+"""What calls the forward of an `autograd.Function`."""
 
 
 def in_custom_function(of_torch: bool = True) -> bool:
     """Whether the forward of an `autograd.Function` runs; one of torch's own, as of a checkpoint, if asked for."""
-    forwards = {code for code in _forwards() if of_torch or not (code and code.co_filename.startswith(_OURS[0]))}
     frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code not in forwards:
+    while frame is not None:
+        if frame.f_code is _APPLIES and (of_torch or not frame.f_locals["cls"].__module__.startswith("torch.")):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -51,13 +51,13 @@ _BATCHED = {
 _ERRORS = (_aten.mse_loss.default, _aten.smooth_l1_loss.default)
 _LOSSES = (*_ERRORS, _aten.binary_cross_entropy.default, _aten.soft_margin_loss.default)
 """Losses whose mean or sum keeps the memory of all terms; of the first two, the terms are there once more meanwhile."""
-_SUMS = (_aten.sum.default, _aten.sum.dim_IntList)
+_SUMS, _MEANS = (_aten.sum.default, _aten.sum.dim_IntList), (_aten.mean.default, _aten.mean.dim)
 _LSTM, _LSTM_BACKWARD = _aten.mkldnn_rnn_layer.default, _aten.mkldnn_rnn_layer_backward.default
 _NORM = _aten.native_batch_norm.default
 _NORMS = {_NORM: 0, _aten.native_batch_norm_backward.default: 1}
-"""Where their input stands. Real results are contiguous or channels_last, fake ones have the strides of the input; and
-real statistics of an input in half precision have the type of what the norm learns, fake ones that of the input.
-"""
+"""Where their input stands. Real results are contiguous or channels_last, fake ones have the strides of the input."""
+_WITH_STATISTICS = (_NORM, _aten.native_layer_norm.default, _aten.native_group_norm.default)
+"""Real statistics of an input in half precision have the type of what the norm learns, fake ones that of the input."""
 _PRODUCTS = (_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default)
 
 CUDA_BLOCK_BYTES = 512
@@ -114,9 +114,11 @@ class _Fake(FakeTensorMode):
         if func in _NORMS and out[0] is not None:
             with self:
                 layout = suggest_memory_format(args[_NORMS[func]])
-                learned = next((each.dtype for each in args[1:5] if isinstance(each, Tensor)), out[0].dtype)
-                statistics = [each.to(learned) for each in out[1:]] if func is _NORM else out[1:]  # under autocast
-                out = (out[0].contiguous(memory_format=layout), *statistics)
+                out = (out[0].contiguous(memory_format=layout), *out[1:])
+        if func in _WITH_STATISTICS:
+            learned = next((each.dtype for each in args[1:5] if isinstance(each, Tensor)), out[0].dtype)
+            with self:
+                out = (out[0], *(each.to(learned) for each in out[1:]))  # under autocast
         return out
 
 
@@ -203,8 +205,11 @@ _known: dict[str, int] = {}
 def scratch_bytes(func: Any, args: tuple[Any, ...], dtype: torch.dtype | None = None) -> int:
     """What a call takes beyond what the tracker sees; 0 but for `_BATCHED`, products in half, and our own kernels.
 
-    `dtype` is that of a sum, which copies what has another.
+    `dtype` is that of a sum, which copies what has another; a mean in half precision sums in float32.
     """
+    if func in _MEANS and args[0].itemsize == 2 and dtype is not torch.float64:
+        x, over = args[0], (args[1] if func is _MEANS[1] else None) or range(args[0].dim())
+        return int(4 * (x.numel() + x.numel() // max(1, math.prod(x.shape[dim] for dim in over))))
     if func in _SUMS:
         into = dtype or (args[0].dtype if args[0].dtype.is_floating_point or args[0].is_complex() else torch.int64)
         return 0 if into is args[0].dtype else args[0].numel() * into.itemsize
@@ -214,6 +219,8 @@ def scratch_bytes(func: Any, args: tuple[Any, ...], dtype: torch.dtype | None = 
         return int(_terms(args) * args[0].itemsize)
     if func is _aten.soft_margin_loss_backward.default:
         return int(2 * _terms(args[1:]) * args[1].itemsize)
+    if func is _aten.native_group_norm_backward.default:  # two sums for each sample and channel
+        return int(2 * args[5] * args[6] * max(4, args[1].itemsize))
     if func in (_LSTM, _LSTM_BACKWARD):
         return _lstm_bytes(args)[1 if func is _LSTM else 2]
     is_product = func in _PRODUCTS and args[-1].dtype in (torch.bfloat16, torch.float16)

@@ -254,6 +254,32 @@ class Remembers(nn.Module):
         return y
 
 
+class Replaces(nn.Module):
+    """Keeps its first layer's output for the next step, which lets go of it long before its peak, in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.lif, self.last = nn.Linear(16, 256), StandardLIF(step_mode="m", backend="torch"), None
+        self.head, self.scale = nn.Linear(256, 4), nn.Parameter(torch.ones(256))
+
+    def forward(self, x):
+        """`[T, B, 4]`, with a layer norm of half precision, whose statistics are not."""
+        y = self.first(x)
+        self.last = y.detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = nn.functional.layer_norm(self.lif(y).to(torch.bfloat16), (256,), self.scale)
+        return self.head(y.float()) + y.detach().repeat(1, 1, 16).mean()
+
+
+def test_what_a_step_lets_go_of_before_its_peak_is_no_part_of_it():
+    """To the byte: measured by two steps in a row, and predicted."""
+    case = Case(workload=f"{__name__}:Replaces", node="as-is", timesteps=6, batch=64, shape=(16,))
+    memory, found = measure(case, Settings(passes=("memory",))).memory, predict(case)
+    assert memory.peak_phase == "forward"
+    assert memory.lasting_bytes == 6 * 64 * 256 * 4
+    assert (found.peak_bytes, found.retained_bytes) == (memory.peak_bytes, memory.retained_bytes)
+
+
 def test_what_a_step_leaves_to_the_next_is_predicted():
     """To the byte, as measured from the second step on."""
     case = Case(workload=f"{__name__}:Remembers", node="as-is", timesteps=6, batch=64, shape=(64,))
