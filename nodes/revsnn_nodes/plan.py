@@ -126,7 +126,12 @@ class Block:
     def modules(self, model: nn.Module) -> list[nn.Module]:
         """The modules that run one after the other."""
         module = model.get_submodule(self.path)
-        return [module] if self.start is None else list(module.children())[self.start : self.stop]
+        return [module] if self.start is None else _in_order(module)[self.start : self.stop]
+
+
+def _in_order(sequential: nn.Module) -> list[nn.Module]:
+    """What an `nn.Sequential` runs, one after the other; `children()` leaves out a second place of a module."""
+    return [child for child in sequential._modules.values() if child is not None]
 
 
 def find_blocks(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...] | None = None) -> list[Block]:
@@ -144,10 +149,11 @@ def _blocks_in(path: str, module: nn.Module) -> Iterator[Block]:
     children = [(f"{path}.{name}".removeprefix("."), child) for name, child in module.named_children()]
     inner = [(name, child) for name, child in children if _holds_both(child)]
     if type(module).forward is nn.Sequential.forward:
-        start = 0
-        for number, (name, child) in enumerate(children):
+        start, names = 0, {child: name for name, child in children}
+        for number, child in enumerate(_in_order(module)):
             if _holds_both(child):
-                yield from _blocks_in(name, child)
+                if child in names:  # its first place
+                    yield from _blocks_in(names.pop(child), child)
                 start = number + 1
             elif neurons_of(child):
                 yield Block(path, start, number + 1)
@@ -264,7 +270,7 @@ def _require_block(model: nn.Module, block: Block) -> None:
     is_there = module is not None
     if module is not None and block.start is not None:
         is_sequential = type(module).forward is nn.Sequential.forward
-        is_there = is_sequential and block.start < (block.stop or 0) <= len(list(module.children()))
+        is_there = is_sequential and block.start < (block.stop or 0) <= len(_in_order(module))
     require(
         is_there, "plan", "name blocks of the model", block.name, f"{type(model).__name__} has no such block.",
         "Apply it to the model that it was made for.",
@@ -317,7 +323,7 @@ class _Planned(_Forward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.rows[0][0].start is None:
             return _run(self.original, [self.module], self.rows[0][1], *args, **kwargs)
-        children, at, (x,) = list(self.module.children()), 0, args
+        children, at, (x,) = _in_order(self.module), 0, args
         for block, option in self.rows:
             x = _in_turn(children[at : block.start], x)
             part, at = children[block.start : block.stop], block.stop or 0

@@ -54,6 +54,24 @@ def test_blocks_end_behind_neurons():
     assert [each.name for each in find_blocks(block)] == ["(model)"]
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_module_that_stands_twice_runs_twice(option):
+    """A layer and a pooling that an `nn.Sequential` has in two places, and a block of it that another one has.
+
+    The second place was left out, so that the model was another one.
+    """
+    torch.manual_seed(0)
+    same, pool = PerStep(nn.Conv2d(2, 2, 3, padding=1)), PerStep(nn.MaxPool2d(2, stride=1))
+    inner = nn.Sequential(same, StandardLIF(step_mode="m"))
+    net = nn.Sequential(same, StandardLIF(step_mode="m"), pool, nn.Sequential(inner, pool, same), pool, inner[0])
+    blocks = [block.name for block in find_blocks(net)]
+    assert blocks == ["[0:2]", "3.0[0:2]"]
+    twin, x = copy.deepcopy(net), image_sequence()
+    expected = train_step(twin, x)
+    apply_plan(net, dict.fromkeys(blocks, option))
+    train_step(net, x).assert_equals(expected)
+
+
 def test_a_large_head_hides_no_blocks():
     """A network of blocks is one of blocks, though most of its parameters are behind the last neuron."""
 
