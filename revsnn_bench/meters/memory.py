@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from revsnn_nodes.remat.pack import trials_rest
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -102,7 +103,7 @@ def measure_memory(step: TrainingStep, rehearse: Callable[[], object] = lambda: 
         )
     older = Older(step.left_by_trial)
     fields: dict[str, Any]
-    with frozen_heap():
+    with frozen_heap(), trials_rest():
         first = first_step(step, older, rehearse)
         fields = _measure_cpu(step) if device.type == "cpu" else _measure_cuda(step, device)
         live = fields.pop("live_bytes", 0)

@@ -200,6 +200,28 @@ def test_a_kernel_that_starts_to_write_later_is_an_error():
         gradients(net)
 
 
+def test_a_first_trial_is_made_while_trials_rest():
+    """A meter reads steps in which nothing is tried again, and no step in which nothing was tried."""
+    bias = torch.zeros(1)
+
+    def spikes(x):
+        out = (x > 0).float()
+        raw_write(out, out + bias)
+        return out
+
+    torch.manual_seed(0)
+    net = Loop(surrogate(spikes))
+    with pack.trials_rest():
+        gradients(net)
+        bias.fill_(0.5)
+        gradients(net)  # unseen: it has held
+        expected = plainly(net)
+        pack._tried.clear()
+        found, saved = gradients(net)
+    assert all(map(torch.equal, found, expected))
+    assert saved.because()[pack.UNSEEN] > 0
+
+
 def test_another_size_is_tried_by_itself():
     """What held for a small tensor tells nothing of a kernel that works on large ones alone."""
 

@@ -228,6 +228,18 @@ class _Trial:
 
 _MOST_PLACES = 10_000
 _tried: dict[Place, _Trial] = {}
+_trials_rest = False
+
+
+@contextmanager
+def trials_rest() -> Iterator[None]:
+    """Inside, what has held at its first trial is not tried again, for a meter: a trial takes a saved tensor more."""
+    global _trials_rest
+    rested, _trials_rest = _trials_rest, True
+    try:
+        yield
+    finally:
+        _trials_rest = rested
 
 
 def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
@@ -245,7 +257,7 @@ def proves(plan: Plan, value: Value, packed: "Packed") -> bool:
         return False
     for each in tried:
         each.uses += 1
-    if not any(each.is_due for each in tried):
+    if not any(each.is_due and not (_trials_rest and each.uses > 1) for each in tried):
         return True
     if kept.is_cuda and torch.cuda.is_current_stream_capturing():  # where nothing can be compared
         return all(each.uses > 1 for each in tried)
