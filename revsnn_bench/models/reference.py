@@ -20,6 +20,7 @@ from revsnn_bench.meters.step import copied, learned, same_bits
 from revsnn_bench.models.blocks import ConvBlock
 from revsnn_bench.models.field import NETWORKS as FIELD
 from revsnn_bench.models.methods import Stepwise, is_approximate
+from revsnn_bench.models.own import is_untouched
 from revsnn_bench.models.reversible import RevChain
 from revsnn_bench.models.workloads import build
 from revsnn_bench.records import NoOracle
@@ -48,7 +49,7 @@ def subject_of(case: Case) -> Subject:
     in_remat = case.node == "as-is+remat"  # claims that a user's model stays what it is, whatever its neurons are
     wrapped = case.workload in FIELD or in_remat
     plain = build(_plain(case)) if wrapped and case != _plain(case) else None
-    reference = _as_is(case, step.model) if is_own(case.workload) else reference_of((plain or step).model)
+    reference = _as_is(case, step.model) if is_own(case.workload) else reference_of((plain or step).model, rounded=True)
     shapes = [parameter.shape for parameter in learned(step.model)]
     if reference is not None and [parameter.shape for parameter in learned(reference)] != shapes:
         reference = None  # it has other gradients than those to be judged
@@ -84,7 +85,7 @@ def _as_is(case: Case, model: nn.Module) -> nn.Module | None:
             "its weights are others every time that the model is made: they are drawn by a generator of its own. Draw "
             "them by torch, numpy.random or random, which are seeded here, or seed that generator"
         )
-    return reference_of(made)
+    return reference_of(made, rounded=is_untouched(case.node))
 
 
 def _weights_differ(one: nn.Module, other: nn.Module) -> bool:
@@ -92,15 +93,18 @@ def _weights_differ(one: nn.Module, other: nn.Module) -> bool:
     return any(not same_bits(p, theirs[name]) for name, p in one.named_parameters() if name in theirs)
 
 
-def reference_of(model: nn.Module) -> nn.Module | None:
+def reference_of(model: nn.Module, rounded: bool = False) -> nn.Module | None:
     """A copy of a model in which every node is its reference by plain autograd, and every block keeps everything.
 
     SpikingJelly's LIF, IF and parametric LIF are held against ours of the same function. A node of another package
     names its reference by a method `reference()`, which returns a fresh module of the same function and parameters; its
     own copy never stands for it. None where a neuron names none, or where nothing is known for a neuron.
+
+    Args:
+        rounded: whether membranes in SpikingJelly's places have the input's type, as theirs do, which fire by it.
     """
     if is_neuron(model):
-        return _reference_of_neuron(model)
+        return _reference_of_neuron(model, rounded)
     neurons = neurons_of(model)
     if not neurons or any(_reference_of_neuron(neuron) is None for neuron in neurons):
         return None
@@ -120,7 +124,7 @@ def reference_of(model: nn.Module) -> nn.Module | None:
     for name, module in model.named_modules():
         if is_neuron(module) and module not in inside:
             inside.update(module.modules())
-            replacement = _reference_of_neuron(module)
+            replacement = _reference_of_neuron(module, rounded)
             assert replacement is not None
             theirs = dict(replacement.named_parameters(recurse=False))
             for own, parameter in module.named_parameters(recurse=False):
@@ -156,7 +160,7 @@ def _calls_another(model: nn.Module) -> str | None:
     return None
 
 
-def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
+def _reference_of_neuron(neuron: nn.Module, rounded: bool = False) -> nn.Module | None:
     if is_hooked(neuron) or replaced_method(neuron):
         return None  # a neuron of its class alone is another function
     if callable(named := getattr(neuron, "reference", None)):
@@ -166,7 +170,10 @@ def _reference_of_neuron(neuron: nn.Module) -> nn.Module | None:
     if type(neuron).__module__.startswith("spikingjelly."):
         from revsnn_nodes.spikingjelly import twin_of
 
-        return twin_of(copy.deepcopy(neuron), backend="torch")
+        twin: Any = twin_of(copy.deepcopy(neuron), backend="torch")
+        if rounded and hasattr(twin, "state_dtype"):
+            twin.state_dtype = "input"
+        return twin  # type: ignore[no-any-return]
     return None
 
 

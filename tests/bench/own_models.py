@@ -607,6 +607,20 @@ class Mixed(Plain):
             return super().forward(x).float()
 
 
+class Rounds(nn.Module):
+    """A neuron of SpikingJelly's, which rounds its membranes to half precision; a strong current through it."""
+
+    def __init__(self):
+        from spikingjelly.activation_based import neuron
+
+        super().__init__()
+        self.first, self.neuron, self.second = nn.Linear(8, 16), neuron.LIFNode(step_mode="m"), nn.Linear(16, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.second(self.neuron(3 * self.first(x))).float()
+
+
 def faulty_mixed():
     model = Mixed()
     model.first = planted()
