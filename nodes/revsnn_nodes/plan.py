@@ -361,9 +361,16 @@ def _run(function: Callable[..., Any], modules: Sequence[nn.Module], option: str
             for module, state in start if not type(module).__module__.startswith(_WRITE_TO_NO_STATE)
             for name, each in state.items() if isinstance(each, Tensor) and not each.is_inference()
         ]  # fmt: skip
+        given = [(each, each._version) for each in args if isinstance(each, Tensor) and not each.is_inference()]
         output = checkpoint(
             function, *args, use_reentrant=False, **kwargs,
             context_fn=lambda: (nullcontext(), run_again(inner, start, learned, read)),
+        )  # fmt: skip
+        require(
+            all(each._version == version for each, version in given), "plan",
+            "give a block that writes to its input an option under which it runs once", option,
+            f"The block that begins with {type(modules[0]).__name__} would run again from what its first run left.",
+            "Take `inplace=True` out of that module, or give the block 'plain', 'remat' or 'remat4'.",
         )  # fmt: skip
         for module, name, buffer, version, value in before:
             changed = module._buffers.get(name) is not buffer or version is None or buffer._version != version

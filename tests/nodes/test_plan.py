@@ -72,6 +72,18 @@ def test_a_module_that_stands_twice_runs_twice(option):
     train_step(net, x).assert_equals(expected)
 
 
+@pytest.mark.parametrize("option", ["checkpoint", "bits"])
+def test_a_block_that_writes_to_its_input_cannot_run_again(option):
+    """It says so in forward, where torch's own error would come from backward and name no block."""
+    convolution = PerStep(nn.Conv2d(2, 2, 3, padding=1))
+    net = nn.Sequential(convolution, nn.Sequential(nn.ReLU(inplace=True), convolution, StandardLIF(step_mode="m")))
+    apply_plan(net, {"1[0:3]": option})
+    with pytest.raises(ValueError, match=f"got '{option}'. The block that begins with ReLU would.*`inplace=True`"):
+        net(image_sequence())
+    apply_plan(net, {"1[0:3]": "remat"})
+    assert net(image_sequence()).requires_grad
+
+
 def test_a_large_head_hides_no_blocks():
     """A network of blocks is one of blocks, though most of its parameters are behind the last neuron."""
 
